@@ -1,0 +1,116 @@
+"""Commands out of settings: every field becomes a flag, and what goes wrong becomes one line and an exit code."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from rlt_data.errors import INTERRUPTED, RltDataError
+from rlt_data.settings import Settings, parse_settings
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+#: What a command returns: its exit code.
+Body = Callable[[AnySettings], int | None]
+
+
+def command(
+    app: typer.Typer, settings: type[AnySettings], **options: Any
+) -> Callable[[Body[AnySettings]], Body[AnySettings]]:
+    """Add a command whose flags are the fields of a settings class; its help is the function's docstring.
+
+    Args:
+        app: where to add it.
+        settings: the settings class.
+        options: further arguments of ``typer.Typer.command``.
+    """
+
+    def register(body: Body[AnySettings]) -> Body[AnySettings]:
+        def run(**flags: Any) -> None:
+            given = {key: value for key, value in flags.items() if value is not None}
+            finish(lambda: body(parse_settings(settings, {_key(settings, k): v for k, v in given.items()}, flags=True)))
+
+        fields = sorted(settings.model_fields.items(), key=lambda item: not item[1].is_required())
+        parameters = [_parameter(name, field) for name, field in fields]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__doc__ = body.__doc__
+        run.__name__ = body.__name__
+        app.command(**options)(run)
+        return body
+
+    return register
+
+
+def finish(work: Callable[[], int | None]) -> None:
+    """Do the work of a command and end with the exit code that fits.
+
+    Raises:
+        typer.Exit: with an exit code other than 0.
+    """
+    _quieten_libraries()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = work() or 0
+    except RltDataError as error:
+        for line in str(error).splitlines():
+            typer.echo(f"error: {line}" if not line.startswith("  ") else line, err=True)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        typer.echo("interrupted; what is finished is kept, and the same command goes on from there", err=True)
+        code = INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    if code:
+        raise typer.Exit(code)
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    extra = field.json_schema_extra
+    panel = extra.get("panel") if isinstance(extra, dict) else None
+    flag = "--" + (field.alias or name).replace("_", "-")
+    annotation: Any = field.annotation
+    default: Any = field.default
+    if get_origin(annotation) is tuple:
+        annotation, default = list[get_args(annotation)[0]], []  # type: ignore[misc]
+    if field.is_required():
+        # Typer would stop at the first missing flag; settings name all of them.
+        annotation, default = annotation | None, None
+    help = (field.description or "") + (" (needed)" if field.is_required() else "")
+    option = typer.Option(flag, help=help, rich_help_panel=panel, show_default=default not in (None, [], False))
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
+    )
+
+
+def _key(settings: type[Settings], name: str) -> str:
+    return settings.model_fields[name].alias or name
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _quieten_libraries() -> None:
+    """Keep other libraries' notices out of ours; they are imported after this."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import logging
+
+    logger = logging.getLogger("rlt_data")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False

@@ -1,0 +1,136 @@
+"""What commands print on stdout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rlt_data.errors import SOME_ROWS_FAILED
+
+if TYPE_CHECKING:  # the steps' modules are imported when they run
+    import polars as pl
+
+    from rlt_data.inputs import CheckReport
+    from rlt_data.provenance import StepSummary
+    from rlt_data.steps.distill import DistillSummary
+    from rlt_data.steps.rank import RankSummary
+    from rlt_data.steps.stats import Stats
+
+_console = Console(highlight=False, soft_wrap=True)
+
+#: Columns of a trace that ``show`` prints above its text.
+_SHOWN_TERMS = ("reward", "r_ss", "r_kl", "solution_logprob_mean", "kl_mean", "penalty", "thought_tokens")
+
+
+def print_step(rows: str, summary: StepSummary) -> int:
+    """Print what generate or score did, and return the exit code."""
+    rate = f", {summary.tokens / summary.seconds:,.0f} tokens/s" if summary.new and summary.seconds else ""
+    _console.print(
+        f"{summary.rows} {rows} ({summary.new} new) in {escape(str(summary.run))}; {summary.failed} failed; "
+        f"{summary.tokens:,} tokens in {summary.seconds:.1f} s{rate}"
+    )
+    if summary.failed:
+        _console.print(f"the reasons are in {escape(str(summary.run / 'errors.jsonl'))}; --retry-errors runs those rows again")
+        return SOME_ROWS_FAILED
+    return 0
+
+
+def print_ranks(summary: RankSummary) -> None:
+    """Print the table of buckets."""
+    _console.print(f"{summary.rows} traces of {summary.questions} questions ranked in {escape(str(summary.run))}")
+    _print_frame(summary.table)
+
+
+def print_dataset(summary: DistillSummary) -> None:
+    """Print what was distilled."""
+    _console.print(
+        f"{summary.rows} rows from {summary.questions} questions in {escape(str(summary.out))} "
+        f"(mean explanation: {summary.mean_thought_tokens:.0f} tokens)"
+    )
+    notes = {
+        "questions without a row": summary.without_row,
+        "chosen traces left out because they are not well-formed": summary.malformed,
+        "traces that were too long": summary.too_long,
+        "questions whose first choice was too long and another was taken": summary.fallbacks,
+    }
+    for note, count in notes.items():
+        if count:
+            _console.print(f"  {count} {note}")
+
+
+def print_check(report: CheckReport) -> None:
+    """Print what an input holds and what is wrong with it."""
+    _console.print(f"{escape(report.source)}: {report.rows} rows, {report.good} good, read as {report.preset or 'nothing'}")
+    _console.print(escape("columns: " + ", ".join(report.columns)))
+    for name, longest in report.longest.items():
+        _console.print(f"{name}: {report.mean[name]:,.0f} characters on average, {longest:,} at most")
+    _console.print(
+        f"{report.traces} rows with a trace, {report.duplicates} duplicates (used once), "
+        f"{report.repeated_questions} questions that come again with another solution"
+    )
+    if report.bad:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in report.bad.most_common())
+        _console.print(escape(f"{sum(report.bad.values())} bad rows ({reasons}); the first:"))
+        for place, reason in report.bad_rows:
+            _console.print(escape(f"  {place}: {reason}"))
+
+
+def print_question(question: dict[str, Any], traces: list[dict[str, Any]]) -> None:
+    """Print a question and traces with their scores."""
+    _rule(f"question {question['question_id']} (source {question['source_id']})")
+    _console.print(escape(printable(question["question"])))
+    _rule("solution")
+    _console.print(escape(printable(question["solution"])))
+    for trace in traces:
+        rank = f"rank {trace['rank']} of {trace['traces']}, " if trace.get("rank") else ""
+        _rule(f"{rank}trace {trace['trace_id'][:12]}, sample {trace['sample_index']}, {trace['finish_reason'] or 'end unknown'}")
+        terms = [f"{name} {_figure(trace[name])}" for name in _SHOWN_TERMS if trace.get(name) is not None]
+        if terms:
+            _console.print(", ".join(terms))
+        _console.print(escape(printable(trace["completion"])))
+
+
+def print_stats(stats: Stats) -> None:
+    """Print the figures of a run."""
+    _console.print(", ".join(f"{count} {table}" for table, count in stats.rows.items()))
+    if stats.finish_reasons:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in stats.finish_reasons.items())
+        _console.print(f"traces ended by: {reasons}; {stats.completion_tokens:,} sampled tokens")
+    if stats.failed:
+        _console.print("failed: " + ", ".join(f"{count} in {step}" for step, count in stats.failed.items()))
+    if stats.shares:
+        _console.print("scored traces: " + ", ".join(f"{flag} {share:.1%}" for flag, share in stats.shares.items()))
+        _print_frame(stats.terms)
+
+
+def printable(text: str) -> str:
+    """Take control characters out of text that models wrote, so that it cannot drive the terminal."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text.replace("\r\n", "\n"))
+
+
+def _print_frame(frame: pl.DataFrame) -> None:
+    table = Table()
+    for name in frame.columns:
+        table.add_column(name.replace("_", " "), justify="left" if frame[name].dtype.is_(_string()) else "right")
+    for row in frame.iter_rows():
+        table.add_row(*(_figure(value) for value in row))
+    _console.print(table)
+
+
+def _string() -> Any:
+    import polars as pl
+
+    return pl.String
+
+
+def _figure(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _rule(title: str) -> None:
+    _console.print(f"[bold]--- {escape(title)}[/bold]")

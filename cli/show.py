@@ -1,0 +1,35 @@
+"""``rlt-data show``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlt_data.cli.options import finish
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command()
+    def show(
+        run: Annotated[Path, typer.Argument(help="Run folder.")],
+        key: Annotated[
+            str | None, typer.Argument(help="Id of a trace or question (its beginning will do), or the input's id.")
+        ] = None,
+        ends: Annotated[bool, typer.Option("--ends", help="Only the best and the worst trace of the question.")] = False,
+    ) -> None:
+        """Print a question and its traces with their scores, the best first."""
+        finish(lambda: _show(run, key, ends))
+
+
+def _show(path: Path, key: str | None, ends: bool) -> None:
+    from rlt_data.cli.output import print_question
+    from rlt_data.steps.browse import find
+    from rlt_data.store import Run
+
+    shown = find(Run.existing(path), key)
+    traces = shown.traces
+    print_question(shown.question, [traces[0], traces[-1]] if ends and len(traces) > 1 else traces)

@@ -1,0 +1,77 @@
+"""Make and curate reasoning data with Reinforcement-Learned Teachers (RLT, arXiv 2506.08388).
+
+Each step is a function that takes its settings and works on a run folder::
+
+    import rlt_data as rlt
+
+    rlt.generate(rlt.GenerateSettings(teacher="gemma-3-270m", input="questions.jsonl", out="run", n=4))
+    rlt.score(rlt.ScoreSettings(student="gemma-3-270m", input="run"))
+    rlt.rank(rlt.RankSettings(input="run"))
+    rlt.distill(rlt.DistillSettings(input="run"))
+
+Names are imported when they are first used, so ``import rlt_data`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlt_data.steps.distill import distill
+    from rlt_data.formats import Format, load_format
+    from rlt_data.steps.generate import generate
+    from rlt_data.inputs import check
+    from rlt_data.steps.pipeline import load_pipeline, run_pipeline
+    from rlt_data.steps.rank import rank
+    from rlt_data.reward import kl_terms, reward_terms
+    from rlt_data.steps.score import score
+    from rlt_data.settings import (
+        CheckSettings,
+        DistillSettings,
+        GenerateSettings,
+        PipelineSettings,
+        RankSettings,
+        ScoreSettings,
+    )
+    from rlt_data.steps.stats import stats
+    from rlt_data.store import Run
+
+__all__ = [
+    "CheckSettings",
+    "DistillSettings",
+    "Format",
+    "GenerateSettings",
+    "PipelineSettings",
+    "RankSettings",
+    "Run",
+    "ScoreSettings",
+    "check",
+    "distill",
+    "generate",
+    "kl_terms",
+    "load_format",
+    "load_pipeline",
+    "rank",
+    "reward_terms",
+    "run_pipeline",
+    "score",
+    "stats",
+]
+
+_HOMES = {
+    "settings": {name for name in __all__ if name.endswith("Settings")},
+    "formats": {"Format", "load_format"},
+    "inputs": {"check"},
+    "pipeline": {"load_pipeline", "run_pipeline"},
+    "reward": {"kl_terms", "reward_terms"},
+    "store": {"Run"},
+    **{step: {step} for step in ("generate", "score", "rank", "distill", "stats")},
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"rlt_data.{home}"), name)
+    raise AttributeError(f"module 'rlt_data' has no attribute {name!r}")

@@ -1,0 +1,32 @@
+"""Engines run models: the protocol that steps see, and opening a model by name."""
+
+from rlt_data.engines.models import Checkpoint, find_checkpoint
+from rlt_data.engines.open import Model, open_model, open_tokenizer
+from rlt_data.engines.protocol import (
+    Engine,
+    Failure,
+    ModelIdentity,
+    PromptRequest,
+    Sample,
+    SampleRequest,
+    Sampling,
+    SequenceLogprobs,
+    SequenceRequest,
+)
+
+__all__ = [
+    "Checkpoint",
+    "Engine",
+    "Failure",
+    "Model",
+    "ModelIdentity",
+    "PromptRequest",
+    "Sample",
+    "SampleRequest",
+    "Sampling",
+    "SequenceLogprobs",
+    "SequenceRequest",
+    "find_checkpoint",
+    "open_model",
+    "open_tokenizer",
+]

@@ -1,0 +1,179 @@
+"""What an engine is: token ids in, token ids and log-probs out. Steps know engines only by this."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rlt_data.formats import Tokenizer
+
+Ints = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model it is, whatever it is called.
+
+    Attributes:
+        name: what the user called it.
+        revision: commit on the Hub, if it came from there.
+        weights: hash of the weights and the architecture.
+        tokenizer: hash of vocabulary, merges and special tokens.
+        chat_template: hash of the template in use.
+        dtype: arithmetic of the forward pass, such as ``float32``.
+    """
+
+    name: str
+    revision: str | None
+    weights: str
+    tokenizer: str
+    chat_template: str
+    dtype: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Weights and tokenizer: two models with the same fingerprint give the same log-probs up to rounding."""
+        return f"{self.weights}-{self.tokenizer}"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; a sample ends at ``stop``, at the model's own end, or after ``max_tokens``."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int | None
+    stop: str
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One sample of a prompt.
+
+    Attributes:
+        key: the caller's name for it.
+        seed: everything random about it, 64 bits.
+        owed: whether the caller wants it; a sample that is not owed is there so that an engine whose results depend
+            on the batch in their last bits can rebuild the batch it ran before an interruption.
+    """
+
+    key: str
+    seed: int
+    owed: bool = True
+
+
+@dataclass(frozen=True)
+class PromptRequest:
+    """A prompt and the samples wanted of it.
+
+    Attributes:
+        ids: token ids of the prompt, shape (tokens,).
+        samples: the samples.
+        tail: also return the log-probs of the prompt's last ``tail`` tokens.
+    """
+
+    ids: Ints
+    samples: Sequence[SampleRequest]
+    tail: int = 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A finished sample.
+
+    Attributes:
+        key: the request's.
+        text: what the tokens add to the prompt, special tokens included, the end-of-text token not.
+        token_ids: the sampled tokens, without an end-of-text token.
+        logprobs: their log-probs at the sampling temperature (at 1 when that is 0), over the whole vocabulary.
+        tail_logprobs: log-probs of the prompt's last tokens, at the same temperature.
+        finish_reason: ``stop``: the stop text is there; ``eos``: the model ended; ``length``: out of tokens.
+        prompt_tokens: length of the prompt.
+    """
+
+    key: str
+    text: str
+    token_ids: Ints
+    logprobs: Floats
+    tail_logprobs: Floats
+    finish_reason: Literal["stop", "eos", "length"]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A sample or a text that could not be worked on, and why; the others are not affected."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SequenceRequest:
+    """A text whose tokens are to be scored.
+
+    Attributes:
+        key: the caller's name for it.
+        ids: token ids of the whole text, shape (tokens,).
+        wanted: ascending positions, from 1, of the tokens whose log-probs are wanted.
+        owed: see :class:`SampleRequest`.
+    """
+
+    key: str
+    ids: Ints
+    wanted: Ints
+    owed: bool = True
+
+
+@dataclass(frozen=True)
+class SequenceLogprobs:
+    """Log-probs of the wanted tokens of one text, shape (wanted,), float32."""
+
+    key: str
+    logprobs: Floats
+
+
+class Engine(Protocol):
+    """Runs one model."""
+
+    context_length: int
+
+    def generate(self, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling) -> Iterator[Sample | Failure]:
+        """Sample completions, each returned as soon as it is finished.
+
+        A sample depends on its prompt, its seed and the sampling settings only. In its last bits it may depend on the
+        other requests of its block, which is planned as a whole, but on nothing else.
+        """
+        ...
+
+    def logprobs(
+        self, block: Sequence[Sequence[SequenceRequest]], temperature: float
+    ) -> Iterator[SequenceLogprobs | Failure]:
+        """Score texts, given as groups that share a beginning, in about the order of the groups.
+
+        The shared beginning is computed once. Texts without a wanted token give no result. Last bits as in
+        :meth:`generate`.
+        """
+        ...
+
+    def full_kl(
+        self,
+        group: Sequence[SequenceRequest],
+        other: Engine,
+        other_group: Sequence[SequenceRequest],
+        temperature: float,
+    ) -> Iterator[SequenceLogprobs | Failure]:
+        """Return KL(this model || other) over the whole vocabulary at the wanted tokens, in nats.
+
+        The two groups hold the same keys, and as many wanted tokens under each.
+
+        Raises:
+            ModelError: this engine cannot.
+        """
+        ...

@@ -1,0 +1,101 @@
+"""Keys and values that grow in place and can be taken over by several continuations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+#: Columns a full cache grows by, at least.
+GROWTH = 256
+
+
+class GrowingLayer(DynamicLayer):
+    """One layer's keys and values, each of shape (batch, heads, tokens, head size), in a buffer with room at its end.
+
+    Transformers' own layer copies everything at each new token. This one also keeps all tokens of sliding-window
+    layers (their mask does the sliding), so that a batch of beginnings of different lengths can be continued.
+    """
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__()
+        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._length = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Note where the states live; called by Transformers at the first update."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the states of new tokens and return those of all."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        new = key_states.shape[-2]
+        if self._buffers is None or self._length + new > self._buffers[0].shape[-2]:
+            self._grow((key_states, value_states), self._length + new)
+        assert self._buffers is not None
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, self._length : self._length + new] = states
+        self._length += new
+        self._view()
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        """Return the number of tokens."""
+        return self._length
+
+    def rows(self, index: torch.Tensor, room: int) -> GrowingLayer:
+        """Return a layer with copies of the given batch rows and room for more tokens."""
+        assert self._buffers is not None
+        layer = GrowingLayer()
+        layer.dtype, layer.device, layer.is_initialized = self.dtype, self.device, True
+        layer._length = self._length
+        buffers = []
+        for buffer in self._buffers:
+            _, heads, _, size = buffer.shape
+            copy = buffer.new_empty(len(index), heads, self._length + room, size)
+            torch.index_select(buffer[:, :, : self._length], 0, index, out=copy[:, :, : self._length])
+            buffers.append(copy)
+        layer._buffers = (buffers[0], buffers[1])
+        layer._view()
+        return layer
+
+    @staticmethod
+    def joined(layers: list[GrowingLayer]) -> GrowingLayer:
+        """Return one layer with the batch rows of all, which have the same number of tokens."""
+        layer = GrowingLayer()
+        layer.update(torch.cat([each.keys for each in layers]), torch.cat([each.values for each in layers]))
+        return layer
+
+    def _grow(self, like: tuple[torch.Tensor, torch.Tensor], needed: int) -> None:
+        room = max(needed, self._length + GROWTH) if self._length else needed
+        grown = []
+        for which, states in enumerate(like):
+            batch, heads, _, size = states.shape
+            buffer = states.new_empty(batch, heads, room, size)
+            if self._buffers is not None:
+                buffer[:, :, : self._length] = self._buffers[which][:, :, : self._length]
+            grown.append(buffer)
+        self._buffers = (grown[0], grown[1])
+
+    def _view(self) -> None:
+        assert self._buffers is not None
+        self.keys, self.values = (buffer[:, :, : self._length] for buffer in self._buffers)
+
+
+class GrowingCache(Cache):
+    """The cache of a model: one :class:`GrowingLayer` a layer."""
+
+    def __init__(self, layers: list[GrowingLayer] | None = None) -> None:
+        if layers is None:
+            super().__init__(layer_class_to_replicate=GrowingLayer)
+        else:
+            super().__init__(layers=list(layers))
+
+    def rows(self, index: torch.Tensor, room: int) -> GrowingCache:
+        """Return a cache with copies of the given batch rows (a row may come several times) and room for tokens."""
+        return GrowingCache([layer.rows(index, room) for layer in self.layers])

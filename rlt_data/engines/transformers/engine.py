@@ -1,0 +1,70 @@
+"""The Transformers engine: one loaded model behind the :class:`~rlt_data.engines.Engine` protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from rlt_data.engines.models import Checkpoint
+from rlt_data.engines.protocol import (
+    Engine,
+    Failure,
+    PromptRequest,
+    Sample,
+    Sampling,
+    SequenceLogprobs,
+    SequenceRequest,
+)
+from rlt_data.engines.transformers.generation import Generator
+from rlt_data.engines.transformers.model import CausalModel
+from rlt_data.engines.transformers.scoring import Scorer
+from rlt_data.errors import ModelError
+from rlt_data.formats import Tokenizer
+from rlt_data.settings import ModelSettings
+
+
+class TransformersEngine:
+    """Generation and scoring with a model on one device.
+
+    Args:
+        checkpoint: where the model lies.
+        tokenizer: its tokenizer.
+        settings: device, dtype and batch sizes.
+
+    Raises:
+        ModelError: the model cannot be loaded or used.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer, settings: ModelSettings) -> None:
+        self.model = CausalModel(checkpoint, settings)
+        self.context_length = self.model.context_length
+        tokens = settings.batch_tokens or (4096 if self.model.device.type == "cpu" else 16384)
+        self._generator = Generator(self.model, tokenizer, batch_size=settings.batch_size, batch_tokens=tokens)
+        self._scorer = Scorer(self.model, tokens)
+
+    def generate(self, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling) -> Iterator[Sample | Failure]:
+        """Sample completions; see :class:`~rlt_data.engines.Engine`."""
+        return self._generator.run(blocks, sampling)
+
+    def logprobs(
+        self, block: Sequence[Sequence[SequenceRequest]], temperature: float
+    ) -> Iterator[SequenceLogprobs | Failure]:
+        """Score texts; see :class:`~rlt_data.engines.Engine`."""
+        return self._scorer.logprobs(block, temperature)
+
+    def full_kl(
+        self,
+        group: Sequence[SequenceRequest],
+        other: Engine,
+        other_group: Sequence[SequenceRequest],
+        temperature: float,
+    ) -> Iterator[SequenceLogprobs | Failure]:
+        """Compare two models' distributions; see :class:`~rlt_data.engines.Engine`."""
+        if not isinstance(other, TransformersEngine):
+            raise ModelError("--kl full: teacher and student must both run on the transformers engine")
+        theirs = other._scorer.hidden(other_group)
+        for key, mine in self._scorer.hidden(group).items():
+            if key in theirs:
+                values = self.model.full_kl(mine, other.model, theirs[key], temperature)
+                yield SequenceLogprobs(key, values.cpu().numpy())
+            else:
+                yield Failure(key, f"out of memory on {other.model.device}")

@@ -1,0 +1,191 @@
+"""Batched generation that streams samples as they finish.
+
+A batch is a fixed set of requests, planned from its block alone. Its prompts are computed once each, whatever the
+number of samples, and rows that have finished leave the batch. Running the same block again therefore gives the same
+samples to the last bit, and what is not owed costs nothing unless its batch holds something that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from rlt_data.engines.protocol import Failure, PromptRequest, Sample, SampleRequest, Sampling
+from rlt_data.engines.transformers.model import CausalModel
+from rlt_data.engines.transformers.prompts import compute_prompts
+from rlt_data.engines.transformers.sampling import Uniforms, draw
+from rlt_data.formats import Tokenizer
+from rlt_data.formats.spans import CONTEXT_TOKENS, decode_after
+
+#: A batch is repacked when this share of its rows has finished.
+_FINISHED_SHARE = 0.125
+
+
+@dataclass
+class _Row:
+    """A sample in the making."""
+
+    prompt: PromptRequest
+    request: SampleRequest
+    room: int
+    uniforms: Uniforms
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
+class Generator:
+    """Generation with one model.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        batch_size: samples at a time; None takes what fits.
+        batch_tokens: prompt tokens computed at a time.
+    """
+
+    def __init__(
+        self, model: CausalModel, tokenizer: Tokenizer, *, batch_size: int | None, batch_tokens: int
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._batch_size = batch_size
+        self._batch_tokens = batch_tokens
+        self._closers: dict[str, set[int]] = {}
+
+    def run(self, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling) -> Iterator[Sample | Failure]:
+        """Sample the requests of each block; see :meth:`rlt_data.engines.Engine.generate`."""
+        for block in blocks:
+            for batch in self._plan(block, sampling):
+                if any(sample.owed for request in batch for sample in request.samples):
+                    yield from self._run_batch(batch, sampling)
+
+    def _plan(self, block: Sequence[PromptRequest], sampling: Sampling) -> Iterator[list[PromptRequest]]:
+        """Cut a block into batches of at most the batch size; a prompt with more samples is split."""
+        size = self._batch_size or self._fitting_size(block, sampling)
+        batch: list[PromptRequest] = []
+        free = size
+        for request in block:
+            samples = list(request.samples)
+            while samples:
+                taken, samples = samples[:free], samples[free:]
+                batch.append(replace(request, samples=taken))
+                free -= len(taken)
+                if not free:
+                    yield batch
+                    batch, free = [], size
+        if batch:
+            yield batch
+
+    def _fitting_size(self, block: Sequence[PromptRequest], sampling: Sampling) -> int:
+        if self._model.device.type == "cpu":
+            return 32
+        longest = max((len(request.ids) for request in block), default=1)
+        expected = min(longest + (sampling.max_tokens or 4096), self._model.context_length)
+        if self._model.device.type != "cuda":
+            return 32
+        free, _ = torch.cuda.mem_get_info(self._model.device)
+        return int(min(max(0.7 * free / (self._model.bytes_per_token * expected), 1), 256))
+
+    def _run_batch(self, batch: list[PromptRequest], sampling: Sampling) -> Iterator[Sample | Failure]:
+        """Run a batch; where the device's memory runs out, its halves one after the other."""
+        done: set[str] = set()
+        try:
+            for sample in self._decode(batch, sampling):
+                done.add(sample.key)
+                yield sample
+        except torch.OutOfMemoryError:
+            rows = [(request, sample) for request in batch for sample in request.samples if sample.key not in done]
+            if len(rows) == 1:
+                request, sample = rows[0]
+                tokens = len(request.ids)
+                yield Failure(sample.key, f"out of memory on {self._model.device} with a prompt of {tokens} tokens")
+                return
+            torch.cuda.empty_cache()
+            for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
+                yield from self._run_batch([replace(request, samples=[sample]) for request, sample in half], sampling)
+
+    def _decode(self, batch: list[PromptRequest], sampling: Sampling) -> Iterator[Sample]:
+        prompts = compute_prompts(
+            self._model,
+            [request.ids for request in batch],
+            self._batch_tokens,
+            tails=[request.tail for request in batch],
+            temperature=sampling.temperature or 1.0,
+        )
+        rows, origin = [], []
+        for place, request in enumerate(batch):
+            room = self._model.context_length - len(request.ids)
+            room = min(room, sampling.max_tokens or room)
+            for sample in request.samples:
+                rows.append(_Row(request, sample, room, Uniforms(sample.seed)))
+                origin.append(place)
+        tails = {sample.key: tail for request, tail in zip(batch, prompts.tails, strict=True) for sample in request.samples}
+        device = self._model.device
+        index = torch.tensor(origin, device=device)
+        room = min(max(row.room for row in rows), 256)
+        cache, mask, last = prompts.cache.rows(index, room), prompts.mask[index], prompts.last[index]
+        position = prompts.lengths[index][:, None]
+        live = list(range(len(rows)))  # the row of each place of the batch, -1 once it has finished
+        while True:
+            logits = self._model.logits(last)
+            uniforms = [next(rows[row].uniforms) if row >= 0 else 0.0 for row in live]
+            tokens, logprobs = draw(logits, uniforms, sampling.temperature, sampling.top_p, sampling.top_k)
+            for place, row_number in enumerate(live):
+                if row_number < 0:
+                    continue
+                row = rows[row_number]
+                if reason := self._take(row, tokens[place], logprobs[place], sampling.stop):
+                    live[place] = -1
+                    if row.request.owed:
+                        yield self._finished(row, reason, tails[row.request.key])
+            remaining = [place for place, row_number in enumerate(live) if row_number >= 0]
+            if not remaining:
+                return
+            if len(live) - len(remaining) > _FINISHED_SHARE * len(live):
+                keep = torch.tensor(remaining, device=device)
+                cache, mask, position = cache.rows(keep, 256), mask[keep], position[keep]
+                tokens, live = [tokens[place] for place in remaining], [live[place] for place in remaining]
+            mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
+            ids = torch.tensor(tokens, device=device)[:, None]
+            last = self._model.hidden(ids, mask, position, cache)[:, -1]
+            position = position + 1
+
+    def _take(
+        self, row: _Row, token: int, logprob: float, stop: str
+    ) -> Literal["stop", "eos", "length"] | None:
+        """Add a token to a row, and say why the row ends with it, if it does."""
+        if token in self._model.end_tokens:
+            return "eos"
+        row.tokens.append(token)
+        row.logprobs.append(logprob)
+        if token in self._closing_tokens(stop):
+            tail = row.tokens[-len(stop) - CONTEXT_TOKENS :]
+            if stop in decode_after(self._tokenizer, [], tail):
+                return "stop"
+        return "length" if len(row.tokens) >= row.room else None
+
+    def _closing_tokens(self, stop: str) -> set[int]:
+        """Return the tokens that can complete the stop text: those that hold its last character."""
+        if stop not in self._closers:
+            pieces = self._tokenizer.convert_ids_to_tokens(range(self._model.vocabulary))  # type: ignore[attr-defined]
+            plain = stop[-1].isascii() and not stop[-1].isspace()
+            self._closers[stop] = {
+                token for token, piece in enumerate(pieces) if not plain or (piece and stop[-1] in piece)
+            }
+        return self._closers[stop]
+
+    def _finished(self, row: _Row, reason: Literal["stop", "eos", "length"], tail: np.ndarray) -> Sample:
+        context = row.prompt.ids[-CONTEXT_TOKENS:].tolist()
+        return Sample(
+            key=row.request.key,
+            text=decode_after(self._tokenizer, context, row.tokens),
+            token_ids=np.asarray(row.tokens, np.int32),
+            logprobs=np.asarray(row.logprobs, np.float32),
+            tail_logprobs=tail,
+            finish_reason=reason,
+            prompt_tokens=len(row.prompt.ids),
+        )

@@ -1,0 +1,213 @@
+"""A causal language model in two halves: the layers, and the head that turns their output into log-probs in blocks.
+
+The head runs only where log-probs are wanted, and over one block of the vocabulary at a time, whose exponentials are
+summed as it goes. So no tensor of (tokens x vocabulary) in float32 ever exists, and on a CPU the blocks stay in its
+cache, which makes the head faster than a plain matrix product (figures in docs/results).
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+
+from rlt_data.engines.models import Checkpoint
+from rlt_data.engines.transformers.cache import GrowingCache
+from rlt_data.engines.open import load_config, pick_device, pick_dtype
+from rlt_data.errors import ModelError, first_line
+from rlt_data.settings import ModelSettings
+
+#: Rows and vocabulary entries of one block of logits: 32 MB in float32 on a CPU, 128 MB elsewhere.
+_BLOCK_ROWS, _BLOCK_VOCABULARY_CPU, _BLOCK_VOCABULARY = 2048, 4096, 16384
+
+_ATTENTION_KINDS = {"full_attention", "sliding_attention"}
+
+
+class CausalModel:
+    """A loaded checkpoint.
+
+    Args:
+        checkpoint: where it lies.
+        settings: device, dtype and whether its own code may run.
+
+    Raises:
+        ModelError: it cannot be loaded, lacks a head, is not causal, or keeps another state than keys and values.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, settings: ModelSettings) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.name = checkpoint.name
+        self.device = pick_device(settings.device)
+        config = load_config(checkpoint, settings)
+        self.dtype = pick_dtype(settings.dtype, config, self.device)
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                checkpoint.folder,
+                dtype=self.dtype,
+                output_loading_info=True,
+                trust_remote_code=settings.trust_remote_code,
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            raise ModelError(f"{self.name}: cannot be loaded as a causal language model: {first_line(error)}") from None
+        if info["missing_keys"]:
+            missing = ", ".join(sorted(info["missing_keys"])[:3])
+            raise ModelError(f"{self.name}: not a causal language model with a head; the checkpoint lacks {missing}")
+        self._model = model.to(self.device).eval()
+        self._text_config = config.get_text_config()
+        kinds = set(getattr(self._text_config, "layer_types", None) or ()) - _ATTENTION_KINDS
+        if kinds or getattr(model, "_is_stateful", False):
+            raise ModelError(
+                f"{self.name}: has layers of the kind {', '.join(sorted(kinds)) or 'recurrent'}; the transformers "
+                "engine runs models with attention layers only"
+            )
+        self._layers = model.base_model
+        head = model.get_output_embeddings()
+        if head is None or not hasattr(head, "weight"):
+            raise ModelError(f"{self.name}: the model has no language-model head")
+        self._weight: torch.Tensor = head.weight
+        self._bias: torch.Tensor | None = getattr(head, "bias", None)
+        self._softcap: float | None = getattr(self._text_config, "final_logit_softcapping", None)
+        self._scale = float(getattr(self._text_config, "logit_scale", None) or 1.0) / float(
+            getattr(self._text_config, "logits_scaling", None) or 1.0
+        )
+        self.vocabulary = self._weight.shape[0]
+        self._check()
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens a text may have."""
+        return int(getattr(self._text_config, "max_position_embeddings", 0) or 2**31 - 1)
+
+    @property
+    def end_tokens(self) -> set[int]:
+        """Tokens with which the model ends a text."""
+        ends = self._model.generation_config.eos_token_id or self._text_config.eos_token_id
+        return set(ends if isinstance(ends, list) else [ends]) - {None}
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Memory of one token's keys and values."""
+        config = self._text_config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(2 * config.num_hidden_layers * heads * size * self.dtype.itemsize)
+
+    @torch.inference_mode()
+    def hidden(
+        self,
+        ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: GrowingCache | None = None,
+    ) -> torch.Tensor:
+        """Run the layers.
+
+        Args:
+            ids: shape (batch, tokens).
+            attention_mask: 0 at padding, shape (batch, tokens in the cache + tokens).
+            position_ids: shape (batch, tokens).
+            cache: keys and values of what came before; grows.
+
+        Returns:
+            The last layer's output, shape (batch, tokens, hidden size).
+        """
+        output = self._layers(
+            input_ids=ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return cast(torch.Tensor, output.last_hidden_state)
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits of a few positions; hidden (rows, hidden size) to (rows, vocabulary)."""
+        return self._block(hidden, 0, self.vocabulary)
+
+    @torch.inference_mode()
+    def token_logprobs(self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Return log-probs of given tokens.
+
+        Args:
+            hidden: outputs at the positions before the tokens, shape (rows, hidden size).
+            targets: the tokens, shape (rows,).
+            temperature: logits are divided by it.
+
+        Returns:
+            Shape (rows,), float32.
+        """
+        pieces = []
+        for rows, wanted in zip(hidden.split(_BLOCK_ROWS), targets.split(_BLOCK_ROWS), strict=True):
+            total = torch.full((len(rows),), -torch.inf, device=rows.device)
+            chosen = torch.zeros(len(rows), device=rows.device)
+            for start, block in self._blocks(rows, temperature):
+                total = torch.logaddexp(total, block.logsumexp(-1))
+                here = (wanted >= start) & (wanted < start + block.shape[1])
+                column = (wanted - start).clamp(0, block.shape[1] - 1)
+                chosen = torch.where(here, block.gather(1, column[:, None])[:, 0], chosen)
+            pieces.append(chosen - total)
+        return torch.cat(pieces) if pieces else torch.zeros(0, device=hidden.device)
+
+    @torch.inference_mode()
+    def full_kl(
+        self, hidden: torch.Tensor, other: CausalModel, other_hidden: torch.Tensor, temperature: float
+    ) -> torch.Tensor:
+        """Return KL(this || other) over the vocabulary that both models have, per row, float32.
+
+        Args:
+            hidden: this model's outputs, shape (rows, hidden size).
+            other: the other model, with the same tokenizer.
+            other_hidden: its outputs at the same tokens, shape (rows, its hidden size).
+            temperature: both models' logits are divided by it.
+        """
+        size = min(self.vocabulary, other.vocabulary)
+        pieces = []
+        for mine, theirs in zip(hidden.split(_BLOCK_ROWS), other_hidden.split(_BLOCK_ROWS), strict=True):
+            normalisers = [
+                torch.logsumexp(torch.stack([b.logsumexp(-1) for _, b in model._blocks(rows, temperature, size)]), 0)
+                for model, rows in ((self, mine), (other, theirs))
+            ]
+            kl = torch.zeros(len(mine), device=mine.device)
+            for (_, p), (_, q) in zip(
+                self._blocks(mine, temperature, size), other._blocks(theirs, temperature, size), strict=True
+            ):
+                log_p = p - normalisers[0][:, None]
+                log_q = (q - normalisers[1][:, None]).to(log_p.device)
+                kl += (log_p.exp() * (log_p - log_q)).sum(-1)
+            pieces.append(kl)
+        return torch.cat(pieces) if pieces else torch.zeros(0, device=hidden.device)
+
+    def _blocks(self, hidden: torch.Tensor, temperature: float, size: int | None = None) -> Any:
+        """Yield (first token, float32 logits over the temperature) for one block of the vocabulary after the other."""
+        size = self.vocabulary if size is None else size
+        width = _BLOCK_VOCABULARY_CPU if self.device.type == "cpu" else _BLOCK_VOCABULARY
+        for start in range(0, size, width):
+            yield start, self._block(hidden, start, min(start + width, size)).div_(temperature)
+
+    def _block(self, hidden: torch.Tensor, start: int, end: int) -> torch.Tensor:
+        bias = None if self._bias is None else self._bias[start:end]
+        logits = torch.nn.functional.linear(hidden, self._weight[start:end], bias)
+        logits = logits.float() if logits.dtype != torch.float32 else logits
+        if self._scale != 1.0:
+            logits = logits * self._scale
+        if self._softcap:
+            logits = self._softcap * torch.tanh(logits / self._softcap)
+        return logits
+
+    @torch.inference_mode()
+    def _check(self) -> None:
+        """Hold our head against the model's own on a few tokens, and make sure that no token sees a later one."""
+        ids = torch.arange(1, 9, device=self.device)[None] % self.vocabulary
+        own = self._model(input_ids=ids).logits[0].float().log_softmax(-1)
+        ours = self.logits(self.hidden(ids)[0]).log_softmax(-1)
+        earlier = self._model(input_ids=ids[:, :4]).logits[0].float().log_softmax(-1)
+        tolerance = 1e-3 if self.dtype == torch.float32 else 0.5
+        if not torch.allclose(own[:4], earlier, atol=tolerance):
+            raise ModelError(f"{self.name}: not a causal language model; its tokens see what comes after them")
+        if not torch.allclose(own, ours, atol=tolerance):
+            raise ModelError(
+                f"{self.name}: its head computes something of its own (model type {self._text_config.model_type}) that "
+                "the transformers engine does not know"
+            )

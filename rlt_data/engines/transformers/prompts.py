@@ -1,0 +1,83 @@
+"""Beginnings of texts, computed once each and kept for everything that continues them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rlt_data.engines.protocol import Floats, Ints
+from rlt_data.engines.transformers.cache import GrowingCache, GrowingLayer
+from rlt_data.engines.transformers.model import CausalModel
+
+
+@dataclass
+class Prompts:
+    """Computed prompts, padded on the left to one length.
+
+    Attributes:
+        cache: keys and values, batch of the prompts.
+        mask: 0 at padding, shape (prompts, longest), int64.
+        lengths: tokens of each prompt, shape (prompts,).
+        last: the layers' output at each prompt's last token, shape (prompts, hidden size).
+        tails: log-probs of each prompt's last tokens, as many as asked for.
+    """
+
+    cache: GrowingCache
+    mask: torch.Tensor
+    lengths: torch.Tensor
+    last: torch.Tensor
+    tails: list[Floats]
+
+
+def compute_prompts(
+    model: CausalModel,
+    prompts: Sequence[Ints],
+    batch_tokens: int,
+    *,
+    tails: Sequence[int] | None = None,
+    temperature: float = 1.0,
+) -> Prompts:
+    """Run the model over prompts, a few at a time.
+
+    Args:
+        model: the model.
+        prompts: token ids, each of shape (tokens,), at least one token.
+        batch_tokens: tokens computed at a time, padding included.
+        tails: how many of each prompt's last tokens to return log-probs of.
+        temperature: of those log-probs.
+    """
+    device = model.device
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
+    mask = torch.zeros(len(prompts), longest, dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
+        mask[row, longest - len(prompt) :] = 1
+    ids, mask = ids.to(device), mask.to(device)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    caches, last, tail_logprobs = [], [], []
+    step = max(1, batch_tokens // longest)
+    for start in range(0, len(prompts), step):
+        rows = slice(start, start + step)
+        cache = GrowingCache()
+        hidden = model.hidden(ids[rows], mask[rows], positions[rows], cache)
+        caches.append(cache)
+        last.append(hidden[:, -1])
+        for row in range(start, min(start + step, len(prompts))):
+            tail = tails[row] if tails else 0
+            before = hidden[row - start, longest - tail - 1 : longest - 1]
+            targets = ids[row, longest - tail :]
+            logprobs = model.token_logprobs(before, targets, temperature) if tail else torch.zeros(0)
+            tail_logprobs.append(logprobs.cpu().numpy())
+    return Prompts(_joined(caches), mask, mask.sum(-1), torch.cat(last), tail_logprobs)
+
+
+def _joined(caches: list[GrowingCache]) -> GrowingCache:
+    if len(caches) == 1:
+        return caches[0]
+    return GrowingCache(
+        [GrowingLayer.joined([cache.layers[i] for cache in caches]) for i in range(len(caches[0].layers))]
+    )

@@ -1,0 +1,91 @@
+"""errors.jsonl: the rows of a run that failed, so that the rest can go on and they can be run again.
+
+One line per failure: ``key`` (of the row, or of the question where none of its rows can be made), ``step``,
+``reason``, ``attempts``, ``source_id``. The latest line of a key and step counts; a torn last line is ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rlt_data.store import Run, disk_errors, write_file
+
+
+class ErrorLog:
+    """The failures of one step of a run.
+
+    Args:
+        run: the run.
+        step: the step's name; failures of other steps are kept as they are.
+        retry: whether failed rows are to be run again.
+    """
+
+    def __init__(self, run: Run, step: str, *, retry: bool = False) -> None:
+        self._path = run.path / "errors.jsonl"
+        self._step = step
+        self._entries = _latest(self._path)
+        self._retry = {key for at, key in self._entries if at == step} if retry else set()
+        self._changed = False
+
+    def __len__(self) -> int:
+        """Count the rows of this step that have failed and not been made since."""
+        return sum(step == self._step for step, _ in self._entries)
+
+    def settled(self, key: str) -> bool:
+        """Whether a row failed before and is not to be tried now."""
+        return (self._step, key) in self._entries and key not in self._retry
+
+    def retries(self, key: str) -> bool:
+        """Whether a row failed before and is to be tried again."""
+        return key in self._retry
+
+    def add(self, key: str, reason: str, source_id: str | None) -> None:
+        """Note a failure, durably."""
+        attempts = self._entries.get((self._step, key), {}).get("attempts", 0) + 1
+        entry = {"key": key, "step": self._step, "reason": reason, "attempts": attempts, "source_id": source_id}
+        self._entries[self._step, key] = entry
+        self._retry.discard(key)
+        with disk_errors(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(_line(entry))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def resolve(self, key: str) -> None:
+        """Note that a row that failed before has been made."""
+        if self._entries.pop((self._step, key), None):
+            self._retry.discard(key)
+            self._changed = True
+
+    def close(self) -> None:
+        """Write the file anew if rows in it have been made since."""
+        if self._changed:
+            text = "".join(_line(entry) for entry in self._entries.values())
+            write_file(self._path, lambda path: _write_text(path, text))
+
+
+def failures(run: Run) -> list[dict[str, Any]]:
+    """Return the latest entry of every row that is in errors.jsonl."""
+    return list(_latest(run.path / "errors.jsonl").values())
+
+
+def _latest(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    entries: dict[tuple[str, str], dict[str, Any]] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+                entries[entry["step"], entry["key"]] = entry
+            except (json.JSONDecodeError, KeyError, TypeError):
+                continue  # torn by a kill; the row is still owed
+    return entries
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps(entry) + "\n"
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,55 @@
+"""What can go wrong in the hands of a user, each with the exit code the command line ends with.
+
+Every message is one or a few lines for the person at the terminal: what was wrong, where, and what would be right.
+A bug of ours is none of these classes and shows its traceback.
+"""
+
+from __future__ import annotations
+
+
+class RltDataError(Exception):
+    """A mistake or a limit that the user can do something about; the message needs no traceback."""
+
+    exit_code = 1
+
+
+class SettingsError(RltDataError):
+    """A flag or a YAML key that is unknown, missing or out of range."""
+
+    exit_code = 2
+
+
+class InputError(RltDataError):
+    """Input data that cannot be read or does not hold what a step needs."""
+
+    exit_code = 3
+
+
+class RunFolderError(RltDataError):
+    """A run folder that is locked, made by other settings, or lacks the table a step reads."""
+
+    exit_code = 5
+
+
+class ModelError(RltDataError):
+    """A model or an engine that cannot be found, loaded or used for what was asked."""
+
+    exit_code = 6
+
+
+class DiskError(RltDataError):
+    """Writing failed: the disk is full, or the folder cannot be written. What was on disk is as it was."""
+
+    exit_code = 7
+
+
+#: Exit code of a step that finished while some of its rows are in ``errors.jsonl``.
+SOME_ROWS_FAILED = 4
+
+#: Exit code after Ctrl-C or SIGTERM; the same command continues the run.
+INTERRUPTED = 130
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's message, or the error's kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,24 @@
+"""How a problem is shown to teacher, student and solver, and where in the tokens its parts lie.
+
+``schema`` holds the :class:`Format` (texts and tags, as data), ``views`` renders it through a chat template, and
+``spans`` finds token ranges by character offsets. No model code is imported here.
+"""
+
+from rlt_data.formats.schema import BUILT_IN, Format, Shot, load_format
+from rlt_data.formats.spans import Encoding, Tokenizer, align, encode, tokens_inside
+from rlt_data.formats.views import ChatTemplate, Rendered, Views
+
+__all__ = [
+    "BUILT_IN",
+    "ChatTemplate",
+    "Encoding",
+    "Format",
+    "Rendered",
+    "Shot",
+    "Tokenizer",
+    "Views",
+    "align",
+    "encode",
+    "load_format",
+    "tokens_inside",
+]

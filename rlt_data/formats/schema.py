@@ -1,0 +1,139 @@
+"""The format as data: system texts, tags, separators and worked examples, from YAML."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, model_validator
+
+from rlt_data.errors import InputError, SettingsError
+from rlt_data.settings import Settings, parse_settings
+
+#: Names of the formats inside the package.
+BUILT_IN = ("rlt", "rlt-shots", "think")
+
+
+class Shot(Settings):
+    """One worked example that is shown before the problem, for models that follow examples but not instructions."""
+
+    question: str
+    solution: str
+    explanation: str
+
+
+class Format(Settings):
+    """Texts and tags that show a problem to teacher, student and solver.
+
+    The teacher's message begins with the prefill: the solution in its tags, the separator, the opening explanation tag
+    and the padding; the teacher goes on from there. The student's message is the thought (the text between the
+    explanation tags, padding included) in its tags, the separator, and the solution in its tags. The solver, a student
+    at test time, sees the question alone.
+    """
+
+    name: str
+    teacher_system: str
+    student_system: str
+    solver_system: str | None = Field(None, description="System text of the solver; the student's when left out.")
+    explanation_tags: tuple[str, str]
+    thought_tags: tuple[str, str]
+    solution_tags: tuple[str, str]
+    thought_prefix: str = Field("", description="Text before the opening thought tag of the student's message.")
+    separator: str = Field("\n\n", description="Between solution and explanation, and between thought and solution.")
+    padding: str = Field("\n\n", description="After the opening explanation tag; the end of the teacher's prefill.")
+    solution_padding: str = Field(
+        "", description="Put on both sides of the solution, so that none of its characters fuse with a tag's token."
+    )
+    shots: tuple[Shot, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_tags(self) -> Format:
+        for field in ("explanation_tags", "thought_tags", "solution_tags"):
+            opening, closing = getattr(self, field)
+            if not opening.strip() or not closing.strip() or opening == closing:
+                raise ValueError(f"{field}: needs two different tags that are not empty, such as ['<a>', '</a>']")
+        for shot in self.shots:
+            if problem := self.problem_with(shot.question, shot.solution):
+                raise ValueError(f"shots: {problem}")
+            if self.explanation_tags[1] in shot.explanation:
+                raise ValueError("shots: an explanation holds the closing explanation tag")
+        return self
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over everything that changes a rendered text (the name does not)."""
+        content = self.model_dump(mode="json", exclude={"name"})
+        return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    @property
+    def boundary(self) -> str:
+        """The text between solution and explanation in the teacher's prefill."""
+        return self.solution_tags[1] + self.separator + self.explanation_tags[0]
+
+    def problem_with(self, question: str, solution: str) -> str | None:
+        """Say why a problem cannot be shown in this format, or None if it can."""
+        if not question.strip():
+            return "the question is empty"
+        inner = self.bare_solution(solution)
+        if not inner.strip():
+            return "the solution is empty"
+        for name, text in (("question", question), ("solution", inner)):
+            for tag in (*self.solution_tags, self.boundary):
+                if tag in text:
+                    return f"the {name} holds the tag {tag!r} of the format {self.name!r}"
+            if any("\ud800" <= char <= "\udfff" for char in text):
+                return f"the {name} holds half of a surrogate pair, which is no Unicode text"
+        return None
+
+    def bare_solution(self, solution: str) -> str:
+        """Take off solution tags that enclose the whole solution, as sources with this format have them."""
+        opening, closing = self.solution_tags
+        stripped = solution.strip()
+        if stripped.startswith(opening) and stripped.endswith(closing) and len(stripped) >= len(opening + closing):
+            return stripped[len(opening) : -len(closing)]
+        return solution
+
+    def solution_content(self, solution: str) -> str:
+        """Return the text that stands between the solution tags."""
+        solution = self.bare_solution(solution)
+        if self.solution_padding:
+            solution = solution.strip("\n")
+        return self.solution_padding + solution + self.solution_padding
+
+    def completion_of(self, explanation: str) -> str:
+        """Return what a teacher would have written after the prefill for a given bare explanation."""
+        return explanation.strip() + self.padding + self.explanation_tags[1]
+
+
+def load_format(name_or_file: str) -> Format:
+    """Load a built-in format by name, or one from a YAML file.
+
+    Raises:
+        SettingsError: neither a built-in name nor a file, or a key is unknown, missing or wrong.
+        InputError: the file is not YAML.
+    """
+    if name_or_file in BUILT_IN:
+        text = resources.files(__package__).joinpath(f"{name_or_file}.yaml").read_text(encoding="utf-8")
+        return _parse(text, name_or_file)
+    path = Path(name_or_file)
+    if not path.is_file():
+        raise SettingsError(
+            f"--format: {name_or_file!r} is neither a built-in format ({', '.join(BUILT_IN)}) nor a YAML file"
+        )
+    return _parse(path.read_text(encoding="utf-8-sig"), str(path))
+
+
+def _parse(text: str, where: str) -> Format:
+    try:
+        data: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: a format is a YAML mapping with keys such as name and teacher_system")
+    if "extends" in data:
+        data = load_format(str(data.pop("extends"))).model_dump(mode="json") | data
+    return parse_settings(Format, data, where=where)

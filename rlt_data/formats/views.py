@@ -1,0 +1,239 @@
+"""Rendering: question, solution and explanation as teacher, student and solver see them.
+
+The chat template is rendered once per question with a placeholder where the assistant's text goes, so any template
+works, the assistant's text reaches the model unchanged, and nothing depends on how a template treats a half-finished
+message. Models without a chat template get :data:`PLAIN`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from rlt_data.errors import ModelError, SettingsError
+from rlt_data.formats.schema import Format
+from rlt_data.formats.spans import Tokenizer
+
+#: Chat template for base models: headed paragraphs, and the end-of-text token after the last one.
+PLAIN = """\
+{%- if plain_bos %}{{ bos_token }}{% endif -%}
+{%- for message in messages -%}
+{%- if message.role == 'system' -%}{{ message.content + '\n\n' }}
+{%- elif message.role == 'user' -%}{{ '### Question\n\n' + message.content + '\n\n' }}
+{%- else -%}{{ '### Answer\n\n' + message.content }}{%- if loop.last -%}{{ eos_token }}{%- else -%}{{ '\n\n' }}{%- endif -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '### Answer\n\n' }}{%- endif -%}
+"""
+
+_PLACEHOLDER = "RLTDATAPLACEHOLDER"
+
+Message = dict[str, str]
+
+
+class ChatTemplate:
+    """A tokenizer's chat template, split around the assistant's text.
+
+    Args:
+        tokenizer: a Hugging Face fast tokenizer.
+        override: ``None`` for the tokenizer's own template, ``"plain"`` for ours, or the path of a Jinja file.
+
+    Attributes:
+        source: where the template came from: ``"own"``, ``"plain"`` or the file's name.
+        merges_system: whether the system text goes to the head of the first user message, because the template
+            takes no system message.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, override: str | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._template: str | None = None
+        self.source = "own"
+        if override == "plain" or (override is None and not tokenizer.chat_template):
+            self._template, self.source = PLAIN, "plain"
+        elif override is not None:
+            path = Path(override)
+            if not path.is_file():
+                raise SettingsError(f"--chat-template: {override!r} is neither 'plain' nor a file")
+            self._template, self.source = path.read_text(encoding="utf-8"), path.name
+        #: The template's Jinja text.
+        self.text: str = str(tokenizer.chat_template) if self._template is None else self._template
+        first = tokenizer("a")["input_ids"][:1]
+        self._plain_bos = bool(tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id])
+        self.merges_system = False
+        try:
+            self._render(_probe("system"))
+        except TemplateError:
+            self.merges_system = True
+        try:
+            self.end = self.split(_probe("system")[:-1])[1]
+        except TemplateError as error:
+            raise ModelError(
+                f"the chat template of {tokenizer.name_or_path} cannot show a system, a user and an assistant text: "
+                f"{error}; --chat-template plain uses ours"
+            ) from None
+
+    def split(self, messages: Sequence[Message]) -> tuple[str, str]:
+        """Render a conversation up to its assistant's text, and what follows that text.
+
+        Args:
+            messages: the conversation without its last, the assistant's, message.
+
+        Returns:
+            The text before and the text after the assistant's text.
+        """
+        text = self._render([*messages, {"role": "assistant", "content": _PLACEHOLDER}])
+        before, found, after = text.rpartition(_PLACEHOLDER)
+        if not found:
+            raise ModelError(
+                f"the chat template of {self._tokenizer.name_or_path} leaves out the assistant's text; "
+                "--chat-template plain uses ours"
+            )
+        return before, after
+
+    def check_keeps(self, content: str) -> None:
+        """Make sure that the template writes an assistant's text as it is, since students are trained through it.
+
+        Raises:
+            ModelError: it does not; the message shows the first difference.
+        """
+        messages = _probe("system")[:-1]
+        expected = content.join(self.split(messages))
+        got = self._render([*messages, {"role": "assistant", "content": content}])
+        if got != expected:
+            at = next((i for i, (x, y) in enumerate(zip(got, expected, strict=False)) if x != y), len(expected))
+            raise ModelError(
+                f"the chat template of {self._tokenizer.name_or_path} changes the student's text: it writes "
+                f"{got[max(at - 20, 0) : at + 30]!r} where the format says {expected[max(at - 20, 0) : at + 30]!r}. "
+                "Use a --format whose tags the template leaves alone, or another --chat-template (a Jinja file, or "
+                "plain for ours)."
+            )
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        if self.merges_system and messages[0]["role"] == "system":
+            system, user, *rest = messages
+            messages = [{"role": "user", "content": system["content"] + "\n\n" + user["content"]}, *rest]
+        options: dict[str, Any] = {"plain_bos": self._plain_bos}
+        if self._template is not None:
+            options["chat_template"] = self._template
+        return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+
+
+def _probe(system: str) -> list[Message]:
+    return [
+        {"role": "system", "content": system},
+        {"role": "user", "content": "question"},
+        {"role": "assistant", "content": "answer"},
+    ]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A rendered text and the character ranges [start, end) of the contents that are scored."""
+
+    text: str
+    thought: tuple[int, int]
+    solution: tuple[int, int]
+
+
+class Views:
+    """The three views of a problem through one tokenizer's chat template."""
+
+    def __init__(self, format: Format, template: ChatTemplate) -> None:
+        self.format = format
+        self.template = template
+        padding = format.padding
+        self._teacher_shots = [
+            (shot.question, self._prefill(shot.solution) + format.completion_of(shot.explanation))
+            for shot in format.shots
+        ]
+        self._student_shots = [
+            (shot.question, student_message(format, shot.solution, padding + shot.explanation.strip() + padding))
+            for shot in format.shots
+        ]
+
+    def teacher_prompt(self, question: str, solution: str) -> str:
+        """Return the text the teacher continues: conversation and prefill, padding included."""
+        before = self._before(self.format.teacher_system, self._teacher_shots, question)
+        return before + self._prefill(solution)
+
+    def student(self, question: str, solution: str, thought: str) -> Rendered:
+        """Return the student's whole text for a thought, with the ranges of thought and solution."""
+        format = self.format
+        before = self._before(format.student_system, self._student_shots, question)
+        thought_start = len(before) + len(format.thought_prefix) + len(format.thought_tags[0])
+        thought_end = thought_start + len(thought)
+        between = format.thought_tags[1] + format.separator + format.solution_tags[0]
+        content = format.solution_content(solution)
+        solution_start = thought_end + len(between)
+        return Rendered(
+            before + student_message(format, solution, thought) + self.template.end,
+            thought=(thought_start, thought_end),
+            solution=(solution_start, solution_start + len(content)),
+        )
+
+    def solver_prompt(self, question: str) -> str:
+        """Return the text a student continues at test time."""
+        system = self.format.solver_system or self.format.student_system
+        return self._before(system, self._student_shots, question)
+
+    def check(self) -> None:
+        """Raise ModelError if the template would change a student's text of this format."""
+        padding = self.format.padding
+        thought = f"{padding}First this.\n\nThen that.{padding}"
+        self.template.check_keeps(student_message(self.format, "an answer", thought))
+
+    def _prefill(self, solution: str) -> str:
+        format = self.format
+        return (
+            format.solution_tags[0]
+            + format.solution_content(solution)
+            + format.boundary
+            + format.padding
+        )
+
+    def _before(self, system: str, shots: Sequence[tuple[str, str]], question: str) -> str:
+        messages = [{"role": "system", "content": system}]
+        for asked, answered in shots:
+            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        messages.append({"role": "user", "content": question})
+        return self.template.split(messages)[0]
+
+
+def student_message(format: Format, solution: str, thought: str) -> str:
+    """Return the assistant's text of a student: thought and solution in the format's tags."""
+    return (
+        format.thought_prefix
+        + format.thought_tags[0]
+        + thought
+        + format.thought_tags[1]
+        + format.separator
+        + format.solution_tags[0]
+        + format.solution_content(solution)
+        + format.solution_tags[1]
+    )
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a completion holds.
+
+    Attributes:
+        text: the text between the explanation tags without the prefill's padding, as the teacher wrote it.
+        closed: whether the closing explanation tag is there.
+        holds_tag: a tag of the student's view that stands inside the text, or None.
+    """
+
+    text: str
+    closed: bool
+    holds_tag: str | None
+
+
+def read_completion(format: Format, completion: str) -> Explanation:
+    """Take a completion (what followed the prefill) apart at the first closing explanation tag."""
+    text, closing, _ = completion.partition(format.explanation_tags[1])
+    tags = (*format.thought_tags, *format.solution_tags)
+    return Explanation(text, bool(closing), next((tag for tag in tags if tag in text), None))

@@ -1,0 +1,146 @@
+"""Write the questions of an input, and its traces where it has them, into a run's tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from rlt_data.errors import InputError
+from rlt_data.formats.schema import Format
+from rlt_data.inputs.check import CheckReport, examined_rows
+from rlt_data.inputs.presets import Row
+from rlt_data.inputs.read import input_digest
+from rlt_data.settings import InputSettings
+from rlt_data.store import Run, TableWriter, content_hash
+from rlt_data.tables import QUESTIONS_PER_PART, to_table
+
+#: ``made_by`` of traces that were not generated here.
+IMPORTED = "imported"
+
+
+def ingest(run: Run, settings: InputSettings, format: Format, *, traces: bool) -> None:
+    """Check an input whole, then add its questions (and traces) to the run; what is there already stays.
+
+    An input file that was read before with the same settings is not read again.
+
+    Args:
+        run: a run whose lock is held.
+        settings: the input and its columns.
+        format: tags that questions and solutions must not hold; closes bare explanations.
+        traces: also import traces; rows without one are an error then.
+
+    Raises:
+        InputError: the input cannot be read or has bad rows.
+    """
+    made_from = {
+        "settings": settings.model_dump(mode="json", include=set(InputSettings.model_fields), by_alias=True),
+        "digest": input_digest(settings),
+        "format_hash": format.hash,
+        "traces": traces,
+    }
+    before = run.step("input")
+    if made_from["digest"] and all(before.get(key) == value for key, value in made_from.items()):
+        return
+    report = CheckReport(settings.input)
+    for _ in examined_rows(settings, format, report):
+        pass
+    report.refuse_bad_rows(skip=settings.skip_bad_rows)
+    if traces and report.traces < report.good:
+        raise InputError(
+            f"{settings.input}: {report.good - report.traces} of {report.good} rows have no explanation or completion "
+            "to score; generate traces first, or name the column with --explanation-column or --completion-column"
+        )
+    places = _add_questions(run, examined_rows(settings, format, CheckReport(settings.input)))
+    if traces:
+        _add_traces(run, examined_rows(settings, format, CheckReport(settings.input)), format, places)
+    counts = {
+        "rows": report.rows,
+        "bad_rows": sum(report.bad.values()),
+        "duplicates": report.duplicates,
+        "preset": report.preset,
+    }
+    run.record("input", {**made_from, **counts})
+
+
+def question_id(question: str, solution: str) -> str:
+    """Return the key of a problem."""
+    return content_hash(question, solution)
+
+
+def _add_questions(run: Run, rows: Iterator[Row]) -> dict[str, int]:
+    """Append the new questions to the table, and return the place of every question of the table."""
+    places: dict[str, int] = {}
+    for part in run.parts("questions"):
+        for key in run.read("questions", part, ["question_id"]).column(0).to_pylist():
+            places[key] = len(places)
+    held = len(places)
+
+    def new_questions() -> Iterator[dict[str, Any]]:
+        for row in rows:
+            key = question_id(row.question, row.solution)
+            if key not in places:
+                places[key] = len(places)
+                yield {
+                    "question_id": key,
+                    "source_id": row.source_id,
+                    "question": row.question,
+                    "solution": row.solution,
+                    "answer": row.answer,
+                    "meta": row.meta,
+                }
+
+    new = new_questions()
+    part, filled = divmod(held, QUESTIONS_PER_PART)
+    if filled:
+        first = list(islice(new, QUESTIONS_PER_PART - filled))
+        if first:
+            last_part = run.read("questions", part)
+            run.write_part("questions", part, pa.concat_tables([last_part, to_table("questions", first)]))
+        part += 1
+    for chunk in _batched(new, QUESTIONS_PER_PART):
+        run.write_part("questions", part, to_table("questions", chunk))
+        part += 1
+    return places
+
+
+def _add_traces(run: Run, rows: Iterator[Row], format: Format, places: dict[str, int]) -> None:
+    known: set[str] = set()
+    samples: Counter[str] = Counter()
+    for part in run.parts("traces"):
+        held = run.read("traces", part, ["trace_id", "question_id"])
+        known.update(held["trace_id"].to_pylist())
+        samples.update(held["question_id"].to_pylist())
+    with TableWriter(run, "traces") as writer:
+        for row in rows:
+            key = question_id(row.question, row.solution)
+            completion = row.completion
+            if completion is None:
+                completion = format.completion_of(row.explanation or "")
+            trace_id = content_hash(IMPORTED, key, completion, row.source_id if row.has_id else None)
+            if trace_id in known:
+                continue
+            known.add(trace_id)
+            closed = format.explanation_tags[1] in completion
+            writer.append(
+                places[key] // QUESTIONS_PER_PART,
+                {
+                    "trace_id": trace_id,
+                    "question_id": key,
+                    "source_id": row.source_id,
+                    "sample_index": samples[key],
+                    "completion": completion,
+                    "finish_reason": row.finish_reason or ("stop" if closed else None),
+                    "made_by": IMPORTED,
+                },
+            )
+            samples[key] += 1
+    run.compact_all("traces")
+
+
+def _batched(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    while chunk := list(islice(rows, size)):
+        yield chunk

@@ -1,0 +1,226 @@
+"""Rows (question, solution, and a trace where there is one) out of records of the usual shapes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rlt_data.errors import InputError
+from rlt_data.settings import InputSettings
+
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One problem of the input, with a trace (``explanation`` or ``completion``) where the record has one."""
+
+    question: str
+    solution: str
+    answer: str | None = None
+    explanation: str | None = None
+    completion: str | None = None
+    finish_reason: str | None = None
+    source_id: str | None = None
+    has_id: bool = False
+    meta: str | None = None
+
+
+class BadRow(Exception):
+    """A record that gives no row; the message says why."""
+
+
+_TAGGED = [
+    re.compile(r"<\|begin_of_thought\|>(?P<thought>.*?)<\|end_of_thought\|>\s*<\|begin_of_solution\|>(?P<solution>.*)", re.S),
+    re.compile(r"<think>(?P<thought>.*?)</think>(?P<solution>.*)", re.S),
+]
+_SOLUTION_ENDS = ("<|end_of_solution|>", "</answer>")
+
+
+def _columns(**names: str) -> Callable[[Fields], Fields]:
+    return lambda data: {field: data.get(column) for field, column in names.items()}
+
+
+def _gsm8k(data: Fields) -> Fields:
+    """Take the calculator marks out of a worked GSM8K answer and name its last line."""
+    worked, found, final = str(data.get("answer")).rpartition("####")
+    if not found:
+        raise BadRow("answer: no '####' before the final answer")
+    worked = re.sub(r"<<.*?>>", "", worked).strip()
+    return {
+        "question": data.get("question"),
+        "solution": f"{worked}\nThe answer is {final.strip()}.",
+        "answer": final.strip(),
+    }
+
+
+def _s1k(data: Fields) -> Fields:
+    trajectories = data.get("thinking_trajectories") or [None]
+    thought = trajectories[0] if isinstance(trajectories, list) else trajectories
+    return {"question": data.get("question"), "solution": data.get("solution"), "explanation": thought}
+
+
+def _conversation(column: str, role: str, text: str) -> Callable[[Fields], Fields]:
+    def read(data: Fields) -> Fields:
+        return _from_turns(data.get(column), column, role, text)
+
+    return read
+
+
+def _prompt_completion(data: Fields) -> Fields:
+    if isinstance(data.get("prompt"), list) and isinstance(data.get("completion"), list):
+        return _from_turns([*data["prompt"], *data["completion"]], "prompt", "role", "content")
+    return {"question": data.get("prompt"), "solution": data.get("completion")}
+
+
+def _from_turns(turns: Any, column: str, role: str, text: str) -> Fields:
+    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) and role in turn for turn in turns):
+        raise BadRow(f"{column}: a list of objects with {role!r} and {text!r} is needed")
+    asked = [turn.get(text) for turn in turns if turn[role] in ("user", "human")]
+    answered = [turn for turn in turns if turn[role] in ("assistant", "gpt")]
+    if len(asked) != 1 or len(answered) != 1:
+        raise BadRow(f"{column}: one question and one answer are needed, there are {len(asked)} and {len(answered)}")
+    thought = answered[0].get("reasoning_content") or answered[0].get("thinking")
+    solution = answered[0].get(text)
+    if isinstance(solution, str):
+        for pattern in _TAGGED:
+            if found := pattern.search(solution):
+                thought, solution = found["thought"].strip(), found["solution"]
+                break
+        for tag in _SOLUTION_ENDS:
+            solution = solution.partition(tag)[0]
+        solution = solution.replace("<answer>", "").strip()
+    return {"question": asked[0], "solution": solution, "explanation": thought}
+
+
+_PRESETS: dict[str, Callable[[Fields], Fields]] = {
+    "question-solution": _columns(question="question", solution="solution", answer="answer"),
+    "question-answer": _columns(question="question", solution="answer", answer="answer"),
+    "prompt-completion": _prompt_completion,
+    "gsm8k": _gsm8k,
+    "math": _columns(question="problem", solution="solution", answer="answer"),
+    "s1k": _s1k,
+    "bespoke": _conversation("conversations", "from", "value"),
+    "sharegpt": _conversation("conversations", "from", "value"),
+    "messages": _conversation("messages", "role", "content"),
+}
+
+
+class RowReader:
+    """Turns records into rows by the preset and the column flags.
+
+    Args:
+        settings: preset and columns; with ``auto`` the first record decides.
+        first: the first record.
+        source: the input's name, for messages.
+
+    Raises:
+        InputError: a named column is not there, or no preset fits the columns.
+    """
+
+    def __init__(self, settings: InputSettings, first: Fields, source: str) -> None:
+        self._settings = settings
+        named = {
+            "question": settings.question_column,
+            "solution": settings.solution_column,
+            "answer": settings.answer_column,
+            "explanation": settings.explanation_column,
+            "completion": settings.completion_column,
+            "source_id": settings.id_column,
+        }
+        self._named = {field: column for field, column in named.items() if column}
+        for flag, column in [*self._named.items(), *(("keep", column) for column in settings.keep)]:
+            if column not in first:
+                raise InputError(f"{source}: no column {column!r} for the {flag}; the columns are {_list(first)}")
+        self.preset = settings.preset if settings.preset != "auto" else self._detect(first)
+        if self.preset is None:
+            missing = " and ".join(f"--{field}-column" for field in ("question", "solution") if field not in self._named)
+            raise InputError(f"{source}: no preset fits the columns {_list(first)}; name them with {missing}")
+
+    def _detect(self, first: Fields) -> str | None:
+        columns = set(first)
+        if {"question", "solution"} <= self._named.keys():
+            return "columns"
+        if "conversations" in columns:
+            return "bespoke" if "begin_of_solution" in str(first["conversations"]) else "sharegpt"
+        if "messages" in columns:
+            return "messages"
+        for preset, needed in (
+            ("s1k", {"question", "solution", "thinking_trajectories"}),
+            ("question-solution", {"question", "solution"}),
+            ("math", {"problem", "solution"}),
+            ("question-answer", {"question", "answer"}),
+            ("prompt-completion", {"prompt", "completion"}),
+        ):
+            if needed <= columns:
+                return "gsm8k" if preset == "question-answer" and "####" in str(first["answer"]) else preset
+        if columns & {"question", "problem", "prompt"} and "solution" in self._named:
+            return "columns"
+        return None
+
+    def __call__(self, data: Fields, number: int) -> Row:
+        """Make a row of a record.
+
+        Args:
+            data: the record's columns.
+            number: the record's number in the input, from 0; its source_id where it has no id.
+
+        Raises:
+            BadRow: a field is missing, empty, overlong or of the wrong type.
+        """
+        fields = _PRESETS[self.preset](data) if self.preset in _PRESETS else self._bare(data)
+        if "explanation" in data and "explanation" not in fields:
+            fields["explanation"] = data["explanation"]
+        if "completion" in data and self.preset != "prompt-completion":
+            fields["completion"] = data["completion"]
+        fields |= {field: data.get(column) for field, column in self._named.items()}
+        source_id = fields.pop("source_id", None)
+        source_id = data.get("id") if source_id is None else source_id
+        texts = {field: _text(field, value) for field, value in fields.items()}
+        for field, text in texts.items():
+            self._check(field, text)
+        if texts.get("completion") is not None and texts.get("explanation") is not None:
+            texts["explanation"] = None  # the completion says more
+        reason = data.get("finish_reason")
+        meta = {column: data.get(column) for column in self._settings.keep}
+        return Row(
+            **texts,  # type: ignore[arg-type]
+            source_id=str(number) if source_id is None else str(source_id),
+            has_id=source_id is not None,
+            finish_reason=reason if reason in ("stop", "eos", "length") else None,
+            meta=json.dumps(meta, ensure_ascii=False, sort_keys=True, default=str) if meta else None,
+        )
+
+    def _bare(self, data: Fields) -> Fields:
+        question = next((data[column] for column in ("question", "problem", "prompt") if column in data), None)
+        return {"question": question}
+
+    def _check(self, field: str, text: str | None) -> None:
+        if text is None:
+            if field in ("question", "solution"):
+                raise BadRow(f"{field}: missing")
+            return
+        if field in ("question", "solution"):
+            if not text.strip():
+                raise BadRow(f"{field}: empty")
+            if "\0" in text:
+                raise BadRow(f"{field}: holds a NUL character")
+        if len(text) > self._settings.max_chars:
+            raise BadRow(f"{field}: {len(text):,} characters, --max-chars is {self._settings.max_chars:,}")
+        if re.search("[\ud800-\udfff]", text):
+            raise BadRow(f"{field}: holds half of a surrogate pair, which is no Unicode text")
+
+
+def _text(field: str, value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and field != "question":
+        return str(value)
+    raise BadRow(f"{field}: text is needed, this is {type(value).__name__}")
+
+
+def _list(columns: Fields) -> str:
+    return ", ".join(repr(column) for column in columns)

@@ -1,0 +1,239 @@
+"""Records with their places, from files, folders and the Hub; read as a stream, so memory does not grow with them."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from rlt_data.errors import InputError, first_line
+from rlt_data.settings import InputSettings
+
+#: A longer line ends the reading; it is no row of a data set.
+LONGEST_LINE = 64 * 2**20
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record of an input: its place (``line 3`` or ``row 3``), and its columns or what is wrong with it."""
+
+    place: str
+    data: dict[str, Any] | None
+    problem: str | None = None
+
+
+def read_records(settings: InputSettings) -> Iterator[Record]:
+    """Read the records of an input, at most ``settings.limit``.
+
+    Raises:
+        InputError: there is no such input, or it cannot be read at all.
+    """
+    records = _records(settings)
+    return islice(records, settings.limit) if settings.limit else records
+
+
+def input_digest(settings: InputSettings) -> str | None:
+    """Return a hash of an input file's bytes, or None where the input is not a file."""
+    path = Path(settings.input)
+    if not path.is_file():
+        return None
+    digest = xxhash.xxh3_128()
+    with _readable(path), path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _records(settings: InputSettings) -> Iterator[Record]:
+    path = Path(settings.input)
+    if path.is_dir():
+        return _from_dataset(_load_folder(path, settings))
+    if not path.exists():
+        if _HUB_ID.fullmatch(settings.input) and not path.suffix:
+            return _from_dataset(_load_hub(settings))
+        raise InputError(f"{settings.input}: no such file or folder (a data set of the Hub is named ORG/NAME)")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty")
+    kind = path.name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2].lower()
+    if kind == "parquet":
+        return _from_parquet(path)
+    if kind == "csv":
+        return _from_csv(path)
+    if kind == "json":
+        return _from_json(path)
+    if kind in ("jsonl", "ndjson"):
+        return _from_jsonl(path)
+    raise InputError(f"{path}: unknown kind of file; takes .jsonl (also .gz, .zst), .json, .csv and .parquet")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, pa.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{path}: cannot be read: {reason}") from None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    with _readable(path):
+        if path.suffix == ".gz":
+            with gzip.open(path) as unpacked:
+                yield cast(BinaryIO, unpacked)
+        elif path.suffix == ".zst":
+            with pa.input_stream(str(path), compression="zstd") as stream, io.BufferedReader(stream) as unpacked:
+                yield cast(BinaryIO, unpacked)
+        else:
+            with path.open("rb") as file:
+                yield file
+
+
+def _from_jsonl(path: Path) -> Iterator[Record]:
+    with _opened(path) as file:
+        number = 0
+        while line := file.readline(LONGEST_LINE):
+            number += 1
+            place = f"line {number}"
+            if len(line) == LONGEST_LINE:
+                raise InputError(f"{path}:{number}: the line is longer than {LONGEST_LINE >> 20} MiB; is this JSONL?")
+            if number == 1:
+                line = _without_mark(path, line)
+            if line.strip():
+                yield _json_record(place, line)
+        if number == 0:
+            raise InputError(f"{path}: the file is empty")
+
+
+def _json_record(place: str, line: bytes) -> Record:
+    try:
+        data = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Record(place, None, f"not UTF-8 at byte {error.start + 1}")
+    except json.JSONDecodeError as error:
+        return Record(place, None, f"not JSON at column {error.colno}: {error.msg}")
+    except RecursionError:
+        return Record(place, None, "not a JSON object of text columns: nested too deeply")
+    return _object_record(place, data)
+
+
+def _object_record(place: str, data: Any) -> Record:
+    if not isinstance(data, dict):
+        return Record(place, None, f"a JSON object is needed, this is {_kind(data)}")
+    return Record(place, data)
+
+
+def _from_json(path: Path) -> Iterator[Record]:
+    with _opened(path) as file:
+        raw = _without_mark(path, file.read())
+    try:
+        content = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start + 1}") from None
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and raw.lstrip()[:1] == b"{":  # one object per line under another name
+            yield from _from_jsonl(path)
+            return
+        raise InputError(f"{path}:{error.lineno}: not JSON at column {error.colno}: {error.msg}") from None
+    if isinstance(content, dict):  # {"data": [...]} and the like
+        lists = [value for value in content.values() if isinstance(value, list)]
+        content = lists[0] if len(lists) == 1 else content
+    if not isinstance(content, list):
+        raise InputError(f"{path}: a JSON list of objects is needed, this is {_kind(content)}")
+    for number, data in enumerate(content):
+        yield _object_record(f"row {number}", data)
+
+
+def _from_csv(path: Path) -> Iterator[Record]:
+    csv.field_size_limit(sys.maxsize)
+    with _opened(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        reader = csv.DictReader(text, restkey="", strict=True)
+        try:
+            for data in reader:
+                place = f"line {reader.line_num}"
+                if "" in data:
+                    yield Record(place, None, f"more fields than the header's {len(reader.fieldnames or [])} columns")
+                elif None in data.values():
+                    yield Record(place, None, f"fewer fields than the header's {len(reader.fieldnames or [])} columns")
+                else:
+                    yield Record(place, dict(data))
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not UTF-8 after line {reader.line_num} ({error.reason})") from None
+        except csv.Error as error:
+            raise InputError(f"{path}:{reader.line_num}: not CSV: {error}") from None
+
+
+def _from_parquet(path: Path) -> Iterator[Record]:
+    with _readable(path):
+        number = 0
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
+            for data in batch.to_pylist():
+                yield Record(f"row {number}", data)
+                number += 1
+
+
+def _from_dataset(rows: Iterable[dict[str, Any]]) -> Iterator[Record]:
+    for number, data in enumerate(rows):
+        yield Record(f"row {number}", dict(data))
+
+
+def _load_folder(path: Path, settings: InputSettings) -> Iterable[dict[str, Any]]:
+    import datasets
+
+    if not any(path.iterdir()):
+        raise InputError(f"{path}: the folder is empty")
+    try:
+        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+            loaded = datasets.load_from_disk(str(path))
+        else:
+            loaded = datasets.load_dataset(str(path), settings.subset)
+    except Exception as error:  # noqa: BLE001 - the library raises many kinds for a wrong folder
+        raise InputError(f"{path}: not a datasets folder: {first_line(error)}") from None
+    return _split_of(loaded, str(path), settings)
+
+
+def _load_hub(settings: InputSettings) -> Iterable[dict[str, Any]]:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(settings.input, settings.subset, revision=settings.revision)
+    except Exception as error:  # noqa: BLE001 - network, permission, missing: the message says which
+        raise InputError(
+            f"{settings.input}: no such file, and the Hub did not give a data set of that name: {first_line(error)}"
+        ) from None
+    return _split_of(loaded, settings.input, settings)
+
+
+def _split_of(loaded: Any, name: str, settings: InputSettings) -> Iterable[dict[str, Any]]:
+    if not isinstance(loaded, dict):
+        return cast(Iterable[dict[str, Any]], loaded)
+    if settings.split not in loaded:
+        raise InputError(f"{name}: no split {settings.split!r}; --split takes one of {', '.join(map(str, loaded))}")
+    return cast(Iterable[dict[str, Any]], loaded[settings.split])
+
+
+def _without_mark(path: Path, raw: bytes) -> bytes:
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"{path}: the file is UTF-16; save it as UTF-8")
+    return raw.removeprefix(b"\xef\xbb\xbf")
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", dict: "an object", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,34 @@
+"""How steps say how far they are. The library never prints; the command line hands in something that does."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Told about the rows of a step as they get done."""
+
+    def start(self, task: str, total: int, done: int = 0) -> None:
+        """Begin a task of ``total`` rows, ``done`` of which were done before."""
+
+    def advance(self, rows: int = 1, tokens: int = 0) -> None:
+        """Count rows, and the tokens generated or scored for them."""
+
+    def finish(self) -> None:
+        """End the task."""
+
+
+class Silent:
+    """A progress that goes nowhere."""
+
+    def start(self, task: str, total: int, done: int = 0) -> None:
+        """Do nothing."""
+
+    def advance(self, rows: int = 1, tokens: int = 0) -> None:
+        """Do nothing."""
+
+    def finish(self) -> None:
+        """Do nothing."""
+
+
+SILENT = Silent()

@@ -1,0 +1,100 @@
+"""What run.json says about how a step was made, and names and formats that follow from it."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlt_data.formats import Format, load_format
+from rlt_data.settings import Settings, parse_settings
+from rlt_data.store import Run, disk_errors
+
+if TYPE_CHECKING:  # at run time this module must not cost an import of torch
+    from rlt_data.engines import Model
+
+logger = logging.getLogger("rlt_data")
+
+_PACKAGES = ("rlt-data", "torch", "transformers", "tokenizers", "polars", "pyarrow", "numpy")
+
+
+@dataclass(frozen=True)
+class StepSummary:
+    """What a step did.
+
+    Attributes:
+        run: the run folder.
+        rows: rows that its table has now.
+        new: rows made this time.
+        failed: rows in errors.jsonl.
+        tokens: tokens generated or scored this time.
+        seconds: time spent on them, models loaded.
+    """
+
+    run: Path
+    rows: int
+    new: int
+    failed: int
+    tokens: int
+    seconds: float
+
+
+def step_entry(settings: Settings, format: Format, models: dict[str, Model]) -> dict[str, Any]:
+    """Return what run.json keeps of a step beside what its rows depend on."""
+    return {
+        "settings": settings.model_dump(mode="json", by_alias=True),
+        "format": format.model_dump(mode="json"),
+        "format_hash": format.hash,
+        "models": {role: asdict(model.identity) for role, model in models.items()},
+        "versions": {
+            "python": platform.python_version(),
+            **{package: metadata.version(package) for package in _PACKAGES},
+        },
+    }
+
+
+def choose_format(name: str, model: Model) -> Format:
+    """Load the format of a step; ``auto`` goes by whether the model has a chat template."""
+    chosen = name
+    if name == "auto":
+        chosen = "rlt-shots" if model.template.source == "plain" else "rlt"
+    if model.template.source == "plain":
+        logger.info(
+            "%s has no chat template; rlt-data's plain one is used, with the format %s", model.checkpoint.name, chosen
+        )
+    elif model.template.merges_system:
+        logger.info("%s takes no system text; it goes to the head of the question", model.checkpoint.name)
+    return load_format(chosen)
+
+
+def recorded_format(run: Run, step: str) -> Format | None:
+    """Return the format that run.json keeps for a step."""
+    content = run.step(step).get("format")
+    return parse_settings(Format, content, where=str(run.path / "run.json")) if content else None
+
+
+def default_run(input: str, model: str) -> Path:
+    """Name a run folder after its input and its model."""
+    stem = Path(input).name.split(".")[0] or "input"
+    parts = [re.sub(r"[^\w.-]+", "-", part).strip("-") for part in (stem, Path(model).name.removesuffix(".gguf"))]
+    return Path("runs") / "-".join(parts)
+
+
+@contextmanager
+def run_log(run: Run) -> Iterator[None]:
+    """Write what the library logs into the run's run.log, with the time."""
+    with disk_errors(run.path):
+        handler = logging.FileHandler(run.path / "run.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()

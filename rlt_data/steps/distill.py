@@ -1,0 +1,289 @@
+"""Choose traces and write them as the data set a student is trained on: ranks in, rows in the student's format out.
+
+    DIR/data/train-00000.parquet ...   what datasets.load_dataset(DIR) reads
+    DIR/train.jsonl                    the same rows
+    DIR/distill.json, DIR/README.md    how it was made
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rlt_data.errors import RunFolderError, SettingsError
+from rlt_data.formats import Format, Views, encode
+from rlt_data.formats.views import read_completion, student_message
+from rlt_data.progress import SILENT, Progress
+from rlt_data.provenance import recorded_format
+from rlt_data.steps.rank import PARTS_AT_A_TIME
+from rlt_data.settings import DistillSettings, ModelSettings
+from rlt_data.steps.shapes import SHAPES, dataset_card, schema_of
+from rlt_data.store import Run, content_hash, disk_errors
+
+logger = logging.getLogger(__name__)
+
+_ROWS_PER_FILE = 100_000
+
+
+@dataclass
+class DistillSummary:
+    """What a data set was made of.
+
+    Attributes:
+        out: the folder.
+        rows: rows of the data set.
+        questions: questions that gave at least one.
+        malformed: chosen traces that were left out because they were unclosed, empty, truncated or held a tag.
+        too_long: traces that were passed over because they have more than ``max_tokens`` tokens.
+        fallbacks: questions whose first choice did not fit and another trace was taken.
+        without_row: questions that gave no row.
+        mean_thought_tokens: mean length of the explanations.
+        seconds: time spent.
+    """
+
+    out: Path
+    rows: int = 0
+    questions: int = 0
+    malformed: int = 0
+    too_long: int = 0
+    fallbacks: int = 0
+    without_row: int = 0
+    mean_thought_tokens: float = 0.0
+    seconds: float = 0.0
+
+
+def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSummary:
+    """Write a distillation data set from a ranked run; the library side of ``rlt-data distill``.
+
+    Raises:
+        RunFolderError: there are no ranks, or the folder of the data set holds something else.
+        SettingsError: nothing was selected, or ``max_tokens`` came without ``tokenizer``.
+        ModelError: the tokenizer's chat template would change the rows.
+    """
+    began = time.monotonic()
+    run = Run.existing(settings.input)
+    if not run.parts("ranks"):
+        raise RunFolderError(f"{run.path}: there are no ranks; run rlt-data rank first")
+    format = recorded_format(run, "score")
+    if format is None:
+        raise RunFolderError(f"{run.path}: run.json does not say in which format the traces were scored")
+    out = Path(settings.out) if settings.out else run.path / "dataset"
+    if out.exists() and not (out / "distill.json").is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise RunFolderError(f"{out}: is there already and is not a distilled data set; choose another --out")
+    summary = DistillSummary(out)
+    selection = _Selection(run, settings, format, summary)
+    chosen = selection.chosen()
+    if settings.limit:
+        chosen = iter(_limited(chosen, settings.limit, settings.seed))
+    temporary = out.parent / f".{out.name}.tmp"
+    with disk_errors(out):
+        shutil.rmtree(temporary, ignore_errors=True)
+        (temporary / "data").mkdir(parents=True)
+        try:
+            progress.start("distill", len(run.parts("ranks")))
+            _write(temporary, selection, chosen, progress)
+            progress.finish()
+            if not summary.rows:
+                raise SettingsError(f"--select {settings.select}: no trace of {run.path} can be taken ({_why(summary)})")
+            summary.seconds = time.monotonic() - began
+            _describe(temporary, run, settings, format, summary)
+            if out.exists():
+                shutil.rmtree(out)
+            temporary.rename(out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return summary
+
+
+class _Selection:
+    """Chooses traces part by part, and makes rows of them."""
+
+    def __init__(self, run: Run, settings: DistillSettings, format: Format, summary: DistillSummary) -> None:
+        self._run = run
+        self._settings = settings
+        self.format = format
+        self.summary = summary
+        self.kind, _, number = settings.select.partition(":")
+        self._number = int(number or 0)
+        self._quota = {"best": 1, "random": 1, "rank": 1, "top": self._number}.get(self.kind, math.inf)
+        self._lengths = None
+        if settings.max_tokens and not settings.tokenizer:
+            raise SettingsError("--max-tokens: needs --tokenizer, the student's checkpoint, to count tokens with")
+        if settings.tokenizer:
+            self._lengths = _Lengths(settings.tokenizer, format)
+
+    def chosen(self) -> Iterator[pl.DataFrame]:
+        """Yield the chosen traces of a few parts at a time: part, question_id, trace_id, rank, value, lengths."""
+        parts = self._run.parts("ranks")
+        for start in range(0, len(parts), PARTS_AT_A_TIME):
+            frames = []
+            for part in parts[start : start + PARTS_AT_A_TIME]:
+                frame = pl.DataFrame(self._run.read("ranks", part)).with_columns(pl.lit(part).alias("part"))
+                frames.append(frame.with_columns(pl.col("question_id").rle_id().alias("place")))
+            yield self._choose(pl.concat(frames))
+
+    def _choose(self, ranks: pl.DataFrame) -> pl.DataFrame:
+        questions = ranks["question_id"].n_unique()
+        wanted = ranks.sort("part", "place", "rank")
+        if self.kind in ("rank", "bucket"):
+            wanted = wanted.filter(pl.col(self.kind) == self._number)
+        accepted = pl.col("flaw").is_null()
+        if self._settings.include_truncated:
+            accepted = accepted | (pl.col("flaw") == "truncated")
+        able = wanted.filter(accepted.fill_null(False))
+        if self._quota is math.inf or self.kind == "rank":
+            self.summary.malformed += len(wanted) - len(able)
+        if self.kind == "random":
+            order = [content_hash(self._settings.seed, key) for key in able["trace_id"]]
+            able = able.with_columns(pl.Series("order", order, pl.String)).sort("part", "place", "order").drop("order")
+        chosen = self._fitting(able) if self._settings.max_tokens else self._first(able)
+        self.summary.without_row += questions - chosen["question_id"].n_unique()
+        return chosen
+
+    def _first(self, able: pl.DataFrame) -> pl.DataFrame:
+        if self._quota is math.inf:
+            return able
+        return able.filter(pl.int_range(pl.len()).over("part", "place") < int(self._quota))
+
+    def _fitting(self, able: pl.DataFrame) -> pl.DataFrame:
+        """Take the first traces of each question that are short enough."""
+        taken: list[pl.DataFrame] = []
+        counts: dict[str, int] = {}
+        passed: set[str] = set()
+        able = able.with_columns(pl.int_range(pl.len()).over("part", "place").alias("turn"))
+        for turn in range(int(able["turn"].max() or 0) + 1 if len(able) else 0):
+            now = able.filter(pl.col("turn") == turn)
+            if self._quota is not math.inf:
+                full = [key for key, count in counts.items() if count >= self._quota]
+                now = now.filter(~pl.col("question_id").is_in(full))
+            if now.is_empty():
+                continue
+            assert self._lengths is not None
+            lengths = pl.Series("tokens", self._lengths.of(list(self.rows(now))), pl.Int64)
+            fits = lengths <= int(self._settings.max_tokens or 0)
+            self.summary.too_long += int((~fits).sum())
+            for key in now.filter(fits)["question_id"]:
+                counts[key] = counts.get(key, 0) + 1
+                self.summary.fallbacks += key in passed and self.kind in ("best", "top", "random")
+                passed.discard(key)
+            passed.update(now.filter(~fits)["question_id"])
+            taken.append(now.filter(fits))
+        return pl.concat(taken).drop("turn").sort("part", "place", "rank") if taken else able.drop("turn").clear()
+
+    def rows(self, chosen: pl.DataFrame) -> Iterator[dict[str, Any]]:
+        """Make the contents of chosen traces, in their order."""
+        for (part,), frame in chosen.partition_by("part", as_dict=True, maintain_order=True).items():
+            columns = ["trace_id", "completion"]
+            traces = pl.DataFrame(self._run.read("traces", int(part), columns)).join(
+                frame.select("trace_id"), on="trace_id", how="semi"
+            )
+            questions = pl.DataFrame(self._run.read("questions", int(part)))
+            joined = frame.select(
+                "trace_id", "question_id", "source_id", "rank", "value", "thought_tokens"
+            ).join(traces, on="trace_id", how="left", maintain_order="left")
+            joined = joined.join(questions.drop("source_id"), on="question_id", how="left", maintain_order="left")
+            for row in joined.iter_rows(named=True):
+                yield row | {"thought": self._thought(row)}
+
+    def _thought(self, row: dict[str, Any]) -> str:
+        return self.format.padding + read_completion(self.format, row["completion"]).text
+
+
+class _Lengths:
+    """Counts the tokens of a row as the student is trained on it."""
+
+    def __init__(self, name: str, format: Format) -> None:
+        # Here, because it imports torch, which distilling without --tokenizer does not need.
+        from rlt_data.engines import find_checkpoint, open_tokenizer
+
+        settings = ModelSettings()
+        self._tokenizer, template = open_tokenizer(find_checkpoint(name, tokenizer_only=True), settings)
+        self._views = Views(format.model_copy(update={"shots": ()}), template)
+        self._views.check()
+
+    def of(self, rows: list[dict[str, Any]]) -> list[int]:
+        """Return the number of tokens of each row, chat template included."""
+        texts = [self._views.student(row["question"], row["solution"], row["thought"]).text for row in rows]
+        return [len(encoding) for encoding in encode(self._tokenizer, texts)]
+
+
+def _limited(chosen: Iterator[pl.DataFrame], limit: int, seed: int) -> Iterator[pl.DataFrame]:
+    """Keep the rows of the questions whose hash with the seed is smallest: a draw that no order or part size changes."""
+    kept: pl.DataFrame | None = None
+    for frame in chosen:
+        draws = {
+            key: hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=8).hexdigest()
+            for key in frame["question_id"].unique()
+        }
+        frame = frame.with_columns(pl.col("question_id").replace_strict(draws, return_dtype=pl.String).alias("draw"))
+        kept = frame if kept is None else pl.concat([kept, frame])
+        kept = kept.sort("draw", "rank").head(limit)
+    if kept is not None:
+        yield kept.drop("draw").sort("part", "place", "rank")
+
+
+def _write(folder: Path, selection: _Selection, chosen: Iterator[pl.DataFrame], progress: Progress) -> None:
+    """Write the rows as Parquet files and one JSONL file."""
+    summary, settings = selection.summary, selection._settings
+    to_shape, schema = SHAPES[settings.shape], schema_of(settings.shape)
+    tokens = files = 0
+    writer: pq.ParquetWriter | None = None
+    in_file = _ROWS_PER_FILE
+    with (folder / "train.jsonl").open("w", encoding="utf-8") as lines:
+        for frame in chosen:
+            rows = []
+            for row in selection.rows(frame):
+                message = student_message(selection.format, row["solution"], row["thought"])
+                shaped = to_shape(selection.format.student_system, row["question"], message)
+                shaped |= {name: row[name] for name in schema.names if name in row}
+                rows.append(shaped | {"reward": row["value"]})
+                tokens += row["thought_tokens"]
+            for line in rows:
+                lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+            if in_file + len(rows) > _ROWS_PER_FILE and rows:
+                if writer:
+                    writer.close()
+                writer = pq.ParquetWriter(folder / "data" / f"train-{files:05d}.parquet", schema, compression="zstd")
+                files, in_file = files + 1, 0
+            if writer and rows:
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+            in_file += len(rows)
+            summary.rows += len(rows)
+            summary.questions += frame["question_id"].n_unique()
+            progress.advance(frame["part"].n_unique())
+    if writer:
+        writer.close()
+    summary.mean_thought_tokens = tokens / summary.rows if summary.rows else 0.0
+
+
+def _describe(folder: Path, run: Run, settings: DistillSettings, format: Format, summary: DistillSummary) -> None:
+    steps = run.info.get("steps", {})
+    made = {
+        "settings": settings.model_dump(mode="json", by_alias=True),
+        "format": format.model_dump(mode="json"),
+        "counts": {key: value for key, value in asdict(summary).items() if key not in ("out", "seconds")},
+        "steps": {name: {k: v for k, v in step.items() if k != "format"} for name, step in steps.items()},
+    }
+    (folder / "distill.json").write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(dataset_card(settings, summary.rows), encoding="utf-8")
+
+
+def _why(summary: DistillSummary) -> str:
+    reasons = [f"{summary.without_row} questions have no trace that fits the selection"]
+    if summary.malformed:
+        reasons.append(f"{summary.malformed} traces are not well-formed")
+    if summary.too_long:
+        reasons.append(f"{summary.too_long} are too long")
+    return ", ".join(reasons)

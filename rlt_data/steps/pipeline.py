@@ -1,0 +1,66 @@
+"""The whole way from one YAML file: every flag is a key of its command's section, and an unknown key is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlt_data.errors import InputError
+from rlt_data.progress import SILENT, Progress
+from rlt_data.settings import PipelineSettings, Settings, parse_settings
+
+
+def load_pipeline(path: str | Path) -> PipelineSettings:
+    """Read a pipeline; sections get the run folder as their ``in`` and ``out`` where they name none.
+
+    Raises:
+        InputError: the file is not there, or not YAML.
+        SettingsError: a key is unknown, missing or wrong.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: a pipeline is a YAML mapping with the keys out, generate, score, rank and distill")
+    run = content.get("out")
+    for name in ("generate", "score", "rank", "distill"):
+        if name not in content:
+            continue
+        section = {} if content[name] is None else content[name]
+        if isinstance(section, dict) and run is not None:
+            defaults = {"in": run} if name != "generate" else {}
+            defaults |= {"out": run} if name in ("generate", "score") else {}
+            section = defaults | section
+        content[name] = section
+    return parse_settings(PipelineSettings, content, where=str(path))
+
+
+def run_pipeline(
+    settings: PipelineSettings, progress: Progress = SILENT
+) -> Iterator[tuple[str, Settings, Any]]:
+    """Run the steps that a pipeline has, and yield each one's name, settings and summary.
+
+    A step that is complete adds nothing and costs little, so a pipeline that was interrupted is run again.
+    """
+    if settings.generate:
+        from rlt_data.steps.generate import generate
+
+        yield "generate", settings.generate, generate(settings.generate, progress)
+    if settings.score:
+        from rlt_data.steps.score import score
+
+        yield "score", settings.score, score(settings.score, progress)
+    if settings.rank:
+        from rlt_data.steps.rank import rank
+
+        yield "rank", settings.rank, rank(settings.rank, progress)
+    if settings.distill:
+        from rlt_data.steps.distill import distill
+
+        yield "distill", settings.distill, distill(settings.distill, progress)

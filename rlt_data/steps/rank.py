@@ -1,0 +1,178 @@
+"""Rank traces within their question and sort them into buckets: scores in, ranks out.
+
+Order within a question: well-formed traces (closed, not truncated, not empty, no stray tag) before all others; then
+those with a finite value before NaN and missing ones; then the larger value; equal values by fewer explanation
+tokens, then by trace id. So ranks are 1, 2, 3, ... without gaps, and the same whatever the order of rows.
+
+With ``ranks`` a trace's bucket is its rank. With N quantiles, the values of all well-formed traces of the data set
+are cut into N equal shares and bucket 1 holds the largest; equal values share a bucket, and traces that are not
+well-formed, or have no finite value, have none.
+
+Parts hold whole questions, so ranking needs a few parts in memory at a time, whatever the size of the data set.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from rlt_data.errors import RunFolderError, SettingsError
+from rlt_data.progress import SILENT, Progress
+from rlt_data.settings import RankSettings
+from rlt_data.store import Run
+from rlt_data.tables import RANKS, SCORES
+
+logger = logging.getLogger(__name__)
+
+#: Parts that are ranked together.
+PARTS_AT_A_TIME = 64
+
+#: Flaws by their column of scores; the first that holds is the one that is named.
+_FLAWS = {"empty": "empty", "holds tag": "holds_tag", "truncated": "truncated"}
+
+
+@dataclass(frozen=True)
+class RankSummary:
+    """What ranking gave.
+
+    Attributes:
+        run: the run folder.
+        rows: ranked traces.
+        questions: questions they belong to.
+        table: one row per bucket: bucket (null for none), rows, mean_value, mean_thought_tokens, well_formed (share).
+        seconds: time spent.
+    """
+
+    run: Path
+    rows: int
+    questions: int
+    table: pl.DataFrame
+    seconds: float
+
+
+def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
+    """Rank the scored traces of a run; the library side of ``rlt-data rank``.
+
+    An earlier ranking of the run is replaced.
+
+    Raises:
+        RunFolderError: there are no scores, or they were made by more than one kind of settings.
+        SettingsError: no trace has a value to rank by.
+    """
+    run = Run.existing(settings.input)
+    began = time.monotonic()
+    parts = run.parts("scores")
+    if not parts:
+        raise RunFolderError(f"{run.path}: there are no scores to rank; run rlt-data score first")
+    with run.locked():
+        edges = None if settings.buckets == "ranks" else _edges(run, parts, settings)
+        rows = questions = 0
+        sums: list[pl.DataFrame] = []
+        makers: set[str] = set()
+        progress.start("rank", len(parts))
+        with run.replacing("ranks") as write:
+            for chunk in _chunks(parts):
+                ranked = _ranked(_scores(run, chunk, settings), edges)
+                makers.update(ranked["scored_by"].unique())
+                if len(makers) > 1:
+                    raise RunFolderError(
+                        f"{run.path}: its scores were made by {len(makers)} kinds of settings (students, temperatures "
+                        "or reward settings), which do not compare; score into separate run folders"
+                    )
+                for (part,), frame in ranked.partition_by("part", as_dict=True, maintain_order=True).items():
+                    write(int(part), frame.select(RANKS.names).to_arrow().cast(RANKS))
+                rows += len(ranked)
+                questions += ranked["question_id"].n_unique()
+                sums.append(_sums(ranked))
+                progress.advance(len(chunk))
+            table = _summary(sums)
+            if table["mean_value"].is_null().all():
+                raise SettingsError(
+                    f"--by: no trace has a {settings.by}"
+                    + ("; scored without a teacher, rank with --by reward_without_entropy" if settings.by == "reward" else "")
+                )
+        progress.finish()
+        run.record(
+            "rank",
+            {"settings": settings.model_dump(mode="json", by_alias=True), "rows": rows, "questions": questions},
+        )
+    logger.info("rank: %d traces of %d questions", rows, questions)
+    return RankSummary(run.path, rows, questions, table, time.monotonic() - began)
+
+
+def _chunks(parts: list[int]) -> Iterator[list[int]]:
+    for start in range(0, len(parts), PARTS_AT_A_TIME):
+        yield parts[start : start + PARTS_AT_A_TIME]
+
+
+def _scores(run: Run, parts: list[int], settings: RankSettings) -> pl.DataFrame:
+    """Read scores, in order, with the number of their part and the value to rank by (null where it is not finite)."""
+    columns = [name for name in RANKS.names if name in SCORES.names]
+    frames = []
+    for part in parts:
+        frame = pl.DataFrame(run.read("scores", part, [*columns, *_FLAWS.values(), "well_formed", settings.by]))
+        frames.append(frame.with_columns(pl.lit(part).alias("part")))
+    value = pl.col(settings.by)
+    first_flaw = pl.coalesce(pl.when(column).then(pl.lit(flaw)) for flaw, column in _FLAWS.items())
+    return pl.concat(frames).with_columns(
+        pl.when(value.is_finite()).then(value).alias("value"),
+        pl.when(~pl.col("well_formed")).then(pl.coalesce(first_flaw, pl.lit("unclosed"))).alias("flaw"),
+    )
+
+
+def _ranked(scores: pl.DataFrame, edges: list[float] | None) -> pl.DataFrame:
+    question = pl.col("question_id")
+    ranked = (
+        scores.with_columns(question.rle_id().alias("place"))
+        .sort(
+            ["place", "well_formed", "value", "thought_tokens", "trace_id"],
+            descending=[False, True, True, False, False],
+            nulls_last=True,
+        )
+        .with_columns(
+            pl.int_range(1, pl.len() + 1).over("place").cast(pl.Int32).alias("rank"),
+            pl.len().over("place").cast(pl.Int32).alias("traces"),
+        )
+    )
+    bucket = pl.col("rank")
+    if edges is not None:
+        above = sum((pl.col("value") < edge).cast(pl.Int32) for edge in edges)
+        bucket = pl.when(pl.col("well_formed") & pl.col("value").is_not_null()).then(pl.lit(1, pl.Int32) + above)
+    return ranked.with_columns(bucket.alias("bucket"))
+
+
+def _edges(run: Run, parts: list[int], settings: RankSettings) -> list[float]:
+    """Return the values between the quantiles, ascending."""
+    number = int(settings.buckets)
+    frames = [_scores(run, chunk, settings).filter("well_formed")["value"].drop_nulls() for chunk in _chunks(parts)]
+    values = pl.concat(frames)
+    if values.is_empty():
+        return []
+    return [float(values.quantile(i / number, "linear") or 0.0) for i in range(1, number)]
+
+
+def _sums(ranked: pl.DataFrame) -> pl.DataFrame:
+    return ranked.group_by("bucket").agg(
+        pl.len().alias("rows"),
+        pl.col("value").sum().alias("value"),
+        pl.col("value").count().alias("values"),
+        pl.col("thought_tokens").cast(pl.Int64).sum(),
+        pl.col("well_formed").sum().cast(pl.Int64),
+    )
+
+
+def _summary(sums: list[pl.DataFrame]) -> pl.DataFrame:
+    total = pl.concat(sums).group_by("bucket").sum()
+    value = pl.when(pl.col("values") > 0).then(pl.col("value") / pl.col("values"))
+    return total.select(
+        "bucket",
+        "rows",
+        value.alias("mean_value"),
+        (pl.col("thought_tokens") / pl.col("rows")).alias("mean_thought_tokens"),
+        (pl.col("well_formed") / pl.col("rows")).alias("well_formed"),
+    ).sort("bucket", nulls_last=True)

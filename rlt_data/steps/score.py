@@ -1,0 +1,528 @@
+"""Score traces with the RLT reward: traces in, one row with every reward term out.
+
+    for each part of 256 questions: read its traces as student (and teacher) see them, grouped by question
+    the student's log-probs of explanation and solution, the teacher's of the explanation (stored, or a second pass)
+    for each trace that has both: the reward of reward.py, appended to the scores
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rlt_data.engines import (
+    Engine,
+    Failure,
+    Model,
+    SequenceLogprobs,
+    SequenceRequest,
+    find_checkpoint,
+    open_model,
+    open_tokenizer,
+)
+from rlt_data.errorlog import ErrorLog
+from rlt_data.errors import RunFolderError, SettingsError
+from rlt_data.formats import Format, Tokenizer, Views, encode, load_format
+from rlt_data.formats.spans import Ints
+from rlt_data.inputs import ingest
+from rlt_data.progress import SILENT, Progress
+from rlt_data.provenance import (
+    StepSummary,
+    choose_format,
+    default_run,
+    recorded_format,
+    run_log,
+    step_entry,
+)
+from rlt_data.steps.readings import StudentReading, TeacherReading, pair, read_as_student, read_sampled, read_written
+from rlt_data.reward import Floats, kl_terms, reward_terms
+from rlt_data.settings import ScoreSettings
+from rlt_data.store import Run, TableWriter, content_hash
+
+logger = logging.getLogger(__name__)
+
+#: Characters of the traces that are tokenised and planned together.
+_BLOCK_CHARACTERS = 2_000_000
+
+
+def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
+    """Score the traces of a run, or of a file; the library side of ``rlt-data score``.
+
+    Continues where an earlier call with the same settings ended. Rows that cannot be scored go to errors.jsonl.
+
+    Raises:
+        RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
+    """
+    source = Run.existing(settings.input) if (Path(settings.input) / "run.json").is_file() else None
+    student = open_model(settings.student, settings)
+    teacher = _open_teacher(settings, student)
+    made_in = recorded_format(source, "generate") if source else None
+    format = _choose_format(settings, made_in, student)
+    Views(format, student.template).check()
+    run = Run(settings.out or (source.path if source else default_run(settings.input, settings.student)))
+    with run.locked():
+        if source is None:
+            ingest(run, settings, format, traces=True)
+        elif source.path.resolve() != run.path.resolve():
+            _adopt(run, source)
+        traces_from = _Teacher(settings, student, teacher, made_in or format, run)
+        depends_on = _dependencies(settings, student, format, traces_from)
+        run.refuse_other_settings("score", depends_on)
+        models = {"student": student} | ({"teacher": teacher} if teacher else {})
+        run.record("score", {"depends_on": depends_on, **step_entry(settings, format, models)})
+        with run_log(run):
+            work = _Work(run, settings, student, Views(format, student.template), traces_from, content_hash(depends_on))
+            summary = work.run_to_end(progress)
+            logger.info("score: %d new scores, %d in all, %d failed", summary.new, summary.rows, summary.failed)
+        run.record("score", {"rows": summary.rows, "failed": summary.failed})
+    return summary
+
+
+def _open_teacher(settings: ScoreSettings, student: Model) -> Model | None:
+    if settings.teacher in (None, "none"):
+        return None
+    teacher = open_model(str(settings.teacher), settings)
+    same = teacher.identity.fingerprint == student.identity.fingerprint
+    return student if same and teacher.template.text == student.template.text else teacher
+
+
+def _choose_format(settings: ScoreSettings, made_in: Format | None, student: Model) -> Format:
+    if made_in is None:
+        return choose_format(settings.format, student)
+    if settings.format == "auto":
+        return made_in
+    format = load_format(settings.format)
+    for part in ("explanation_tags", "padding"):
+        if getattr(format, part) != getattr(made_in, part):
+            raise SettingsError(
+                f"--format: the traces were generated with {part} {getattr(made_in, part)!r}, "
+                f"{format.name} has {getattr(format, part)!r}; take a format with the same, or leave it out"
+            )
+    return format
+
+
+def _adopt(run: Run, source: Run) -> None:
+    """Take questions and traces over from another run, with what is known of how they were made."""
+    for table in ("questions", "traces"):
+        run.adopt(table, source)
+    for step in ("input", "generate"):
+        if entry := source.step(step):
+            run.record(step, entry)
+
+
+def _dependencies(
+    settings: ScoreSettings, student: Model, format: Format, teacher: _Teacher
+) -> dict[str, Any]:
+    """Return everything that a score depends on beside its trace."""
+    return {
+        "student": student.identity.fingerprint,
+        "chat_template": student.identity.chat_template,
+        "dtype": student.identity.dtype,
+        "format": format.hash,
+        "teacher": teacher.fingerprint,
+        "temperature": settings.temperature,
+        "lambda": settings.lambda_,
+        "alpha": settings.alpha,
+        "kl": settings.kl,
+        "per_token": settings.per_token,
+    }
+
+
+class _Teacher:
+    """Where the teacher's log-probs come from: the traces, a second pass, or nowhere.
+
+    Args:
+        settings: the step's settings.
+        student: the student, for its tokenizer.
+        model: the teacher's model, if one was named.
+        format: the format the traces were made in.
+        run: the run that holds the traces.
+
+    Raises:
+        SettingsError: some traces lack usable log-probs and no teacher was named.
+    """
+
+    def __init__(
+        self, settings: ScoreSettings, student: Model, model: Model | None, format: Format, run: Run
+    ) -> None:
+        self.wanted = settings.teacher != "none"
+        self.model = model
+        self.format = format
+        self.views = Views(format, model.template) if model else None
+        self._settings = settings
+        self._student = student
+        self._made_by = run.step("generate").get("models", {}).get("teacher", {})
+        self._tokenizer: Tokenizer | None = None
+        self.fingerprint = "none"
+        if self.wanted:
+            self.fingerprint = self._check(run)
+
+    def _check(self, run: Run) -> str:
+        """Find out whose log-probs will be used, and refuse if some will be missing."""
+        traces = lacking = 0
+        makers = set()
+        for part in run.parts("traces"):
+            columns = ["logprob_temperature", "teacher"]
+            for row in run.read("traces", part, columns).to_pylist():
+                traces += 1
+                lacking += not self.stored(row)
+                makers.add(row["teacher"])
+        if not traces:
+            raise RunFolderError(f"{run.path}: there are no traces to score")
+        if self.model:
+            return self.model.identity.fingerprint
+        if self._settings.kl == "full":
+            raise SettingsError("--kl full: compares whole distributions, so it needs the teacher's checkpoint (--teacher)")
+        if lacking:
+            raise SettingsError(
+                f"--teacher: {lacking} of {traces} traces have no teacher log-probs at temperature "
+                f"{self._settings.temperature}; name the teacher's checkpoint, or 'none' to score without the teacher's "
+                "term (and rank with --by reward_without_entropy)"
+            )
+        return "+".join(sorted(makers))
+
+    def stored(self, trace: dict[str, Any]) -> bool:
+        """Whether the log-probs that came with a trace can be used."""
+        if self._settings.teacher_logprobs == "compute" or self._settings.kl == "full":
+            return False
+        usable = trace["teacher"] is not None and trace["logprob_temperature"] == self._settings.temperature
+        if usable and self.model:
+            usable = trace["teacher"] == self.model.identity.fingerprint
+        if not usable and self.model and self._settings.teacher_logprobs == "trace":
+            return False
+        return bool(usable)
+
+    @property
+    def same_tokenizer(self) -> bool:
+        """Whether teacher and student speak the same tokens."""
+        theirs = self.model.identity.tokenizer if self.model else self._made_by.get("tokenizer")
+        return bool(theirs == self._student.identity.tokenizer)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The teacher's tokenizer."""
+        if self.model:
+            return self.model.tokenizer
+        if self.same_tokenizer:
+            return self._student.tokenizer
+        if self._tokenizer is None:
+            checkpoint = find_checkpoint(self._made_by["name"], tokenizer_only=True)
+            self._tokenizer, _ = open_tokenizer(checkpoint, self._settings)
+        return self._tokenizer
+
+    def read(self, traces: Sequence[dict[str, Any]], problems: Sequence[tuple[str, str]]) -> list[TeacherReading]:
+        """Read traces as the teacher sees them."""
+        if self.model is None or self.views is None:
+            return [read_sampled(trace, None) for trace in traces]
+        prompts = {problem: self.views.teacher_prompt(*problem) for problem in dict.fromkeys(problems)}
+        encoded = dict(zip(prompts, encode(self.model.tokenizer, list(prompts.values())), strict=True))
+        readings = []
+        for trace, problem in zip(traces, problems, strict=True):
+            own = trace["teacher"] == self.model.identity.fingerprint
+            if self.stored(trace):
+                readings.append(read_sampled(trace, None))
+            elif own and trace["token_ids"] is not None:
+                readings.append(read_sampled(trace, encoded[problem]))
+            else:
+                completion = trace["completion"]
+                readings.append(read_written(self.model.tokenizer, self.format, prompts[problem], completion))
+        return readings
+
+
+@dataclass
+class _Item:
+    """A trace on its way to a score."""
+
+    trace: dict[str, Any]
+    owed: bool
+    student: StudentReading
+    teacher: TeacherReading | None
+    pairs: tuple[Ints, Ints] | None
+    student_logprobs: Floats | None = None
+    teacher_logprobs: Floats | None = None  # of the teacher's explanation tokens
+    full_kl: Floats | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self.student_logprobs is not None and (
+            self.teacher is None or self.student.empty or self.teacher_logprobs is not None or self.full_kl is not None
+        )
+
+
+@dataclass
+class _Work:
+    run: Run
+    settings: ScoreSettings
+    student: Model
+    views: Views
+    teacher: _Teacher
+    scored_by: str
+    items: dict[str, _Item] = field(default_factory=dict)
+
+    def run_to_end(self, progress: Progress) -> StepSummary:
+        errors = ErrorLog(self.run, "score", retry=self.settings.retry_errors)
+        before = self.run.count("scores")
+        new = tokens = 0
+        self.student.engine  # noqa: B018 - loads the weights, so that they are not timed
+        if self.teacher.model:
+            self.teacher.model.engine  # noqa: B018
+        began = time.monotonic()
+        progress.start("score", self.run.count("traces"), before)
+        try:
+            with TableWriter(self.run, "scores") as writer:
+                for part in self.run.parts("traces"):
+                    for item in self._scored(part, errors):
+                        writer.append(part, self._row(item))
+                        errors.resolve(item.trace["trace_id"])
+                        new, tokens = new + 1, tokens + len(item.student.wanted)
+                        progress.advance(1, len(item.student.wanted))
+                    writer.compact(part)
+        finally:
+            errors.close()
+            progress.finish()
+        self.run.compact_all("scores")
+        return StepSummary(self.run.path, before + new, new, len(errors), tokens, time.monotonic() - began)
+
+    def _scored(self, part: int, errors: ErrorLog) -> Iterator[_Item]:
+        """Yield the owed traces of a part as they get their log-probs."""
+        made = self.run.keys("scores", part)
+        questions = {row["question_id"]: row for row in self.run.read("questions", part).to_pylist()}
+        for block in _blocks(self.run.read("traces", part)):
+            keys = block["trace_id"].to_pylist()
+            if not any(self._is_owed(key, made, errors) for key in keys):
+                continue
+            groups = self._groups(block.to_pylist(), questions, made, errors)
+            self.items = {item.trace["trace_id"]: item for group in groups for item in group}
+            for result in self._results(groups):
+                item = self.items.get(result.key)
+                if item is None:
+                    continue  # the other model failed on it
+                if isinstance(result, Failure):
+                    del self.items[result.key]
+                    errors.add(result.key, result.reason, item.trace["source_id"])
+                elif item.complete:
+                    del self.items[result.key]
+                    yield item
+
+    def _groups(
+        self, rows: list[dict[str, Any]], questions: dict[str, dict[str, Any]], made: set[str], errors: ErrorLog
+    ) -> list[list[_Item]]:
+        """Read traces, grouped by question, longest first."""
+        traces, problems = [], []
+        for trace in rows:
+            question = questions[trace["question_id"]]
+            problem = question["question"], question["solution"]
+            if reason := self.views.format.problem_with(*problem):
+                self._fail(trace, reason, made, errors)
+            else:
+                traces.append(trace)
+                problems.append(problem)
+        readings = read_as_student(
+            self.student.tokenizer, self.views, problems, [trace["completion"] for trace in traces]
+        )
+        taught: Sequence[TeacherReading | None] = [None] * len(traces)
+        if self.teacher.wanted:
+            taught = self.teacher.read(traces, problems)
+        items = []
+        for trace, reading, teacher in zip(traces, readings, taught, strict=True):
+            if reason := self._problem(reading, teacher):
+                self._fail(trace, reason, made, errors)
+            else:
+                items.append(self._item(trace, reading, teacher, made, errors))
+        groups = [list(group) for _, group in groupby(items, key=lambda item: item.trace["question_id"])]
+        return sorted(groups, key=lambda group: -max(len(item.student.encoding) for item in group))
+
+    def _item(
+        self,
+        trace: dict[str, Any],
+        reading: StudentReading,
+        teacher: TeacherReading | None,
+        made: set[str],
+        errors: ErrorLog,
+    ) -> _Item:
+        owed = self._is_owed(trace["trace_id"], made, errors)
+        item = _Item(trace, owed, reading, teacher, None)
+        if teacher and not reading.empty:
+            same = self.teacher.same_tokenizer
+            item.pairs = pair(reading, teacher, self.teacher.tokenizer, self.teacher.format, same_tokenizer=same)
+            if teacher.ids is None:
+                item.teacher_logprobs = np.asarray([*trace["prefill_logprobs"], *trace["logprobs"]], np.float32)
+            elif not len(_compared(item)):
+                item.full_kl = item.teacher_logprobs = np.zeros(0, np.float32)
+        return item
+
+    def _problem(self, reading: StudentReading, teacher: TeacherReading | None) -> str | None:
+        if not len(reading.solution):
+            return "the solution has no token of its own between its tags"
+        texts = [("student's", len(reading.encoding), self.student.engine)]
+        if teacher and teacher.ids is not None and self.teacher.model:
+            texts.append(("teacher's", len(teacher.ids), self.teacher.model.engine))
+        for whose, length, engine in texts:
+            if length > engine.context_length:
+                return f"the {whose} text has {length} tokens, the context is {engine.context_length}"
+        return None
+
+    def _fail(self, trace: dict[str, Any], reason: str, made: set[str], errors: ErrorLog) -> None:
+        if self._is_owed(trace["trace_id"], made, errors):
+            errors.add(trace["trace_id"], reason, trace["source_id"])
+
+    def _is_owed(self, trace_id: str, made: set[str], errors: ErrorLog) -> bool:
+        if self.settings.retry_errors:
+            return trace_id not in made and errors.retries(trace_id)
+        return trace_id not in made and not errors.settled(trace_id)
+
+    def _results(self, groups: list[list[_Item]]) -> Iterator[SequenceLogprobs | Failure]:
+        """Run the models side by side, so that a trace is finished soon after it is begun."""
+        temperature = self.settings.temperature
+        student = self.student.engine.logprobs(_student_requests(groups), temperature)
+        streams = [_noting(student, self.items, "student_logprobs")]
+        if self.teacher.model and self.teacher.wanted:
+            engine = self.teacher.model.engine
+            if self.settings.kl == "full":
+                streams.append(_noting(self._full_kl(groups, engine), self.items, "full_kl"))
+            else:
+                computed = engine.logprobs(_teacher_requests(groups), temperature)
+                streams.append(_noting(computed, self.items, "teacher_logprobs"))
+        while streams:
+            for stream in list(streams):
+                result = next(stream, None)
+                if result is None:
+                    streams.remove(stream)
+                else:
+                    yield result
+
+    def _full_kl(self, groups: list[list[_Item]], teacher: Engine) -> Iterator[SequenceLogprobs | Failure]:
+        for group in groups:
+            theirs, ours = [], []
+            for item in group:
+                if item.teacher is None or item.teacher.ids is None or item.pairs is None or not item.owed:
+                    continue
+                key, at = item.trace["trace_id"], _compared(item)
+                theirs.append(SequenceRequest(key, item.teacher.ids, item.teacher.wanted[at[:, 0]]))
+                ours.append(SequenceRequest(key, item.student.encoding.ids, item.student.thought[at[:, 1]]))
+            yield from teacher.full_kl(theirs, self.student.engine, ours, self.settings.temperature)
+
+    def _row(self, item: _Item) -> dict[str, Any]:
+        student, trace = item.student, item.trace
+        assert item.student_logprobs is not None
+        thought, solution = np.split(item.student_logprobs, [len(student.thought)])
+        kl = kl_offsets = None
+        if item.full_kl is not None:
+            kl = item.full_kl
+        elif self.teacher.wanted:
+            kl = np.zeros(0)
+            if item.pairs is not None and item.teacher_logprobs is not None:
+                kl = kl_terms(
+                    _sums(item.teacher_logprobs, item.pairs[0]),
+                    _sums(thought, item.pairs[1]),
+                    "k3" if self.settings.kl == "k3" else "k1",
+                )
+        if item.pairs is not None:
+            compared = _compared(item)[:, 1] if item.full_kl is not None else item.pairs[1][:, 0]
+            kl_offsets = student.thought_offsets[compared, 0]
+        closed, truncated = student.explanation.closed, trace["finish_reason"] == "length"
+        holds_tag = student.explanation.holds_tag is not None
+        terms = reward_terms(
+            solution=solution,
+            thought=thought,
+            kl=kl,
+            closed=closed,
+            lambda_=self.settings.lambda_,
+            alpha=self.settings.alpha,
+        )
+        computed = item.teacher is not None and item.teacher.ids is not None
+        row = {
+            **{column: trace[column] for column in ("trace_id", "question_id", "source_id", "sample_index")},
+            **asdict(terms),
+            "thought_tokens": len(student.thought),
+            "solution_tokens": len(student.solution),
+            "kl_tokens": 0 if kl is None else len(kl),
+            "student_tokens": len(student.encoding),
+            "uncovered_chars": student.uncovered,
+            "finish_reason": trace["finish_reason"],
+            "closed": closed,
+            "truncated": truncated,
+            "empty": student.empty,
+            "holds_tag": holds_tag,
+            "well_formed": closed and not truncated and not student.empty and not holds_tag,
+            "teacher_logprobs": "none" if item.teacher is None else "computed" if computed else "trace",
+            "scored_by": self.scored_by,
+        }
+        if self.settings.per_token:
+            row |= {
+                "solution_logprobs": solution,
+                "solution_offsets": student.solution_offsets[:, 0],
+                "thought_logprobs": thought,
+                "thought_offsets": student.thought_offsets[:, 0],
+                "thought_kl": kl,
+                "kl_offsets": kl_offsets,
+            }
+        return row
+
+
+def _blocks(traces: pa.Table) -> Iterator[pa.Table]:
+    """Cut the traces of a part between questions, so that a block's text fits in memory many times over."""
+    start = size = 0
+    questions = traces["question_id"].to_pylist()
+    for row, length in enumerate(pc.utf8_length(traces["completion"]).to_pylist()):
+        if size > _BLOCK_CHARACTERS and questions[row] != questions[row - 1]:
+            yield traces.slice(start, row - start)
+            start, size = row, 0
+        size += length
+    yield traces.slice(start)
+
+
+def _compared(item: _Item) -> Ints:
+    """Return the pairs of single tokens, teacher's and student's, shape (pairs, 2): where distributions compare."""
+    assert item.pairs is not None
+    theirs, ours = item.pairs
+    single = (theirs[:, 1] - theirs[:, 0] == 1) & (ours[:, 1] - ours[:, 0] == 1)
+    return np.stack([theirs[single, 0], ours[single, 0]], 1)
+
+
+def _student_requests(groups: list[list[_Item]]) -> list[list[SequenceRequest]]:
+    return [
+        [
+            SequenceRequest(item.trace["trace_id"], item.student.encoding.ids, item.student.wanted, item.owed)
+            for item in group
+        ]
+        for group in groups
+    ]
+
+
+def _teacher_requests(groups: list[list[_Item]]) -> list[list[SequenceRequest]]:
+    return [
+        [
+            SequenceRequest(item.trace["trace_id"], item.teacher.ids, item.teacher.wanted, item.owed)
+            for item in group
+            if item.teacher is not None and item.teacher.ids is not None and not item.student.empty
+        ]
+        for group in groups
+    ]
+
+
+def _noting(
+    results: Iterator[SequenceLogprobs | Failure], items: dict[str, _Item], name: str
+) -> Iterator[SequenceLogprobs | Failure]:
+    for result in results:
+        if isinstance(result, SequenceLogprobs) and result.key in items:
+            setattr(items[result.key], name, result.logprobs)
+        yield result
+
+
+def _sums(values: Floats, ranges: Ints) -> Floats:
+    """Sum values over half-open ranges, shape (ranges, 2) to (ranges,)."""
+    running = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    single = ranges[:, 1] - ranges[:, 0] == 1
+    sums = running[ranges[:, 1]] - running[ranges[:, 0]]
+    sums[single] = values[ranges[single, 0]]
+    return sums

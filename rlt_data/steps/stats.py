@@ -1,0 +1,92 @@
+"""The figures of a run, from its tables: one function for every place that shows them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from rlt_data.errorlog import failures
+from rlt_data.store import Run
+
+#: Columns of scores whose distribution is shown.
+TERMS = (
+    "reward",
+    "reward_without_entropy",
+    "r_ss",
+    "r_kl",
+    "penalty",
+    "solution_logprob_mean",
+    "solution_logprob_min",
+    "kl_mean",
+    "kl_max",
+    "thought_tokens",
+    "solution_tokens",
+)
+
+_FLAGS = ("closed", "truncated", "empty", "holds_tag", "well_formed")
+
+
+@dataclass(frozen=True)
+class Stats:
+    """The figures of a run.
+
+    Attributes:
+        run: the run folder.
+        rows: rows by table.
+        finish_reasons: traces by why they ended; "unknown" for imported ones that do not say.
+        completion_tokens: sampled tokens in all.
+        shares: share of the scored traces that are closed, truncated, empty, hold a tag, are well-formed.
+        terms: one row per reward term: term, mean, std, min, q25, median, q75, max (null without values).
+        failed: rows in errors.jsonl by step.
+        steps: what run.json says of each step.
+    """
+
+    run: Path
+    rows: dict[str, int]
+    finish_reasons: dict[str, int]
+    completion_tokens: int
+    shares: dict[str, float]
+    terms: pl.DataFrame
+    failed: dict[str, int]
+    steps: dict[str, Any] = field(repr=False)
+
+
+def stats(run: Run) -> Stats:
+    """Compute the figures of a run."""
+    rows = {table: run.count(table) for table in ("questions", "traces", "scores", "ranks")}
+    reasons: Counter[str] = Counter()
+    tokens = 0
+    for part in run.parts("traces"):
+        traces = pl.DataFrame(run.read("traces", part, ["finish_reason", "completion_tokens"]))
+        reasons.update(traces["finish_reason"].fill_null("unknown").to_list())
+        tokens += int(traces["completion_tokens"].sum() or 0)
+    frames = [pl.DataFrame(run.read("scores", part, [*TERMS, *_FLAGS])) for part in run.parts("scores")]
+    scores = pl.concat(frames) if frames else pl.DataFrame(schema=dict.fromkeys((*TERMS, *_FLAGS), pl.Float64))
+    return Stats(
+        run=run.path,
+        rows=rows,
+        finish_reasons=dict(sorted(reasons.items())),
+        completion_tokens=tokens,
+        shares={flag: float(scores[flag].cast(pl.Float64).mean() or 0.0) for flag in _FLAGS} if frames else {},
+        terms=pl.concat([_distribution(scores, term) for term in TERMS]),
+        failed=dict(Counter(entry["step"] for entry in failures(run))),
+        steps=run.info.get("steps", {}),
+    )
+
+
+def _distribution(scores: pl.DataFrame, term: str) -> pl.DataFrame:
+    values = pl.col(term).cast(pl.Float64)
+    return scores.select(
+        pl.lit(term).alias("term"),
+        values.mean().alias("mean"),
+        values.std().alias("std"),
+        values.min().alias("min"),
+        values.quantile(0.25, "linear").alias("q25"),
+        values.median().alias("median"),
+        values.quantile(0.75, "linear").alias("q75"),
+        values.max().alias("max"),
+    )
