@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -75,7 +75,7 @@ def finish(work: Callable[[], int | None]) -> None:
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     extra = field.json_schema_extra
-    panel = extra.get("panel") if isinstance(extra, dict) else None
+    panel = cast("str | None", extra.get("panel")) if isinstance(extra, dict) else None
     flag = "--" + (field.alias or name).replace("_", "-")
     annotation: Any = field.annotation
     default: Any = field.default

@@ -33,7 +33,9 @@ def print_step(rows: str, summary: StepSummary) -> int:
         f"{summary.tokens:,} tokens in {summary.seconds:.1f} s{rate}"
     )
     if summary.failed:
-        _console.print(f"the reasons are in {escape(str(summary.run / 'errors.jsonl'))}; --retry-errors runs those rows again")
+        _console.print(
+            f"the reasons are in {escape(str(summary.run / 'errors.jsonl'))}; --retry-errors runs those rows again"
+        )
         return SOME_ROWS_FAILED
     return 0
 
@@ -63,7 +65,9 @@ def print_dataset(summary: DistillSummary) -> None:
 
 def print_check(report: CheckReport) -> None:
     """Print what an input holds and what is wrong with it."""
-    _console.print(f"{escape(report.source)}: {report.rows} rows, {report.good} good, read as {report.preset or 'nothing'}")
+    _console.print(
+        f"{escape(report.source)}: {report.rows} rows, {report.good} good, read as {report.preset or 'nothing'}"
+    )
     _console.print(escape("columns: " + ", ".join(report.columns)))
     for name, longest in report.longest.items():
         _console.print(f"{name}: {report.mean[name]:,.0f} characters on average, {longest:,} at most")
@@ -86,7 +90,8 @@ def print_question(question: dict[str, Any], traces: list[dict[str, Any]]) -> No
     _console.print(escape(printable(question["solution"])))
     for trace in traces:
         rank = f"rank {trace['rank']} of {trace['traces']}, " if trace.get("rank") else ""
-        _rule(f"{rank}trace {trace['trace_id'][:12]}, sample {trace['sample_index']}, {trace['finish_reason'] or 'end unknown'}")
+        end = trace["finish_reason"] or "end unknown"
+        _rule(f"{rank}trace {trace['trace_id'][:12]}, sample {trace['sample_index']}, {end}")
         terms = [f"{name} {_figure(trace[name])}" for name in _SHOWN_TERMS if trace.get(name) is not None]
         if terms:
             _console.print(", ".join(terms))

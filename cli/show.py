@@ -19,7 +19,9 @@ def add_to(app: typer.Typer) -> None:
         key: Annotated[
             str | None, typer.Argument(help="Id of a trace or question (its beginning will do), or the input's id.")
         ] = None,
-        ends: Annotated[bool, typer.Option("--ends", help="Only the best and the worst trace of the question.")] = False,
+        ends: Annotated[
+            bool, typer.Option("--ends", help="Only the best and the worst trace of the question.")
+        ] = False,
     ) -> None:
         """Print a question and its traces with their scores, the best first."""
         finish(lambda: _show(run, key, ends))

@@ -18,14 +18,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlt_data.steps.distill import distill
     from rlt_data.formats import Format, load_format
-    from rlt_data.steps.generate import generate
     from rlt_data.inputs import check
-    from rlt_data.steps.pipeline import load_pipeline, run_pipeline
-    from rlt_data.steps.rank import rank
     from rlt_data.reward import kl_terms, reward_terms
-    from rlt_data.steps.score import score
     from rlt_data.settings import (
         CheckSettings,
         DistillSettings,
@@ -34,6 +29,11 @@ if TYPE_CHECKING:
         RankSettings,
         ScoreSettings,
     )
+    from rlt_data.steps.distill import distill
+    from rlt_data.steps.generate import generate
+    from rlt_data.steps.pipeline import load_pipeline, run_pipeline
+    from rlt_data.steps.rank import rank
+    from rlt_data.steps.score import score
     from rlt_data.steps.stats import stats
     from rlt_data.store import Run
 

@@ -27,8 +27,7 @@ INPUT, MODEL, OUTPUT, REWARD, SAMPLING = "Input", "Model", "Output", "Reward", "
 
 
 def _field(default: Any, panel: str | None, help: str, **options: Any) -> Any:
-    extra = {"panel": panel} if panel else None
-    return Field(default, description=help, json_schema_extra=extra, **options)
+    return Field(default, description=help, json_schema_extra={"panel": panel}, **options)
 
 
 class InputSettings(Settings):
@@ -56,7 +55,9 @@ class InputSettings(Settings):
     solution_column: str | None = _field(None, INPUT, "Column with the solution.")
     answer_column: str | None = _field(None, INPUT, "Column with the short final answer, kept for evaluation.")
     explanation_column: str | None = _field(None, INPUT, "Column with an existing trace, without tags.")
-    completion_column: str | None = _field(None, INPUT, "Column with an existing trace as written, closing tag included.")
+    completion_column: str | None = _field(
+        None, INPUT, "Column with an existing trace as written, closing tag included."
+    )
     id_column: str | None = _field(None, INPUT, "Column with the row's id; becomes source_id. Default: id, if there.")
     keep: tuple[str, ...] = _field((), INPUT, "Further column to carry along as metadata; may be repeated.")
     split: str = _field("train", INPUT, "Split of a data set from the Hub or a datasets folder.")
@@ -220,7 +221,7 @@ def _explain(model: type[Settings], problem: Any, flags: bool) -> str:
         known = _keys_at(model, path[:-1])
         near = difflib.get_close_matches(path[-1], known, 1)
         return f"{name}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
-    message = problem["msg"].removeprefix("Value error, ")
+    message = str(problem["msg"]).removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     shown = "" if isinstance(value, (dict, list)) else f" (got {value!r})"
     return (f"{name}: " if name else "") + message + shown

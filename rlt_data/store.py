@@ -125,7 +125,7 @@ class Run:
 
     def record(self, step: str, entry: dict[str, Any]) -> None:
         """Put an entry for a step into run.json; keys that are there and not in the entry stay."""
-        info = {"version": VERSION, "questions_per_part": QUESTIONS_PER_PART, "steps": {}} | self.info
+        info: dict[str, Any] = {"version": VERSION, "questions_per_part": QUESTIONS_PER_PART, "steps": {}} | self.info
         info["steps"][step] = info["steps"].get(step, {}) | entry
         write_file(self.path / "run.json", lambda path: _dump_json(path, info))
 

@@ -184,7 +184,7 @@ def _convert(gguf: Path, folder: Path, name: str) -> None:
         config.pop("quantization_config", None)
         fresh = type(loaded)(type(loaded.config).from_dict(config))
         fresh.load_state_dict(loaded.state_dict())
-        fresh.to(torch.bfloat16).save_pretrained(temporary)
+        fresh.bfloat16().save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         temporary.rename(folder)
     except (OSError, ValueError, RuntimeError, KeyError, NotImplementedError) as error:

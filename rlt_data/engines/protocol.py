@@ -9,8 +9,6 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rlt_data.formats import Tokenizer
-
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 

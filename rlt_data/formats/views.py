@@ -24,7 +24,7 @@ PLAIN = """\
 {%- for message in messages -%}
 {%- if message.role == 'system' -%}{{ message.content + '\n\n' }}
 {%- elif message.role == 'user' -%}{{ '### Question\n\n' + message.content + '\n\n' }}
-{%- else -%}{{ '### Answer\n\n' + message.content }}{%- if loop.last -%}{{ eos_token }}{%- else -%}{{ '\n\n' }}{%- endif -%}
+{%- else -%}{{ '### Answer\n\n' + message.content + (eos_token if loop.last else '\n\n') }}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '### Answer\n\n' }}{%- endif -%}
@@ -188,12 +188,7 @@ class Views:
 
     def _prefill(self, solution: str) -> str:
         format = self.format
-        return (
-            format.solution_tags[0]
-            + format.solution_content(solution)
-            + format.boundary
-            + format.padding
-        )
+        return format.solution_tags[0] + format.solution_content(solution) + format.boundary + format.padding
 
     def _before(self, system: str, shots: Sequence[tuple[str, str]], question: str) -> str:
         messages = [{"role": "system", "content": system}]

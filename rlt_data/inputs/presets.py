@@ -34,7 +34,9 @@ class BadRow(Exception):
 
 
 _TAGGED = [
-    re.compile(r"<\|begin_of_thought\|>(?P<thought>.*?)<\|end_of_thought\|>\s*<\|begin_of_solution\|>(?P<solution>.*)", re.S),
+    re.compile(
+        r"<\|begin_of_thought\|>(?P<thought>.*?)<\|end_of_thought\|>\s*<\|begin_of_solution\|>(?P<solution>.*)", re.S
+    ),
     re.compile(r"<think>(?P<thought>.*?)</think>(?P<solution>.*)", re.S),
 ]
 _SOLUTION_ENDS = ("<|end_of_solution|>", "</answer>")
@@ -137,7 +139,9 @@ class RowReader:
                 raise InputError(f"{source}: no column {column!r} for the {flag}; the columns are {_list(first)}")
         self.preset = settings.preset if settings.preset != "auto" else self._detect(first)
         if self.preset is None:
-            missing = " and ".join(f"--{field}-column" for field in ("question", "solution") if field not in self._named)
+            missing = " and ".join(
+                f"--{field}-column" for field in ("question", "solution") if field not in self._named
+            )
             raise InputError(f"{source}: no preset fits the columns {_list(first)}; name them with {missing}")
 
     def _detect(self, first: Fields) -> str | None:

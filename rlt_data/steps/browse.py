@@ -39,7 +39,9 @@ def find(run: Run, key: str | None = None) -> ShownQuestion:
             chosen = [row for row in shown.traces if row["trace_id"].startswith(key) or row["source_id"] == key]
             if chosen:
                 return ShownQuestion(shown.question, chosen)
-    raise SettingsError(f"{run.path}: no trace or question has the key {key!r}" if key else f"{run.path}: no traces yet")
+    raise SettingsError(
+        f"{run.path}: no trace or question has the key {key!r}" if key else f"{run.path}: no traces yet"
+    )
 
 
 def _questions(run: Run, part: int) -> Iterator[ShownQuestion]:

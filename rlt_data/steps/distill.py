@@ -1,8 +1,8 @@
 """Choose traces and write them as the data set a student is trained on: ranks in, rows in the student's format out.
 
-    DIR/data/train-00000.parquet ...   what datasets.load_dataset(DIR) reads
-    DIR/train.jsonl                    the same rows
-    DIR/distill.json, DIR/README.md    how it was made
+DIR/data/train-00000.parquet ...   what datasets.load_dataset(DIR) reads
+DIR/train.jsonl                    the same rows
+DIR/distill.json, DIR/README.md    how it was made
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,16 @@ from rlt_data.formats import Format, Views, encode
 from rlt_data.formats.views import read_completion, student_message
 from rlt_data.progress import SILENT, Progress
 from rlt_data.provenance import recorded_format
-from rlt_data.steps.rank import PARTS_AT_A_TIME
 from rlt_data.settings import DistillSettings, ModelSettings
+from rlt_data.steps.rank import PARTS_AT_A_TIME
 from rlt_data.steps.shapes import SHAPES, dataset_card, schema_of
 from rlt_data.store import Run, content_hash, disk_errors
 
 logger = logging.getLogger(__name__)
 
 _ROWS_PER_FILE = 100_000
+#: Rows whose texts are in memory together.
+_ROWS_AT_A_TIME = 256
 
 
 @dataclass
@@ -96,7 +99,9 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
             _write(temporary, selection, chosen, progress)
             progress.finish()
             if not summary.rows:
-                raise SettingsError(f"--select {settings.select}: no trace of {run.path} can be taken ({_why(summary)})")
+                raise SettingsError(
+                    f"--select {settings.select}: no trace of {run.path} can be taken ({_why(summary)})"
+                )
             summary.seconds = time.monotonic() - began
             _describe(temporary, run, settings, format, summary)
             if out.exists():
@@ -118,6 +123,7 @@ class _Selection:
         self.kind, _, number = settings.select.partition(":")
         self._number = int(number or 0)
         self._quota = {"best": 1, "random": 1, "rank": 1, "top": self._number}.get(self.kind, math.inf)
+        self.schema = schema_of(settings.shape)
         self._lengths = None
         if settings.max_tokens and not settings.tokenizer:
             raise SettingsError("--max-tokens: needs --tokenizer, the student's checkpoint, to count tokens with")
@@ -163,15 +169,12 @@ class _Selection:
         counts: dict[str, int] = {}
         passed: set[str] = set()
         able = able.with_columns(pl.int_range(pl.len()).over("part", "place").alias("turn"))
-        for turn in range(int(able["turn"].max() or 0) + 1 if len(able) else 0):
-            now = able.filter(pl.col("turn") == turn)
+        for (_,), now in able.partition_by("turn", as_dict=True).items():  # all first traces, all second ones, ...
             if self._quota is not math.inf:
                 full = [key for key, count in counts.items() if count >= self._quota]
                 now = now.filter(~pl.col("question_id").is_in(full))
-            if now.is_empty():
-                continue
             assert self._lengths is not None
-            lengths = pl.Series("tokens", self._lengths.of(list(self.rows(now))), pl.Int64)
+            lengths = pl.Series("tokens", self._lengths.of(self.rows(now)), pl.Int64)
             fits = lengths <= int(self._settings.max_tokens or 0)
             self.summary.too_long += int((~fits).sum())
             for key in now.filter(fits)["question_id"]:
@@ -190,15 +193,27 @@ class _Selection:
                 frame.select("trace_id"), on="trace_id", how="semi"
             )
             questions = pl.DataFrame(self._run.read("questions", int(part)))
-            joined = frame.select(
-                "trace_id", "question_id", "source_id", "rank", "value", "thought_tokens"
-            ).join(traces, on="trace_id", how="left", maintain_order="left")
+            joined = frame.select("trace_id", "question_id", "source_id", "rank", "value", "thought_tokens").join(
+                traces, on="trace_id", how="left", maintain_order="left"
+            )
             joined = joined.join(questions.drop("source_id"), on="question_id", how="left", maintain_order="left")
             for row in joined.iter_rows(named=True):
-                yield row | {"thought": self._thought(row)}
+                thought = self.format.padding + read_completion(self.format, row["completion"]).text
+                yield row | {"thought": thought}
 
-    def _thought(self, row: dict[str, Any]) -> str:
-        return self.format.padding + read_completion(self.format, row["completion"]).text
+    def shaped(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Make a row of the data set of a chosen trace."""
+        message = student_message(self.format, row["solution"], row["thought"])
+        columns = SHAPES[self._settings.shape](self.format.student_system, row["question"], message)
+        return columns | {name: row[name] for name in self.schema.names if name in row} | {"reward": row["value"]}
+
+    def count(self, chosen: pl.DataFrame) -> None:
+        """Count chosen traces that have become rows."""
+        summary, before = self.summary, self.summary.rows
+        summary.rows += len(chosen)
+        summary.questions += chosen["question_id"].n_unique()
+        tokens = summary.mean_thought_tokens * before + float(chosen["thought_tokens"].sum())
+        summary.mean_thought_tokens = tokens / max(summary.rows, 1)
 
 
 class _Lengths:
@@ -213,14 +228,17 @@ class _Lengths:
         self._views = Views(format.model_copy(update={"shots": ()}), template)
         self._views.check()
 
-    def of(self, rows: list[dict[str, Any]]) -> list[int]:
+    def of(self, rows: Iterator[dict[str, Any]]) -> list[int]:
         """Return the number of tokens of each row, chat template included."""
-        texts = [self._views.student(row["question"], row["solution"], row["thought"]).text for row in rows]
-        return [len(encoding) for encoding in encode(self._tokenizer, texts)]
+        lengths: list[int] = []
+        while few := list(islice(rows, _ROWS_AT_A_TIME)):
+            texts = [self._views.student(row["question"], row["solution"], row["thought"]).text for row in few]
+            lengths += [len(encoding) for encoding in encode(self._tokenizer, texts)]
+        return lengths
 
 
 def _limited(chosen: Iterator[pl.DataFrame], limit: int, seed: int) -> Iterator[pl.DataFrame]:
-    """Keep the rows of the questions whose hash with the seed is smallest: a draw that no order or part size changes."""
+    """Keep the rows of the questions of smallest hash with the seed: a draw that no order or part size changes."""
     kept: pl.DataFrame | None = None
     for frame in chosen:
         draws = {
@@ -236,36 +254,42 @@ def _limited(chosen: Iterator[pl.DataFrame], limit: int, seed: int) -> Iterator[
 
 def _write(folder: Path, selection: _Selection, chosen: Iterator[pl.DataFrame], progress: Progress) -> None:
     """Write the rows as Parquet files and one JSONL file."""
-    summary, settings = selection.summary, selection._settings
-    to_shape, schema = SHAPES[settings.shape], schema_of(settings.shape)
-    tokens = files = 0
-    writer: pq.ParquetWriter | None = None
-    in_file = _ROWS_PER_FILE
-    with (folder / "train.jsonl").open("w", encoding="utf-8") as lines:
+    with (folder / "train.jsonl").open("w", encoding="utf-8") as lines, _Files(folder / "data", selection) as files:
         for frame in chosen:
-            rows = []
-            for row in selection.rows(frame):
-                message = student_message(selection.format, row["solution"], row["thought"])
-                shaped = to_shape(selection.format.student_system, row["question"], message)
-                shaped |= {name: row[name] for name in schema.names if name in row}
-                rows.append(shaped | {"reward": row["value"]})
-                tokens += row["thought_tokens"]
-            for line in rows:
-                lines.write(json.dumps(line, ensure_ascii=False) + "\n")
-            if in_file + len(rows) > _ROWS_PER_FILE and rows:
-                if writer:
-                    writer.close()
-                writer = pq.ParquetWriter(folder / "data" / f"train-{files:05d}.parquet", schema, compression="zstd")
-                files, in_file = files + 1, 0
-            if writer and rows:
-                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-            in_file += len(rows)
-            summary.rows += len(rows)
-            summary.questions += frame["question_id"].n_unique()
+            rows = selection.rows(frame)
+            while few := [selection.shaped(row) for row in islice(rows, _ROWS_AT_A_TIME)]:
+                lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in few)
+                files.write(few)
+            selection.count(frame)
             progress.advance(frame["part"].n_unique())
-    if writer:
-        writer.close()
-    summary.mean_thought_tokens = tokens / summary.rows if summary.rows else 0.0
+
+
+class _Files:
+    """Parquet files of a bounded number of rows."""
+
+    def __init__(self, folder: Path, selection: _Selection) -> None:
+        self._folder = folder
+        self._schema = selection.schema
+        self._writer: pq.ParquetWriter | None = None
+        self._files = self._rows = 0
+
+    def __enter__(self) -> _Files:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer:
+            self._writer.close()
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Write rows, in a new file where the current one is full."""
+        if self._writer is None or self._rows >= _ROWS_PER_FILE:
+            if self._writer:
+                self._writer.close()
+            path = self._folder / f"train-{self._files:05d}.parquet"
+            self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+            self._files, self._rows = self._files + 1, 0
+        self._writer.write_table(pa.Table.from_pylist(rows, schema=self._schema))
+        self._rows += len(rows)
 
 
 def _describe(folder: Path, run: Run, settings: DistillSettings, format: Format, summary: DistillSummary) -> None:

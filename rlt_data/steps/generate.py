@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlt_data.engines import Failure, Model, PromptRequest, Sample, SampleRequest, Sampling, open_model
-from rlt_data.formats.spans import Ints
 from rlt_data.errorlog import ErrorLog
 from rlt_data.formats import Format, Views, encode, tokens_inside
+from rlt_data.formats.spans import Ints
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress
 from rlt_data.provenance import StepSummary, choose_format, default_run, run_log, step_entry
@@ -152,9 +152,7 @@ class _Work:
             return
         prompts = [views.teacher_prompt(question["question"], question["solution"]) for question in questions]
         padding = len(views.format.padding)
-        for question, prompt, encoding in zip(
-            questions, prompts, encode(self.model.tokenizer, prompts), strict=True
-        ):
+        for question, prompt, encoding in zip(questions, prompts, encode(self.model.tokenizer, prompts), strict=True):
             key = question["question_id"]
             problem = views.format.problem_with(question["question"], question["solution"])
             if len(encoding) >= self.model.engine.context_length:

@@ -41,9 +41,7 @@ def load_pipeline(path: str | Path) -> PipelineSettings:
     return parse_settings(PipelineSettings, content, where=str(path))
 
 
-def run_pipeline(
-    settings: PipelineSettings, progress: Progress = SILENT
-) -> Iterator[tuple[str, Settings, Any]]:
+def run_pipeline(settings: PipelineSettings, progress: Progress = SILENT) -> Iterator[tuple[str, Settings, Any]]:
     """Run the steps that a pipeline has, and yield each one's name, settings and summary.
 
     A step that is complete adds nothing and costs little, so a pipeline that was interrupted is run again.

@@ -94,7 +94,11 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
             if table["mean_value"].is_null().all():
                 raise SettingsError(
                     f"--by: no trace has a {settings.by}"
-                    + ("; scored without a teacher, rank with --by reward_without_entropy" if settings.by == "reward" else "")
+                    + (
+                        "; scored without a teacher, rank with --by reward_without_entropy"
+                        if settings.by == "reward"
+                        else ""
+                    )
                 )
         progress.finish()
         run.record(

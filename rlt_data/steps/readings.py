@@ -12,6 +12,7 @@ from rlt_data.formats import Encoding, Format, Tokenizer, Views, align, encode, 
 from rlt_data.formats.spans import CONTEXT_TOKENS, Ints, sampled_offsets, uncovered
 from rlt_data.formats.views import Explanation, Rendered, read_completion
 
+
 @dataclass(frozen=True)
 class StudentReading:
     """The student's text of a trace.

@@ -71,7 +71,7 @@ def stats(run: Run) -> Stats:
         rows=rows,
         finish_reasons=dict(sorted(reasons.items())),
         completion_tokens=tokens,
-        shares={flag: float(scores[flag].cast(pl.Float64).mean() or 0.0) for flag in _FLAGS} if frames else {},
+        shares={flag: float(scores[flag].sum()) / len(scores) for flag in _FLAGS} if len(scores) else {},
         terms=pl.concat([_distribution(scores, term) for term in TERMS]),
         failed=dict(Counter(entry["step"] for entry in failures(run))),
         steps=run.info.get("steps", {}),

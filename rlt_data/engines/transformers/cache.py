@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 GROWTH = 256
 
 
-class GrowingLayer(DynamicLayer):
+class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer's keys and values, each of shape (batch, heads, tokens, head size), in a buffer with room at its end.
 
     Transformers' own layer copies everything at each new token. This one also keeps all tokens of sliding-window
@@ -19,7 +20,7 @@ class GrowingLayer(DynamicLayer):
     """
 
     def __init__(self, **_: Any) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
         self._length = 0
 
@@ -42,6 +43,12 @@ class GrowingLayer(DynamicLayer):
             buffer[:, :, self._length : self._length + new] = states
         self._length += new
         self._view()
+        return self.states
+
+    @property
+    def states(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of all tokens."""
+        assert self.keys is not None and self.values is not None
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
@@ -65,10 +72,11 @@ class GrowingLayer(DynamicLayer):
         return layer
 
     @staticmethod
-    def joined(layers: list[GrowingLayer]) -> GrowingLayer:
+    def joined(layers: Sequence[GrowingLayer]) -> GrowingLayer:
         """Return one layer with the batch rows of all, which have the same number of tokens."""
         layer = GrowingLayer()
-        layer.update(torch.cat([each.keys for each in layers]), torch.cat([each.values for each in layers]))
+        keys, values = zip(*(each.states for each in layers), strict=True)
+        layer.update(torch.cat(keys), torch.cat(values))
         return layer
 
     def _grow(self, like: tuple[torch.Tensor, torch.Tensor], needed: int) -> None:
@@ -90,6 +98,8 @@ class GrowingLayer(DynamicLayer):
 class GrowingCache(Cache):
     """The cache of a model: one :class:`GrowingLayer` a layer."""
 
+    layers: list[GrowingLayer]  # type: ignore[assignment]
+
     def __init__(self, layers: list[GrowingLayer] | None = None) -> None:
         if layers is None:
             super().__init__(layer_class_to_replicate=GrowingLayer)
@@ -99,3 +109,9 @@ class GrowingCache(Cache):
     def rows(self, index: torch.Tensor, room: int) -> GrowingCache:
         """Return a cache with copies of the given batch rows (a row may come several times) and room for tokens."""
         return GrowingCache([layer.rows(index, room) for layer in self.layers])
+
+    @staticmethod
+    def joined(caches: Sequence[GrowingCache]) -> GrowingCache:
+        """Return one cache with the batch rows of all, which have the same number of tokens."""
+        layers = zip(*(cache.layers for cache in caches), strict=True)
+        return caches[0] if len(caches) == 1 else GrowingCache([GrowingLayer.joined(each) for each in layers])

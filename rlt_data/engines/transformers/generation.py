@@ -47,9 +47,7 @@ class Generator:
         batch_tokens: prompt tokens computed at a time.
     """
 
-    def __init__(
-        self, model: CausalModel, tokenizer: Tokenizer, *, batch_size: int | None, batch_tokens: int
-    ) -> None:
+    def __init__(self, model: CausalModel, tokenizer: Tokenizer, *, batch_size: int | None, batch_tokens: int) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._batch_size = batch_size
@@ -100,9 +98,9 @@ class Generator:
         except torch.OutOfMemoryError:
             rows = [(request, sample) for request in batch for sample in request.samples if sample.key not in done]
             if len(rows) == 1:
-                request, sample = rows[0]
+                request, last = rows[0]
                 tokens = len(request.ids)
-                yield Failure(sample.key, f"out of memory on {self._model.device} with a prompt of {tokens} tokens")
+                yield Failure(last.key, f"out of memory on {self._model.device} with a prompt of {tokens} tokens")
                 return
             torch.cuda.empty_cache()
             for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
@@ -123,7 +121,9 @@ class Generator:
             for sample in request.samples:
                 rows.append(_Row(request, sample, room, Uniforms(sample.seed)))
                 origin.append(place)
-        tails = {sample.key: tail for request, tail in zip(batch, prompts.tails, strict=True) for sample in request.samples}
+        tails = {
+            sample.key: tail for request, tail in zip(batch, prompts.tails, strict=True) for sample in request.samples
+        }
         device = self._model.device
         index = torch.tensor(origin, device=device)
         room = min(max(row.room for row in rows), 256)
@@ -154,9 +154,7 @@ class Generator:
             last = self._model.hidden(ids, mask, position, cache)[:, -1]
             position = position + 1
 
-    def _take(
-        self, row: _Row, token: int, logprob: float, stop: str
-    ) -> Literal["stop", "eos", "length"] | None:
+    def _take(self, row: _Row, token: int, logprob: float, stop: str) -> Literal["stop", "eos", "length"] | None:
         """Add a token to a row, and say why the row ends with it, if it does."""
         if token in self._model.end_tokens:
             return "eos"

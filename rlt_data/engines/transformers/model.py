@@ -12,8 +12,8 @@ from typing import Any, cast
 import torch
 
 from rlt_data.engines.models import Checkpoint
-from rlt_data.engines.transformers.cache import GrowingCache
 from rlt_data.engines.open import load_config, pick_device, pick_dtype
+from rlt_data.engines.transformers.cache import GrowingCache
 from rlt_data.errors import ModelError, first_line
 from rlt_data.settings import ModelSettings
 
@@ -42,7 +42,7 @@ class CausalModel:
         config = load_config(checkpoint, settings)
         self.dtype = pick_dtype(settings.dtype, config, self.device)
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 checkpoint.folder,
                 dtype=self.dtype,
                 output_loading_info=True,
@@ -50,6 +50,7 @@ class CausalModel:
             )
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             raise ModelError(f"{self.name}: cannot be loaded as a causal language model: {first_line(error)}") from None
+        model, info = loaded
         if info["missing_keys"]:
             missing = ", ".join(sorted(info["missing_keys"])[:3])
             raise ModelError(f"{self.name}: not a causal language model with a head; the checkpoint lacks {missing}")
@@ -139,15 +140,18 @@ class CausalModel:
             Shape (rows,), float32.
         """
         pieces = []
-        for rows, wanted in zip(hidden.split(_BLOCK_ROWS), targets.split(_BLOCK_ROWS), strict=True):
-            total = torch.full((len(rows),), -torch.inf, device=rows.device)
+        for rows, wanted in zip(torch.split(hidden, _BLOCK_ROWS), torch.split(targets, _BLOCK_ROWS), strict=True):
+            peaks, sums = [], []
             chosen = torch.zeros(len(rows), device=rows.device)
             for start, block in self._blocks(rows, temperature):
-                total = torch.logaddexp(total, block.logsumexp(-1))
                 here = (wanted >= start) & (wanted < start + block.shape[1])
                 column = (wanted - start).clamp(0, block.shape[1] - 1)
                 chosen = torch.where(here, block.gather(1, column[:, None])[:, 0], chosen)
-            pieces.append(chosen - total)
+                peak = block.amax(-1)
+                peaks.append(peak)
+                sums.append(block.sub_(peak[:, None]).exp_().sum(-1))
+            peak, total = _log_sum(peaks, sums)
+            pieces.append((chosen - peak) - total)
         return torch.cat(pieces) if pieces else torch.zeros(0, device=hidden.device)
 
     @torch.inference_mode()
@@ -164,9 +168,9 @@ class CausalModel:
         """
         size = min(self.vocabulary, other.vocabulary)
         pieces = []
-        for mine, theirs in zip(hidden.split(_BLOCK_ROWS), other_hidden.split(_BLOCK_ROWS), strict=True):
+        for mine, theirs in zip(torch.split(hidden, _BLOCK_ROWS), torch.split(other_hidden, _BLOCK_ROWS), strict=True):
             normalisers = [
-                torch.logsumexp(torch.stack([b.logsumexp(-1) for _, b in model._blocks(rows, temperature, size)]), 0)
+                torch.stack([block.logsumexp(-1) for _, block in model._blocks(rows, temperature, size)]).logsumexp(0)
                 for model, rows in ((self, mine), (other, theirs))
             ]
             kl = torch.zeros(len(mine), device=mine.device)
@@ -211,3 +215,13 @@ class CausalModel:
                 f"{self.name}: its head computes something of its own (model type {self._text_config.model_type}) that "
                 "the transformers engine does not know"
             )
+
+
+def _log_sum(peaks: list[torch.Tensor], sums: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Join blocks' maxima and sums of exponentials: the overall maximum, and the log of the sum below it.
+
+    Kept apart because their sum, some tens, would cost digits that the difference to a logit needs.
+    """
+    stacked = torch.stack(peaks)
+    peak = stacked.amax(0)
+    return peak, (torch.stack(sums) * (stacked - peak).exp()).sum(0).log()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from rlt_data.engines.protocol import Floats, Ints
-from rlt_data.engines.transformers.cache import GrowingCache, GrowingLayer
+from rlt_data.engines.transformers.cache import GrowingCache
 from rlt_data.engines.transformers.model import CausalModel
 
 
@@ -72,12 +72,4 @@ def compute_prompts(
             targets = ids[row, longest - tail :]
             logprobs = model.token_logprobs(before, targets, temperature) if tail else torch.zeros(0)
             tail_logprobs.append(logprobs.cpu().numpy())
-    return Prompts(_joined(caches), mask, mask.sum(-1), torch.cat(last), tail_logprobs)
-
-
-def _joined(caches: list[GrowingCache]) -> GrowingCache:
-    if len(caches) == 1:
-        return caches[0]
-    return GrowingCache(
-        [GrowingLayer.joined([cache.layers[i] for cache in caches]) for i in range(len(caches[0].layers))]
-    )
+    return Prompts(GrowingCache.joined(caches), mask, mask.sum(-1), torch.cat(last), tail_logprobs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -13,7 +15,7 @@ class Uniforms:
 
     def __init__(self, seed: int) -> None:
         self._generator = np.random.Generator(np.random.Philox(key=seed))
-        self._numbers = iter(())
+        self._numbers: Iterator[float] = iter(())
 
     def __next__(self) -> float:
         for number in self._numbers:

@@ -112,7 +112,7 @@ class Scorer:
             prompts = compute_prompts(self._model, begun, self._batch_tokens)
         for batch in owed:
             hidden, targets, counts = self._forward(batch, prompts if batch[0].prefix else None)
-            values = reduce(hidden, targets).split(counts)
+            values = torch.split(reduce(hidden, targets), counts)
             for rest, value in zip(batch, values, strict=True):
                 if rest.request.owed:
                     yield rest.request, value
@@ -148,9 +148,7 @@ class Scorer:
         if batch:
             yield batch
 
-    def _forward(
-        self, batch: list[_Rest], prompts: Prompts | None
-    ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    def _forward(self, batch: list[_Rest], prompts: Prompts | None) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
         """Run a batch.
 
         Returns:

@@ -1,0 +1,44 @@
+# The two commands: `make demo` and `make test`. Both set up what they need in .venv.
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# A processor build of torch where the default one would bring CUDA: TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
+export OMP_NUM_THREADS ?=
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints/dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints/dev.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(BIN)/python -m pip install --quiet -c constraints/dev.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	PATH=$(abspath $(BIN)):$$PATH sh recipes/demo/run.sh
+
+test: $(STAMP)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The packages as they are installed, for the type checker: cli/ and recipes/ inside rlt_data/.
+build/types: FORCE
+	rm -rf $@ && mkdir -p $@/rlt_data
+	ln -s $(abspath rlt_data)/* $(abspath cli) $(abspath recipes) $@/rlt_data/
+
+lint: $(STAMP) build/types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf build $(VENV)
+
+FORCE:

@@ -1,0 +1,35 @@
+"""Printing and keeping what a benchmark measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    table = Table()
+    for name in rows[0]:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(f"{value:,.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(width=120).print(table)
+
+
+def save(name: str, content: dict[str, Any]) -> None:
+    """Keep the figures with machine and versions, where RLT_DATA_KEEP_RESULTS is set."""
+    if not os.environ.get("RLT_DATA_KEEP_RESULTS"):
+        return
+    versions = {package: metadata.version(package) for package in ("rlt-data", "torch", "transformers", "polars")}
+    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"machine": machine, "versions": versions, **content}, indent=2, default=str)
+    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")

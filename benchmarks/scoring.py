@@ -1,0 +1,131 @@
+"""Scoring speed: rlt-data's engine against the plain loop and against a bare forward pass, as ratios within one run.
+
+    python benchmarks/scoring.py [--model gemma-3-270m] [--dtype float32] [--questions 2] [--traces 16]
+
+The plain loop does what the authors' released reward code does, written straightforwardly: one trace at a time, a
+student and a teacher model, logits of every position in float32, log-softmax, gather. The bare pass runs the model
+over the tokens that are needed at all (each prompt once, each explanation and solution once), in one batch a question,
+logits included, and throws them away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from benchmarks.report import print_table, save
+from rlt_data.engines import SequenceRequest, open_model
+from rlt_data.engines.transformers import TransformersEngine
+from rlt_data.settings import ModelSettings
+
+PROMPT, EXPLANATION, SOLUTION = 400, 128, 24
+TEMPERATURE = 0.7
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="gemma-3-270m")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--questions", type=int, default=2)
+    parser.add_argument("--traces", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+
+    model = open_model(arguments.model, ModelSettings(dtype=arguments.dtype))
+    engine = model.engine
+    assert isinstance(engine, TransformersEngine)
+    groups = _groups(engine, arguments.questions, arguments.traces)
+    traces = arguments.questions * arguments.traces
+    plain = engine.model._model
+
+    def loop() -> None:
+        """One student pass and one teacher pass a trace, on a few traces."""
+        for request in groups[0][:2]:
+            for _ in ("student", "teacher"):
+                _plain_logprobs(plain, request)
+
+    def once() -> None:
+        list(engine.logprobs(groups, TEMPERATURE))
+
+    def twice() -> None:
+        once()
+        once()
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for group in groups:
+                plain.base_model(input_ids=torch.from_numpy(group[0].ids[None, :PROMPT].astype(np.int64)))
+                rest = np.stack([request.ids[PROMPT:] for request in group]).astype(np.int64)
+                plain(input_ids=torch.from_numpy(rest))
+
+    _check(engine, plain, groups)
+    work: dict[str, tuple[Callable[[], None], int]] = {
+        "plain loop (student and teacher)": (loop, 2),
+        "rlt-data, teacher log-probs from the traces": (once, traces),
+        "rlt-data, second pass for the teacher": (twice, traces),
+        "bare forward, one model": (bare, traces),
+    }
+    seconds = {name: float("inf") for name in work}
+    for _ in range(arguments.rounds):  # in turn, so that a slow moment of the machine meets all of them
+        for name, (run, count) in work.items():
+            began = time.perf_counter()
+            run()
+            seconds[name] = min(seconds[name], (time.perf_counter() - began) / count)
+    slowest = seconds["plain loop (student and teacher)"]
+    one_pass = seconds["rlt-data, teacher log-probs from the traces"]
+    rows = [
+        {"what": name, "seconds per trace": value, "traces per second": 1 / value, "times the loop": slowest / value}
+        for name, value in seconds.items()
+    ]
+    print_table(rows)
+    ratios = {
+        "one pass / loop": slowest / one_pass,
+        "two passes / loop": slowest / seconds["rlt-data, second pass for the teacher"],
+        "one pass / bare forward": seconds["bare forward, one model"] / one_pass,
+    }
+    print_table([ratios])
+    save("scoring", {"settings": vars(arguments), "rows": rows, "ratios": ratios})
+
+
+def _groups(engine: TransformersEngine, questions: int, traces: int) -> list[list[SequenceRequest]]:
+    random = np.random.default_rng(0)
+    length = PROMPT + EXPLANATION + SOLUTION
+    groups = []
+    for question in range(questions):
+        prompt = random.integers(5, engine.model.vocabulary - 5, PROMPT)
+        rests = [random.integers(5, engine.model.vocabulary - 5, length - PROMPT) for _ in range(traces)]
+        groups.append(
+            [
+                SequenceRequest(
+                    f"{question}-{trace}",
+                    np.concatenate([prompt, rest]).astype(np.int32),
+                    np.arange(PROMPT + 1, length, dtype=np.int32),
+                )
+                for trace, rest in enumerate(rests)
+            ]
+        )
+    return groups
+
+
+def _plain_logprobs(model: torch.nn.Module, request: SequenceRequest) -> torch.Tensor:
+    ids = torch.from_numpy(request.ids[None].astype(np.int64))
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits.float() / TEMPERATURE
+        logprobs = logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])[0, :, 0]
+    return logprobs[torch.from_numpy(request.wanted.astype(np.int64)) - 1]
+
+
+def _check(engine: TransformersEngine, plain: torch.nn.Module, groups: list[list[SequenceRequest]]) -> None:
+    """Make sure that both compute the same before their speed is compared."""
+    ours = {result.key: result.logprobs for result in engine.logprobs([groups[0][:2]], TEMPERATURE)}  # type: ignore[union-attr]
+    for request in groups[0][:2]:
+        difference = np.abs(ours[request.key] - _plain_logprobs(plain, request).numpy()).max()
+        assert difference < (1e-3 if engine.model.dtype == torch.float32 else 1.0), difference
+
+
+if __name__ == "__main__":
+    main()

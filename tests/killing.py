@@ -1,0 +1,82 @@
+"""Run a command, kill it without notice at chosen moments, and go on until it ends by itself."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+QUESTIONS, SAMPLES = 1200, 2
+
+
+def write_questions(path: Path, count: int = QUESTIONS) -> Path:
+    """Write many small different questions."""
+    lines = [
+        f'{{"id": "q{i}", "question": "What is {i} + {i * 7 % 13}?", "solution": "{i + i * 7 % 13}"}}\n'
+        for i in range(count)
+    ]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def command(*arguments: str | Path) -> list[str]:
+    """Return the command line of rlt-data with these arguments."""
+    return [sys.executable, "-c", "from rlt_data.cli.main import main; main()", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    """Return an environment in which models run on one thread and nothing is downloaded."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def run_to_end(arguments: Sequence[str]) -> float:
+    """Run a command, and return how many seconds it took."""
+    began = time.monotonic()
+    result = subprocess.run(arguments, env=environment(), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return time.monotonic() - began
+
+
+def run_and_kill(arguments: Sequence[str], kills: int, seconds: float, seed: int) -> int:
+    """Start a command over and over and kill -9 each start at a random moment, then let it end.
+
+    Args:
+        arguments: the command.
+        kills: how often to kill it; fewer if it ends earlier.
+        seconds: the moments are drawn from 0 to this.
+        seed: of the draw.
+
+    Returns:
+        How often it was killed while at work.
+    """
+    moments = random.Random(seed)
+    killed = 0
+    for _ in range(kills):
+        process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(moments.uniform(0, seconds))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            killed += 1
+        process.wait()
+    run_to_end(arguments)
+    return killed
+
+
+def table_bytes(run: Path, table: str) -> dict[str, bytes]:
+    """Return the content of a table's files by name."""
+    return {path.name: path.read_bytes() for path in sorted((run / table).glob("*.parquet"))}
+
+
+def assert_same_table(run: Path, other: Path, table: str, rows: int) -> None:
+    """Assert that a table is whole, without duplicates, and byte for byte that of another run."""
+    keys = pl.read_parquet(run / table / "*.parquet")["trace_id"]
+    assert len(keys) == rows and keys.n_unique() == rows
+    assert table_bytes(run, table) == table_bytes(other, table)
+    assert not (run / "journal").exists()
