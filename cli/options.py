@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import signal
 import sys
@@ -105,12 +106,15 @@ def _quieten_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    import logging
-
     logger = logging.getLogger("rlt_data")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
+    if not any(isinstance(handler, _Notices) for handler in logger.handlers):
+        logger.addHandler(_Notices())
         logger.setLevel(logging.INFO)
         logger.propagate = False
+
+
+class _Notices(logging.Handler):
+    """Writes what the library notes to wherever stderr goes at the moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(record.getMessage(), err=True)

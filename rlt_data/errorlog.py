@@ -29,6 +29,7 @@ class ErrorLog:
         self._entries = _latest(self._path)
         self._retry = {key for at, key in self._entries if at == step} if retry else set()
         self._changed = False
+        self._torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
 
     def __len__(self) -> int:
         """Count the rows of this step that have failed and not been made since."""
@@ -49,6 +50,9 @@ class ErrorLog:
         self._entries[self._step, key] = entry
         self._retry.discard(key)
         with disk_errors(self._path), self._path.open("a", encoding="utf-8") as file:
+            if self._torn:
+                file.write("\n")
+                self._torn = False
             file.write(_line(entry))
             file.flush()
             os.fsync(file.fileno())

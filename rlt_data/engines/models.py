@@ -187,7 +187,7 @@ def _convert(gguf: Path, folder: Path, name: str) -> None:
         fresh.bfloat16().save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         temporary.rename(folder)
-    except (OSError, ValueError, RuntimeError, KeyError, NotImplementedError) as error:
+    except Exception as error:  # noqa: BLE001 - a damaged file raises anything, from struct errors to index errors
         shutil.rmtree(temporary, ignore_errors=True)
         if not folder.is_dir():  # it is there if another process was faster
             raise ModelError(f"{name}: the GGUF file cannot be converted: {first_line(error)}") from None

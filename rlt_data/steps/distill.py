@@ -30,7 +30,7 @@ from rlt_data.progress import SILENT, Progress
 from rlt_data.provenance import recorded_format
 from rlt_data.settings import DistillSettings, ModelSettings
 from rlt_data.steps.rank import PARTS_AT_A_TIME
-from rlt_data.steps.shapes import SHAPES, dataset_card, schema_of
+from rlt_data.steps.shapes import PROVENANCE, SHAPES, dataset_card, schema_of
 from rlt_data.store import Run, content_hash, disk_errors
 
 logger = logging.getLogger(__name__)
@@ -205,7 +205,8 @@ class _Selection:
         """Make a row of the data set of a chosen trace."""
         message = student_message(self.format, row["solution"], row["thought"])
         columns = SHAPES[self._settings.shape](self.format.student_system, row["question"], message)
-        return columns | {name: row[name] for name in self.schema.names if name in row} | {"reward": row["value"]}
+        origin = {field.name: row.get(field.name) for field in PROVENANCE}
+        return columns | origin | {"reward": row["value"]}
 
     def count(self, chosen: pl.DataFrame) -> None:
         """Count chosen traces that have become rows."""
@@ -295,7 +296,7 @@ class _Files:
 def _describe(folder: Path, run: Run, settings: DistillSettings, format: Format, summary: DistillSummary) -> None:
     steps = run.info.get("steps", {})
     made = {
-        "settings": settings.model_dump(mode="json", by_alias=True),
+        "settings": settings.model_dump(mode="json", exclude={"input", "out"}),
         "format": format.model_dump(mode="json"),
         "counts": {key: value for key, value in asdict(summary).items() if key not in ("out", "seconds")},
         "steps": {name: {k: v for k, v in step.items() if k != "format"} for name, step in steps.items()},

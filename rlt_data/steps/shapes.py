@@ -55,7 +55,8 @@ _COLUMNS = {
     "bespoke": [pa.field("system", pa.string()), pa.field("conversations", _TURNS)],
 }
 
-_PROVENANCE = [
+#: Columns that say where a row came from.
+PROVENANCE = [
     pa.field("question_id", pa.string()),
     pa.field("trace_id", pa.string()),
     pa.field("source_id", pa.string()),
@@ -69,7 +70,7 @@ _PROVENANCE = [
 
 def schema_of(shape: str) -> pa.Schema:
     """Return the Arrow schema of a shape: its own columns, then where the row came from."""
-    return pa.schema([*_COLUMNS[shape], *_PROVENANCE])
+    return pa.schema([*_COLUMNS[shape], *PROVENANCE])
 
 
 def dataset_card(settings: DistillSettings, rows: int) -> str:

@@ -14,6 +14,7 @@ import torch
 from rlt_data.engines.models import Checkpoint
 from rlt_data.engines.open import load_config, pick_device, pick_dtype
 from rlt_data.engines.transformers.cache import GrowingCache
+from rlt_data.engines.transformers.exact import linear, make_exact
 from rlt_data.errors import ModelError, first_line
 from rlt_data.settings import ModelSettings
 
@@ -48,7 +49,7 @@ class CausalModel:
                 output_loading_info=True,
                 trust_remote_code=settings.trust_remote_code,
             )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        except Exception as error:  # noqa: BLE001 - damaged weights raise errors of several libraries
             raise ModelError(f"{self.name}: cannot be loaded as a causal language model: {first_line(error)}") from None
         model, info = loaded
         if info["missing_keys"]:
@@ -73,6 +74,10 @@ class CausalModel:
             getattr(self._text_config, "logits_scaling", None) or 1.0
         )
         self.vocabulary = self._weight.shape[0]
+        self._linear = torch.nn.functional.linear
+        if self.dtype == torch.float32 and self.device.type == "cpu":
+            make_exact(self._model)
+            self._linear = linear
         self._check()
 
     @property
@@ -192,7 +197,7 @@ class CausalModel:
 
     def _block(self, hidden: torch.Tensor, start: int, end: int) -> torch.Tensor:
         bias = None if self._bias is None else self._bias[start:end]
-        logits = torch.nn.functional.linear(hidden, self._weight[start:end], bias)
+        logits = self._linear(hidden, self._weight[start:end], bias)
         logits = logits.float() if logits.dtype != torch.float32 else logits
         if self._scale != 1.0:
             logits = logits * self._scale

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from rlt_data.formats import Encoding, align, encode, tokens_inside
+from rlt_data.formats.spans import decode_after, sampled_offsets, uncovered
+
+KINDS = ("chat", "base", "sliding")
+
+#: Words, marks, spaces, characters of several bytes and ones that combine.
+texts = st.text(st.sampled_from(list("ab 1+.<|>\n\té你🙂\u0301")), max_size=30)
+
+
+def test_a_token_that_reaches_over_the_edge_is_outside() -> None:
+    encoding = Encoding(np.arange(4, dtype=np.int32), np.array([[0, 2], [2, 3], [3, 3], [3, 6]], np.int32))
+    assert tokens_inside(encoding, 0, 5).tolist() == [0, 1]
+    assert tokens_inside(encoding, 1, 6).tolist() == [1, 3]
+    assert uncovered("ab c.<", 0, 5, encoding.offsets[:2]) == 2
+
+
+def test_equal_tokenisations_pair_one_to_one() -> None:
+    offsets = np.array([[0, 1], [1, 4], [4, 5]], np.int32)
+    assert align(offsets, offsets) == ([(0, 1), (1, 2), (2, 3)],) * 2
+
+
+def test_pairs_are_the_shortest_runs_that_end_together() -> None:
+    ours = np.array([[0, 3], [3, 5], [5, 9]], np.int32)
+    theirs = np.array([[0, 1], [1, 3], [3, 6], [6, 9]], np.int32)
+    assert align(ours, theirs) == ([(0, 1), (1, 3)], [(0, 2), (2, 4)])
+
+
+def test_what_the_other_side_lacks_is_in_no_pair() -> None:
+    ours = np.array([[0, 2], [2, 3], [3, 4]], np.int32)
+    theirs = np.array([[2, 3]], np.int32)
+    assert align(ours, theirs) == ([(1, 2)], [(0, 1)])
+    assert align(ours, np.zeros((0, 2), np.int32)) == ([], [])
+
+
+def test_tokens_of_one_character_stay_together() -> None:
+    bytes_of_a_face = np.array([[0, 1], [0, 1], [1, 2]], np.int32)
+    whole = np.array([[0, 1], [1, 2]], np.int32)
+    assert align(bytes_of_a_face, whole) == ([(0, 2), (2, 3)], [(0, 1), (1, 2)])
+
+
+@pytest.mark.parametrize("kinds", [("chat", "base"), ("chat", "sliding"), ("base", "sliding")])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=texts)
+def test_any_two_tokenizers_pair_every_character(
+    tiny: Callable[..., Path], kinds: tuple[str, str], text: str
+) -> None:
+    first, second = (encode(AutoTokenizer.from_pretrained(tiny(kind)), [text])[0] for kind in kinds)
+    ranges_a, ranges_b = align(first.offsets, second.offsets)
+    covered = [_characters(first, pair) for pair in ranges_a]
+    assert covered == [_characters(second, pair) for pair in ranges_b]
+    assert set().union(*covered) >= _characters(first, (0, len(first))) & _characters(second, (0, len(second)))
+
+
+def _characters(encoding: Encoding, pair: tuple[int, int]) -> set[int]:
+    return {char for start, end in encoding.offsets[slice(*pair)].tolist() for char in range(start, end)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ids=st.lists(st.integers(4, 320), max_size=40))
+def test_offsets_of_sampled_tokens_cover_their_text(tiny: Callable[..., Path], kind: str, ids: list[int]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny(kind))
+    context = tokenizer("Say: ")["input_ids"]
+    offsets = sampled_offsets(tokenizer, context, ids)
+    assert len(offsets) == len(ids)
+    assert (np.diff(offsets, axis=1) >= 0).all()
+    assert (np.diff(offsets[:, 0]) >= 0).all()
+    if ids:
+        assert offsets[0, 0] == 0
+        assert offsets[-1, 1] == len(decode_after(tokenizer, context, ids))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=texts)
+def test_offsets_of_a_text_by_decoding_are_those_of_its_tokenisation(
+    tiny: Callable[..., Path], kind: str, text: str
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny(kind))
+    context, both = encode(tokenizer, ["x:", "x:" + text])
+    if both.ids[: len(context)].tolist() != context.ids.tolist() or "\u0301" in text:
+        return  # the text fuses with what is before it, or is normalised
+    decoded = sampled_offsets(tokenizer, context.ids.tolist(), both.ids[len(context) :].tolist())
+    ranges = align(decoded, both.offsets[len(context) :] - np.int32(2))
+    assert ranges[0] == ranges[1]

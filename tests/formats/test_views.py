@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from rlt_data.errors import ModelError, SettingsError
+from rlt_data.formats import BUILT_IN, ChatTemplate, Views, encode, load_format, tokens_inside
+from rlt_data.formats.views import read_completion
+
+TRIMMING = (
+    "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system text please') }}{% endif %}" + TRIMMING
+)
+RETHINKING = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}[assistant] <think>\n\n</think>\n\n"
+    "{{ message['content'].split('</think>')[-1].lstrip('\n') }}\n{% else %}[{{ message['role'] }}] "
+    "{{ message['content'] }}\n{% endif %}{% endfor %}"
+)
+
+
+def _tokenizer(path: Path) -> Any:
+    return AutoTokenizer.from_pretrained(path)
+
+
+@pytest.mark.parametrize("kind", ["chat", "base", "sliding"])
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_the_contents_are_where_the_views_say(tiny: Callable[..., Path], kind: str, name: str) -> None:
+    tokenizer, format = _tokenizer(tiny(kind)), load_format(name)
+    views = Views(format, ChatTemplate(tokenizer))
+    views.check()
+    shown = views.student("What is 1 + 1?", "It is 2.", "\n\nWe add.\n\n")
+    assert shown.text[slice(*shown.thought)] == "\n\nWe add.\n\n"
+    assert shown.text[slice(*shown.solution)] == format.solution_padding + "It is 2." + format.solution_padding
+    prompt = views.teacher_prompt("What is 1 + 1?", "It is 2.")
+    assert prompt.endswith(format.explanation_tags[0] + format.padding)
+    assert prompt.count("What is 1 + 1?") == 1 and prompt.count("It is 2.") == 1
+    solver = views.solver_prompt("What is 1 + 1?")
+    assert shown.text.startswith(solver) and "It is 2." not in solver
+    assert prompt.count(format.explanation_tags[0]) == 2 + len(format.shots)  # the system text says it once
+
+
+@pytest.mark.parametrize("kind", ["chat", "base", "sliding"])
+def test_there_is_one_beginning_of_text_and_only_where_the_tokenizer_wants_one(
+    tiny: Callable[..., Path], kind: str
+) -> None:
+    tokenizer = _tokenizer(tiny(kind))
+    views = Views(load_format("rlt"), ChatTemplate(tokenizer))
+    ids = encode(tokenizer, [views.teacher_prompt("1 + 1?", "2")])[0].ids.tolist()
+    assert ids.count(tokenizer.bos_token_id) == (0 if kind == "chat" else 1)
+    assert (ids[0] == tokenizer.bos_token_id) == (kind != "chat")
+
+
+def test_the_oracle_format_is_rendered_as_described(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    file = tmp_path / "bare.yaml"
+    file.write_text("extends: rlt\nname: bare\nsolution_padding: ''\n")
+    views = Views(load_format(str(file)), ChatTemplate(_tokenizer(tiny())))
+    shown = views.student("Q", "S", "\n\nT")
+    assert shown.text.endswith(
+        "<|im_start|>assistant\n<|begin_of_thought|>\n\nT<|end_of_thought|>\n\n"
+        "<|begin_of_solution|>S<|end_of_solution|><|im_end|>\n"
+    )
+    assert views.teacher_prompt("Q", "S").endswith(
+        "<|im_start|>assistant\n<|begin_of_solution|>S<|end_of_solution|>\n\n<|begin_of_explanation|>\n\n"
+    )
+
+
+def test_padding_keeps_the_edges_of_contents_out_of_the_tags_tokens(tiny: Callable[..., Path]) -> None:
+    tokenizer = _tokenizer(tiny())
+    shown = Views(load_format("rlt"), ChatTemplate(tokenizer)).student("Q", "-3", "\n\n...\n\n")
+    [encoding] = encode(tokenizer, [shown.text])
+    scored = [shown.text[slice(*encoding.offsets[i])] for i in tokens_inside(encoding, *shown.solution)]
+    assert "".join(scored).strip() == "-3"
+
+
+def test_a_template_without_system_text_gets_it_in_the_question(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "no_system.jinja").write_text(NO_SYSTEM)
+    template = ChatTemplate(_tokenizer(tiny()), str(tmp_path / "no_system.jinja"))
+    assert template.merges_system
+    before, after = template.split([{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}])
+    assert before == "[user] S\n\nQ\n[assistant] " and after == "\n"
+
+
+def test_a_template_that_trims_keeps_our_texts(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "trimming.jinja").write_text(TRIMMING)
+    views = Views(load_format("rlt"), ChatTemplate(_tokenizer(tiny()), str(tmp_path / "trimming.jinja")))
+    views.check()
+    assert views.teacher_prompt("Q", "S").endswith("<|begin_of_explanation|>\n\n")  # the prefill is not trimmed
+
+
+def test_a_template_that_rewrites_thoughts_is_refused_with_the_difference(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "rethinking.jinja").write_text(RETHINKING)
+    template = ChatTemplate(_tokenizer(tiny()), str(tmp_path / "rethinking.jinja"))
+    Views(load_format("rlt"), template).check()
+    with pytest.raises(ModelError, match="changes the student's text") as error:
+        Views(load_format("think"), template).check()
+    assert "<answer>" in str(error.value) and "<think>" in str(error.value)
+
+
+def test_a_template_that_is_no_file_and_one_that_leaves_the_answer_out(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match="neither 'plain' nor a file"):
+        ChatTemplate(_tokenizer(tiny()), "nowhere.jinja")
+    (tmp_path / "mute.jinja").write_text("{{ messages[0]['content'] }}")
+    with pytest.raises(ModelError, match="leaves out the assistant's text"):
+        ChatTemplate(_tokenizer(tiny()), str(tmp_path / "mute.jinja"))
+
+
+def test_plain_is_ours_also_for_a_model_with_a_template(tiny: Callable[..., Path]) -> None:
+    template = ChatTemplate(_tokenizer(tiny()), "plain")
+    before, after = template.split([{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}])
+    assert before == "S\n\n### Question\n\nQ\n\n### Answer\n\n" and after == "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("completion", "text", "closed", "tag"),
+    [
+        ("a <|end_of_explanation|> b", "a ", True, None),
+        ("a", "a", False, None),
+        ("<|end_of_explanation|>a<|end_of_explanation|>", "", True, None),
+        ("a <|END_OF_EXPLANATION|>", "a <|END_OF_EXPLANATION|>", False, None),
+        ("a <|end_of_thought|> b <|end_of_explanation|>", "a <|end_of_thought|> b ", True, "<|end_of_thought|>"),
+    ],
+)
+def test_a_completion_is_taken_apart_at_its_first_closing_tag(
+    completion: str, text: str, closed: bool, tag: str | None
+) -> None:
+    explanation = read_completion(load_format("rlt"), completion)
+    assert (explanation.text, explanation.closed, explanation.holds_tag) == (text, closed, tag)

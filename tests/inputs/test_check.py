@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlt_data.errors import InputError
+from rlt_data.inputs import CheckReport, check
+from rlt_data.settings import CheckSettings, parse_settings
+from tests.conftest import write_jsonl
+
+
+def report(path: Path, **settings: Any) -> CheckReport:
+    return check(parse_settings(CheckSettings, {"in": str(path), **settings}))
+
+
+def test_a_whole_input_is_counted(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"question": "one", "solution": "1"},
+        {"question": "one", "solution": "1"},
+        {"question": "one", "solution": "I"},
+        {"question": "three", "solution": "3", "explanation": "e"},
+        {"question": "", "solution": "4"},
+        {"question": "five"},
+        {"question": "six", "solution": "<|end_of_solution|> 6"},
+    ]
+    found = report(write_jsonl(tmp_path / "rows.jsonl", rows))
+    assert (found.rows, found.good, found.traces) == (7, 4, 1)
+    assert (found.duplicates, found.repeated_questions) == (1, 1)
+    assert found.columns == ["question", "solution"] and found.preset == "question-solution"
+    assert [place for place, _ in found.bad_rows] == ["line 5", "line 6", "line 7"]
+    assert found.longest == {"question": 5, "solution": 1, "explanation": 1}
+    assert found.mean["question"] == (3 + 3 + 3 + 5) / 4
+
+
+def test_the_first_ten_bad_rows_are_named_and_the_rest_counted(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"question": "q", "solution": "s"}, *({"question": f"q{i}"} for i in range(13))]
+    found = report(write_jsonl(tmp_path / "rows.jsonl", rows))
+    assert len(found.bad_rows) == 10 and sum(found.bad.values()) == 13
+    with pytest.raises(InputError) as error:
+        found.refuse_bad_rows(skip=False)
+    assert "13 of 14 rows are bad; --skip-bad-rows leaves them out" in str(error.value)
+    assert "line 2: solution: missing" in str(error.value) and "and 3 more" in str(error.value)
+    found.refuse_bad_rows(skip=True)
+
+
+def test_an_input_without_a_good_row_is_refused_even_if_bad_rows_are_skipped(tmp_path: Path) -> None:
+    found = report(write_jsonl(tmp_path / "rows.jsonl", [{"question": "q", "solution": ""}]))
+    with pytest.raises(InputError, match="1 of 1 rows are bad"):
+        found.refuse_bad_rows(skip=True)
+    (tmp_path / "blank.jsonl").write_text("\n\n")
+    with pytest.raises(InputError, match="there are no rows"):
+        report(tmp_path / "blank.jsonl").refuse_bad_rows(skip=True)
+
+
+def test_equal_traces_are_duplicates_unless_their_ids_tell_them_apart(tmp_path: Path) -> None:
+    row = {"question": "q", "solution": "s", "completion": "c"}
+    assert report(write_jsonl(tmp_path / "a.jsonl", [row, row])).duplicates == 1
+    assert report(write_jsonl(tmp_path / "b.jsonl", [row | {"id": 1}, row | {"id": 2}])).duplicates == 0
+
+
+def test_a_format_decides_which_tags_a_solution_must_not_hold(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"question": "q", "solution": "</answer> s"}])
+    assert report(path).good == 1
+    assert report(path, format="think").good == 0

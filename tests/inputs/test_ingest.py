@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlt_data.errors import InputError
+from rlt_data.formats import load_format
+from rlt_data.inputs import ingest
+from rlt_data.settings import InputSettings, parse_settings
+from rlt_data.store import Run
+from rlt_data.tables import QUESTIONS_PER_PART
+from tests.conftest import write_jsonl
+
+
+def take(run: Run, path: Path, *, traces: bool = False, **settings: Any) -> None:
+    with run.locked():
+        ingest(run, parse_settings(InputSettings, {"in": str(path), **settings}), load_format("rlt"), traces=traces)
+
+
+def questions(run: Run) -> list[str]:
+    return [q for part in run.parts("questions") for q in run.read("questions", part)["question"].to_pylist()]
+
+
+def rows(count: int, first: int = 0) -> list[dict[str, Any]]:
+    return [{"question": f"q{i}", "solution": f"s{i}"} for i in range(first, first + count)]
+
+
+def test_parts_hold_256_questions_in_the_order_of_the_input(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    take(run, write_jsonl(tmp_path / "rows.jsonl", rows(QUESTIONS_PER_PART + 10)))
+    assert run.parts("questions") == [0, 1]
+    assert questions(run) == [f"q{i}" for i in range(QUESTIONS_PER_PART + 10)]
+
+
+def test_a_longer_input_adds_its_new_questions_and_moves_none(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    take(run, write_jsonl(tmp_path / "rows.jsonl", rows(300)))
+    take(run, write_jsonl(tmp_path / "rows.jsonl", [*rows(300, first=300), *reversed(rows(300))]))
+    assert questions(run) == [f"q{i}" for i in range(600)]
+    take(run, write_jsonl(tmp_path / "rows.jsonl", rows(600)))
+    assert questions(run) == [f"q{i}" for i in range(600)]
+
+
+def test_bad_rows_stop_before_anything_is_written_or_are_left_out(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    path = write_jsonl(tmp_path / "rows.jsonl", [*rows(2), {"question": "no solution"}])
+    with pytest.raises(InputError, match="line 3: solution: missing"):
+        take(run, path)
+    assert not run.path.exists()
+    take(run, path, skip_bad_rows=True)
+    assert questions(run) == ["q0", "q1"] and run.step("input")["bad_rows"] == 1
+
+
+def test_traces_are_grouped_by_their_question_and_bare_explanations_get_a_closing_tag(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    problem, other = {"question": "q", "solution": "s"}, {"question": "r", "solution": "s"}
+    traces = [
+        {**problem, "explanation": " why "},
+        {**other, "completion": "because"},
+        {**problem, "completion": "so <|end_of_explanation|>", "id": "x", "finish_reason": "length"},
+    ]
+    take(run, write_jsonl(tmp_path / "traces.jsonl", traces), traces=True)
+    table = run.read("traces", 0).to_pylist()
+    assert [(row["completion"], row["finish_reason"], row["source_id"], row["sample_index"]) for row in table] == [
+        ("why\n\n<|end_of_explanation|>", "stop", "0", 0),
+        ("so <|end_of_explanation|>", "length", "x", 1),
+        ("because", None, "1", 0),
+    ]
+    take(run, write_jsonl(tmp_path / "more.jsonl", [*traces, {**problem, "explanation": "third"}]), traces=True)
+    assert [row["sample_index"] for row in run.read("traces", 0).to_pylist()] == [0, 1, 2, 0]
+
+
+def test_rows_without_a_trace_are_refused_where_traces_are_needed(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", rows(2))
+    with pytest.raises(InputError, match="2 of 2 rows have no explanation or completion to score"):
+        take(Run(tmp_path / "run"), path, traces=True)

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlt_data.errors import InputError
+from rlt_data.inputs.presets import BadRow, Row, RowReader
+from rlt_data.settings import InputSettings, parse_settings
+
+TAGGED = (
+    "<|begin_of_thought|>\n\nfirst\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\nIt is 2.\n\n<|end_of_solution|>"
+)
+
+
+def row(data: dict[str, Any], **settings: Any) -> tuple[str | None, Row]:
+    reader = RowReader(parse_settings(InputSettings, {"in": "x", **settings}), data, "x.jsonl")
+    return reader.preset, reader(data, 7)
+
+
+@pytest.mark.parametrize(
+    ("data", "preset", "question", "solution", "answer", "explanation"),
+    [
+        ({"question": "q", "solution": "s"}, "question-solution", "q", "s", None, None),
+        ({"question": "q", "solution": 33, "answer": 33.5}, "question-solution", "q", "33", "33.5", None),
+        ({"prompt": "q", "completion": "s"}, "prompt-completion", "q", "s", None, None),
+        (
+            {
+                "prompt": [{"role": "system", "content": "x"}, {"role": "user", "content": "q"}],
+                "completion": [{"role": "assistant", "content": "s"}],
+            },
+            "prompt-completion", "q", "s", None, None,
+        ),
+        (
+            {"question": "q", "answer": "He has <<3*4=12>>12.\nSo 2 more is <<12+2=14>>14.\n#### 14"},
+            "gsm8k", "q", "He has 12.\nSo 2 more is 14.\nThe answer is 14.", "14", None,
+        ),
+        ({"question": "q", "answer": "14"}, "question-answer", "q", "14", "14", None),
+        ({"problem": "q", "solution": "s", "answer": "1", "level": 5}, "math", "q", "s", "1", None),
+        (
+            {"question": "q", "solution": "s", "thinking_trajectories": ["long", "other"], "attempt": "a"},
+            "s1k", "q", "s", None, "long",
+        ),
+        (
+            {"system": "y", "conversations": [{"from": "user", "value": "q"}, {"from": "assistant", "value": TAGGED}]},
+            "bespoke", "q", "It is 2.", None, "first",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "s"}]},
+            "sharegpt", "q", "s", None, None,
+        ),
+        (
+            {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<think>\nt\n</think>\n\ns"}]},
+            "messages", "q", "s", None, "t",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "q"},
+                          {"role": "assistant", "content": "<think>t</think><answer>s</answer>"}]},
+            "messages", "q", "s", None, "t",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "q"},
+                          {"role": "assistant", "content": "s", "reasoning_content": "t"}]},
+            "messages", "q", "s", None, "t",
+        ),
+    ],
+)  # fmt: skip
+def test_the_usual_shapes(
+    data: dict[str, Any], preset: str, question: str, solution: str, answer: str | None, explanation: str | None
+) -> None:
+    found, got = row(data)
+    assert found == preset
+    assert (got.question, got.solution, got.answer, got.explanation) == (question, solution, answer, explanation)
+    assert row(data, preset=preset)[1] == got
+
+
+def test_real_data_is_understood(shared_data: Path) -> None:
+    for name, preset in [
+        ("gsm8k_train", "gsm8k"), ("math500", "math"), ("s1k_questions_solutions", "question-solution"),
+        ("aime24", "question-solution"),
+    ]:  # fmt: skip
+        lines = (shared_data / "data" / f"{name}.jsonl").read_text().splitlines()
+        for line in lines[:200]:
+            found, got = row(json.loads(line))
+            assert found == preset and got.question.strip() and got.solution.strip()
+            assert "<<" not in got.solution or preset != "gsm8k"
+
+
+def test_columns_by_name_win_over_a_preset() -> None:
+    data = {"question": "q", "solution": "s", "expression": "1 + 1", "uid": 5, "level": 3}
+    got = row(data, solution_column="expression", id_column="uid", keep=["level"])[1]
+    assert (got.solution, got.source_id, got.meta) == ("1 + 1", "5", '{"level": 3}')
+    assert row({"text": "q", "gold": "s"}, question_column="text", solution_column="gold")[0] == "columns"
+
+
+def test_the_source_id_is_the_id_or_the_number_of_the_row() -> None:
+    assert row({"id": 12, "question": "q", "solution": "s"})[1].source_id == "12"
+    got = row({"question": "q", "solution": "s"})[1]
+    assert got.source_id == "7" and not got.has_id
+
+
+def test_traces_come_along() -> None:
+    got = row({"question": "q", "solution": "s", "completion": "c", "explanation": "e", "finish_reason": "length"})[1]
+    assert (got.completion, got.explanation, got.finish_reason) == ("c", None, "length")
+    assert row({"question": "q", "solution": "s", "r1": "e"}, explanation_column="r1")[1].explanation == "e"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"question": None, "solution": "s"}, "question: missing"),
+        ({"question": "q", "solution": ""}, "solution: empty"),
+        ({"question": " \n", "solution": "s"}, "question: empty"),
+        ({"question": ["q"], "solution": "s"}, "question: text is needed, this is list"),
+        ({"question": 3, "solution": "s"}, "question: text is needed, this is int"),
+        ({"question": "q", "solution": True}, "solution: text is needed, this is bool"),
+        ({"question": "q\0", "solution": "s"}, "question: holds a NUL character"),
+        ({"question": "q", "solution": "\ud800"}, "solution: holds half of a surrogate pair"),
+        ({"question": "q" * 11, "solution": "s"}, "question: 11 characters, --max-chars is 10"),
+        ({"question": "q", "solution": "s", "completion": "c" * 11}, "completion: 11 characters"),
+        ({"messages": [{"role": "user", "content": "q"}] * 2}, "messages: one question and one answer are needed"),
+        ({"messages": "text"}, "messages: a list of objects"),
+        ({"conversations": [{"role": "user"}]}, "conversations: a list of objects with 'from'"),
+    ],
+)
+def test_bad_rows_say_the_field_and_the_reason(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadRow) as error:
+        row(data, max_chars=10)
+    assert message in str(error.value)
+
+
+def test_gsm8k_needs_its_mark() -> None:
+    with pytest.raises(BadRow, match="no '####'"):
+        row({"question": "q", "answer": "no mark"}, preset="gsm8k")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "no preset fits the columns 'text', 'gold'; name them with --question-column and --solution-column"),
+        ({"question_column": "text"}, "name them with --solution-column"),
+        ({"question_column": "Text"}, "no column 'Text' for the question; the columns are 'text', 'gold'"),
+        ({"question_column": "text", "solution_column": "gold", "keep": ["x"]}, "no column 'x' for the keep"),
+    ],
+)
+def test_columns_that_are_not_there(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        row({"text": "q", "gold": "s"}, **settings)
+    assert message in str(error.value)

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from rlt_data.errors import InputError
+from rlt_data.inputs.read import read_records
+from rlt_data.settings import InputSettings, parse_settings
+
+ROWS = [{"id": "a", "question": "1 + 1?", "solution": "2"}, {"id": "b", "question": "é\n?", "solution": "3"}]
+
+
+def read(path: Path | str, **settings: Any) -> list[Any]:
+    return list(read_records(parse_settings(InputSettings, {"in": str(path), **settings})))
+
+
+def jsonl(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def _zstd(path: Path) -> None:
+    with pa.output_stream(str(path), compression="zstd") as file:
+        file.write(jsonl(ROWS))
+
+
+WRITERS = {
+    "rows.jsonl": lambda path: path.write_bytes(jsonl(ROWS)),
+    "bom.jsonl": lambda path: path.write_bytes(b"\xef\xbb\xbf" + jsonl(ROWS)),
+    "crlf.jsonl": lambda path: path.write_bytes(jsonl(ROWS).replace(b"\n", b"\r\n")),
+    "no_newline_at_the_end.jsonl": lambda path: path.write_bytes(jsonl(ROWS).rstrip()),
+    "blank_lines.jsonl": lambda path: path.write_bytes(b"\n" + jsonl(ROWS).replace(b"\n", b"\n\n")),
+    "rows.jsonl.gz": lambda path: path.write_bytes(gzip.compress(jsonl(ROWS))),
+    "rows.jsonl.zst": _zstd,
+    "rows.json": lambda path: path.write_text(json.dumps(ROWS)),
+    "nested.json": lambda path: path.write_text(json.dumps({"version": 1, "data": ROWS})),
+    "really_jsonl.json": lambda path: path.write_bytes(jsonl(ROWS)),
+    "rows.csv": lambda path: pl.DataFrame(ROWS).write_csv(path),
+    "bom.csv": lambda path: pl.DataFrame(ROWS).write_csv(path, include_bom=True),
+    "rows.parquet": lambda path: pl.DataFrame(ROWS).write_parquet(path),
+    "saved": lambda path: datasets.Dataset.from_list(ROWS).save_to_disk(path),
+    "saved_splits": lambda path: datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(path),
+    "folder_of_parquet": lambda path: (path.mkdir(), pl.DataFrame(ROWS).write_parquet(path / "train.parquet")),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name)
+    assert [record.data for record in read(tmp_path / name)] == ROWS
+
+
+def test_only_the_first_rows_are_read_with_a_limit(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(ROWS) + b"broken")
+    assert len(read(tmp_path / "rows.jsonl", limit=2)) == 2
+
+
+def test_a_bad_line_is_one_bad_record_and_the_rest_is_read(tmp_path: Path) -> None:
+    lines = [b'{"question": ', b"[1]", b'"text"', b'{"question": "\xff"}', b'{"a": "\0"}', b"\0\0\0"]
+    (tmp_path / "rows.jsonl").write_bytes(b"\n".join([*lines, jsonl(ROWS)]))
+    records = read(tmp_path / "rows.jsonl")
+    assert [record.place for record in records] == [f"line {number}" for number in range(1, 9)]
+    problems = [record.problem for record in records]
+    assert problems[6:] == [None, None]
+    for problem, expected in zip(
+        problems, ["not JSON", "this is a list", "this is text", "not UTF-8 at byte 15", "not JSON", "not JSON"],
+        strict=False,
+    ):  # fmt: skip
+        assert expected in problem
+
+
+def test_csv_rows_of_another_width_are_bad_and_quoted_newlines_are_not(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('question,solution\n"one\ntwo",1\na,b,c\nd\n')
+    records = read(tmp_path / "rows.csv")
+    assert records[0].data == {"question": "one\ntwo", "solution": "1"}
+    assert [(record.place, record.problem) for record in records[1:]] == [
+        ("line 4", "more fields than the header's 2 columns"),
+        ("line 5", "fewer fields than the header's 2 columns"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.jsonl", b"", "the file is empty"),
+        ("utf16.jsonl", "é".encode("utf-16"), "UTF-16"),
+        ("rows.txt", b"x", "unknown kind of file"),
+        ("torn.jsonl.gz", gzip.compress(jsonl(ROWS) * 999)[:-20], "cannot be read"),
+        ("fake.jsonl.zst", b"not zstandard", "cannot be read"),
+        ("fake.parquet", b"not parquet, not parquet", "cannot be read"),
+        ("broken.json", b'[{"question": 1,]', "not JSON at column"),
+        ("number.json", b"3", "a JSON list of objects is needed"),
+        ("latin.csv", "question,solution\né,2\n".encode("latin-1"), "not UTF-8"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_clear_line(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as error:
+        read(tmp_path / name)
+    assert message in str(error.value) and name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        read(tmp_path / "nothing.jsonl")
+    with pytest.raises(InputError, match="no such file, and the Hub did not give"):
+        read("nobody/nothing")
+    (tmp_path / "hollow").mkdir()
+    with pytest.raises(InputError, match="the folder is empty"):
+        read(tmp_path / "hollow")
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "splits")
+    with pytest.raises(InputError, match="no split 'test'; --split takes one of train"):
+        read(tmp_path / "splits", split="test")

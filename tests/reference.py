@@ -1,0 +1,78 @@
+"""The reward, written a second time in the plainest way: one trace, two whole forward passes, spans by offsets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlt_data.formats import Format
+
+TEMPERATURE, LAMBDA, ALPHA = 0.7, 3.0, 0.01
+
+
+class Reference:
+    """Scores traces with a ChatML student and teacher that share a tokenizer."""
+
+    def __init__(self, student: Path, teacher: Path, format: Format) -> None:
+        self.format = format
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(student)
+        self.student: Any = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32)
+        self.teacher: Any = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
+
+    def score(self, question: str, solution: str, completion: str) -> dict[str, float]:
+        format = self.format
+        opening, closing = format.explanation_tags
+        thought = format.padding + completion.split(closing)[0]
+        content = format.solution_padding + solution + format.solution_padding
+        head = self._chat(format.student_system, question) + format.thought_prefix + format.thought_tags[0]
+        middle = format.thought_tags[1] + format.separator + format.solution_tags[0]
+        tail = format.solution_tags[1] + "<|im_end|>\n"
+        at = len(head) + len(thought) + len(middle)
+        thought_lp, solution_lp = self._logprobs(
+            self.student,
+            head + thought + middle + content + tail,
+            [(len(head), len(head) + len(thought)), (at, at + len(content))],
+        )
+        prefill = format.solution_tags[0] + content + format.solution_tags[1] + format.separator + opening
+        head = self._chat(format.teacher_system, question) + prefill
+        [teacher_lp] = self._logprobs(
+            self.teacher, head + thought + closing, [(len(head), len(head) + len(thought))]
+        )
+        kl = teacher_lp - thought_lp
+        penalty = 0.0 if closing in completion else -1.0
+        r_ss = solution_lp.mean() + ALPHA * solution_lp.min()
+        return {
+            "solution_logprob_mean": solution_lp.mean().item(),
+            "solution_logprob_min": solution_lp.min().item(),
+            "kl_mean": kl.mean().item(),
+            "kl_max": kl.max().item(),
+            "penalty": penalty,
+            "reward": (r_ss - LAMBDA * (kl.mean() + ALPHA * kl.max())).item() + penalty,
+            "reward_without_entropy": (r_ss - LAMBDA * ((-thought_lp).mean() + ALPHA * (-thought_lp).max())).item()
+            + penalty,
+            "thought_tokens": len(thought_lp),
+            "solution_tokens": len(solution_lp),
+        }
+
+    def _chat(self, system: str, question: str) -> str:
+        return (
+            f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        )
+
+    def _logprobs(self, model: Any, text: str, spans: list[tuple[int, int]]) -> list[torch.Tensor]:
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = torch.tensor([encoded["input_ids"]])
+        with torch.no_grad():
+            logprobs = (model(ids).logits[0].float() / TEMPERATURE).log_softmax(-1)
+        found = []
+        for start, end in spans:
+            inside = [
+                index
+                for index, (begin, stop) in enumerate(encoded["offset_mapping"])
+                if begin >= start and stop <= end and stop > begin
+            ]
+            found.append(torch.stack([logprobs[index - 1, ids[0, index]] for index in inside]))
+        return found

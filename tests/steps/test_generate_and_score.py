@@ -1,0 +1,338 @@
+"""From questions to scores through the command line, with tiny real models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from transformers import AutoTokenizer
+
+from rlt_data.errorlog import failures
+from rlt_data.formats import encode, load_format
+from rlt_data.store import Run
+from tests.conftest import Rlt, write_jsonl
+from tests.killing import table_bytes
+from tests.reference import Reference
+
+Read = Callable[[Path, str], pl.DataFrame]
+Tiny = Callable[..., Path]
+
+TERMS = [
+    "reward", "reward_without_entropy", "penalty", "r_ss", "r_kl",
+    "solution_logprob_mean", "solution_logprob_min", "kl_mean", "kl_max",
+]  # fmt: skip
+
+#: Completions that are hard on spans: edges, letters of several bytes, tags inside, no closing tag.
+COMPLETIONS = [
+    "We add 1 and 1.\n\n<|end_of_explanation|>",
+    "One and one is two.<|end_of_explanation|> and more after it",
+    "Où est l'élève? 🙂 你好 e\u0301\n<|end_of_explanation|>",
+    "cut in the mid",
+    "  spaces   at the end   <|end_of_explanation|>",
+    "<|begin_of_solution|>2<|end_of_solution|><|end_of_explanation|>",
+    "tabs\tand\r\nlines\x00<|end_of_explanation|>",
+    "Again. " * 60 + "<|end_of_explanation|>",
+    "<|im_end|><|end_of_explanation|>",
+]
+
+
+def terms(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.sort("trace_id").select("trace_id", *TERMS)
+
+
+def largest_difference(a: pl.DataFrame, b: pl.DataFrame) -> float:
+    a, b = terms(a), terms(b)
+    assert a["trace_id"].equals(b["trace_id"])
+    return max(float((a[name] - b[name]).abs().max() or 0.0) for name in TERMS)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def traces(tmp_path: Path) -> Path:
+    rows: list[dict[str, Any]] = []
+    for i, completion in enumerate(COMPLETIONS):
+        for question, solution in [("What is 1 + 1?", "2"), ("Où?", "x = 2 ou\n\nx = 3"), ("Sign?", "-3")]:
+            row = {"id": f"{i}/{len(rows)}", "question": question, "solution": solution, "completion": completion}
+            rows.append(row)
+    return write_jsonl(tmp_path / "traces.jsonl", rows)
+
+
+@pytest.fixture
+def bare_format(tmp_path: Path) -> Path:
+    """A format that pads nothing, so that contents touch their tags."""
+    file = tmp_path / "bare.yaml"
+    file.write_text("extends: rlt\nname: bare\npadding: ''\nsolution_padding: ''\nseparator: ''\n")
+    return file
+
+
+@pytest.mark.parametrize("format", ["rlt", "bare"])
+def test_every_term_is_that_of_the_plain_computation(
+    rlt: Rlt, read: Read, tiny: Tiny, traces: Path, bare_format: Path, format: str
+) -> None:
+    format = str(bare_format) if format == "bare" else format
+    student, teacher = tiny("chat", 0), tiny("chat", 1)
+    rlt("score", "--in", traces, "--student", student, "--teacher", teacher, "--format", format, "--out", "run")
+    reference = Reference(student, teacher, load_format(format))
+    scores = {row["source_id"]: row for row in read(Path("run"), "scores").to_dicts()}
+    rows = [json.loads(line) for line in traces.read_text().splitlines()]
+    assert len(scores) == len(rows)
+    for row in rows:
+        score = scores[row["id"]]
+        if score["thought_tokens"] != score["kl_tokens"]:
+            continue  # the two sides' tokens differ, which the plain computation does not know
+        for name, value in reference.score(row["question"], row["solution"], row["completion"]).items():
+            assert score[name] == pytest.approx(value, abs=2e-4), (row["id"], name)
+
+
+def test_the_authors_rewards_are_met(rlt: Rlt, read: Read, shared_data: Path) -> None:
+    oracle = shared_data / "oracle"
+    golden = [json.loads(line) for line in (oracle / "golden_public.jsonl").read_text().splitlines()]
+    rlt(
+        "score", "--in", oracle / "golden_public.jsonl", "--format", oracle / "format.yaml",
+        "--student", oracle / "tiny-student", "--teacher", oracle / "tiny-teacher", "--temperature", 0.7, "--out", "run",
+    )  # fmt: skip
+    scores = {row["source_id"]: row for row in read(Path("run"), "scores").to_dicts()}
+    assert len(scores) == len(golden) == 56
+    for row in golden:
+        for name, value in row["expected"].items():
+            assert scores[row["id"]][name] == pytest.approx(value, abs=2e-4), (row["id"], row["case"], name)
+
+
+@pytest.mark.parametrize("completion", ["<|end_of_explanation|>", "     <|end_of_explanation|>", "...<|end_of_explanation|>"])
+def test_an_explanation_without_a_token_of_its_own_counts_as_empty(
+    rlt: Rlt, read: Read, tiny: Tiny, tmp_path: Path, completion: str
+) -> None:
+    file = tmp_path / "lines.yaml"
+    file.write_text("extends: rlt\nname: lines\nsolution_padding: ''\n")
+    rows = [{"question": "q", "solution": "2", "completion": text} for text in (completion, "\n \n<|end_of_explanation|>")]
+    path = write_jsonl(tmp_path / "traces.jsonl", rows)
+    student = tiny()
+    rlt("score", "--in", path, "--student", student, "--teacher", tiny("chat", 1), "--format", file, "--out", "run")
+    score = read(Path("run"), "scores").filter(source_id="0").to_dicts()[0]
+    tokens = AutoTokenizer.from_pretrained(student)
+    own = {text for text in tokens.tokenize(f"\n\n{completion.partition('<')[0]}")}
+    between = set(tokens.tokenize(f"<|begin_of_thought|>\n\n{completion.partition('<')[0]}<|end_of_thought|>"))
+    if completion.partition("<")[0] and own & between - set(tokens.tokenize("\n\n")):
+        pytest.skip("this tokenizer keeps the characters apart from the tag")
+    assert score["empty"] and not score["well_formed"]
+    assert (score["thought_tokens"], score["kl_mean"], score["kl_max"]) == (0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("student", ["chat", "base", "sliding"])
+@pytest.mark.parametrize("teacher", ["chat", "sliding"])
+def test_scores_do_not_depend_on_where_the_teachers_logprobs_come_from(
+    rlt: Rlt, read: Read, tiny: Tiny, problems: Path, teacher: str, student: str
+) -> None:
+    models = "--student", tiny(student, 5), "--format", "rlt"
+    rlt("generate", "--in", problems, "--teacher", tiny(teacher), "--format", "rlt",
+        "--out", "run", "--n", 3, "--max-tokens", 40)  # fmt: skip
+    rlt("score", "--in", "run", *models)
+    rlt("score", "--in", "run", *models, "--teacher", tiny(teacher), "--teacher-logprobs", "compute", "--out", "again")
+    stored, computed = read(Path("run"), "scores"), read(Path("again"), "scores")
+    assert set(stored["teacher_logprobs"]) == {"trace"} and set(computed["teacher_logprobs"]) == {"computed"}
+    assert (stored["kl_tokens"] > 0).all()
+    assert largest_difference(stored, computed) < 1e-4  # logits of these models reach 60; on the reward:
+    assert float((stored["reward"] - computed["reward"]).abs().max()) < 3e-5  # type: ignore[arg-type]
+
+
+def test_scores_do_not_depend_on_batches_or_the_order_of_rows(
+    rlt: Rlt, read: Read, tiny: Tiny, traces: Path, tmp_path: Path
+) -> None:
+    models = "--student", tiny(), "--teacher", tiny("chat", 1)
+    lines = traces.read_text().splitlines(keepends=True)
+    backwards = tmp_path / "backwards.jsonl"
+    backwards.write_text("".join(reversed(lines)))
+    rlt("score", "--in", traces, *models, "--out", "one")
+    rlt("score", "--in", traces, *models, "--out", "two", "--batch-tokens", 100)
+    rlt("score", "--in", backwards, *models, "--out", "three")
+    one = read(Path("one"), "scores")
+    for other in ("two", "three"):
+        assert largest_difference(one, read(Path(other), "scores")) < 2e-5
+
+
+def test_running_again_changes_nothing_and_a_longer_run_adds_to_it(
+    rlt: Rlt, read: Read, tiny: Tiny, problems: Path
+) -> None:
+    options = "--in", problems, "--teacher", tiny(), "--max-tokens", 20, "--out", "run"
+    rlt("generate", *options, "--n", 2)
+    before, rows = table_bytes(Path("run"), "traces"), read(Path("run"), "traces")
+    assert "12 traces (0 new)" in rlt("generate", *options, "--n", 2).stdout
+    assert table_bytes(Path("run"), "traces") == before
+    assert "18 traces (6 new)" in rlt("generate", *options, "--n", 3).stdout
+    more = read(Path("run"), "traces")
+    assert more.filter(pl.col("sample_index") < 2).equals(rows)
+    rlt("score", "--in", "run", "--student", tiny("chat", 1))
+    assert "18 scores (0 new)" in rlt("score", "--in", "run", "--student", tiny("chat", 1)).stdout
+
+
+def test_traces_hold_all_that_made_them(rlt: Rlt, read: Read, tiny: Tiny, problems: Path) -> None:
+    rlt("generate", "--in", problems, "--teacher", tiny("sliding"), "--n", 2, "--max-tokens", 20, "--out", "run")
+    tokenizer = AutoTokenizer.from_pretrained(tiny("sliding"))
+    padding = encode(tokenizer, ["<|begin_of_explanation|>\n\n"])[0].ids[-1:].tolist()
+    for row in read(Path("run"), "traces").to_dicts():
+        assert row["source_id"].startswith("q") and row["logprob_temperature"] == 0.7
+        assert len(row["token_ids"]) == len(row["logprobs"]) == row["completion_tokens"] <= 20
+        assert row["prefill_token_ids"] == padding and len(row["prefill_logprobs"]) == 1
+        assert tokenizer.decode(row["token_ids"]).lstrip() == row["completion"].lstrip()
+    info = Run(Path("run")).step("generate")
+    assert info["models"]["teacher"]["fingerprint" if False else "weights"] and info["format"]["name"] == "rlt-shots"
+    assert info["versions"]["torch"] and info["settings"]["seed"] == 0
+    assert str(Path.cwd()) not in json.dumps(read(Path("run"), "traces").to_dicts())
+
+
+def test_seeds_temperature_and_format_make_other_traces_and_other_runs(
+    rlt: Rlt, read: Read, tiny: Tiny, problems: Path
+) -> None:
+    options = "--in", problems, "--teacher", tiny(), "--n", 1, "--max-tokens", 15
+    rlt("generate", *options, "--out", "run")
+    for change, message in [
+        (("--seed", 1), "seed was 0, now 1"),
+        (("--temperature", 1), "temperature was 0.7, now 1.0"),
+        (("--format", "think"), "format was"),
+        (("--teacher", tiny("chat", 1)), "teacher was"),
+        (("--dtype", "bfloat16"), "dtype was 'float32', now 'bfloat16'"),
+    ]:
+        result = rlt("generate", *options, *change, "--out", "run", code=5)
+        assert message in result.stderr and "another --out" in result.stderr
+        rlt("generate", *options, *change, "--out", f"run{change[0]}")
+        assert not set(read(Path("run"), "traces")["trace_id"]) & set(read(Path(f"run{change[0]}"), "traces")["trace_id"])
+
+
+def test_a_prompt_over_the_context_fails_alone(rlt: Rlt, read: Read, tiny: Tiny, tmp_path: Path) -> None:
+    rows = [{"id": "short", "question": "q", "solution": "s"}, {"id": "long", "question": "long " * 2000, "solution": "s"}]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    result = rlt("generate", "--in", path, "--teacher", tiny(), "--n", 2, "--max-tokens", 5, "--out", "run", code=4)
+    assert "1 failed" in result.stdout and "errors.jsonl" in result.stdout
+    assert set(read(Path("run"), "traces")["source_id"]) == {"short"}
+    [entry] = failures(Run("run"))
+    assert entry["source_id"] == "long" and entry["attempts"] == 1 and "the context is 2048" in entry["reason"]
+    rlt("generate", "--in", path, "--teacher", tiny(), "--n", 2, "--max-tokens", 5, "--out", "run", code=4)
+    assert failures(Run("run"))[0]["attempts"] == 1
+    rlt("generate", "--in", path, "--teacher", tiny(), "--n", 2, "--max-tokens", 5, "--out", "run", "--retry-errors", code=4)
+    assert failures(Run("run"))[0]["attempts"] == 2
+
+
+def test_a_trace_that_cannot_be_scored_fails_alone(rlt: Rlt, read: Read, tiny: Tiny, tmp_path: Path) -> None:
+    rows = [
+        {"id": "good", "question": "q", "solution": "s", "explanation": "why"},
+        {"id": "long", "question": "q", "solution": "s", "explanation": "long " * 2000},
+    ]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    models = "--student", tiny(), "--teacher", tiny("chat", 1)
+    rlt("score", "--in", path, *models, "--out", "run", code=4)
+    assert read(Path("run"), "scores")["source_id"].to_list() == ["good"]
+    assert "the student's text has" in failures(Run("run"))[0]["reason"]
+    rlt("score", "--in", path, *models, "--out", "run", "--retry-errors", code=4)
+    assert failures(Run("run"))[0]["attempts"] == 2 and len(read(Path("run"), "scores")) == 1
+
+
+def test_foreign_traces_need_a_teacher_or_none(rlt: Rlt, read: Read, tiny: Tiny, traces: Path) -> None:
+    result = rlt("score", "--in", traces, "--student", tiny(), code=2)
+    assert "27 of 27 traces have no teacher log-probs at temperature 0.7" in result.stderr
+    rlt("score", "--in", traces, "--student", tiny(), "--teacher", "none", "--out", "run")
+    scores = read(Path("run"), "scores")
+    assert scores["reward"].is_null().all() and scores["reward_without_entropy"].is_not_null().all()
+    assert set(scores["teacher_logprobs"]) == {"none"}
+    result = rlt("rank", "--in", "run", code=2)
+    assert "rank with --by reward_without_entropy" in result.stderr
+    rlt("rank", "--in", "run", "--by", "reward_without_entropy")
+
+
+def test_stored_logprobs_are_used_only_at_their_own_temperature_and_teacher(
+    rlt: Rlt, read: Read, tiny: Tiny, problems: Path
+) -> None:
+    rlt("generate", "--in", problems, "--teacher", tiny(), "--n", 1, "--max-tokens", 15, "--out", "run")
+    student = "--student", tiny("chat", 1)
+    result = rlt("score", "--in", "run", *student, "--temperature", 1, "--out", "hot", code=2)
+    assert "6 of 6 traces have no teacher log-probs at temperature 1.0" in result.stderr
+    rlt("score", "--in", "run", *student, "--temperature", 1, "--teacher", tiny(), "--out", "hot")
+    assert set(read(Path("hot"), "scores")["teacher_logprobs"]) == {"computed"}
+    rlt("score", "--in", "run", *student, "--teacher", tiny("chat", 2), "--out", "other")
+    assert set(read(Path("other"), "scores")["teacher_logprobs"]) == {"computed"}
+    rlt("score", "--in", "run", *student, "--teacher", tiny(), "--out", "same")
+    assert set(read(Path("same"), "scores")["teacher_logprobs"]) == {"trace"}
+    result = rlt("score", "--in", "same", *student, "--teacher", tiny(), "--lambda", 1, code=5)
+    assert "lambda was 3.0, now 1.0" in result.stderr
+
+
+def test_a_student_may_have_a_format_of_its_own_if_explanations_stay_the_same(
+    rlt: Rlt, tiny: Tiny, problems: Path, tmp_path: Path
+) -> None:
+    rlt("generate", "--in", problems, "--teacher", tiny("base"), "--n", 1, "--max-tokens", 15, "--out", "run")
+    rlt("score", "--in", "run", "--student", tiny(), "--format", "rlt", "--out", "chat")
+    assert Run("chat").step("score")["format"]["name"] == "rlt"
+    result = rlt("score", "--in", "run", "--student", tiny(), "--format", "think", "--out", "other", code=2)
+    assert "explanation_tags" in result.stderr
+
+
+@pytest.mark.parametrize("kl", ["k3", "full"])
+def test_other_estimates_are_never_negative_and_mean_the_same(
+    rlt: Rlt, read: Read, tiny: Tiny, problems: Path, kl: str
+) -> None:
+    rlt("generate", "--in", problems, "--teacher", tiny(), "--n", 8, "--max-tokens", 60, "--out", "run")
+    student = "--student", tiny("chat", 1), "--teacher", tiny()
+    rlt("score", "--in", "run", *student)
+    rlt("score", "--in", "run", *student, "--kl", kl, "--out", kl)
+    k1, other = read(Path("run"), "scores"), read(Path(kl), "scores")
+    assert (other["kl_mean"] >= 0).all() and other["kl_tokens"].equals(k1["kl_tokens"])
+    assert other["r_ss"].to_numpy() == pytest.approx(k1["r_ss"].to_numpy(), abs=1e-4)
+    if kl == "full":
+        tokens = k1["kl_tokens"].to_numpy()
+        means = [np.average(frame["kl_mean"].to_numpy(), weights=tokens) for frame in (k1, other)]
+        assert means[0] == pytest.approx(means[1], rel=0.2)
+
+
+def test_full_kl_needs_the_teacher(rlt: Rlt, tiny: Tiny, problems: Path) -> None:
+    rlt("generate", "--in", problems, "--teacher", tiny(), "--n", 1, "--max-tokens", 5, "--out", "run")
+    assert "needs the teacher's checkpoint" in rlt("score", "--in", "run", "--student", tiny(), "--kl", "full", code=2).stderr
+
+
+def test_per_token_values_add_up_to_the_terms(rlt: Rlt, read: Read, tiny: Tiny, traces: Path) -> None:
+    rlt("score", "--in", traces, "--student", tiny("base"), "--teacher", tiny(), "--per-token", "--out", "run")
+    for row in read(Path("run"), "scores").to_dicts():
+        assert len(row["thought_logprobs"]) == len(row["thought_offsets"]) == row["thought_tokens"]
+        assert len(row["solution_logprobs"]) == len(row["solution_offsets"]) == row["solution_tokens"]
+        assert len(row["thought_kl"]) == len(row["kl_offsets"]) == row["kl_tokens"]
+        assert np.mean(row["solution_logprobs"]) == pytest.approx(row["solution_logprob_mean"], abs=1e-4)
+        assert row["thought_offsets"] == sorted(row["thought_offsets"])
+        if row["kl_tokens"]:
+            assert np.mean(row["thought_kl"]) == pytest.approx(row["kl_mean"], abs=1e-4)
+            assert np.max(row["thought_kl"]) == pytest.approx(row["kl_max"], abs=1e-4)
+
+
+def test_flaws_are_told_apart(rlt: Rlt, read: Read, tiny: Tiny, tmp_path: Path) -> None:
+    flaws: dict[str, dict[str, Any]] = {
+        "fine": {"completion": "We add.<|end_of_explanation|>"},
+        "empty": {"completion": "<|end_of_explanation|>"},
+        "unclosed": {"completion": "We add."},
+        "truncated": {"completion": "We add.", "finish_reason": "length"},
+        "holds tag": {"completion": "</thought> <|end_of_thought|> <|end_of_explanation|>"},
+    }
+    rows = [{"id": name, "question": "q", "solution": "s", **fields} for name, fields in flaws.items()]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    rlt("score", "--in", path, "--student", tiny(), "--teacher", tiny("chat", 1), "--out", "run")
+    rlt("rank", "--in", "run")
+    ranks = {row["source_id"]: row for row in read(Path("run"), "ranks").to_dicts()}
+    assert {name: row["flaw"] for name, row in ranks.items()} == {name: name for name in flaws} | {"fine": None}
+    assert ranks["fine"]["rank"] == 1
+    scores = {row["source_id"]: row for row in read(Path("run"), "scores").to_dicts()}
+    assert [name for name, row in scores.items() if row["well_formed"]] == ["fine"]
+    assert {name: row["penalty"] for name, row in scores.items()} == {
+        "fine": 0, "empty": 0, "unclosed": -1, "truncated": -1, "holds tag": 0
+    }  # fmt: skip
+
+
+def test_characters_that_fuse_with_a_tag_are_counted(
+    rlt: Rlt, read: Read, tiny: Tiny, tmp_path: Path, bare_format: Path
+) -> None:
+    path = write_jsonl(
+        tmp_path / "rows.jsonl", [{"question": "q", "solution": "(2)", "completion": "So.<|end_of_explanation|>"}]
+    )
+    rlt("score", "--in", path, "--student", tiny(), "--teacher", "none", "--format", bare_format, "--out", "bare")
+    rlt("score", "--in", path, "--student", tiny(), "--teacher", "none", "--format", "rlt", "--out", "padded")
+    assert read(Path("bare"), "scores")["uncovered_chars"][0] > 0
+    assert read(Path("padded"), "scores")["uncovered_chars"][0] <= 1  # the '.' that meets the unpadded closing tag
