@@ -63,10 +63,10 @@ _HOMES = {
     "settings": {name for name in __all__ if name.endswith("Settings")},
     "formats": {"Format", "load_format"},
     "inputs": {"check"},
-    "pipeline": {"load_pipeline", "run_pipeline"},
+    "steps.pipeline": {"load_pipeline", "run_pipeline"},
     "reward": {"kl_terms", "reward_terms"},
     "store": {"Run"},
-    **{step: {step} for step in ("generate", "score", "rank", "distill", "stats")},
+    **{f"steps.{step}": {step} for step in ("generate", "score", "rank", "distill", "stats")},
 }
 
 

@@ -16,8 +16,9 @@ TEMPERATURE, LAMBDA, ALPHA = 0.7, 3.0, 0.01
 class Reference:
     """Scores traces with a ChatML student and teacher that share a tokenizer."""
 
-    def __init__(self, student: Path, teacher: Path, format: Format) -> None:
+    def __init__(self, student: Path, teacher: Path, format: Format, *, full_kl: bool = False) -> None:
         self.format = format
+        self.full_kl = full_kl
         self.tokenizer: Any = AutoTokenizer.from_pretrained(student)
         self.student: Any = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32)
         self.teacher: Any = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
@@ -31,17 +32,16 @@ class Reference:
         middle = format.thought_tags[1] + format.separator + format.solution_tags[0]
         tail = format.solution_tags[1] + "<|im_end|>\n"
         at = len(head) + len(thought) + len(middle)
-        thought_lp, solution_lp = self._logprobs(
+        (thought_lp, ours), (solution_lp, _) = self._logprobs(
             self.student,
             head + thought + middle + content + tail,
             [(len(head), len(head) + len(thought)), (at, at + len(content))],
         )
         prefill = format.solution_tags[0] + content + format.solution_tags[1] + format.separator + opening
         head = self._chat(format.teacher_system, question) + prefill
-        [teacher_lp] = self._logprobs(
-            self.teacher, head + thought + closing, [(len(head), len(head) + len(thought))]
-        )
-        kl = teacher_lp - thought_lp
+        span = len(head), len(head) + len(thought)
+        [(teacher_lp, theirs)] = self._logprobs(self.teacher, head + thought + closing, [span])
+        kl = (theirs.exp() * (theirs - ours)).sum(-1) if self.full_kl else teacher_lp - thought_lp
         penalty = 0.0 if closing in completion else -1.0
         r_ss = solution_lp.mean() + ALPHA * solution_lp.min()
         return {
@@ -62,7 +62,8 @@ class Reference:
             f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
         )
 
-    def _logprobs(self, model: Any, text: str, spans: list[tuple[int, int]]) -> list[torch.Tensor]:
+    def _logprobs(self, model: Any, text: str, spans: list[tuple[int, int]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return per span the log-probs of its tokens, and the whole distributions they come from."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = torch.tensor([encoded["input_ids"]])
         with torch.no_grad():
@@ -74,5 +75,6 @@ class Reference:
                 for index, (begin, stop) in enumerate(encoded["offset_mapping"])
                 if begin >= start and stop <= end and stop > begin
             ]
-            found.append(torch.stack([logprobs[index - 1, ids[0, index]] for index in inside]))
+            rows = torch.stack([logprobs[index - 1] for index in inside])
+            found.append((rows[range(len(inside)), ids[0, inside]], rows))
         return found

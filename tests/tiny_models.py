@@ -41,11 +41,17 @@ def make_tiny(folder: Path, kind: str, seed: int = 0) -> Path:
         folder: where to save it.
         kind: ``chat``: Qwen2 with a ChatML template, byte-level tokens, no BOS. ``base``: Llama without a template,
             with BOS and a byte-level tokenizer of another vocabulary. ``sliding``: Gemma 3 with a window of 24 tokens,
-            tokens with BOS, byte fallback and "\u2581" for spaces, no template.
+            tokens with BOS, byte fallback and "\u2581" for spaces, no template. ``fusing``: like ``chat``, but
+            ``.<`` and ``)<`` are one token, as in vocabularies learned from web pages.
         seed: of the weights.
     """
     torch.manual_seed(seed)
-    tokenizer = {"chat": _chat_tokenizer, "base": _base_tokenizer, "sliding": _gemma_like_tokenizer}[kind]()
+    tokenizer = {
+        "chat": _chat_tokenizer,
+        "fusing": _fusing_tokenizer,
+        "base": _base_tokenizer,
+        "sliding": _gemma_like_tokenizer,
+    }[kind]()
     common: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": 48,
@@ -60,7 +66,7 @@ def make_tiny(folder: Path, kind: str, seed: int = 0) -> Path:
         "pad_token_id": tokenizer.pad_token_id,
     }
     model: Any
-    if kind == "chat":
+    if kind in ("chat", "fusing"):
         model = Qwen2ForCausalLM(Qwen2Config(**common, tie_word_embeddings=False))
     elif kind == "base":
         model = LlamaForCausalLM(LlamaConfig(**common, tie_word_embeddings=True))
@@ -72,8 +78,8 @@ def make_tiny(folder: Path, kind: str, seed: int = 0) -> Path:
     return folder
 
 
-def _chat_tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = _byte_level(400)
+def _chat_tokenizer(corpus: list[str] = _CORPUS) -> PreTrainedTokenizerFast:
+    tokenizer = _byte_level(400, corpus)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
@@ -82,6 +88,10 @@ def _chat_tokenizer() -> PreTrainedTokenizerFast:
         chat_template=CHATML,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _fusing_tokenizer() -> PreTrainedTokenizerFast:
+    return _chat_tokenizer([".<", ")<"] * 100 + _CORPUS)
 
 
 def _base_tokenizer() -> PreTrainedTokenizerFast:
@@ -97,7 +107,7 @@ def _base_tokenizer() -> PreTrainedTokenizerFast:
     return wrapped
 
 
-def _byte_level(size: int) -> Tokenizer:
+def _byte_level(size: int, corpus: list[str] = _CORPUS) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -108,7 +118,7 @@ def _byte_level(size: int) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(_CORPUS, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet))
+    tokenizer.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet))
     return tokenizer
 
 

@@ -106,10 +106,10 @@ def _read(
 def _says_nothing(tokenizer: Tokenizer, reading: StudentReading) -> bool:
     """Whether an explanation has no token of its own.
 
-    That is: it has none between the tags; or it has no letter or digit, and every token it has there comes about only
-    through the tags beside it (five spaces are one token alone, but four and one before a tag).
+    That is: it has none between the tags, or only the padding's; or it has no letter or digit, and every token it has
+    there comes about only through the tags beside it (five spaces are one token alone, but four and one before a tag).
     """
-    if not len(reading.thought):
+    if not len(reading.thought) or not reading.explanation.text:
         return True
     if any(char.isalnum() for char in reading.explanation.text):
         return False

@@ -252,8 +252,8 @@ class _Work:
             item.pairs = pair(reading, teacher, self.teacher.tokenizer, self.teacher.format, same_tokenizer=same)
             if teacher.ids is None:
                 item.teacher_logprobs = np.asarray([*trace["prefill_logprobs"], *trace["logprobs"]], np.float32)
-            elif not len(_compared(item)):
-                item.full_kl = item.teacher_logprobs = np.zeros(0, np.float32)
+            elif self.settings.kl == "full" and not len(_compared(item)):
+                item.full_kl = np.zeros(0, np.float32)
         return item
 
     def _problem(self, reading: StudentReading, teacher: TeacherReading | None) -> str | None:
@@ -327,6 +327,7 @@ class _Work:
             kl_offsets = student.thought_offsets[compared, 0]
         closed, truncated = student.explanation.closed, trace["finish_reason"] == "length"
         holds_tag = student.explanation.holds_tag is not None
+        empty = student.empty or not student.explanation.text.strip()
         terms = reward_terms(
             solution=solution,
             thought=thought,
@@ -347,9 +348,9 @@ class _Work:
             "finish_reason": trace["finish_reason"],
             "closed": closed,
             "truncated": truncated,
-            "empty": student.empty,
+            "empty": empty,
             "holds_tag": holds_tag,
-            "well_formed": closed and not truncated and not student.empty and not holds_tag,
+            "well_formed": closed and not truncated and not empty and not holds_tag,
             "teacher_logprobs": "none" if item.teacher is None else "computed" if computed else "trace",
             "scored_by": self.scored_by,
         }

@@ -42,7 +42,9 @@ def engine_of(tiny: Callable[..., Path]) -> Callable[..., TransformersEngine]:
     return make
 
 
-def prompts(engine: TransformersEngine, lengths: tuple[int, ...] = (37, 5, 61), samples: int = 3) -> list[PromptRequest]:
+def prompts(
+    engine: TransformersEngine, lengths: tuple[int, ...] = (37, 5, 61), samples: int = 3
+) -> list[PromptRequest]:
     random = np.random.default_rng(0)
     return [
         PromptRequest(

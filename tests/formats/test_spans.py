@@ -52,9 +52,7 @@ def test_tokens_of_one_character_stay_together() -> None:
 @pytest.mark.parametrize("kinds", [("chat", "base"), ("chat", "sliding"), ("base", "sliding")])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=texts)
-def test_any_two_tokenizers_pair_every_character(
-    tiny: Callable[..., Path], kinds: tuple[str, str], text: str
-) -> None:
+def test_any_two_tokenizers_pair_every_character(tiny: Callable[..., Path], kinds: tuple[str, str], text: str) -> None:
     first, second = (encode(AutoTokenizer.from_pretrained(tiny(kind)), [text])[0] for kind in kinds)
     ranges_a, ranges_b = align(first.offsets, second.offsets)
     covered = [_characters(first, pair) for pair in ranges_a]

@@ -99,9 +99,7 @@ def test_csv_rows_of_another_width_are_bad_and_quoted_newlines_are_not(tmp_path:
         ("latin.csv", "question,solution\né,2\n".encode("latin-1"), "not UTF-8"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_one_clear_line(
-    tmp_path: Path, name: str, content: bytes, message: str
-) -> None:
+def test_a_file_that_cannot_be_read_is_one_clear_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError) as error:
         read(tmp_path / name)

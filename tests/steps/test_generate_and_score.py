@@ -69,14 +69,15 @@ def bare_format(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("format", ["rlt", "bare"])
+@pytest.mark.parametrize(("format", "kl"), [("rlt", "k1"), ("bare", "k1"), ("rlt", "full")])
 def test_every_term_is_that_of_the_plain_computation(
-    rlt: Rlt, read: Read, tiny: Tiny, traces: Path, bare_format: Path, format: str
+    rlt: Rlt, read: Read, tiny: Tiny, traces: Path, bare_format: Path, format: str, kl: str
 ) -> None:
     format = str(bare_format) if format == "bare" else format
     student, teacher = tiny("chat", 0), tiny("chat", 1)
-    rlt("score", "--in", traces, "--student", student, "--teacher", teacher, "--format", format, "--out", "run")
-    reference = Reference(student, teacher, load_format(format))
+    models = "--student", student, "--teacher", teacher
+    rlt("score", "--in", traces, *models, "--format", format, "--kl", kl, "--out", "run")
+    reference = Reference(student, teacher, load_format(format), full_kl=kl == "full")
     scores = {row["source_id"]: row for row in read(Path("run"), "scores").to_dicts()}
     rows = [json.loads(line) for line in traces.read_text().splitlines()]
     assert len(scores) == len(rows)
@@ -92,8 +93,8 @@ def test_the_authors_rewards_are_met(rlt: Rlt, read: Read, shared_data: Path) ->
     oracle = shared_data / "oracle"
     golden = [json.loads(line) for line in (oracle / "golden_public.jsonl").read_text().splitlines()]
     rlt(
-        "score", "--in", oracle / "golden_public.jsonl", "--format", oracle / "format.yaml",
-        "--student", oracle / "tiny-student", "--teacher", oracle / "tiny-teacher", "--temperature", 0.7, "--out", "run",
+        "score", "--in", oracle / "golden_public.jsonl", "--format", oracle / "format.yaml", "--temperature", 0.7,
+        "--student", oracle / "tiny-student", "--teacher", oracle / "tiny-teacher", "--out", "run",
     )  # fmt: skip
     scores = {row["source_id"]: row for row in read(Path("run"), "scores").to_dicts()}
     assert len(scores) == len(golden) == 56
@@ -102,24 +103,20 @@ def test_the_authors_rewards_are_met(rlt: Rlt, read: Read, shared_data: Path) ->
             assert scores[row["id"]][name] == pytest.approx(value, abs=2e-4), (row["id"], row["case"], name)
 
 
-@pytest.mark.parametrize("completion", ["<|end_of_explanation|>", "     <|end_of_explanation|>", "...<|end_of_explanation|>"])
 def test_an_explanation_without_a_token_of_its_own_counts_as_empty(
-    rlt: Rlt, read: Read, tiny: Tiny, tmp_path: Path, completion: str
+    rlt: Rlt, read: Read, tiny: Tiny, tmp_path: Path, bare_format: Path
 ) -> None:
-    file = tmp_path / "lines.yaml"
-    file.write_text("extends: rlt\nname: lines\nsolution_padding: ''\n")
-    rows = [{"question": "q", "solution": "2", "completion": text} for text in (completion, "\n \n<|end_of_explanation|>")]
+    empty = ["<|end_of_explanation|>", "<|end_of_explanation|> and more", ".<|end_of_explanation|>"]
+    rows = [{"question": "q", "solution": "2", "completion": text} for text in (*empty, "5.<|end_of_explanation|>")]
     path = write_jsonl(tmp_path / "traces.jsonl", rows)
-    student = tiny()
-    rlt("score", "--in", path, "--student", student, "--teacher", tiny("chat", 1), "--format", file, "--out", "run")
-    score = read(Path("run"), "scores").filter(source_id="0").to_dicts()[0]
-    tokens = AutoTokenizer.from_pretrained(student)
-    own = {text for text in tokens.tokenize(f"\n\n{completion.partition('<')[0]}")}
-    between = set(tokens.tokenize(f"<|begin_of_thought|>\n\n{completion.partition('<')[0]}<|end_of_thought|>"))
-    if completion.partition("<")[0] and own & between - set(tokens.tokenize("\n\n")):
-        pytest.skip("this tokenizer keeps the characters apart from the tag")
-    assert score["empty"] and not score["well_formed"]
-    assert (score["thought_tokens"], score["kl_mean"], score["kl_max"]) == (0, 1.0, 1.0)
+    models = "--student", tiny("fusing"), "--teacher", tiny("fusing", 1)
+    rlt("score", "--in", path, *models, "--format", bare_format, "--out", "run")
+    *nothing, something = read(Path("run"), "scores").sort("source_id").to_dicts()
+    for score in nothing:
+        assert score["empty"] and not score["well_formed"]
+        assert (score["thought_tokens"], score["kl_mean"], score["kl_max"]) == (0, 1.0, 1.0)
+        assert score["r_ss"] == nothing[0]["r_ss"]  # all are shown to the student as the same empty thought
+    assert not something["empty"] and something["thought_tokens"] == 1
 
 
 @pytest.mark.parametrize("student", ["chat", "base", "sliding"])
@@ -135,8 +132,7 @@ def test_scores_do_not_depend_on_where_the_teachers_logprobs_come_from(
     stored, computed = read(Path("run"), "scores"), read(Path("again"), "scores")
     assert set(stored["teacher_logprobs"]) == {"trace"} and set(computed["teacher_logprobs"]) == {"computed"}
     assert (stored["kl_tokens"] > 0).all()
-    assert largest_difference(stored, computed) < 1e-4  # logits of these models reach 60; on the reward:
-    assert float((stored["reward"] - computed["reward"]).abs().max()) < 3e-5  # type: ignore[arg-type]
+    assert largest_difference(stored, computed) < 1e-5
 
 
 def test_scores_do_not_depend_on_batches_or_the_order_of_rows(
@@ -151,7 +147,7 @@ def test_scores_do_not_depend_on_batches_or_the_order_of_rows(
     rlt("score", "--in", backwards, *models, "--out", "three")
     one = read(Path("one"), "scores")
     for other in ("two", "three"):
-        assert largest_difference(one, read(Path(other), "scores")) < 2e-5
+        assert largest_difference(one, read(Path(other), "scores")) < 1e-5
 
 
 def test_running_again_changes_nothing_and_a_longer_run_adds_to_it(
@@ -179,7 +175,7 @@ def test_traces_hold_all_that_made_them(rlt: Rlt, read: Read, tiny: Tiny, proble
         assert row["prefill_token_ids"] == padding and len(row["prefill_logprobs"]) == 1
         assert tokenizer.decode(row["token_ids"]).lstrip() == row["completion"].lstrip()
     info = Run(Path("run")).step("generate")
-    assert info["models"]["teacher"]["fingerprint" if False else "weights"] and info["format"]["name"] == "rlt-shots"
+    assert info["models"]["teacher"]["weights"] and info["format"]["name"] == "rlt-shots"
     assert info["versions"]["torch"] and info["settings"]["seed"] == 0
     assert str(Path.cwd()) not in json.dumps(read(Path("run"), "traces").to_dicts())
 
@@ -199,11 +195,16 @@ def test_seeds_temperature_and_format_make_other_traces_and_other_runs(
         result = rlt("generate", *options, *change, "--out", "run", code=5)
         assert message in result.stderr and "another --out" in result.stderr
         rlt("generate", *options, *change, "--out", f"run{change[0]}")
-        assert not set(read(Path("run"), "traces")["trace_id"]) & set(read(Path(f"run{change[0]}"), "traces")["trace_id"])
+        assert not set(read(Path("run"), "traces")["trace_id"]) & set(
+            read(Path(f"run{change[0]}"), "traces")["trace_id"]
+        )
 
 
 def test_a_prompt_over_the_context_fails_alone(rlt: Rlt, read: Read, tiny: Tiny, tmp_path: Path) -> None:
-    rows = [{"id": "short", "question": "q", "solution": "s"}, {"id": "long", "question": "long " * 2000, "solution": "s"}]
+    rows = [
+        {"id": "short", "question": "q", "solution": "s"},
+        {"id": "long", "question": "long " * 2000, "solution": "s"},
+    ]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     result = rlt("generate", "--in", path, "--teacher", tiny(), "--n", 2, "--max-tokens", 5, "--out", "run", code=4)
     assert "1 failed" in result.stdout and "errors.jsonl" in result.stdout
@@ -212,7 +213,21 @@ def test_a_prompt_over_the_context_fails_alone(rlt: Rlt, read: Read, tiny: Tiny,
     assert entry["source_id"] == "long" and entry["attempts"] == 1 and "the context is 2048" in entry["reason"]
     rlt("generate", "--in", path, "--teacher", tiny(), "--n", 2, "--max-tokens", 5, "--out", "run", code=4)
     assert failures(Run("run"))[0]["attempts"] == 1
-    rlt("generate", "--in", path, "--teacher", tiny(), "--n", 2, "--max-tokens", 5, "--out", "run", "--retry-errors", code=4)
+    rlt(
+        "generate",
+        "--in",
+        path,
+        "--teacher",
+        tiny(),
+        "--n",
+        2,
+        "--max-tokens",
+        5,
+        "--out",
+        "run",
+        "--retry-errors",
+        code=4,
+    )
     assert failures(Run("run"))[0]["attempts"] == 2
 
 
@@ -269,26 +284,22 @@ def test_a_student_may_have_a_format_of_its_own_if_explanations_stay_the_same(
     assert "explanation_tags" in result.stderr
 
 
-@pytest.mark.parametrize("kl", ["k3", "full"])
-def test_other_estimates_are_never_negative_and_mean_the_same(
-    rlt: Rlt, read: Read, tiny: Tiny, problems: Path, kl: str
-) -> None:
+def test_k3_is_made_of_the_same_log_ratios(rlt: Rlt, read: Read, tiny: Tiny, problems: Path) -> None:
     rlt("generate", "--in", problems, "--teacher", tiny(), "--n", 8, "--max-tokens", 60, "--out", "run")
-    student = "--student", tiny("chat", 1), "--teacher", tiny()
+    student = "--student", tiny("chat", 1), "--per-token"
     rlt("score", "--in", "run", *student)
-    rlt("score", "--in", "run", *student, "--kl", kl, "--out", kl)
-    k1, other = read(Path("run"), "scores"), read(Path(kl), "scores")
-    assert (other["kl_mean"] >= 0).all() and other["kl_tokens"].equals(k1["kl_tokens"])
-    assert other["r_ss"].to_numpy() == pytest.approx(k1["r_ss"].to_numpy(), abs=1e-4)
-    if kl == "full":
-        tokens = k1["kl_tokens"].to_numpy()
-        means = [np.average(frame["kl_mean"].to_numpy(), weights=tokens) for frame in (k1, other)]
-        assert means[0] == pytest.approx(means[1], rel=0.2)
+    rlt("score", "--in", "run", *student, "--kl", "k3", "--out", "k3")
+    k1, k3 = (read(Path(run), "scores").sort("trace_id") for run in ("run", "k3"))
+    for one, three in zip(k1["thought_kl"].to_list(), k3["thought_kl"].to_list(), strict=True):
+        assert three == pytest.approx(np.exp(-np.array(one)) - 1 + one, rel=1e-3, abs=1e-4)
 
 
 def test_full_kl_needs_the_teacher(rlt: Rlt, tiny: Tiny, problems: Path) -> None:
     rlt("generate", "--in", problems, "--teacher", tiny(), "--n", 1, "--max-tokens", 5, "--out", "run")
-    assert "needs the teacher's checkpoint" in rlt("score", "--in", "run", "--student", tiny(), "--kl", "full", code=2).stderr
+    assert (
+        "needs the teacher's checkpoint"
+        in rlt("score", "--in", "run", "--student", tiny(), "--kl", "full", code=2).stderr
+    )
 
 
 def test_per_token_values_add_up_to_the_terms(rlt: Rlt, read: Read, tiny: Tiny, traces: Path) -> None:
@@ -330,9 +341,10 @@ def test_characters_that_fuse_with_a_tag_are_counted(
     rlt: Rlt, read: Read, tiny: Tiny, tmp_path: Path, bare_format: Path
 ) -> None:
     path = write_jsonl(
-        tmp_path / "rows.jsonl", [{"question": "q", "solution": "(2)", "completion": "So.<|end_of_explanation|>"}]
+        tmp_path / "rows.jsonl", [{"question": "q", "solution": "(2)", "completion": "So.\n\n<|end_of_explanation|>"}]
     )
-    rlt("score", "--in", path, "--student", tiny(), "--teacher", "none", "--format", bare_format, "--out", "bare")
-    rlt("score", "--in", path, "--student", tiny(), "--teacher", "none", "--format", "rlt", "--out", "padded")
-    assert read(Path("bare"), "scores")["uncovered_chars"][0] > 0
-    assert read(Path("padded"), "scores")["uncovered_chars"][0] <= 1  # the '.' that meets the unpadded closing tag
+    models = "--student", tiny("fusing"), "--teacher", "none"
+    rlt("score", "--in", path, *models, "--format", bare_format, "--out", "bare")
+    rlt("score", "--in", path, *models, "--format", "rlt", "--out", "padded")
+    assert read(Path("bare"), "scores")["uncovered_chars"].to_list() == [1]  # the ')' before the closing tag
+    assert read(Path("padded"), "scores")["uncovered_chars"].to_list() == [0]

@@ -68,7 +68,5 @@ def _attention_in_float64(
 ) -> tuple[torch.Tensor, None]:
     if attention_mask is not None and attention_mask.is_floating_point():
         attention_mask = attention_mask.double()
-    output, _ = sdpa_attention_forward(
-        module, query.double(), key.double(), value.double(), attention_mask, **options
-    )
+    output, _ = sdpa_attention_forward(module, query.double(), key.double(), value.double(), attention_mask, **options)
     return output.to(query.dtype), None

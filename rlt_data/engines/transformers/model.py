@@ -7,6 +7,7 @@ cache, which makes the head faster than a plain matrix product (figures in docs/
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -74,7 +75,7 @@ class CausalModel:
             getattr(self._text_config, "logits_scaling", None) or 1.0
         )
         self.vocabulary = self._weight.shape[0]
-        self._linear = torch.nn.functional.linear
+        self._linear: Callable[..., torch.Tensor] = torch.nn.functional.linear
         if self.dtype == torch.float32 and self.device.type == "cpu":
             make_exact(self._model)
             self._linear = linear

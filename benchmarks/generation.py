@@ -1,0 +1,108 @@
+"""Generation speed: the whole `generate` step against its engine alone, as a ratio of tokens per second within one run.
+
+    python -m benchmarks.generation [--model gemma-3-270m] [--questions 16] [--traces 8] [--max-tokens 64]
+
+The step checks its input, renders and tokenises prompts, writes each trace durably as it is finished, and compacts the
+table; the time is that of the whole call, with the model loaded before. The engine alone gets the very requests the
+step made, and its samples are thrown away. The two take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from unittest import mock
+
+from benchmarks.report import print_table, save
+from rlt_data.engines import Engine, Failure, Model, PromptRequest, Sample, Sampling, open_model
+from rlt_data.settings import GenerateSettings
+from rlt_data.steps.generate import generate
+
+QUESTIONS = Path(__file__).parent.parent / "recipes" / "demo" / "questions.jsonl"
+GOAL = 0.95
+
+
+class Recorder:
+    """An engine that keeps what it was asked for."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.context_length = engine.context_length
+        self.blocks: list[Sequence[PromptRequest]] = []
+        self.sampling: Sampling | None = None
+
+    def generate(self, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling) -> Iterator[Sample | Failure]:
+        self.sampling = sampling
+
+        def noted() -> Iterator[Sequence[PromptRequest]]:
+            for block in blocks:
+                self.blocks.append(block)
+                yield block
+
+        return self.engine.generate(noted(), sampling)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="gemma-3-270m")
+    parser.add_argument("--questions", type=int, default=16)
+    parser.add_argument("--traces", type=int, default=8)
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+
+    settings = GenerateSettings(
+        input=str(QUESTIONS),
+        limit=arguments.questions,
+        teacher=arguments.model,
+        n=arguments.traces,
+        max_tokens=arguments.max_tokens,
+    )
+    model = open_model(arguments.model, settings)
+    engine = model.engine
+    recorder = Recorder(engine)
+    model.engine = recorder  # type: ignore[assignment]
+    _step(model, settings.model_copy(update={"max_tokens": 2}))  # both warm up
+    recorder.blocks.clear()
+    rows = []
+    for turn in range(arguments.rounds):
+        step_tokens, step_seconds = _step(model, settings)
+        blocks, recorder.blocks = recorder.blocks, []
+        assert recorder.sampling is not None
+        began = time.perf_counter()
+        samples = list(engine.generate(blocks, recorder.sampling))
+        engine_seconds = time.perf_counter() - began
+        engine_tokens = sum(len(sample.token_ids) for sample in samples if isinstance(sample, Sample))
+        assert step_tokens == engine_tokens, (step_tokens, engine_tokens)
+        rows.append(
+            {
+                "round": turn + 1,
+                "tokens": step_tokens,
+                "step, tokens/s": step_tokens / step_seconds,
+                "engine alone, tokens/s": engine_tokens / engine_seconds,
+                "ratio": engine_seconds / step_seconds,
+            }
+        )
+    print_table(rows)
+    ratio = statistics.median(float(row["ratio"]) for row in rows)
+    print(f"median ratio {ratio:.3f} (goal: at least {GOAL})")
+    save("generation", {"settings": vars(arguments), "rows": rows, "median ratio": ratio})
+
+
+def _step(model: Model, settings: GenerateSettings) -> tuple[int, float]:
+    """Run the step into a fresh folder; return its tokens and the seconds of the whole call."""
+    opened = mock.patch("rlt_data.steps.generate.open_model", return_value=model)
+    with tempfile.TemporaryDirectory() as folder, opened:
+        began = time.perf_counter()
+        summary = generate(settings.model_copy(update={"out": f"{folder}/run"}))
+        seconds = time.perf_counter() - began
+    assert not summary.failed and summary.new == settings.n * (settings.limit or 0)
+    return summary.tokens, seconds
+
+
+if __name__ == "__main__":
+    main()
