@@ -6,9 +6,7 @@ STAMP  := $(VENV)/.installed
 # A processor build of torch where the default one would bring CUDA: TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-export OMP_NUM_THREADS ?=
-
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test test-core lint bench clean
 
 setup: $(STAMP)
 
@@ -23,7 +21,15 @@ demo: $(STAMP)
 	PATH=$(abspath $(BIN)):$$PATH sh recipes/demo/run.sh
 
 test: $(STAMP)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The core without extras, installed as users install it, with the versions of constraints/core.txt.
+CORE_VENV ?= .venv-core
+test-core:
+	$(PYTHON) -m venv $(CORE_VENV)
+	$(CORE_VENV)/bin/python -m pip install --quiet -c constraints/core.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(CORE_VENV)/bin/python -m pip install --quiet -c constraints/core.txt .
+	sh tests/core.sh $(abspath $(CORE_VENV))/bin
 
 # The packages as they are installed, for the type checker: cli/ and recipes/ inside rlt_data/.
 build/types: FORCE
@@ -39,6 +45,6 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf build $(VENV)
+	rm -rf build $(VENV) $(CORE_VENV)
 
 FORCE:

@@ -1,72 +1,135 @@
-"""What exact float32 on a CPU costs and gives: speed with and without it, and how much numbers move with the batch.
+"""What exact float32 on a CPU costs and gives: speed with and without it, and how far log-probs move with the batch.
 
-    python -m benchmarks.exactness [--model gemma-3-270m] [--questions 2] [--traces 8] [--max-tokens 32]
+    python -m benchmarks.exactness [--model gemma-3-270m] [--questions 4] [--traces 8] [--max-tokens 32]
 
 With it, attention is computed in float64 and small matrix products are filled up (rlt_data/engines/transformers/
-exact.py). The same work is done by two engines that differ in nothing else, in turns. The difference is the largest one
-between a token's log-prob scored alone and scored in batches of several sizes.
+exact.py). Two engines that differ in nothing else do the same work in turns: they sample explanations of real
+questions, and score those that the exact one sampled, cut to various lengths. Then the same texts are scored in
+batches of several sizes, and one by one; reported is the largest difference of a token's log-prob to that in the
+largest batch.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
 
 from benchmarks.report import print_table, save
-from rlt_data.engines import Sampling
+from rlt_data.engines import Model, PromptRequest, Sample, SampleRequest, Sampling, SequenceRequest, open_model
+from rlt_data.engines.protocol import Floats, SequenceLogprobs
 from rlt_data.engines.transformers import TransformersEngine
+from rlt_data.engines.transformers import model as engine_model
+from rlt_data.engines.transformers.scoring import Scorer
+from rlt_data.formats import Views, encode, load_format
+from rlt_data.settings import ModelSettings
 
-PROMPT, EXPLANATION = 300, 100
-BATCH_TOKENS = (512, 1024, 2048, 4096)
+QUESTIONS = Path(__file__).parent.parent / "recipes" / "demo" / "questions.jsonl"
+BATCH_TOKENS = (4096, 1024, 256, 64)
 TEMPERATURE = 0.7
+
+Groups = list[list[SequenceRequest]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="gemma-3-270m")
-    parser.add_argument("--questions", type=int, default=2)
+    parser.add_argument("--questions", type=int, default=4)
     parser.add_argument("--traces", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
 
-    engines = {"exact": _engine(arguments.model, exact=True), "plain": _engine(arguments.model, exact=False)}
-    groups = _groups(engines["exact"], arguments.questions, arguments.traces)
-    prompts = _prompts(groups)
-    sampling = Sampling(TEMPERATURE, 1.0, 0, arguments.max_tokens, "<|never|>")
-    tokens = 0
+    settings = ModelSettings(device="cpu", dtype="float32")
+    opened = open_model(arguments.model, settings)
+    engines = {"exact": _engine(opened), "plain": _plain_engine(open_model(arguments.model, settings))}
+    prompts = _prompts(opened, arguments.questions, arguments.traces)
+    sampling = Sampling(TEMPERATURE, 1.0, 0, arguments.max_tokens, "<|end_of_explanation|>")
+    samples = {engine: list(engines[engine].generate([prompts], sampling)) for engine in engines}  # warms both up
+    groups = _texts(prompts, [sample for sample in samples["exact"] if isinstance(sample, Sample)])
 
-    def score(engine: TransformersEngine) -> float:
-        return float(len(list(engine.logprobs(groups, TEMPERATURE))))
+    def score(engine: TransformersEngine) -> int:
+        return len(list(engine.logprobs(groups, TEMPERATURE)))
 
-    def generate(engine: TransformersEngine) -> float:
-        return float(sum(len(sample.token_ids) for sample in engine.generate([prompts], sampling)))  # type: ignore[union-attr]
+    def generate(engine: TransformersEngine) -> int:
+        made = engine.generate([prompts], sampling)
+        return sum(len(sample.token_ids) for sample in made if isinstance(sample, Sample))
 
-    work: dict[str, Callable[[TransformersEngine], float]] = {
+    work: dict[str, Callable[[TransformersEngine], int]] = {
         "scoring, traces/s": score,
         "generation, tokens/s": generate,
     }
-    speeds = {(what, name): 0.0 for what in work for name in engines}
+    speeds = {what: dict.fromkeys(engines, 0.0) for what in work}
     for _ in range(arguments.rounds):  # in turn, so that a slow moment of the machine meets both
         for what, run in work.items():
             for name, engine in engines.items():
                 began = time.perf_counter()
                 count = run(engine)
-                speeds[what, name] = max(speeds[what, name], count / (time.perf_counter() - began))
-    rows = [
-        {
-            "what": what,
-            "exact": speeds[what, "exact"],
-            "plain": speeds[what, "plain"],
-            "exact / plain": speeds[what, "exact"] / speeds[what, "plain"],
-        }
-        for what in work
-    ]
+                speeds[what][name] = max(speeds[what][name], count / (time.perf_counter() - began))
+    rows = [{"what": what, **found, "exact / plain": found["exact"] / found["plain"]} for what, found in speeds.items()]
     print_table(rows)
-    moved = {name: _largest_difference(engine, groups) for name, engine in engines.items()}
-    differences = [
-        {"engine": name, "largest difference of a log-prob": f"{value:.2e}"} for name, value in moved.items()
+    moved = [{"engine": name, **_differences(engine, groups)} for name, engine in engines.items()]
+    print_table([{name: value if name == "engine" else f"{value:.1e}" for name, value in row.items()} for row in moved])
+    save("exactness", {"settings": vars(arguments), "rows": rows, "largest differences of a log-prob": moved})
+
+
+def _engine(model: Model) -> TransformersEngine:
+    engine = model.engine
+    assert isinstance(engine, TransformersEngine)
+    return engine
+
+
+def _plain_engine(model: Model) -> TransformersEngine:
+    """Load a model as if exact.py were not there."""
+    with mock.patch.multiple(engine_model, make_exact=lambda _: None, linear=torch.nn.functional.linear):
+        return _engine(model)
+
+
+def _prompts(model: Model, questions: int, traces: int) -> list[PromptRequest]:
+    views = Views(load_format("rlt"), model.template)
+    rows = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()[:questions]]
+    encodings = encode(model.tokenizer, [views.teacher_prompt(row["question"], row["solution"]) for row in rows])
+    return [
+        PromptRequest(encoding.ids, [SampleRequest(f"{row}/{i}", row * traces + i) for i in range(traces)])
+        for row, encoding in enumerate(encodings)
     ]
-    print_table(differences)
-    save("exactness", {"settings": vars(arguments), "rows": rows, "largest difference": moved})
+
+
+def _texts(prompts: list[PromptRequest], samples: list[Sample]) -> Groups:
+    """Return the samples after their prompts, grouped by prompt, cut to various lengths."""
+    by_key = {sample.key: sample.token_ids for sample in samples}
+    groups = []
+    for prompt in prompts:
+        start = len(prompt.ids)
+        group = []
+        for number, sample in enumerate(prompt.samples):
+            ids = np.concatenate([prompt.ids, by_key[sample.key][number:]])
+            group.append(SequenceRequest(sample.key, ids, np.arange(start, len(ids), dtype=np.int32)))
+        groups.append(group)
+    return groups
+
+
+def _differences(engine: TransformersEngine, groups: Groups) -> dict[str, float]:
+    """Return the largest difference to the first batch size, for the others and for one text at a time."""
+    first, *others = (_logprobs(engine, groups, tokens) for tokens in BATCH_TOKENS)
+    found = {f"{tokens} tokens a batch": other for tokens, other in zip(BATCH_TOKENS[1:], others, strict=True)}
+    found["one by one"] = _logprobs(engine, [[request] for group in groups for request in group], 1)
+    return {
+        name: max(float(np.abs(values - first[key]).max(initial=0)) for key, values in other.items())
+        for name, other in found.items()
+    }
+
+
+def _logprobs(engine: TransformersEngine, groups: Groups, batch_tokens: int) -> dict[str, Floats]:
+    results = Scorer(engine.model, batch_tokens).logprobs(groups, TEMPERATURE)
+    return {result.key: result.logprobs for result in results if isinstance(result, SequenceLogprobs)}
+
+
+if __name__ == "__main__":
+    main()

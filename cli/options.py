@@ -56,7 +56,7 @@ def finish(work: Callable[[], int | None]) -> None:
     Raises:
         typer.Exit: with an exit code other than 0.
     """
-    _quieten_libraries()
+    _prepare_libraries()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = work() or 0
@@ -86,7 +86,9 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
         # Typer would stop at the first missing flag; settings name all of them.
         annotation, default = annotation | None, None
     help = (field.description or "") + (" (needed)" if field.is_required() else "")
-    option = typer.Option(flag, help=help, rich_help_panel=panel, show_default=default not in (None, [], False))
+    option = typer.Option(
+        flag, help=help, rich_help_panel=panel, show_default=default is not False and default not in (None, [])
+    )
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
     )
@@ -100,8 +102,11 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _quieten_libraries() -> None:
-    """Keep other libraries' notices out of ours; they are imported after this."""
+def _prepare_libraries() -> None:
+    """Keep other libraries' notices out of ours, and their threads polite; they are imported after this."""
+    # Threads of libgomp that spin while they wait make a model ten times slower as soon as another program wants a
+    # core; a short spin costs nothing on an idle machine.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if not sys.stderr.isatty():
@@ -114,7 +119,8 @@ def _quieten_libraries() -> None:
 
 
 class _Notices(logging.Handler):
-    """Writes what the library notes to wherever stderr goes at the moment."""
+    """Writes what the library notes to wherever stderr goes at the moment; results of steps are for stdout."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        typer.echo(record.getMessage(), err=True)
+        if not record.name.startswith("rlt_data.steps"):
+            typer.echo(record.getMessage(), err=True)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import TYPE_CHECKING, Any
 
+import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from rlt_data.errors import SOME_ROWS_FAILED
@@ -19,7 +23,7 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
     from rlt_data.steps.rank import RankSummary
     from rlt_data.steps.stats import Stats
 
-_console = Console(highlight=False, soft_wrap=True)
+_console = Console(highlight=False, soft_wrap=True, emoji=False)
 
 #: Columns of a trace that ``show`` prints above its text.
 _SHOWN_TERMS = ("reward", "r_ss", "r_kl", "solution_logprob_mean", "kl_mean", "penalty", "thought_tokens")
@@ -68,7 +72,7 @@ def print_check(report: CheckReport) -> None:
     _console.print(
         f"{escape(report.source)}: {report.rows} rows, {report.good} good, read as {report.preset or 'nothing'}"
     )
-    _console.print(escape("columns: " + ", ".join(report.columns)))
+    _print_text("columns: " + ", ".join(report.columns))
     for name, longest in report.longest.items():
         _console.print(f"{name}: {report.mean[name]:,.0f} characters on average, {longest:,} at most")
     _console.print(
@@ -77,17 +81,17 @@ def print_check(report: CheckReport) -> None:
     )
     if report.bad:
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.bad.most_common())
-        _console.print(escape(f"{sum(report.bad.values())} bad rows ({reasons}); the first:"))
+        _print_text(f"{sum(report.bad.values())} bad rows ({reasons}); the first:")
         for place, reason in report.bad_rows:
-            _console.print(escape(f"  {place}: {reason}"))
+            _print_text(f"  {place}: {reason}")
 
 
 def print_question(question: dict[str, Any], traces: list[dict[str, Any]]) -> None:
     """Print a question and traces with their scores."""
     _rule(f"question {question['question_id']} (source {question['source_id']})")
-    _console.print(escape(printable(question["question"])))
+    _print_text(question["question"])
     _rule("solution")
-    _console.print(escape(printable(question["solution"])))
+    _print_text(question["solution"])
     for trace in traces:
         rank = f"rank {trace['rank']} of {trace['traces']}, " if trace.get("rank") else ""
         end = trace["finish_reason"] or "end unknown"
@@ -95,7 +99,7 @@ def print_question(question: dict[str, Any], traces: list[dict[str, Any]]) -> No
         terms = [f"{name} {_figure(trace[name])}" for name in _SHOWN_TERMS if trace.get(name) is not None]
         if terms:
             _console.print(", ".join(terms))
-        _console.print(escape(printable(trace["completion"])))
+        _print_text(trace["completion"])
 
 
 def print_stats(stats: Stats) -> None:
@@ -107,22 +111,33 @@ def print_stats(stats: Stats) -> None:
     if stats.failed:
         _console.print("failed: " + ", ".join(f"{count} in {step}" for step, count in stats.failed.items()))
     if stats.shares:
-        _console.print("scored traces: " + ", ".join(f"{flag} {share:.1%}" for flag, share in stats.shares.items()))
+        shares = ", ".join(f"{flag.replace('_', ' ')} {share:.1%}" for flag, share in stats.shares.items())
+        _console.print(f"scored traces: {shares}")
         _print_frame(stats.terms)
 
 
 def printable(text: str) -> str:
-    """Take control characters out of text that models wrote, so that it cannot drive the terminal."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text.replace("\r\n", "\n"))
+    """Take control characters out of text from models and files, so that it cannot drive the terminal."""
+    return "".join(char if _is_visible(char) else "\ufffd" for char in text.replace("\r\n", "\n"))
+
+
+def _is_visible(char: str) -> bool:
+    return char.isprintable() or char in "\n\t" or unicodedata.category(char) == "Zs"
+
+
+def _print_text(text: str) -> None:
+    typer.echo(printable(text))
 
 
 def _print_frame(frame: pl.DataFrame) -> None:
-    table = Table()
+    table = Table(box=box.SIMPLE, show_edge=False, padding=0)
     for name in frame.columns:
         table.add_column(name.replace("_", " "), justify="left" if frame[name].dtype.is_(_string()) else "right")
     for row in frame.iter_rows():
         table.add_row(*(_figure(value) for value in row))
-    _console.print(table)
+    # A table that is wider than the terminal is folded by the terminal; rich would cut its figures.
+    table.width = Measurement.get(_console, _console.options.update(max_width=10_000), table).maximum
+    _console.print(table, crop=False)
 
 
 def _string() -> Any:
@@ -138,4 +153,4 @@ def _figure(value: Any) -> str:
 
 
 def _rule(title: str) -> None:
-    _console.print(f"[bold]--- {escape(title)}[/bold]")
+    _console.print(f"[bold]--- {escape(printable(title))}[/bold]")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 
@@ -32,3 +34,13 @@ class Silent:
 
 
 SILENT = Silent()
+
+
+@contextmanager
+def task(progress: Progress, name: str, total: int) -> Iterator[None]:
+    """Begin a task, and end it however the work in it ends, so that no bar stays on the terminal."""
+    progress.start(name, total)
+    try:
+        yield
+    finally:
+        progress.finish()

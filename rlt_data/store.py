@@ -78,6 +78,14 @@ class Run:
             raise RunFolderError(f"{path}: not a run folder (it has no run.json)")
         return cls(folder)
 
+    @staticmethod
+    def is_at(path: str | Path) -> bool:
+        """Whether there is a run folder that can be reached."""
+        try:
+            return (Path(path) / "run.json").is_file()
+        except OSError:
+            return False
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for writing; the lock ends with the process, however that ends.
@@ -109,15 +117,18 @@ class Run:
     @property
     def info(self) -> dict[str, Any]:
         """The content of run.json, empty for a new folder."""
+        file = self.path / "run.json"
         try:
-            text = (self.path / "run.json").read_text(encoding="utf-8")
-        except FileNotFoundError:
+            info = json.loads(file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
             return {}
-        try:
-            info = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise RunFolderError(f"{self.path / 'run.json'}: not JSON: {error}") from None
-        return dict(info)
+        except OSError as error:
+            raise RunFolderError(f"{file}: cannot be read: {error.strerror}") from None
+        except ValueError as error:
+            raise RunFolderError(f"{file}: not JSON: {error}") from None
+        if not isinstance(info, dict):
+            raise RunFolderError(f"{file}: not the run.json of a run")
+        return info
 
     def step(self, name: str) -> dict[str, Any]:
         """Return what run.json says of a step, empty if it has not run."""
@@ -130,8 +141,11 @@ class Run:
         write_file(self.path / "run.json", lambda path: _dump_json(path, info))
 
     def refuse_other_settings(self, step: str, depends_on: dict[str, Any]) -> None:
-        """Raise RunFolderError if the folder holds rows of a step that were made by other settings."""
+        """Raise RunFolderError if the folder holds rows or failures of a step that were made by other settings."""
         before = self.step(step).get("depends_on", depends_on)
+        table = {"generate": "traces", "score": "scores"}[step]
+        if not self.parts(table) and not (self.path / "errors.jsonl").exists():
+            return  # an earlier start came to nothing: a wrong model, say
         if before != depends_on:
             changed = sorted(key for key in before | depends_on if before.get(key) != depends_on.get(key))
             differences = "; ".join(f"{key} was {before.get(key)!r}, now {depends_on.get(key)!r}" for key in changed)

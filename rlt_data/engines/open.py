@@ -38,6 +38,14 @@ class Model:
 
         return TransformersEngine(self.checkpoint, self.tokenizer, self.settings)
 
+    def load(self) -> None:
+        """Load the weights now, so that a model that will not do is refused before anything is written.
+
+        Raises:
+            ModelError: the engine cannot run the model.
+        """
+        _ = self.engine
+
 
 def open_model(name: str, settings: ModelSettings) -> Model:
     """Find a model, load its tokenizer and take its fingerprint.

@@ -119,18 +119,21 @@ def load_format(name_or_file: str) -> Format:
     if name_or_file in BUILT_IN:
         text = resources.files(__package__).joinpath(f"{name_or_file}.yaml").read_text(encoding="utf-8")
         return _parse(text, name_or_file)
-    path = Path(name_or_file)
-    if not path.is_file():
+    try:
+        text = Path(name_or_file).read_text(encoding="utf-8-sig")
+    except OSError:
         raise SettingsError(
             f"--format: {name_or_file!r} is neither a built-in format ({', '.join(BUILT_IN)}) nor a YAML file"
-        )
-    return _parse(path.read_text(encoding="utf-8-sig"), str(path))
+        ) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name_or_file}: not UTF-8 at byte {error.start + 1}") from None
+    return _parse(text, name_or_file)
 
 
 def _parse(text: str, where: str) -> Format:
     try:
         data: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         raise InputError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise InputError(f"{where}: a format is a YAML mapping with keys such as name and teacher_system")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ class CheckReport:
         traces: good rows that carry a trace (an explanation or a completion).
         duplicates: good rows whose question, solution and trace were there before.
         repeated_questions: good rows whose question was there before with another solution.
-        bad: bad rows by reason (the field and what is wrong, without numbers).
+        bad: bad rows by reason, with N for numbers.
         bad_rows: place and reason of the first bad rows.
         longest: largest number of characters by field.
         mean: mean number of characters by field.
@@ -96,7 +97,7 @@ def examined_rows(settings: InputSettings, format: Format | None, report: CheckR
             if format and (problem := format.problem_with(row.question, row.solution)):
                 raise BadRow(problem)
         except BadRow as bad:
-            report.bad[str(bad).partition(":")[0]] += 1
+            report.bad[re.sub(r"\d[\d,]*", "N", str(bad))] += 1
             if len(report.bad_rows) < SHOWN_BAD_ROWS:
                 report.bad_rows.append((record.place, str(bad)))
             continue

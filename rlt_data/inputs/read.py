@@ -50,20 +50,23 @@ def read_records(settings: InputSettings) -> Iterator[Record]:
 def input_digest(settings: InputSettings) -> str | None:
     """Return a hash of an input file's bytes, or None where the input is not a file."""
     path = Path(settings.input)
-    if not path.is_file():
-        return None
     digest = xxhash.xxh3_128()
-    with _readable(path), path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
+    with _readable(path):
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
     return digest.hexdigest()
 
 
 def _records(settings: InputSettings) -> Iterator[Record]:
     path = Path(settings.input)
-    if path.is_dir():
+    with _readable(path):
+        is_folder, is_there = path.is_dir(), path.exists()
+    if is_folder:
         return _from_dataset(_load_folder(path, settings))
-    if not path.exists():
+    if not is_there:
         if _HUB_ID.fullmatch(settings.input) and not path.suffix:
             return _from_dataset(_load_hub(settings))
         raise InputError(f"{settings.input}: no such file or folder (a data set of the Hub is named ORG/NAME)")
@@ -122,7 +125,7 @@ def _from_jsonl(path: Path) -> Iterator[Record]:
 
 def _json_record(place: str, line: bytes) -> Record:
     try:
-        data = json.loads(line.decode("utf-8"))
+        data = json.loads(line.rstrip(b"\r\n").decode("utf-8"))
     except UnicodeDecodeError as error:
         return Record(place, None, f"not UTF-8 at byte {error.start + 1}")
     except json.JSONDecodeError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ import polars as pl
 from rlt_data.errors import SettingsError
 from rlt_data.store import Run
 
-_TRACE_COLUMNS = ["trace_id", "question_id", "source_id", "sample_index", "completion", "finish_reason"]
+_KEYS = ["trace_id", "question_id", "source_id"]
+_TRACE_COLUMNS = [*_KEYS, "sample_index", "completion", "finish_reason"]
 
 
 @dataclass(frozen=True)
@@ -27,33 +28,43 @@ def find(run: Run, key: str | None = None) -> ShownQuestion:
 
     Args:
         run: the run.
-        key: beginning of a trace id or question id, or a source id.
+        key: a source id, or the beginning of a trace id or question id; the former goes first.
 
     Raises:
         SettingsError: nothing has that key, or there are no traces.
     """
-    for part in run.parts("traces"):
-        for shown in _questions(run, part):
-            if key is None or shown.question["source_id"] == key or shown.question["question_id"].startswith(key):
-                return shown
-            chosen = [row for row in shown.traces if row["trace_id"].startswith(key) or row["source_id"] == key]
-            if chosen:
-                return ShownQuestion(shown.question, chosen)
+    trace, question = pl.col("trace_id"), pl.col("question_id")
+    # Which traces to show, and whether that is by their question: then all of its traces are shown.
+    ways: list[tuple[pl.Expr, Callable[[dict[str, Any]], bool]]] = [(pl.lit(True), lambda _: True)]
+    if key:
+        ways = [
+            (pl.col("source_id") == key, lambda row: row["source_id"] == key),
+            (
+                trace.str.starts_with(key) | question.str.starts_with(key),
+                lambda row: row["question_id"].startswith(key),
+            ),
+        ]
+    for match, names_question in ways:
+        for part in run.parts("traces"):
+            found = pl.DataFrame(run.read("traces", part, _KEYS)).filter(match)
+            if len(found):
+                shown = _question(run, part, found["question_id"][0])
+                chosen = [row for row in shown.traces if row["trace_id"] in set(found["trace_id"])]
+                return shown if names_question(shown.question) else ShownQuestion(shown.question, chosen)
     raise SettingsError(
         f"{run.path}: no trace or question has the key {key!r}" if key else f"{run.path}: no traces yet"
     )
 
 
-def _questions(run: Run, part: int) -> Iterator[ShownQuestion]:
-    traces = pl.DataFrame(run.read("traces", part, _TRACE_COLUMNS))
+def _question(run: Run, part: int, question_id: str) -> ShownQuestion:
+    mine = pl.col("question_id") == question_id
+    traces = pl.DataFrame(run.read("traces", part, _TRACE_COLUMNS)).filter(mine)
     for table in ("scores", "ranks"):
         if part in run.parts(table):
-            more = pl.DataFrame(run.read(table, part))
+            more = pl.DataFrame(run.read(table, part)).filter(mine)
             more = more.select("trace_id", *(name for name in more.columns if name not in traces.columns))
             traces = traces.join(more, on="trace_id", how="left", maintain_order="left")
     order = next((name for name in ("rank", "reward") if name in traces.columns), "sample_index")
     traces = traces.sort(order, descending=order == "reward", nulls_last=True, maintain_order=True)
-    by_question = traces.partition_by("question_id", as_dict=True, maintain_order=True)
-    for question in run.read("questions", part).to_pylist():
-        if (question["question_id"],) in by_question:
-            yield ShownQuestion(question, by_question[(question["question_id"],)].to_dicts())
+    [question] = pl.DataFrame(run.read("questions", part)).filter(mine).to_dicts()
+    return ShownQuestion(question, traces.to_dicts())

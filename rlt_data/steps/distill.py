@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.formats import Format, Views, encode
 from rlt_data.formats.views import read_completion, student_message
-from rlt_data.progress import SILENT, Progress
+from rlt_data.progress import SILENT, Progress, task
 from rlt_data.provenance import recorded_format
 from rlt_data.settings import DistillSettings, ModelSettings
 from rlt_data.steps.rank import PARTS_AT_A_TIME
@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 _ROWS_PER_FILE = 100_000
 #: Rows whose texts are in memory together.
 _ROWS_AT_A_TIME = 256
+#: What the folder of a data set holds; a folder with anything else is never replaced.
+_CONTENT = {"data", "train.jsonl", "distill.json", "README.md"}
 
 
 @dataclass
@@ -83,21 +85,20 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
     if format is None:
         raise RunFolderError(f"{run.path}: run.json does not say in which format the traces were scored")
     out = Path(settings.out) if settings.out else run.path / "dataset"
-    if out.exists() and not (out / "distill.json").is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise RunFolderError(f"{out}: is there already and is not a distilled data set; choose another --out")
     summary = DistillSummary(out)
     selection = _Selection(run, settings, format, summary)
-    chosen = selection.chosen()
+    chosen = selection.chosen(progress)
     if settings.limit:
-        chosen = iter(_limited(chosen, settings.limit, settings.seed))
-    temporary = out.parent / f".{out.name}.tmp"
+        chosen = _limited(chosen, settings.limit, settings.seed)
+    temporary, earlier = out.parent / f".{out.name}.new.tmp", out.parent / f".{out.name}.old.tmp"
     with disk_errors(out):
-        shutil.rmtree(temporary, ignore_errors=True)
+        _refuse_other_content(out)
+        for leftover in (temporary, earlier):
+            shutil.rmtree(leftover, ignore_errors=True)
         (temporary / "data").mkdir(parents=True)
         try:
-            progress.start("distill", len(run.parts("ranks")))
-            _write(temporary, selection, chosen, progress)
-            progress.finish()
+            with task(progress, "distill", len(run.parts("ranks"))):
+                _write(temporary, selection, chosen)
             if not summary.rows:
                 raise SettingsError(
                     f"--select {settings.select}: no trace of {run.path} can be taken ({_why(summary)})"
@@ -105,11 +106,21 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
             summary.seconds = time.monotonic() - began
             _describe(temporary, run, settings, format, summary)
             if out.exists():
-                shutil.rmtree(out)
+                out.rename(earlier)
             temporary.rename(out)
+            shutil.rmtree(earlier, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return summary
+
+
+def _refuse_other_content(out: Path) -> None:
+    if not out.exists():
+        return
+    names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
+    if names and ("distill.json" not in names or names - _CONTENT):
+        others = ", ".join(sorted(names - _CONTENT)[:3]) or "no distill.json"
+        raise RunFolderError(f"{out}: is there already and holds something else ({others}); choose another --out")
 
 
 class _Selection:
@@ -130,15 +141,17 @@ class _Selection:
         if settings.tokenizer:
             self._lengths = _Lengths(settings.tokenizer, format)
 
-    def chosen(self) -> Iterator[pl.DataFrame]:
+    def chosen(self, progress: Progress) -> Iterator[pl.DataFrame]:
         """Yield the chosen traces of a few parts at a time: part, question_id, trace_id, rank, value, lengths."""
         parts = self._run.parts("ranks")
         for start in range(0, len(parts), PARTS_AT_A_TIME):
+            few = parts[start : start + PARTS_AT_A_TIME]
             frames = []
-            for part in parts[start : start + PARTS_AT_A_TIME]:
+            for part in few:
                 frame = pl.DataFrame(self._run.read("ranks", part)).with_columns(pl.lit(part).alias("part"))
                 frames.append(frame.with_columns(pl.col("question_id").rle_id().alias("place")))
             yield self._choose(pl.concat(frames))
+            progress.advance(len(few))
 
     def _choose(self, ranks: pl.DataFrame) -> pl.DataFrame:
         questions = ranks["question_id"].n_unique()
@@ -253,7 +266,7 @@ def _limited(chosen: Iterator[pl.DataFrame], limit: int, seed: int) -> Iterator[
         yield kept.drop("draw").sort("part", "place", "rank")
 
 
-def _write(folder: Path, selection: _Selection, chosen: Iterator[pl.DataFrame], progress: Progress) -> None:
+def _write(folder: Path, selection: _Selection, chosen: Iterator[pl.DataFrame]) -> None:
     """Write the rows as Parquet files and one JSONL file."""
     with (folder / "train.jsonl").open("w", encoding="utf-8") as lines, _Files(folder / "data", selection) as files:
         for frame in chosen:
@@ -262,7 +275,6 @@ def _write(folder: Path, selection: _Selection, chosen: Iterator[pl.DataFrame], 
                 lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in few)
                 files.write(few)
             selection.count(frame)
-            progress.advance(frame["part"].n_unique())
 
 
 class _Files:
@@ -299,10 +311,16 @@ def _describe(folder: Path, run: Run, settings: DistillSettings, format: Format,
         "settings": settings.model_dump(mode="json", exclude={"input", "out"}),
         "format": format.model_dump(mode="json"),
         "counts": {key: value for key, value in asdict(summary).items() if key not in ("out", "seconds")},
-        "steps": {name: {k: v for k, v in step.items() if k != "format"} for name, step in steps.items()},
+        "steps": {name: _public(step) for name, step in steps.items()},
     }
     (folder / "distill.json").write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(dataset_card(settings, summary.rows), encoding="utf-8")
+
+
+def _public(step: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of a step's entry what is said elsewhere, and the places of files on this machine."""
+    settings = {key: value for key, value in step.get("settings", {}).items() if key not in ("in", "input", "out")}
+    return {key: value for key, value in step.items() if key != "format"} | {"settings": settings}
 
 
 def _why(summary: DistillSummary) -> str:

@@ -44,6 +44,7 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
     with run.locked():
         run.refuse_other_settings("generate", depends_on)
         ingest(run, settings, format, traces=False)
+        model.load()
         run.record("generate", {"depends_on": depends_on, **step_entry(settings, format, {"teacher": model})})
         with run_log(run):
             work = _Work(run, settings, model, Views(format, model.template), content_hash(depends_on))

@@ -8,9 +8,11 @@ from typing import Any
 
 import yaml
 
-from rlt_data.errors import InputError
+from rlt_data.errors import InputError, SettingsError
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import PipelineSettings, Settings, parse_settings
+
+_STEPS = ("generate", "score", "rank", "distill")
 
 
 def load_pipeline(path: str | Path) -> PipelineSettings:
@@ -24,12 +26,14 @@ def load_pipeline(path: str | Path) -> PipelineSettings:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: a pipeline is a YAML mapping with the keys out, generate, score, rank and distill")
     run = content.get("out")
-    for name in ("generate", "score", "rank", "distill"):
+    if not content.keys() & set(_STEPS):
+        raise SettingsError(f"{path}: has no step; takes the sections {', '.join(_STEPS)}")
+    for name in _STEPS:
         if name not in content:
             continue
         section = {} if content[name] is None else content[name]

@@ -22,7 +22,7 @@ from pathlib import Path
 import polars as pl
 
 from rlt_data.errors import RunFolderError, SettingsError
-from rlt_data.progress import SILENT, Progress
+from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import RankSettings
 from rlt_data.store import Run
 from rlt_data.tables import RANKS, SCORES
@@ -74,8 +74,7 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
         rows = questions = 0
         sums: list[pl.DataFrame] = []
         makers: set[str] = set()
-        progress.start("rank", len(parts))
-        with run.replacing("ranks") as write:
+        with task(progress, "rank", len(parts)), run.replacing("ranks") as write:
             for chunk in _chunks(parts):
                 ranked = _ranked(_scores(run, chunk, settings), edges)
                 makers.update(ranked["scored_by"].unique())
@@ -100,7 +99,6 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
                         else ""
                     )
                 )
-        progress.finish()
         run.record(
             "rank",
             {"settings": settings.model_dump(mode="json", by_alias=True), "rows": rows, "questions": questions},

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,7 +60,7 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
     Raises:
         RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
     """
-    source = Run.existing(settings.input) if (Path(settings.input) / "run.json").is_file() else None
+    source = Run.existing(settings.input) if Run.is_at(settings.input) else None
     student = open_model(settings.student, settings)
     teacher = _open_teacher(settings, student)
     made_in = recorded_format(source, "generate") if source else None
@@ -77,6 +76,8 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         depends_on = _dependencies(settings, student, format, traces_from)
         run.refuse_other_settings("score", depends_on)
         models = {"student": student} | ({"teacher": teacher} if teacher else {})
+        for model in models.values():
+            model.load()
         run.record("score", {"depends_on": depends_on, **step_entry(settings, format, models)})
         with run_log(run):
             work = _Work(run, settings, student, Views(format, student.template), traces_from, content_hash(depends_on))
@@ -168,9 +169,6 @@ class _Work:
         errors = ErrorLog(self.run, "score", retry=self.settings.retry_errors)
         before = self.run.count("scores")
         new = tokens = 0
-        self.student.engine  # noqa: B018 - loads the weights, so that they are not timed
-        if self.teacher.model:
-            self.teacher.model.engine  # noqa: B018
         began = time.monotonic()
         progress.start("score", self.run.count("traces"), before)
         try:

@@ -52,7 +52,7 @@ def row(data: dict[str, Any], **settings: Any) -> tuple[str | None, Row]:
             "sharegpt", "q", "s", None, None,
         ),
         (
-            {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<think>\nt\n</think>\ns"}]},
+            {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<think>t</think>s"}]},
             "messages", "q", "s", None, "t",
         ),
         (

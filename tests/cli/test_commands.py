@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+import rlt_data
+from rlt_data.cli import progress as cli_progress
+from rlt_data.cli.progress import Lines
+from rlt_data.settings import (
+    CheckSettings,
+    DistillSettings,
+    GenerateSettings,
+    RankSettings,
+    ScoreSettings,
+    Settings,
+)
+from tests.conftest import Rlt
+from tests.killing import command, environment, write_questions
+from tests.made_runs import make_run, trace
+
+Tiny = Callable[..., Path]
+
+COMMANDS: dict[str, type[Settings] | None] = {
+    "check": CheckSettings,
+    "generate": GenerateSettings,
+    "score": ScoreSettings,
+    "rank": RankSettings,
+    "distill": DistillSettings,
+    "run": None,
+    "show": None,
+    "stats": None,
+    "formats": None,
+}
+
+
+def flags(settings: type[Settings]) -> set[str]:
+    return {"--" + (field.alias or name).replace("_", "-") for name, field in settings.model_fields.items()}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_names_every_flag(rlt: Rlt, name: str) -> None:
+    printed = rlt(name, "--help").stdout
+    assert rlt(name, "-h").stdout == printed and "Usage: rlt-data " + name in re.sub(r"\broot\b", "rlt-data", printed)
+    settings = COMMANDS[name]
+    if settings:
+        assert set(re.findall(r"--[a-z-]+", printed)) >= flags(settings)
+        assert printed.count("(needed)") == sum(field.is_required() for field in settings.model_fields.values())
+
+
+def test_help_names_every_command_and_exit_code(rlt: Rlt) -> None:
+    printed = rlt("--help").stdout
+    assert all(re.search(rf"^\W*{name} ", printed, re.M) for name in COMMANDS)
+    assert all(f"{code} " in printed for code in (0, 2, 3, 4, 5, 6, 7, 130))
+
+
+def python(code: str) -> str:
+    """Run code in a fresh interpreter and return what it prints."""
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_help_appears_at_once() -> None:
+    """In processor time, because others may be using the cores."""
+    seconds = []
+    for _ in range(3):
+        before = os.times()
+        result = subprocess.run(command("--help"), env=environment(), capture_output=True, text=True, check=True)
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+        assert "generate" in result.stdout
+    assert 0 < min(seconds) < 0.5
+
+
+def test_the_command_line_imports_nothing_heavy_before_a_command_runs() -> None:
+    loaded = python("import sys, rlt_data, rlt_data.cli.main; print(*sys.modules)").split()
+    heavy = {"torch", "transformers", "datasets", "polars", "pyarrow", "numpy", "yaml", "huggingface_hub"}
+    assert "rlt_data.settings" in loaded and not heavy & set(loaded)
+
+
+def test_no_module_needs_trl_or_vllm() -> None:
+    loaded = python(
+        "import sys, pkgutil, importlib, rlt_data\n"
+        "for module in pkgutil.walk_packages(rlt_data.__path__, 'rlt_data.'): importlib.import_module(module.name)\n"
+        "print(*sys.modules)"
+    ).split()
+    assert {"rlt_data.steps.score", "rlt_data.engines.transformers", "torch"} <= set(loaded)
+    assert not {"trl", "vllm"} & {name.partition(".")[0] for name in loaded}
+
+
+@pytest.mark.parametrize("name", rlt_data.__all__)
+def test_every_public_name_is_there_and_documented(name: str) -> None:
+    thing = getattr(rlt_data, name)
+    assert thing.__name__ == name and thing.__module__.startswith("rlt_data.") and thing.__doc__
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'trainer'"):
+        rlt_data.trainer  # noqa: B018
+
+
+def test_the_version_is_that_of_the_package(rlt: Rlt) -> None:
+    assert rlt("--version").stdout == f"rlt-data {version('rlt-data')}\n"
+
+
+#: A wrong command line, and what stderr says; the exit code is 2.
+WRONG: dict[str, tuple[list[Any], list[str]]] = {
+    "all needed flags are missing": (["generate"], ["error: --in: is needed", "error: --teacher: is needed"]),
+    "one needed flag is missing": (["score", "--in", "x"], ["error: --student: is needed"]),
+    "no argument": (["show"], ["Missing argument"]),
+    "unknown command": (["genrate"], ["No such command 'genrate'", "generate"]),
+    "unknown flag": (["rank", "--bye", "r_ss"], ["No such option: --bye", "--by"]),
+    "not a number": (["generate", "--in", "x", "--teacher", "t", "--n", "many"], ["'--n'", "valid integer"]),
+    "out of range": (
+        ["generate", "--in", "x", "--teacher", "t", "--top-p", "2"],
+        ["error: --top-p: input should be less than or equal to 1 (got 2.0)"],
+    ),
+    "not a finite number": (
+        ["score", "--in", "x", "--student", "s", "--lambda", "nan"],
+        ["error: --lambda: input should be a finite number (got nan)"],
+    ),
+    "unknown choice": (["rank", "--in", "x", "--by", "beauty"], ["'--by'", "'reward'"]),
+    "a bucket that is none": (
+        ["rank", "--in", "x", "--buckets", "1"],
+        ["error: --buckets: takes 'ranks' or a number of quantiles such as 4 (got '1')"],
+    ),
+    "a selection that is none": (
+        ["distill", "--in", "x", "--select", "rank:0"],
+        ["error: --select: takes best, rank:K, bucket:K, top:K, random or all, with K from 1 (got 'rank:0')"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_command_line_says_what_would_be_right(rlt: Rlt, tmp_path: Path, name: str) -> None:
+    arguments, messages = WRONG[name]
+    result = rlt(*arguments, code=2)
+    assert all(message in result.stderr for message in messages) and not result.stdout
+    assert "Traceback" not in result.stderr and not list(tmp_path.iterdir())
+
+
+def test_without_arguments_the_help_is_shown(rlt: Rlt) -> None:
+    assert "Usage" in rlt(code=2).output
+
+
+def test_flags_and_formats_can_be_copied_from_what_is_printed(rlt: Rlt, tmp_path: Path) -> None:
+    assert rlt("formats").stdout.split() == ["rlt", "rlt-shots", "think"]
+    (tmp_path / "mine.yaml").write_text(rlt("formats", "think").stdout)
+    assert rlt("formats", "mine.yaml").stdout == rlt("formats", "think").stdout
+    assert "neither a built-in format" in rlt("formats", "thnik", code=2).stderr
+
+
+def test_progress_in_a_log_is_plain_lines(rlt: Rlt, tiny: Tiny, problems: Path) -> None:
+    result = rlt("generate", "--in", problems, "--teacher", tiny(), "--n", 2, "--max-tokens", 5, "--out", "run")
+    assert re.search(r"^generate: 12/12 \(100 %\), [\d,]+ tok/s in [\d.]+ s$", result.stderr, re.M)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]", result.output)
+    result = rlt("generate", "--in", problems, "--teacher", tiny(), "--n", 2, "--max-tokens", 5, "--out", "run")
+    assert "generate: 12/12" not in result.stderr  # nothing was left to do
+
+
+def test_every_step_ends_its_progress_at_the_whole(rlt: Rlt, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", *([trace(f"q{part}", i, float(i)) for i in range(2)] for part in range(3)))
+    assert "rank: 3/3 (100 %)" in rlt("rank", "--in", run.path).stderr
+    assert "distill: 3/3 (100 %)" in rlt("distill", "--in", run.path, "--limit", 1).stderr
+
+
+def test_a_long_task_writes_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0] + [float(second) for second in range(4, 400, 4) for _ in range(2)])
+    monkeypatch.setattr(cli_progress.time, "monotonic", lambda: next(clock))
+    lines = Lines()
+    lines.start("score", 8, done=2)
+    for _ in range(6):
+        lines.advance(1, tokens=100)
+    lines.finish()
+    written = capsys.readouterr().err.splitlines()
+    assert 2 <= len(written) < 6 and written[-1].startswith("score: 8/8 (100 %)")
+    assert re.fullmatch(r"score: \d/8 \(\d+ %\), \d+ tok/s, 0:00:\d\d left", written[0])
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_keeps_what_is_finished_and_goes_on_from_there(
+    rlt: Rlt, tiny: Tiny, tmp_path: Path, stop: signal.Signals
+) -> None:
+    questions = write_questions(tmp_path / "questions.jsonl", 200)
+    options = "generate", "--in", questions, "--teacher", tiny(), "--n", "3", "--max-tokens", "40", "--out", "run"
+    arguments = command(*options, "--batch-size", "8")
+    arguments[2] = "import rlt_data.store; rlt_data.store.FLUSH_SECONDS = 0.05; " + arguments[2]
+    process = subprocess.Popen(arguments, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not list(Path("run").glob("journal/traces/*/*.parquet")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(stop)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.count("interrupted; what is finished is kept") == 1 and "Traceback" not in errors
+    kept = pl.concat(pl.read_parquet(file) for file in Path("run").rglob("[!.]*.parquet") if "traces" in str(file))
+    assert 0 < len(kept) < 600
+    assert f"600 traces ({600 - len(kept)} new)" in rlt(*options).stdout
+    traces = pl.read_parquet("run/traces/*.parquet")
+    assert traces["trace_id"].n_unique() == len(traces) == 600 and set(kept["trace_id"]) <= set(traces["trace_id"])

@@ -1,0 +1,451 @@
+"""What people get wrong, through the real commands: one clear line, the documented exit code, nothing changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from click.testing import Result
+from transformers import AutoTokenizer, Qwen2Config, Qwen2Model
+
+from rlt_data.settings import GenerateSettings, parse_settings
+from rlt_data.steps.generate import generate
+from tests.conftest import Rlt, write_jsonl
+from tests.killing import environment
+from tests.made_runs import files_of, make_run, ranked, trace
+
+Tiny = Callable[..., Path]
+Row = dict[str, Any]
+
+GOOD: list[Row] = [{"question": f"What is {i} + 1?", "solution": str(i + 1)} for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def made(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a trace for each of the good rows, and beside it the rows."""
+    folder = tmp_path_factory.mktemp("made")
+    write_jsonl(folder / "good.jsonl", GOOD)
+    settings = {"in": str(folder / "good.jsonl"), "teacher": str(tiny()), "n": 1, "max_tokens": 5}
+    generate(parse_settings(GenerateSettings, {**settings, "out": str(folder / "run")}))
+    return folder
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    """A copy of that run, to be wrong with."""
+    shutil.copytree(made / "run", tmp_path / "run")
+    return tmp_path / "run"
+
+
+Refused = Callable[..., Result]
+
+
+@pytest.fixture
+def refused(rlt: Rlt, run: Path) -> Refused:
+    """Run a command that must end with an exit code and one ``error:`` line, and leave the run as it is."""
+
+    def command(*arguments: Any, code: int, says: str, errors: int = 1) -> Result:
+        before = files_of(run)
+        result = rlt(*arguments, code=code)
+        assert files_of(run) == before
+        lines = result.stderr.splitlines()
+        assert says in result.output and "Traceback" not in result.output
+        assert sum(line.startswith("error: ") for line in lines) == errors, result.stderr
+        return result
+
+    return command
+
+
+def lines(*rows: Any) -> bytes:
+    return b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows)
+
+
+#: Inputs with bad rows: the file, and the place and reason of the one bad row that is listed.
+BAD_ROWS: dict[str, tuple[bytes, str]] = {
+    "broken JSON in the middle": (lines(*GOOD[:2], b'{"question": "x", ', *GOOD[2:]), "line 3: not JSON at column 19"),
+    "broken JSON at the end": (lines(*GOOD) + b'{"question": "x"', "line 5: not JSON at column 17"),
+    "a list for a row": (lines(*GOOD, ["q", "s"]), "line 5: a JSON object is needed, this is a list"),
+    "a missing column": (lines(*GOOD, {"question": "q"}), "line 5: solution: missing"),
+    "null": (lines(*GOOD, {"question": None, "solution": "s"}), "line 5: question: missing"),
+    "a list for a text": (
+        lines({"question": ["q"], "solution": "s"}, *GOOD),
+        "line 1: question: text is needed, this is list",
+    ),
+    "a number for a question": (lines(*GOOD, {"question": 3, "solution": "s"}), "line 5: question: text is needed"),
+    "true for a solution": (lines(*GOOD, {"question": "q", "solution": True}), "line 5: solution: text is needed"),
+    "an empty question": (lines(*GOOD, {"question": " \n", "solution": "s"}), "line 5: question: empty"),
+    "an empty solution": (lines(*GOOD, {"question": "q", "solution": ""}), "line 5: solution: empty"),
+    "a tag in a solution": (
+        lines(*GOOD, {"question": "q", "solution": "so <|end_of_solution|>"}),
+        "line 5: the solution holds the tag '<|end_of_solution|>' of the format 'rlt'",
+    ),
+    "a tag in a question": (
+        lines(*GOOD, {"question": "<|begin_of_solution|>?", "solution": "s"}),
+        "line 5: the question holds the tag '<|begin_of_solution|>'",
+    ),
+    "a line of 2 MB": (
+        lines({"question": "q" * 2**21, "solution": "s"}, *GOOD),
+        "line 1: question: 2,097,152 characters, --max-chars is 200,000",
+    ),
+    "a NUL character": (lines(*GOOD, {"question": "q\0", "solution": "s"}), "line 5: question: holds a NUL character"),
+    "NUL bytes": (lines(*GOOD[:1], b"\0" * 4096, *GOOD[1:]), "line 2: not JSON"),
+    "half a surrogate pair": (lines(*GOOD, {"question": "\ud83d", "solution": "s"}), "line 5: question: holds half of"),
+    "Latin-1": (lines(*GOOD) + '{"question": "é"}'.encode("latin-1"), "line 5: not UTF-8 at byte 15"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_bad_row_is_listed_and_stops_the_work_unless_it_may_be_skipped(
+    rlt: Rlt, refused: Refused, run: Path, tiny: Tiny, tmp_path: Path, name: str
+) -> None:
+    content, reason = BAD_ROWS[name]
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(content)
+    checked = refused("check", "--in", file, code=3, says=f"  {reason}", errors=0)
+    assert "5 rows, 4 good" in checked.stdout and "1 bad rows" in checked.stdout
+    generated = "generate", "--in", file, "--teacher", tiny(), "--n", 1, "--max-tokens", 5, "--out", run
+    result = refused(*generated, code=3, says=f"  {reason}")
+    assert f"{file}: 1 of 5 rows are bad; --skip-bad-rows leaves them out" in result.stderr
+    assert "4 traces (0 new)" in rlt(*generated, "--skip-bad-rows").stdout
+
+
+#: Files that look odd and are fine: their content, and rows, good rows and duplicates of them.
+FINE: dict[str, tuple[bytes, str]] = {
+    "a byte order mark": (b"\xef\xbb\xbf" + lines(*GOOD), "4 rows, 4 good"),
+    "CRLF": (lines(*GOOD).replace(b"\n", b"\r\n"), "4 rows, 4 good"),
+    "both": (b"\xef\xbb\xbf" + lines(*GOOD).replace(b"\n", b"\r\n"), "4 rows, 4 good"),
+    "blank lines and no end": (b"\n\n" + lines(*GOOD).replace(b"\n", b"\n \n").rstrip(), "4 rows, 4 good"),
+    "duplicates": (lines(*GOOD, GOOD[0], GOOD[3], GOOD[3]), "7 rows, 7 good"),
+    "other columns and their order": (
+        lines(*({"x": None, **row, "y": [1]} for row in reversed(GOOD))),
+        "4 rows, 4 good",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_what_only_looks_odd_gives_the_same_questions(
+    rlt: Rlt, run: Path, tiny: Tiny, tmp_path: Path, name: str
+) -> None:
+    content, figures = FINE[name]
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(content)
+    checked = rlt("check", "--in", file).stdout
+    assert figures in checked and f"{content.count(b'question') - 4} duplicates" in checked
+    result = rlt("generate", "--in", file, "--teacher", tiny(), "--n", 1, "--max-tokens", 5, "--out", run)
+    assert "4 traces (0 new)" in result.stdout
+
+
+def _make(folder: Path, kind: str) -> Path:
+    """Make an input that cannot be read."""
+    path = folder / "rows.jsonl"
+    if kind == "empty":
+        path.touch()
+    elif kind == "blank":
+        path.write_text("\n \n")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "folder of other things":
+        path.mkdir()
+        (path / "image.bin").write_bytes(b"\x89PNG")
+    elif kind == "dangling link":
+        path.symlink_to(folder / "nothing")
+    elif kind == "link to itself":
+        path.symlink_to(path)
+    elif kind == "below a file":
+        (folder / "file").touch()
+        return folder / "file" / "rows.jsonl"
+    elif kind == "chmod 000":
+        path.write_bytes(lines(*GOOD))
+        path.chmod(0)
+        if os.access(path, os.R_OK):
+            pytest.skip("this user can read everything")
+    elif kind == "UTF-16":
+        path.write_bytes(lines(*GOOD).decode().encode("utf-16"))
+    elif kind == "unknown kind":
+        path = folder / "rows.xlsx"
+        path.write_bytes(b"PK")
+    elif kind == "torn gzip":
+        path = folder / "rows.jsonl.gz"
+        path.write_bytes(b"\x1f\x8b\x08\x00\x00")
+    elif kind == "no columns that fit":
+        path.write_bytes(lines({"text": "a", "label": 1}))
+    return path
+
+
+UNREADABLE = {
+    "missing": "no such file or folder",
+    "empty": "the file is empty",
+    "blank": "",
+    "folder": "the folder is empty",
+    "folder of other things": "not a datasets folder",
+    "dangling link": "no such file or folder",
+    "link to itself": "no such file or folder",
+    "below a file": "no such file or folder",
+    "chmod 000": "Permission denied",
+    "UTF-16": "UTF-16; save it as UTF-8",
+    "unknown kind": "unknown kind of file",
+    "torn gzip": "cannot be read",
+    "no columns that fit": "no preset fits the columns 'text', 'label'; name them with --question-column",
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+@pytest.mark.parametrize("command", ["check", "generate", "score"])
+def test_an_input_that_cannot_be_read(
+    refused: Refused, run: Path, tiny: Tiny, tmp_path: Path, command: str, kind: str
+) -> None:
+    file = _make(tmp_path, kind)
+    options = {
+        "check": (),
+        "generate": ("--teacher", tiny(), "--n", 1, "--max-tokens", 5, "--out", run),
+        "score": ("--student", tiny(), "--teacher", "none", "--out", run),
+    }
+    quiet = command == "check" and kind == "blank"
+    result = refused(command, "--in", file, *options[command], code=3, says=UNREADABLE[kind], errors=not quiet)
+    assert str(file) in result.output
+
+
+def test_a_name_that_is_too_long(refused: Refused, run: Path, tiny: Tiny) -> None:
+    name = "x" * 300 + ".jsonl"
+    refused("check", "--in", name, code=3, says="File name too long")
+    refused("generate", "--in", name, "--teacher", tiny(), "--n", 1, "--max-tokens", 5, "--out", run,
+            code=3, says="File name too long")  # fmt: skip
+
+
+def test_a_wrong_input_leaves_no_new_folder(refused: Refused, tiny: Tiny, tmp_path: Path) -> None:
+    refused("generate", "--in", "nothing.jsonl", "--teacher", tiny(), "--out", "new", code=3, says="no such file")
+    assert not (tmp_path / "new").exists()
+
+
+def test_rows_without_traces_cannot_be_scored(refused: Refused, made: Path, tiny: Tiny) -> None:
+    refused(
+        "score", "--in", made / "good.jsonl", "--student", tiny(), "--teacher", "none", "--out", "new",
+        code=3, says="4 of 4 rows have no explanation or completion to score",
+    )  # fmt: skip
+
+
+def test_bad_rows_stop_scoring_too(refused: Refused, tiny: Tiny, tmp_path: Path) -> None:
+    rows = [{**row, "explanation": "Add one."} for row in GOOD]
+    file = write_jsonl(tmp_path / "rows.jsonl", [*rows, {"question": "", "solution": "s", "explanation": "e"}])
+    refused(
+        "score", "--in", file, "--student", tiny(), "--teacher", "none", "--out", "new",
+        code=3, says="  line 5: question: empty",
+    )  # fmt: skip
+    assert not Path("new").exists()
+
+
+def _no_model(folder: Path, tiny: Tiny) -> dict[str, str]:
+    (folder / "hollow").mkdir()
+    shutil.copytree(tiny(), folder / "torn", ignore=shutil.ignore_patterns("*.safetensors"))
+    (folder / "notes.txt").write_text("no model")
+    return {
+        "nowhere": "nowhere: no such model",
+        "nobody/nothing": "nobody/nothing: no such folder, and the Hub did not give the model",
+        "hollow": "hollow: the folder holds no model (no config.json)",
+        "torn": "torn: the folder holds no weights",
+        "notes.txt": "notes.txt: not a model",
+    }
+
+
+@pytest.mark.parametrize("command", ["generate", "score"])
+def test_what_is_no_model(refused: Refused, run: Path, made: Path, tiny: Tiny, tmp_path: Path, command: str) -> None:
+    for name, message in _no_model(tmp_path, tiny).items():
+        if command == "generate":
+            refused("generate", "--in", made / "good.jsonl", "--teacher", name, "--out", run, code=6, says=message)
+        else:
+            refused("score", "--in", run, "--student", name, code=6, says=message)
+            refused("score", "--in", run, "--student", tiny(), "--teacher", name, code=6, says=message)
+
+
+@pytest.fixture
+def headless(tiny: Tiny, tmp_path: Path) -> Path:
+    """A model that tells no probabilities."""
+    config = Qwen2Config.from_pretrained(tiny())
+    Qwen2Model(config).save_pretrained(tmp_path / "headless")
+    AutoTokenizer.from_pretrained(tiny()).save_pretrained(tmp_path / "headless")
+    return tmp_path / "headless"
+
+
+def test_a_model_without_the_needed_head_can_be_replaced_by_a_good_one(
+    rlt: Rlt, run: Path, made: Path, tiny: Tiny, headless: Path
+) -> None:
+    tables = files_of(run / "traces")
+    for command in (
+        ("generate", "--in", made / "good.jsonl", "--teacher", headless, "--out", "new"),
+        ("score", "--in", run, "--student", headless),
+    ):
+        errors = rlt(*command, code=6).stderr
+        assert errors.count("error: ") == 1 and "not a causal language model with a head" in errors
+    assert files_of(run / "traces") == tables and not (run / "scores").exists()
+    assert "4 scores (4 new)" in rlt("score", "--in", run, "--student", tiny("chat", 1)).stdout
+    options = "--teacher", tiny(), "--n", 1, "--max-tokens", 5, "--out", "new"
+    assert "4 traces (4 new)" in rlt("generate", "--in", made / "good.jsonl", *options).stdout
+
+
+def test_a_run_of_other_settings_is_not_mixed_with(
+    rlt: Rlt, refused: Refused, run: Path, made: Path, tiny: Tiny
+) -> None:
+    generated = "generate", "--in", made / "good.jsonl", "--teacher", tiny(), "--n", 1, "--max-tokens", 5, "--out", run
+    refused(*generated, "--temperature", 1, code=5, says="temperature was 0.7, now 1.0")
+    refused(*generated, "--seed", 1, code=5, says="seed was 0, now 1")
+    rlt("score", "--in", run, "--student", tiny())
+    refused("score", "--in", run, "--student", tiny(), "--lambda", 1, code=5, says="lambda was 3.0, now 1.0")
+    refused("score", "--in", run, "--student", tiny("chat", 1), code=5, says="student was")
+
+
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Let another process write to the run."""
+    code = (
+        "import sys; from rlt_data.store import Run\n"
+        "with Run(sys.argv[1]).locked(): print(flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
+    )
+    assert process.stdin and process.stdout and process.stdout.readline()
+    yield
+    process.stdin.close()
+    process.wait(30)
+
+
+def test_a_run_that_another_process_writes_to_is_left_alone(
+    rlt: Rlt, refused: Refused, run: Path, made: Path, tiny: Tiny
+) -> None:
+    rlt("score", "--in", run, "--student", tiny())
+    generated = "generate", "--in", made / "good.jsonl", "--teacher", tiny(), "--n", 2, "--max-tokens", 5, "--out", run
+    with held(run):
+        for command in (generated, ("score", "--in", run, "--student", tiny()), ("rank", "--in", run)):
+            refused(*command, code=5, says=f"{run}: another rlt-data process is writing to this run folder")
+        assert "4 scores" in rlt("stats", run).stdout
+    rlt("rank", "--in", run)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    {
+        ("score", "--in", "empty", "--student", "t", "--teacher", "none"): "the folder is empty",
+        ("rank", "--in", "empty"): "empty: not a run folder (it has no run.json)",
+        ("distill", "--in", "nothing"): "nothing: no such run folder",
+        ("rank", "--in", "run"): "run: there are no scores to rank; run rlt-data score first",
+        ("distill", "--in", "run"): "run: there are no ranks; run rlt-data rank first",
+        ("stats", "file"): "file: no such run folder",
+        ("stats", "newer"): "newer: written with layout version 99",
+        ("show", "broken"): "broken/run.json: not JSON",
+        ("show", "list"): "list/run.json: not the run.json of a run",
+        ("stats", "binary"): "binary/run.json: not JSON",
+    }.items(),
+)
+def test_what_is_not_the_run_that_a_step_needs(
+    refused: Refused, tiny: Tiny, tmp_path: Path, command: tuple[str, ...], says: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    contents = {"newer": b'{"version": 99}', "broken": b"{", "list": b"[]", "binary": b"\xff\xfe"}
+    for name, content in contents.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_bytes(content)
+    code = 3 if command[0] == "score" else 5
+    refused(*(str(tiny()) if part == "t" else part for part in command), code=code, says=says)
+
+
+@pytest.mark.parametrize("out", ["file", "file/run", "/proc/run"])
+def test_a_run_folder_that_cannot_be_made(
+    refused: Refused, run: Path, made: Path, tiny: Tiny, tmp_path: Path, out: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    says = f"cannot write {out}"
+    refused("generate", "--in", made / "good.jsonl", "--teacher", tiny(), "--n", 1, "--out", out, code=7, says=says)
+    refused("score", "--in", run, "--student", tiny(), "--out", out, code=7, says=says)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@contextmanager
+def no_file_over(size: int) -> Iterator[None]:
+    """Let writing fail once a file reaches a size, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("command", ["generate", "score", "rank", "distill"])
+def test_a_write_that_fails_changes_nothing_and_the_same_command_does_it_later(
+    rlt: Rlt, refused: Refused, run: Path, made: Path, tiny: Tiny, command: str
+) -> None:
+    commands: dict[str, tuple[Any, ...]] = {
+        "generate": ("--in", made / "good.jsonl", "--teacher", tiny(), "--n", 2, "--max-tokens", 5, "--out", run),
+        "score": ("--in", run, "--student", tiny()),
+        "rank": ("--in", run),
+        "distill": ("--in", run, "--select", "all", "--include-truncated"),
+    }
+    for step, options in commands.items():
+        if step == command:
+            break
+        rlt(step, *options)
+    (run / ".lock").touch()
+    with no_file_over(500):
+        refused(command, *commands[command], code=7, says="File too large. What was there before is unchanged.")
+    rlt(command, *commands[command])
+
+
+def test_a_full_disk_keeps_what_was_there_and_the_same_command_goes_on_later(
+    rlt: Rlt, small_disk: Path, run: Path, made: Path, tiny: Tiny
+) -> None:
+    shutil.copytree(run, small_disk / "run")
+    run = small_disk / "run"
+    generated = "generate", "--in", made / "good.jsonl", "--teacher", tiny(), "--max-tokens", 5, "--out", run
+    with pytest.raises(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+    os.truncate(small_disk / "filler", (small_disk / "filler").stat().st_size - 12 * 1024)
+    before = files_of(run / "traces")
+    errors = rlt(*generated, "--n", 40, code=7).stderr
+    assert errors.count("error: ") == 1 and "No space left on device" in errors and "Traceback" not in errors
+    assert before.items() <= files_of(run / "traces").items()
+    (small_disk / "filler").unlink()
+    assert "160 traces" in rlt(*generated, "--n", 40).stdout
+    assert pl.read_parquet(run / "traces" / "*.parquet")["trace_id"].n_unique() == 160
+
+
+@pytest.fixture
+def read_only(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A ranked run on a read-only disk, or in folders without write permission where this user minds them."""
+    if os.getuid() == 0:
+        disk = request.getfixturevalue("small_disk")
+        ranked(make_run(disk / "run", [trace("a", 0)]))
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        return Path(disk) / "run"
+    run = make_run(tmp_path / "locked" / "run", [trace("a", 0)])
+    ranked(run)
+    for folder in (run.path, *run.path.rglob("*/")):
+        folder.chmod(0o555)
+    return run.path
+
+
+def test_a_run_that_cannot_be_written_can_still_be_looked_at(
+    rlt: Rlt, refused: Refused, read_only: Path, tiny: Tiny
+) -> None:
+    before = files_of(read_only)
+    for command in (
+        ("rank", "--in", read_only),
+        ("distill", "--in", read_only),
+        ("score", "--in", read_only, "--student", tiny(), "--teacher", "none"),
+    ):
+        refused(*command, code=7, says=f"cannot write {read_only}")
+    assert files_of(read_only) == before
+    assert "1 scores" in rlt("stats", read_only).stdout and "What is a?" in rlt("show", read_only).stdout
+    assert "1 rows" in rlt("distill", "--in", read_only, "--out", "elsewhere").stdout

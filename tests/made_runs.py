@@ -1,0 +1,90 @@
+"""Run folders with scored traces that no model made, for the steps that need none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from rlt_data.formats import load_format
+from rlt_data.settings import DistillSettings, RankSettings, parse_settings
+from rlt_data.steps.distill import DistillSummary, distill
+from rlt_data.steps.rank import RankSummary, rank
+from rlt_data.store import Run
+from rlt_data.tables import to_table
+
+_TERMS = ("penalty", "r_ss", "r_kl", "solution_logprob_mean", "solution_logprob_min", "kl_mean", "kl_max")
+_COUNTS = ("solution_tokens", "kl_tokens", "student_tokens", "uncovered_chars", "completion_tokens")
+
+
+def trace(question: str, sample: int, reward: float | None = 0.0, **more: Any) -> dict[str, Any]:
+    """Make the columns of a trace and of its score: well-formed, unless a flag of ``more`` says otherwise."""
+    flags = {"closed": True, "truncated": False, "empty": False, "holds_tag": False}
+    flags |= {flag: more[flag] for flag in flags if flag in more}
+    return {
+        "trace_id": f"{question}/{sample}",
+        "question_id": question,
+        "source_id": f"source of {question}",
+        "sample_index": sample,
+        "completion": f"Thought {sample} about {question}.\n" + "<|end_of_explanation|>" * flags["closed"],
+        "finish_reason": "length" if flags["truncated"] else "stop" if flags["closed"] else "eos",
+        "made_by": "test",
+        "reward": reward,
+        "reward_without_entropy": 0.0 if reward is None else reward,
+        **dict.fromkeys(_TERMS, 0.0),
+        **dict.fromkeys(_COUNTS, 1),
+        "thought_tokens": 10,
+        **flags,
+        "well_formed": flags["closed"] and not (flags["truncated"] or flags["empty"] or flags["holds_tag"]),
+        "teacher_logprobs": "trace",
+        "scored_by": "test",
+        **more,
+    }
+
+
+def make_run(path: Path, *parts: Iterable[dict[str, Any]], format: str = "rlt") -> Run:
+    """Make a run folder of whole parts of scored traces, the traces of a question one after the other."""
+    run = Run(path)
+    for part, traces in enumerate(parts):
+        rows = list(traces)
+        questions = [
+            {
+                "question_id": key,
+                "source_id": f"source of {key}",
+                "question": f"What is {key}?",
+                "solution": f"It is {key}.",
+                "answer": key,
+            }
+            for key, _ in groupby(row["question_id"] for row in rows)
+        ]
+        run.write_part("questions", part, to_table("questions", questions))
+        run.write_part("traces", part, to_table("traces", rows))
+        run.write_part("scores", part, to_table("scores", rows))
+    run.record("score", {"format": load_format(format).model_dump(mode="json")})
+    return run
+
+
+def ranked(run: Run, **settings: Any) -> RankSummary:
+    """Rank a run."""
+    return rank(parse_settings(RankSettings, {"in": str(run.path), **settings}))
+
+
+def distilled(run: Run, **settings: Any) -> DistillSummary:
+    """Distill a run."""
+    return distill(parse_settings(DistillSettings, {"in": str(run.path), **settings}))
+
+
+def table(run: Run, name: str) -> pl.DataFrame:
+    """Read a table of a run as a user would."""
+    return pl.read_parquet(run.path / name / "*.parquet")
+
+
+def files_of(folder: Path) -> dict[str, bytes | None]:
+    """Return the content of every file in a folder, and None for every folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }

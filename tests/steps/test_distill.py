@@ -1,0 +1,372 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import polars as pl
+import pytest
+from transformers import AutoTokenizer
+
+from rlt_data.errors import ModelError, RunFolderError, SettingsError
+from rlt_data.formats import load_format
+from rlt_data.formats.views import PLAIN, student_message
+from rlt_data.steps import distill as distill_module
+from rlt_data.store import Run
+from tests.made_runs import distilled, files_of, make_run, ranked, trace
+
+Tiny = Callable[..., Path]
+
+SHAPES = ["messages", "prompt-completion", "sharegpt", "bespoke"]
+
+
+def rows(folder: Path) -> pl.DataFrame:
+    return pl.read_ndjson(folder / "train.jsonl", infer_schema_length=None)
+
+
+def taken(run: Run, **settings: Any) -> list[str]:
+    """Distill, and return the ids of the traces in the order of the data set."""
+    return rows(distilled(run, **settings).out)["trace_id"].to_list()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Three questions: one with three good traces, one with a good and two bad ones, one with bad ones alone."""
+    run = make_run(
+        tmp_path / "run",
+        [
+            *(trace("a", i, float(i)) for i in range(3)),
+            trace("b", 0, 9.0, truncated=True, closed=False),
+            trace("b", 1, 1.0),
+            trace("b", 2, 8.0, holds_tag=True),
+        ],
+        [trace("c", 0, 5.0, closed=False), trace("c", 1, 6.0, truncated=True, closed=False)],
+    )
+    ranked(run)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("select", "expected"),
+    {
+        "best": ["a/2", "b/1"],
+        "rank:1": ["a/2", "b/1"],
+        "rank:2": ["a/1"],
+        "bucket:1": ["a/2", "b/1"],
+        "bucket:3": ["a/0"],
+        "top:2": ["a/2", "a/1", "b/1"],
+        "top:9": ["a/2", "a/1", "a/0", "b/1"],
+        "all": ["a/2", "a/1", "a/0", "b/1"],
+    }.items(),
+)
+def test_only_well_formed_traces_are_selected(run: Run, select: str, expected: list[str]) -> None:
+    assert taken(run, select=select) == expected
+
+
+@pytest.mark.parametrize(
+    ("select", "expected"),
+    {
+        "best": ["a/2", "b/1", "c/1"],
+        "rank:2": ["a/1", "b/0"],
+        "top:2": ["a/2", "a/1", "b/1", "b/0", "c/1"],
+        "all": ["a/2", "a/1", "a/0", "b/1", "b/0", "c/1"],
+    }.items(),
+)
+def test_truncated_traces_are_taken_if_asked_for_and_other_flaws_never(
+    run: Run, select: str, expected: list[str]
+) -> None:
+    assert taken(run, select=select, include_truncated=True) == expected
+
+
+def test_a_quantile_is_selected_over_all_questions(tmp_path: Path) -> None:
+    run = make_run(
+        tmp_path / "run", [trace(key, i, 10.0 * place + i) for place, key in enumerate("ab") for i in range(4)]
+    )
+    ranked(run, buckets=2)
+    assert taken(run, select="bucket:1") == ["b/3", "b/2", "b/1", "b/0"]
+
+
+def test_random_takes_one_good_trace_of_each_question_by_the_seed(tmp_path: Path) -> None:
+    run = make_run(
+        tmp_path / "run", [trace(f"{q}", i, float(i), closed=i > 0) for q in range(100, 160) for i in range(5)]
+    )
+    ranked(run)
+    first = taken(run, select="random", seed=1)
+    assert [key.split("/")[0] for key in first] == [f"{q}" for q in range(100, 160)]
+    chosen = Counter(key.split("/")[1] for key in first)
+    assert set(chosen) == {"1", "2", "3", "4"} and max(chosen.values()) < 30
+    assert taken(run, select="random", seed=1) == first != taken(run, select="random", seed=2)
+
+
+def test_a_limit_is_a_draw_of_whole_questions_by_the_seed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [trace(f"{q}", i) for q in range(100, 140) for i in range(2)])
+    ranked(run)
+    ten = taken(run, limit=10, seed=3)
+    assert len(ten) == 10 and ten == sorted(ten) and ten == taken(run, limit=10, seed=3)
+    assert ten != taken(run, limit=10, seed=4) and ten != taken(run)[:10]
+    assert set(taken(run, limit=4, seed=3)) < set(ten)
+    assert Counter(key.split("/")[1] for key in taken(run, select="all", limit=6)) == {"0": 3, "1": 3}
+    assert len(taken(run, limit=99)) == 40
+
+
+@pytest.mark.parametrize("select", ["best", "random", "all"])
+def test_a_draw_does_not_depend_on_the_order_of_questions_or_on_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, select: str
+) -> None:
+    traces = [[trace(f"{q}", i, float((q * 7 + i) % 5)) for i in range(3)] for q in range(100, 120)]
+    one = make_run(tmp_path / "one", [row for question in traces for row in question])
+    many = make_run(tmp_path / "many", *reversed(traces))
+    drawn = []
+    for run, parts_at_a_time in ((one, 64), (many, 64), (many, 3)):
+        monkeypatch.setattr(distill_module, "PARTS_AT_A_TIME", parts_at_a_time)
+        ranked(run)
+        drawn.append(sorted(taken(run, select=select, limit=7, seed=5)))
+    assert drawn[0] == drawn[1] == drawn[2] and len(drawn[0]) == 7
+
+
+def test_a_limit_over_parts_that_give_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run", [trace("a", 0)], [trace("b", 0), trace("b", 1)], [trace("c", 0)])
+    ranked(run)
+    monkeypatch.setattr(distill_module, "PARTS_AT_A_TIME", 1)
+    assert taken(run, select="rank:2", limit=5) == ["b/1"]
+
+
+def test_what_was_left_out_is_counted(run: Run) -> None:
+    best = distilled(run)
+    assert (best.rows, best.questions, best.malformed, best.without_row) == (2, 2, 0, 1)
+    every = distilled(run, select="all")
+    assert (every.rows, every.questions, every.malformed, every.without_row) == (4, 2, 4, 1)
+    second = distilled(run, select="rank:2")
+    assert (second.rows, second.malformed, second.without_row) == (1, 2, 2)
+    assert json.loads((second.out / "distill.json").read_text())["counts"]["malformed"] == 2
+
+
+def assistant(row: dict[str, Any]) -> str:
+    """The assistant's text of a row of any shape."""
+    turns = row.get("completion") or row.get("messages") or row["conversations"]
+    return str(turns[-1].get("content") or turns[-1]["value"])
+
+
+@pytest.mark.parametrize("format", ["rlt", "think"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_assistants_text_is_the_students_message_of_the_format(tmp_path: Path, shape: str, format: str) -> None:
+    used = load_format(format)
+    thought = "  First <b>this</b>.\n\nOù? 🙂\t\\n then {that}. \n"
+    run = make_run(
+        tmp_path / "run", [trace("a", 0, completion=thought + used.explanation_tags[1] + " and on")], format=format
+    )
+    ranked(run)
+    [row] = rows(distilled(run, shape=shape).out).to_dicts()
+    assert assistant(row) == student_message(used, "It is a.", used.padding + thought)
+    texts = json.dumps(row, ensure_ascii=False)
+    assert json.dumps(used.student_system, ensure_ascii=False) in texts and '"What is a?"' in texts
+
+
+ROLES = {
+    "messages": {"messages": ["system", "user", "assistant"]},
+    "prompt-completion": {"prompt": ["system", "user"], "completion": ["assistant"]},
+    "sharegpt": {"conversations": ["system", "human", "gpt"]},
+    "bespoke": {"conversations": ["user", "assistant"]},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_datasets_loads_the_folder_and_finds_the_rows_of_the_jsonl_file(run: Run, tmp_path: Path, shape: str) -> None:
+    summary = distilled(run, shape=shape, select="all")
+    loaded = datasets.load_dataset(str(summary.out), cache_dir=str(tmp_path / "cache"))
+    assert list(loaded) == ["train"]
+    found = loaded["train"].to_list()
+    assert found == [json.loads(line) for line in (summary.out / "train.jsonl").read_text().splitlines()]
+    assert [row["trace_id"] for row in found] == ["a/2", "a/1", "a/0", "b/1"]
+    roles = {
+        column: [turn.get("role") or turn.get("from") for turn in turns]
+        for column, turns in found[0].items()
+        if isinstance(turns, list)
+    }
+    assert roles == ROLES[shape] and ("system" in found[0]) == (shape == "bespoke")
+    origin = {
+        "question_id": "a",
+        "source_id": "source of a",
+        "answer": "a",
+        "rank": 1,
+        "reward": 2.0,
+        "thought_tokens": 10,
+    }
+    assert origin.items() <= found[0].items()
+
+
+@pytest.mark.parametrize("shape", ["messages", "prompt-completion"])
+def test_trl_trains_on_the_data_set_as_it_is(run: Run, tiny: Tiny, tmp_path: Path, shape: str) -> None:
+    trl = pytest.importorskip("trl")
+    summary = distilled(run, shape=shape, select="all")
+    data = datasets.load_dataset(str(summary.out), split="train", cache_dir=str(tmp_path / "cache"))
+    trainer = trl.SFTTrainer(
+        model=str(tiny()),
+        args=trl.SFTConfig(
+            output_dir=str(tmp_path / "trained"), max_steps=1, per_device_train_batch_size=4, max_length=None,
+            use_cpu=True, bf16=False, report_to="none", save_strategy="no", disable_tqdm=True,
+        ),
+        train_dataset=data,
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(tiny())
+    for row, trained in zip(data.to_list(), trainer.train_dataset.to_list(), strict=True):
+        messages = row.get("messages") or row["prompt"] + row["completion"]
+        assert tokenizer.decode(trained["input_ids"]) == tokenizer.apply_chat_template(messages, tokenize=False)
+        if shape == "prompt-completion":
+            learnt = tokenizer.decode([token for token in trained["labels"] if token >= 0])
+            assert learnt == assistant(row) + "<|im_end|>\n"
+    assert trainer.train().training_loss > 0
+
+
+@pytest.fixture
+def long_and_short(tmp_path: Path) -> Run:
+    """Question a: its best trace is long. Question b: all are long. Question c: all are short."""
+    words = {"a": [2, 3, 300], "b": [300, 301, 302], "c": [1, 2, 3]}
+    run = make_run(
+        tmp_path / "run",
+        [
+            trace(key, i, float(i), completion="word " * count + "<|end_of_explanation|>")
+            for key, counts in words.items()
+            for i, count in enumerate(counts)
+        ],
+    )
+    ranked(run)
+    return run
+
+
+@pytest.mark.parametrize("kind", ["chat", "base", "sliding"])
+def test_no_row_is_longer_than_the_limit_and_none_is_left_out_for_less(
+    long_and_short: Run, tiny: Tiny, kind: str
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny(kind))
+    template = {} if tokenizer.chat_template else {"chat_template": PLAIN, "plain_bos": True}
+    lengths = {
+        row["trace_id"]: len(tokenizer.apply_chat_template(row["messages"], return_dict=False, **template))
+        for row in rows(distilled(long_and_short, select="all").out).to_dicts()
+    }
+    for limit in (lengths["a/1"], lengths["b/1"]):
+        kept = taken(long_and_short, select="all", tokenizer=str(tiny(kind)), max_tokens=limit)
+        assert set(kept) == {key for key, length in lengths.items() if length <= limit}
+        assert max(lengths[key] for key in kept) == limit
+
+
+@pytest.mark.parametrize(
+    ("select", "expected", "counts"),
+    [
+        ("best", ["a/1", "c/2"], {"too_long": 4, "fallbacks": 1, "without_row": 1}),
+        ("top:2", ["a/1", "a/0", "c/2", "c/1"], {"too_long": 4, "fallbacks": 1, "without_row": 1}),
+        ("rank:1", ["c/2"], {"too_long": 2, "fallbacks": 0, "without_row": 2}),
+        ("bucket:2", ["a/1", "c/1"], {"too_long": 1, "fallbacks": 0, "without_row": 1}),
+        ("all", ["a/1", "a/0", "c/2", "c/1", "c/0"], {"too_long": 4, "fallbacks": 0, "without_row": 1}),
+    ],
+)
+def test_the_next_best_trace_is_taken_where_the_best_is_too_long(
+    long_and_short: Run, tiny: Tiny, select: str, expected: list[str], counts: dict[str, int]
+) -> None:
+    summary = distilled(long_and_short, select=select, tokenizer=str(tiny()), max_tokens=600)
+    assert rows(summary.out)["trace_id"].to_list() == expected
+    assert {name: getattr(summary, name) for name in counts} == counts
+
+
+def test_a_limit_in_tokens_needs_a_tokenizer(run: Run) -> None:
+    with pytest.raises(SettingsError, match="--max-tokens: needs --tokenizer"):
+        distilled(run, max_tokens=100)
+    with pytest.raises(ModelError, match="nowhere: no such model"):
+        distilled(run, max_tokens=100, tokenizer="nowhere")
+
+
+def test_a_chat_template_that_would_change_the_rows_is_refused(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny())
+    content = "message['content']"
+    cut = "(message['content'].split('<|end_of_thought|>')[-1])"  # as templates of reasoning models do
+    assert content in tokenizer.chat_template
+    tokenizer.chat_template = tokenizer.chat_template.replace(content, cut)
+    tokenizer.save_pretrained(tmp_path / "student")
+    (tmp_path / "student" / "config.json").write_bytes((tiny() / "config.json").read_bytes())
+    distilled(run)
+    before = files_of(run.path)
+    with pytest.raises(ModelError, match="changes the student's text"):
+        distilled(run, tokenizer=str(tmp_path / "student"))
+    assert files_of(run.path) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"select": "rank:9"}, "3 questions have no trace that fits the selection"),
+        ({"select": "bucket:9", "limit": 2}, "3 questions"),
+        ({"select": "rank:3"}, "2 traces are not well-formed"),
+    ],
+)
+def test_a_selection_that_gives_nothing_leaves_the_earlier_data_set(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    flawed = [trace(key, i, 9.0 - i, closed=i < 2) for key in "ab" for i in range(3)]
+    run = make_run(tmp_path / "run", [*flawed, trace("c", 0)])
+    ranked(run)
+    distilled(run)
+    before = files_of(run.path)
+    with pytest.raises(SettingsError, match=message):
+        distilled(run, **settings)
+    assert files_of(run.path) == before
+
+
+def test_distilling_again_replaces_the_data_set(run: Run) -> None:
+    out = distilled(run).out
+    first = files_of(out)
+    distilled(run, select="all", shape="sharegpt")
+    assert len(rows(out)) == 4 and "conversations" in rows(out).columns
+    distilled(run)
+    assert files_of(out) == first
+    assert not [path for path in run.path.iterdir() if path.name.startswith(".dataset")]
+
+
+#: What may be in the way of a data set, as files of the folder named by --out; None: --out is a file.
+OBSTACLES: dict[str, dict[str, str] | None] = {
+    "a file": None,
+    "someone's notes": {"notes.txt": "mine"},
+    "another data set": {"data/train-00000.parquet": "theirs", "README.md": "theirs"},
+    "a data set with notes": {"distill.json": "{}", "train.jsonl": "", ".git/config": "mine"},
+}
+
+
+@pytest.mark.parametrize("name", OBSTACLES)
+def test_what_is_no_data_set_is_not_replaced(run: Run, tmp_path: Path, name: str) -> None:
+    out, content = tmp_path / "out", OBSTACLES[name]
+    if content is None:
+        out.write_text("mine")
+    for file, text in (content or {}).items():
+        (out / file).parent.mkdir(parents=True, exist_ok=True)
+        (out / file).write_text(text)
+    before = files_of(tmp_path)
+    with pytest.raises(RunFolderError, match="out: is there already .* choose another --out"):
+        distilled(run, out=str(out))
+    assert files_of(tmp_path) == before
+
+
+def test_a_run_folder_is_not_replaced_and_an_empty_folder_is_used(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="holds something else"):
+        distilled(run, out=str(run.path))
+    (tmp_path / "empty").mkdir()
+    assert len(rows(distilled(run, out=str(tmp_path / "empty")).out)) == 2
+
+
+def test_how_it_was_made_is_written_beside_it(run: Run) -> None:
+    out = distilled(run, select="top:2", seed=7).out
+    made = json.loads((out / "distill.json").read_text())
+    assert made["settings"]["select"] == "top:2" and made["settings"]["seed"] == 7
+    assert made["format"]["name"] == "rlt" and made["steps"]["rank"]["settings"]["by"] == "reward"
+    assert made["counts"]["rows"] == 3 and "--select top:2" in (out / "README.md").read_text()
+
+
+def test_a_run_without_ranks_or_format_is_refused(run: Run, tmp_path: Path) -> None:
+    unranked = make_run(tmp_path / "unranked", [trace("a", 0)])
+    with pytest.raises(RunFolderError, match="there are no ranks; run rlt-data rank first"):
+        distilled(unranked)
+    ranked(unranked)
+    (unranked.path / "run.json").write_text('{"version": 1, "steps": {}}')
+    with pytest.raises(RunFolderError, match="does not say in which format"):
+        distilled(unranked)

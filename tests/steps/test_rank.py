@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from rlt_data.errors import RunFolderError, SettingsError
+from rlt_data.steps import rank as rank_module
+from rlt_data.store import Run
+from rlt_data.tables import to_table
+from tests.made_runs import files_of, make_run, ranked, table, trace
+
+Row = dict[str, Any]
+NAN, INF = float("nan"), float("inf")
+
+
+def ranks(run: Run) -> dict[str, Row]:
+    return {row["trace_id"]: row for row in table(run, "ranks").to_dicts()}
+
+
+def order(run: Run) -> list[str]:
+    """The traces of the run's questions, each question's from best to worst."""
+    return table(run, "ranks").sort("question_id", "rank")["trace_id"].to_list()
+
+
+#: The first of each pair comes before the second.
+PAIRS: dict[str, tuple[Row, Row]] = {
+    "well-formed first": ({"reward": -9.0}, {"reward": 9.0, "closed": False}),
+    "also without value": ({"reward": None}, {"reward": 9.0, "truncated": True}),
+    "a value before NaN": ({"reward": -9.0}, {"reward": NAN}),
+    "a value before none": ({"reward": -9.0}, {"reward": None}),
+    "a value before infinity": ({"reward": -9.0}, {"reward": INF}),
+    "the larger value": ({"reward": 1.5}, {"reward": 1.25}),
+    "the larger value of two flawed ones": ({"reward": 2.0, "empty": True}, {"reward": 1.0, "holds_tag": True}),
+    "fewer tokens at equal values": ({"thought_tokens": 3}, {"thought_tokens": 4}),
+    "fewer tokens without values": ({"reward": None, "thought_tokens": 3}, {"reward": NAN, "thought_tokens": 4}),
+    "the smaller id of equals": ({"trace_id": "a"}, {"trace_id": "b"}),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("places", [(0, 1), (1, 0)])
+def test_what_comes_first_within_a_question(tmp_path: Path, name: str, places: tuple[int, int]) -> None:
+    rows = [trace("q", i, **{"trace_id": f"{i}", **fields}) for i, fields in enumerate(PAIRS[name])]
+    run = make_run(tmp_path / "run", [rows[place] for place in places], [trace("r", 0)])
+    ranked(run)
+    assert order(run) == [*(row["trace_id"] for row in rows), "r/0"]
+    assert [row["traces"] for row in ranks(run).values()] == [2, 2, 1]
+
+
+VALUES = st.one_of(st.none(), st.sampled_from([NAN, INF, -INF, 0.0, -0.0, 1.0]), st.floats(width=64))
+TRACES = st.lists(
+    st.fixed_dictionaries(
+        {
+            "question": st.sampled_from(["a", "b", "c", "d"]),
+            "reward": VALUES,
+            "thought_tokens": st.integers(0, 2),
+            "closed": st.booleans(),
+            "truncated": st.booleans(),
+        }
+    ),
+    min_size=1,
+    max_size=16,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TRACES, st.randoms(use_true_random=False))
+def test_the_order_is_that_of_a_plain_sort_whatever_the_order_of_rows(
+    tmp_path_factory: pytest.TempPathFactory, drawn: list[Row], shuffle: random.Random
+) -> None:
+    rows = [trace(sample=i, **row) for i, row in enumerate(drawn)]
+    shuffle.shuffle(rows)
+
+    def place(row: Row) -> tuple[Any, ...]:
+        value = row["reward"] if row["reward"] is not None and math.isfinite(row["reward"]) else None
+        return (
+            row["question_id"],
+            not row["well_formed"],
+            value is None,
+            -(value or 0.0),
+            row["thought_tokens"],
+            row["trace_id"],
+        )
+
+    parts = [
+        sorted((row for row in rows if row["question_id"] in keys), key=lambda row: keys.index(row["question_id"]))
+        for keys in ("ba", "dc")
+    ]
+    run = make_run(tmp_path_factory.mktemp("case") / "run", *parts)
+    if all(place(row)[2] for row in rows):
+        with pytest.raises(SettingsError):
+            ranked(run)
+        return
+    assert ranked(run).rows == len(rows)
+    assert order(run) == [row["trace_id"] for row in sorted(rows, key=place)]
+    for key in "abcd":
+        mine = [row["rank"] for row in ranks(run).values() if row["question_id"] == key]
+        assert sorted(mine) == list(range(1, len(mine) + 1))
+
+
+def test_scores_that_are_still_in_the_journal_are_ranked(tmp_path: Path) -> None:
+    rows = [trace("b", 0, 1.0), trace("b", 1, 2.0), trace("a", 0, 1.0), trace("a", 1, 3.0)]
+    run = make_run(tmp_path / "run", rows)
+    run.part_file("scores", 0).unlink()
+    for row in (rows[2], rows[1], rows[0], rows[3]):
+        run.add_segment("scores", 0, to_table("scores", [row]))
+    assert ranked(run).questions == 2
+    assert order(run) == ["a/1", "a/0", "b/1", "b/0"]
+    assert table(run, "ranks")["trace_id"].to_list()[:2] == ["b/1", "b/0"]  # questions stay in the input's order
+
+
+def test_the_first_flaw_that_holds_is_named(tmp_path: Path) -> None:
+    flaws: dict[str, Row] = {
+        "empty": {"empty": True, "holds_tag": True, "truncated": True, "closed": False},
+        "holds tag": {"holds_tag": True, "truncated": True, "closed": False},
+        "truncated": {"truncated": True, "closed": False},
+        "unclosed": {"closed": False},
+    }
+    run = make_run(
+        tmp_path / "run", [trace("q", i, trace_id=name, **row) for i, (name, row) in enumerate(flaws.items())]
+    )
+    ranked(run)
+    assert {name: row["flaw"] for name, row in ranks(run).items()} == {name: name for name in flaws}
+
+
+def test_a_bucket_is_the_rank_unless_quantiles_are_asked_for(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [trace("a", 0, 1.0), trace("a", 1, 2.0), trace("b", 0, closed=False)])
+    ranked(run)
+    assert {key: (row["bucket"], row["rank"]) for key, row in ranks(run).items()} == {
+        "a/1": (1, 1), "a/0": (2, 2), "b/0": (1, 1)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "buckets"), [(8, 4), (9, 4), (10, 3), (100, 7), (3, 2), (2, 5)])
+def test_quantiles_are_equal_shares_of_all_traces(tmp_path: Path, rows: int, buckets: int) -> None:
+    run = make_run(
+        tmp_path / "run", [trace(f"q{i % 3}", i, float(i)) for i in sorted(range(rows), key=lambda i: i % 3)]
+    )
+    ranked(run, buckets=buckets)
+    found = [ranks(run)[f"q{i % 3}/{i}"]["bucket"] for i in range(rows)]
+    assert found == sorted(found, reverse=True) and found[-1] == 1 and max(found) <= buckets
+    sizes = Counter(found).values()
+    assert max(sizes) - min(sizes) <= 1 and len(sizes) == min(rows, buckets)
+
+
+def test_equal_values_share_a_quantile(tmp_path: Path) -> None:
+    values = [0.1] * 5 + [0.3] * 4 + [0.7]
+    run = make_run(tmp_path / "run", [trace("q", i, value) for i, value in enumerate(values)])
+    ranked(run, buckets=4)
+    found = [ranks(run)[f"q/{i}"]["bucket"] for i in range(10)]
+    assert found == [3] * 5 + [1] * 5  # the borders are 0.1, 0.2 and 0.3, and a value on a border is above it
+
+
+def test_traces_with_a_flaw_or_without_value_have_no_quantile_and_move_no_border(tmp_path: Path) -> None:
+    good = [trace("q", i, float(i)) for i in range(4)]
+    bad = [trace("q", 4, NAN), trace("q", 5, None), trace("q", 6, -INF)]
+    bad += [trace("q", i, 99.0, truncated=True) for i in range(7, 30)]
+    run = make_run(tmp_path / "run", good + bad)
+    ranked(run, buckets=2)
+    assert [ranks(run)[row["trace_id"]]["bucket"] for row in good] == [2, 2, 1, 1]
+    assert {ranks(run)[row["trace_id"]]["bucket"] for row in bad} == {None}
+
+
+def test_the_summary_has_a_row_for_every_bucket_and_one_for_none(tmp_path: Path) -> None:
+    rows = [
+        trace("a", 0, 4.0, thought_tokens=10),
+        trace("a", 1, 2.0, thought_tokens=20),
+        trace("b", 0, 1.0, thought_tokens=40),
+        trace("b", 1, 9.0, thought_tokens=7, closed=False),
+        trace("b", 2, NAN, thought_tokens=8),
+    ]
+    run = make_run(tmp_path / "run", rows[:2], rows[2:])
+    summary = ranked(run, buckets=2)
+    assert (summary.rows, summary.questions) == (5, 2)
+    columns = ["bucket", "rows", "mean_value", "mean_thought_tokens", "well_formed"]
+    assert summary.table.columns == columns
+    assert summary.table.rows() == [(1, 2, 3.0, 15.0, 1.0), (2, 1, 1.0, 40.0, 1.0), (None, 2, 9.0, 7.5, 0.5)]
+    by_rank = ranked(run).table
+    assert by_rank.rows() == [(1, 2, 2.5, 25.0, 1.0), (2, 2, 2.0, 14.0, 1.0), (3, 1, 9.0, 7.0, 0.0)]
+    assert Run(run.path).step("rank")["rows"] == 5 and Run(run.path).step("rank")["settings"]["buckets"] == "ranks"
+
+
+def test_many_parts_are_ranked_like_one(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    parts = [
+        [trace(f"{part:03d}", i, draw.random()) for i in range(3)] for part in range(rank_module.PARTS_AT_A_TIME + 3)
+    ]
+    many = make_run(tmp_path / "many", *parts)
+    one = make_run(tmp_path / "one", [row for part in parts for row in part])
+    for buckets in ("ranks", "4"):
+        assert_frame_equal(ranked(many, buckets=buckets).table, ranked(one, buckets=buckets).table)
+        assert table(many, "ranks").equals(table(one, "ranks"))
+    assert Run(many.path).parts("ranks") == list(range(len(parts)))
+
+
+def test_the_number_of_parts_at_a_time_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [[trace(f"{part}", i, float((7 * part + 3 * i) % 11)) for i in range(4)] for part in range(5)]
+    run = make_run(tmp_path / "run", *parts)
+    summaries, tables = [], []
+    for number in (64, 2, 1):
+        monkeypatch.setattr(rank_module, "PARTS_AT_A_TIME", number)
+        summaries.append(ranked(run, buckets=3).table)
+        tables.append(files_of(run.path / "ranks"))
+    assert tables[0] == tables[1] == tables[2]
+    for summary in summaries[1:]:
+        assert_frame_equal(summary, summaries[0])
+
+
+@pytest.mark.parametrize("column", ["reward_without_entropy", "r_ss", "solution_logprob_mean"])
+def test_other_columns_can_be_ranked_by(tmp_path: Path, column: str) -> None:
+    rows = [trace("q", 0, 1.0, **{column: 5.0}), trace("q", 1, 2.0, **{column: 4.0})]
+    run = make_run(tmp_path / "run", rows)
+    ranked(run)
+    assert order(run) == ["q/1", "q/0"]
+    ranked(run, by=column)
+    assert order(run) == ["q/0", "q/1"]
+    assert [row["value"] for row in ranks(run).values()] == [5.0, 4.0]
+
+
+def test_ranking_again_replaces_the_ranks_and_repeats_them_byte_for_byte(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [trace("a", i, float(i)) for i in range(4)], [trace("b", 0)])
+    ranked(run)
+    first = files_of(run.path / "ranks")
+    ranked(run, buckets=2)
+    assert {row["bucket"] for row in ranks(run).values()} == {1, 2}
+    ranked(run)
+    assert files_of(run.path / "ranks") == first
+
+
+def test_scores_of_different_settings_are_not_compared(tmp_path: Path) -> None:
+    parts = [trace("a", 0), trace("a", 1)], [trace("b", 0, scored_by="another student")]
+    run = make_run(tmp_path / "run", *parts)
+    with pytest.raises(RunFolderError, match="scores were made by 2 kinds of settings"):
+        ranked(run)
+    assert not run.parts("ranks")
+
+
+#: What a run's scores hold when ranking must fail, and what the message says.
+FAILURES: dict[str, tuple[Row, str]] = {
+    "mixed settings": ({"scored_by": "another student"}, "2 kinds of settings"),
+    "damaged part": ({}, "cannot be read as a table"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_ranking_that_fails_leaves_the_earlier_one(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", [trace("a", 0, 1.0), trace("a", 1, 2.0)], [trace("b", 0)])
+    ranked(run)
+    change, message = FAILURES[name]
+    if change:
+        run.write_part("scores", 1, to_table("scores", [trace("b", 0, **change)]))
+    else:
+        run.part_file("scores", 1).write_bytes(b"PAR1 nonsense PAR1")
+    before = files_of(run.path)
+    monkeypatch.setattr(rank_module, "PARTS_AT_A_TIME", 1)
+    with pytest.raises(RunFolderError, match=message):
+        ranked(run)
+    assert files_of(run.path) == before
+
+
+def test_a_run_without_scores_or_values_cannot_be_ranked(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    with pytest.raises(RunFolderError, match="no scores to rank; run rlt-data score first"):
+        ranked(run)
+    run = make_run(tmp_path / "other", [trace("q", 0, None), trace("q", 1, NAN)])
+    with pytest.raises(SettingsError, match="no trace has a reward; .* --by reward_without_entropy"):
+        ranked(run)
+    with pytest.raises(RunFolderError, match="no such run folder"):
+        ranked(Run(tmp_path / "nothing"))

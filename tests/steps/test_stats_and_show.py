@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from rlt_data.cli.output import printable
+from rlt_data.errorlog import ErrorLog
+from rlt_data.errors import RunFolderError, SettingsError
+from rlt_data.steps.browse import find
+from rlt_data.steps.stats import TERMS, stats
+from rlt_data.store import Run
+from rlt_data.tables import to_table
+from tests.conftest import Rlt
+from tests.made_runs import make_run, ranked, trace
+
+Read = Callable[[Path, str], pl.DataFrame]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    draw = [0.5, -1.25, 3.0, None, 2.0, -7.5]
+    first = [trace("a", i, value, r_ss=float(i), kl_mean=None) for i, value in enumerate(draw)]
+    second = [trace("b", 0, 1.0, truncated=True, closed=False), trace("b", 1, 1.5, finish_reason=None)]
+    return make_run(tmp_path / "run", first, second)
+
+
+def test_the_figures_are_those_of_the_tables(run: Run, read: Read) -> None:
+    ErrorLog(run, "score").add("a/9", "too long", "source of a")
+    found, scores, traces = stats(run), read(run.path, "scores"), read(run.path, "traces")
+    assert found.rows == {"questions": 2, "traces": 8, "scores": 8, "ranks": 0}
+    assert found.finish_reasons == {"length": 1, "stop": 6, "unknown": 1}
+    assert found.completion_tokens == traces["completion_tokens"].sum() and found.failed == {"score": 1}
+    assert found.shares == {"closed": 7 / 8, "truncated": 1 / 8, "empty": 0.0, "holds_tag": 0.0, "well_formed": 7 / 8}
+    assert found.terms["term"].to_list() == list(TERMS)
+    for row in found.terms.to_dicts():
+        values = scores[row["term"]].drop_nulls().to_numpy()
+        assert row["mean"] == pytest.approx(values.mean())
+        assert row["std"] == pytest.approx(values.std(ddof=1))
+        for name, share in {"min": 0, "q25": 25, "median": 50, "q75": 75, "max": 100}.items():
+            assert row[name] == pytest.approx(float(pl.Series(values).quantile(share / 100, "linear") or 0))
+
+
+def test_terms_without_values_and_runs_without_scores_have_no_figures(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [trace("a", 0, None), trace("a", 1, None)])
+    reward = stats(run).terms.filter(term="reward").to_dicts()[0]
+    assert {value for name, value in reward.items() if name != "term"} == {None}
+    bare = Run(tmp_path / "bare")
+    bare.record("input", {})
+    assert stats(bare).shares == {} and set(stats(bare).rows.values()) == {0}
+
+
+def test_the_figures_are_printed_whole_however_wide_they_are(rlt: Rlt, tmp_path: Path) -> None:
+    rows = [trace("a", i, value, solution_logprob_min=value) for i, value in enumerate((-123456.75, -234567.25))]
+    run = make_run(tmp_path / "run", rows)
+    printed = rlt("stats", run.path).stdout
+    [line] = [line for line in printed.splitlines() if "solution_logprob_min" in line]
+    assert line.split()[1:] == [
+        "-179012.000", "78566.988", "-234567.250", "-206789.625", "-179012.000", "-151234.375", "-123456.750"
+    ]  # fmt: skip
+    assert "well formed 100.0%" in printed and "2 scores" in printed
+
+
+@pytest.mark.parametrize("key", ["source of b", "b"])
+def test_a_question_is_found_by_its_id_or_its_source_with_all_traces_best_first(run: Run, key: str) -> None:
+    shown = find(run, key)
+    assert shown.question["question"] == "What is b?"
+    assert [row["trace_id"] for row in shown.traces] == ["b/1", "b/0"]
+
+
+def test_a_trace_is_found_by_the_beginning_of_its_id(run: Run) -> None:
+    shown = find(run, "a/4")
+    assert [row["trace_id"] for row in shown.traces] == ["a/4"] and shown.traces[0]["r_ss"] == 4.0
+    assert shown.question["question_id"] == "a"
+
+
+def test_a_source_id_goes_before_the_beginning_of_another_key(tmp_path: Path) -> None:
+    """Source ids are often row numbers, and hashes often begin with a digit."""
+    rows = [
+        trace("3f00", 0, source_id="0"),
+        trace("a1", 0, trace_id="3a", source_id="1"),
+        trace("b2", 0, source_id="3"),
+    ]
+    run = make_run(tmp_path / "run", rows[:2], rows[2:])
+    for part in (0, 1):
+        questions = run.read("questions", part).to_pylist()
+        sources = {"3f00": "0", "a1": "1", "b2": "3"}
+        renamed = [row | {"source_id": sources[row["question_id"]]} for row in questions]
+        run.write_part("questions", part, to_table("questions", renamed))
+    assert find(run, "3").question["question_id"] == "b2"
+    assert find(run, "3f").question["question_id"] == "3f00"
+    assert [row["trace_id"] for row in find(run, "3a").traces] == ["3a"]
+
+
+def test_an_imported_trace_is_found_by_its_own_source_id(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [trace("a", i, source_id=f"row {i}") for i in range(3)])
+    assert [row["trace_id"] for row in find(run, "row 2").traces] == ["a/2"]
+
+
+def test_the_first_question_is_shown_without_a_key(run: Run) -> None:
+    assert find(run).question["question_id"] == "a" and len(find(run).traces) == 6
+
+
+def test_ranks_decide_the_order_where_they_are(run: Run) -> None:
+    assert [row["trace_id"] for row in find(run, "a").traces][:2] == ["a/2", "a/4"]  # by reward
+    ranked(run, by="r_ss")
+    assert [row["trace_id"] for row in find(run, "a").traces] == [f"a/{i}" for i in (5, 4, 3, 2, 1, 0)]
+
+
+def test_what_is_not_there_is_not_found(rlt: Rlt, run: Run, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no trace or question has the key 'zzz'"):
+        find(run, "zzz")
+    with pytest.raises(RunFolderError, match="no such run folder"):
+        find(Run.existing(tmp_path / "nothing"))
+    assert rlt("show", run.path, "zzz", code=2).stderr.count("error: ") == 1
+    assert "not a run folder" in rlt("stats", tmp_path, code=5).stderr
+    bare = Run(tmp_path / "bare")
+    bare.record("input", {})
+    assert "no traces yet" in rlt("show", bare.path, code=2).stderr
+
+
+def test_show_prints_a_trace_with_its_scores_and_only_the_ends_if_asked(rlt: Rlt, run: Run) -> None:
+    ranked(run)
+    printed = rlt("show", run.path, "a").stdout
+    assert [line for line in printed.splitlines() if line.startswith("Thought")] == [
+        f"Thought {i} about a." for i in (2, 4, 0, 1, 5, 3)
+    ]
+    assert "What is a?" in printed and "It is a." in printed
+    assert "rank 1 of 6, trace a/2, sample 2, stop" in printed and "reward 3.000" in printed
+    ends = rlt("show", run.path, "a", "--ends").stdout
+    assert re.findall(r"Thought (\d)", ends) == ["2", "3"]
+    assert re.findall(r"Thought (\d)", rlt("show", run.path, "a/4", "--ends").stdout) == ["4"]
+
+
+HOSTILE = "\x1b[31mred\x1b[0m \x1b]0;title\x07 bell\b\b\b \x9b2J \x7f \u202eturned\r over"
+
+
+def test_nothing_in_a_trace_or_an_id_drives_the_terminal(rlt: Rlt, tmp_path: Path) -> None:
+    row = trace("a", 0, trace_id=HOSTILE, source_id=HOSTILE, completion=HOSTILE)
+    run = make_run(tmp_path / "run", [row])
+    question = {"question_id": "a", "source_id": HOSTILE, "question": HOSTILE, "solution": HOSTILE}
+    run.write_part("questions", 0, to_table("questions", [question]))
+    printed = rlt("show", run.path).stdout
+    assert not set(printed) & {char for char in HOSTILE if not char.isprintable()}
+    assert (
+        printed.count("red") == 5
+    )  # it is all there: the source id, the question, the solution, the trace's id and its text
+
+
+def test_nothing_in_an_input_drives_the_terminal(rlt: Rlt, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"question,solution,{HOSTILE[:20]}\nq,s,x\n")
+    assert "\x1b" not in rlt("check", "--in", path).output
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[bold]not bold[/bold] [link=file:///etc/passwd]here[/link] [/] [red",
+        ":warning: :smile: :not_an_emoji:",
+        "ends with a backslash \\",
+        r"\[bold] \\[bold]",
+        "tabs\tand\n\nlines",
+        "Où est-il\u00a0? 你好\u3000 🙂 e\u0301",
+        "word " * 100 + "x" * 300,
+    ],
+)
+def test_a_trace_is_printed_as_it_is(rlt: Rlt, tmp_path: Path, text: str) -> None:
+    run = make_run(tmp_path / "run", [trace("a", 0, completion=text)])
+    assert rlt("show", run.path).stdout.endswith(text + "\n")
+    assert printable(text) == text
+
+
+@pytest.mark.parametrize("source", ["[bold]a[/bold]", ":warning:", "a\\"])
+def test_an_id_is_printed_as_it_is(rlt: Rlt, tmp_path: Path, source: str) -> None:
+    run = make_run(tmp_path / "run", [trace("a", 0)])
+    [question] = run.read("questions", 0).to_pylist()
+    run.write_part("questions", 0, to_table("questions", [question | {"source_id": source}]))
+    assert f"--- question a (source {source})\n" in rlt("show", run.path).stdout

@@ -1,0 +1,72 @@
+"""What the documents say is what the code has."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cli.main import app
+from rlt_data import errors
+from rlt_data.errors import RltDataError
+from rlt_data.formats.schema import BUILT_IN, Format
+from rlt_data.inputs.presets import _PRESETS
+from rlt_data.tables import SCHEMAS
+
+ROOT = Path(__file__).parent.parent
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").glob("*/README.md"))]
+
+
+def section(file: str, heading: str) -> str:
+    text = (ROOT / file).read_text()
+    return text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+@pytest.mark.parametrize("table", SCHEMAS)
+def test_every_column_is_explained(table: str) -> None:
+    assert set(SCHEMAS[table].names) == {
+        name for line in section("docs/tables.md", table).splitlines() for name in re.findall("`([a-z_]+)`", line[:90])
+    } & set(SCHEMAS[table].names)
+
+
+def test_every_key_of_a_format_and_every_preset_is_explained() -> None:
+    text = (ROOT / "docs" / "formats.md").read_text()
+    assert all(f"`{name}`" in text for name in [*Format.model_fields, *BUILT_IN])
+    text = (ROOT / "docs" / "inputs.md").read_text()
+    assert all(f"`{name}`" in text for name in _PRESETS)
+
+
+@pytest.mark.parametrize("document", DOCS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
+        assert (document.parent / target).exists(), target
+
+
+def test_the_readme_lists_every_command_and_exit_code() -> None:
+    text = (ROOT / "README.md").read_text()
+    for command in app.registered_commands:
+        assert command.callback is not None and f"`{command.callback.__name__}`" in text
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RltDataError)]
+    codes = {kind.exit_code for kind in kinds if kind is not RltDataError}
+    for code in {0, errors.SOME_ROWS_FAILED, errors.INTERRUPTED, *codes}:
+        assert re.search(rf"^\| {code} \|", text, re.M), code
+
+
+def test_the_rooms_are_those_of_the_design() -> None:
+    rooms = section("docs/design.md", "The rooms")
+    for path in (ROOT / "rlt_data").iterdir():
+        if path.name not in ("__init__.py", "py.typed", "__pycache__"):
+            assert re.search(rf"^  {path.name}/? ", rooms, re.M), path.name
+
+
+def test_every_package_is_installed() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    homes = {"rlt_data": ROOT / "rlt_data", "rlt_data.cli": ROOT / "cli", "rlt_data.recipes": ROOT / "recipes"}
+    there = {
+        ".".join([name, *file.parent.relative_to(home).parts])
+        for name, home in homes.items()
+        for file in home.rglob("__init__.py")
+    }
+    assert listed == there
