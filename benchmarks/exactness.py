@@ -1,6 +1,6 @@
 """What exact float32 on a CPU costs and gives: speed with and without it, and how far log-probs move with the batch.
 
-    python -m benchmarks.exactness [--model gemma-3-270m] [--questions 4] [--traces 8] [--max-tokens 32]
+    python -m benchmarks.exactness [--model gemma-3-270m] [--questions 2] [--traces 8] [--max-tokens 32]
 
 With it, attention is computed in float64 and small matrix products are filled up (rlt_data/engines/transformers/
 exact.py). Two engines that differ in nothing else do the same work in turns: they sample explanations of real
@@ -31,7 +31,7 @@ from rlt_data.formats import Views, encode, load_format
 from rlt_data.settings import ModelSettings
 
 QUESTIONS = Path(__file__).parent.parent / "recipes" / "demo" / "questions.jsonl"
-BATCH_TOKENS = (4096, 1024, 256, 64)
+BATCH_TOKENS = (4096, 512, 128)
 TEMPERATURE = 0.7
 
 Groups = list[list[SequenceRequest]]
@@ -40,7 +40,7 @@ Groups = list[list[SequenceRequest]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="gemma-3-270m")
-    parser.add_argument("--questions", type=int, default=4)
+    parser.add_argument("--questions", type=int, default=2)
     parser.add_argument("--traces", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)

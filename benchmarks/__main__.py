@@ -1,0 +1,36 @@
+"""Run the benchmarks one after the other, each in a process of its own: python -m benchmarks [NAME ...].
+
+Ends with 1 if one of them failed. With RLT_DATA_KEEP_RESULTS=1 each writes its figures to docs/results/NAME.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+
+#: In this order; about 25 minutes on two cores that nobody else uses, ten of them for kill.
+NAMES = ("scoring", "generation", "exactness", "memory", "ranking", "kill")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; default: all")
+    names = parser.parse_args().names or NAMES
+    if unknown := sorted(set(names) - set(NAMES)):
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    failed = []
+    for name in names:
+        print(f"\n== {name} ==", flush=True)
+        began = time.monotonic()
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode:
+            failed.append(name)
+        print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
