@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -18,30 +18,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rlt_data.engines import (
-    Engine,
-    Failure,
-    Model,
-    SequenceLogprobs,
-    SequenceRequest,
-    open_model,
-)
+from rlt_data.engines import Engine, Failure, Model, SequenceLogprobs, open_model
 from rlt_data.errorlog import ErrorLog
 from rlt_data.errors import SettingsError
 from rlt_data.formats import Format, Views, load_format
-from rlt_data.formats.spans import Ints
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress
-from rlt_data.provenance import (
-    StepSummary,
-    choose_format,
-    default_run,
-    recorded_format,
-    run_log,
-    step_entry,
-)
-from rlt_data.reward import Floats, kl_terms, reward_terms
+from rlt_data.provenance import StepSummary, choose_format, default_run, recorded_format, run_log, step_entry
 from rlt_data.settings import ScoreSettings
+from rlt_data.steps.items import Item, full_kl_requests, score_row, student_requests, teacher_requests
 from rlt_data.steps.readings import StudentReading, TeacherReading, pair, read_as_student
 from rlt_data.steps.teacher_logprobs import TeacherLogprobs
 from rlt_data.store import Run, TableWriter, content_hash
@@ -136,26 +121,6 @@ def _dependencies(settings: ScoreSettings, student: Model, format: Format, teach
 
 
 @dataclass
-class _Item:
-    """A trace on its way to a score."""
-
-    trace: dict[str, Any]
-    owed: bool
-    student: StudentReading
-    teacher: TeacherReading | None
-    pairs: tuple[Ints, Ints] | None
-    student_logprobs: Floats | None = None
-    teacher_logprobs: Floats | None = None  # of the teacher's explanation tokens
-    full_kl: Floats | None = None
-
-    @property
-    def complete(self) -> bool:
-        return self.student_logprobs is not None and (
-            self.teacher is None or self.student.empty or self.teacher_logprobs is not None or self.full_kl is not None
-        )
-
-
-@dataclass
 class _Work:
     run: Run
     settings: ScoreSettings
@@ -163,7 +128,7 @@ class _Work:
     views: Views
     teacher: TeacherLogprobs
     scored_by: str
-    items: dict[str, _Item] = field(default_factory=dict)
+    items: dict[str, Item] = field(default_factory=dict)
 
     def run_to_end(self, progress: Progress) -> StepSummary:
         errors = ErrorLog(self.run, "score", retry=self.settings.retry_errors)
@@ -175,7 +140,7 @@ class _Work:
             with TableWriter(self.run, "scores") as writer:
                 for part in self.run.parts("traces"):
                     for item in self._scored(part, errors):
-                        writer.append(part, self._row(item))
+                        writer.append(part, score_row(item, self.settings, self.scored_by))
                         errors.resolve(item.trace["trace_id"])
                         new, tokens = new + 1, tokens + len(item.student.wanted)
                         progress.advance(1, len(item.student.wanted))
@@ -186,7 +151,7 @@ class _Work:
         self.run.compact_all("scores")
         return StepSummary(self.run.path, before + new, new, len(errors), tokens, time.monotonic() - began)
 
-    def _scored(self, part: int, errors: ErrorLog) -> Iterator[_Item]:
+    def _scored(self, part: int, errors: ErrorLog) -> Iterator[Item]:
         """Yield the owed traces of a part as they get their log-probs."""
         made = self.run.keys("scores", part)
         questions = {row["question_id"]: row for row in self.run.read("questions", part).to_pylist()}
@@ -209,7 +174,7 @@ class _Work:
 
     def _groups(
         self, rows: list[dict[str, Any]], questions: dict[str, dict[str, Any]], made: set[str], errors: ErrorLog
-    ) -> list[list[_Item]]:
+    ) -> list[list[Item]]:
         """Read traces, grouped by question, longest first."""
         traces, problems = [], []
         for trace in rows:
@@ -242,15 +207,15 @@ class _Work:
         teacher: TeacherReading | None,
         made: set[str],
         errors: ErrorLog,
-    ) -> _Item:
+    ) -> Item:
         owed = self._is_owed(trace["trace_id"], made, errors)
-        item = _Item(trace, owed, reading, teacher, None)
+        item = Item(trace, owed, reading, teacher)
         if teacher and not reading.empty:
             same = self.teacher.same_tokenizer
             item.pairs = pair(reading, teacher, self.teacher.tokenizer, self.teacher.format, same_tokenizer=same)
             if teacher.ids is None:
                 item.teacher_logprobs = np.asarray([*trace["prefill_logprobs"], *trace["logprobs"]], np.float32)
-            elif self.settings.kl == "full" and not len(_compared(item)):
+            elif self.settings.kl == "full" and not len(item.compared):
                 item.full_kl = np.zeros(0, np.float32)
         return item
 
@@ -274,17 +239,17 @@ class _Work:
             return trace_id not in made and errors.retries(trace_id)
         return trace_id not in made and not errors.settled(trace_id)
 
-    def _results(self, groups: list[list[_Item]]) -> Iterator[SequenceLogprobs | Failure]:
+    def _results(self, groups: list[list[Item]]) -> Iterator[SequenceLogprobs | Failure]:
         """Run the models side by side, so that a trace is finished soon after it is begun."""
         temperature = self.settings.temperature
-        student = self.student.engine.logprobs(_student_requests(groups), temperature)
+        student = self.student.engine.logprobs(student_requests(groups), temperature)
         streams = [_noting(student, self.items, "student_logprobs")]
         if self.teacher.model and self.teacher.wanted:
             engine = self.teacher.model.engine
             if self.settings.kl == "full":
                 streams.append(_noting(self._full_kl(groups, engine), self.items, "full_kl"))
             else:
-                computed = engine.logprobs(_teacher_requests(groups), temperature)
+                computed = engine.logprobs(teacher_requests(groups), temperature)
                 streams.append(_noting(computed, self.items, "teacher_logprobs"))
         while streams:
             for stream in list(streams):
@@ -294,74 +259,10 @@ class _Work:
                 else:
                     yield result
 
-    def _full_kl(self, groups: list[list[_Item]], teacher: Engine) -> Iterator[SequenceLogprobs | Failure]:
+    def _full_kl(self, groups: list[list[Item]], teacher: Engine) -> Iterator[SequenceLogprobs | Failure]:
         for group in groups:
-            theirs, ours = [], []
-            for item in group:
-                if item.teacher is None or item.teacher.ids is None or item.pairs is None or not item.owed:
-                    continue
-                key, at = item.trace["trace_id"], _compared(item)
-                theirs.append(SequenceRequest(key, item.teacher.ids, item.teacher.wanted[at[:, 0]]))
-                ours.append(SequenceRequest(key, item.student.encoding.ids, item.student.thought[at[:, 1]]))
+            theirs, ours = full_kl_requests(group)
             yield from teacher.full_kl(theirs, self.student.engine, ours, self.settings.temperature)
-
-    def _row(self, item: _Item) -> dict[str, Any]:
-        student, trace = item.student, item.trace
-        assert item.student_logprobs is not None
-        thought, solution = np.split(item.student_logprobs, [len(student.thought)])
-        kl = kl_offsets = None
-        if item.full_kl is not None:
-            kl = item.full_kl
-        elif self.teacher.wanted:
-            kl = np.zeros(0)
-            if item.pairs is not None and item.teacher_logprobs is not None:
-                kl = kl_terms(
-                    _sums(item.teacher_logprobs, item.pairs[0]),
-                    _sums(thought, item.pairs[1]),
-                    "k3" if self.settings.kl == "k3" else "k1",
-                )
-        if item.pairs is not None:
-            compared = _compared(item)[:, 1] if item.full_kl is not None else item.pairs[1][:, 0]
-            kl_offsets = student.thought_offsets[compared, 0]
-        closed, truncated = student.explanation.closed, trace["finish_reason"] == "length"
-        holds_tag = student.explanation.holds_tag is not None
-        empty = student.empty or not student.explanation.text.strip()
-        terms = reward_terms(
-            solution=solution,
-            thought=thought,
-            kl=kl,
-            closed=closed,
-            lambda_=self.settings.lambda_,
-            alpha=self.settings.alpha,
-        )
-        computed = item.teacher is not None and item.teacher.ids is not None
-        row = {
-            **{column: trace[column] for column in ("trace_id", "question_id", "source_id", "sample_index")},
-            **asdict(terms),
-            "thought_tokens": len(student.thought),
-            "solution_tokens": len(student.solution),
-            "kl_tokens": 0 if kl is None else len(kl),
-            "student_tokens": len(student.encoding),
-            "uncovered_chars": student.uncovered,
-            "finish_reason": trace["finish_reason"],
-            "closed": closed,
-            "truncated": truncated,
-            "empty": empty,
-            "holds_tag": holds_tag,
-            "well_formed": closed and not truncated and not empty and not holds_tag,
-            "teacher_logprobs": "none" if item.teacher is None else "computed" if computed else "trace",
-            "scored_by": self.scored_by,
-        }
-        if self.settings.per_token:
-            row |= {
-                "solution_logprobs": solution,
-                "solution_offsets": student.solution_offsets[:, 0],
-                "thought_logprobs": thought,
-                "thought_offsets": student.thought_offsets[:, 0],
-                "thought_kl": kl,
-                "kl_offsets": kl_offsets,
-            }
-        return row
 
 
 def _blocks(traces: pa.Table) -> Iterator[pa.Table]:
@@ -376,48 +277,10 @@ def _blocks(traces: pa.Table) -> Iterator[pa.Table]:
     yield traces.slice(start)
 
 
-def _compared(item: _Item) -> Ints:
-    """Return the pairs of single tokens, teacher's and student's, shape (pairs, 2): where distributions compare."""
-    assert item.pairs is not None
-    theirs, ours = item.pairs
-    single = (theirs[:, 1] - theirs[:, 0] == 1) & (ours[:, 1] - ours[:, 0] == 1)
-    return np.stack([theirs[single, 0], ours[single, 0]], 1)
-
-
-def _student_requests(groups: list[list[_Item]]) -> list[list[SequenceRequest]]:
-    return [
-        [
-            SequenceRequest(item.trace["trace_id"], item.student.encoding.ids, item.student.wanted, item.owed)
-            for item in group
-        ]
-        for group in groups
-    ]
-
-
-def _teacher_requests(groups: list[list[_Item]]) -> list[list[SequenceRequest]]:
-    return [
-        [
-            SequenceRequest(item.trace["trace_id"], item.teacher.ids, item.teacher.wanted, item.owed)
-            for item in group
-            if item.teacher is not None and item.teacher.ids is not None and not item.student.empty
-        ]
-        for group in groups
-    ]
-
-
 def _noting(
-    results: Iterator[SequenceLogprobs | Failure], items: dict[str, _Item], name: str
+    results: Iterator[SequenceLogprobs | Failure], items: dict[str, Item], name: str
 ) -> Iterator[SequenceLogprobs | Failure]:
     for result in results:
         if isinstance(result, SequenceLogprobs) and result.key in items:
             setattr(items[result.key], name, result.logprobs)
         yield result
-
-
-def _sums(values: Floats, ranges: Ints) -> Floats:
-    """Sum values over half-open ranges, shape (ranges, 2) to (ranges,)."""
-    running = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
-    single = ranges[:, 1] - ranges[:, 0] == 1
-    sums: Floats = running[ranges[:, 1]] - running[ranges[:, 0]]
-    sums[single] = values[ranges[single, 0]]
-    return sums

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from rlt_data.engines import find_checkpoint, open_model
-from rlt_data.engines.open import pick_dtype
+from rlt_data.engines.config import pick_dtype
 from rlt_data.engines.transformers import TransformersEngine
 from rlt_data.errors import ModelError, SettingsError
 from rlt_data.settings import ModelSettings
@@ -177,7 +177,7 @@ def test_devices_and_types() -> None:
 
 
 def open_device(name: str) -> torch.device:
-    from rlt_data.engines.open import pick_device
+    from rlt_data.engines.config import pick_device
 
     return pick_device(name)
 

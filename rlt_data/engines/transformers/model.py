@@ -12,8 +12,8 @@ from typing import Any, cast
 
 import torch
 
+from rlt_data.engines.config import load_config, pick_device, pick_dtype
 from rlt_data.engines.models import Checkpoint
-from rlt_data.engines.open import load_config, pick_device, pick_dtype
 from rlt_data.engines.transformers.cache import GrowingCache
 from rlt_data.engines.transformers.exact import linear, make_exact
 from rlt_data.errors import ModelError, first_line

@@ -1,0 +1,53 @@
+"""What can be known before weights are loaded: a checkpoint's configuration, the device, the type."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+
+from rlt_data.engines.models import Checkpoint
+from rlt_data.errors import ModelError, SettingsError, first_line
+from rlt_data.settings import ModelSettings
+
+
+def load_config(checkpoint: Checkpoint, settings: ModelSettings) -> Any:
+    """Load a checkpoint's configuration.
+
+    Raises:
+        ModelError: it cannot be read, or needs code of its own and ``--trust-remote-code`` was not given.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"{checkpoint.name}: its configuration cannot be loaded: {first_line(error)}") from None
+
+
+def pick_device(name: str) -> torch.device:
+    """Turn ``--device`` into a device that is there.
+
+    Raises:
+        SettingsError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SettingsError(f"--device: {name!r} cannot be used here: {first_line(error)}") from None
+    return device
+
+
+def pick_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
+    """Turn ``--dtype`` into a type; ``auto`` is the checkpoint's unless a CPU would have to emulate it."""
+    if name != "auto":
+        return cast(torch.dtype, getattr(torch, name))
+    stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
+    if device.type != "cpu":
+        return cast(torch.dtype, stored)
+    native = torch.cpu.get_capabilities()
+    has_bfloat16 = any(native.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if stored == torch.bfloat16 and has_bfloat16 else torch.float32
