@@ -78,7 +78,7 @@ SCORES = _schema(
     _needed("closed", pa.bool_()),  # the closing explanation tag is there
     _needed("truncated", pa.bool_()),  # finish_reason is length
     _needed("empty", pa.bool_()),  # the explanation has no token, or nothing but white space
-    _needed("holds_tag", pa.bool_()),  # a tag of the student's view stands inside the explanation
+    _needed("holds_tag", pa.bool_()),  # a tag of the format stands inside the explanation
     _needed("well_formed", pa.bool_()),  # closed, not truncated, not empty, holds no tag
     _needed("teacher_logprobs", pa.string()),  # trace, computed or none
     pa.field("solution_logprobs", _LOGPROBS),  # per token, with --per-token

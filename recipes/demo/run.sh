@@ -16,6 +16,6 @@ step rlt-data score --in "$out" --student gemma-3-270m
 step rlt-data rank --in "$out"
 step rlt-data distill --in "$out" --select best
 step rlt-data stats "$out"
-step rlt-data show "$out" demo-01 --ends
+step rlt-data show "$out" demo-11 --ends
 step python -c "import datasets; print(datasets.load_dataset('$out/dataset', split='train'))"
 printf '\nThe data set is in %s\n' "$out/dataset"

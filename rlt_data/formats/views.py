@@ -219,7 +219,7 @@ class Explanation:
     Attributes:
         text: the text between the explanation tags without the prefill's padding, as the teacher wrote it.
         closed: whether the closing explanation tag is there.
-        holds_tag: a tag of the student's view that stands inside the text, or None.
+        holds_tag: a tag of the format that stands inside the text, or None.
     """
 
     text: str
@@ -230,5 +230,5 @@ class Explanation:
 def read_completion(format: Format, completion: str) -> Explanation:
     """Take a completion (what followed the prefill) apart at the first closing explanation tag."""
     text, closing, _ = completion.partition(format.explanation_tags[1])
-    tags = (*format.thought_tags, *format.solution_tags)
+    tags = (format.explanation_tags[0], *format.thought_tags, *format.solution_tags)
     return Explanation(text, bool(closing), next((tag for tag in tags if tag in text), None))

@@ -129,6 +129,7 @@ def test_plain_is_ours_also_for_a_model_with_a_template(tiny: Callable[..., Path
         ("<|end_of_explanation|>a<|end_of_explanation|>", "", True, None),
         ("a <|END_OF_EXPLANATION|>", "a <|END_OF_EXPLANATION|>", False, None),
         ("a <|end_of_thought|> b <|end_of_explanation|>", "a <|end_of_thought|> b ", True, "<|end_of_thought|>"),
+        ("a <|begin_of_explanation|> b", "a <|begin_of_explanation|> b", False, "<|begin_of_explanation|>"),
     ],
 )
 def test_a_completion_is_taken_apart_at_its_first_closing_tag(
