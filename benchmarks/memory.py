@@ -1,10 +1,11 @@
 """Peak memory of scoring and of generating, at 1,000 and at 10,000 traces: it must not grow with their number.
 
-    python -m benchmarks.memory [--traces 1000 10000] [--per-question 16]
+    python -m benchmarks.memory [--traces 1000 10000] [--per-question 4]
 
-A model of a few hundred kilobytes stands in for a real one, so that what is seen is rlt-data's own memory and not the
-weights. Each command runs as a process of its own. Score imports its traces from a JSONL file, explanations of 200 to
-600 characters.
+What is in flight is bounded by a part of the tables, 256 questions. With four traces per question that is 1,024
+traces, so both sizes fill it, and what differs is growth with the data. A model of a few hundred kilobytes stands in
+for a real one, so that what is seen is rlt-data's own memory and not the weights. Each command runs as a process of
+its own. Score imports its traces from a JSONL file, explanations of 200 to 600 characters.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ SENTENCES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--traces", type=int, nargs=2, default=(1000, 10_000))
-    parser.add_argument("--per-question", type=int, default=16)
+    parser.add_argument("--per-question", type=int, default=4)
     arguments = parser.parse_args()
 
     folder = Path(tempfile.mkdtemp())

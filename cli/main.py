@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from rlt_data.cli import check, distill, formats, generate, rank, run, score, show, stats
+from rlt_data.cli import (
+    check,
+    countdown,
+    distill,
+    evaluate,
+    formats,
+    generate,
+    rank,
+    run,
+    score,
+    show,
+    stats,
+    train_student,
+)
 
 app = typer.Typer(
     name="rlt-data",
@@ -19,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (check, generate, score, rank, distill, run, show, stats, formats):
+for module in (check, generate, score, rank, distill, run, show, stats, train_student, evaluate, countdown, formats):
     module.add_to(app)
 
 
@@ -43,3 +56,7 @@ def _root(
 def main() -> None:
     """Run the command line; the console script."""
     app()
+
+
+if __name__ == "__main__":  # for accelerate launch -m rlt_data.cli.main
+    main()

@@ -35,13 +35,16 @@ def command(
     """
 
     def register(body: Body[AnySettings]) -> Body[AnySettings]:
-        def run(**flags: Any) -> None:
-            given = {key: value for key, value in flags.items() if value is not None}
-            finish(lambda: body(parse_settings(settings, {_key(settings, k): v for k, v in given.items()}, flags=True)))
+        def run(context: typer.Context, **flags: Any) -> None:
+            sources = {name: context.get_parameter_source(name) for name in flags}
+            given = {name: flags[name] for name, source in sources.items() if source and source.name != "DEFAULT"}
+            keys = {_key(settings, name): value for name, value in given.items()}
+            finish(lambda: body(parse_settings(settings, keys, flags=True)))
 
         fields = sorted(settings.model_fields.items(), key=lambda item: not item[1].is_required())
         parameters = [_parameter(name, field) for name, field in fields]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+        run.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]
         run.__doc__ = body.__doc__
         run.__name__ = body.__name__
         app.command(**options)(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -19,9 +20,12 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
 
     from rlt_data.inputs import CheckReport
     from rlt_data.provenance import StepSummary
+    from rlt_data.settings import TrainStudentSettings
     from rlt_data.steps.distill import DistillSummary
+    from rlt_data.steps.evaluate import Evaluation
     from rlt_data.steps.rank import RankSummary
     from rlt_data.steps.stats import Stats
+    from rlt_data.training.sft import TrainingSummary
 
 _console = Console(highlight=False, soft_wrap=True, emoji=False)
 
@@ -36,12 +40,14 @@ def print_step(rows: str, summary: StepSummary) -> int:
         f"{summary.rows} {rows} ({summary.new} new) in {escape(str(summary.run))}; {summary.failed} failed; "
         f"{summary.tokens:,} tokens in {summary.seconds:.1f} s{rate}"
     )
-    if summary.failed:
-        _console.print(
-            f"the reasons are in {escape(str(summary.run / 'errors.jsonl'))}; --retry-errors runs those rows again"
-        )
-        return SOME_ROWS_FAILED
-    return 0
+    return _failures(summary.run, summary.failed)
+
+
+def _failures(run: Path, failed: int) -> int:
+    if not failed:
+        return 0
+    _console.print(f"the reasons are in {escape(str(run / 'errors.jsonl'))}; --retry-errors runs those rows again")
+    return SOME_ROWS_FAILED
 
 
 def print_ranks(summary: RankSummary) -> None:
@@ -65,6 +71,45 @@ def print_dataset(summary: DistillSummary) -> None:
     for note, count in notes.items():
         if count:
             _console.print(f"  {count} {note}")
+
+
+def print_evaluation(found: Evaluation) -> int:
+    """Print how a model did on a benchmark, and return the exit code."""
+    chances = ", ".join(f"pass@{k} {share:.1%}" for k, share in found.pass_at.items())
+    lines = [
+        f"{found.model} on {found.benchmark}: {found.answers} answers to {found.questions} questions in {found.run}",
+        f"accuracy {found.accuracy:.1%} (95 % interval {found.low:.1%} to {found.high:.1%})",
+        f"{chances}; majority vote {found.majority:.1%}",
+        f"in the student's format {found.formatted:.1%}, truncated {found.truncated:.1%}, "
+        f"{found.mean_tokens:,.0f} tokens on average",
+    ]
+    if found.ungraded:
+        lines.append(f"{found.ungraded} answers that the grader could not stand count as wrong")
+    if found.failed:
+        lines.append(f"{found.failed} failed and count nowhere")
+    for line in lines:
+        _console.print(escape(line))
+    return _failures(found.run, found.failed)
+
+
+def print_training(settings: TrainStudentSettings, summary: TrainingSummary) -> None:
+    """Print what a training takes, and what came of it."""
+    plan = summary.plan
+    if settings.dry_run:
+        for name, value in settings.model_dump(mode="json", by_alias=True).items():
+            _console.print(escape(f"{name}: {value}"))
+    _console.print(
+        f"{plan.rows:,} rows ({plan.left_out:,} left out as too long), {plan.tokens:,} tokens an epoch, "
+        f"{plan.learned_tokens:,} of them learned, {plan.longest:,} in the longest row"
+    )
+    _console.print(
+        f"{plan.steps:,} steps on {plan.processes} processes, {plan.accumulation} forward passes each; "
+        f"{plan.parameters / 1e6:,.1f} M parameters; on each GPU about {plan.state_gib:.1f} GiB for weights and "
+        f"optimizer (sharded) and {plan.activations_gib:.1f} GiB for activations"
+    )
+    if not settings.dry_run:
+        loss = f", loss {summary.loss:.4f}" if summary.loss is not None else ""
+        _console.print(escape(f"{summary.steps} steps done{loss}; the model is in {summary.out}"))
 
 
 def print_check(report: CheckReport) -> None:

@@ -23,13 +23,17 @@ if TYPE_CHECKING:
     from rlt_data.reward import kl_terms, reward_terms
     from rlt_data.settings import (
         CheckSettings,
+        CountdownSettings,
         DistillSettings,
+        EvaluateSettings,
         GenerateSettings,
         PipelineSettings,
         RankSettings,
         ScoreSettings,
     )
+    from rlt_data.steps.countdown import make_countdown
     from rlt_data.steps.distill import distill
+    from rlt_data.steps.evaluate import evaluate
     from rlt_data.steps.generate import generate
     from rlt_data.steps.pipeline import load_pipeline, run_pipeline
     from rlt_data.steps.rank import rank
@@ -39,7 +43,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CheckSettings",
+    "CountdownSettings",
     "DistillSettings",
+    "EvaluateSettings",
     "Format",
     "GenerateSettings",
     "PipelineSettings",
@@ -48,10 +54,12 @@ __all__ = [
     "ScoreSettings",
     "check",
     "distill",
+    "evaluate",
     "generate",
     "kl_terms",
     "load_format",
     "load_pipeline",
+    "make_countdown",
     "rank",
     "reward_terms",
     "run_pipeline",
@@ -63,10 +71,11 @@ _HOMES = {
     "settings": {name for name in __all__ if name.endswith("Settings")},
     "formats": {"Format", "load_format"},
     "inputs": {"check"},
+    "steps.countdown": {"make_countdown"},
     "steps.pipeline": {"load_pipeline", "run_pipeline"},
     "reward": {"kl_terms", "reward_terms"},
     "store": {"Run"},
-    **{f"steps.{step}": {step} for step in ("generate", "score", "rank", "distill", "stats")},
+    **{f"steps.{step}": {step} for step in ("generate", "score", "rank", "distill", "stats", "evaluate")},
 }
 
 

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rlt_data.errors import SettingsError
 
@@ -23,7 +23,7 @@ class Settings(BaseModel):
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
-INPUT, MODEL, OUTPUT, REWARD, SAMPLING = "Input", "Model", "Output", "Reward", "Sampling"
+INPUT, MODEL, OUTPUT, REWARD, SAMPLING, TRAINING = "Input", "Model", "Output", "Reward", "Sampling", "Training"
 
 
 def _field(default: Any, panel: str | None, help: str, **options: Any) -> Any:
@@ -175,6 +175,107 @@ class DistillSettings(Settings):
         if kind in ("rank", "bucket", "top") and number.isascii() and number.isdigit() and int(number) >= 1:
             return value
         raise ValueError("takes best, rank:K, bucket:K, top:K, random or all, with K from 1")
+
+
+class EvaluateSettings(FormatSettings, ModelSettings):
+    """Settings of :func:`rlt_data.steps.evaluate`."""
+
+    model: str = _field(..., MODEL, "Hub id, folder, GGUF file, or gemma-3-270m.")
+    benchmark: Literal["aime24", "math500", "gpqa-diamond", "gsm8k", "countdown", "math", "choice"] = _field(
+        ..., INPUT, "What the rows are and how they are graded; math and choice: any question and answer columns."
+    )
+    input: str | None = _field(
+        None, INPUT, "File, datasets folder or Hub id; default: the benchmark's own data set on the Hub.", alias="in"
+    )
+    question_column: str | None = _field(None, INPUT, "Column with the question.")
+    answer_column: str | None = _field(None, INPUT, "Column with the gold answer.")
+    limit: int | None = _field(None, INPUT, "Read only the first rows.", ge=1)
+    out: str | None = _field(None, OUTPUT, "Run folder; default: runs/<benchmark>-<model>.")
+    n: int = _field(1, SAMPLING, "Samples per question.", ge=1)
+    temperature: float = _field(0.0, SAMPLING, "0 takes the likeliest token; samples that differ need more.", ge=0)
+    top_p: float = _field(1.0, SAMPLING, "Nucleus sampling.", gt=0, le=1)
+    top_k: int = _field(0, SAMPLING, "Sample from the k likeliest tokens; 0: from all.", ge=0)
+    max_tokens: int | None = _field(None, SAMPLING, "Longest answer; default: what the context leaves.", ge=1)
+    seed: int = _field(0, SAMPLING, "Seed of the samples and of the bootstrap.")
+    retry_errors: bool = _field(False, OUTPUT, "Run only the rows that are in errors.jsonl.")
+
+    @model_validator(mode="after")
+    def _several_samples_differ(self) -> EvaluateSettings:
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError("n: at temperature 0 all samples are the same; give a temperature such as 0.7")
+        return self
+
+
+#: Released and published values (docs/training.md has their sources) by preset.
+_STRATOS = {"learning_rate": 1e-5, "epochs": 3, "batch_size": 96, "max_length": 16_384, "warmup": 0.1}
+_S1 = {"learning_rate": 1e-5, "epochs": 5, "batch_size": 16, "max_length": 20_000, "warmup": 0.05} | {
+    "weight_decay": 1e-4,
+    "adam_beta2": 0.95,
+}
+STUDENT_PRESETS: dict[str, dict[str, Any]] = {"7b-17k": _STRATOS, "32b-17k": _STRATOS, "7b-1k": _S1, "32b-1k": _S1}
+
+
+class TrainStudentSettings(Settings):
+    """Settings of :func:`rlt_data.training.sft.train_student`; a preset's values are those that are not given."""
+
+    model: str = _field(..., MODEL, "Where the student begins: Hub id, folder, GGUF file, or gemma-3-270m.")
+    input: str = _field(..., INPUT, "What distill wrote, or any data set of messages.", alias="in")
+    out: str = _field(..., OUTPUT, "Folder of the trained model and its checkpoints.")
+    preset: Literal["none", "7b-1k", "7b-17k", "32b-1k", "32b-17k"] = _field("none", None, "Published values.")
+    epochs: int = _field(3, TRAINING, "Times to go through the data.", ge=1)
+    max_steps: int | None = _field(None, TRAINING, "End after this many steps instead.", ge=1)
+    learning_rate: float = _field(1e-5, TRAINING, "Largest learning rate.", gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = _field("cosine", TRAINING, "How the learning rate falls.")
+    warmup: float = _field(0.1, TRAINING, "Share of the steps in which the learning rate rises.", ge=0, lt=1)
+    weight_decay: float = _field(0.0, TRAINING, "AdamW's weight decay.", ge=0)
+    adam_beta1: float = _field(0.9, TRAINING, "AdamW's first beta.", ge=0, lt=1)
+    adam_beta2: float = _field(0.999, TRAINING, "AdamW's second beta.", ge=0, lt=1)
+    max_grad_norm: float = _field(1.0, TRAINING, "Gradients are clipped to this norm.", gt=0)
+    batch_size: int = _field(32, TRAINING, "Rows of a step, over all processes.", ge=1)
+    micro_batch_size: int = _field(1, TRAINING, "Rows of one forward pass of one process.", ge=1)
+    max_length: int = _field(16_384, TRAINING, "Longest row, in tokens.", ge=8)
+    leave_out_long: bool = _field(False, TRAINING, "Leave longer rows out instead of stopping.")
+    packing: bool = _field(False, TRAINING, "Put several rows into one sequence; they do not see each other.")
+    lora_rank: int = _field(0, TRAINING, "Train LoRA adapters of this rank on all linear layers; 0: all weights.", ge=0)
+    activation_checkpointing: bool = _field(True, TRAINING, "Compute activations again instead of keeping them.")
+    seed: int = _field(0, TRAINING, "Seed of the order of rows and of dropout.")
+    dtype: Literal["float32", "bfloat16"] = _field("float32", MODEL, "Type of the trained weights.")
+    device: str = _field("auto", MODEL, "auto, cpu, cuda, mps.")
+    chat_template: str | None = _field(None, MODEL, "Jinja file, or 'plain' for ours; default: the model's own.")
+    save_steps: int = _field(100, OUTPUT, "Steps between two checkpoints.", ge=1)
+    keep_checkpoints: int = _field(2, OUTPUT, "Checkpoints to keep.", ge=1)
+    log_to: Literal["none", "tensorboard", "trackio", "wandb"] = _field("none", OUTPUT, "Where curves go.")
+    dry_run: bool = _field(False, OUTPUT, "Check everything and show the plan, without loading weights.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, data: Any) -> Any:
+        return STUDENT_PRESETS.get(data.get("preset", "none"), {}) | data if isinstance(data, dict) else data
+
+
+class CountdownSettings(Settings):
+    """Settings of :func:`rlt_data.steps.countdown`."""
+
+    out: str = _field(..., OUTPUT, "JSONL file to write.")
+    rows: int = _field(1000, OUTPUT, "Problems to make.", ge=1)
+    split: Literal["train", "test"] = _field("train", OUTPUT, "Problems of this split; the two never share one.")
+    test_share: float = _field(0.2, OUTPUT, "Share of all problems that belong to the test split.", gt=0, lt=1)
+    seed: int = _field(0, OUTPUT, "Seed of the draw.")
+    fewest: int = _field(3, None, "Numbers of a problem, at least.", ge=2, le=8)
+    most: int = _field(4, None, "Numbers of a problem, at most.", ge=2, le=8)
+    smallest: int = _field(1, None, "Smallest number.", ge=0)
+    largest: int = _field(99, None, "Largest number.", ge=1)
+    smallest_target: int = _field(10, None, "Smallest target.", ge=0)
+    largest_target: int = _field(100, None, "Largest target.", ge=1)
+    largest_value: int = _field(10_000, None, "Largest intermediate value.", ge=1)
+    operators: str = _field("+-*/", None, "Operators to combine with.", pattern=r"^[-+*/]+$")
+
+    @model_validator(mode="after")
+    def _ranges_hold_something(self) -> CountdownSettings:
+        for low, high in (("fewest", "most"), ("smallest", "largest"), ("smallest_target", "largest_target")):
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"{low} is larger than {high}")
+        return self
 
 
 class PipelineSettings(Settings):

@@ -143,7 +143,7 @@ class Run:
     def refuse_other_settings(self, step: str, depends_on: dict[str, Any]) -> None:
         """Raise RunFolderError if the folder holds rows or failures of a step that were made by other settings."""
         before = self.step(step).get("depends_on", depends_on)
-        table = {"generate": "traces", "score": "scores"}[step]
+        table = {"generate": "traces", "score": "scores", "evaluate": "answers"}[step]
         if not self.parts(table) and not (self.path / "errors.jsonl").exists():
             return  # an earlier start came to nothing: a wrong model, say
         if before != depends_on:

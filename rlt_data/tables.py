@@ -104,10 +104,50 @@ RANKS = _schema(
     _needed("scored_by", pa.string()),
 )
 
-SCHEMAS = {"questions": QUESTIONS, "traces": TRACES, "scores": SCORES, "ranks": RANKS}
+ANSWERS = _schema(
+    _needed("answer_id", pa.string()),  # hash of all that made it
+    _needed("question_id", pa.string()),
+    pa.field("source_id", pa.string()),
+    _needed("sample_index", pa.int32()),
+    _needed("completion", pa.string()),  # raw text
+    pa.field("finish_reason", pa.string()),  # stop: closing solution tag; eos; length
+    pa.field("prompt_tokens", pa.int32()),
+    _needed("completion_tokens", pa.int32()),
+    pa.field("seed", pa.uint64()),
+    _needed("made_by", pa.string()),
+)
+
+GRADES = _schema(
+    _needed("answer_id", pa.string()),
+    _needed("question_id", pa.string()),
+    pa.field("source_id", pa.string()),
+    _needed("sample_index", pa.int32()),
+    _needed("answer", pa.string()),  # the final answer that was found in the solution
+    _needed("correct", pa.bool_()),
+    pa.field("note", pa.string()),  # why it is wrong, where the grader says
+    _needed("formatted", pa.bool_()),  # thought and solution in their tags
+    _needed("truncated", pa.bool_()),
+    _needed("completion_tokens", pa.int32()),
+)
+
+SCHEMAS = {
+    "questions": QUESTIONS,
+    "traces": TRACES,
+    "scores": SCORES,
+    "ranks": RANKS,
+    "answers": ANSWERS,
+    "grades": GRADES,
+}
 
 #: The column that names a row; unique within its table.
-KEYS = {"questions": "question_id", "traces": "trace_id", "scores": "trace_id", "ranks": "trace_id"}
+KEYS = {
+    "questions": "question_id",
+    "traces": "trace_id",
+    "scores": "trace_id",
+    "ranks": "trace_id",
+    "answers": "answer_id",
+    "grades": "answer_id",
+}
 
 
 def to_table(name: str, rows: list[dict[str, Any]]) -> pa.Table:

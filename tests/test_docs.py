@@ -47,7 +47,8 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_the_readme_lists_every_command_and_exit_code() -> None:
     text = (ROOT / "README.md").read_text()
     for command in app.registered_commands:
-        assert command.callback is not None and f"`{command.callback.__name__}`" in text
+        assert command.callback is not None and f"`{command.name or command.callback.__name__}`" in text
+    assert all(f"`{group.name} " in text for group in app.registered_groups)
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RltDataError)]
     codes = {kind.exit_code for kind in kinds if kind is not RltDataError}
     for code in {0, errors.SOME_ROWS_FAILED, errors.INTERRUPTED, *codes}:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from rlt_data.errors import InputError
 from rlt_data.formats.schema import Format, load_format
@@ -75,12 +76,33 @@ def check(settings: CheckSettings) -> CheckReport:
     return report
 
 
-def examined_rows(settings: InputSettings, format: Format | None, report: CheckReport) -> Iterator[Row]:
+class Reader(Protocol):
+    """Turns records into rows."""
+
+    preset: str | None
+
+    def __call__(self, data: dict[str, Any], number: int) -> Row:
+        """Make a row of the record of that number, from 0; raises BadRow."""
+
+
+#: Makes the reader for an input out of its first record.
+ReaderOf = Callable[[dict[str, Any]], Reader]
+
+
+def examined_rows(
+    settings: InputSettings, format: Format | None, report: CheckReport, reader_of: ReaderOf | None = None
+) -> Iterator[Row]:
     """Read the good rows of an input one after the other, and count into ``report`` what they and the bad ones are.
 
     Exact duplicates are counted and left out.
+
+    Args:
+        settings: the input.
+        format: tags that rows must not hold.
+        report: what is counted.
+        reader_of: reads other shapes than the presets.
     """
-    reader: RowReader | None = None
+    reader: Reader | None = None
     seen: set[bytes] = set()
     questions: set[bytes] = set()
     characters: Counter[str] = Counter()
@@ -91,7 +113,7 @@ def examined_rows(settings: InputSettings, format: Format | None, report: CheckR
                 raise BadRow(record.problem)
             if reader is None:
                 report.columns = list(record.data)
-                reader = RowReader(settings, record.data, settings.input)
+                reader = reader_of(record.data) if reader_of else RowReader(settings, record.data, settings.input)
                 report.preset = reader.preset or ""
             row = reader(record.data, number)
             if format and (problem := format.problem_with(row.question, row.solution)):

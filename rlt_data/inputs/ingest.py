@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from rlt_data.errors import InputError
 from rlt_data.formats.schema import Format
-from rlt_data.inputs.check import CheckReport, examined_rows
+from rlt_data.inputs.check import CheckReport, ReaderOf, examined_rows
 from rlt_data.inputs.presets import Row
 from rlt_data.inputs.read import input_digest
 from rlt_data.settings import InputSettings
@@ -22,7 +22,7 @@ from rlt_data.tables import QUESTIONS_PER_PART, to_table
 IMPORTED = "imported"
 
 
-def ingest(run: Run, settings: InputSettings, format: Format, *, traces: bool) -> None:
+def ingest(run: Run, settings: InputSettings, format: Format, *, traces: bool, reader: ReaderOf | None = None) -> None:
     """Check an input whole, then add its questions (and traces) to the run; what is there already stays.
 
     An input file that was read before with the same settings is not read again.
@@ -32,6 +32,7 @@ def ingest(run: Run, settings: InputSettings, format: Format, *, traces: bool) -
         settings: the input and its columns.
         format: tags that questions and solutions must not hold; closes bare explanations.
         traces: also import traces; rows without one are an error then.
+        reader: reads other shapes than the presets.
 
     Raises:
         InputError: the input cannot be read or has bad rows.
@@ -46,7 +47,7 @@ def ingest(run: Run, settings: InputSettings, format: Format, *, traces: bool) -
     if made_from["digest"] and all(before.get(key) == value for key, value in made_from.items()):
         return
     report = CheckReport(settings.input)
-    for _ in examined_rows(settings, format, report):
+    for _ in examined_rows(settings, format, report, reader):
         pass
     report.refuse_bad_rows(skip=settings.skip_bad_rows)
     if traces and report.traces < report.good:
@@ -54,7 +55,7 @@ def ingest(run: Run, settings: InputSettings, format: Format, *, traces: bool) -
             f"{settings.input}: {report.good - report.traces} of {report.good} rows have no explanation or completion "
             "to score; generate traces first, or name the column with --explanation-column or --completion-column"
         )
-    places = _add_questions(run, examined_rows(settings, format, CheckReport(settings.input)))
+    places = _add_questions(run, examined_rows(settings, format, CheckReport(settings.input), reader))
     if traces:
         _add_traces(run, examined_rows(settings, format, CheckReport(settings.input)), format, places)
     counts = {

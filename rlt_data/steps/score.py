@@ -33,8 +33,8 @@ from rlt_data.store import Run, TableWriter, content_hash
 
 logger = logging.getLogger(__name__)
 
-#: Characters of the traces that are tokenised and planned together.
-_BLOCK_CHARACTERS = 2_000_000
+#: Traces that are tokenised and planned together: about so many, or with so many characters if that comes first.
+_BLOCK_TRACES, _BLOCK_CHARACTERS = 1024, 2_000_000
 
 
 def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
@@ -156,21 +156,22 @@ class _Work:
         made = self.run.keys("scores", part)
         questions = {row["question_id"]: row for row in self.run.read("questions", part).to_pylist()}
         for block in _blocks(self.run.read("traces", part)):
-            keys = block["trace_id"].to_pylist()
-            if not any(self._is_owed(key, made, errors) for key in keys):
-                continue
-            groups = self._groups(block.to_pylist(), questions, made, errors)
-            self.items = {item.trace["trace_id"]: item for group in groups for item in group}
-            for result in self._results(groups):
-                item = self.items.get(result.key)
-                if item is None:
-                    continue  # the other model failed on it
-                if isinstance(result, Failure):
-                    del self.items[result.key]
-                    errors.add(result.key, result.reason, item.trace["source_id"])
-                elif item.complete:
-                    del self.items[result.key]
-                    yield item
+            if any(self._is_owed(key, made, errors) for key in block["trace_id"].to_pylist()):
+                yield from self._scored_together(self._groups(block.to_pylist(), questions, made, errors), errors)
+
+    def _scored_together(self, groups: list[list[Item]], errors: ErrorLog) -> Iterator[Item]:
+        """Yield the items of a block as they get their log-probs."""
+        self.items = {item.key: item for group in groups for item in group}
+        for result in self._results(groups):
+            item = self.items.get(result.key)
+            if item is None:
+                continue  # the other model failed on it
+            if isinstance(result, Failure):
+                del self.items[result.key]
+                errors.add(result.key, result.reason, item.trace["source_id"])
+            elif item.complete:
+                del self.items[result.key]
+                yield item
 
     def _groups(
         self, rows: list[dict[str, Any]], questions: dict[str, dict[str, Any]], made: set[str], errors: ErrorLog
@@ -270,7 +271,8 @@ def _blocks(traces: pa.Table) -> Iterator[pa.Table]:
     start = size = 0
     questions = traces["question_id"].to_pylist()
     for row, length in enumerate(pc.utf8_length(traces["completion"]).to_pylist()):
-        if size > _BLOCK_CHARACTERS and questions[row] != questions[row - 1]:
+        full = size > _BLOCK_CHARACTERS or row - start >= _BLOCK_TRACES
+        if full and questions[row] != questions[row - 1]:
             yield traces.slice(start, row - start)
             start, size = row, 0
         size += length

@@ -1,0 +1,38 @@
+"""Write a file of Countdown problems with solutions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlt_data.settings import CountdownSettings
+from rlt_data.store import write_file
+from rlt_data.tasks.countdown import Problem, problems
+
+
+@dataclass(frozen=True)
+class CountdownSummary:
+    """The file, and how many problems are in it."""
+
+    out: Path
+    rows: int
+
+
+def make_countdown(settings: CountdownSettings) -> CountdownSummary:
+    """Make Countdown problems; the library side of ``rlt-data countdown make``.
+
+    Raises:
+        SettingsError: the ranges hold fewer problems than asked for; nothing is written.
+        DiskError: the file cannot be written.
+    """
+    out = Path(settings.out)
+    write_file(out, lambda path: _write(path, problems(settings), settings.split))
+    return CountdownSummary(out, settings.rows)
+
+
+def _write(path: Path, made: Iterator[Problem], split: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for number, problem in enumerate(made):
+            file.write(json.dumps(problem.row(number, split)) + "\n")

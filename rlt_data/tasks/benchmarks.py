@@ -1,0 +1,130 @@
+"""Benchmarks: where they lie on the Hub, and how their records become questions with a gold answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rlt_data.errors import InputError
+from rlt_data.inputs.presets import BadRow, Row
+from rlt_data.settings import EvaluateSettings
+from rlt_data.tasks.countdown import question_text
+from rlt_data.tasks.grading import Kind, final_answer
+
+Fields = dict[str, Any]
+
+_LETTERS = "ABCDEFGHIJ"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark.
+
+    Attributes:
+        kind: how its answers are graded.
+        row: makes question, gold answer and, for Countdown, numbers and target of a record.
+        hub: id of its data set on the Hub, if it has one.
+        subset: configuration there.
+        split: split there.
+    """
+
+    kind: Kind
+    row: Callable[[Fields], tuple[str, str, Fields]]
+    hub: str | None = None
+    subset: str | None = None
+    split: str = "test"
+
+
+def _math(question: str, answer: str) -> Callable[[Fields], tuple[str, str, Fields]]:
+    return lambda data: (_text(data, question), _text(data, answer), {})
+
+
+def _gsm8k(data: Fields) -> tuple[str, str, Fields]:
+    return _text(data, "question"), final_answer(_text(data, "answer")).replace(",", ""), {}
+
+
+def _gpqa(data: Fields) -> tuple[str, str, Fields]:
+    """Show the choices in an order that follows from the question alone."""
+    question, right = _text(data, "Question"), _text(data, "Correct Answer")
+    choices = [right, *(_text(data, f"Incorrect Answer {number}") for number in (1, 2, 3))]
+    choices.sort(key=lambda choice: hashlib.blake2b(f"{question}/{choice}".encode()).digest())
+    listed = "\n".join(f"({letter}) {choice.strip()}" for letter, choice in zip(_LETTERS, choices, strict=False))
+    text = f"{question.strip()}\n\n{listed}\n\nAnswer with the letter of the right choice."
+    return text, _LETTERS[choices.index(right)], {}
+
+
+def _countdown(data: Fields) -> tuple[str, str, Fields]:
+    numbers, target = data.get("numbers", data.get("nums")), data.get("target")
+    if not isinstance(numbers, list) or not numbers or not all(isinstance(number, int) for number in numbers):
+        raise BadRow("numbers: a list of integers is needed")
+    if not isinstance(target, int):
+        raise BadRow("target: an integer is needed")
+    question = data.get("question") or question_text(numbers, target)
+    return str(question), str(target), {"numbers": numbers, "target": target}
+
+
+BENCHMARKS = {
+    "aime24": Benchmark("math", _math("problem", "answer"), "HuggingFaceH4/aime_2024", split="train"),
+    "math500": Benchmark("math", _math("problem", "answer"), "HuggingFaceH4/MATH-500"),
+    "gpqa-diamond": Benchmark("choice", _gpqa, "Idavidrein/gpqa", "gpqa_diamond", "train"),
+    "gsm8k": Benchmark("math", _gsm8k, "openai/gsm8k", "main"),
+    "countdown": Benchmark("countdown", _countdown, "Jiayi-Pan/Countdown-Tasks-3to4", split="train"),
+    "math": Benchmark("math", _math("question", "answer")),
+    "choice": Benchmark("choice", _math("question", "answer")),
+}
+
+
+class BenchmarkReader:
+    """Turns records of a benchmark into rows; the gold answer stands in for a solution.
+
+    Args:
+        benchmark: the benchmark.
+        settings: the question's and the answer's columns, where they are named.
+        first: the first record.
+
+    Raises:
+        InputError: a named column is not there.
+    """
+
+    preset: str | None = "benchmark"
+
+    def __init__(self, benchmark: Benchmark, settings: EvaluateSettings, first: Fields) -> None:
+        self._benchmark = benchmark
+        named = {"question": settings.question_column, "answer": settings.answer_column}
+        self._named = {field: column for field, column in named.items() if column}
+        for column in self._named.values():
+            if column not in first:
+                raise InputError(f"{settings.input}: no column {column!r}; the columns are {', '.join(first)}")
+
+    def __call__(self, data: Fields, number: int) -> Row:
+        """Make a row of a record.
+
+        Raises:
+            BadRow: a field is missing or of the wrong type.
+        """
+        if {"question", "answer"} <= self._named.keys():
+            question, gold = _text(data, self._named["question"]), _text(data, self._named["answer"])
+            problem: Fields = {}
+        else:
+            question, gold, problem = self._benchmark.row(data)
+        source_id = data.get("id", data.get("unique_id"))
+        return Row(
+            question=question,
+            solution=gold,
+            answer=gold,
+            source_id=str(number) if source_id is None else str(source_id),
+            has_id=source_id is not None,
+            meta=json.dumps(problem) if problem else None,
+        )
+
+
+def _text(data: Fields, column: str) -> str:
+    value = data.get(column)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise BadRow(f"{column}: missing or empty")
+    return value

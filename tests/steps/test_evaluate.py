@@ -1,0 +1,186 @@
+"""Accuracy on benchmarks: sampling answers, grading them, and the figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from rlt_data.formats import load_format
+from rlt_data.inputs.presets import BadRow
+from rlt_data.progress import SILENT
+from rlt_data.settings import EvaluateSettings
+from rlt_data.steps.evaluate import _figures, _grade, solution_in
+from rlt_data.store import Run
+from rlt_data.tables import to_table
+from rlt_data.tasks.benchmarks import BENCHMARKS
+from rlt_data.tasks.grading import Grader
+from tests.conftest import Rlt, write_jsonl
+from tests.killing import table_bytes
+
+pytest.importorskip("math_verify", reason="needs the extra eval")
+
+Tiny = Callable[..., Path]
+Read = Callable[[Path, str], pl.DataFrame]
+
+
+def answered(thought: str, solution: str) -> str:
+    return (
+        f"<|begin_of_thought|>\n\n{thought}\n\n<|end_of_thought|>\n\n"
+        f"<|begin_of_solution|>\n\n{solution}\n\n<|end_of_solution|>"
+    )
+
+
+def graded_run(folder: Path, gold: dict[str, str], completions: dict[str, list[str]]) -> Run:
+    """A run with the given answers, graded as gsm8k."""
+    run = Run(folder)
+    questions = [{"question_id": key, "question": key, "solution": text, "answer": text} for key, text in gold.items()]
+    run.write_part("questions", 0, to_table("questions", questions))
+    answers = [
+        {
+            "answer_id": f"{key}-{index}",
+            "question_id": key,
+            "sample_index": index,
+            "completion": text,
+            "finish_reason": "stop" if text.endswith(">") else "length",
+            "completion_tokens": len(text),
+            "made_by": "test",
+        }
+        for key, texts in completions.items()
+        for index, text in enumerate(texts)
+    ]
+    run.write_part("answers", 0, to_table("answers", answers))
+    with Grader() as grader:
+        _grade(run, BENCHMARKS["gsm8k"], load_format("rlt"), grader, SILENT)
+    return run
+
+
+def test_figures_follow_from_the_grades(tmp_path: Path) -> None:
+    gold = {"a": "4", "b": "1,000", "c": "7"}
+    completions = {
+        "a": [answered("2 + 2", "The answer is 4."), answered("", "5"), answered("", "It is \\boxed{4}"), "4"],
+        "b": [answered("", "1000"), answered("", "999"), answered("", "999"), answered("", "998")],
+        "c": [answered("", "x"), "<|begin_of_thought|> on and", answered("", "8"), answered("", "8")],
+    }
+    run = graded_run(tmp_path / "run", gold, completions)
+    settings = EvaluateSettings(model="m", benchmark="gsm8k", n=4, temperature=1.0)
+    found = _figures(run, settings, failed=0)
+    right = {"a": 3, "b": 1, "c": 0}
+    assert (found.questions, found.answers) == (3, 12)
+    assert found.accuracy == pytest.approx((3 / 4 + 1 / 4 + 0) / 3)
+    assert found.pass_at == {
+        k: pytest.approx(sum(1 - comb(4 - hits, k) / comb(4, k) for hits in right.values()) / 3) for k in (1, 2, 4)
+    }
+    assert found.majority == pytest.approx(1 / 3)  # only a: 4 is given three times; b's 999 is wrong
+    assert found.formatted == pytest.approx(10 / 12) and found.truncated == pytest.approx(2 / 12)
+    assert found.low <= found.accuracy <= found.high and found.low < found.high
+    assert _figures(run, settings.model_copy(update={"n": 1}), failed=0).accuracy == pytest.approx(2 / 3)
+
+
+def test_a_grade_is_not_made_twice_and_answers_are_kept(tmp_path: Path) -> None:
+    completions = {"a": [answered("", "4")]}
+    run = graded_run(tmp_path / "run", {"a": "4"}, completions)
+    before = table_bytes(run.path, "grades")
+    graded_run(tmp_path / "run", {"a": "4"}, completions)
+    assert table_bytes(run.path, "grades") == before
+
+
+@pytest.mark.parametrize(
+    ("completion", "solution", "formatted"),
+    [
+        (answered("t", "s"), "s", True),
+        ("\n" + answered("t", "s") + "\n", "s", True),
+        ("words " + answered("t", "s"), "s", False),
+        (answered("t", "s") + " more", "s", False),
+        ("<|begin_of_thought|> t <|end_of_thought|> s", "s", False),
+        ("<|begin_of_thought|> t", "<|begin_of_thought|> t", False),
+        ("just 5", "just 5", False),
+    ],
+)
+def test_the_solution_is_found_in_or_out_of_format(completion: str, solution: str, formatted: bool) -> None:
+    assert solution_in(load_format("rlt"), completion) == (solution, formatted)
+
+
+def test_a_model_is_evaluated_and_a_second_run_adds_nothing(rlt: Rlt, read: Read, tiny: Tiny) -> None:
+    rlt("countdown", "make", "--out", "problems.jsonl", "--rows", 5, "--split", "test")
+    options = (
+        "--model",
+        tiny(),
+        "--benchmark",
+        "countdown",
+        "--in",
+        "problems.jsonl",
+        "--max-tokens",
+        12,
+        "--out",
+        "run",
+    )
+    result = rlt("evaluate", *options, "--n", 2, "--temperature", 1)
+    assert "10 answers to 5 questions" in result.stdout and "accuracy 0.0%" in result.stdout
+    grades = read(Path("run"), "grades")
+    assert len(grades) == 10 and not grades["correct"].any() and grades["note"].is_not_null().all()
+    before = {table: table_bytes(Path("run"), table) for table in ("answers", "grades")}
+    assert rlt("evaluate", *options, "--n", 2, "--temperature", 1).stdout == result.stdout
+    assert {table: table_bytes(Path("run"), table) for table in ("answers", "grades")} == before
+    assert json.loads(Path("run/evaluation.json").read_text())["accuracy"] == 0.0
+    assert "15 answers" in rlt("evaluate", *options, "--n", 3, "--temperature", 1).stdout
+    stderr = rlt("evaluate", *options, "--n", 3, "--temperature", 0.5, code=5).stderr
+    assert "temperature was 1.0, now 0.5" in stderr
+
+
+def test_prompts_show_the_question_alone(rlt: Rlt, read: Read, tiny: Tiny, tmp_path: Path) -> None:
+    for name, answer in (("one", "7"), ("other", "a much longer gold answer that would change every prompt")):
+        rows = write_jsonl(tmp_path / f"{name}.jsonl", [{"question": "What is 3 + 4?", "answer": answer}])
+        rlt("evaluate", "--model", tiny(), "--benchmark", "math", "--in", rows, "--max-tokens", 5, "--out", name)
+    one, other = (read(Path(name), "answers") for name in ("one", "other"))
+    assert one["prompt_tokens"].equals(other["prompt_tokens"]) and one["completion"].equals(other["completion"])
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "question", "gold"),
+    [
+        ("gsm8k", {"question": "q", "answer": "1 + 1 = <<1+1=2>>2\n#### 1,002"}, "q", "1002"),
+        ("math500", {"problem": "p", "answer": "\\frac12", "solution": "s"}, "p", "\\frac12"),
+        ("aime24", {"problem": "p", "answer": "033"}, "p", "033"),
+        ("countdown", {"nums": [3, 4], "target": 7}, "Combine the numbers 3 and 4", "7"),
+        ("countdown", {"question": "own", "numbers": [3, 4], "target": 7}, "own", "7"),
+    ],
+)
+def test_records_of_benchmarks_are_read(name: str, record: dict[str, Any], question: str, gold: str) -> None:
+    found = BENCHMARKS[name].row(record)
+    assert found[0].startswith(question) and found[1] == gold
+    assert bool(found[2]) == (name == "countdown")
+
+
+def test_choices_are_shown_in_an_order_of_their_own() -> None:
+    record = {
+        "Question": "Which?",
+        "Correct Answer": "right",
+        **{f"Incorrect Answer {i}": f"no {i}" for i in (1, 2, 3)},
+    }
+    text, letter, _ = BENCHMARKS["gpqa-diamond"].row(record)
+    assert f"({letter}) right" in text and BENCHMARKS["gpqa-diamond"].row(record)[1] == letter
+    letters = {BENCHMARKS["gpqa-diamond"].row(record | {"Question": f"Which {i}?"})[1] for i in range(40)}
+    assert letters == set("ABCD")
+
+
+@pytest.mark.parametrize("record", [{"nums": "3, 4", "target": 7}, {"nums": [3, 4]}, {"nums": [], "target": 1}])
+def test_records_without_what_grading_needs_are_bad_rows(record: dict[str, Any]) -> None:
+    with pytest.raises(BadRow):
+        BENCHMARKS["countdown"].row(record)
+
+
+def test_mistakes_get_one_line(rlt: Rlt, tiny: Tiny, tmp_path: Path) -> None:
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"question": "q"}])
+    model = "--model", tiny(), "--benchmark"
+    assert "--in: is needed" in rlt("evaluate", *model, "math", code=2).stderr
+    assert "answer: missing or empty" in rlt("evaluate", *model, "math", "--in", rows, code=3).stderr
+    assert "no column 'gold'" in rlt("evaluate", *model, "math", "--in", rows, "--answer-column", "gold", code=3).stderr
+    assert "at temperature 0" in rlt("evaluate", *model, "math", "--in", rows, "--n", 2, code=2).stderr
+    assert "fewest is larger" in rlt("countdown", "make", "--out", "x", "--fewest", 4, "--most", 3, code=2).stderr
+    assert not Path("x").exists()

@@ -1,0 +1,158 @@
+"""Fine-tuning a student: what counts in the loss, what is refused, and continuing after a kill."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from rlt_data.errors import InputError, RunFolderError, SettingsError
+from rlt_data.formats import ChatTemplate
+from rlt_data.settings import TrainStudentSettings, parse_settings
+from rlt_data.training.examples import IGNORED, conversations, tokenised
+from rlt_data.training.sft import last_whole_checkpoint, train_student
+from tests.conftest import Rlt, write_jsonl
+from tests.killing import command, environment
+
+pytest.importorskip("trl", reason="needs the extra train")
+Tiny = Callable[..., Path]
+
+
+def turns(number: int) -> list[dict[str, str]]:
+    return [
+        {"role": "system", "content": "Think first."},
+        {"role": "user", "content": f"What is {number} squared?"},
+        {"role": "assistant", "content": f"It is {number} times {number}, so {number * number}."},
+    ]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "rows.jsonl", [{"messages": turns(number)} for number in range(24)])
+
+
+def settings(model: Path, rows: Path, out: str = "out", **changes: Any) -> TrainStudentSettings:
+    small = {"batch_size": 4, "micro_batch_size": 2, "epochs": 1, "learning_rate": 1e-3, "device": "cpu"}
+    return TrainStudentSettings(model=str(model), input=str(rows), out=out, **(small | changes))
+
+
+def shapes(messages: list[dict[str, str]]) -> dict[str, dict[str, Any]]:
+    system, user, assistant = messages
+    named = {"system": "system", "user": "human", "assistant": "gpt"}
+    return {
+        "messages": {"messages": messages},
+        "prompt-completion": {"prompt": [system, user], "completion": [assistant]},
+        "sharegpt": {"conversations": [{"from": named[turn["role"]], "value": turn["content"]} for turn in messages]},
+        "bespoke": {
+            "system": system["content"],
+            "conversations": [{"from": turn["role"], "value": turn["content"]} for turn in (user, assistant)],
+        },
+    }
+
+
+@pytest.mark.parametrize("shape", ["messages", "prompt-completion", "sharegpt", "bespoke"])
+def test_the_assistants_text_and_its_end_count_in_every_shape(tiny: Tiny, tmp_path: Path, shape: str) -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny())
+    file = write_jsonl(tmp_path / "one.jsonl", [shapes(turns(7))[shape]])
+    [example] = tokenised(conversations(str(file), ChatTemplate(tokenizer)), tokenizer)
+    assert tokenizer.decode(example["input_ids"]) == tokenizer.apply_chat_template(turns(7), tokenize=False)
+    learned = [token for token, label in zip(example["input_ids"], example["labels"], strict=True) if label != IGNORED]
+    assert tokenizer.decode(learned) == "It is 7 times 7, so 49.<|im_end|>\n"
+    assert all(label in (IGNORED, token) for token, label in zip(example["input_ids"], example["labels"], strict=True))
+
+
+def test_training_lowers_the_loss_and_the_model_loads(rlt: Rlt, tiny: Tiny, rows: Path) -> None:
+    options = "--model", tiny(), "--in", rows, "--device", "cpu", "--batch-size", 4, "--learning-rate", 1e-2
+    result = rlt("train-student", *options, "--epochs", 4, "--out", "out")
+    assert "24 steps done" in result.stdout
+    losses = [
+        entry["loss"]
+        for entry in json.loads(Path("out/checkpoint-24/trainer_state.json").read_text())["log_history"]
+        if "loss" in entry
+    ]
+    assert losses[-1] < losses[0] - 2
+    rlt("train-student", *options, "--epochs", 4, "--out", "out")  # done already: nothing is trained again
+    assert json.loads(Path("out/training.json").read_text())["steps"] == 24
+    scored = write_jsonl(Path("traces.jsonl"), [{"question": "q", "solution": "s", "explanation": "e"}])
+    rlt("score", "--in", scored, "--student", "out", "--teacher", "none", "--out", "run")
+
+
+def test_a_killed_training_ends_with_the_same_weights(tiny: Tiny, rows: Path) -> None:
+    options = ["--model", tiny(), "--in", rows, "--device", "cpu", "--batch-size", "4", "--save-steps", "4"]
+    train = command("train-student", *options, "--epochs", "6", "--learning-rate", "1e-3", "--out")
+    subprocess.run([*train, "straight"], env=environment(), check=True, capture_output=True)
+    process = subprocess.Popen(
+        [*train, "killed"], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not list(Path("killed").glob("checkpoint-8/trainer_state.json")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    torn = Path("killed/checkpoint-99")
+    torn.mkdir()
+    (torn / "model.safetensors").write_bytes(b"half a file")
+    subprocess.run([*train, "killed"], env=environment(), check=True, capture_output=True)
+    straight, resumed = (load_file(f"{out}/model.safetensors") for out in ("straight", "killed"))
+    assert all(straight[name].equal(resumed[name]) for name in straight) and not torn.exists()
+
+
+def test_lora_and_packing_train_too(tiny: Tiny, rows: Path) -> None:
+    summary = train_student(settings(tiny(), rows, "lora", lora_rank=4, max_steps=2))
+    assert Path("lora/adapter_model.safetensors").exists() and summary.steps == 2
+    summary = train_student(settings(tiny(), rows, "packed", packing=True, max_length=256, max_steps=2))
+    assert summary.steps == 2 and summary.plan.rows == 24
+
+
+def test_a_dry_run_tells_the_plan_and_loads_nothing(rlt: Rlt, tiny: Tiny, rows: Path) -> None:
+    options = "--model", tiny(), "--in", rows, "--out", "out", "--dry-run"
+    result = rlt("train-student", *options, "--batch-size", 8, "--micro-batch-size", 2, "--epochs", 3)
+    assert "9 steps on 1 processes, 4 forward passes each" in result.stdout and "learning_rate: 1e-05" in result.stdout
+    assert not Path("out").exists()
+    assert "max_length: 16384" in rlt("train-student", *options, "--preset", "7b-17k").stdout
+    chosen = rlt("train-student", *options, "--preset", "7b-1k", "--epochs", 3).stdout
+    assert "epochs: 3" in chosen and "adam_beta2: 0.95" in chosen
+
+
+def test_long_rows_are_refused_before_anything_is_cut(tiny: Tiny, rows: Path) -> None:
+    with pytest.raises(InputError, match="24 of 24 rows are longer than --max-length 20"):
+        train_student(settings(tiny(), rows, max_length=20))
+    with pytest.raises(InputError, match="every row is longer"):
+        train_student(settings(tiny(), rows, max_length=20, leave_out_long=True))
+    lengths = sorted(len(each) for each in _ids(tiny(), rows))
+    plan = train_student(settings(tiny(), rows, max_length=lengths[11], leave_out_long=True, dry_run=True)).plan
+    assert plan.longest == lengths[11] and plan.rows + plan.left_out == 24
+
+
+def _ids(model: Path, rows: Path) -> list[list[int]]:
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)
+    return [each["input_ids"] for each in tokenised(conversations(str(rows), ChatTemplate(tokenizer)), tokenizer)]
+
+
+def test_another_training_is_not_continued(tiny: Tiny, rows: Path, tmp_path: Path) -> None:
+    train_student(settings(tiny(), rows, max_steps=1))
+    with pytest.raises(RunFolderError, match="learning_rate differ"):
+        train_student(settings(tiny(), rows, max_steps=1, learning_rate=1e-4))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    with pytest.raises(RunFolderError, match="holds no training"):
+        train_student(settings(tiny(), rows, str(tmp_path / "notes")))
+    assert [path.name for path in (tmp_path / "notes").iterdir()] == ["mine.txt"]
+
+
+def test_mistakes_are_told_before_training(tiny: Tiny, rows: Path, tmp_path: Path) -> None:
+    other = write_jsonl(tmp_path / "other.jsonl", [{"question": "q", "answer": "a"}])
+    with pytest.raises(InputError, match="its columns are question, answer"):
+        train_student(settings(tiny(), other))
+    with pytest.raises(SettingsError, match="no multiple"):
+        train_student(settings(tiny(), rows, batch_size=3))
+    with pytest.raises(SettingsError, match="did you mean 'epochs'"):
+        parse_settings(TrainStudentSettings, {"model": "m", "in": "x", "out": "o", "epoch": 1})
+    assert last_whole_checkpoint(tmp_path / "nothing") is None
