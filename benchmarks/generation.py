@@ -1,6 +1,6 @@
 """Generation speed: the whole `generate` step against its engine alone, as a ratio of tokens per second within one run.
 
-    python -m benchmarks.generation [--model gemma-3-270m] [--questions 16] [--traces 8] [--max-tokens 64]
+    python -m benchmarks.generation [--model gemma-3-270m] [--questions 8] [--traces 8] [--max-tokens 48]
 
 The step checks its input, renders and tokenises prompts, writes each trace durably as it is finished, and compacts the
 table; the time is that of the whole call, with the model loaded before. The engine alone gets the very requests the
@@ -10,7 +10,6 @@ step made, and its samples are thrown away. The two take turns.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -49,10 +48,10 @@ class Recorder:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="gemma-3-270m")
-    parser.add_argument("--questions", type=int, default=16)
+    parser.add_argument("--questions", type=int, default=8)
     parser.add_argument("--traces", type=int, default=8)
-    parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--max-tokens", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
 
     settings = GenerateSettings(
@@ -88,9 +87,10 @@ def main() -> None:
             }
         )
     print_table(rows)
-    ratio = statistics.median(float(row["ratio"]) for row in rows)
-    print(f"median ratio {ratio:.3f} (goal: at least {GOAL})")
-    save("generation", {"settings": vars(arguments), "rows": rows, "median ratio": ratio})
+    # Over all rounds: a machine's slow moments, which move single rounds by a tenth, meet both alike.
+    step, alone = (sum(row["tokens"] / row[f"{which}, tokens/s"] for row in rows) for which in ("step", "engine alone"))
+    print(f"over all rounds: ratio {alone / step:.3f} (goal: at least {GOAL})")
+    save("generation", {"settings": vars(arguments), "rows": rows, "ratio over all rounds": alone / step})
 
 
 def _step(model: Model, settings: GenerateSettings) -> tuple[int, float]:

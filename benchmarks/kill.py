@@ -26,20 +26,31 @@ def main() -> None:
     options = ("--in", questions, "--teacher", model, "--n", SAMPLES, "--max-tokens", 40)
     rows = []
     try:
-        straight, torn = folder / "straight", folder / "torn"
-        seconds = run_to_end(command("generate", *options, "--out", straight))
-        killed = run_and_kill(command("generate", *options, "--out", torn), kills, seconds, seed=1)
-        assert_same_table(torn, straight, "traces", QUESTIONS * SAMPLES)
-        rows.append({"step": "generate", "starts killed": killed, "seconds of a straight run": seconds})
-        seconds = run_to_end(command("score", "--in", straight, "--student", student))
-        killed = run_and_kill(command("score", "--in", torn, "--student", student), kills, seconds, seed=2)
-        assert_same_table(torn, straight, "scores", QUESTIONS * SAMPLES)
-        rows.append({"step": "score", "starts killed": killed, "seconds of a straight run": seconds})
+        straight = folder / "straight"
+        generate = command("generate", *options, "--out")
+        seconds = run_to_end([*generate, str(straight)])
+        runs = _kill_runs(generate, folder / "generate", kills, seconds, straight, "traces")
+        rows.append({"step": "generate", "kills": kills, "runs": runs, "seconds of a straight run": seconds})
+        score = command("score", "--student", student, "--in", straight, "--out")
+        seconds = run_to_end([*score, str(folder / "scored")])
+        runs = _kill_runs(score, folder / "score", kills, seconds, folder / "scored", "scores")
+        rows.append({"step": "score", "kills": kills, "runs": runs, "seconds of a straight run": seconds})
     finally:
         shutil.rmtree(folder)
     print_table(rows)
     print("every table is byte for byte the one of the uninterrupted run")
     save("kill", {"kills": kills, "rows": rows})
+
+
+def _kill_runs(start: list[str], folder: Path, kills: int, seconds: float, straight: Path, table: str) -> int:
+    """Run into fresh folders, killing again and again, until there were enough kills; compare every run."""
+    killed = runs = 0
+    while killed < kills:
+        out = folder / str(runs)
+        killed += run_and_kill([*start, str(out)], kills - killed, seconds, seed=runs)
+        assert_same_table(out, straight, table, QUESTIONS * SAMPLES)
+        runs += 1
+    return runs
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def run_to_end(arguments: Sequence[str]) -> float:
 
 
 def run_and_kill(arguments: Sequence[str], kills: int, seconds: float, seed: int) -> int:
-    """Start a command over and over and kill -9 each start at a random moment, then let it end.
+    """Start a command over and over and kill -9 each start at a random moment, until it ends by itself.
 
     Args:
         arguments: the command.
@@ -56,17 +56,17 @@ def run_and_kill(arguments: Sequence[str], kills: int, seconds: float, seed: int
         How often it was killed while at work.
     """
     moments = random.Random(seed)
-    killed = 0
-    for _ in range(kills):
+    for killed in range(kills):
         process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            process.wait(moments.uniform(0, seconds))
+            assert process.wait(moments.uniform(0, seconds)) == 0
         except subprocess.TimeoutExpired:
             process.kill()
-            killed += 1
-        process.wait()
+            process.wait()
+        else:
+            return killed
     run_to_end(arguments)
-    return killed
+    return kills
 
 
 def table_bytes(run: Path, table: str) -> dict[str, bytes]:
