@@ -96,18 +96,28 @@ class CheckSettings(InputSettings, FormatSettings):
     """Settings of :func:`rlt_data.check`."""
 
 
-class GenerateSettings(InputSettings, FormatSettings, ModelSettings):
+class SamplingSettings(Settings):
+    """How a model is sampled."""
+
+    temperature: float = _field(0.7, SAMPLING, "0 takes the likeliest token.", ge=0)
+    top_p: float = _field(1.0, SAMPLING, "Nucleus sampling; log-probs stay those of the whole vocabulary.", gt=0, le=1)
+    top_k: int = _field(0, SAMPLING, "Sample from the k likeliest tokens; 0: from all.", ge=0)
+    max_tokens: int | None = _field(None, SAMPLING, "Longest sample; default: what the context leaves.", ge=1)
+    seed: int = _field(0, SAMPLING, "Every sample's own seed follows from it, the question and the sample's number.")
+    retry_errors: bool = _field(False, OUTPUT, "Run only the rows that are in errors.jsonl.")
+
+    @property
+    def sampled_by(self) -> dict[str, Any]:
+        """What a sample depends on of these."""
+        return self.model_dump(include={"temperature", "top_p", "top_k", "max_tokens", "seed"})
+
+
+class GenerateSettings(InputSettings, FormatSettings, ModelSettings, SamplingSettings):
     """Settings of :func:`rlt_data.steps.generate`."""
 
     teacher: str = _field(..., MODEL, "Hub id, folder, GGUF file, or gemma-3-270m.")
     out: str | None = _field(None, OUTPUT, "Run folder; default: runs/<input>-<teacher>.")
     n: int = _field(16, SAMPLING, "Traces per question.", ge=1)
-    temperature: float = _field(0.7, SAMPLING, "0 takes the likeliest token.", ge=0)
-    top_p: float = _field(1.0, SAMPLING, "Nucleus sampling; log-probs stay those of the whole vocabulary.", gt=0, le=1)
-    top_k: int = _field(0, SAMPLING, "Sample from the k likeliest tokens; 0: from all.", ge=0)
-    max_tokens: int | None = _field(None, SAMPLING, "Longest trace; default: what the context leaves.", ge=1)
-    seed: int = _field(0, SAMPLING, "Every sample's own seed follows from it, the question and the sample's number.")
-    retry_errors: bool = _field(False, OUTPUT, "Run only the rows that are in errors.jsonl.")
 
 
 class ScoreSettings(InputSettings, FormatSettings, ModelSettings):
@@ -177,7 +187,7 @@ class DistillSettings(Settings):
         raise ValueError("takes best, rank:K, bucket:K, top:K, random or all, with K from 1")
 
 
-class EvaluateSettings(FormatSettings, ModelSettings):
+class EvaluateSettings(FormatSettings, ModelSettings, SamplingSettings):
     """Settings of :func:`rlt_data.steps.evaluate`."""
 
     model: str = _field(..., MODEL, "Hub id, folder, GGUF file, or gemma-3-270m.")
@@ -193,11 +203,6 @@ class EvaluateSettings(FormatSettings, ModelSettings):
     out: str | None = _field(None, OUTPUT, "Run folder; default: runs/<benchmark>-<model>.")
     n: int = _field(1, SAMPLING, "Samples per question.", ge=1)
     temperature: float = _field(0.0, SAMPLING, "0 takes the likeliest token; samples that differ need more.", ge=0)
-    top_p: float = _field(1.0, SAMPLING, "Nucleus sampling.", gt=0, le=1)
-    top_k: int = _field(0, SAMPLING, "Sample from the k likeliest tokens; 0: from all.", ge=0)
-    max_tokens: int | None = _field(None, SAMPLING, "Longest answer; default: what the context leaves.", ge=1)
-    seed: int = _field(0, SAMPLING, "Seed of the samples and of the bootstrap.")
-    retry_errors: bool = _field(False, OUTPUT, "Run only the rows that are in errors.jsonl.")
 
     @model_validator(mode="after")
     def _several_samples_differ(self) -> EvaluateSettings:

@@ -138,7 +138,7 @@ class Run:
         """Put an entry for a step into run.json; keys that are there and not in the entry stay."""
         info: dict[str, Any] = {"version": VERSION, "questions_per_part": QUESTIONS_PER_PART, "steps": {}} | self.info
         info["steps"][step] = info["steps"].get(step, {}) | entry
-        write_file(self.path / "run.json", lambda path: _dump_json(path, info))
+        write_json(self.path / "run.json", info)
 
     def refuse_other_settings(self, step: str, depends_on: dict[str, Any]) -> None:
         """Raise RunFolderError if the folder holds rows or failures of a step that were made by other settings."""
@@ -147,7 +147,7 @@ class Run:
         if not self.parts(table) and not (self.path / "errors.jsonl").exists():
             return  # an earlier start came to nothing: a wrong model, say
         if before != depends_on:
-            changed = sorted(key for key in before | depends_on if before.get(key) != depends_on.get(key))
+            changed = changed_keys(before, depends_on)
             differences = "; ".join(f"{key} was {before.get(key)!r}, now {depends_on.get(key)!r}" for key in changed)
             raise RunFolderError(
                 f"{self.path}: this run's {step} step was made by other settings ({differences}). "
@@ -333,7 +333,7 @@ class TableWriter:
                 return
 
 
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Make a file appear whole: written beside its place, synchronised, renamed, the folder synchronised.
 
     Raises:
@@ -351,6 +351,17 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
                 temporary.unlink(missing_ok=True)
             raise
         _synchronise(path.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Make a JSON file appear whole; see :func:`write_file`."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return the keys under which two entries differ, in order."""
+    return sorted(key for key in before | now if before.get(key) != now.get(key))
 
 
 @contextlib.contextmanager
@@ -389,7 +400,3 @@ def _read_file(path: Path, columns: list[str]) -> pa.Table:
         return pq.read_table(path, columns=columns, partitioning=None)
     except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
         raise RunFolderError(f"{path}: cannot be read as a table: {error}") from None
-
-
-def _dump_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

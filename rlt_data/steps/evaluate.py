@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rlt_data.engines import Model, Sample, Sampling, open_model
+from rlt_data.engines import Model, Sample, open_model
 from rlt_data.errors import SettingsError
 from rlt_data.formats import Format, Views
 from rlt_data.inputs import ingest
@@ -26,7 +26,7 @@ from rlt_data.progress import SILENT, Progress, task
 from rlt_data.provenance import choose_format, default_run, run_log, step_entry
 from rlt_data.settings import EvaluateSettings, InputSettings
 from rlt_data.steps.sampling import SamplingTask, Wanted, sample_questions
-from rlt_data.store import Run, TableWriter, content_hash, write_file
+from rlt_data.store import Run, TableWriter, content_hash, write_json
 from rlt_data.tasks.benchmarks import BENCHMARKS, Benchmark, BenchmarkReader
 from rlt_data.tasks.grading import Grade, Grader, final_answer
 
@@ -95,7 +95,7 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
         "chat_template": model.identity.chat_template,
         "format": format.hash,
         "benchmark": settings.benchmark,
-        **settings.model_dump(include={"temperature", "top_p", "top_k", "max_tokens", "seed"}),
+        **settings.sampled_by,
     }
     with run.locked(), Grader() as grader:
         run.refuse_other_settings("evaluate", depends_on)
@@ -104,11 +104,12 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
         run.record("evaluate", {"depends_on": depends_on, **step_entry(settings, format, {"model": model})})
         with run_log(run):
             work = _sampling_task(settings, model, format, content_hash(depends_on))
-            sampled = sample_questions(run, model, work, progress, retry=settings.retry_errors)
+            sampled = sample_questions(run, model, work, progress)
             _grade(run, benchmark, format, grader, progress)
             found = _figures(run, settings, sampled.failed)
             logger.info("evaluate: accuracy %.4f of %d answers", found.accuracy, found.answers)
-        write_file(run.path / "evaluation.json", lambda path: _write(path, found))
+        figures = {name: value for name, value in asdict(found).items() if name != "run"}
+        write_json(run.path / "evaluation.json", figures)
     return found
 
 
@@ -141,10 +142,8 @@ def _sampling_task(settings: EvaluateSettings, model: Model, format: Format, mad
         step="evaluate",
         table="answers",
         n=settings.n,
-        seed=settings.seed,
-        sampling=Sampling(
-            settings.temperature, settings.top_p, settings.top_k, settings.max_tokens, format.solution_tags[1]
-        ),
+        settings=settings,
+        stop=format.solution_tags[1],
         made_by=made_by,
         prompt=lambda question: views.solver_prompt(question["question"]),
         problem=lambda question: None,
@@ -240,8 +239,3 @@ def _majority(correct: list[bool], answers: list[str]) -> bool:
     counts = Counter(answers)
     chosen = max(range(len(answers)), key=lambda index: (counts[answers[index]], -index))
     return correct[chosen]
-
-
-def _write(path: Path, found: Evaluation) -> None:
-    content = {name: value for name, value in asdict(found).items() if name != "run"}
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from rlt_data.engines import Model, Sample, Sampling, open_model
+from rlt_data.engines import Model, Sample, open_model
 from rlt_data.formats import Format, Views
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress
@@ -36,7 +36,7 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
         run.record("generate", {"depends_on": depends_on, **step_entry(settings, format, {"teacher": model})})
         with run_log(run):
             task = _task(settings, model, format, content_hash(depends_on))
-            summary = sample_questions(run, model, task, progress, retry=settings.retry_errors)
+            summary = sample_questions(run, model, task, progress)
             logger.info("generate: %d new traces, %d in all, %d failed", summary.new, summary.rows, summary.failed)
         run.record("generate", {"rows": summary.rows, "failed": summary.failed})
     return summary
@@ -49,11 +49,7 @@ def _dependencies(settings: GenerateSettings, model: Model, format: Format) -> d
         "dtype": model.identity.dtype,
         "chat_template": model.identity.chat_template,
         "format": format.hash,
-        "temperature": settings.temperature,
-        "top_p": settings.top_p,
-        "top_k": settings.top_k,
-        "max_tokens": settings.max_tokens,
-        "seed": settings.seed,
+        **settings.sampled_by,
     }
 
 
@@ -84,10 +80,8 @@ def _task(settings: GenerateSettings, model: Model, format: Format, made_by: str
         step="generate",
         table="traces",
         n=settings.n,
-        seed=settings.seed,
-        sampling=Sampling(
-            settings.temperature, settings.top_p, settings.top_k, settings.max_tokens, format.explanation_tags[1]
-        ),
+        settings=settings,
+        stop=format.explanation_tags[1],
         made_by=made_by,
         prompt=lambda question: views.teacher_prompt(question["question"], question["solution"]),
         problem=lambda question: format.problem_with(question["question"], question["solution"]),

@@ -21,6 +21,7 @@ from rlt_data.formats import encode, tokens_inside
 from rlt_data.formats.spans import Ints
 from rlt_data.progress import Progress
 from rlt_data.provenance import StepSummary
+from rlt_data.settings import SamplingSettings
 from rlt_data.store import Run, TableWriter, content_hash
 
 Question = dict[str, Any]
@@ -53,8 +54,8 @@ class SamplingTask:
         step: the step's name.
         table: the table that grows.
         n: samples of each question.
-        seed: every sample's own seed follows from it.
-        sampling: how tokens are drawn.
+        settings: how tokens are drawn; every sample's own seed follows from its seed.
+        stop: text that ends a sample.
         made_by: hash of everything that a sample depends on beside its question and its number.
         prompt: the text to go on from.
         problem: why a question cannot be shown, or None.
@@ -65,8 +66,8 @@ class SamplingTask:
     step: str
     table: str
     n: int
-    seed: int
-    sampling: Sampling
+    settings: SamplingSettings
+    stop: str
     made_by: str
     prompt: Callable[[Question], str]
     problem: Callable[[Question], str | None]
@@ -80,7 +81,7 @@ def sample_seed(seed: int, question_id: str, sample_index: int) -> int:
     return int.from_bytes(digest, "big")
 
 
-def sample_questions(run: Run, model: Model, task: SamplingTask, progress: Progress, *, retry: bool) -> StepSummary:
+def sample_questions(run: Run, model: Model, task: SamplingTask, progress: Progress) -> StepSummary:
     """Make the samples that are missing.
 
     Args:
@@ -88,9 +89,9 @@ def sample_questions(run: Run, model: Model, task: SamplingTask, progress: Progr
         model: what is sampled.
         task: see there.
         progress: told of every row.
-        retry: run only the rows that are in errors.jsonl.
     """
-    return _Work(run, model, task, ErrorLog(run, task.step, retry=retry), retry).run_to_end(progress)
+    errors = ErrorLog(run, task.step, retry=task.settings.retry_errors)
+    return _Work(run, model, task, errors).run_to_end(progress)
 
 
 @dataclass
@@ -99,7 +100,6 @@ class _Work:
     model: Model
     task: SamplingTask
     errors: ErrorLog
-    retry: bool
     wanted: dict[str, Wanted] = field(default_factory=dict)
     owed: dict[int, int] = field(default_factory=dict)  # rows still to come, by part
 
@@ -107,12 +107,13 @@ class _Work:
         task, errors = self.task, self.errors
         total, before = self.run.count("questions") * task.n, self.run.count(task.table)
         new = tokens = 0
-        engine = self.model.engine
+        engine, how = self.model.engine, task.settings
+        sampling = Sampling(how.temperature, how.top_p, how.top_k, how.max_tokens, task.stop)
         began = time.monotonic()
         progress.start(task.step, total, before)
         try:
             with TableWriter(self.run, task.table) as writer:
-                for result in engine.generate(self._blocks(), task.sampling):
+                for result in engine.generate(self._blocks(), sampling):
                     wanted = self.wanted.pop(result.key)
                     if isinstance(result, Failure):
                         errors.add(result.key, result.reason, wanted.question["source_id"])
@@ -160,7 +161,7 @@ class _Work:
             samples = []
             for index, sample_key in enumerate(keys[key]):
                 owed = self._is_owed(sample_key, made, key)
-                seed = sample_seed(task.seed, key, index)
+                seed = sample_seed(task.settings.seed, key, index)
                 samples.append(SampleRequest(sample_key, seed, owed))
                 if owed:
                     self.wanted[sample_key] = Wanted(part, question, index, seed, encoding.ids[tail])
@@ -168,6 +169,6 @@ class _Work:
 
     def _is_owed(self, key: str, made: set[str], question_id: str) -> bool:
         errors = self.errors
-        if self.retry:
+        if self.task.settings.retry_errors:
             return key not in made and (errors.retries(key) or errors.retries(question_id))
         return key not in made and not errors.settled(key) and not errors.settled(question_id)

@@ -93,6 +93,7 @@ class Grader:
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")
 
     def __enter__(self) -> Grader:
+        self._start()  # now, so that a missing package shows before hours of sampling
         return self
 
     def __exit__(self, *_: object) -> None:

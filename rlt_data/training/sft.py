@@ -16,7 +16,7 @@ from rlt_data.engines.open import open_tokenizer
 from rlt_data.errors import InputError, RunFolderError, SettingsError
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import ModelSettings, TrainStudentSettings
-from rlt_data.store import content_hash, write_file
+from rlt_data.store import changed_keys, content_hash, write_json
 from rlt_data.training.examples import conversations, tokenised
 from rlt_data.training.plan import Plan, plan_of
 
@@ -83,8 +83,9 @@ def fine_tune(
     _refuse_other_training(out, depends_on)
     if settings.dry_run:
         return TrainingSummary(out, plan, 0, None)
-    write_file(out / "training.json", lambda path: _dump(path, {"depends_on": depends_on, "plan": asdict(plan)}))
     trainer = _trainer(settings, checkpoint, tokenizer, kept, plan, progress)
+    entry = {"depends_on": depends_on, "plan": asdict(plan)}
+    write_json(out / "training.json", entry)
     last = last_whole_checkpoint(out)
     progress.start("train", plan.steps, int(last.name.rpartition("-")[2]) if last else 0)
     try:
@@ -96,8 +97,7 @@ def fine_tune(
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     loss = float(sum(losses[-10:]) / len(losses[-10:])) if losses else None
     summary = TrainingSummary(out, plan, int(trainer.state.global_step), loss)
-    done = {"depends_on": depends_on, "plan": asdict(plan), "steps": summary.steps, "loss": loss}
-    write_file(out / "training.json", lambda path: _dump(path, done))
+    write_json(out / "training.json", entry | {"steps": summary.steps, "loss": loss})
     return summary
 
 
@@ -142,9 +142,9 @@ def _refuse_other_training(out: Path, depends_on: dict[str, Any]) -> None:
         return
     before = json.loads(file.read_text(encoding="utf-8")).get("depends_on", {})
     if before != depends_on:
-        changed = sorted(key for key in before | depends_on if before.get(key) != depends_on.get(key))
+        changed = ", ".join(changed_keys(before, depends_on))
         raise RunFolderError(
-            f"{out}: holds a training with other settings or data ({', '.join(changed)} differ); "
+            f"{out}: holds a training with other settings or data ({changed} differ); "
             "use the same to continue it, or another --out"
         )
 
@@ -185,7 +185,7 @@ def _trainer(
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
         data_seed=settings.seed,
-        max_length=None if not settings.packing else settings.max_length,
+        max_length=settings.max_length if settings.packing else None,
         packing=settings.packing,
         packing_strategy="bfd",
         activation_checkpointing=settings.activation_checkpointing,
@@ -237,7 +237,3 @@ def _told(progress: Progress) -> Any:
                 )
 
     return Told()
-
-
-def _dump(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

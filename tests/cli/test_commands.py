@@ -73,16 +73,19 @@ def python(code: str) -> str:
     return result.stdout
 
 
+def processor_seconds(argv: list[str]) -> float:
+    before = os.times()
+    subprocess.run(argv, env=environment(), capture_output=True, check=True)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
 def test_help_appears_at_once() -> None:
-    """In processor time, because others may be using the cores."""
-    seconds = []
-    for _ in range(3):
-        before = os.times()
-        result = subprocess.run(command("--help"), env=environment(), capture_output=True, text=True, check=True)
-        after = os.times()
-        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
-        assert "generate" in result.stdout
-    assert 0 < min(seconds) < 0.5
+    """Against its libraries' own start in the same run: processors differ, and others may be using the cores."""
+    libraries = [sys.executable, "-c", "import typer.rich_utils, rich.markdown, pydantic.fields, pydantic.main"]
+    pairs = [(processor_seconds(command("--help")), processor_seconds(libraries)) for _ in range(5)]
+    ours, floor = (min(column) for column in zip(*pairs, strict=True))
+    assert 0 < ours < 2.5 * floor
 
 
 def test_the_command_line_imports_nothing_heavy_before_a_command_runs() -> None:

@@ -87,7 +87,7 @@ def test_a_grader_that_dies_is_started_again() -> None:
 
 def test_a_grader_that_cannot_start_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with Grader() as grader, pytest.raises(ModelError, match=r"rlt-data\[eval\]"):
+    with pytest.raises(ModelError, match=r"rlt-data\[eval\]"), Grader() as grader:
         grader.grade("math", "5", "5")
 
 
