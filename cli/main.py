@@ -18,7 +18,9 @@ from rlt_data.cli import (
     score,
     show,
     stats,
+    train_solver,
     train_student,
+    train_teacher,
 )
 
 app = typer.Typer(
@@ -32,7 +34,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (check, generate, score, rank, distill, run, show, stats, train_student, evaluate, countdown, formats):
+for module in (
+    check,
+    generate,
+    score,
+    rank,
+    distill,
+    run,
+    show,
+    stats,
+    train_teacher,
+    train_student,
+    train_solver,
+    evaluate,
+    countdown,
+    formats,
+):
     module.add_to(app)
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from types import FrameType
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
@@ -85,6 +86,8 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     default: Any = field.default
     if get_origin(annotation) is tuple:
         annotation, default = list[get_args(annotation)[0]], []  # type: ignore[misc]
+    if default is True:
+        flag += "/--no-" + flag.removeprefix("--")
     if field.is_required():
         # Typer would stop at the first missing flag; settings name all of them.
         annotation, default = annotation | None, None
@@ -111,6 +114,7 @@ def _prepare_libraries() -> None:
     # core; a short spin costs nothing on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -20,11 +20,12 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
 
     from rlt_data.inputs import CheckReport
     from rlt_data.provenance import StepSummary
-    from rlt_data.settings import TrainStudentSettings
+    from rlt_data.settings import FineTuneSettings, PolicySettings, TrainingSettings
     from rlt_data.steps.distill import DistillSummary
     from rlt_data.steps.evaluate import Evaluation
     from rlt_data.steps.rank import RankSummary
     from rlt_data.steps.stats import Stats
+    from rlt_data.training.grpo import PolicySummary
     from rlt_data.training.sft import TrainingSummary
 
 _console = Console(highlight=False, soft_wrap=True, emoji=False)
@@ -92,12 +93,11 @@ def print_evaluation(found: Evaluation) -> int:
     return _failures(found.run, found.failed)
 
 
-def print_training(settings: TrainStudentSettings, summary: TrainingSummary) -> None:
+def print_training(settings: FineTuneSettings, summary: TrainingSummary) -> None:
     """Print what a training takes, and what came of it."""
     plan = summary.plan
     if settings.dry_run:
-        for name, value in settings.model_dump(mode="json", by_alias=True).items():
-            _console.print(escape(f"{name}: {value}"))
+        _print_settings(settings)
     _console.print(
         f"{plan.rows:,} rows ({plan.left_out:,} left out as too long), {plan.tokens:,} tokens an epoch, "
         f"{plan.learned_tokens:,} of them learned, {plan.longest:,} in the longest row"
@@ -110,6 +110,36 @@ def print_training(settings: TrainStudentSettings, summary: TrainingSummary) -> 
     if not settings.dry_run:
         loss = f", loss {summary.loss:.4f}" if summary.loss is not None else ""
         _console.print(escape(f"{summary.steps} steps done{loss}; the model is in {summary.out}"))
+
+
+def print_policy_training(settings: PolicySettings, summary: PolicySummary) -> None:
+    """Print what a training by GRPO takes, and what came of it."""
+    plan = summary.plan
+    if settings.dry_run:
+        _print_settings(settings)
+    _console.print(
+        f"{plan.questions:,} questions to train on ({plan.left_out:,} left out as too long), {plan.held_out:,} held "
+        f"out, {plan.longest:,} tokens in the longest prompt"
+    )
+    _console.print(
+        f"{plan.steps:,} steps of {plan.samples:,} samples on {plan.processes} processes, {plan.accumulation} forward "
+        f"passes each; every question comes {plan.epochs:.2f} times; at most {plan.tokens:,} tokens"
+    )
+    student = f", {plan.student_gib:.1f} GiB for the student" if plan.student_gib else ""
+    _console.print(
+        f"{plan.parameters / 1e6:,.1f} M parameters; on each GPU about {plan.state_gib:.1f} GiB for weights, optimizer "
+        f"and reference model (sharded), {plan.activations_gib:.1f} GiB for activations{student}"
+    )
+    if not settings.dry_run:
+        best = f"; the best, {summary.best_reward:.4f} on held-out questions, in {summary.best}" if summary.best else ""
+        _console.print(
+            escape(f"{summary.steps} steps done, reward {summary.reward:.4f}; the model is in {summary.out}{best}")
+        )
+
+
+def _print_settings(settings: TrainingSettings) -> None:
+    for name, value in settings.model_dump(mode="json", by_alias=True).items():
+        _console.print(escape(f"{name}: {value}"))
 
 
 def print_check(report: CheckReport) -> None:

@@ -12,12 +12,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlt_data.formats import Format, load_format
+from rlt_data.formats import ChatTemplate, Format, load_format, own_format
 from rlt_data.settings import Settings, parse_settings
 from rlt_data.store import Run, disk_errors
 
 if TYPE_CHECKING:  # at run time this module must not cost an import of torch
-    from rlt_data.engines import Model
+    from rlt_data.engines import Checkpoint, Model
 
 logger = logging.getLogger("rlt_data")
 
@@ -59,17 +59,20 @@ def step_entry(settings: Settings, format: Format, models: dict[str, Model]) -> 
     }
 
 
-def choose_format(name: str, model: Model) -> Format:
-    """Load the format of a step; ``auto`` goes by whether the model has a chat template."""
+def choose_format(name: str, checkpoint: Checkpoint, template: ChatTemplate) -> Format:
+    """Load the format of a step; ``auto`` takes the model's own, else goes by whether it has a chat template."""
+    if name == "auto" and (own := own_format(checkpoint.folder)):
+        logger.info("%s comes with a format of its own, %s", checkpoint.name, own.name)
+        return own
     chosen = name
     if name == "auto":
-        chosen = "rlt-shots" if model.template.source == "plain" else "rlt"
-    if model.template.source == "plain":
+        chosen = "rlt-shots" if template.source == "plain" else "rlt"
+    if template.source == "plain":
         logger.info(
-            "%s has no chat template; rlt-data's plain one is used, with the format %s", model.checkpoint.name, chosen
+            "%s has no chat template; rlt-data's plain one is used, with the format %s", checkpoint.name, chosen
         )
-    elif model.template.merges_system:
-        logger.info("%s takes no system text; it goes to the head of the question", model.checkpoint.name)
+    elif template.merges_system:
+        logger.info("%s takes no system text; it goes to the head of the question", checkpoint.name)
     return load_format(chosen)
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rlt_data.errors import SettingsError
 
@@ -23,7 +23,20 @@ class Settings(BaseModel):
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
+#: What a model can be named by.
+MODEL_HELP = "Hub id, folder, GGUF file, gemma-3-270m, or nano."
+
 INPUT, MODEL, OUTPUT, REWARD, SAMPLING, TRAINING = "Input", "Model", "Output", "Reward", "Sampling", "Training"
+
+
+def _nano(role: str) -> BeforeValidator:
+    return BeforeValidator(lambda name: f"nano-{role}" if name == "nano" else name)
+
+
+#: Names of models; ``nano`` means another miniature in each place.
+StudentName = Annotated[str, _nano("student")]
+TeacherName = Annotated[str, _nano("teacher")]
+WarmTeacherName = Annotated[str, _nano("teacher-warm")]
 
 
 def _field(default: Any, panel: str | None, help: str, **options: Any) -> Any:
@@ -88,7 +101,7 @@ class FormatSettings(Settings):
     format: str = _field(
         "auto",
         INPUT,
-        "rlt, rlt-shots, think, or a YAML file; auto: rlt, or rlt-shots for a model without chat template.",
+        "rlt, rlt-shots, think, or a YAML file; auto: the model's own, else rlt, or rlt-shots without chat template.",
     )
 
 
@@ -115,16 +128,27 @@ class SamplingSettings(Settings):
 class GenerateSettings(InputSettings, FormatSettings, ModelSettings, SamplingSettings):
     """Settings of :func:`rlt_data.steps.generate`."""
 
-    teacher: str = _field(..., MODEL, "Hub id, folder, GGUF file, or gemma-3-270m.")
+    teacher: TeacherName = _field(..., MODEL, MODEL_HELP)
     out: str | None = _field(None, OUTPUT, "Run folder; default: runs/<input>-<teacher>.")
     n: int = _field(16, SAMPLING, "Traces per question.", ge=1)
 
 
-class ScoreSettings(InputSettings, FormatSettings, ModelSettings):
+class RewardSettings(Settings):
+    """How the terms of the dense reward are weighed."""
+
+    lambda_: float = _field(3.0, REWARD, "Weight of the KL term.", alias="lambda", ge=0)
+    alpha: float = _field(0.01, REWARD, "Weight of min and max beside the means.", ge=0)
+    kl: Literal["k1", "k3", "full"] = _field(
+        "k1", REWARD, "Estimate on the sampled tokens (k1: log-ratio, k3), or over the full vocabulary."
+    )
+    missing_tag_penalty: float = _field(-1.0, REWARD, "Added where the closing tag is missing.", le=0)
+
+
+class ScoreSettings(InputSettings, FormatSettings, ModelSettings, RewardSettings):
     """Settings of :func:`rlt_data.steps.score`; ``input`` may also be a run folder."""
 
-    student: str = _field(..., MODEL, "Hub id, folder, GGUF file, or gemma-3-270m.")
-    teacher: str | None = _field(
+    student: StudentName = _field(..., MODEL, MODEL_HELP)
+    teacher: Annotated[str | None, _nano("teacher")] = _field(
         None, MODEL, "Checkpoint for the teacher's log-probs where the traces lack them; none: score without them."
     )
     teacher_logprobs: Literal["auto", "trace", "compute"] = _field(
@@ -134,11 +158,6 @@ class ScoreSettings(InputSettings, FormatSettings, ModelSettings):
         None, OUTPUT, "Run folder; default: the input run, or runs/<input>-<student> for a file of traces."
     )
     temperature: float = _field(0.7, REWARD, "Temperature of all log-probs.", gt=0)
-    lambda_: float = _field(3.0, REWARD, "Weight of the KL term.", alias="lambda", ge=0)
-    alpha: float = _field(0.01, REWARD, "Weight of min and max beside the means.", ge=0)
-    kl: Literal["k1", "k3", "full"] = _field(
-        "k1", REWARD, "Estimate on the sampled tokens (k1: log-ratio, k3), or over the full vocabulary."
-    )
     per_token: bool = _field(False, OUTPUT, "Keep every token's log-probs and KL as list columns.")
     retry_errors: bool = _field(False, OUTPUT, "Run only the rows that are in errors.jsonl.")
 
@@ -170,7 +189,9 @@ class DistillSettings(Settings):
     limit: int | None = _field(None, None, "Keep this many rows, a random draw of questions.", ge=1)
     seed: int = _field(0, None, "Seed of the draw and of --select random.")
     max_tokens: int | None = _field(None, None, "Longest row in tokens of the student; needs --tokenizer.", ge=1)
-    tokenizer: str | None = _field(None, None, "The student's checkpoint, for its tokenizer and chat template.")
+    tokenizer: Annotated[str | None, _nano("student")] = _field(
+        None, None, "The student's checkpoint, for its tokenizer and chat template."
+    )
     shape: Literal["messages", "prompt-completion", "sharegpt", "bespoke"] = _field(
         "messages", OUTPUT, "Columns of the data set."
     )
@@ -190,7 +211,7 @@ class DistillSettings(Settings):
 class EvaluateSettings(FormatSettings, ModelSettings, SamplingSettings):
     """Settings of :func:`rlt_data.steps.evaluate`."""
 
-    model: str = _field(..., MODEL, "Hub id, folder, GGUF file, or gemma-3-270m.")
+    model: StudentName = _field(..., MODEL, MODEL_HELP)
     benchmark: Literal["aime24", "math500", "gpqa-diamond", "gsm8k", "countdown", "math", "choice"] = _field(
         ..., INPUT, "What the rows are and how they are graded; math and choice: any question and answer columns."
     )
@@ -211,6 +232,50 @@ class EvaluateSettings(FormatSettings, ModelSettings, SamplingSettings):
         return self
 
 
+class TrainingSettings(Settings):
+    """What every training takes."""
+
+    out: str = _field(..., OUTPUT, "Folder of the trained model and its checkpoints.")
+    learning_rate: float = _field(1e-5, TRAINING, "Largest learning rate.", gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = _field("cosine", TRAINING, "How the learning rate falls.")
+    warmup: float = _field(0.0, TRAINING, "Share of the steps in which the learning rate rises.", ge=0, lt=1)
+    weight_decay: float = _field(0.0, TRAINING, "AdamW's weight decay.", ge=0)
+    adam_beta1: float = _field(0.9, TRAINING, "AdamW's first beta.", ge=0, lt=1)
+    adam_beta2: float = _field(0.999, TRAINING, "AdamW's second beta.", ge=0, lt=1)
+    max_grad_norm: float = _field(1.0, TRAINING, "Gradients are clipped to this norm.", gt=0)
+    micro_batch_size: int = _field(1, TRAINING, "Rows of one forward pass of one process.", ge=1)
+    leave_out_long: bool = _field(False, TRAINING, "Leave rows out that are too long instead of stopping.")
+    activation_checkpointing: bool = _field(True, TRAINING, "Compute activations again instead of keeping them.")
+    seed: int = _field(0, TRAINING, "Seed of everything random.")
+    dtype: Literal["float32", "bfloat16"] = _field("float32", MODEL, "Type of the trained weights.")
+    device: str = _field("auto", MODEL, "auto, cpu, cuda, mps.")
+    chat_template: str | None = _field(None, MODEL, "Jinja file, or 'plain' for ours; default: the model's own.")
+    save_steps: int = _field(100, OUTPUT, "Steps between two checkpoints.", ge=1)
+    keep_checkpoints: int = _field(2, OUTPUT, "Checkpoints to keep.", ge=1)
+    log_to: Literal["none", "tensorboard", "trackio", "wandb"] = _field("none", OUTPUT, "Where curves go.")
+    dry_run: bool = _field(False, OUTPUT, "Check everything and show the plan, without loading weights.")
+
+    @property
+    def depends_on(self) -> dict[str, Any]:
+        """What the trained weights depend on of these, beside model and data."""
+        return self.model_dump(
+            mode="json", exclude={"model", "input", "out", "dry_run", "log_to", "micro_batch_size", "device", "student"}
+        )
+
+
+class FineTuneSettings(TrainingSettings):
+    """How a model is fine-tuned on texts."""
+
+    input: str = _field(..., INPUT, "Rows to train on: file, folder or Hub data set id.", alias="in")
+    model: StudentName = _field(..., MODEL, f"Where the model begins: {MODEL_HELP}")
+    epochs: int = _field(3, TRAINING, "Times to go through the data.", ge=1)
+    max_steps: int | None = _field(None, TRAINING, "End after this many steps instead.", ge=1)
+    batch_size: int = _field(32, TRAINING, "Rows of a step, over all processes.", ge=1)
+    max_length: int = _field(16_384, TRAINING, "Longest row, in tokens.", ge=8)
+    packing: bool = _field(False, TRAINING, "Put several rows into one sequence; they do not see each other.")
+    lora_rank: int = _field(0, TRAINING, "Train LoRA adapters of this rank on all linear layers; 0: all weights.", ge=0)
+
+
 #: Released and published values (docs/training.md has their sources) by preset.
 _STRATOS = {"learning_rate": 1e-5, "epochs": 3, "batch_size": 96, "max_length": 16_384, "warmup": 0.1}
 _S1 = {"learning_rate": 1e-5, "epochs": 5, "batch_size": 16, "max_length": 20_000, "warmup": 0.05} | {
@@ -220,42 +285,106 @@ _S1 = {"learning_rate": 1e-5, "epochs": 5, "batch_size": 16, "max_length": 20_00
 STUDENT_PRESETS: dict[str, dict[str, Any]] = {"7b-17k": _STRATOS, "32b-17k": _STRATOS, "7b-1k": _S1, "32b-1k": _S1}
 
 
-class TrainStudentSettings(Settings):
+class TrainStudentSettings(FineTuneSettings):
     """Settings of :func:`rlt_data.training.sft.train_student`; a preset's values are those that are not given."""
 
-    model: str = _field(..., MODEL, "Where the student begins: Hub id, folder, GGUF file, or gemma-3-270m.")
-    input: str = _field(..., INPUT, "What distill wrote, or any data set of messages.", alias="in")
-    out: str = _field(..., OUTPUT, "Folder of the trained model and its checkpoints.")
     preset: Literal["none", "7b-1k", "7b-17k", "32b-1k", "32b-17k"] = _field("none", None, "Published values.")
-    epochs: int = _field(3, TRAINING, "Times to go through the data.", ge=1)
-    max_steps: int | None = _field(None, TRAINING, "End after this many steps instead.", ge=1)
-    learning_rate: float = _field(1e-5, TRAINING, "Largest learning rate.", gt=0)
-    schedule: Literal["cosine", "linear", "constant"] = _field("cosine", TRAINING, "How the learning rate falls.")
     warmup: float = _field(0.1, TRAINING, "Share of the steps in which the learning rate rises.", ge=0, lt=1)
-    weight_decay: float = _field(0.0, TRAINING, "AdamW's weight decay.", ge=0)
-    adam_beta1: float = _field(0.9, TRAINING, "AdamW's first beta.", ge=0, lt=1)
-    adam_beta2: float = _field(0.999, TRAINING, "AdamW's second beta.", ge=0, lt=1)
-    max_grad_norm: float = _field(1.0, TRAINING, "Gradients are clipped to this norm.", gt=0)
-    batch_size: int = _field(32, TRAINING, "Rows of a step, over all processes.", ge=1)
-    micro_batch_size: int = _field(1, TRAINING, "Rows of one forward pass of one process.", ge=1)
-    max_length: int = _field(16_384, TRAINING, "Longest row, in tokens.", ge=8)
-    leave_out_long: bool = _field(False, TRAINING, "Leave longer rows out instead of stopping.")
-    packing: bool = _field(False, TRAINING, "Put several rows into one sequence; they do not see each other.")
-    lora_rank: int = _field(0, TRAINING, "Train LoRA adapters of this rank on all linear layers; 0: all weights.", ge=0)
-    activation_checkpointing: bool = _field(True, TRAINING, "Compute activations again instead of keeping them.")
-    seed: int = _field(0, TRAINING, "Seed of the order of rows and of dropout.")
-    dtype: Literal["float32", "bfloat16"] = _field("float32", MODEL, "Type of the trained weights.")
-    device: str = _field("auto", MODEL, "auto, cpu, cuda, mps.")
-    chat_template: str | None = _field(None, MODEL, "Jinja file, or 'plain' for ours; default: the model's own.")
-    save_steps: int = _field(100, OUTPUT, "Steps between two checkpoints.", ge=1)
-    keep_checkpoints: int = _field(2, OUTPUT, "Checkpoints to keep.", ge=1)
-    log_to: Literal["none", "tensorboard", "trackio", "wandb"] = _field("none", OUTPUT, "Where curves go.")
-    dry_run: bool = _field(False, OUTPUT, "Check everything and show the plan, without loading weights.")
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in_preset(cls, data: Any) -> Any:
         return STUDENT_PRESETS.get(data.get("preset", "none"), {}) | data if isinstance(data, dict) else data
+
+
+class WarmUpSettings(FineTuneSettings, InputSettings, FormatSettings):
+    """Settings of :func:`rlt_data.training.teacher.warm_up`; defaults are those of the authors' teacher."""
+
+    epochs: int = _field(10, TRAINING, "Times to go through the data.", ge=1)
+    batch_size: int = _field(16, TRAINING, "Rows of a step, over all processes.", ge=1)
+    warmup: float = _field(0.05, TRAINING, "Share of the steps in which the learning rate rises.", ge=0, lt=1)
+    weight_decay: float = _field(1e-4, TRAINING, "AdamW's weight decay.", ge=0)
+    adam_beta2: float = _field(0.95, TRAINING, "AdamW's second beta.", ge=0, lt=1)
+
+
+#: What TRL does if it is not told otherwise, where that differs from the authors' trainer.
+_TRL = {"loss": "dapo", "beta": 0.0, "sync_steps": 0, "bias_corrected_kl": True, "vllm_correction": True}
+
+
+class PolicySettings(TrainingSettings, InputSettings, FormatSettings):
+    """How a model is trained by GRPO; the defaults are those of the authors' teacher."""
+
+    model: StudentName = _field(..., MODEL, f"Where the policy begins: {MODEL_HELP}")
+    recipe: Literal["paper", "trl"] = _field(
+        "paper", None, "Where loss, KL and reference model are not given: the authors' choices, or TRL's defaults."
+    )
+    steps: int = _field(125, TRAINING, "Optimizer steps.", ge=1)
+    questions: int = _field(16, TRAINING, "Questions of a step.", ge=1)
+    group: int = _field(64, TRAINING, "Samples of each question, whose rewards are normalised together.", ge=2)
+    learning_rate: float = _field(1e-6, TRAINING, "Largest learning rate.", gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = _field("constant", TRAINING, "How the learning rate falls.")
+    temperature: float = _field(0.7, SAMPLING, "Of sampling, and of all log-probs.", gt=0)
+    top_p: float = _field(1.0, SAMPLING, "Nucleus sampling.", gt=0, le=1)
+    top_k: int = _field(0, SAMPLING, "Sample from the k likeliest tokens; 0: from all.", ge=0)
+    max_tokens: int = _field(16_384, SAMPLING, "Longest sample.", ge=1)
+    loss: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = _field(
+        "grpo", TRAINING, "How token losses are averaged; grpo: over each sample, then over samples."
+    )
+    scale_rewards: Literal["group", "batch", "none"] = _field(
+        "group", TRAINING, "Deviation by which advantages are divided."
+    )
+    epsilon: float = _field(0.2, TRAINING, "Clipping of the probability ratio; idle with one update a batch.", gt=0)
+    beta: float = _field(0.04, TRAINING, "Weight of the KL to the reference model; 0: none.", ge=0)
+    bias_corrected_kl: bool = _field(False, TRAINING, "Weight that KL by the probability ratio.")
+    sync_steps: int = _field(32, TRAINING, "Steps between two updates of the reference model; 0: it stays.", ge=0)
+    sync_mixup: float = _field(0.9, TRAINING, "Share of the policy in the updated reference model.", gt=0, le=1)
+    vllm: Literal["none", "colocate", "server"] = _field(
+        "none", SAMPLING, "Sample with vLLM, on the training GPUs or on a server."
+    )
+    vllm_url: str | None = _field(None, SAMPLING, "Address of the vLLM server.")
+    vllm_memory: float = _field(0.3, SAMPLING, "Share of GPU memory for colocated vLLM.", gt=0, lt=1)
+    vllm_tensor_parallel: int = _field(1, SAMPLING, "GPUs that share one colocated vLLM.", ge=1)
+    vllm_correction: bool = _field(False, TRAINING, "Correct for differences between vLLM's log-probs and training's.")
+    batch_tokens: int | None = _field(None, MODEL, "Tokens scored at a time; default: 4096 on CPU, else 16384.", ge=1)
+    batch_size: int | None = _field(None, MODEL, "Samples generated at a time; default: what fits, 32 on CPU.", ge=1)
+    save_steps: int = _field(25, OUTPUT, "Steps between two checkpoints.", ge=1)
+    held_out: int = _field(
+        64, INPUT, "Questions that are kept out of training, to choose the best checkpoint by.", ge=0
+    )
+    sample_rows: int = _field(16, OUTPUT, "Samples of each checkpoint that are kept as a table.", ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_recipe(cls, data: Any) -> Any:
+        return (_TRL | data) if isinstance(data, dict) and data.get("recipe") == "trl" else data
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> PolicySettings:
+        if self.vllm == "server" and not self.vllm_url:
+            raise ValueError("vllm_url: is needed with --vllm server")
+        if self.vllm != "server" and self.vllm_url:
+            raise ValueError("vllm_url: goes with --vllm server only")
+        return self
+
+
+class TrainTeacherSettings(PolicySettings, RewardSettings):
+    """Settings of :func:`rlt_data.training.teacher.train_teacher`."""
+
+    model: WarmTeacherName = _field(..., MODEL, f"Where the teacher begins: {MODEL_HELP}")
+    student: StudentName = _field(..., MODEL, f"Frozen student that rewards: {MODEL_HELP}")
+    student_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _field("auto", MODEL, "Type of the student.")
+    kl: Literal["k1", "k3"] = _field("k1", REWARD, "Estimate of the KL on the sampled tokens.")
+
+
+class TrainSolverSettings(PolicySettings):
+    """Settings of :func:`rlt_data.training.solver.train_solver`."""
+
+    benchmark: Literal["countdown", "gsm8k", "math"] = _field(
+        "math", INPUT, "What the rows are and how answers are graded."
+    )
+    unformatted_reward: float = _field(-1.0, REWARD, "Of an answer that is not thought and solution in their tags.")
+    wrong_reward: float = _field(-0.5, REWARD, "Of a wrong answer in its tags.")
+    correct_reward: float = _field(1.0, REWARD, "Of a right answer in its tags.")
 
 
 class CountdownSettings(Settings):

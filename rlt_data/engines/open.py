@@ -35,7 +35,7 @@ class Model:
         """The engine that runs the model."""
         from rlt_data.engines.transformers import TransformersEngine
 
-        return TransformersEngine(self.checkpoint, self.tokenizer, self.settings)
+        return TransformersEngine.load(self.checkpoint, self.tokenizer, self.settings)
 
     def load(self) -> None:
         """Load the weights now, so that a model that will not do is refused before anything is written.

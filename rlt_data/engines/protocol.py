@@ -93,6 +93,7 @@ class Sample:
         tail_logprobs: log-probs of the prompt's last tokens, at the same temperature.
         finish_reason: ``stop``: the stop text is there; ``eos``: the model ended; ``length``: out of tokens.
         prompt_tokens: length of the prompt.
+        end_token: the end-of-text token with which the model ended, for ``eos``.
     """
 
     key: str
@@ -102,6 +103,7 @@ class Sample:
     tail_logprobs: Floats
     finish_reason: Literal["stop", "eos", "length"]
     prompt_tokens: int
+    end_token: int | None = None
 
 
 @dataclass(frozen=True)

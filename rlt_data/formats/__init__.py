@@ -4,7 +4,7 @@
 ``spans`` finds token ranges by character offsets. No model code is imported here.
 """
 
-from rlt_data.formats.schema import BUILT_IN, Format, Shot, load_format
+from rlt_data.formats.schema import BUILT_IN, Format, Shot, load_format, own_format
 from rlt_data.formats.spans import Encoding, Tokenizer, align, encode, tokens_inside
 from rlt_data.formats.views import ChatTemplate, Rendered, Views
 
@@ -20,5 +20,6 @@ __all__ = [
     "align",
     "encode",
     "load_format",
+    "own_format",
     "tokens_inside",
 ]

@@ -130,6 +130,17 @@ def load_format(name_or_file: str) -> Format:
     return _parse(text, name_or_file)
 
 
+def own_format(folder: Path) -> Format | None:
+    """Return the format that lies beside a model as format.yaml, if there is one.
+
+    Raises:
+        SettingsError: a key of it is unknown, missing or wrong.
+        InputError: it is not YAML.
+    """
+    file = folder / "format.yaml"
+    return load_format(str(file)) if file.is_file() else None
+
+
 def _parse(text: str, where: str) -> Format:
     try:
         data: Any = yaml.safe_load(text)

@@ -87,7 +87,7 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
     benchmark = BENCHMARKS[settings.benchmark]
     source = _source(settings, benchmark)
     model = open_model(settings.model, settings)
-    format = choose_format(settings.format, model)
+    format = choose_format(settings.format, model.checkpoint, model.template)
     run = Run(settings.out or default_run(settings.benchmark, settings.model))
     depends_on = {
         "model": model.identity.fingerprint,

@@ -26,7 +26,7 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
         RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
     """
     model = open_model(settings.teacher, settings)
-    format = choose_format(settings.format, model)
+    format = choose_format(settings.format, model.checkpoint, model.template)
     run = Run(settings.out or default_run(settings.input, settings.teacher))
     depends_on = _dependencies(settings, model, format)
     with run.locked():

@@ -11,7 +11,7 @@ import numpy as np
 from rlt_data.engines import SequenceRequest
 from rlt_data.formats.spans import Ints
 from rlt_data.reward import Floats, kl_terms, reward_terms
-from rlt_data.settings import ScoreSettings
+from rlt_data.settings import RewardSettings
 from rlt_data.steps.readings import StudentReading, TeacherReading
 
 
@@ -91,13 +91,14 @@ def full_kl_requests(group: Sequence[Item]) -> tuple[list[SequenceRequest], list
     return theirs, ours
 
 
-def score_row(item: Item, settings: ScoreSettings, scored_by: str) -> dict[str, Any]:
+def score_row(item: Item, settings: RewardSettings, scored_by: str, *, per_token: bool = False) -> dict[str, Any]:
     """Make the row of the scores table of an item whose log-probs are there.
 
     Args:
         item: the item.
-        settings: weights, kind of KL, and whether values per token are kept.
+        settings: weights and kind of KL.
         scored_by: hash of the settings.
+        per_token: keep the values of all tokens.
     """
     student, trace = item.student, item.trace
     assert item.student_logprobs is not None
@@ -107,7 +108,13 @@ def score_row(item: Item, settings: ScoreSettings, scored_by: str) -> dict[str, 
     holds_tag = student.explanation.holds_tag is not None
     empty = student.empty or not student.explanation.text.strip()
     terms = reward_terms(
-        solution=solution, thought=thought, kl=kl, closed=closed, lambda_=settings.lambda_, alpha=settings.alpha
+        solution=solution,
+        thought=thought,
+        kl=kl,
+        closed=closed,
+        lambda_=settings.lambda_,
+        alpha=settings.alpha,
+        missing_tag_penalty=settings.missing_tag_penalty,
     )
     computed = item.teacher is not None and item.teacher.ids is not None
     row = {
@@ -127,7 +134,7 @@ def score_row(item: Item, settings: ScoreSettings, scored_by: str) -> dict[str, 
         "teacher_logprobs": "none" if item.teacher is None else "computed" if computed else "trace",
         "scored_by": scored_by,
     }
-    if settings.per_token:
+    if per_token:
         row |= {
             "solution_logprobs": solution,
             "solution_offsets": student.solution_offsets[:, 0],
@@ -139,7 +146,7 @@ def score_row(item: Item, settings: ScoreSettings, scored_by: str) -> dict[str, 
     return row
 
 
-def _kl(item: Item, thought: Floats, settings: ScoreSettings) -> tuple[Floats | None, Ints]:
+def _kl(item: Item, thought: Floats, settings: RewardSettings) -> tuple[Floats | None, Ints]:
     """Return the KL terms, None without a teacher, and the first thought token of each."""
     nothing = np.zeros(0, np.int32)
     if item.teacher is None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from rlt_data.engines import Failure, Model, PromptRequest, Sample, SampleRequest, Sampling
 from rlt_data.errorlog import ErrorLog
-from rlt_data.formats import encode, tokens_inside
+from rlt_data.formats import Encoding, Tokenizer, encode, tokens_inside
 from rlt_data.formats.spans import Ints
 from rlt_data.progress import Progress
 from rlt_data.provenance import StepSummary
@@ -150,6 +150,8 @@ class _Work:
         for question, prompt, encoding in zip(questions, prompts, encode(self.model.tokenizer, prompts), strict=True):
             key = question["question_id"]
             problem = task.problem(question)
+            if problem is None and (word := _unknown_word(self.model.tokenizer, prompt, encoding)) is not None:
+                problem = f"the model's vocabulary lacks words of this question, such as {word!r}"
             if len(encoding) >= self.model.engine.context_length:
                 problem = f"the prompt has {len(encoding)} tokens, the context is {self.model.engine.context_length}"
             if problem:
@@ -172,3 +174,14 @@ class _Work:
         if self.task.settings.retry_errors:
             return key not in made and (errors.retries(key) or errors.retries(question_id))
         return key not in made and not errors.settled(key) and not errors.settled(question_id)
+
+
+def _unknown_word(tokenizer: Tokenizer, prompt: str, encoding: Encoding) -> str | None:
+    """Return the first word of a prompt for which the model has no token, or None."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id):  # GPT-2 has one token for all
+        return None
+    for token, (start, end) in zip(encoding.ids.tolist(), encoding.offsets.tolist(), strict=True):
+        if token == unknown:
+            return prompt[start:end]
+    return None

@@ -82,7 +82,7 @@ def _open_teacher(settings: ScoreSettings, student: Model) -> Model | None:
 
 def _choose_format(settings: ScoreSettings, made_in: Format | None, student: Model) -> Format:
     if made_in is None:
-        return choose_format(settings.format, student)
+        return choose_format(settings.format, student.checkpoint, student.template)
     if settings.format == "auto":
         return made_in
     format = load_format(settings.format)
@@ -116,6 +116,7 @@ def _dependencies(settings: ScoreSettings, student: Model, format: Format, teach
         "lambda": settings.lambda_,
         "alpha": settings.alpha,
         "kl": settings.kl,
+        "missing_tag_penalty": settings.missing_tag_penalty,
         "per_token": settings.per_token,
     }
 
@@ -140,7 +141,8 @@ class _Work:
             with TableWriter(self.run, "scores") as writer:
                 for part in self.run.parts("traces"):
                     for item in self._scored(part, errors):
-                        writer.append(part, score_row(item, self.settings, self.scored_by))
+                        row = score_row(item, self.settings, self.scored_by, per_token=self.settings.per_token)
+                        writer.append(part, row)
                         errors.resolve(item.trace["trace_id"])
                         new, tokens = new + 1, tokens + len(item.student.wanted)
                         progress.advance(1, len(item.student.wanted))

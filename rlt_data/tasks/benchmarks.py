@@ -10,7 +10,7 @@ from typing import Any
 
 from rlt_data.errors import InputError
 from rlt_data.inputs.presets import BadRow, Row
-from rlt_data.settings import EvaluateSettings
+from rlt_data.settings import EvaluateSettings, TrainSolverSettings
 from rlt_data.tasks.countdown import question_text
 from rlt_data.tasks.grading import Kind, final_answer
 
@@ -91,7 +91,7 @@ class BenchmarkReader:
 
     preset: str | None = "benchmark"
 
-    def __init__(self, benchmark: Benchmark, settings: EvaluateSettings, first: Fields) -> None:
+    def __init__(self, benchmark: Benchmark, settings: EvaluateSettings | TrainSolverSettings, first: Fields) -> None:
         self._benchmark = benchmark
         named = {"question": settings.question_column, "answer": settings.answer_column}
         self._named = {field: column for field, column in named.items() if column}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlt_data.errors import SettingsError
-from rlt_data.settings import TrainStudentSettings
+from rlt_data.settings import FineTuneSettings, PolicySettings, TrainingSettings
 
 #: Bytes that full fine-tuning keeps for each parameter: weights, gradients and AdamW's two moments in float32.
 _BYTES_FULL = 16
@@ -55,7 +55,7 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def plan_of(settings: TrainStudentSettings, config: Any, rows: Sequence[dict[str, list[int]]], left_out: int) -> Plan:
+def plan_of(settings: FineTuneSettings, config: Any, rows: Sequence[dict[str, list[int]]], left_out: int) -> Plan:
     """Work out a training.
 
     Args:
@@ -68,21 +68,13 @@ def plan_of(settings: TrainStudentSettings, config: Any, rows: Sequence[dict[str
         SettingsError: the batch cannot be divided among the processes.
     """
     processes = world_size()
-    share = settings.micro_batch_size * processes
-    if settings.batch_size % share:
-        raise SettingsError(
-            f"--batch-size: {settings.batch_size} is no multiple of --micro-batch-size {settings.micro_batch_size} "
-            f"times {processes} processes"
-        )
+    accumulation = _accumulation(settings, settings.batch_size, "--batch-size")
     lengths = [len(row["input_ids"]) for row in rows]
     packs = math.ceil(sum(lengths) / settings.max_length) if settings.packing else len(rows)
     steps = settings.max_steps or math.ceil(packs / settings.batch_size) * settings.epochs
     parameters, trained = _parameters(config, settings.lora_rank)
     frozen = parameters if settings.lora_rank else 0
-    text = config.get_text_config()
     width = settings.micro_batch_size * (settings.max_length if settings.packing else max(lengths))
-    inside = 2 * (8 * text.hidden_size + 3 * (getattr(text, "intermediate_size", 0) or 4 * text.hidden_size))
-    activations = width * (2 * text.hidden_size * text.num_hidden_layers + inside) + 4 * 1024 * text.vocab_size
     return Plan(
         rows=len(rows),
         left_out=left_out,
@@ -91,11 +83,108 @@ def plan_of(settings: TrainStudentSettings, config: Any, rows: Sequence[dict[str
         longest=max(lengths),
         steps=steps,
         processes=processes,
-        accumulation=settings.batch_size // share,
+        accumulation=accumulation,
         parameters=parameters,
         state_gib=(_BYTES_FULL * trained + _BYTES_FROZEN * frozen) / processes / _GIB,
-        activations_gib=activations / _GIB,
+        activations_gib=_activations(config, width) / _GIB,
     )
+
+
+@dataclass(frozen=True)
+class PolicyPlan:
+    """What a training by GRPO will take.
+
+    Attributes:
+        questions: questions to train on.
+        held_out: questions kept to choose the best checkpoint by.
+        left_out: questions whose prompt leaves too little room for a sample.
+        longest: tokens of the longest prompt.
+        steps: optimizer steps.
+        epochs: times each question comes in them.
+        samples: samples of a step.
+        tokens: most tokens that all steps can take, if every sample has the longest length.
+        processes: processes that train together.
+        accumulation: forward passes of a process for each step.
+        parameters: parameters of the policy.
+        state_gib: memory of weights, gradients, optimizer and reference model on each GPU, in GiB, if they are sharded
+            over all.
+        student_gib: memory of the frozen student on each GPU in bfloat16, in GiB; 0 without one.
+        activations_gib: see :class:`Plan`.
+    """
+
+    questions: int
+    held_out: int
+    left_out: int
+    longest: int
+    steps: int
+    epochs: float
+    samples: int
+    tokens: int
+    processes: int
+    accumulation: int
+    parameters: int
+    state_gib: float
+    student_gib: float
+    activations_gib: float
+
+
+def policy_plan_of(
+    settings: PolicySettings, config: Any, prompts: Sequence[int], *, held_out: int, left_out: int, student: Any = None
+) -> PolicyPlan:
+    """Work out a training by GRPO.
+
+    Args:
+        settings: see there.
+        config: the policy's configuration.
+        prompts: tokens of each prompt to train on.
+        held_out: questions that are kept out.
+        left_out: questions that were too long.
+        student: the frozen student's configuration, if there is one.
+
+    Raises:
+        SettingsError: the samples of a step cannot be divided among the processes.
+    """
+    processes = world_size()
+    samples = settings.questions * settings.group
+    parameters, _ = _parameters(config, 0)
+    longest = max(prompts)
+    reference = (4 if settings.dtype == "float32" else 2) if settings.beta else 0
+    student_bytes = _BYTES_FROZEN * _parameters(student, 0)[0] if student is not None else 0
+    width = settings.micro_batch_size * (longest + settings.max_tokens)
+    return PolicyPlan(
+        questions=len(prompts),
+        held_out=held_out,
+        left_out=left_out,
+        longest=longest,
+        steps=settings.steps,
+        epochs=settings.steps * settings.questions / len(prompts),
+        samples=samples,
+        tokens=settings.steps * samples * (longest + settings.max_tokens),
+        processes=processes,
+        accumulation=_accumulation(settings, samples, "--questions times --group"),
+        parameters=parameters,
+        state_gib=(_BYTES_FULL + reference) * parameters / processes / _GIB,
+        student_gib=student_bytes / _GIB,
+        activations_gib=_activations(config, width) / _GIB,
+    )
+
+
+def _accumulation(settings: TrainingSettings, batch: int, named: str) -> int:
+    """Return how many forward passes each process does for a step."""
+    share = settings.micro_batch_size * world_size()
+    if batch % share:
+        raise SettingsError(
+            f"{named}: {batch} is no multiple of --micro-batch-size {settings.micro_batch_size} times {world_size()} "
+            "processes"
+        )
+    return batch // share
+
+
+def _activations(config: Any, width: int) -> int:
+    """Return the bytes of a micro-batch of so many tokens; see :class:`Plan`."""
+    text = config.get_text_config()
+    inside = 2 * (8 * text.hidden_size + 3 * (getattr(text, "intermediate_size", 0) or 4 * text.hidden_size))
+    return int(width * (2 * text.hidden_size * text.num_hidden_layers + inside) + 4 * 1024 * text.vocab_size)
 
 
 def _parameters(config: Any, lora_rank: int) -> tuple[int, int]:

@@ -18,7 +18,8 @@ from rlt_data.errors import InputError, RunFolderError, SettingsError
 from rlt_data.formats import ChatTemplate
 from rlt_data.settings import TrainStudentSettings, parse_settings
 from rlt_data.training.examples import IGNORED, conversations, tokenised
-from rlt_data.training.sft import last_whole_checkpoint, train_student
+from rlt_data.training.runs import last_whole_checkpoint
+from rlt_data.training.sft import train_student
 from tests.conftest import Rlt, write_jsonl
 from tests.killing import command, environment
 

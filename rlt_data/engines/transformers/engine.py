@@ -26,20 +26,26 @@ class TransformersEngine:
     """Generation and scoring with a model on one device.
 
     Args:
-        checkpoint: where the model lies.
+        model: the model.
         tokenizer: its tokenizer.
-        settings: device, dtype and batch sizes.
-
-    Raises:
-        ModelError: the model cannot be loaded or used.
+        settings: batch sizes.
     """
 
-    def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer, settings: ModelSettings) -> None:
-        self.model = CausalModel(checkpoint, settings)
-        self.context_length = self.model.context_length
+    def __init__(self, model: CausalModel, tokenizer: Tokenizer, settings: ModelSettings) -> None:
+        self.model = model
+        self.context_length = model.context_length
         tokens = settings.batch_tokens or (4096 if self.model.device.type == "cpu" else 16384)
         self._generator = Generator(self.model, tokenizer, batch_size=settings.batch_size, batch_tokens=tokens)
         self._scorer = Scorer(self.model, tokens)
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, tokenizer: Tokenizer, settings: ModelSettings) -> TransformersEngine:
+        """Load a checkpoint.
+
+        Raises:
+            ModelError: the model cannot be loaded or used.
+        """
+        return cls(CausalModel.load(checkpoint, settings), tokenizer, settings)
 
     def generate(self, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling) -> Iterator[Sample | Failure]:
         """Sample completions; see :class:`~rlt_data.engines.Engine`."""

@@ -141,7 +141,8 @@ class Generator:
                 if reason := self._take(row, tokens[place], logprobs[place], sampling.stop):
                     live[place] = -1
                     if row.request.owed:
-                        yield self._finished(row, reason, tails[row.request.key])
+                        end = tokens[place] if reason == "eos" else None
+                        yield self._finished(row, reason, end, tails[row.request.key])
             remaining = [place for place, row_number in enumerate(live) if row_number >= 0]
             if not remaining:
                 return
@@ -176,7 +177,9 @@ class Generator:
             }
         return self._closers[stop]
 
-    def _finished(self, row: _Row, reason: Literal["stop", "eos", "length"], tail: np.ndarray) -> Sample:
+    def _finished(
+        self, row: _Row, reason: Literal["stop", "eos", "length"], end: int | None, tail: np.ndarray
+    ) -> Sample:
         context = row.prompt.ids[-CONTEXT_TOKENS:].tolist()
         return Sample(
             key=row.request.key,
@@ -186,4 +189,5 @@ class Generator:
             tail_logprobs=tail,
             finish_reason=reason,
             prompt_tokens=len(row.prompt.ids),
+            end_token=end,
         )

@@ -26,38 +26,24 @@ _ATTENTION_KINDS = {"full_attention", "sliding_attention"}
 
 
 class CausalModel:
-    """A loaded checkpoint.
+    """A causal language model and how it is run.
 
     Args:
-        checkpoint: where it lies.
-        settings: device, dtype and whether its own code may run.
+        model: the model on its device, in evaluation mode or not.
+        name: what messages call it.
+        exact: make results independent of the batch, see :mod:`rlt_data.engines.transformers.exact`; changes the
+            model's layers, so not for a model that is being trained.
 
     Raises:
-        ModelError: it cannot be loaded, lacks a head, is not causal, or keeps another state than keys and values.
+        ModelError: it lacks a head, is not causal, or keeps another state than keys and values.
     """
 
-    def __init__(self, checkpoint: Checkpoint, settings: ModelSettings) -> None:
-        from transformers import AutoModelForCausalLM
-
-        self.name = checkpoint.name
-        self.device = pick_device(settings.device)
-        config = load_config(checkpoint, settings)
-        self.dtype = pick_dtype(settings.dtype, config, self.device)
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                checkpoint.folder,
-                dtype=self.dtype,
-                output_loading_info=True,
-                trust_remote_code=settings.trust_remote_code,
-            )
-        except Exception as error:  # noqa: BLE001 - damaged weights raise errors of several libraries
-            raise ModelError(f"{self.name}: cannot be loaded as a causal language model: {first_line(error)}") from None
-        model, info = loaded
-        if info["missing_keys"]:
-            missing = ", ".join(sorted(info["missing_keys"])[:3])
-            raise ModelError(f"{self.name}: not a causal language model with a head; the checkpoint lacks {missing}")
-        self._model = model.to(self.device).eval()
-        self._text_config = config.get_text_config()
+    def __init__(self, model: Any, name: str, *, exact: bool = False) -> None:
+        self.name = name
+        self.device: torch.device = model.device
+        self.dtype: torch.dtype = model.dtype
+        self._model = model
+        self._text_config = model.config.get_text_config()
         kinds = set(getattr(self._text_config, "layer_types", None) or ()) - _ATTENTION_KINDS
         if kinds or getattr(model, "_is_stateful", False):
             raise ModelError(
@@ -68,18 +54,49 @@ class CausalModel:
         head = model.get_output_embeddings()
         if head is None or not hasattr(head, "weight"):
             raise ModelError(f"{self.name}: the model has no language-model head")
-        self._weight: torch.Tensor = head.weight
-        self._bias: torch.Tensor | None = getattr(head, "bias", None)
+        self._head = head
         self._softcap: float | None = getattr(self._text_config, "final_logit_softcapping", None)
         self._scale = float(getattr(self._text_config, "logit_scale", None) or 1.0) / float(
             getattr(self._text_config, "logits_scaling", None) or 1.0
         )
-        self.vocabulary = self._weight.shape[0]
+        self.vocabulary: int = head.weight.shape[0]
         self._linear: Callable[..., torch.Tensor] = torch.nn.functional.linear
-        if self.dtype == torch.float32 and self.device.type == "cpu":
+        if exact:
             make_exact(self._model)
             self._linear = linear
-        self._check()
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, settings: ModelSettings) -> CausalModel:
+        """Load a checkpoint.
+
+        Args:
+            checkpoint: where it lies.
+            settings: device, dtype and whether its own code may run.
+
+        Raises:
+            ModelError: it cannot be loaded or run, or computes something that this class does not know.
+        """
+        from transformers import AutoModelForCausalLM
+
+        name, device = checkpoint.name, pick_device(settings.device)
+        dtype = pick_dtype(settings.dtype, load_config(checkpoint, settings), device)
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                checkpoint.folder,
+                dtype=dtype,
+                output_loading_info=True,
+                trust_remote_code=settings.trust_remote_code,
+            )
+        except Exception as error:  # noqa: BLE001 - damaged weights raise errors of several libraries
+            raise ModelError(f"{name}: cannot be loaded as a causal language model: {first_line(error)}") from None
+        model, info = loaded
+        if info["missing_keys"]:
+            missing = ", ".join(sorted(info["missing_keys"])[:3])
+            raise ModelError(f"{name}: not a causal language model with a head; the checkpoint lacks {missing}")
+        exact = dtype == torch.float32 and device.type == "cpu"
+        causal = cls(model.to(device).eval(), name, exact=exact)
+        causal._check()
+        return causal
 
     @property
     def context_length(self) -> int:
@@ -197,8 +214,8 @@ class CausalModel:
             yield start, self._block(hidden, start, min(start + width, size)).div_(temperature)
 
     def _block(self, hidden: torch.Tensor, start: int, end: int) -> torch.Tensor:
-        bias = None if self._bias is None else self._bias[start:end]
-        logits = self._linear(hidden, self._weight[start:end], bias)
+        bias = getattr(self._head, "bias", None)
+        logits = self._linear(hidden, self._head.weight[start:end], None if bias is None else bias[start:end])
         logits = logits.float() if logits.dtype != torch.float32 else logits
         if self._scale != 1.0:
             logits = logits * self._scale

@@ -1,0 +1,203 @@
+"""What a policy is rewarded by: the dense reward of a frozen student, or the correctness of answers.
+
+Both are callables as TRL's GRPOTrainer takes them, over :class:`~rlt_data.training.rollouts.Rollout`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any, Literal
+
+import numpy as np
+
+from rlt_data.engines import Failure, Model
+from rlt_data.formats import Format, Tokenizer, Views
+from rlt_data.settings import TrainSolverSettings, TrainTeacherSettings
+from rlt_data.steps.evaluate import solution_in
+from rlt_data.steps.items import Item, score_row, student_requests
+from rlt_data.steps.readings import pair, read_as_student, read_sampled
+from rlt_data.tasks.grading import Grader, Kind
+from rlt_data.training.rollouts import Rollout
+
+Row = dict[str, Any]
+LogMetric = Callable[[str, float], None]
+
+#: Words of a run that counts as copied or repeated.
+_RUN = 4
+_TERMS = ("reward", "penalty", "r_ss", "r_kl", "solution_logprob_mean", "solution_logprob_min", "kl_mean", "kl_max")
+_SHARES = ("well_formed", "closed", "truncated", "empty")
+
+
+def copied(explanation: str, solution: str) -> float:
+    """Return the share of an explanation's runs of four words that stand in the solution too, from 0 to 1."""
+    runs, known = _runs(explanation), set(_runs(solution))
+    shorter = explanation.split()
+    if 0 < len(shorter) < _RUN:
+        return float(" ".join(shorter) in " ".join(solution.split()))
+    return sum(run in known for run in runs) / len(runs) if runs else 0.0
+
+
+def repeated(text: str) -> float:
+    """Return the share of a text's runs of four words that came before in it, from 0 to 1."""
+    runs = _runs(text)
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def _runs(text: str) -> list[tuple[str, ...]]:
+    words = text.split()
+    return [tuple(words[start : start + _RUN]) for start in range(len(words) - _RUN + 1)]
+
+
+class Reward:
+    """A reward that notes what it saw.
+
+    Attributes:
+        latest: one row for each sample of the last call: what was asked and written, and all figures.
+    """
+
+    def __init__(self) -> None:
+        self.latest: list[Row] = []
+
+    def __call__(self, *, rollout: Sequence[Rollout], log_metric: LogMetric, **columns: Any) -> list[float | None]:
+        """Reward samples; None where one cannot be rewarded, which then has no advantage."""
+        questions = [dict(zip(columns, values, strict=True)) for values in _transposed(columns, len(rollout))]
+        rows = self.rows(questions, rollout)
+        for row, each in zip(rows, rollout, strict=True):
+            row["completion_tokens"] = len(each.token_ids)
+        self.latest = [
+            {"question": question["question"], "completion": each.text, **row}
+            for question, each, row in zip(questions, rollout, rows, strict=True)
+        ]
+        for name in [name for name, value in rows[0].items() if not isinstance(value, str)]:
+            values = [float(row[name]) for row in rows if row.get(name) is not None]
+            if values and name != "reward":
+                log_metric(name, float(np.mean(values)))
+        log_metric("unrewarded", float(np.mean([row["reward"] is None for row in rows])))
+        return [row["reward"] for row in rows]
+
+    def rows(self, questions: Sequence[Row], rollouts: Sequence[Rollout]) -> list[Row]:
+        """Return ``reward`` and every other figure of each sample."""
+        raise NotImplementedError
+
+
+def _transposed(columns: dict[str, Any], count: int) -> list[tuple[Any, ...]]:
+    """Return the rows of the columns that hold one value for each sample."""
+    for name in [name for name, values in columns.items() if not isinstance(values, list) or len(values) != count]:
+        del columns[name]
+    return list(zip(*columns.values(), strict=True))
+
+
+class DenseReward(Reward):
+    """The reward of RLT, by the code that ``rlt-data score`` scores with.
+
+    Args:
+        settings: weights, kind of KL and temperature.
+        student: the frozen student.
+        format: how problems are shown.
+        tokenizer: the teacher's.
+        same_tokenizer: whether it speaks the student's tokens.
+    """
+
+    def __init__(
+        self,
+        settings: TrainTeacherSettings,
+        student: Model,
+        format: Format,
+        tokenizer: Tokenizer,
+        *,
+        same_tokenizer: bool,
+    ) -> None:
+        super().__init__()
+        self._settings = settings
+        self._student = student
+        self._format = format
+        self._views = Views(format, student.template)
+        self._tokenizer = tokenizer
+        self._same_tokenizer = same_tokenizer
+
+    def rows(self, questions: Sequence[Row], rollouts: Sequence[Rollout]) -> list[Row]:
+        """Return the terms of the reward of each sample, and signs of a collapse."""
+        items = self._items(questions, rollouts)
+        groups = [list(group) for _, group in groupby(items, key=lambda item: item.trace["question_id"])]
+        room = self._student.engine.context_length
+        fitting = [[item for item in group if len(item.student.encoding) <= room] for group in groups]
+        found = {item.key: item for item in items}
+        for result in self._student.engine.logprobs(student_requests(fitting), self._settings.temperature):
+            if not isinstance(result, Failure):
+                found[result.key].student_logprobs = result.logprobs
+        return [self._row(item, question) for item, question in zip(items, questions, strict=True)]
+
+    def _items(self, questions: Sequence[Row], rollouts: Sequence[Rollout]) -> list[Item]:
+        problems = [(question["question"], question["solution"]) for question in questions]
+        readings = read_as_student(self._student.tokenizer, self._views, problems, [each.text for each in rollouts])
+        items = []
+        for number, (question, each, reading) in enumerate(zip(questions, rollouts, readings, strict=True)):
+            trace = {
+                "trace_id": str(number),
+                "question_id": question["question_id"],
+                "source_id": question["source_id"],
+                "sample_index": number,
+                "finish_reason": each.finish_reason,
+                "token_ids": each.token_ids,
+                "prefill_token_ids": each.tail_ids,
+            }
+            item = Item(trace, True, reading, read_sampled(trace, None))
+            if item.teacher and not reading.empty:
+                item.pairs = pair(
+                    reading, item.teacher, self._tokenizer, self._format, same_tokenizer=self._same_tokenizer
+                )
+                item.teacher_logprobs = np.concatenate([each.tail_logprobs, each.logprobs])
+            items.append(item)
+        return items
+
+    def _row(self, item: Item, question: Row) -> Row:
+        explanation = item.student.explanation.text
+        signs = {
+            "explanation": explanation,
+            "copied": copied(explanation, question["solution"]),
+            "repeated": repeated(explanation),
+        }
+        if not item.complete:
+            return {"reward": None, **signs}
+        row = score_row(item, self._settings, "")
+        if row["reward"] is not None and not np.isfinite(row["reward"]):
+            row["reward"] = None
+        return {name: row[name] for name in (*_TERMS, *_SHARES, "thought_tokens")} | signs
+
+
+class CorrectnessReward(Reward):
+    """One number for an answer that is not in its tags, one for a wrong one, one for a right one.
+
+    Args:
+        settings: the three numbers.
+        format: the tags.
+        kind: how answers are graded.
+        grader: a running grader.
+    """
+
+    def __init__(self, settings: TrainSolverSettings, format: Format, kind: Kind, grader: Grader) -> None:
+        super().__init__()
+        self._settings = settings
+        self._format = format
+        self._kind: Literal["math", "choice", "countdown"] = kind
+        self._grader = grader
+
+    def rows(self, questions: Sequence[Row], rollouts: Sequence[Rollout]) -> list[Row]:
+        """Return whether each answer is in its tags, and right."""
+        return [self._row(question, each) for question, each in zip(questions, rollouts, strict=True)]
+
+    def _row(self, question: Row, rollout: Rollout) -> Row:
+        settings = self._settings
+        solution, formatted = solution_in(self._format, rollout.text)
+        grade = self._grader.grade(self._kind, solution, question["answer"], **json.loads(question["problem"]))
+        correct = formatted and grade.correct
+        reward = settings.correct_reward if correct else settings.wrong_reward
+        return {
+            "reward": reward if formatted else settings.unformatted_reward,
+            "correct": correct,
+            "well_formed": formatted,
+            "truncated": rollout.finish_reason == "length",
+            "repeated": repeated(rollout.text),
+        }

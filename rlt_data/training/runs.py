@@ -1,0 +1,186 @@
+"""A training's folder: what it was made by, its checkpoints, and the trained model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlt_data.engines.config import pick_device
+from rlt_data.errors import RunFolderError, SettingsError
+from rlt_data.formats import Format
+from rlt_data.progress import Progress
+from rlt_data.settings import TrainingSettings
+from rlt_data.store import changed_keys, write_file, write_json
+
+logger = logging.getLogger(__name__)
+
+#: What of a checkpoint belongs to the model and not to the training.
+_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+_TRAINING_FILES = {"trainer_state.json"}
+#: What is logged of a step where a trainer knows it, and how.
+_LOGGED = {
+    "loss": "loss {:.4f}",
+    "reward": "reward {:.4f}",
+    "eval_reward": "held-out reward {:.4f}",
+    "kl": "KL to the reference {:.4f}",
+    "well_formed": "well-formed {:.2f}",
+    "completion_tokens": "tokens {:.1f}",
+    "copied": "copied {:.2f}",
+    "repeated": "repeated {:.2f}",
+    "grad_norm": "gradient norm {:.3f}",
+    "learning_rate": "learning rate {:.2e}",
+}
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A training's folder.
+
+    Args:
+        out: the folder.
+        depends_on: everything that the trained weights depend on.
+
+    Raises:
+        RunFolderError: the folder holds something else, or a training with other settings or data.
+    """
+
+    out: Path
+    depends_on: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        out, file = self.out, self.out / "training.json"
+        if out.exists() and not out.is_dir():
+            raise RunFolderError(f"{out}: is a file; --out takes a folder")
+        if not file.is_file():
+            if out.is_dir() and any(out.iterdir()):
+                raise RunFolderError(f"{out}: is there already and holds no training; choose another --out")
+            return
+        before = json.loads(file.read_text(encoding="utf-8")).get("depends_on", {})
+        if before != self.depends_on:
+            changed = ", ".join(changed_keys(before, self.depends_on))
+            raise RunFolderError(
+                f"{out}: holds a training with other settings or data ({changed} differ); "
+                "use the same to continue it, or another --out"
+            )
+
+    def record(self, **content: Any) -> None:
+        """Write training.json: what the training depends on, and more."""
+        write_json(self.out / "training.json", {"depends_on": self.depends_on, **content})
+
+    def train(self, trainer: Any, tokenizer: Any, steps: int, progress: Progress, format: Format | None = None) -> None:
+        """Train from the last whole checkpoint to the end, and save the model.
+
+        Args:
+            trainer: a Transformers trainer.
+            tokenizer: saved with the model.
+            steps: how many there are in all.
+            progress: told of every step.
+            format: saved with the model, which is shown problems in it from then on.
+        """
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        last = last_whole_checkpoint(self.out)
+        progress.start("train", steps, int(last.name.rpartition("-")[2]) if last else 0)
+        try:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        finally:
+            progress.finish()
+        trainer.save_model(str(self.out))
+        if trainer.args.should_save:
+            tokenizer.save_pretrained(str(self.out))
+            lines = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
+            write_file(self.out / "metrics.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
+            if format:
+                save_format(format, self.out)
+
+
+def last_whole_checkpoint(out: Path) -> Path | None:
+    """Return the latest checkpoint that was written to its end; a torn one, from a kill, is removed."""
+    found = sorted(out.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for path in found:
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # written last
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+        else:
+            return path
+    return None
+
+
+def save_format(format: Format, folder: Path) -> None:
+    """Put a format beside a model; ``--format auto`` finds it there."""
+    text = yaml.safe_dump(format.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+    write_file(folder / "format.yaml", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def copy_model(checkpoint: Path, folder: Path) -> None:
+    """Copy the model out of a checkpoint, without what belongs to the training."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for pattern in _MODEL_FILES:
+        for file in checkpoint.glob(pattern):
+            if file.name not in _TRAINING_FILES:
+                shutil.copy2(file, folder / file.name)
+
+
+def trainer_arguments(settings: TrainingSettings, accumulation: int, steps: int) -> dict[str, Any]:
+    """Return what all trainings tell a Transformers trainer."""
+    device = pick_device(settings.device)
+    return {
+        "output_dir": str(settings.out),
+        "use_cpu": device.type == "cpu",
+        "bf16": device.type == "cuda",
+        "model_init_kwargs": {"dtype": settings.dtype},
+        "per_device_train_batch_size": settings.micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.schedule,
+        "warmup_steps": settings.warmup,
+        "weight_decay": settings.weight_decay,
+        "adam_beta1": settings.adam_beta1,
+        "adam_beta2": settings.adam_beta2,
+        "max_grad_norm": settings.max_grad_norm,
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "activation_checkpointing": settings.activation_checkpointing,
+        "save_strategy": "steps",
+        "save_steps": settings.save_steps,
+        "save_total_limit": settings.keep_checkpoints,
+        "logging_steps": max(1, steps // 100),
+        "report_to": settings.log_to,
+        "disable_tqdm": True,
+    }
+
+
+def pad_token(tokenizer: Any) -> Any:
+    """Return the tokenizer with a padding token; the end-of-text token where it has none of its own."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def missing(package: str, error: ImportError) -> SettingsError:
+    """Say which package a training needs."""
+    return SettingsError(f"training needs {package} ({error}); pip install 'rlt-data[train]'")
+
+
+def told(progress: Progress) -> Any:
+    """Return a callback that tells of every step, and notes the figures that are logged."""
+    from transformers import TrainerCallback
+
+    class Told(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            progress.advance()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            values = [text.format(float(logs[name])) for name, text in _LOGGED.items() if logs.get(name) is not None]
+            if values and state.is_world_process_zero:
+                logger.info("step %d: %s", state.global_step, ", ".join(values))
+
+    return Told()

@@ -1,0 +1,52 @@
+"""Training a solver: a student learns by GRPO from whether its own answers are right."""
+
+from __future__ import annotations
+
+from rlt_data.engines import find_checkpoint, open_tokenizer
+from rlt_data.formats import Views
+from rlt_data.inputs.check import CheckReport, examined_rows
+from rlt_data.inputs.ingest import question_id
+from rlt_data.progress import SILENT, Progress
+from rlt_data.provenance import choose_format
+from rlt_data.settings import ModelSettings, TrainSolverSettings
+from rlt_data.tasks.benchmarks import BENCHMARKS, BenchmarkReader
+from rlt_data.tasks.grading import Grader
+from rlt_data.training.grpo import Policy, PolicySummary, train_policy
+from rlt_data.training.rewards import CorrectnessReward
+
+
+def train_solver(settings: TrainSolverSettings, progress: Progress = SILENT) -> PolicySummary:
+    """Train a student on the correctness of its answers; the library side of ``rlt-data train-solver``.
+
+    It sees questions as in ``rlt-data evaluate`` and is graded likewise. What lies where is as in
+    :func:`~rlt_data.training.teacher.train_teacher`.
+
+    Raises:
+        RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
+    """
+    benchmark = BENCHMARKS[settings.benchmark]
+    checkpoint = find_checkpoint(settings.model)
+    tokenizer, template = open_tokenizer(
+        checkpoint, ModelSettings(device=settings.device, chat_template=settings.chat_template)
+    )
+    format = choose_format(settings.format, checkpoint, template)
+    views = Views(format, template)
+    report = CheckReport(settings.input)
+    read = examined_rows(settings, None, report, lambda first: BenchmarkReader(benchmark, settings, first))
+    rows = [
+        {
+            "prompt": views.solver_prompt(row.question),
+            "question_id": question_id(row.question, row.solution),
+            "source_id": row.source_id,
+            "question": row.question,
+            "answer": row.answer,
+            "problem": row.meta or "{}",
+        }
+        for row in read
+    ]
+    report.refuse_bad_rows(skip=settings.skip_bad_rows)
+    with Grader() as grader:
+        policy = Policy(checkpoint, tokenizer, format, rows, format.solution_tags[1])
+        return train_policy(
+            settings, policy, lambda: CorrectnessReward(settings, format, benchmark.kind, grader), progress
+        )

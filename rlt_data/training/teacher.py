@@ -1,0 +1,110 @@
+"""Training a teacher: supervised on explanations first, then by GRPO on the dense reward of a frozen student."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rlt_data.engines import find_checkpoint, open_model, open_tokenizer
+from rlt_data.engines.models import tokenizer_fingerprint
+from rlt_data.errors import InputError
+from rlt_data.formats import ChatTemplate, Format, Views
+from rlt_data.inputs.check import CheckReport, examined_rows
+from rlt_data.inputs.ingest import question_id
+from rlt_data.inputs.presets import Row
+from rlt_data.progress import SILENT, Progress
+from rlt_data.provenance import choose_format
+from rlt_data.settings import InputSettings, ModelSettings, TrainTeacherSettings, WarmUpSettings
+from rlt_data.training.examples import Text, tokenised
+from rlt_data.training.grpo import Policy, PolicySummary, train_policy
+from rlt_data.training.rewards import DenseReward
+from rlt_data.training.sft import TrainingSummary, fine_tune
+
+
+def warm_up(settings: WarmUpSettings, progress: Progress = SILENT) -> TrainingSummary:
+    """Fine-tune a model on explanations in the teacher format; the library side of ``train-teacher warmup``.
+
+    What counts in the loss follows the prefill, so after the opening explanation tag: explanation, closing tag, and
+    what ends the assistant's message.
+
+    Raises:
+        RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
+    """
+    checkpoint = find_checkpoint(settings.model)
+    model_settings = ModelSettings(device=settings.device, chat_template=settings.chat_template)
+    tokenizer, template = open_tokenizer(checkpoint, model_settings)
+    format = choose_format(settings.format, checkpoint, template)
+    texts = teacher_texts(good_rows(settings, format), format, template, settings.input)
+    return fine_tune(settings, checkpoint, tokenizer, list(tokenised(texts, tokenizer)), progress, format=format)
+
+
+def train_teacher(settings: TrainTeacherSettings, progress: Progress = SILENT) -> PolicySummary:
+    """Train a teacher by GRPO; the library side of ``rlt-data train-teacher rl``.
+
+    Its samples are rewarded as ``rlt-data score`` scores traces. Checkpoints lie in OUT/checkpoint-N; the same call
+    goes on from the last whole one. The last model lies in OUT, the one with the best reward on held-out questions in
+    OUT/best, samples of each checkpoint in OUT/samples, everything that was logged in OUT/metrics.jsonl.
+
+    Raises:
+        RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
+    """
+    checkpoint = find_checkpoint(settings.model)
+    sizes = {"device": settings.device, "batch_tokens": settings.batch_tokens}
+    tokenizer, template = open_tokenizer(
+        checkpoint, ModelSettings(device=settings.device, chat_template=settings.chat_template)
+    )
+    student = open_model(settings.student, ModelSettings(dtype=settings.student_dtype, **sizes))
+    format = choose_format(settings.format, checkpoint, template)
+    Views(format, student.template).check()
+    views = Views(format, template)
+    rows = [
+        {
+            "prompt": views.teacher_prompt(row.question, row.solution),
+            "question_id": question_id(row.question, row.solution),
+            "source_id": row.source_id,
+            "question": row.question,
+            "solution": row.solution,
+        }
+        for row in good_rows(settings, format)
+    ]
+    same = tokenizer_fingerprint(tokenizer) == student.identity.tokenizer
+    policy = Policy(
+        checkpoint, tokenizer, format, rows, format.explanation_tags[1], len(format.padding), student.checkpoint
+    )
+
+    def reward() -> DenseReward:
+        student.load()
+        return DenseReward(settings, student, format, tokenizer, same_tokenizer=same)
+
+    return train_policy(settings, policy, reward, progress)
+
+
+def good_rows(settings: InputSettings, format: Format) -> list[Row]:
+    """Read the rows of an input that can be shown in a format.
+
+    Raises:
+        InputError: the input cannot be read, or has bad rows that are not to be skipped.
+    """
+    report = CheckReport(settings.input)
+    rows = list(examined_rows(settings, format, report))
+    report.refuse_bad_rows(skip=settings.skip_bad_rows)
+    return rows
+
+
+def teacher_texts(rows: list[Row], format: Format, template: ChatTemplate, input: str) -> Iterator[Text]:
+    """Render rows with traces as a teacher writes them.
+
+    Raises:
+        InputError: a row has no trace, or one that does not end.
+    """
+    views = Views(format, template)
+    for row in rows:
+        completion = row.completion if row.explanation is None else format.completion_of(row.explanation)
+        if completion is None:
+            raise InputError(
+                f"{input}: row {row.source_id} has no explanation; name its column with --explanation-column or "
+                "--completion-column"
+            )
+        explanation, closing, _ = completion.partition(format.explanation_tags[1])
+        if not closing:
+            raise InputError(f"{input}: the completion of row {row.source_id} has no {format.explanation_tags[1]}")
+        yield Text(views.teacher_prompt(row.question, row.solution), explanation + closing + views.template.end)
