@@ -15,7 +15,8 @@ from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from rlt_data.errors import INTERRUPTED, RltDataError
+from rlt_data.cli.progress import speaks
+from rlt_data.errors import INTERRUPTED, InputError, RltDataError
 from rlt_data.settings import Settings, parse_settings
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -36,22 +37,51 @@ def command(
     """
 
     def register(body: Body[AnySettings]) -> Body[AnySettings]:
-        def run(context: typer.Context, **flags: Any) -> None:
+        def run(context: typer.Context, config: str | None, **flags: Any) -> None:
             sources = {name: context.get_parameter_source(name) for name in flags}
             given = {name: flags[name] for name, source in sources.items() if source and source.name != "DEFAULT"}
             keys = {_key(settings, name): value for name, value in given.items()}
-            finish(lambda: body(parse_settings(settings, keys, flags=True)))
+            finish(lambda: body(parse_settings(settings, (read_keys(config) if config else {}) | keys, flags=True)))
 
         fields = sorted(settings.model_fields.items(), key=lambda item: not item[1].is_required())
         parameters = [_parameter(name, field) for name, field in fields]
         context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-        run.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]
+        run.__signature__ = inspect.Signature([context, *parameters, _CONFIG])  # type: ignore[attr-defined]
         run.__doc__ = body.__doc__
         run.__name__ = body.__name__
         app.command(**options)(run)
         return body
 
     return register
+
+
+#: A file of flags, for every command.
+_CONFIG = inspect.Parameter(
+    "config",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        str | None, typer.Option("--config", help="YAML file with flags as keys; flags given here go before it.")
+    ],
+)
+
+
+def read_keys(file: str) -> dict[str, Any]:
+    """Read the keys of a settings file.
+
+    Raises:
+        InputError: there is no such file, or it is no YAML mapping.
+    """
+    import yaml
+
+    try:
+        with open(file, encoding="utf-8-sig") as opened:
+            data = yaml.safe_load(opened)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"--config: {file}: cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"--config: {file}: a YAML mapping is needed, with flags such as max_tokens as keys")
+    return data
 
 
 def finish(work: Callable[[], int | None]) -> None:
@@ -121,7 +151,7 @@ def _prepare_libraries() -> None:
     logger = logging.getLogger("rlt_data")
     if not any(isinstance(handler, _Notices) for handler in logger.handlers):
         logger.addHandler(_Notices())
-        logger.setLevel(logging.INFO)
+        logger.setLevel(logging.INFO if speaks() else logging.WARNING)
         logger.propagate = False
 
 

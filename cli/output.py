@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from rlt_data.cli.progress import speaks
 from rlt_data.errors import SOME_ROWS_FAILED
 
 if TYPE_CHECKING:  # the steps' modules are imported when they run
@@ -28,7 +29,8 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
     from rlt_data.training.grpo import PolicySummary
     from rlt_data.training.sft import TrainingSummary
 
-_console = Console(highlight=False, soft_wrap=True, emoji=False)
+#: Of several processes that train together, the first one speaks.
+_console = Console(highlight=False, soft_wrap=True, emoji=False, quiet=not speaks())
 
 #: Columns of a trace that ``show`` prints above its text.
 _SHOWN_TERMS = ("reward", "r_ss", "r_kl", "solution_logprob_mean", "kl_mean", "penalty", "thought_tokens")

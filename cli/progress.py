@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from datetime import timedelta
 from typing import Any
 
-from rlt_data.progress import Progress
+from rlt_data.progress import SILENT, Progress
 
 #: Seconds between two lines in a log.
 LOG_SECONDS = 10.0
 
 
+def speaks() -> bool:
+    """Whether this process is the first of those that ``accelerate launch`` started; the others are quiet."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def shown_progress() -> Progress:
     """Return the progress that fits where stderr goes."""
+    if not speaks():
+        return SILENT
     return Bar() if sys.stderr.isatty() else Lines()
 
 

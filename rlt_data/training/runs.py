@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,8 @@ class TrainingRun:
 
     def record(self, **content: Any) -> None:
         """Write training.json: what the training depends on, and more."""
-        write_json(self.out / "training.json", {"depends_on": self.depends_on, **content})
+        if int(os.environ.get("RANK", "0")) == 0:
+            write_json(self.out / "training.json", {"depends_on": self.depends_on, **content})
 
     def train(self, trainer: Any, tokenizer: Any, steps: int, progress: Progress, format: Format | None = None) -> None:
         """Train from the last whole checkpoint to the end, and save the model.
@@ -85,7 +87,7 @@ class TrainingRun:
         """
         from transformers.utils import logging as transformers_logging
 
-        transformers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         last = last_whole_checkpoint(self.out)
         progress.start("train", steps, int(last.name.rpartition("-")[2]) if last else 0)
         try:
@@ -108,7 +110,7 @@ def last_whole_checkpoint(out: Path) -> Path | None:
         try:
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # written last
         except (OSError, ValueError):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # every process does this
         else:
             return path
     return None

@@ -143,7 +143,7 @@ def test_names_that_are_no_models(tiny: Callable[..., Path], tmp_path: Path) -> 
         "qwen": "no such model",
         "./no/such": "no such model",
         "nobody/nothing": "no such folder, and the Hub did not give the model",
-        "nano": "the miniature models are not part of this version",
+        "nano": "the miniature models are nano-student, nano-teacher-warm, nano-teacher",
         "weightless": "the folder holds no weights",
         "nonsense": "its configuration cannot be loaded",
     }.items():

@@ -1,0 +1,269 @@
+"""What recipes share: settings by scale, steps that are done once, work side by side, figures, table and plot.
+
+A recipe is a package with ``recipe.py`` (a function ``run(lab)``) and one YAML file for each scale. A YAML file holds
+the settings of each step in a section of its own, by the keys of the step's command; ``lab.step`` runs a step with
+them. What a step returned is kept under its settings, so an interrupted recipe goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from importlib import import_module, resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlt_data import settings as all_settings
+from rlt_data.errors import RltDataError
+from rlt_data.settings import Settings, parse_settings
+
+#: Steps by name: settings, library function, and command.
+STEPS: dict[str, tuple[str, str, list[str]]] = {
+    "countdown": ("CountdownSettings", "rlt_data.steps.countdown:make_countdown", ["countdown", "make"]),
+    "generate": ("GenerateSettings", "rlt_data.steps.generate:generate", ["generate"]),
+    "score": ("ScoreSettings", "rlt_data.steps.score:score", ["score"]),
+    "rank": ("RankSettings", "rlt_data.steps.rank:rank", ["rank"]),
+    "distill": ("DistillSettings", "rlt_data.steps.distill:distill", ["distill"]),
+    "warmup": ("WarmUpSettings", "rlt_data.training.teacher:warm_up", ["train-teacher", "warmup"]),
+    "teacher": ("TrainTeacherSettings", "rlt_data.training.teacher:train_teacher", ["train-teacher", "rl"]),
+    "student": ("TrainStudentSettings", "rlt_data.training.sft:train_student", ["train-student"]),
+    "solver": ("TrainSolverSettings", "rlt_data.training.solver:train_solver", ["train-solver"]),
+    "evaluate": ("EvaluateSettings", "rlt_data.steps.evaluate:evaluate", ["evaluate"]),
+}
+_TRAININGS = {"warmup", "teacher", "student", "solver"}
+#: Quantiles of Student's t for a two-sided 95 % interval, by degrees of freedom.
+_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+@dataclass
+class Lab:
+    """A recipe at work.
+
+    Attributes:
+        recipe: its name.
+        config: its settings, by section; ``seeds``, ``workers`` and ``launcher`` are for all of it.
+        out: its folder.
+        dry_run: only check every step's settings, and show them.
+    """
+
+    recipe: str
+    config: dict[str, Any]
+    out: Path
+    dry_run: bool = False
+    _shown: set[str] = field(default_factory=set)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds to repeat everything with."""
+        return list(range(int(self.config["seeds"])))
+
+    def step(self, name: str, section: str | None = None, **keys: Any) -> dict[str, Any]:
+        """Run a step, or return what it returned before.
+
+        Args:
+            name: one of :data:`STEPS`.
+            section: section of the YAML file with its settings; default: its name.
+            keys: more of them, which go first; ``in_`` and ``lambda_`` stand for ``in`` and ``lambda``.
+        """
+        class_name, function, _ = STEPS[name]
+        content = dict(self.config.get(section or name) or {}) | {key.rstrip("_"): value for key, value in keys.items()}
+        where = f"{self.recipe}, section {section or name}"
+        settings = parse_settings(getattr(all_settings, class_name), content, where=where)
+        if self.dry_run:
+            self._show(name, section or name, settings)
+            return {}
+        text = json.dumps([name, settings.model_dump(mode="json")], sort_keys=True)
+        kept = self.out / "steps" / f"{name}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.json"
+        if kept.is_file():
+            return dict(json.loads(kept.read_text(encoding="utf-8")))
+        began = time.monotonic()
+        result = self._launch(name, settings) if name in _TRAININGS and self.config.get("launcher") else None
+        if result is None:
+            module, _, called = function.partition(":")
+            result = _plain(getattr(import_module(module), called)(settings))
+        result |= {"seconds": time.monotonic() - began}
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(result), encoding="utf-8")
+        temporary.replace(kept)
+        return result
+
+    def _launch(self, name: str, settings: Settings) -> dict[str, Any]:
+        """Run a training under the launcher of the recipe, such as ``accelerate launch --config_file ...``."""
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+            yaml.safe_dump(settings.model_dump(mode="json", by_alias=True), file)
+            file.flush()
+            command = ["-m", "rlt_data.cli.main", *STEPS[name][2], "--config", file.name]
+            subprocess.run([*map(str, self.config["launcher"]), *command], check=True)
+        found = json.loads((Path(settings.out) / "training.json").read_text(encoding="utf-8"))  # type: ignore[attr-defined]
+        return {"out": str(settings.out), **found}  # type: ignore[attr-defined]
+
+    def _show(self, name: str, section: str, settings: Settings) -> None:
+        if section not in self._shown:
+            self._shown.add(section)
+            print(f"rlt-data {' '.join(STEPS[name][2])}  # section {section}")
+            for key, value in settings.model_dump(mode="json", by_alias=True).items():
+                print(f"  {key}: {value}")
+
+    def each(self, work: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> list[Any]:
+        """Call ``work(lab, *call)`` for every call, as many side by side as the recipe has workers; in order."""
+        calls = list(calls)
+        workers = min(int(self.config.get("workers", 1)), len(calls))
+        if workers < 2 or self.dry_run:
+            return [work(self, *call) for call in calls]
+        began, done = time.monotonic(), 0
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        results: list[Any] = [None] * len(calls)
+        with multiprocessing.get_context("spawn").Pool(workers, _quiet) as pool:
+            for place, result in pool.imap_unordered(
+                _called, [(place, work, self, c) for place, c in enumerate(calls)]
+            ):
+                results[place] = result
+                done += 1
+                left = (time.monotonic() - began) / done * (len(calls) - done)
+                print(
+                    f"{self.recipe}: {work.__name__} {done} of {len(calls)}, about {left / 60:.1f} min left", flush=True
+                )
+        return results
+
+    def path(self, *parts: Any) -> str:
+        """Return a path in the recipe's folder."""
+        return str(self.out.joinpath(*map(str, parts)))
+
+
+def _called(task: tuple[int, Callable[..., Any], Lab, tuple[Any, ...]]) -> tuple[int, Any]:
+    place, work, lab, call = task
+    return place, work(lab, *call)
+
+
+def _quiet() -> None:
+    import logging
+    import warnings
+
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("rlt_data").setLevel(logging.WARNING)
+
+
+def _plain(result: Any) -> dict[str, Any]:
+    content = asdict(result) if is_dataclass(result) and not isinstance(result, type) else {"result": result}
+    return dict(json.loads(json.dumps(content, default=str)))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds, half of its 95 % interval (Student's t), and the values."""
+
+    mean: float
+    half: float
+    values: tuple[float, ...]
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.half:.3f}" if len(self.values) > 1 else f"{self.mean:.3f}"
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Return the mean of a few values, and how far off it may be."""
+    count = len(values)
+    mean = sum(values) / count
+    if count < 2:
+        return Estimate(mean, math.nan, tuple(values))
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
+    return Estimate(mean, _T95.get(count - 1, 1.96) * deviation / math.sqrt(count), tuple(values))
+
+
+def pearson(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return the linear correlation of two columns."""
+    import numpy as np
+
+    return float(np.corrcoef(one, other)[0, 1])
+
+
+def spearman(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return the rank correlation of two columns, ties sharing their mean rank."""
+    import polars as pl
+
+    return pearson(pl.Series(one).rank().to_list(), pl.Series(other).rank().to_list())
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a Markdown table."""
+    lines = [columns, ["---"] * len(columns), *([str(value) for value in row] for row in rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def publish(lab: Lab, figures: Mapping[str, Any], text: str, draw: Callable[[Any], None] | None = None) -> None:
+    """Write a recipe's figures (JSON), table (Markdown) and plot (SVG) into its folder, and print the table.
+
+    Args:
+        lab: the recipe.
+        figures: everything that was measured.
+        text: the table and what it says.
+        draw: draws on Matplotlib axes.
+    """
+    folder = lab.out / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"recipe": lab.recipe, "config": lab.config, **figures}
+    (folder / f"{lab.recipe}.json").write_text(json.dumps(content, indent=2, default=_json) + "\n", encoding="utf-8")
+    (folder / f"{lab.recipe}.md").write_text(text, encoding="utf-8")
+    print(text)
+    if draw:
+        import matplotlib
+
+        matplotlib.use("svg")
+        from matplotlib import pyplot
+
+        figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+        draw(axes)
+        matplotlib.rcParams["svg.hashsalt"] = lab.recipe
+        figure.savefig(folder / f"{lab.recipe}.svg", metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def _json(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
+def main(recipe: str, run: Callable[[Lab], None], arguments: Sequence[str] | None = None) -> None:
+    """Run a recipe from the command line.
+
+    Args:
+        recipe: its name.
+        run: does it.
+        arguments: of the command line; default: the process's.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m rlt_data.recipes.{recipe}")
+    parser.add_argument("--scale", default="nano", help="nano, single-gpu, paper, or a YAML file of your own")
+    parser.add_argument("--out", help="folder for everything; default: runs/RECIPE-SCALE")
+    parser.add_argument("--dry-run", action="store_true", help="check and show every step's settings")
+    chosen = parser.parse_args(arguments)
+    out = Path(chosen.out or f"runs/{recipe}-{Path(chosen.scale).stem}")
+    try:
+        _quiet()
+        began = time.monotonic()
+        run(Lab(recipe, load_config(recipe, chosen.scale), out, chosen.dry_run))
+        if not chosen.dry_run:
+            print(f"{recipe}: {(time.monotonic() - began) / 60:.1f} min; results in {out / 'results'}")
+    except RltDataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def load_config(recipe: str, scale: str) -> dict[str, Any]:
+    """Read a scale's settings: a YAML file of the recipe by name, or any other by path."""
+    own = resources.files(f"rlt_data.recipes.{recipe}").joinpath(f"{scale}.yaml")
+    text = own.read_text(encoding="utf-8") if own.is_file() else Path(scale).read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text))

@@ -1,0 +1,106 @@
+"""Pieces that several recipes are made of: questions, ranked traces, a student of some traces, and its accuracy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from rlt_data.recipes.lab import Lab
+
+
+def questions(lab: Lab, name: str, seed: int = 0) -> dict[str, Any]:
+    """Return the input keys of a set of questions: those of its section, or Countdown problems made by it.
+
+    Args:
+        lab: the recipe.
+        name: section: ``{countdown: settings}`` to make them, else ``in``, ``preset``, ``limit``, ...
+        seed: of the draw of problems.
+    """
+    section = dict(lab.config[name])
+    if "countdown" not in section:
+        return {"in" if key == "input" else key: value for key, value in section.items()}
+    file = lab.path("questions", f"{name}-{seed}.jsonl")
+    lab.config.setdefault(f"{name}.countdown", section["countdown"])
+    lab.step("countdown", f"{name}.countdown", out=file, seed=seed)
+    return {"in": file}
+
+
+def ranked_traces(lab: Lab, teacher: str, run: str, seed: int, section: str = "generate", **score: Any) -> str:
+    """Generate, score and rank a teacher's traces; return their run folder.
+
+    Args:
+        lab: the recipe.
+        teacher: name or folder of the teacher.
+        run: name of the run folder.
+        seed: of the samples and of the questions.
+        section: how traces are generated.
+        score: settings of the scoring that differ.
+    """
+    folder = lab.path("traces", run)
+    made = questions(lab, "train", seed)
+    lab.step("generate", section, teacher=teacher, out=folder, seed=seed, **made)
+    lab.step("score", in_=folder, **score)
+    lab.step("rank", in_=folder)
+    return folder
+
+
+def student_of(
+    lab: Lab, run: str, name: str, seed: int, *, select: str = "best", limit: int | None = None, model: Any = None
+) -> dict[str, Any]:
+    """Distill traces, train a student on them, and measure it.
+
+    Args:
+        lab: the recipe.
+        run: run folder with ranks.
+        name: of the student.
+        seed: of its training and of the evaluation.
+        select: which traces.
+        limit: of how many questions.
+        model: where the student begins; default: as its section says.
+
+    Returns:
+        ``accuracy``, ``formatted``, ``tokens`` (mean length of its answers), ``rows`` it was trained on, ``out``.
+    """
+    data = lab.path("data", f"{name}-{seed}")
+    lab.step("distill", in_=run, out=data, select=select, limit=limit, seed=seed)
+    out = lab.path("students", f"{name}-{seed}")
+    begin = {} if model is None else {"model": model}
+    trained = lab.step("student", in_=data, out=out, seed=seed, **begin)
+    rows = trained["plan"]["rows"] if trained else 0
+    return {"rows": rows, "out": out, **accuracy(lab, out, f"{name}-{seed}", seed)}
+
+
+def accuracy(lab: Lab, model: str, name: str, seed: int) -> dict[str, Any]:
+    """Measure a model on every benchmark of the recipe.
+
+    Returns:
+        Means over the benchmarks: ``accuracy``, ``formatted``, ``truncated``, ``tokens``; and ``benchmarks``, the
+        accuracy on each.
+    """
+    found = {}
+    for benchmark, settings in lab.config["benchmarks"].items():
+        lab.config.setdefault(f"benchmarks.{benchmark}", settings)
+        asked = questions(lab, "test") if "in" not in settings and "test" in lab.config else {}
+        out = lab.path("evaluations", f"{name}-{benchmark}")
+        found[benchmark] = lab.step("evaluate", f"benchmarks.{benchmark}", model=model, out=out, seed=seed, **asked)
+    if lab.dry_run:
+        return dict.fromkeys(("accuracy", "formatted", "truncated", "tokens"), 0.0) | {"benchmarks": {}}
+    names = {"accuracy": "accuracy", "formatted": "formatted", "truncated": "truncated", "tokens": "mean_tokens"}
+    means = {name: float(np.mean([each[key] for each in found.values()])) for name, key in names.items()}
+    return means | {"benchmarks": {name: each["accuracy"] for name, each in found.items()}}
+
+
+def scores_by_rank(run: str) -> list[float]:
+    """Return the mean reward of each rank of a run, best first."""
+    ranks = pl.read_parquet(f"{run}/ranks/*.parquet").select("trace_id", "rank")
+    scores = pl.read_parquet(f"{run}/scores/*.parquet").select("trace_id", "reward")
+    return list(ranks.join(scores, on="trace_id").group_by("rank").agg(pl.col("reward").mean()).sort("rank")["reward"])
+
+
+def trace_figures(run: str) -> dict[str, float]:
+    """Return means over the scores of a run: terms of the reward, tokens, shares well-formed and truncated."""
+    columns = ["reward", "r_ss", "r_kl", "thought_tokens", "well_formed", "truncated"]
+    frame = pl.read_parquet(f"{run}/scores/*.parquet").select(pl.col(columns).cast(pl.Float64).mean())
+    return {name: float(value) for name, value in frame.row(0, named=True).items()}

@@ -1,0 +1,183 @@
+"""The recipe of the miniature models: its tokenizer, and that its texts are right and hold no test problem."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlt_data.formats import ChatTemplate, Format, Views, encode, load_format, tokens_inside
+from rlt_data.recipes.nano.build import FORMAT
+from rlt_data.recipes.nano.corpus import STYLES, attempts, base_texts, countdown_settings, solving, warm_up_rows
+from rlt_data.recipes.nano.tokenizer import LARGEST_VALUE, build_tokenizer
+from rlt_data.tasks.countdown import Problem, problem_with_answer, problems, question_text, split_of
+from rlt_data.training.examples import tokenised
+from tests.conftest import Rlt
+
+_STEP = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def format() -> Format:
+    return load_format(str(FORMAT))
+
+
+@pytest.fixture(scope="module")
+def views(tokenizer: Any, format: Format) -> Views:
+    return Views(format, ChatTemplate(tokenizer))
+
+
+def problem_of(text: str, expression: str = "") -> Problem | None:
+    """Read a problem back from a text that shows its question."""
+    found = re.search(r"Combine the numbers (\d+), (\d+) and (\d+) with .* to reach (\d+)\.", text)
+    if not found:
+        return None
+    *numbers, target = map(int, found.groups())
+    return Problem(tuple(numbers), target, expression)
+
+
+def test_a_question_is_nine_tokens(tokenizer: Any) -> None:
+    question = question_text((3, 4, 5), 7)
+    ids = tokenizer(question)["input_ids"]
+    assert len(ids) == 9 and tokenizer.unk_token_id not in ids
+    assert tokenizer("3 apples")["input_ids"] == [tokenizer.convert_tokens_to_ids("3"), tokenizer.unk_token_id]
+
+
+def test_every_integer_is_one_token_and_white_space_does_not_matter(tokenizer: Any) -> None:
+    for number in range(LARGEST_VALUE + 1):
+        assert tokenizer.convert_ids_to_tokens(tokenizer(str(number))["input_ids"]) == [str(number)]
+    assert tokenizer("(3*4)-5")["input_ids"] == tokenizer(" ( 3 * 4 )\n- 5")["input_ids"]
+
+
+def test_what_the_models_read_and_write_survives_decoding(tokenizer: Any, views: Views) -> None:
+    for text in islice(base_texts(1, views), 300):
+        ids = tokenizer(text.given + text.learned)["input_ids"]
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer(tokenizer.decode(ids))["input_ids"] == ids
+
+
+def test_offsets_point_at_the_tokens(tokenizer: Any, views: Views) -> None:
+    rendered = views.student(question_text((3, 4, 5), 7), "3*4 - 5", "  3 * 4 = 12 12-5 = 7 yes ")
+    [encoding] = encode(tokenizer, [rendered.text])
+    for name, expected in (("thought", "3 * 4 = 12 12 - 5 = 7 yes"), ("solution", "3 * 4 - 5")):
+        inside = tokens_inside(encoding, *getattr(rendered, name))
+        assert [rendered.text[slice(*encoding.offsets[token])] for token in inside] == expected.split()
+        assert tokenizer.convert_ids_to_tokens(encoding.ids[inside].tolist()) == expected.split()
+
+
+def test_the_template_leaves_system_texts_out_and_shows_the_rest(tokenizer: Any, views: Views) -> None:
+    views.check()
+    assert views.template.source == "own" and not views.template.merges_system
+    given = views.teacher_prompt("3 and 4", "3 + 4")
+    words = "<bos> <question> 3 and 4 </question> <solution> 3 + 4 </solution> <explanation>"
+    assert tokenizer(given)["input_ids"] == tokenizer.convert_tokens_to_ids(words.split())
+    assert tokenizer.apply_chat_template([{"role": "system", "content": "x"}], tokenize=False) == "<bos>"
+
+
+def test_no_text_holds_a_problem_of_the_test_split(views: Views) -> None:
+    held_out = {problem.key for problem in problems(countdown_settings("test", 1000))}
+    shown = [problem_of(text.given) for text in islice(base_texts(2, views), 2000)]
+    shown += [problem_of(row["question"]) for row in warm_up_rows(2, 2000)]
+    asked = [problem for problem in shown if problem]
+    assert len(asked) > 3000
+    assert not held_out & {problem.key for problem in asked}
+    assert all(split_of(problem, 0.2) == "train" for problem in asked)
+
+
+def test_the_base_computes_rightly_and_answers_its_last_attempt(views: Views) -> None:
+    answered = checked = 0
+    for text in islice(base_texts(3, views), 500):
+        steps = [(int(a), op, int(b), int(value)) for a, op, b, value in _STEP.findall(text.learned)]
+        assert all(value == {"+": a + b, "-": a - b, "*": a * b}[op] for a, op, b, value in steps)
+        problem, verdicts = problem_of(text.given), re.findall("yes|no", text.learned)
+        if not problem or not verdicts:
+            continue
+        if len(verdicts) == len(steps):  # facts that have nothing to do with the inputs
+            assert [verdict == "yes" for verdict in verdicts] == [step[3] == problem.target for step in steps]
+            checked += 1
+            continue
+        assert [verdict == "yes" for verdict in verdicts] == [step[3] == problem.target for step in steps[1::2]]
+        [solution] = re.findall("<solution> (.*) </solution>", text.learned)
+        assert problem_with_answer(solution, problem.numbers, steps[-1][3]) is None
+        answered += 1
+    assert answered > 200 and checked > 50
+
+
+def test_attempts_are_written_as_the_product_writes_them() -> None:
+    for problem in islice(problems(countdown_settings("train", 500, seed=7)), 500):
+        assert solving(problem)
+        assert all(each.second.value == problem.target for each in solving(problem))
+    for each in attempts((2, 7, 11)):
+        assert problem_with_answer(each.expression, (2, 7, 11), each.second.value) is None
+
+
+def test_explanations_of_the_warm_up_are_what_their_style_says() -> None:
+    seen = set()
+    for row in warm_up_rows(4, 600):
+        seen.add(row["style"])
+        problem = problem_of(row["question"])
+        assert problem and problem_with_answer(row["solution"], problem.numbers, problem.target) is None
+        verdicts = re.findall("yes|no", row["explanation"])
+        steps = _STEP.findall(row["explanation"])
+        right = all(
+            int(v) == {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[op] for a, op, b, v in steps
+        )
+        assert right == (row["style"] != "wrong-arithmetic")
+        expected = {"search": (1, 5), "terse": (0, 0), "step-left-out": (0, 0)}
+        if row["style"] in expected:
+            assert verdicts[-1] == "yes" and verdicts.count("yes") == 1
+            low, high = expected[row["style"]]
+            assert low <= verdicts.count("no") <= high
+        if row["style"] == "only-wrong":
+            assert set(verdicts) == {"no"}
+        if row["style"] == "copy":
+            assert row["explanation"] == row["solution"]
+    assert seen == set(STYLES)
+
+
+def test_the_same_seed_draws_the_same_texts(views: Views) -> None:
+    first, again, other = (list(islice(base_texts(seed, views), 200)) for seed in (5, 5, 6))
+    assert first == again != other
+    assert list(warm_up_rows(5, 100)) == list(warm_up_rows(5, 100)) != list(warm_up_rows(6, 100))
+
+
+def test_the_loss_counts_what_follows_the_question(tokenizer: Any, views: Views) -> None:
+    for text, example in zip(
+        islice(base_texts(1, views), 50), tokenised(islice(base_texts(1, views), 50), tokenizer), strict=True
+    ):
+        learned = [label for label in example["labels"] if label >= 0]
+        assert tokenizer.decode(learned).split() == tokenizer.decode(tokenizer(text.learned)["input_ids"]).split()
+
+
+def test_a_question_with_unknown_words_fails_with_the_word(rlt: Rlt, tmp_path: Path) -> None:
+    rows = [
+        {"id": "known", "question": question_text((3, 4, 5), 7), "solution": "3 * 4 - 5"},
+        {"id": "apples", "question": "How many apples are 3 apples?", "solution": "3"},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rlt(
+        "generate",
+        "--teacher",
+        "nano-teacher-warm",
+        "--in",
+        "in.jsonl",
+        "--n",
+        1,
+        "--max-tokens",
+        5,
+        "--out",
+        "run",
+        code=4,
+    )
+    [error] = [json.loads(line) for line in Path("run/errors.jsonl").read_text().splitlines()]
+    assert error["source_id"] == "apples"
+    assert "the model's vocabulary lacks words of this question, such as 'How'" in json.dumps(error)
