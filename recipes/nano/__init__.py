@@ -1,0 +1,1 @@
+"""Miniature student and teacher for Countdown, made from nothing in minutes on a processor."""

@@ -1,0 +1,283 @@
+"""Training texts: what the base student reads, and the explanations that warm the teacher up.
+
+The base owns every sub-skill (arithmetic, the check whether a value is the target, answering the last attempt) and
+lacks the policy: its attempts are drawn at random, it goes on after a hit and ends where it likes. Explanations of the
+warm-up are of several styles, good and bad, so that sampling the teacher gives the reward something to tell apart.
+
+Problems come from the product's own generator and its train split; no text holds a problem of the test split.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice, permutations
+
+from rlt_data.formats import Views
+from rlt_data.recipes.nano.tokenizer import LARGEST_VALUE
+from rlt_data.settings import CountdownSettings
+from rlt_data.tasks.countdown import Problem, problems, question_text
+from rlt_data.training.examples import Text
+
+#: Inputs of a problem are 1 to this.
+LARGEST_INPUT = 14
+#: Problems of the train split that are drawn from; there are some 4,800.
+PROBLEMS = 4700
+OPERATORS = "+-*"
+
+#: Kinds of text of the base corpus, and their shares.
+BASE_MIXTURE = {"facts": 0.10, "checks": 0.25, "attempts": 0.50, "copied": 0.07, "rambling": 0.08}
+#: Styles of the warm-up, and their shares.
+STYLES = {
+    "search": 0.28,
+    "terse": 0.14,
+    "step-left-out": 0.10,
+    "wrong-arithmetic": 0.16,
+    "copy": 0.08,
+    "ramble": 0.12,
+    "only-wrong": 0.12,
+}
+#: Share of the base's traces of attempts that hold a hit.
+HIT_SHARE = 0.5
+MOST_ATTEMPTS = 6
+_FACTS = 12  # of a text of facts
+
+
+@dataclass(frozen=True)
+class Step:
+    """One computation."""
+
+    left: int
+    operator: str
+    right: int
+
+    @property
+    def value(self) -> int:
+        """Its right result."""
+        return {"+": self.left + self.right, "-": self.left - self.right, "*": self.left * self.right}[self.operator]
+
+    def text(self, value: int | None = None) -> str:
+        """Write it with its result, or with another that is claimed to be it."""
+        return f"{self.left} {self.operator} {self.right} = {self.value if value is None else value}"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Two steps that use three numbers once each, the second one the value of the first."""
+
+    first: Step
+    second: Step
+    expression: str
+
+    def text(self, target: int) -> str:
+        """Write both steps, and whether the target is reached."""
+        return f"{self.first.text()} {self.second.text()} {'yes' if self.second.value == target else 'no'}"
+
+
+@cache
+def attempts(numbers: tuple[int, ...]) -> tuple[Attempt, ...]:
+    """Return all attempts with three numbers whose values stay between 0 and the largest; numbers are sorted."""
+    found = {}
+    for a, b, c in permutations(numbers):
+        for operator in OPERATORS:
+            first = Step(a, operator, b)
+            for then in OPERATORS:
+                for left in (True, False):
+                    second = Step(first.value, then, c) if left else Step(c, then, first.value)
+                    if all(0 <= step.value <= LARGEST_VALUE for step in (first, second)):
+                        expression = _expression(first, second, left=left)
+                        found[first.text(), second.text(), expression] = Attempt(first, second, expression)
+    return tuple(found.values())
+
+
+def _expression(first: Step, second: Step, *, left: bool) -> str:
+    """Write two steps as the product's generator does, with the brackets that are needed."""
+    inner = f"{first.left} {first.operator} {first.right}"
+    weaker = first.operator in "+-"
+    if weaker and (second.operator == "*" or (second.operator == "-" and not left)):
+        inner = f"({inner})"
+    return f"{inner} {second.operator} {second.right}" if left else f"{second.left} {second.operator} {inner}"
+
+
+@cache
+def train_problems() -> tuple[Problem, ...]:
+    """Return problems of the train split, the same each time."""
+    return tuple(problems(countdown_settings("train", PROBLEMS)))
+
+
+def countdown_settings(split: str, rows: int, seed: int = 0) -> CountdownSettings:
+    """Return the ranges of the task for the product's generator."""
+    return CountdownSettings.model_validate(
+        {"out": "-", "rows": rows, "split": split, "seed": seed, "operators": OPERATORS}
+        | {"fewest": 3, "most": 3, "smallest": 1, "largest": LARGEST_INPUT}
+        | {"smallest_target": 0, "largest_target": LARGEST_VALUE, "largest_value": LARGEST_VALUE}
+    )
+
+
+def solving(problem: Problem) -> list[Attempt]:
+    """Return the attempts that are written as the problem's own expression."""
+    return [each for each in attempts(tuple(sorted(problem.numbers))) if each.expression == problem.expression]
+
+
+def facts(draw: random.Random, count: int) -> str:
+    """Return computations as they occur in attempts, with right results."""
+    return " ".join(_fact(draw).text() for _ in range(count))
+
+
+def _fact(draw: random.Random, value: int | None = None) -> Step:
+    """Draw a computation, with a given value if there is one."""
+    if value is not None:
+        return draw.choice(_steps_to(value))
+    while True:
+        operator = draw.choice(OPERATORS)
+        pair = draw.randint(0, LARGEST_VALUE), draw.randint(1, LARGEST_INPUT)
+        left, right = pair if draw.random() < 0.5 else pair[::-1]
+        step = Step(left, operator, right)
+        if 0 <= step.value <= LARGEST_VALUE:
+            return step
+
+
+@cache
+def _steps_to(value: int) -> tuple[Step, ...]:
+    pairs = [(a, b) for a in range(LARGEST_VALUE + 1) for b in range(LARGEST_INPUT + 1)]
+    steps = [Step(*each) for a, b in pairs for op in OPERATORS for each in ((a, op, b), (b, op, a))]
+    return tuple(dict.fromkeys(step for step in steps if step.value == value))
+
+
+def base_texts(seed: int, views: Views) -> Iterator[Text]:
+    """Draw the base corpus, endlessly; of texts with a question only what follows the question is learned.
+
+    Args:
+        seed: of the draw.
+        views: format and chat template of the models.
+    """
+    draw = random.Random(f"base/{seed}")
+    start, end = views.template.split([])[0].rstrip(), views.template.end
+    while True:
+        [kind] = draw.choices(list(BASE_MIXTURE), list(BASE_MIXTURE.values()))
+        if kind == "facts":
+            yield Text(start, f" {facts(draw, _FACTS)}{end}")
+            continue
+        problem = draw.choice(train_problems())
+        question = question_text(draw.sample(problem.numbers, 3), problem.target)
+        thought, solution = _base_thought(draw, kind, problem)
+        given = views.solver_prompt(question)
+        yield Text(given, views.student(question, solution, f" {thought} ").text[len(given) :])
+
+
+def _base_thought(draw: random.Random, kind: str, problem: Problem) -> tuple[str, str]:
+    """Return a thought of the base and the solution that it answers with."""
+    every = attempts(tuple(sorted(problem.numbers)))
+    if kind == "attempts":
+        chosen = some_attempts(draw, problem, draw.randint(1, MOST_ATTEMPTS), hit=draw.random() < HIT_SHARE)
+        return " ".join(each.text(problem.target) for each in chosen), chosen[-1].expression
+    answer = draw.choice(every).expression
+    if kind == "checks":
+        return _checks(draw, problem.target), answer
+    return (answer if kind == "copied" else facts(draw, draw.randint(2, 8))), answer
+
+
+def _checks(draw: random.Random, target: int) -> str:
+    """Return facts that have nothing to do with the inputs, half of them with the target as result, each marked.
+
+    Hits are rare in attempts, so from them alone the base would learn to write "no" and never look at the target.
+    """
+    words = []
+    for _ in range(draw.randint(2, 8)):
+        step = _fact(draw, target if draw.random() < 0.5 else None)
+        words.append(f"{step.text()} {'yes' if step.value == target else 'no'}")
+    return " ".join(words)
+
+
+def some_attempts(draw: random.Random, problem: Problem, count: int, *, hit: bool) -> list[Attempt]:
+    """Draw different attempts at a problem: all of them miss, except one at any place if there is to be a hit."""
+    every = attempts(tuple(sorted(problem.numbers)))
+    misses = [each for each in every if each.second.value != problem.target]
+    chosen = draw.sample(misses, min(count, len(misses)))
+    if hit:
+        chosen[draw.randrange(len(chosen))] = draw.choice([e for e in every if e.second.value == problem.target])
+    return chosen
+
+
+def warm_up_rows(seed: int, count: int, styles: dict[str, float] = STYLES) -> Iterator[dict[str, str]]:
+    """Draw questions with solution and an explanation of a style.
+
+    Args:
+        seed: of the draw.
+        count: rows.
+        styles: shares of the styles.
+
+    Returns:
+        Rows with the columns question, solution, explanation and style.
+    """
+    draw = random.Random(f"warm-up/{seed}")
+    return islice(_warm_up(draw, styles), count)
+
+
+def _warm_up(draw: random.Random, styles: dict[str, float]) -> Iterator[dict[str, str]]:
+    names, shares = list(styles), list(styles.values())
+    while True:
+        problem = draw.choice(train_problems())
+        [style] = draw.choices(names, shares)
+        yield {
+            "question": question_text(draw.sample(problem.numbers, 3), problem.target),
+            "solution": problem.expression,
+            "explanation": _EXPLAIN[style](draw, problem),
+            "style": style,
+        }
+
+
+def _search(draw: random.Random, problem: Problem) -> str:
+    tried = some_attempts(draw, problem, draw.randint(1, MOST_ATTEMPTS - 1), hit=False)
+    return _written([*tried, draw.choice(solving(problem))], problem)
+
+
+def _terse(draw: random.Random, problem: Problem) -> str:
+    return _written([draw.choice(solving(problem))], problem)
+
+
+def _step_left_out(draw: random.Random, problem: Problem) -> str:
+    return f"{draw.choice(solving(problem)).second.text()} yes"
+
+
+def _wrong_arithmetic(draw: random.Random, problem: Problem) -> str:
+    """Return a search whose attempts are those of :func:`_search` with one or both values changed."""
+    tried = some_attempts(draw, problem, draw.randint(0, MOST_ATTEMPTS - 1) or 1, hit=False)
+    tried = [*tried, draw.choice(solving(problem))]
+    words = []
+    for each in tried:
+        wrong = draw.choice([value for value in range(LARGEST_VALUE + 1) if value != each.first.value])
+        left = each.second.left == each.first.value
+        second = Step(wrong, each.second.operator, each.second.right) if left else each.second
+        claimed = problem.target if each is tried[-1] else draw.randint(0, LARGEST_VALUE)
+        words.append(f"{each.first.text(wrong)} {second.text(claimed)} {'yes' if claimed == problem.target else 'no'}")
+    return " ".join(words)
+
+
+def _copy(_: random.Random, problem: Problem) -> str:
+    return problem.expression
+
+
+def _ramble(draw: random.Random, _: Problem) -> str:
+    return facts(draw, draw.randint(2, 8))
+
+
+def _only_wrong(draw: random.Random, problem: Problem) -> str:
+    return _written(some_attempts(draw, problem, draw.randint(1, MOST_ATTEMPTS - 1), hit=False), problem)
+
+
+def _written(tried: Sequence[Attempt], problem: Problem) -> str:
+    return " ".join(each.text(problem.target) for each in tried)
+
+
+_EXPLAIN: dict[str, Callable[[random.Random, Problem], str]] = {
+    "search": _search,
+    "terse": _terse,
+    "step-left-out": _step_left_out,
+    "wrong-arithmetic": _wrong_arithmetic,
+    "copy": _copy,
+    "ramble": _ramble,
+    "only-wrong": _only_wrong,
+}
