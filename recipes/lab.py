@@ -53,7 +53,8 @@ class Lab:
 
     Attributes:
         recipe: its name.
-        config: its settings, by section; ``seeds``, ``workers`` and ``launcher`` are for all of it.
+        config: its settings, by section; ``seeds``, ``workers`` and ``launcher`` (a file of
+            recipes/accelerate, for trainings on many GPUs) are for all of it.
         out: its folder.
         dry_run: only check every step's settings, and show them.
     """
@@ -101,12 +102,21 @@ class Lab:
         return result
 
     def _launch(self, name: str, settings: Settings) -> dict[str, Any]:
-        """Run a training under the launcher of the recipe, such as ``accelerate launch --config_file ...``."""
+        """Run a training by ``accelerate launch``, with the shipped file that the recipe names as its launcher."""
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
             yaml.safe_dump(settings.model_dump(mode="json", by_alias=True), file)
             file.flush()
             command = ["-m", "rlt_data.cli.main", *STEPS[name][2], "--config", file.name]
-            subprocess.run([*map(str, self.config["launcher"]), *command], check=True)
+            shipped = resources.files("rlt_data.recipes").joinpath("accelerate", f"{self.config['launcher']}.yaml")
+            launch = [
+                sys.executable,
+                "-m",
+                "accelerate.commands.accelerate_cli",
+                "launch",
+                "--config_file",
+                str(shipped),
+            ]
+            subprocess.run([*launch, *command], check=True)
         found = json.loads((Path(settings.out) / "training.json").read_text(encoding="utf-8"))  # type: ignore[attr-defined]
         return {"out": str(settings.out), **found}  # type: ignore[attr-defined]
 
@@ -231,6 +241,19 @@ def publish(lab: Lab, figures: Mapping[str, Any], text: str, draw: Callable[[Any
         matplotlib.rcParams["svg.hashsalt"] = lab.recipe
         figure.savefig(folder / f"{lab.recipe}.svg", metadata={"Date": None})
         pyplot.close(figure)
+
+
+def bars(axes: Any, names: Sequence[str], groups: Mapping[str, Sequence[Estimate]], ylabel: str = "accuracy") -> None:
+    """Draw bars with their intervals: one place for each name, one bar there for each group."""
+    width = 0.8 / len(groups)
+    for number, (label, means) in enumerate(groups.items()):
+        places = [place + (number - (len(groups) - 1) / 2) * width for place in range(len(names))]
+        heights, halves = [each.mean for each in means], [each.half for each in means]
+        axes.bar(places, heights, 0.95 * width, yerr=halves, capsize=3, label=label)
+    axes.set_xticks(range(len(names)), names, rotation=12, fontsize="small")
+    axes.set(ylabel=ylabel)
+    if len(groups) > 1:
+        axes.legend()
 
 
 def _json(value: Any) -> Any:

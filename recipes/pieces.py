@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from rlt_data.recipes.lab import Lab
+from rlt_data.training.rewards import copied
 
 
 def questions(lab: Lab, name: str, seed: int = 0) -> dict[str, Any]:
@@ -27,7 +30,9 @@ def questions(lab: Lab, name: str, seed: int = 0) -> dict[str, Any]:
     return {"in": file}
 
 
-def ranked_traces(lab: Lab, teacher: str, run: str, seed: int, section: str = "generate", **score: Any) -> str:
+def ranked_traces(
+    lab: Lab, teacher: str, run: str, seed: int, section: str = "generate", asked: str = "train", **score: Any
+) -> str:
     """Generate, score and rank a teacher's traces; return their run folder.
 
     Args:
@@ -36,10 +41,11 @@ def ranked_traces(lab: Lab, teacher: str, run: str, seed: int, section: str = "g
         run: name of the run folder.
         seed: of the samples and of the questions.
         section: how traces are generated.
+        asked: section of the questions.
         score: settings of the scoring that differ.
     """
     folder = lab.path("traces", run)
-    made = questions(lab, "train", seed)
+    made = questions(lab, asked, seed)
     lab.step("generate", section, teacher=teacher, out=folder, seed=seed, **made)
     lab.step("score", in_=folder, **score)
     lab.step("rank", in_=folder)
@@ -47,7 +53,15 @@ def ranked_traces(lab: Lab, teacher: str, run: str, seed: int, section: str = "g
 
 
 def student_of(
-    lab: Lab, run: str, name: str, seed: int, *, select: str = "best", limit: int | None = None, model: Any = None
+    lab: Lab,
+    run: str,
+    name: str,
+    seed: int,
+    *,
+    select: str = "best",
+    limit: int | None = None,
+    model: str | None = None,
+    test: str = "test",
 ) -> dict[str, Any]:
     """Distill traces, train a student on them, and measure it.
 
@@ -59,6 +73,7 @@ def student_of(
         select: which traces.
         limit: of how many questions.
         model: where the student begins; default: as its section says.
+        test: section of the questions it is measured on.
 
     Returns:
         ``accuracy``, ``formatted``, ``tokens`` (mean length of its answers), ``rows`` it was trained on, ``out``.
@@ -69,11 +84,35 @@ def student_of(
     begin = {} if model is None else {"model": model}
     trained = lab.step("student", in_=data, out=out, seed=seed, **begin)
     rows = trained["plan"]["rows"] if trained else 0
-    return {"rows": rows, "out": out, **accuracy(lab, out, f"{name}-{seed}", seed)}
+    return {"rows": rows, "out": out, **accuracy(lab, out, f"{name}-{seed}", seed, test=test)}
 
 
-def accuracy(lab: Lab, model: str, name: str, seed: int) -> dict[str, Any]:
+def imported_traces(lab: Lab, rows: list[dict[str, Any]], name: str, **score: Any) -> str:
+    """Score and rank explanations of any origin; return their run folder.
+
+    Args:
+        lab: the recipe.
+        rows: ``question``, ``solution``, ``explanation``.
+        name: of the run folder.
+        score: settings of the scoring that differ.
+    """
+    file, folder = Path(lab.path("rows", f"{name}.jsonl")), lab.path("traces", name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    lab.step("score", in_=str(file), out=folder, teacher="none", **score)
+    lab.step("rank", in_=folder, by="reward_without_entropy")
+    return folder
+
+
+def accuracy(lab: Lab, model: str, name: str, seed: int, *, test: str = "test") -> dict[str, Any]:
     """Measure a model on every benchmark of the recipe.
+
+    Args:
+        lab: the recipe.
+        model: name or folder.
+        name: of the evaluation.
+        seed: of its samples.
+        test: section of the questions, for benchmarks that are made.
 
     Returns:
         Means over the benchmarks: ``accuracy``, ``formatted``, ``truncated``, ``tokens``; and ``benchmarks``, the
@@ -82,7 +121,7 @@ def accuracy(lab: Lab, model: str, name: str, seed: int) -> dict[str, Any]:
     found = {}
     for benchmark, settings in lab.config["benchmarks"].items():
         lab.config.setdefault(f"benchmarks.{benchmark}", settings)
-        asked = questions(lab, "test") if "in" not in settings and "test" in lab.config else {}
+        asked = questions(lab, test) if "in" not in settings and test in lab.config else {}
         out = lab.path("evaluations", f"{name}-{benchmark}")
         found[benchmark] = lab.step("evaluate", f"benchmarks.{benchmark}", model=model, out=out, seed=seed, **asked)
     if lab.dry_run:
@@ -100,7 +139,11 @@ def scores_by_rank(run: str) -> list[float]:
 
 
 def trace_figures(run: str) -> dict[str, float]:
-    """Return means over the scores of a run: terms of the reward, tokens, shares well-formed and truncated."""
+    """Return means over the traces of a run: terms of the reward, tokens, shares; and how much copies the solution."""
     columns = ["reward", "r_ss", "r_kl", "thought_tokens", "well_formed", "truncated"]
     frame = pl.read_parquet(f"{run}/scores/*.parquet").select(pl.col(columns).cast(pl.Float64).mean())
-    return {name: float(value) for name, value in frame.row(0, named=True).items()}
+    solutions = pl.read_parquet(f"{run}/questions/*.parquet").select("question_id", "solution")
+    traces = pl.read_parquet(f"{run}/traces/*.parquet").select("question_id", "completion")
+    pairs = traces.join(solutions, on="question_id").select("completion", "solution").iter_rows()
+    shares = [copied(completion.rpartition("<")[0], solution) for completion, solution in pairs]
+    return {name: float(value) for name, value in frame.row(0, named=True).items()} | {"copied": float(np.mean(shares))}

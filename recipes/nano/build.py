@@ -28,7 +28,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from rlt_data.formats import ChatTemplate, Views, load_format
-from rlt_data.recipes.nano.corpus import base_texts, facts, some_attempts, train_problems, warm_up_rows
+from rlt_data.recipes.nano.corpus import (
+    LARGE,
+    SMALL,
+    Domain,
+    base_texts,
+    facts,
+    some_attempts,
+    train_problems,
+    warm_up_rows,
+)
 from rlt_data.recipes.nano.tokenizer import build_tokenizer
 from rlt_data.training.examples import IGNORED, Text, tokenised
 
@@ -119,13 +128,14 @@ def save(model: Any, tokenizer: Any, out: Path) -> None:
     shutil.copy(FORMAT, out / "format.yaml")
 
 
-def skills(model: Any, tokenizer: Any, views: Views, count: int = 512) -> dict[str, float]:
+def skills(model: Any, tokenizer: Any, views: Views, domain: Domain, count: int = 512) -> dict[str, float]:
     """Measure what a base student must own, by its likeliest token at each place where one answer is right.
 
     Args:
         model: a student.
         tokenizer: its tokenizer.
         views: format and chat template.
+        domain: of the problems and facts.
         count: texts of facts, and as many traces of attempts with problems of the train split.
 
     Returns:
@@ -136,9 +146,9 @@ def skills(model: Any, tokenizer: Any, views: Views, count: int = 512) -> dict[s
     hits: dict[str, list[bool]] = {name: [] for name in ("facts", "steps", "check", "yes", "last")}
     after_equals, verdicts = tokenizer.convert_tokens_to_ids("="), tokenizer.convert_tokens_to_ids(["yes", "no"])
     start = tokenizer.convert_tokens_to_ids("<solution>")
-    texts = [f"{tokenizer.bos_token} {facts(draw, 12)}" for _ in range(count)]
+    texts = [f"{tokenizer.bos_token} {facts(draw, 12, [domain])}" for _ in range(count)]
     for _ in range(count):
-        problem = draw.choice(train_problems())
+        problem = draw.choice(train_problems(domain))
         tried = some_attempts(draw, problem, draw.randint(1, 6), hit=draw.random() < 0.5)
         thought = " ".join(each.text(problem.target) for each in tried)
         texts.append(views.student(problem.question, tried[-1].expression, f" {thought} ").text)
@@ -160,6 +170,13 @@ def skills(model: Any, tokenizer: Any, views: Views, count: int = 512) -> dict[s
     return {name: sum(found) / max(1, len(found)) for name, found in hits.items()}
 
 
+def all_skills(model: Any, tokenizer: Any, views: Views) -> dict[str, dict[str, float]]:
+    """Measure :func:`skills` with small inputs and with large ones."""
+    domains = {"small": SMALL, "large": LARGE}
+    measured = {name: skills(model, tokenizer, views, domain) for name, domain in domains.items()}
+    return {name: {key: round(value, 4) for key, value in found.items()} for name, found in measured.items()}
+
+
 def make_base(out: Path, *, steps: int, batch_size: int, rate: float, seed: int) -> None:
     """Train the base student from random weights."""
     tokenizer = build_tokenizer()
@@ -175,7 +192,8 @@ def make_base(out: Path, *, steps: int, batch_size: int, rate: float, seed: int)
         rate=rate,
         seed=seed,
     )
-    logger.info("%s", {name: round(value, 4) for name, value in skills(model, tokenizer, views).items()})
+    for name, found in all_skills(model, tokenizer, views).items():
+        logger.info("%s: %s", name, found)
     save(model, tokenizer, out)
 
 
@@ -201,8 +219,8 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="the base student, for warm-up")
     parser.add_argument("--in", dest="input", type=Path, help="rows for the warm-up")
     parser.add_argument("--model", type=Path, help="a student, for skills")
-    parser.add_argument("--steps", type=int, default=2400, help="of the base")
-    parser.add_argument("--rows", type=int, default=44_800, help="of the warm-up; each is read once")
+    parser.add_argument("--steps", type=int, default=3200, help="of the base")
+    parser.add_argument("--rows", type=int, default=64_000, help="of the warm-up; each is read once")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rate", type=float, help="largest learning rate; base 4e-3, warm-up 3e-3")
     parser.add_argument("--seed", type=int, default=0)
@@ -222,8 +240,7 @@ def main() -> None:
     else:
         tokenizer = AutoTokenizer.from_pretrained(given.model)
         views = Views(load_format(str(given.model / "format.yaml")), ChatTemplate(tokenizer))
-        measured = skills(AutoModelForCausalLM.from_pretrained(given.model), tokenizer, views)
-        print(json.dumps({name: round(value, 4) for name, value in measured.items()}))
+        print(json.dumps(all_skills(AutoModelForCausalLM.from_pretrained(given.model), tokenizer, views)))
 
 
 if __name__ == "__main__":

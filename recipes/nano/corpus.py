@@ -4,6 +4,9 @@ The base owns every sub-skill (arithmetic, the check whether a value is the targ
 lacks the policy: its attempts are drawn at random, it goes on after a hit and ends where it likes. Explanations of the
 warm-up are of several styles, good and bad, so that sampling the teacher gives the reward something to tell apart.
 
+There are two domains of problems: with small inputs, and with large ones. The base knows both; the warm-up is of small
+inputs alone, so that large ones show what transfers.
+
 Problems come from the product's own generator and its train split; no text holds a problem of the test split.
 """
 
@@ -21,14 +24,27 @@ from rlt_data.settings import CountdownSettings
 from rlt_data.tasks.countdown import Problem, problems, question_text
 from rlt_data.training.examples import Text
 
-#: Inputs of a problem are 1 to this.
-LARGEST_INPUT = 14
-#: Problems of the train split that are drawn from; there are some 4,800.
-PROBLEMS = 4700
 OPERATORS = "+-*"
 
+
+@dataclass(frozen=True)
+class Domain:
+    """Problems whose inputs lie in a range, and how many of the train split are drawn from."""
+
+    smallest: int
+    largest: int
+    problems: int
+
+
+#: There are some 4,800 of the train split.
+SMALL = Domain(1, 14, 4700)
+#: Products fit after a difference alone, so it is mostly sums and differences.
+LARGE = Domain(15, 40, 10_000)
+#: Share of the base's problems that have large inputs. Of its pure facts it is half, because those are more.
+LARGE_SHARE = 0.3
+
 #: Kinds of text of the base corpus, and their shares.
-BASE_MIXTURE = {"facts": 0.10, "checks": 0.25, "attempts": 0.50, "copied": 0.07, "rambling": 0.08}
+BASE_MIXTURE = {"facts": 0.16, "checks": 0.25, "attempts": 0.55, "copied": 0.04}
 #: Styles of the warm-up, and their shares.
 STYLES = {
     "search": 0.28,
@@ -42,6 +58,8 @@ STYLES = {
 #: Share of the base's traces of attempts that hold a hit.
 HIT_SHARE = 0.5
 MOST_ATTEMPTS = 6
+#: Wrong attempts before the right one in an explanation.
+MOST_MISSES = 4
 _FACTS = 12  # of a text of facts
 
 
@@ -65,11 +83,24 @@ class Step:
 
 @dataclass(frozen=True)
 class Attempt:
-    """Two steps that use three numbers once each, the second one the value of the first."""
+    """Two steps that use three numbers once each, the second one the value of the first.
+
+    Attributes:
+        first: of two of the numbers.
+        second: of the third number and the first's value.
+        left: whether that value stands left of the operator.
+        expression: both in one.
+    """
 
     first: Step
     second: Step
+    left: bool
     expression: str
+
+    @property
+    def key(self) -> tuple[Step, Step]:
+        """The same for attempts that differ by the order of summands or factors alone."""
+        return _sorted(self.first), _sorted(self.second)
 
     def text(self, target: int) -> str:
         """Write both steps, and whether the target is reached."""
@@ -88,8 +119,21 @@ def attempts(numbers: tuple[int, ...]) -> tuple[Attempt, ...]:
                     second = Step(first.value, then, c) if left else Step(c, then, first.value)
                     if all(0 <= step.value <= LARGEST_VALUE for step in (first, second)):
                         expression = _expression(first, second, left=left)
-                        found[first.text(), second.text(), expression] = Attempt(first, second, expression)
+                        found[first.text(), second.text(), expression] = Attempt(first, second, left, expression)
     return tuple(found.values())
+
+
+def _sorted(step: Step) -> Step:
+    return step if step.operator == "-" or step.left <= step.right else Step(step.right, step.operator, step.left)
+
+
+@cache
+def families(numbers: tuple[int, ...]) -> tuple[tuple[Attempt, ...], ...]:
+    """Return the attempts with three numbers, those together that differ by the order of operands alone."""
+    found: dict[tuple[Step, Step], list[Attempt]] = {}
+    for each in attempts(numbers):
+        found.setdefault(each.key, []).append(each)
+    return tuple(map(tuple, found.values()))
 
 
 def _expression(first: Step, second: Step, *, left: bool) -> str:
@@ -102,37 +146,38 @@ def _expression(first: Step, second: Step, *, left: bool) -> str:
 
 
 @cache
-def train_problems() -> tuple[Problem, ...]:
+def train_problems(domain: Domain) -> tuple[Problem, ...]:
     """Return problems of the train split, the same each time."""
-    return tuple(problems(countdown_settings("train", PROBLEMS)))
+    return tuple(problems(countdown_settings(domain, "train", domain.problems)))
 
 
-def countdown_settings(split: str, rows: int, seed: int = 0) -> CountdownSettings:
-    """Return the ranges of the task for the product's generator."""
+def countdown_settings(domain: Domain, split: str, rows: int, seed: int = 0) -> CountdownSettings:
+    """Return the ranges of a domain for the product's generator."""
     return CountdownSettings.model_validate(
         {"out": "-", "rows": rows, "split": split, "seed": seed, "operators": OPERATORS}
-        | {"fewest": 3, "most": 3, "smallest": 1, "largest": LARGEST_INPUT}
+        | {"fewest": 3, "most": 3, "smallest": domain.smallest, "largest": domain.largest}
         | {"smallest_target": 0, "largest_target": LARGEST_VALUE, "largest_value": LARGEST_VALUE}
     )
 
 
-def solving(problem: Problem) -> list[Attempt]:
-    """Return the attempts that are written as the problem's own expression."""
-    return [each for each in attempts(tuple(sorted(problem.numbers))) if each.expression == problem.expression]
+def solving(problem: Problem) -> Attempt:
+    """Return the attempt that is the problem's own expression; of 1 + 2 + 3 the one from left to right."""
+    found = [each for each in attempts(tuple(sorted(problem.numbers))) if each.expression == problem.expression]
+    return min(found, key=lambda each: not each.left)
 
 
-def facts(draw: random.Random, count: int) -> str:
+def facts(draw: random.Random, count: int, domains: Sequence[Domain] = (SMALL, LARGE)) -> str:
     """Return computations as they occur in attempts, with right results."""
-    return " ".join(_fact(draw).text() for _ in range(count))
+    return " ".join(_fact(draw, draw.choice(domains)).text() for _ in range(count))
 
 
-def _fact(draw: random.Random, value: int | None = None) -> Step:
+def _fact(draw: random.Random, domain: Domain, value: int | None = None) -> Step:
     """Draw a computation, with a given value if there is one."""
     if value is not None:
-        return draw.choice(_steps_to(value))
+        return draw.choice(_steps_by_value(domain)[value])
     while True:
         operator = draw.choice(OPERATORS)
-        pair = draw.randint(0, LARGEST_VALUE), draw.randint(1, LARGEST_INPUT)
+        pair = draw.randint(0, LARGEST_VALUE), draw.randint(domain.smallest, domain.largest)
         left, right = pair if draw.random() < 0.5 else pair[::-1]
         step = Step(left, operator, right)
         if 0 <= step.value <= LARGEST_VALUE:
@@ -140,10 +185,14 @@ def _fact(draw: random.Random, value: int | None = None) -> Step:
 
 
 @cache
-def _steps_to(value: int) -> tuple[Step, ...]:
-    pairs = [(a, b) for a in range(LARGEST_VALUE + 1) for b in range(LARGEST_INPUT + 1)]
-    steps = [Step(*each) for a, b in pairs for op in OPERATORS for each in ((a, op, b), (b, op, a))]
-    return tuple(dict.fromkeys(step for step in steps if step.value == value))
+def _steps_by_value(domain: Domain) -> dict[int, list[Step]]:
+    found: dict[int, list[Step]] = {value: [] for value in range(LARGEST_VALUE + 1)}
+    for a in range(LARGEST_VALUE + 1):
+        for b in range(domain.smallest, domain.largest + 1):
+            for step in dict.fromkeys(Step(*each) for op in OPERATORS for each in ((a, op, b), (b, op, a))):
+                if step.value in found:
+                    found[step.value].append(step)
+    return found
 
 
 def base_texts(seed: int, views: Views) -> Iterator[Text]:
@@ -160,49 +209,48 @@ def base_texts(seed: int, views: Views) -> Iterator[Text]:
         if kind == "facts":
             yield Text(start, f" {facts(draw, _FACTS)}{end}")
             continue
-        problem = draw.choice(train_problems())
+        domain = LARGE if draw.random() < LARGE_SHARE else SMALL
+        problem = draw.choice(train_problems(domain))
         question = question_text(draw.sample(problem.numbers, 3), problem.target)
-        thought, solution = _base_thought(draw, kind, problem)
+        thought, solution = _base_thought(draw, kind, problem, domain)
         given = views.solver_prompt(question)
         yield Text(given, views.student(question, solution, f" {thought} ").text[len(given) :])
 
 
-def _base_thought(draw: random.Random, kind: str, problem: Problem) -> tuple[str, str]:
+def _base_thought(draw: random.Random, kind: str, problem: Problem, domain: Domain) -> tuple[str, str]:
     """Return a thought of the base and the solution that it answers with."""
-    every = attempts(tuple(sorted(problem.numbers)))
     if kind == "attempts":
         chosen = some_attempts(draw, problem, draw.randint(1, MOST_ATTEMPTS), hit=draw.random() < HIT_SHARE)
         return " ".join(each.text(problem.target) for each in chosen), chosen[-1].expression
-    answer = draw.choice(every).expression
-    if kind == "checks":
-        return _checks(draw, problem.target), answer
-    return (answer if kind == "copied" else facts(draw, draw.randint(2, 8))), answer
+    answer = draw.choice(attempts(tuple(sorted(problem.numbers)))).expression
+    return (_checks(draw, problem.target, domain) if kind == "checks" else answer), answer
 
 
-def _checks(draw: random.Random, target: int) -> str:
+def _checks(draw: random.Random, target: int, domain: Domain) -> str:
     """Return facts that have nothing to do with the inputs, half of them with the target as result, each marked.
 
     Hits are rare in attempts, so from them alone the base would learn to write "no" and never look at the target.
     """
     words = []
     for _ in range(draw.randint(2, 8)):
-        step = _fact(draw, target if draw.random() < 0.5 else None)
+        step = _fact(draw, domain, target if draw.random() < 0.5 else None)
         words.append(f"{step.text()} {'yes' if step.value == target else 'no'}")
     return " ".join(words)
 
 
 def some_attempts(draw: random.Random, problem: Problem, count: int, *, hit: bool) -> list[Attempt]:
-    """Draw different attempts at a problem: all of them miss, except one at any place if there is to be a hit."""
-    every = attempts(tuple(sorted(problem.numbers)))
-    misses = [each for each in every if each.second.value != problem.target]
+    """Draw attempts at a problem, no two alike: all miss, except one at any place if there is to be a hit."""
+    every = families(tuple(sorted(problem.numbers)))
+    misses = [family for family in every if family[0].second.value != problem.target]
     chosen = draw.sample(misses, min(count, len(misses)))
     if hit:
-        chosen[draw.randrange(len(chosen))] = draw.choice([e for e in every if e.second.value == problem.target])
-    return chosen
+        hits = [family for family in every if family[0].second.value == problem.target]
+        chosen[draw.randrange(len(chosen))] = draw.choice(hits)
+    return [draw.choice(family) for family in chosen]
 
 
 def warm_up_rows(seed: int, count: int, styles: dict[str, float] = STYLES) -> Iterator[dict[str, str]]:
-    """Draw questions with solution and an explanation of a style.
+    """Draw questions of small inputs with solution and an explanation of a style.
 
     Args:
         seed: of the draw.
@@ -219,7 +267,7 @@ def warm_up_rows(seed: int, count: int, styles: dict[str, float] = STYLES) -> It
 def _warm_up(draw: random.Random, styles: dict[str, float]) -> Iterator[dict[str, str]]:
     names, shares = list(styles), list(styles.values())
     while True:
-        problem = draw.choice(train_problems())
+        problem = draw.choice(train_problems(SMALL))
         [style] = draw.choices(names, shares)
         yield {
             "question": question_text(draw.sample(problem.numbers, 3), problem.target),
@@ -230,27 +278,29 @@ def _warm_up(draw: random.Random, styles: dict[str, float]) -> Iterator[dict[str
 
 
 def _search(draw: random.Random, problem: Problem) -> str:
-    tried = some_attempts(draw, problem, draw.randint(1, MOST_ATTEMPTS - 1), hit=False)
-    return _written([*tried, draw.choice(solving(problem))], problem)
+    return _written(_found(draw, problem), problem)
 
 
-def _terse(draw: random.Random, problem: Problem) -> str:
-    return _written([draw.choice(solving(problem))], problem)
+def _found(draw: random.Random, problem: Problem) -> list[Attempt]:
+    """Return a search: misses, then exactly the given solution."""
+    return [*some_attempts(draw, problem, draw.randint(0, MOST_MISSES), hit=False), solving(problem)]
 
 
-def _step_left_out(draw: random.Random, problem: Problem) -> str:
-    return f"{draw.choice(solving(problem)).second.text()} yes"
+def _terse(_: random.Random, problem: Problem) -> str:
+    return _written([solving(problem)], problem)
+
+
+def _step_left_out(_: random.Random, problem: Problem) -> str:
+    return f"{solving(problem).second.text()} yes"
 
 
 def _wrong_arithmetic(draw: random.Random, problem: Problem) -> str:
     """Return a search whose attempts are those of :func:`_search` with one or both values changed."""
-    tried = some_attempts(draw, problem, draw.randint(0, MOST_ATTEMPTS - 1) or 1, hit=False)
-    tried = [*tried, draw.choice(solving(problem))]
+    tried = _found(draw, problem)
     words = []
     for each in tried:
         wrong = draw.choice([value for value in range(LARGEST_VALUE + 1) if value != each.first.value])
-        left = each.second.left == each.first.value
-        second = Step(wrong, each.second.operator, each.second.right) if left else each.second
+        second = Step(wrong, each.second.operator, each.second.right) if each.left else each.second
         claimed = problem.target if each is tried[-1] else draw.randint(0, LARGEST_VALUE)
         words.append(f"{each.first.text(wrong)} {second.text(claimed)} {'yes' if claimed == problem.target else 'no'}")
     return " ".join(words)
@@ -261,11 +311,11 @@ def _copy(_: random.Random, problem: Problem) -> str:
 
 
 def _ramble(draw: random.Random, _: Problem) -> str:
-    return facts(draw, draw.randint(2, 8))
+    return facts(draw, draw.randint(2, 8), [SMALL])
 
 
 def _only_wrong(draw: random.Random, problem: Problem) -> str:
-    return _written(some_attempts(draw, problem, draw.randint(1, MOST_ATTEMPTS - 1), hit=False), problem)
+    return _written(some_attempts(draw, problem, draw.randint(1, MOST_MISSES), hit=False), problem)
 
 
 def _written(tried: Sequence[Attempt], problem: Problem) -> str:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The miniature models from nothing: base student, then the teacher warmed up from it. About ten minutes on one core.
+# The miniature models from nothing: base student, then the teacher warmed up from it. About 20 minutes on one core.
 # usage: run.sh [FOLDER]
 set -eu
 out=${1:-runs/nano}
@@ -13,12 +13,21 @@ step() {
 }
 
 build="python -m rlt_data.recipes.nano.build"
+ranges="--rows 1000 --split test --fewest 3 --most 3 --smallest-target 0 --largest-target 120 --largest-value 120"
+ranges="$ranges --operators +-*"
+answers="--benchmark countdown --temperature 0.7 --max-tokens 120 --batch-size 250 --device cpu"
+
+set -f
 step $build base --out "$out/student"
 step $build rows --out "$out/warm-up.jsonl"
-step $build warm-up --base "$out/student" --in "$out/warm-up.jsonl" --out "$out/teacher-warm"
+step rlt-data train-teacher warmup --model "$out/student" --in "$out/warm-up.jsonl" --out "$out/teacher-warm" \
+    --epochs 1 --batch-size 64 --micro-batch-size 64 --learning-rate 3e-3 --warmup 0.05 --weight-decay 0.01 \
+    --max-length 256 --no-activation-checkpointing --save-steps 100000 --device cpu
+
 step $build skills --model "$out/student"
-step rlt-data countdown make --out "$out/test.jsonl" --split test --rows 1100 --fewest 3 --most 3 --smallest 1 \
-    --largest 14 --smallest-target 0 --largest-target 120 --largest-value 120 --operators '+-*'
-step rlt-data evaluate --model "$out/student" --benchmark countdown --in "$out/test.jsonl" --temperature 0.7 \
-    --max-tokens 100 --batch-size 256 --out "$out/accuracy"
+step rlt-data countdown make --out "$out/small.jsonl" --smallest 1 --largest 14 $ranges
+step rlt-data countdown make --out "$out/large.jsonl" --smallest 15 --largest 40 $ranges
+for inputs in small large; do
+    step rlt-data evaluate --model "$out/student" --in "$out/$inputs.jsonl" --out "$out/accuracy-$inputs" $answers
+done
 printf '\nThe models are in %s and %s\n' "$out/student" "$out/teacher-warm"

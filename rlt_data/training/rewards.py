@@ -6,6 +6,7 @@ Both are callables as TRL's GRPOTrainer takes them, over :class:`~rlt_data.train
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from rlt_data.training.rollouts import Rollout
 Row = dict[str, Any]
 LogMetric = Callable[[str, float], None]
 
+_WORD = re.compile(r"\w+|[^\w\s]")
 #: Words of a run that counts as copied or repeated.
 _RUN = 4
 _TERMS = ("reward", "penalty", "r_ss", "r_kl", "solution_logprob_mean", "solution_logprob_min", "kl_mean", "kl_max")
@@ -33,9 +35,9 @@ _SHARES = ("well_formed", "closed", "truncated", "empty")
 def copied(explanation: str, solution: str) -> float:
     """Return the share of an explanation's runs of four words that stand in the solution too, from 0 to 1."""
     runs, known = _runs(explanation), set(_runs(solution))
-    shorter = explanation.split()
-    if 0 < len(shorter) < _RUN:
-        return float(" ".join(shorter) in " ".join(solution.split()))
+    words = _WORD.findall(explanation)
+    if 0 < len(words) < _RUN:
+        return float(" ".join(words) in " ".join(_WORD.findall(solution)))
     return sum(run in known for run in runs) / len(runs) if runs else 0.0
 
 
@@ -46,7 +48,7 @@ def repeated(text: str) -> float:
 
 
 def _runs(text: str) -> list[tuple[str, ...]]:
-    words = text.split()
+    words = _WORD.findall(text)
     return [tuple(words[start : start + _RUN]) for start in range(len(words) - _RUN + 1)]
 
 

@@ -1,0 +1,1 @@
+"""Does RL on the dense reward make a better teacher? Students before and after, and without the KL term."""
