@@ -52,7 +52,7 @@ def ranked_traces(
     return folder
 
 
-def student_of(
+def trained_student(
     lab: Lab,
     run: str,
     name: str,
@@ -61,30 +61,36 @@ def student_of(
     select: str = "best",
     limit: int | None = None,
     model: str | None = None,
-    test: str = "test",
-) -> dict[str, Any]:
-    """Distill traces, train a student on them, and measure it.
+) -> tuple[str, int]:
+    """Distill traces and train a student on them.
 
     Args:
         lab: the recipe.
         run: run folder with ranks.
         name: of the student.
-        seed: of its training and of the evaluation.
+        seed: of the choice and of the training.
         select: which traces.
         limit: of how many questions.
         model: where the student begins; default: as its section says.
-        test: section of the questions it is measured on.
 
     Returns:
-        ``accuracy``, ``formatted``, ``tokens`` (mean length of its answers), ``rows`` it was trained on, ``out``.
+        Its folder, and the rows it was trained on.
     """
-    data = lab.path("data", f"{name}-{seed}")
+    data, out = lab.path("data", f"{name}-{seed}"), lab.path("students", f"{name}-{seed}")
     lab.step("distill", in_=run, out=data, select=select, limit=limit, seed=seed)
-    out = lab.path("students", f"{name}-{seed}")
     begin = {} if model is None else {"model": model}
     trained = lab.step("student", in_=data, out=out, seed=seed, **begin)
-    rows = trained["plan"]["rows"] if trained else 0
-    return {"rows": rows, "out": out, **accuracy(lab, out, f"{name}-{seed}", seed, test=test)}
+    return out, trained["plan"]["rows"] if trained else 0
+
+
+def student_of(lab: Lab, run: str, name: str, seed: int, **options: Any) -> dict[str, Any]:
+    """Train a student on traces, and measure it; for the arguments see :func:`trained_student`.
+
+    Returns:
+        What :func:`accuracy` returns, ``rows`` it was trained on, and its folder ``out``.
+    """
+    out, rows = trained_student(lab, run, name, seed, **options)
+    return {"rows": rows, "out": out, **accuracy(lab, out, f"{name}-{seed}", seed)}
 
 
 def imported_traces(lab: Lab, rows: list[dict[str, Any]], name: str, **score: Any) -> str:
@@ -104,7 +110,9 @@ def imported_traces(lab: Lab, rows: list[dict[str, Any]], name: str, **score: An
     return folder
 
 
-def accuracy(lab: Lab, model: str, name: str, seed: int, *, test: str = "test") -> dict[str, Any]:
+def accuracy(
+    lab: Lab, model: str, name: str, seed: int, *, test: str = "test", benchmarks: str = "benchmarks"
+) -> dict[str, Any]:
     """Measure a model on every benchmark of the recipe.
 
     Args:
@@ -113,17 +121,18 @@ def accuracy(lab: Lab, model: str, name: str, seed: int, *, test: str = "test") 
         name: of the evaluation.
         seed: of its samples.
         test: section of the questions, for benchmarks that are made.
+        benchmarks: section of the benchmarks.
 
     Returns:
         Means over the benchmarks: ``accuracy``, ``formatted``, ``truncated``, ``tokens``; and ``benchmarks``, the
         accuracy on each.
     """
     found = {}
-    for benchmark, settings in lab.config["benchmarks"].items():
-        lab.config.setdefault(f"benchmarks.{benchmark}", settings)
+    for benchmark, settings in lab.config[benchmarks].items():
+        lab.config.setdefault(f"{benchmarks}.{benchmark}", settings)
         asked = questions(lab, test) if "in" not in settings and test in lab.config else {}
         out = lab.path("evaluations", f"{name}-{benchmark}")
-        found[benchmark] = lab.step("evaluate", f"benchmarks.{benchmark}", model=model, out=out, seed=seed, **asked)
+        found[benchmark] = lab.step("evaluate", f"{benchmarks}.{benchmark}", model=model, out=out, seed=seed, **asked)
     if lab.dry_run:
         return dict.fromkeys(("accuracy", "formatted", "truncated", "tokens"), 0.0) | {"benchmarks": {}}
     names = {"accuracy": "accuracy", "formatted": "formatted", "truncated": "truncated", "tokens": "mean_tokens"}

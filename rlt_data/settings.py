@@ -220,6 +220,8 @@ class EvaluateSettings(FormatSettings, ModelSettings, SamplingSettings):
     )
     question_column: str | None = _field(None, INPUT, "Column with the question.")
     answer_column: str | None = _field(None, INPUT, "Column with the gold answer.")
+    subset: str | None = _field(None, INPUT, "Configuration of a data set from the Hub that --in names.")
+    split: str = _field("train", INPUT, "Its split, or that of a datasets folder.")
     limit: int | None = _field(None, INPUT, "Read only the first rows.", ge=1)
     out: str | None = _field(None, OUTPUT, "Run folder; default: runs/<benchmark>-<model>.")
     n: int = _field(1, SAMPLING, "Samples per question.", ge=1)

@@ -16,6 +16,9 @@ from rlt_data.steps.evaluate import solution_in
 
 BASE, RLT, RAW, EDITED = "base", "student of an RLT", "student of an RL solver, raw", "student of an RL solver, edited"
 
+#: Input keys that an evaluation takes.
+_ASKED = ("in", "subset", "split", "limit", "question_column", "answer_column")
+
 
 def run(lab: Lab) -> None:
     """Train solvers from four starts and measure each before and after."""
@@ -79,7 +82,8 @@ def _taught_by_rlt(lab: Lab, seed: int) -> dict[str, Any]:
 def _answers(lab: Lab, solver: str, seed: int) -> str:
     """Return the run with a solver's own answers to the training questions."""
     out = lab.path("answers", seed)
-    lab.step("evaluate", "answers", model=solver, out=out, seed=seed, **questions(lab, "train", seed))
+    asked = {key: value for key, value in questions(lab, "train", seed).items() if key in _ASKED}
+    lab.step("evaluate", "answers", model=solver, out=out, seed=seed, **asked)
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlt_data.recipes.lab import Lab, bars, estimate, main, publish, table
-from rlt_data.recipes.pieces import accuracy, questions, ranked_traces, student_of
+from rlt_data.recipes.pieces import accuracy, questions, ranked_traces, trained_student
 
 ARMS = {
     "base": "the base, as it is",
@@ -48,13 +48,15 @@ def _arm(lab: Lab, arm: str, seed: int) -> dict[str, float]:
         model = str(lab.config["student"]["model"])
     elif arm.endswith("solver"):
         model = lab.path("solvers", name)
-        lab.step("solver", out=model, seed=seed, **questions(lab, f"train-{domain}", seed))
+        lab.step("solver", f"solver-{domain}", out=model, seed=seed, **questions(lab, f"train-{domain}", seed))
     else:
         teacher = lab.config["teachers"]["before" if arm == "before" else "after"]
         traces = ranked_traces(lab, teacher, name, seed, asked=f"train-{domain}")
-        taught = student_of(lab, traces, arm, seed, test=f"test-{domain}")
-        model, rows = taught["out"], taught["rows"]
-    found = {each: accuracy(lab, model, f"{name}-in-{each}", seed, test=f"test-{each}") for each in ("new", "home")}
+        model, rows = trained_student(lab, traces, arm, seed)
+    found = {
+        each: accuracy(lab, model, f"{name}-in-{each}", seed, test=f"test-{each}", benchmarks=f"benchmarks-{each}")
+        for each in ("new", "home")
+    }
     return {each: result["accuracy"] for each, result in found.items()} | {"rows": float(rows)}
 
 

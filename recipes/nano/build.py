@@ -1,13 +1,12 @@
-"""Make the miniature models from nothing: tokenizer, base student, warmed-up teacher.
+"""Make the miniature models from nothing: base student, and rows for the warm-up of its teacher.
 
     python -m rlt_data.recipes.nano.build base --out student
     python -m rlt_data.recipes.nano.build rows --out warm-up.jsonl
-    python -m rlt_data.recipes.nano.build warm-up --base student --in warm-up.jsonl --out teacher-warm
     python -m rlt_data.recipes.nano.build skills --model student
 
-The loop is our own and plain. At this size TRL's trainer spends more time on padding (rows of a batch are of any
-length; here they are sorted into batches of like lengths) and on its own bookkeeping than on the model; README.md has
-both speeds. Everything after the teacher's warm-up is trained with the product's own commands.
+The loop of the base is our own and plain; everything after it is trained with the product's commands. At this size
+TRL's trainer spends more time on padding (rows of a batch are of any length; here they are sorted into batches of like
+lengths) and on its own bookkeeping than on the model; README.md has both speeds.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ from rlt_data.recipes.nano.corpus import (
     warm_up_rows,
 )
 from rlt_data.recipes.nano.tokenizer import build_tokenizer
-from rlt_data.training.examples import IGNORED, Text, tokenised
+from rlt_data.training.examples import IGNORED, tokenised
 
 logger = logging.getLogger("rlt_data")
 
@@ -197,46 +196,25 @@ def make_base(out: Path, *, steps: int, batch_size: int, rate: float, seed: int)
     save(model, tokenizer, out)
 
 
-def warm_up(base: Path, rows: Sequence[dict[str, Any]], out: Path, *, batch_size: int, rate: float, seed: int) -> None:
-    """Train a teacher from the base on explanations, each row once: the prompt is given, the explanation learned."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    views = Views(load_format(str(base / "format.yaml")), ChatTemplate(tokenizer))
-    model = AutoModelForCausalLM.from_pretrained(base)
-    closing = views.format.explanation_tags[1]
-    texts = [
-        Text(views.teacher_prompt(row["question"], row["solution"]), f"{row['explanation']} {closing}") for row in rows
-    ]
-    steps = len(rows) // batch_size
-    train(model, tokenised(texts, tokenizer), steps=steps, batch_size=batch_size, rate=rate, seed=seed)
-    save(model, tokenizer, out)
-
-
 def main() -> None:
     """Run a step of run.sh."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["base", "rows", "warm-up", "skills"])
+    parser.add_argument("step", choices=["base", "rows", "skills"])
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--base", type=Path, help="the base student, for warm-up")
-    parser.add_argument("--in", dest="input", type=Path, help="rows for the warm-up")
     parser.add_argument("--model", type=Path, help="a student, for skills")
     parser.add_argument("--steps", type=int, default=3200, help="of the base")
-    parser.add_argument("--rows", type=int, default=64_000, help="of the warm-up; each is read once")
+    parser.add_argument("--rows", type=int, default=64_000, help="of the warm-up")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rate", type=float, help="largest learning rate; base 4e-3, warm-up 3e-3")
+    parser.add_argument("--rate", type=float, default=4e-3, help="largest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if given.step == "base":
-        rate = given.rate or 4e-3
-        make_base(given.out, steps=given.steps, batch_size=given.batch_size, rate=rate, seed=given.seed)
+        make_base(given.out, steps=given.steps, batch_size=given.batch_size, rate=given.rate, seed=given.seed)
     elif given.step == "rows":
         lines = [json.dumps(row) + "\n" for row in warm_up_rows(given.seed, given.rows)]
         given.out.write_text("".join(lines), encoding="utf-8")
-    elif given.step == "warm-up":
-        rows = [json.loads(line) for line in given.input.read_text(encoding="utf-8").splitlines()]
-        rate = given.rate or 3e-3
-        warm_up(given.base, rows, given.out, batch_size=given.batch_size, rate=rate, seed=given.seed)
     else:
         tokenizer = AutoTokenizer.from_pretrained(given.model)
         views = Views(load_format(str(given.model / "format.yaml")), ChatTemplate(tokenizer))

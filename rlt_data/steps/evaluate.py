@@ -115,7 +115,8 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
 
 def _source(settings: EvaluateSettings, benchmark: Benchmark) -> InputSettings:
     if settings.input is not None:
-        return InputSettings(input=settings.input, limit=settings.limit)
+        asked = settings.model_dump(include={"input", "subset", "split", "limit"})
+        return InputSettings.model_validate(asked)
     if benchmark.hub is None:
         raise SettingsError(f"--in: is needed with --benchmark {settings.benchmark}, which is no data set of its own")
     return InputSettings(input=benchmark.hub, subset=benchmark.subset, split=benchmark.split, limit=settings.limit)
