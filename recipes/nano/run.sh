@@ -1,5 +1,5 @@
 #!/bin/sh
-# The miniature models from nothing: base student, then the teacher warmed up from it. About 20 minutes on one core.
+# The miniature models from nothing: base student, then the teacher warmed up from it. About 15 minutes on one core.
 # usage: run.sh [FOLDER]
 set -eu
 out=${1:-runs/nano}

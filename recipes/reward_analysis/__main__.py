@@ -10,14 +10,14 @@ from rlt_data.recipes.pieces import accuracy, ranked_traces, scores_by_rank, stu
 
 def run(lab: Lab) -> None:
     """Sample traces of the teacher, sort them into one data set for each rank, train a student on each, correlate."""
-    lambdas = [float(each) for each in lab.config["lambdas"]]
+    ranks = {float(weight): list(each) for weight, each in lab.config["lambdas"].items()}
+    lambdas = list(ranks)
     runs = lab.each(_traces, [(seed, lambdas) for seed in lab.seeds])
-    ranks = lab.config["ranks"]
     calls = [
         (runs[place][number], seed, lambdas[number], rank)
         for number in range(len(lambdas))
         for place, seed in enumerate(lab.seeds)
-        for rank in ranks
+        for rank in ranks[lambdas[number]]
     ]
     results = lab.each(_student, calls)
     base = lab.each(_base, [(seed,) for seed in lab.seeds])
@@ -31,12 +31,12 @@ def run(lab: Lab) -> None:
     }
     figures: dict[str, Any] = {"base": estimate([each["accuracy"] for each in base]), "lambdas": {}}
     text = ""
-    for weight in lambdas:
-        by_rank = {rank: estimate([found[weight, seed, rank]["accuracy"] for seed in lab.seeds]) for rank in ranks}
-        reward = {rank: estimate([rewards[weight, seed][rank - 1] for seed in lab.seeds]) for rank in ranks}
-        correlations = _correlations(lab, ranks, weight, found, rewards)
+    for weight, chosen in ranks.items():
+        by_rank = {rank: estimate([found[weight, seed, rank]["accuracy"] for seed in lab.seeds]) for rank in chosen}
+        reward = {rank: estimate([rewards[weight, seed][rank - 1] for seed in lab.seeds]) for rank in chosen}
+        correlations = _correlations(lab, chosen, weight, found, rewards)
         figures["lambdas"][weight] = {"accuracy": by_rank, "reward": reward, "correlations": correlations}
-        rows = [(rank, f"{reward[rank].mean:.2f}", by_rank[rank]) for rank in ranks]
+        rows = [(rank, f"{reward[rank].mean:.2f}", by_rank[rank]) for rank in chosen]
         text += f"λ = {weight:g}\n\n" + table(["rank", "mean reward", "accuracy of its student"], rows) + "\n"
         text += table(["correlation", "value"], correlations.items()) + "\n"
     text += f"Accuracy of the base: {figures['base']}\n"

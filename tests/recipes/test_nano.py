@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,19 @@ import pytest
 
 from rlt_data.formats import ChatTemplate, Format, Views, encode, load_format, tokens_inside
 from rlt_data.recipes.nano.build import FORMAT
-from rlt_data.recipes.nano.corpus import STYLES, attempts, base_texts, countdown_settings, solving, warm_up_rows
+from rlt_data.recipes.nano.corpus import (
+    LARGE,
+    SMALL,
+    STYLES,
+    Domain,
+    attempts,
+    base_texts,
+    countdown_settings,
+    families,
+    solving,
+    some_attempts,
+    warm_up_rows,
+)
 from rlt_data.recipes.nano.tokenizer import LARGEST_VALUE, build_tokenizer
 from rlt_data.tasks.countdown import Problem, problem_with_answer, problems, question_text, split_of
 from rlt_data.training.examples import tokenised
@@ -43,6 +56,22 @@ def problem_of(text: str, expression: str = "") -> Problem | None:
         return None
     *numbers, target = map(int, found.groups())
     return Problem(tuple(numbers), target, expression)
+
+
+def distinct(steps: list[tuple[int, str, int, int]]) -> bool:
+    """Whether no two attempts of a trace have the same steps up to the order of summands and factors."""
+
+    def plain(step: tuple[int, str, int, int]) -> tuple[int, str, int, int]:
+        a, op, b, value = step
+        return (a, op, b, value) if op == "-" else (min(a, b), op, max(a, b), value)
+
+    tried = [(plain(first), plain(second)) for first, second in zip(steps[::2], steps[1::2], strict=True)]
+    return len(set(tried)) == len(tried)
+
+
+def in_order(step: tuple[int, str, int], expression: str) -> bool:
+    """Whether a computation stands in an expression as it is."""
+    return " ".join(map(str, step)) in expression
 
 
 def test_a_question_is_nine_tokens(tokenizer: Any) -> None:
@@ -83,14 +112,37 @@ def test_the_template_leaves_system_texts_out_and_shows_the_rest(tokenizer: Any,
     assert tokenizer.apply_chat_template([{"role": "system", "content": "x"}], tokenize=False) == "<bos>"
 
 
+def of(problem: Problem) -> Domain:
+    return LARGE if min(problem.numbers) >= LARGE.smallest else SMALL
+
+
 def test_no_text_holds_a_problem_of_the_test_split(views: Views) -> None:
-    held_out = {problem.key for problem in problems(countdown_settings("test", 1000))}
+    settings = [countdown_settings(domain, "test", 1000) for domain in (SMALL, LARGE)]
+    held_out = {problem.key for each in settings for problem in problems(each)}
     shown = [problem_of(text.given) for text in islice(base_texts(2, views), 2000)]
     shown += [problem_of(row["question"]) for row in warm_up_rows(2, 2000)]
     asked = [problem for problem in shown if problem]
     assert len(asked) > 3000
     assert not held_out & {problem.key for problem in asked}
     assert all(split_of(problem, 0.2) == "train" for problem in asked)
+
+
+def test_the_base_knows_both_domains_and_the_warm_up_one(views: Views) -> None:
+    asked = [problem for text in islice(base_texts(2, views), 1000) if (problem := problem_of(text.given))]
+    for problem in asked:
+        assert all(of(problem).smallest <= number <= of(problem).largest for number in problem.numbers)
+    assert 0.2 < sum(of(problem) == LARGE for problem in asked) / len(asked) < 0.4
+    warm = [problem_of(row["question"]) for row in warm_up_rows(2, 1000)]
+    assert all(problem and max(problem.numbers) <= SMALL.largest for problem in warm)
+
+
+def test_a_base_thought_about_a_question_ends_steps_with_a_value_that_is_used_or_marked(views: Views) -> None:
+    """Idle facts are no thoughts, so that a student finds them improbable."""
+    for text in islice(base_texts(6, views), 500):
+        if not problem_of(text.given):
+            continue
+        after = re.split(_STEP, text.learned)[5::5]
+        assert len(after) < 2 or sum(bool(re.match(" (yes|no)", each)) for each in after) * 2 >= len(after)
 
 
 def test_the_base_computes_rightly_and_answers_its_last_attempt(views: Views) -> None:
@@ -106,18 +158,40 @@ def test_the_base_computes_rightly_and_answers_its_last_attempt(views: Views) ->
             checked += 1
             continue
         assert [verdict == "yes" for verdict in verdicts] == [step[3] == problem.target for step in steps[1::2]]
+        assert distinct(steps)
         [solution] = re.findall("<solution> (.*) </solution>", text.learned)
         assert problem_with_answer(solution, problem.numbers, steps[-1][3]) is None
+        assert in_order(steps[-2][:3], solution)
         answered += 1
     assert answered > 200 and checked > 50
 
 
-def test_attempts_are_written_as_the_product_writes_them() -> None:
-    for problem in islice(problems(countdown_settings("train", 500, seed=7)), 500):
-        assert solving(problem)
-        assert all(each.second.value == problem.target for each in solving(problem))
-    for each in attempts((2, 7, 11)):
-        assert problem_with_answer(each.expression, (2, 7, 11), each.second.value) is None
+@pytest.mark.parametrize("domain", [SMALL, LARGE])
+def test_attempts_are_written_as_the_product_writes_them(domain: Domain) -> None:
+    for problem in islice(problems(countdown_settings(domain, "train", 300, seed=7)), 300):
+        found = solving(problem)
+        assert found.expression == problem.expression and found.second.value == problem.target
+        assert in_order((found.first.left, found.first.operator, found.first.right), problem.expression)
+        numbers = tuple(sorted(problem.numbers))
+        for each in attempts(numbers)[::7]:
+            assert problem_with_answer(each.expression, numbers, each.second.value) is None
+
+
+def test_a_sum_is_computed_from_left_to_right() -> None:
+    found = solving(Problem((3, 4, 5), 12, "3 + 4 + 5"))
+    assert found.text(12) == "3 + 4 = 7 7 + 5 = 12 yes"
+    assert solving(Problem((3, 4, 5), 6, "5 + 4 - 3")).text(6) == "5 + 4 = 9 9 - 3 = 6 yes"
+    assert solving(Problem((3, 4, 5), 4, "5 - (4 - 3)")).text(4) == "4 - 3 = 1 5 - 1 = 4 yes"
+
+
+def test_no_two_attempts_of_a_trace_are_alike() -> None:
+    draw = random.Random(0)
+    problem = Problem((3, 4, 5), 12, "3 + 4 + 5")
+    for count in (1, 4, 100):
+        drawn = some_attempts(draw, problem, count, hit=True)
+        assert len({each.key for each in drawn}) == len(drawn)
+        assert sum(each.second.value == 12 for each in drawn) == 1
+    assert len(families((3, 4, 5))) == len({each.key for each in attempts((3, 4, 5))})
 
 
 def test_explanations_of_the_warm_up_are_what_their_style_says() -> None:
@@ -132,11 +206,16 @@ def test_explanations_of_the_warm_up_are_what_their_style_says() -> None:
             int(v) == {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[op] for a, op, b, v in steps
         )
         assert right == (row["style"] != "wrong-arithmetic")
-        expected = {"search": (1, 5), "terse": (0, 0), "step-left-out": (0, 0)}
+        expected = {"search": (0, 4), "terse": (0, 0), "step-left-out": (0, 0)}
         if row["style"] in expected:
             assert verdicts[-1] == "yes" and verdicts.count("yes") == 1
             low, high = expected[row["style"]]
             assert low <= verdicts.count("no") <= high
+        if row["style"] in ("search", "terse"):
+            computed = [(int(a), op, int(b), int(value)) for a, op, b, value in steps]
+            assert distinct(computed) and in_order(computed[-2][:3], row["solution"])
+            found = solving(Problem(problem.numbers, problem.target, row["solution"]))
+            assert row["explanation"].endswith(found.text(problem.target))
         if row["style"] == "only-wrong":
             assert set(verdicts) == {"no"}
         if row["style"] == "copy":

@@ -1,0 +1,155 @@
+"""Every recipe in small, with the bundled models: does it run, go on, point the right way? And every scale."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlt_data.recipes.lab import Lab, estimate, load_config, pearson, spearman
+from rlt_data.settings import TrainTeacherSettings, WarmUpSettings, parse_settings
+from tests.training.test_policy import RELEASED
+
+pytest.importorskip("trl", reason="needs the extra train")
+pytest.importorskip("matplotlib", reason="needs the extra report")
+
+RECIPES = ("reward_analysis", "teacher", "student", "cold_start", "countdown_transfer", "tandem")
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run a recipe at the nano scale with one seed and some settings made smaller; return its figures."""
+
+    def run(recipe: str, **smaller: Any) -> dict[str, Any]:
+        config = load_config(recipe, "nano") | {"seeds": 1, "workers": 1}
+        for section, keys in smaller.items():
+            name = section.replace("_", "-") if section.replace("_", "-") in config else section
+            config[name] = {**config[name], **keys} if isinstance(keys, dict) and section != "lambdas" else keys
+        for section in [name for name in config if name.startswith("test")]:
+            config[section] = {"countdown": config[section]["countdown"] | {"rows": 300}}
+        work: Callable[[Lab], None] = import_module(f"rlt_data.recipes.{recipe}.__main__").run
+        lab = Lab(recipe, config, tmp_path / recipe)
+        work(lab)
+        for suffix in ("json", "md", "svg"):
+            assert (lab.out / "results" / f"{recipe}.{suffix}").stat().st_size > 100
+        before = {path: path.stat().st_mtime_ns for path in (lab.out / "steps").iterdir()}
+        work(lab)  # all of it is done already
+        assert before == {path: path.stat().st_mtime_ns for path in (lab.out / "steps").iterdir()}
+        return dict(json.loads((lab.out / "results" / f"{recipe}.json").read_text()))
+
+    return run
+
+
+def countdown(recipe: str, section: str, rows: int) -> dict[str, Any]:
+    return {"countdown": load_config(recipe, "nano")[section]["countdown"] | {"rows": rows}}
+
+
+def few(recipe: str, rows: int, section: str = "train") -> dict[str, Any]:
+    return {section.replace("-", "_"): countdown(recipe, section, rows)}
+
+
+@pytest.mark.slow
+def test_students_of_better_ranks_are_better(run: Run) -> None:
+    found = run("reward_analysis", lambdas={1: [1, 8]}, generate={"n": 8}, **few("reward_analysis", 400))
+    accuracy = {int(rank): each["mean"] for rank, each in found["lambdas"]["1.0"]["accuracy"].items()}
+    assert accuracy[1] > accuracy[8] + 0.05
+    reward = [each["mean"] for each in found["lambdas"]["1.0"]["reward"].values()]
+    assert reward == sorted(reward, reverse=True)
+
+
+@pytest.mark.slow
+def test_rl_raises_the_reward_and_without_the_kl_term_the_teacher_copies(run: Run) -> None:
+    small = {"steps": 24, "questions": 16, "group": 8, "held_out": 32, "save_steps": 12}
+    found = run("teacher", lambdas=[1, 0], teacher=small, student={"epochs": 2}, **few("teacher", 320))["arms"]
+    before, after, without = found["before RL"], found["after RL, λ = 1"], found["after RL, λ = 0"]
+    assert after["reward"]["mean"] > before["reward"]["mean"] + 0.3
+    assert without["r_ss"]["mean"] > before["r_ss"]["mean"] and without["r_kl"]["mean"] > after["r_kl"]["mean"] + 0.3
+    assert without["copied"]["mean"] > after["copied"]["mean"] + 0.2
+
+
+@pytest.mark.slow
+def test_students_of_several_sources(run: Run) -> None:
+    config = load_config("student", "nano")["sources"]
+    kept = {name: settings for name, settings in config.items() if "best" not in name}
+    found = run("student", sources=kept, subset=64, **few("student", 256))["arms"]
+    assert (
+        found["search by rule, edited, all"]["rows"]["mean"] > found["search by rule, edited, subset"]["rows"]["mean"]
+    )
+    assert len(found) == 2 * len(kept) + 1
+
+
+@pytest.mark.slow
+def test_solvers_from_four_starts(run: Run) -> None:
+    solver = {"steps": 4, "questions": 16}
+    found = run("cold_start", solver=solver, generate={"n": 2}, answers={"n": 2}, **few("cold_start", 256))["arms"]
+    assert len(found) == 4 and all(0 <= each["after"]["mean"] <= 1 for each in found.values())
+    assert found["student of an RL solver, raw"]["rows"]["mean"] > 10
+
+
+@pytest.mark.slow
+def test_a_teacher_in_another_domain(run: Run) -> None:
+    small = {"steps": 3, "questions": 16}
+    sizes = few("countdown_transfer", 200, "train-new") | few("countdown_transfer", 200, "train-home")
+    found = run("countdown_transfer", generate={"n": 2}, solver_new=small, solver_home=small, **sizes)["arms"]
+    assert set(found) == {"base", "solver", "home-student", "home-solver", "before", "after"}
+    assert found["after"]["rows"]["mean"] > 100
+
+
+@pytest.mark.slow
+def test_teacher_and_student_in_turns(run: Run) -> None:
+    teacher = {"steps": 3, "questions": 16}
+    found = run("tandem", rounds=2, teacher=teacher, refresh={"n": 2}, student={"epochs": 1}, **few("tandem", 200))
+    assert all(len(each["accuracy"]) == 2 for each in found["arms"].values()) and len(found["arms"]) == 3
+
+
+@pytest.mark.parametrize("scale", ["nano", "single-gpu", "paper"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_scale_is_understood(recipe: str, scale: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work = import_module(f"rlt_data.recipes.{recipe}.__main__").run
+    work(Lab(recipe, load_config(recipe, scale), tmp_path / "dry", dry_run=True))
+    printed = capsys.readouterr().out
+    assert "rlt-data evaluate" in printed and "rlt-data train-student" in printed
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_the_papers_scale_is_the_released_one() -> None:
+    config = load_config("teacher", "paper")
+    from rlt_data.training.grpo import grpo_arguments
+    from tests.training.test_policy import a_plan
+
+    asked = {"out": "o", "in": "i"}
+    teacher = parse_settings(TrainTeacherSettings, config["teacher"] | asked | {"vllm": "none", "device": "cpu"})
+    arguments = grpo_arguments(teacher, a_plan(teacher), stop="</x>") | {"mask_truncated_completions": False}
+    known = {name: arguments.get(name, RELEASED[name]) for name in RELEASED}
+    assert known == RELEASED and teacher.questions * teacher.group == 1024
+    assert (teacher.lambda_, teacher.alpha, teacher.missing_tag_penalty) == (3.0, 0.01, -1.0)
+    warm = parse_settings(WarmUpSettings, config["warmup"] | {"out": "o"})
+    #: cfgs/run_cfg/teacher_sft.yaml of the authors' repository.
+    released = {
+        "epochs": 10,
+        "batch_size": 16,
+        "learning_rate": 1e-5,
+        "schedule": "cosine",
+        "warmup": 0.05,
+        "weight_decay": 1e-4,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.95,
+        "max_grad_norm": 1.0,
+        "max_length": 16_384,
+        "packing": False,
+    }
+    assert warm.model_dump(include=set(released)) == released
+    assert config["launcher"] == "zero3" and warm.model == teacher.model == "Qwen/Qwen2.5-7B-Instruct"
+    assert teacher.student == "bespokelabs/Bespoke-Stratos-7B"
+
+
+def test_statistics() -> None:
+    found = estimate([1.0, 2.0, 3.0])
+    assert found.mean == 2.0 and found.half == pytest.approx(4.303 / 3**0.5, abs=1e-3)
+    assert str(estimate([0.5])) == "0.500"
+    assert pearson([1, 2, 3], [2, 4, 6]) == pytest.approx(1) and spearman([1, 2, 3], [9, 4, 1]) == pytest.approx(-1)
