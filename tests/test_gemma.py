@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import polars as pl
@@ -40,3 +42,21 @@ def test_a_real_teacher_closes_its_explanations_and_help_is_rewarded(
     rlt("score", "--in", "traces.jsonl", "--student", "gemma-3-270m", "--teacher", "none", "--out", "swapped")
     r_ss = read(Path("swapped"), "scores").sort(pl.col("source_id").cast(pl.Int64))["r_ss"]
     assert (r_ss[:4] > r_ss[4:]).all()
+
+
+@pytest.mark.slow
+def test_a_real_model_takes_a_step_of_warm_up_and_one_of_rl(rlt: Rlt) -> None:
+    pytest.importorskip("trl", reason="needs the extra train")
+    problems = pl.read_ndjson(QUESTIONS).head(4)
+    problems.with_columns(explanation="Let us see. " + pl.col("solution")).write_ndjson("explained.jsonl")
+    shared: list[Any] = ["--in", "explained.jsonl", "--device", "cpu", "--format", "rlt", "--micro-batch-size", 1]
+    shared += ["--no-activation-checkpointing"]
+    warm = ["--model", "gemma-3-270m", "--max-steps", 1, "--batch-size", 1, "--max-length", 1024, "--out", "warm"]
+    assert "1 steps done, loss" in rlt("train-teacher", "warmup", *warm, *shared).stdout
+    options: list[Any] = ["--model", "warm", "--student", "gemma-3-270m", "--out", "taught", "--steps", 1]
+    options += ["--questions", 1, "--group", 2, "--max-tokens", 16, "--held-out", 0, "--beta", 0]
+    assert "1 steps done, reward" in rlt("train-teacher", "rl", *options, *shared).stdout
+    [logged] = [
+        line for line in map(json.loads, Path("taught/metrics.jsonl").read_text().splitlines()) if "r_kl" in line
+    ]
+    assert -12 < logged["reward"] < 1 and logged["grad_norm"] > 0

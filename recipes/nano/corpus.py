@@ -47,13 +47,13 @@ LARGE_SHARE = 0.3
 BASE_MIXTURE = {"facts": 0.16, "checks": 0.25, "attempts": 0.55, "copied": 0.04}
 #: Styles of the warm-up, and their shares.
 STYLES = {
-    "search": 0.28,
-    "terse": 0.14,
+    "search": 0.44,
+    "terse": 0.18,
     "step-left-out": 0.10,
-    "wrong-arithmetic": 0.16,
+    "wrong-arithmetic": 0.08,
     "copy": 0.08,
-    "ramble": 0.12,
-    "only-wrong": 0.12,
+    "ramble": 0.05,
+    "only-wrong": 0.07,
 }
 #: Share of the base's traces of attempts that hold a hit.
 HIT_SHARE = 0.5

@@ -205,7 +205,8 @@ def _load_folder(path: Path, settings: InputSettings) -> Iterable[dict[str, Any]
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             loaded = datasets.load_from_disk(str(path))
         else:
-            loaded = datasets.load_dataset(str(path), settings.subset)
+            # Streamed, because the cache goes by a folder's name: another folder's rows could come out of it.
+            loaded = datasets.load_dataset(str(path), settings.subset, streaming=True)
     except Exception as error:  # noqa: BLE001 - the library raises many kinds for a wrong folder
         raise InputError(f"{path}: not a datasets folder: {first_line(error)}") from None
     return _split_of(loaded, str(path), settings)

@@ -1,8 +1,11 @@
 """Choose traces and write them as the data set a student is trained on: ranks in, rows in the student's format out.
 
-DIR/data/train-00000.parquet ...   what datasets.load_dataset(DIR) reads
-DIR/train.jsonl                    the same rows
-DIR/distill.json, DIR/README.md    how it was made
+DIR/data/train-00000-HASH.parquet ...   what datasets.load_dataset(DIR) reads
+DIR/train.jsonl                         the same rows
+DIR/distill.json, DIR/README.md         how it was made
+
+The hash of the rows is in the names because ``datasets`` keeps what it has loaded under the folder's name and the
+patterns of its README, and would otherwise give the rows of another folder of that name.
 """
 
 from __future__ import annotations
@@ -98,13 +101,13 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
         (temporary / "data").mkdir(parents=True)
         try:
             with task(progress, "distill", len(run.parts("ranks"))):
-                _write(temporary, selection, chosen)
+                digest = _write(temporary, selection, chosen)
             if not summary.rows:
                 raise SettingsError(
                     f"--select {settings.select}: no trace of {run.path} can be taken ({_why(summary)})"
                 )
             summary.seconds = time.monotonic() - began
-            _describe(temporary, run, settings, format, summary)
+            _describe(temporary, run, settings, format, summary, digest)
             if out.exists():
                 out.rename(earlier)
             temporary.rename(out)
@@ -266,15 +269,21 @@ def _limited(chosen: Iterator[pl.DataFrame], limit: int, seed: int) -> Iterator[
         yield kept.drop("draw").sort("part", "place", "rank")
 
 
-def _write(folder: Path, selection: _Selection, chosen: Iterator[pl.DataFrame]) -> None:
-    """Write the rows as Parquet files and one JSONL file."""
+def _write(folder: Path, selection: _Selection, chosen: Iterator[pl.DataFrame]) -> str:
+    """Write the rows as Parquet files and one JSONL file, and return their hash."""
+    digest = hashlib.blake2b(digest_size=8)
     with (folder / "train.jsonl").open("w", encoding="utf-8") as lines, _Files(folder / "data", selection) as files:
         for frame in chosen:
             rows = selection.rows(frame)
             while few := [selection.shaped(row) for row in islice(rows, _ROWS_AT_A_TIME)]:
-                lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in few)
+                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in few)
+                digest.update(text.encode())
+                lines.write(text)
                 files.write(few)
             selection.count(frame)
+    for file in (folder / "data").iterdir():
+        file.rename(file.with_stem(f"{file.stem}-{digest.hexdigest()}"))
+    return digest.hexdigest()
 
 
 class _Files:
@@ -305,7 +314,9 @@ class _Files:
         self._rows += len(rows)
 
 
-def _describe(folder: Path, run: Run, settings: DistillSettings, format: Format, summary: DistillSummary) -> None:
+def _describe(
+    folder: Path, run: Run, settings: DistillSettings, format: Format, summary: DistillSummary, digest: str
+) -> None:
     steps = run.info.get("steps", {})
     made = {
         "settings": settings.model_dump(mode="json", exclude={"input", "out"}),
@@ -314,7 +325,7 @@ def _describe(folder: Path, run: Run, settings: DistillSettings, format: Format,
         "steps": {name: _public(step) for name, step in steps.items()},
     }
     (folder / "distill.json").write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(dataset_card(settings, summary.rows), encoding="utf-8")
+    (folder / "README.md").write_text(dataset_card(settings, summary.rows, digest), encoding="utf-8")
 
 
 def _public(step: dict[str, Any]) -> dict[str, Any]:

@@ -73,14 +73,14 @@ def schema_of(shape: str) -> pa.Schema:
     return pa.schema([*_COLUMNS[shape], *PROVENANCE])
 
 
-def dataset_card(settings: DistillSettings, rows: int) -> str:
-    """Return a README.md that tells ``datasets`` which files to read."""
+def dataset_card(settings: DistillSettings, rows: int, digest: str) -> str:
+    """Return a README.md that tells ``datasets`` which files to read: those with the hash of the rows."""
     return f"""---
 configs:
 - config_name: default
   data_files:
   - split: train
-    path: data/train-*.parquet
+    path: data/train-*-{digest}.parquet
 ---
 
 {rows} rows, made by `rlt-data distill --select {settings.select} --shape {settings.shape}`; `distill.json` says how.

@@ -110,12 +110,14 @@ def train_policy(
     run = TrainingRun(Path(settings.out), depends_on)
     if settings.dry_run:
         return PolicySummary(run.out, plan, 0)
+    best = run.out / "best" if held_out else None
+    if done := run.finished:
+        return PolicySummary(run.out, plan, done["steps"], done["reward"], best, done["best_reward"])
     reward = open_reward()
     trainer = _trainer(settings, policy, plan, reward, train, held_out, progress)
     run.record(plan=asdict(plan))
     run.train(trainer, policy.tokenizer, plan.steps, progress, policy.format)
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
-    best = run.out / "best" if held_out else None
     summary = PolicySummary(
         run.out,
         plan,
@@ -187,7 +189,7 @@ def _check_vllm(settings: PolicySettings) -> None:
 
 def grpo_arguments(settings: PolicySettings, plan: PolicyPlan, *, stop: str) -> dict[str, Any]:
     """Return what TRL's GRPOConfig is told."""
-    arguments = trainer_arguments(settings, plan.accumulation, plan.steps)
+    arguments = trainer_arguments(settings, plan.accumulation, plan.steps, checkpoints=plan.held_out > 0)
     vllm: dict[str, Any] = {"use_vllm": False}
     if settings.vllm != "none":
         vllm = {

@@ -70,6 +70,13 @@ class TrainingRun:
                 "use the same to continue it, or another --out"
             )
 
+    @property
+    def finished(self) -> dict[str, Any] | None:
+        """What was recorded of the training when it came to its end; None before."""
+        file = self.out / "training.json"
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return found if "steps" in found else None
+
     def record(self, **content: Any) -> None:
         """Write training.json: what the training depends on, and more."""
         if int(os.environ.get("RANK", "0")) == 0:
@@ -131,8 +138,17 @@ def copy_model(checkpoint: Path, folder: Path) -> None:
                 shutil.copy2(file, folder / file.name)
 
 
-def trainer_arguments(settings: TrainingSettings, accumulation: int, steps: int) -> dict[str, Any]:
-    """Return what all trainings tell a Transformers trainer."""
+def trainer_arguments(
+    settings: TrainingSettings, accumulation: int, steps: int, *, checkpoints: bool = False
+) -> dict[str, Any]:
+    """Return what all trainings tell a Transformers trainer.
+
+    Args:
+        settings: see there.
+        accumulation: forward passes of a process for each step.
+        steps: of the whole training.
+        checkpoints: there must be one at the end.
+    """
     device = pick_device(settings.device)
     return {
         "output_dir": str(settings.out),
@@ -151,7 +167,8 @@ def trainer_arguments(settings: TrainingSettings, accumulation: int, steps: int)
         "seed": settings.seed,
         "data_seed": settings.seed,
         "activation_checkpointing": settings.activation_checkpointing,
-        "save_strategy": "steps",
+        # A training without a checkpoint on its way needs none at its end, where the model itself is saved.
+        "save_strategy": "steps" if settings.save_steps <= steps or checkpoints else "no",
         "save_steps": settings.save_steps,
         "save_total_limit": settings.keep_checkpoints,
         "logging_steps": max(1, steps // 100),

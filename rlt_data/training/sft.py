@@ -79,6 +79,8 @@ def fine_tune(
     run = TrainingRun(Path(settings.out), depends_on)
     if settings.dry_run:
         return TrainingSummary(run.out, plan, 0, None)
+    if done := run.finished:
+        return TrainingSummary(run.out, plan, done["steps"], done["loss"])
     trainer = _trainer(settings, checkpoint, tokenizer, kept, plan, progress)
     run.record(plan=asdict(plan))
     run.train(trainer, tokenizer, plan.steps, progress, format)

@@ -14,6 +14,8 @@ from transformers import AutoTokenizer
 from rlt_data.errors import ModelError, RunFolderError, SettingsError
 from rlt_data.formats import load_format
 from rlt_data.formats.views import PLAIN, student_message
+from rlt_data.inputs.read import read_records
+from rlt_data.settings import InputSettings
 from rlt_data.steps import distill as distill_module
 from rlt_data.store import Run
 from tests.made_runs import distilled, files_of, make_run, ranked, trace
@@ -370,3 +372,19 @@ def test_a_run_without_ranks_or_format_is_refused(run: Run, tmp_path: Path) -> N
     (unranked.path / "run.json").write_text('{"version": 1, "steps": {}}')
     with pytest.raises(RunFolderError, match="does not say in which format"):
         distilled(unranked)
+
+
+def test_a_folder_of_the_same_name_is_not_mistaken_for_another(run: Run, tmp_path: Path) -> None:
+    """Neither by ``datasets``, whose cache goes by folder names and README patterns, nor by our reader."""
+    for place, rank in (("one", 1), ("other", 2)):
+        (tmp_path / place).mkdir()
+        distilled(run, select=f"rank:{rank}", out=str(tmp_path / place / "dataset"))
+        loaded = datasets.load_dataset(str(tmp_path / place / "dataset"), split="train")
+        assert set(loaded["rank"]) == {rank}
+        foreign = tmp_path / place / "foreign"
+        (foreign / "data").mkdir(parents=True)
+        (foreign / "data" / "train.jsonl").write_text(json.dumps({"question": place, "solution": "s"}))
+        card = "---\nconfigs:\n- config_name: default\n  data_files: data/*.jsonl\n---\n"
+        (foreign / "README.md").write_text(card)
+        [row] = read_records(InputSettings(input=str(foreign)))
+        assert row.data == {"question": place, "solution": "s"}

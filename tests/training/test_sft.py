@@ -76,12 +76,15 @@ def test_training_lowers_the_loss_and_the_model_loads(rlt: Rlt, tiny: Tiny, rows
     assert "24 steps done" in result.stdout
     losses = [
         entry["loss"]
-        for entry in json.loads(Path("out/checkpoint-24/trainer_state.json").read_text())["log_history"]
+        for entry in map(json.loads, Path("out/metrics.jsonl").read_text().splitlines())
         if "loss" in entry
     ]
     assert losses[-1] < losses[0] - 2
     rlt("train-student", *options, "--epochs", 4, "--out", "out")  # done already: nothing is trained again
     assert json.loads(Path("out/training.json").read_text())["steps"] == 24
+    written = Path("out/model.safetensors").stat().st_mtime_ns
+    again = rlt("train-student", *options, "--epochs", 4, "--out", "out")  # there is nothing left to do
+    assert "24 steps done" in again.stdout and Path("out/model.safetensors").stat().st_mtime_ns == written
     scored = write_jsonl(Path("traces.jsonl"), [{"question": "q", "solution": "s", "explanation": "e"}])
     rlt("score", "--in", scored, "--student", "out", "--teacher", "none", "--out", "run")
 
