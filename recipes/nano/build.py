@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--model", type=Path, help="a student, for skills")
     parser.add_argument("--steps", type=int, default=3200, help="of the base")
-    parser.add_argument("--rows", type=int, default=64_000, help="of the warm-up")
+    parser.add_argument("--rows", type=int, default=96_000, help="of the warm-up")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rate", type=float, default=4e-3, help="largest learning rate")
     parser.add_argument("--seed", type=int, default=0)

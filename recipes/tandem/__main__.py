@@ -2,71 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from rlt_data.recipes.lab import Lab, estimate, main, publish, table
-from rlt_data.recipes.pieces import questions, ranked_traces, student_of, trace_figures
-
-ARMS = {
-    "fixed": "the student stays the base",
-    "tandem": "the student is refreshed from the teacher's best traces",
-    "one-model": "one model in both roles: the teacher of the round before is the student",
-}
-
-
-def run(lab: Lab) -> None:
-    """Train a teacher in rounds, with three kinds of rewarding student; train fresh students on its traces."""
-    calls = [(arm, seed) for arm in ARMS for seed in lab.seeds]
-    results = lab.each(_arm, calls)
-    if lab.dry_run:
-        return
-    rounds = int(lab.config["rounds"])
-    figures: dict[str, Any] = {}
-    for number, arm in enumerate(ARMS):
-        seeds = results[number * len(lab.seeds) : (number + 1) * len(lab.seeds)]
-        figures[arm] = {
-            name: [estimate([each[turn][name] for each in seeds]) for turn in range(rounds)]
-            for name in ("accuracy", "reward", "thought_tokens", "truncated")
-        }
-    turns = [f"accuracy after round {turn + 1}" for turn in range(rounds)]
-    columns = ["student that rewards", *turns, "tokens", "cut off"]
-    rows = [
-        (ARMS[arm], *each["accuracy"], f"{each['thought_tokens'][-1].mean:.1f}", f"{each['truncated'][-1].mean:.3f}")
-        for arm, each in figures.items()
-    ]
-    text = table(columns, rows) + "\nAccuracy is that of fresh students from the base, on one trace per question.\n"
-    publish(lab, {"arms": figures}, text, lambda axes: _draw(axes, figures, rounds))
-
-
-def _arm(lab: Lab, arm: str, seed: int) -> list[dict[str, Any]]:
-    """Return what fresh students learn from the teacher after each round."""
-    teacher, student = str(lab.config["teacher"]["model"]), str(lab.config["teacher"]["student"])
-    found = []
-    for turn in range(int(lab.config["rounds"])):
-        name = f"{arm}-{seed}-{turn}"
-        out = lab.path("teachers", name)
-        asked = questions(lab, "train", 0)
-        before = teacher
-        lab.step("teacher", model=teacher, student=student, out=out, seed=100 * turn + seed, **asked)
-        teacher = out
-        traces = ranked_traces(lab, teacher, name, seed)
-        taught = student_of(lab, traces, name, seed)
-        found.append(taught if lab.dry_run else {**trace_figures(traces), **taught})
-        if arm == "tandem":
-            best = ranked_traces(lab, teacher, f"{name}-best", seed, "refresh")
-            student = student_of(lab, best, f"{name}-best", seed)["out"]
-        elif arm == "one-model":
-            student = before if turn else teacher
-    return found
-
-
-def _draw(axes: Any, figures: dict[str, Any], rounds: int) -> None:
-    for arm, each in figures.items():
-        means, halves = [one.mean for one in each["accuracy"]], [one.half for one in each["accuracy"]]
-        axes.errorbar(range(1, rounds + 1), means, halves, capsize=3, label=ARMS[arm])
-    axes.set(xlabel="round", ylabel="accuracy of fresh students", xticks=range(1, rounds + 1))
-    axes.legend(fontsize="small")
-
+from rlt_data.recipes.lab import main
+from rlt_data.recipes.tandem.recipe import run
 
 if __name__ == "__main__":
     main("tandem", run)

@@ -33,7 +33,7 @@ def run(tmp_path: Path) -> Run:
             config[name] = keys if whole else config[name] | keys
         for section in [name for name in config if name.startswith("test")]:
             config[section] = {"countdown": config[section]["countdown"] | {"rows": 300}}
-        work: Callable[[Lab], None] = import_module(f"rlt_data.recipes.{recipe}.__main__").run
+        work: Callable[[Lab], None] = import_module(f"rlt_data.recipes.{recipe}.recipe").run
         lab = Lab(recipe, config, tmp_path / recipe)
         work(lab)
         for suffix in ("json", "md", "svg"):
@@ -120,7 +120,7 @@ def test_teacher_and_student_in_turns(run: Run) -> None:
 @pytest.mark.parametrize("scale", ["nano", "single-gpu", "paper"])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_scale_is_understood(recipe: str, scale: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    work = import_module(f"rlt_data.recipes.{recipe}.__main__").run
+    work = import_module(f"rlt_data.recipes.{recipe}.recipe").run
     work(Lab(recipe, load_config(recipe, scale), tmp_path / "dry", dry_run=True))
     printed = capsys.readouterr().out
     assert "rlt-data evaluate" in printed and "rlt-data train-student" in printed

@@ -1,0 +1,134 @@
+"""RL on a student's own answers: from the base, and from students that were given a start by teachers' traces."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from rlt_data.engines import find_checkpoint
+from rlt_data.formats import Format, load_format, own_format
+from rlt_data.recipes.lab import Lab, bars, estimate, publish, table
+from rlt_data.recipes.pieces import accuracy, imported_traces, questions, ranked_traces, student_of
+from rlt_data.steps.evaluate import solution_in
+
+BASE, RLT, RAW, EDITED = "base", "student of an RLT", "student of an RL solver, raw", "student of an RL solver, edited"
+
+#: Input keys that an evaluation takes.
+_ASKED = ("in", "subset", "split", "limit", "question_column", "answer_column")
+
+
+def run(lab: Lab) -> None:
+    """Train solvers from four starts and measure each before and after."""
+    solvers = lab.each(_solver, [(BASE, lab.config["student"]["model"], seed) for seed in lab.seeds])
+    taught = lab.each(_taught_by_rlt, [(seed,) for seed in lab.seeds])
+    answers = lab.each(_answers, [(solver["out"], seed) for solver, seed in zip(solvers, lab.seeds, strict=True)])
+    calls = [(run, seed, edited) for run, seed in zip(answers, lab.seeds, strict=True) for edited in (False, True)]
+    own = lab.each(_taught_by_solver, calls)
+    base = lab.each(_base, [(seed,) for seed in lab.seeds])
+    before: dict[str, list[dict[str, Any]]] = {BASE: base, RLT: taught, RAW: own[::2], EDITED: own[1::2]}
+    taught_arms = (RLT, RAW, EDITED)
+    starts = [(arm, before[arm][place]["out"], seed) for arm in taught_arms for place, seed in enumerate(lab.seeds)]
+    trained = lab.each(_solver, starts)
+    if lab.dry_run:
+        return
+    after = {BASE: solvers}
+    for (arm, _, _), result in zip(starts, trained, strict=True):
+        after.setdefault(arm, []).append(result)
+    figures = {
+        arm: {
+            "rows": estimate([float(each.get("rows", 0)) for each in before[arm]]),
+            "before": estimate([each["accuracy"] for each in before[arm]]),
+            "after": estimate([each["accuracy"] for each in after[arm]]),
+            "tokens": estimate([each["tokens"] for each in after[arm]]),
+        }
+        for arm in before
+    }
+    columns = ["start", "traces learned from", "accuracy before RL", "accuracy after RL", "tokens of an answer"]
+    rows = [
+        (arm, f"{each['rows'].mean:.0f}", each["before"], each["after"], f"{each['tokens'].mean:.1f}")
+        for arm, each in figures.items()
+    ]
+
+    def draw(axes: Any) -> None:
+        bars(
+            axes,
+            list(figures),
+            {f"{when} RL": [each[when] for each in figures.values()] for when in ("before", "after")},
+        )
+
+    publish(lab, {"arms": figures}, table(columns, rows), draw)
+
+
+def _solver(lab: Lab, arm: str, model: str, seed: int) -> dict[str, Any]:
+    """Train a model on the correctness of its answers, and measure it."""
+    name = f"{arm}-{seed}".replace(", ", "-").replace(" ", "-")
+    out = lab.path("solvers", name)
+    lab.step("solver", model=model, out=out, seed=seed, **questions(lab, "train", seed))
+    return {"out": out, **accuracy(lab, out, f"solver-{name}", seed)}
+
+
+def _base(lab: Lab, seed: int) -> dict[str, Any]:
+    model = lab.config["student"]["model"]
+    return {"out": model, **accuracy(lab, model, f"base-{seed}", seed)}
+
+
+def _taught_by_rlt(lab: Lab, seed: int) -> dict[str, Any]:
+    return student_of(lab, ranked_traces(lab, lab.config["generate"]["teacher"], f"rlt-{seed}", seed), "rlt", seed)
+
+
+def _answers(lab: Lab, solver: str, seed: int) -> str:
+    """Return the run with a solver's own answers to the training questions."""
+    out = lab.path("answers", seed)
+    asked = {key: value for key, value in questions(lab, "train", seed).items() if key in _ASKED}
+    lab.step("evaluate", "answers", model=solver, out=out, seed=seed, **asked)
+    return out
+
+
+def _taught_by_solver(lab: Lab, run: str, seed: int, edited: bool) -> dict[str, Any]:
+    """Train a student on the right answers of a solver, as they are or edited."""
+    name = "edited" if edited else "raw"
+    if lab.dry_run:
+        return student_of(lab, "", name, seed)
+    rows = right_answers(Path(run), _format_of(lab))
+    if edited:
+        rows = [row | {"explanation": edit(row["explanation"])} for row in rows]
+    return student_of(lab, imported_traces(lab, rows, f"{name}-{seed}"), name, seed)
+
+
+def _format_of(lab: Lab) -> Format:
+    name = lab.config["student"]["model"]
+    own = own_format(find_checkpoint("nano-student" if name == "nano" else name).folder)
+    return own or load_format(lab.config["score"].get("format", "rlt"))
+
+
+def right_answers(run: Path, format: Format) -> list[dict[str, Any]]:
+    """Return the first right answer to each question of an evaluation, as question, solution and explanation."""
+    grades = pl.read_parquet(run / "grades" / "*.parquet").filter(pl.col("correct") & pl.col("formatted"))
+    answers = pl.read_parquet(run / "answers" / "*.parquet").select("answer_id", "completion")
+    asked = pl.read_parquet(run / "questions" / "*.parquet").select("question_id", "question")
+    found = grades.sort("sample_index").unique("question_id", keep="first", maintain_order=True)
+    joined = found.join(answers, on="answer_id").join(asked, on="question_id").sort("question_id")
+    opening, closing = format.thought_tags
+    return [
+        {
+            "id": row["question_id"],
+            "question": row["question"],
+            "solution": solution_in(format, row["completion"])[0],
+            "explanation": row["completion"].partition(opening)[2].partition(closing)[0].strip(),
+        }
+        for row in joined.to_dicts()
+    ]
+
+
+def edit(explanation: str, kept: int = 2) -> str:
+    """Shorten a search of the miniature's kind: the last attempt, after no more than a few of those before it.
+
+    Args:
+        explanation: attempts, each ended by ``yes`` or ``no``.
+        kept: attempts before the last one that stay.
+    """
+    pieces = [piece.strip() for piece in re.findall(r".*?\b(?:yes|no)\b|.+$", explanation, re.S)]
+    return " ".join(pieces[-kept - 1 :])

@@ -1,0 +1,77 @@
+"""What do students learn from an RL teacher's traces, against other pipelines, at two sizes of data?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlt_data.recipes.lab import Lab, bars, estimate, publish, table
+from rlt_data.recipes.nano.rivals import rival_rows
+from rlt_data.recipes.pieces import accuracy, imported_traces, questions, ranked_traces, student_of
+
+
+def run(lab: Lab) -> None:
+    """Train students on the traces of each source, all of them and a subset, and on none."""
+    sources = list(lab.config["sources"])
+    traces = dict(zip(_pairs(lab, sources), lab.each(_traces, _pairs(lab, sources)), strict=True))
+    sizes = {"all": None, "subset": int(lab.config["subset"])}
+    calls = [
+        (source, traces[source, seed], size, limit, seed) for source, seed in traces for size, limit in sizes.items()
+    ]
+    results = lab.each(_student, calls)
+    base = lab.each(_base, [(seed,) for seed in lab.seeds])
+    if lab.dry_run:
+        return
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for (source, _, size, _, _), result in zip(calls, results, strict=True):
+        found.setdefault((source, size), []).append(result)
+    names = ("accuracy", "formatted", "truncated", "tokens", "rows")
+    figures = {
+        f"{source}, {size}": {name: estimate([float(each[name]) for each in seeds]) for name in names}
+        for (source, size), seeds in found.items()
+    }
+    figures["none (base)"] = {"accuracy": estimate([each["accuracy"] for each in base])}
+    columns = ["traces", "rows", "accuracy", "in format", "cut off", "tokens of an answer"]
+    rows = [
+        (f"{source}, {size}", f"{each['rows'].mean:.0f}", each["accuracy"])
+        + tuple(f"{each[name].mean:.3f}" for name in ("formatted", "truncated"))
+        + (f"{each['tokens'].mean:.1f}",)
+        for (source, size), each in ((key, figures[f"{key[0]}, {key[1]}"]) for key in found)
+    ]
+    text = table(columns, [*rows, ("none (base)", "", figures["none (base)"]["accuracy"], "", "", "")])
+
+    def draw(axes: Any) -> None:
+        groups = {size: [figures[f"{source}, {size}"]["accuracy"] for source in sources] for size in ("subset", "all")}
+        bars(axes, sources, groups, "accuracy of the students")
+        axes.axhline(figures["none (base)"]["accuracy"].mean, color="gray", linestyle="--", linewidth=1)
+
+    publish(lab, {"arms": figures}, text, draw)
+
+
+def _pairs(lab: Lab, sources: list[str]) -> list[tuple[str, int]]:
+    return [(source, seed) for source in sources for seed in lab.seeds]
+
+
+def _traces(lab: Lab, source: str, seed: int) -> str:
+    """Return a run with the ranked traces of a source: a teacher's, a rule's, or those of a file or data set."""
+    section = dict(lab.config["sources"][source])
+    name = f"{source}-{seed}".replace(" ", "-")
+    if "teacher" in section:
+        lab.config.setdefault(f"sources.{source}", {**lab.config["generate"], **section})
+        return ranked_traces(lab, section["teacher"], name, seed, f"sources.{source}")
+    if "rule" in section:
+        if lab.dry_run:
+            return ""
+        rows = rival_rows(questions(lab, "train", seed)["in"], section["rule"], seed)
+        return imported_traces(lab, rows, name)
+    folder = lab.path("traces", name)
+    lab.step("score", out=folder, teacher="none", **{"in_" if key == "in" else key: section[key] for key in section})
+    lab.step("rank", in_=folder, by="reward_without_entropy")
+    return folder
+
+
+def _student(lab: Lab, source: str, traces: str, size: str, limit: int | None, seed: int) -> dict[str, Any]:
+    return student_of(lab, traces, f"{source}-{size}".replace(" ", "-"), seed, limit=limit)
+
+
+def _base(lab: Lab, seed: int) -> dict[str, Any]:
+    return accuracy(lab, lab.config["student"]["model"], f"base-{seed}", seed)
