@@ -30,6 +30,10 @@ if TYPE_CHECKING:
         PipelineSettings,
         RankSettings,
         ScoreSettings,
+        TrainSolverSettings,
+        TrainStudentSettings,
+        TrainTeacherSettings,
+        WarmUpSettings,
     )
     from rlt_data.steps.countdown import make_countdown
     from rlt_data.steps.distill import distill
@@ -40,6 +44,9 @@ if TYPE_CHECKING:
     from rlt_data.steps.score import score
     from rlt_data.steps.stats import stats
     from rlt_data.store import Run
+    from rlt_data.training.sft import train_student
+    from rlt_data.training.solver import train_solver
+    from rlt_data.training.teacher import train_teacher, warm_up
 
 __all__ = [
     "CheckSettings",
@@ -52,6 +59,10 @@ __all__ = [
     "RankSettings",
     "Run",
     "ScoreSettings",
+    "TrainSolverSettings",
+    "TrainStudentSettings",
+    "TrainTeacherSettings",
+    "WarmUpSettings",
     "check",
     "distill",
     "evaluate",
@@ -65,6 +76,10 @@ __all__ = [
     "run_pipeline",
     "score",
     "stats",
+    "train_solver",
+    "train_student",
+    "train_teacher",
+    "warm_up",
 ]
 
 _HOMES = {
@@ -75,6 +90,9 @@ _HOMES = {
     "steps.pipeline": {"load_pipeline", "run_pipeline"},
     "reward": {"kl_terms", "reward_terms"},
     "store": {"Run"},
+    "training.sft": {"train_student"},
+    "training.solver": {"train_solver"},
+    "training.teacher": {"train_teacher", "warm_up"},
     **{f"steps.{step}": {step} for step in ("generate", "score", "rank", "distill", "stats", "evaluate")},
 }
 

@@ -21,4 +21,5 @@ step rlt-data rank --in "$out"
 step rlt-data distill --in "$out" --select best
 step rlt-data stats "$out"
 step rlt-data show "$out" countdown-train-7 --ends
+step python -c "import datasets; print(datasets.load_dataset('$out/dataset', split='train'))"
 printf '\nThe data set is in %s. The same way with a real language model takes some minutes: make demo-gemma\n' "$out/dataset"

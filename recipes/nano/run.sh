@@ -23,6 +23,12 @@ step $build rows --out "$out/warm-up.jsonl"
 step rlt-data train-teacher warmup --model "$out/student" --in "$out/warm-up.jsonl" --out "$out/teacher-warm" \
     --epochs 1 --batch-size 64 --micro-batch-size 64 --learning-rate 3e-3 --warmup 0.05 --weight-decay 0.01 \
     --max-length 256 --no-activation-checkpointing --save-steps 100000 --device cpu
+step rlt-data countdown make --out "$out/train.jsonl" --rows 3000 --operators +-* --fewest 3 --most 3 --smallest 1 \
+    --largest 14 --smallest-target 0 --largest-target 120 --largest-value 120
+step rlt-data train-teacher rl --model "$out/teacher-warm" --student "$out/student" --in "$out/train.jsonl" \
+    --out "$out/teacher" --steps 60 --questions 32 --group 16 --micro-batch-size 128 --learning-rate 2e-4 \
+    --temperature 1 --lambda 1 --beta 0 --missing-tag-penalty -3 --max-tokens 64 --held-out 128 --save-steps 30 \
+    --batch-size 256 --batch-tokens 16384 --no-activation-checkpointing --device cpu
 
 step $build skills --model "$out/student"
 step rlt-data countdown make --out "$out/small.jsonl" --smallest 1 --largest 14 $ranges
@@ -30,4 +36,4 @@ step rlt-data countdown make --out "$out/large.jsonl" --smallest 15 --largest 40
 for inputs in small large; do
     step rlt-data evaluate --model "$out/student" --in "$out/$inputs.jsonl" --out "$out/accuracy-$inputs" $answers
 done
-printf '\nThe models are in %s and %s\n' "$out/student" "$out/teacher-warm"
+printf '\nThe models are in %s, %s and %s\n' "$out/student" "$out/teacher-warm" "$out/teacher/best"

