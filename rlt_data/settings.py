@@ -260,9 +260,10 @@ class TrainingSettings(Settings):
     @property
     def depends_on(self) -> dict[str, Any]:
         """What the trained weights depend on of these, beside model and data."""
-        return self.model_dump(
-            mode="json", exclude={"model", "input", "out", "dry_run", "log_to", "micro_batch_size", "device", "student"}
-        )
+        shown = set(InputSettings.model_fields) | set(FormatSettings.model_fields)  # in the data, as it was shown
+        kept = {"out", "keep_checkpoints", "sample_rows", "log_to", "dry_run"}
+        run_by = {"model", "student", "device", "chat_template", "micro_batch_size", "vllm_memory"}
+        return self.model_dump(mode="json", exclude=shown | kept | run_by)
 
 
 class FineTuneSettings(TrainingSettings):
