@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.report import print_table, save
 from rlt_data.engines import find_checkpoint
 from rlt_data.formats import load_format
+from rlt_data.inputs.check import good_rows
 from rlt_data.settings import CountdownSettings, TrainTeacherSettings
 from rlt_data.steps.countdown import make_countdown
 from rlt_data.training import teacher
@@ -90,7 +91,7 @@ def plain(model: Path, questions: Path, out: Path, steps: int) -> list[float]:
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
     format = load_format(str(model / "format.yaml"))
     views = Views(format, ChatTemplate(tokenizer))
-    rows = teacher.good_rows(made, format)
+    rows = good_rows(made, format)
     prompts = [{"prompt": views.teacher_prompt(row.question, row.solution)} for row in rows]
     plan = PolicyPlan(len(rows), 0, 0, 0, steps, 1.0, 256, 0, 1, 2, 0, 0.0, 0.0, 0.0)
 

@@ -15,8 +15,8 @@ from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from rlt_data.cli.progress import speaks
 from rlt_data.errors import INTERRUPTED, InputError, RltDataError
+from rlt_data.progress import speaks
 from rlt_data.settings import Settings, parse_settings
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -90,7 +90,7 @@ def finish(work: Callable[[], int | None]) -> None:
     Raises:
         typer.Exit: with an exit code other than 0.
     """
-    _prepare_libraries()
+    prepare_libraries()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = work() or 0
@@ -138,7 +138,7 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _prepare_libraries() -> None:
+def prepare_libraries() -> None:
     """Keep other libraries' notices out of ours, and their threads polite; they are imported after this."""
     # Threads of libgomp that spin while they wait make a model ten times slower as soon as another program wants a
     # core; a short spin costs nothing on an idle machine.

@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from rlt_data.cli.progress import speaks
 from rlt_data.errors import SOME_ROWS_FAILED
+from rlt_data.progress import speaks
 
 if TYPE_CHECKING:  # the steps' modules are imported when they run
     import polars as pl

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from datetime import timedelta
 from typing import Any
 
-from rlt_data.progress import SILENT, Progress
+from rlt_data.progress import SILENT, Progress, speaks
 
 #: Seconds between two lines in a log.
 LOG_SECONDS = 10.0
-
-
-def speaks() -> bool:
-    """Whether this process is the first of those that ``accelerate launch`` started; the others are quiet."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def shown_progress() -> Progress:

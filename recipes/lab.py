@@ -26,8 +26,10 @@ from typing import Any
 import yaml
 
 from rlt_data import settings as all_settings
+from rlt_data.cli.options import prepare_libraries
 from rlt_data.errors import RltDataError
 from rlt_data.settings import Settings, parse_settings
+from rlt_data.store import write_json
 
 #: Steps by name: settings, library function, and command.
 STEPS: dict[str, tuple[str, str, list[str]]] = {
@@ -79,7 +81,7 @@ class Lab:
             keys: more of them, which go first; ``in_`` and ``lambda_`` stand for ``in`` and ``lambda``.
         """
         class_name, function, _ = STEPS[name]
-        content = dict(self.config.get(section or name) or {}) | {key.rstrip("_"): value for key, value in keys.items()}
+        content = self._section(section or name) | {key.rstrip("_"): value for key, value in keys.items()}
         where = f"{self.recipe}, section {section or name}"
         settings = parse_settings(getattr(all_settings, class_name), content, where=where)
         if self.dry_run:
@@ -95,11 +97,15 @@ class Lab:
             module, _, called = function.partition(":")
             result = _plain(getattr(import_module(module), called)(settings))
         result |= {"seconds": time.monotonic() - began}
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(result), encoding="utf-8")
-        temporary.replace(kept)
+        write_json(kept, result)
         return result
+
+    def _section(self, name: str) -> dict[str, Any]:
+        """Return the settings under a name; a dot leads into a section, as in ``train.countdown``."""
+        found: Any = self.config
+        for part in name.split("."):
+            found = found.get(part) or {}
+        return dict(found)
 
     def _launch(self, name: str, settings: Settings) -> dict[str, Any]:
         """Run a training by ``accelerate launch``, with the shipped file that the recipe names as its launcher."""
@@ -160,11 +166,8 @@ def _called(task: tuple[int, Callable[..., Any], Lab, tuple[Any, ...]]) -> tuple
 
 def _quiet() -> None:
     import logging
-    import warnings
 
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    prepare_libraries()
     logging.getLogger("rlt_data").setLevel(logging.WARNING)
 
 

@@ -23,15 +23,22 @@ def questions(lab: Lab, name: str, seed: int = 0) -> dict[str, Any]:
     """
     section = dict(lab.config[name])
     if "countdown" not in section:
-        return {"in" if key == "input" else key: value for key, value in section.items()}
+        return section
     file = lab.path("questions", f"{name}-{seed}.jsonl")
-    lab.config.setdefault(f"{name}.countdown", section["countdown"])
     lab.step("countdown", f"{name}.countdown", out=file, seed=seed)
     return {"in": file}
 
 
 def ranked_traces(
-    lab: Lab, teacher: str, run: str, seed: int, section: str = "generate", asked: str = "train", **score: Any
+    lab: Lab,
+    teacher: str,
+    run: str,
+    seed: int,
+    section: str = "generate",
+    *,
+    asked: str = "train",
+    n: int | None = None,
+    **score: Any,
 ) -> str:
     """Generate, score and rank a teacher's traces; return their run folder.
 
@@ -42,10 +49,11 @@ def ranked_traces(
         seed: of the samples and of the questions.
         section: how traces are generated.
         asked: section of the questions.
+        n: traces of each question; default: as the section says.
         score: settings of the scoring that differ.
     """
     folder = lab.path("traces", run)
-    made = questions(lab, asked, seed)
+    made = questions(lab, asked, seed) | ({} if n is None else {"n": n})
     lab.step("generate", section, teacher=teacher, out=folder, seed=seed, **made)
     lab.step("score", in_=folder, **score)
     lab.step("rank", in_=folder)
@@ -129,7 +137,6 @@ def accuracy(
     """
     found = {}
     for benchmark, settings in lab.config[benchmarks].items():
-        lab.config.setdefault(f"{benchmarks}.{benchmark}", settings)
         asked = questions(lab, test) if "in" not in settings and test in lab.config else {}
         out = lab.path("evaluations", f"{name}-{benchmark}")
         found[benchmark] = lab.step("evaluate", f"{benchmarks}.{benchmark}", model=model, out=out, seed=seed, **asked)

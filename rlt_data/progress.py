@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
+
+
+def speaks() -> bool:
+    """Whether this process is the first of those that ``accelerate launch`` started; the others are quiet."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Progress(Protocol):

@@ -237,6 +237,7 @@ class EvaluateSettings(FormatSettings, ModelSettings, SamplingSettings):
 class TrainingSettings(Settings):
     """What every training takes."""
 
+    model: StudentName = _field(..., MODEL, f"Where the model begins: {MODEL_HELP}")
     out: str = _field(..., OUTPUT, "Folder of the trained model and its checkpoints.")
     learning_rate: float = _field(1e-5, TRAINING, "Largest learning rate.", gt=0)
     schedule: Literal["cosine", "linear", "constant"] = _field("cosine", TRAINING, "How the learning rate falls.")
@@ -270,7 +271,6 @@ class FineTuneSettings(TrainingSettings):
     """How a model is fine-tuned on texts."""
 
     input: str = _field(..., INPUT, "Rows to train on: file, folder or Hub data set id.", alias="in")
-    model: StudentName = _field(..., MODEL, f"Where the model begins: {MODEL_HELP}")
     epochs: int = _field(3, TRAINING, "Times to go through the data.", ge=1)
     max_steps: int | None = _field(None, TRAINING, "End after this many steps instead.", ge=1)
     batch_size: int = _field(32, TRAINING, "Rows of a step, over all processes.", ge=1)
@@ -317,7 +317,6 @@ _TRL = {"loss": "dapo", "beta": 0.0, "sync_steps": 0, "bias_corrected_kl": True,
 class PolicySettings(TrainingSettings, InputSettings, FormatSettings):
     """How a model is trained by GRPO; the defaults are those of the authors' teacher."""
 
-    model: StudentName = _field(..., MODEL, f"Where the policy begins: {MODEL_HELP}")
     recipe: Literal["paper", "trl"] = _field(
         "paper", None, "Where loss, KL and reference model are not given: the authors' choices, or TRL's defaults."
     )

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from rlt_data.engines import find_checkpoint
-from rlt_data.formats import Format, load_format, own_format
+from rlt_data.provenance import recorded_format
 from rlt_data.recipes.lab import Lab, bars, estimate, publish, table
 from rlt_data.recipes.pieces import accuracy, imported_traces, questions, ranked_traces, student_of
 from rlt_data.steps.evaluate import solution_in
+from rlt_data.store import Run
 
 BASE, RLT, RAW, EDITED = "base", "student of an RLT", "student of an RL solver, raw", "student of an RL solver, edited"
 
@@ -92,23 +91,19 @@ def _taught_by_solver(lab: Lab, run: str, seed: int, edited: bool) -> dict[str, 
     name = "edited" if edited else "raw"
     if lab.dry_run:
         return student_of(lab, "", name, seed)
-    rows = right_answers(Path(run), _format_of(lab))
+    rows = right_answers(Run.existing(run))
     if edited:
         rows = [row | {"explanation": edit(row["explanation"])} for row in rows]
     return student_of(lab, imported_traces(lab, rows, f"{name}-{seed}"), name, seed)
 
 
-def _format_of(lab: Lab) -> Format:
-    name = lab.config["student"]["model"]
-    own = own_format(find_checkpoint("nano-student" if name == "nano" else name).folder)
-    return own or load_format(lab.config["score"].get("format", "rlt"))
-
-
-def right_answers(run: Path, format: Format) -> list[dict[str, Any]]:
+def right_answers(run: Run) -> list[dict[str, Any]]:
     """Return the first right answer to each question of an evaluation, as question, solution and explanation."""
-    grades = pl.read_parquet(run / "grades" / "*.parquet").filter(pl.col("correct") & pl.col("formatted"))
-    answers = pl.read_parquet(run / "answers" / "*.parquet").select("answer_id", "completion")
-    asked = pl.read_parquet(run / "questions" / "*.parquet").select("question_id", "question")
+    format = recorded_format(run, "evaluate")
+    assert format is not None
+    grades = pl.read_parquet(run.path / "grades" / "*.parquet").filter(pl.col("correct") & pl.col("formatted"))
+    answers = pl.read_parquet(run.path / "answers" / "*.parquet").select("answer_id", "completion")
+    asked = pl.read_parquet(run.path / "questions" / "*.parquet").select("question_id", "question")
     found = grades.sort("sample_index").unique("question_id", keep="first", maintain_order=True)
     joined = found.join(answers, on="answer_id").join(asked, on="question_id").sort("question_id")
     opening, closing = format.thought_tags

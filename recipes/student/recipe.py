@@ -56,15 +56,14 @@ def _traces(lab: Lab, source: str, seed: int) -> str:
     section = dict(lab.config["sources"][source])
     name = f"{source}-{seed}".replace(" ", "-")
     if "teacher" in section:
-        lab.config.setdefault(f"sources.{source}", {**lab.config["generate"], **section})
-        return ranked_traces(lab, section["teacher"], name, seed, f"sources.{source}")
+        return ranked_traces(lab, section["teacher"], name, seed, n=section["n"])
     if "rule" in section:
         if lab.dry_run:
             return ""
         rows = rival_rows(questions(lab, "train", seed)["in"], section["rule"], seed)
         return imported_traces(lab, rows, name)
     folder = lab.path("traces", name)
-    lab.step("score", out=folder, teacher="none", **{"in_" if key == "in" else key: section[key] for key in section})
+    lab.step("score", out=folder, teacher="none", **section)
     lab.step("rank", in_=folder, by="reward_without_entropy")
     return folder
 

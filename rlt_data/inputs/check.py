@@ -76,6 +76,18 @@ def check(settings: CheckSettings) -> CheckReport:
     return report
 
 
+def good_rows(settings: InputSettings, format: Format | None, reader_of: ReaderOf | None = None) -> list[Row]:
+    """Read all rows of an input; for the arguments see :func:`examined_rows`.
+
+    Raises:
+        InputError: the input cannot be read, or has bad rows that are not to be skipped.
+    """
+    report = CheckReport(settings.input)
+    rows = list(examined_rows(settings, format, report, reader_of))
+    report.refuse_bad_rows(skip=settings.skip_bad_rows)
+    return rows
+
+
 class Reader(Protocol):
     """Turns records into rows."""
 

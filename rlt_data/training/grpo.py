@@ -21,7 +21,16 @@ from rlt_data.store import content_hash, write_file
 from rlt_data.training.plan import PolicyPlan, policy_plan_of
 from rlt_data.training.rewards import Reward, Row
 from rlt_data.training.rollouts import policy_trainer
-from rlt_data.training.runs import TrainingRun, copy_model, missing, pad_token, save_format, told, trainer_arguments
+from rlt_data.training.runs import (
+    TrainingRun,
+    copy_model,
+    lately,
+    missing,
+    pad_token,
+    save_format,
+    told,
+    trainer_arguments,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -117,12 +126,11 @@ def train_policy(
     trainer = _trainer(settings, policy, plan, reward, train, held_out, progress)
     run.record(plan=asdict(plan))
     run.train(trainer, policy.tokenizer, plan.steps, progress, policy.format)
-    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
     summary = PolicySummary(
         run.out,
         plan,
         int(trainer.state.global_step),
-        float(sum(rewards[-10:]) / len(rewards[-10:])),
+        lately(trainer, "reward"),
         best,
         trainer.state.best_metric,
     )

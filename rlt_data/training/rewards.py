@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -34,21 +34,20 @@ _SHARES = ("well_formed", "closed", "truncated", "empty")
 
 def copied(explanation: str, solution: str) -> float:
     """Return the share of an explanation's runs of four words that stand in the solution too, from 0 to 1."""
-    runs, known = _runs(explanation), set(_runs(solution))
-    words = _WORD.findall(explanation)
+    words, theirs = _WORD.findall(explanation), _WORD.findall(solution)
     if 0 < len(words) < _RUN:
-        return float(" ".join(words) in " ".join(_WORD.findall(solution)))
+        return float(" ".join(words) in " ".join(theirs))
+    runs, known = _runs(words), set(_runs(theirs))
     return sum(run in known for run in runs) / len(runs) if runs else 0.0
 
 
 def repeated(text: str) -> float:
     """Return the share of a text's runs of four words that came before in it, from 0 to 1."""
-    runs = _runs(text)
+    runs = _runs(_WORD.findall(text))
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def _runs(text: str) -> list[tuple[str, ...]]:
-    words = _WORD.findall(text)
+def _runs(words: list[str]) -> list[tuple[str, ...]]:
     return [tuple(words[start : start + _RUN]) for start in range(len(words) - _RUN + 1)]
 
 
@@ -183,7 +182,7 @@ class CorrectnessReward(Reward):
         super().__init__()
         self._settings = settings
         self._format = format
-        self._kind: Literal["math", "choice", "countdown"] = kind
+        self._kind: Kind = kind
         self._grader = grader
 
     def rows(self, questions: Sequence[Row], rollouts: Sequence[Rollout]) -> list[Row]:

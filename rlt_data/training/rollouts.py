@@ -207,7 +207,7 @@ class Rollouts:
         super().log(logs, start_time)  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if self.settings.beta and self.settings.sync_steps:
+        if self.args.sync_ref_model:
             state = _full_state(self.ref_model)
             if self.args.should_save:
                 from safetensors.torch import save_file

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,12 @@ from typing import Any
 
 import yaml
 
+from rlt_data.engines import Checkpoint, find_checkpoint, open_tokenizer
 from rlt_data.engines.config import pick_device
 from rlt_data.errors import RunFolderError, SettingsError
-from rlt_data.formats import Format
-from rlt_data.progress import Progress
-from rlt_data.settings import TrainingSettings
+from rlt_data.formats import ChatTemplate, Format, Tokenizer
+from rlt_data.progress import Progress, speaks
+from rlt_data.settings import ModelSettings, TrainingSettings
 from rlt_data.store import changed_keys, write_file, write_json
 
 logger = logging.getLogger(__name__)
@@ -55,14 +55,14 @@ class TrainingRun:
     depends_on: dict[str, Any]
 
     def __post_init__(self) -> None:
-        out, file = self.out, self.out / "training.json"
+        out = self.out
         if out.exists() and not out.is_dir():
             raise RunFolderError(f"{out}: is a file; --out takes a folder")
-        if not file.is_file():
+        if (recorded := self._recorded()) is None:
             if out.is_dir() and any(out.iterdir()):
                 raise RunFolderError(f"{out}: is there already and holds no training; choose another --out")
             return
-        before = json.loads(file.read_text(encoding="utf-8")).get("depends_on", {})
+        before = recorded.get("depends_on", {})
         if before != self.depends_on:
             changed = ", ".join(changed_keys(before, self.depends_on))
             raise RunFolderError(
@@ -73,13 +73,16 @@ class TrainingRun:
     @property
     def finished(self) -> dict[str, Any] | None:
         """What was recorded of the training when it came to its end; None before."""
+        found = self._recorded()
+        return found if found and "steps" in found else None
+
+    def _recorded(self) -> dict[str, Any] | None:
         file = self.out / "training.json"
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        return found if "steps" in found else None
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
     def record(self, **content: Any) -> None:
         """Write training.json: what the training depends on, and more."""
-        if int(os.environ.get("RANK", "0")) == 0:
+        if speaks():
             write_json(self.out / "training.json", {"depends_on": self.depends_on, **content})
 
     def train(self, trainer: Any, tokenizer: Any, steps: int, progress: Progress, format: Format | None = None) -> None:
@@ -175,6 +178,24 @@ def trainer_arguments(
         "report_to": settings.log_to,
         "disable_tqdm": True,
     }
+
+
+def beginning(settings: TrainingSettings) -> tuple[Checkpoint, Tokenizer, ChatTemplate]:
+    """Find the model that a training begins from; nothing of its weights is loaded.
+
+    Raises:
+        ModelError: there is no such model, or its tokenizer cannot be used.
+        SettingsError: ``--chat-template`` names no file.
+    """
+    checkpoint = find_checkpoint(settings.model)
+    run_by = ModelSettings(device=settings.device, chat_template=settings.chat_template)
+    return checkpoint, *open_tokenizer(checkpoint, run_by)
+
+
+def lately(trainer: Any, name: str) -> float | None:
+    """Return the mean of the last ten values that were logged under a name, None if there are none."""
+    values = [float(entry[name]) for entry in trainer.state.log_history if name in entry][-10:]
+    return sum(values) / len(values) if values else None
 
 
 def pad_token(tokenizer: Any) -> Any:

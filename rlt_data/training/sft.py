@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlt_data.engines.config import load_config
-from rlt_data.engines.models import Checkpoint, find_checkpoint, weights_fingerprint
-from rlt_data.engines.open import open_tokenizer
+from rlt_data.engines.models import Checkpoint, weights_fingerprint
 from rlt_data.errors import InputError
 from rlt_data.formats import Format, own_format
 from rlt_data.progress import SILENT, Progress
@@ -17,7 +16,7 @@ from rlt_data.settings import FineTuneSettings, ModelSettings, TrainStudentSetti
 from rlt_data.store import content_hash
 from rlt_data.training.examples import conversations, tokenised
 from rlt_data.training.plan import Plan, plan_of
-from rlt_data.training.runs import TrainingRun, missing, pad_token, told, trainer_arguments
+from rlt_data.training.runs import TrainingRun, beginning, lately, missing, pad_token, told, trainer_arguments
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,7 @@ def train_student(settings: TrainStudentSettings, progress: Progress = SILENT) -
     Raises:
         RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
     """
-    checkpoint = find_checkpoint(settings.model)
-    model_settings = ModelSettings(device=settings.device, chat_template=settings.chat_template)
-    tokenizer, template = open_tokenizer(checkpoint, model_settings)
+    checkpoint, tokenizer, template = beginning(settings)
     examples = list(tokenised(conversations(settings.input, template), tokenizer))
     return fine_tune(settings, checkpoint, tokenizer, examples, progress, format=own_format(checkpoint.folder))
 
@@ -84,8 +81,7 @@ def fine_tune(
     trainer = _trainer(settings, checkpoint, tokenizer, kept, plan, progress)
     run.record(plan=asdict(plan))
     run.train(trainer, tokenizer, plan.steps, progress, format)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    loss = float(sum(losses[-10:]) / len(losses[-10:])) if losses else None
+    loss = lately(trainer, "loss")
     summary = TrainingSummary(run.out, plan, int(trainer.state.global_step), loss)
     run.record(plan=asdict(plan), steps=summary.steps, loss=loss)
     return summary

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from rlt_data.engines import find_checkpoint, open_tokenizer
 from rlt_data.formats import Views
-from rlt_data.inputs.check import CheckReport, examined_rows
+from rlt_data.inputs.check import good_rows
 from rlt_data.inputs.ingest import question_id
 from rlt_data.progress import SILENT, Progress
 from rlt_data.provenance import choose_format
-from rlt_data.settings import ModelSettings, TrainSolverSettings
+from rlt_data.settings import TrainSolverSettings
 from rlt_data.tasks.benchmarks import BENCHMARKS, BenchmarkReader
 from rlt_data.tasks.grading import Grader
 from rlt_data.training.grpo import Policy, PolicySummary, train_policy
 from rlt_data.training.rewards import CorrectnessReward
+from rlt_data.training.runs import beginning
 
 
 def train_solver(settings: TrainSolverSettings, progress: Progress = SILENT) -> PolicySummary:
@@ -25,14 +25,10 @@ def train_solver(settings: TrainSolverSettings, progress: Progress = SILENT) -> 
         RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
     """
     benchmark = BENCHMARKS[settings.benchmark]
-    checkpoint = find_checkpoint(settings.model)
-    tokenizer, template = open_tokenizer(
-        checkpoint, ModelSettings(device=settings.device, chat_template=settings.chat_template)
-    )
+    checkpoint, tokenizer, template = beginning(settings)
     format = choose_format(settings.format, checkpoint, template)
     views = Views(format, template)
-    report = CheckReport(settings.input)
-    read = examined_rows(settings, None, report, lambda first: BenchmarkReader(benchmark, settings, first))
+    read = good_rows(settings, None, lambda first: BenchmarkReader(benchmark, settings, first))
     rows = [
         {
             "prompt": views.solver_prompt(row.question),
@@ -44,7 +40,6 @@ def train_solver(settings: TrainSolverSettings, progress: Progress = SILENT) -> 
         }
         for row in read
     ]
-    report.refuse_bad_rows(skip=settings.skip_bad_rows)
     with Grader() as grader:
         policy = Policy(checkpoint, tokenizer, format, rows, format.solution_tags[1])
         return train_policy(

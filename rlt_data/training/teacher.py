@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlt_data.engines import find_checkpoint, open_model, open_tokenizer
+from rlt_data.engines import open_model
 from rlt_data.engines.models import tokenizer_fingerprint
 from rlt_data.errors import InputError
 from rlt_data.formats import ChatTemplate, Format, Views
-from rlt_data.inputs.check import CheckReport, examined_rows
+from rlt_data.inputs.check import good_rows
 from rlt_data.inputs.ingest import question_id
 from rlt_data.inputs.presets import Row
 from rlt_data.progress import SILENT, Progress
 from rlt_data.provenance import choose_format
-from rlt_data.settings import InputSettings, ModelSettings, TrainTeacherSettings, WarmUpSettings
+from rlt_data.settings import ModelSettings, TrainTeacherSettings, WarmUpSettings
 from rlt_data.training.examples import Text, tokenised
 from rlt_data.training.grpo import Policy, PolicySummary, train_policy
 from rlt_data.training.rewards import DenseReward
+from rlt_data.training.runs import beginning
 from rlt_data.training.sft import TrainingSummary, fine_tune
 
 
@@ -29,9 +30,7 @@ def warm_up(settings: WarmUpSettings, progress: Progress = SILENT) -> TrainingSu
     Raises:
         RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
     """
-    checkpoint = find_checkpoint(settings.model)
-    model_settings = ModelSettings(device=settings.device, chat_template=settings.chat_template)
-    tokenizer, template = open_tokenizer(checkpoint, model_settings)
+    checkpoint, tokenizer, template = beginning(settings)
     format = choose_format(settings.format, checkpoint, template)
     texts = teacher_texts(good_rows(settings, format), format, template, settings.input)
     return fine_tune(settings, checkpoint, tokenizer, list(tokenised(texts, tokenizer)), progress, format=format)
@@ -47,12 +46,9 @@ def train_teacher(settings: TrainTeacherSettings, progress: Progress = SILENT) -
     Raises:
         RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
     """
-    checkpoint = find_checkpoint(settings.model)
-    sizes = {"device": settings.device, "batch_tokens": settings.batch_tokens}
-    tokenizer, template = open_tokenizer(
-        checkpoint, ModelSettings(device=settings.device, chat_template=settings.chat_template)
-    )
-    student = open_model(settings.student, ModelSettings(dtype=settings.student_dtype, **sizes))
+    checkpoint, tokenizer, template = beginning(settings)
+    run_by = ModelSettings(device=settings.device, dtype=settings.student_dtype, batch_tokens=settings.batch_tokens)
+    student = open_model(settings.student, run_by)
     format = choose_format(settings.format, checkpoint, template)
     Views(format, student.template).check()
     views = Views(format, template)
@@ -76,18 +72,6 @@ def train_teacher(settings: TrainTeacherSettings, progress: Progress = SILENT) -
         return DenseReward(settings, student, format, tokenizer, same_tokenizer=same)
 
     return train_policy(settings, policy, reward, progress)
-
-
-def good_rows(settings: InputSettings, format: Format) -> list[Row]:
-    """Read the rows of an input that can be shown in a format.
-
-    Raises:
-        InputError: the input cannot be read, or has bad rows that are not to be skipped.
-    """
-    report = CheckReport(settings.input)
-    rows = list(examined_rows(settings, format, report))
-    report.refuse_bad_rows(skip=settings.skip_bad_rows)
-    return rows
 
 
 def teacher_texts(rows: list[Row], format: Format, template: ChatTemplate, input: str) -> Iterator[Text]:
