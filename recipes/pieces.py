@@ -147,6 +147,11 @@ def accuracy(
     return means | {"benchmarks": {name: each["accuracy"] for name, each in found.items()}}
 
 
+def base_accuracy(lab: Lab, seed: int) -> dict[str, Any]:
+    """Measure what students begin from; see :func:`accuracy`."""
+    return accuracy(lab, lab.config["student"]["model"], f"base-{seed}", seed)
+
+
 def scores_by_rank(run: str) -> list[float]:
     """Return the mean reward of each rank of a run, best first."""
     ranks = pl.read_parquet(f"{run}/ranks/*.parquet").select("trace_id", "rank")

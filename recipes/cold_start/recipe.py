@@ -9,7 +9,7 @@ import polars as pl
 
 from rlt_data.provenance import recorded_format
 from rlt_data.recipes.lab import Lab, bars, estimate, publish, table
-from rlt_data.recipes.pieces import accuracy, imported_traces, questions, ranked_traces, student_of
+from rlt_data.recipes.pieces import accuracy, base_accuracy, imported_traces, questions, ranked_traces, student_of
 from rlt_data.steps.evaluate import solution_in
 from rlt_data.store import Run
 
@@ -26,7 +26,7 @@ def run(lab: Lab) -> None:
     answers = lab.each(_answers, [(solver["out"], seed) for solver, seed in zip(solvers, lab.seeds, strict=True)])
     calls = [(run, seed, edited) for run, seed in zip(answers, lab.seeds, strict=True) for edited in (False, True)]
     own = lab.each(_taught_by_solver, calls)
-    base = lab.each(_base, [(seed,) for seed in lab.seeds])
+    base = lab.each(base_accuracy, [(seed,) for seed in lab.seeds])
     before: dict[str, list[dict[str, Any]]] = {BASE: base, RLT: taught, RAW: own[::2], EDITED: own[1::2]}
     taught_arms = (RLT, RAW, EDITED)
     starts = [(arm, before[arm][place]["out"], seed) for arm in taught_arms for place, seed in enumerate(lab.seeds)]
@@ -67,11 +67,6 @@ def _solver(lab: Lab, arm: str, model: str, seed: int) -> dict[str, Any]:
     out = lab.path("solvers", name)
     lab.step("solver", model=model, out=out, seed=seed, **questions(lab, "train", seed))
     return {"out": out, **accuracy(lab, out, f"solver-{name}", seed)}
-
-
-def _base(lab: Lab, seed: int) -> dict[str, Any]:
-    model = lab.config["student"]["model"]
-    return {"out": model, **accuracy(lab, model, f"base-{seed}", seed)}
 
 
 def _taught_by_rlt(lab: Lab, seed: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlt_data.recipes.lab import Estimate, Lab, estimate, pearson, publish, spearman, table
-from rlt_data.recipes.pieces import accuracy, ranked_traces, scores_by_rank, student_of
+from rlt_data.recipes.pieces import base_accuracy, ranked_traces, scores_by_rank, student_of
 
 
 def run(lab: Lab) -> None:
@@ -20,7 +20,7 @@ def run(lab: Lab) -> None:
         for rank in ranks[lambdas[number]]
     ]
     results = lab.each(_student, calls)
-    base = lab.each(_base, [(seed,) for seed in lab.seeds])
+    base = lab.each(base_accuracy, [(seed,) for seed in lab.seeds])
     if lab.dry_run:
         return
     found = dict(zip([(weight, seed, rank) for _, seed, weight, rank in calls], results, strict=True))
@@ -58,10 +58,6 @@ def _traces(lab: Lab, seed: int, lambdas: list[float]) -> list[str]:
 
 def _student(lab: Lab, traces: str, seed: int, weight: float, rank: int) -> dict[str, Any]:
     return student_of(lab, traces, f"rank-{rank}-lambda-{weight:g}", seed, select=f"rank:{rank}")
-
-
-def _base(lab: Lab, seed: int) -> dict[str, Any]:
-    return accuracy(lab, lab.config["student"]["model"], f"base-{seed}", seed)
 
 
 def _correlations(

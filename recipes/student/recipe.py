@@ -6,19 +6,20 @@ from typing import Any
 
 from rlt_data.recipes.lab import Lab, bars, estimate, publish, table
 from rlt_data.recipes.nano.rivals import rival_rows
-from rlt_data.recipes.pieces import accuracy, imported_traces, questions, ranked_traces, student_of
+from rlt_data.recipes.pieces import base_accuracy, imported_traces, questions, ranked_traces, student_of
 
 
 def run(lab: Lab) -> None:
     """Train students on the traces of each source, all of them and a subset, and on none."""
     sources = list(lab.config["sources"])
-    traces = dict(zip(_pairs(lab, sources), lab.each(_traces, _pairs(lab, sources)), strict=True))
+    pairs = [(source, seed) for source in sources for seed in lab.seeds]
+    traces = dict(zip(pairs, lab.each(_traces, pairs), strict=True))
     sizes = {"all": None, "subset": int(lab.config["subset"])}
     calls = [
         (source, traces[source, seed], size, limit, seed) for source, seed in traces for size, limit in sizes.items()
     ]
     results = lab.each(_student, calls)
-    base = lab.each(_base, [(seed,) for seed in lab.seeds])
+    base = lab.each(base_accuracy, [(seed,) for seed in lab.seeds])
     if lab.dry_run:
         return
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -31,12 +32,12 @@ def run(lab: Lab) -> None:
     }
     figures["none (base)"] = {"accuracy": estimate([each["accuracy"] for each in base])}
     columns = ["traces", "rows", "accuracy", "in format", "cut off", "tokens of an answer"]
-    rows = [
-        (f"{source}, {size}", f"{each['rows'].mean:.0f}", each["accuracy"])
-        + tuple(f"{each[name].mean:.3f}" for name in ("formatted", "truncated"))
-        + (f"{each['tokens'].mean:.1f}",)
-        for (source, size), each in ((key, figures[f"{key[0]}, {key[1]}"]) for key in found)
-    ]
+    rows = []
+    for source, size in found:
+        each = figures[f"{source}, {size}"]
+        shares = [f"{each[name].mean:.3f}" for name in ("formatted", "truncated")]
+        means = [f"{each['rows'].mean:.0f}", each["accuracy"], *shares, f"{each['tokens'].mean:.1f}"]
+        rows.append((f"{source}, {size}", *means))
     text = table(columns, [*rows, ("none (base)", "", figures["none (base)"]["accuracy"], "", "", "")])
 
     def draw(axes: Any) -> None:
@@ -45,10 +46,6 @@ def run(lab: Lab) -> None:
         axes.axhline(figures["none (base)"]["accuracy"].mean, color="gray", linestyle="--", linewidth=1)
 
     publish(lab, {"arms": figures}, text, draw)
-
-
-def _pairs(lab: Lab, sources: list[str]) -> list[tuple[str, int]]:
-    return [(source, seed) for source in sources for seed in lab.seeds]
 
 
 def _traces(lab: Lab, source: str, seed: int) -> str:
@@ -70,7 +67,3 @@ def _traces(lab: Lab, source: str, seed: int) -> str:
 
 def _student(lab: Lab, source: str, traces: str, size: str, limit: int | None, seed: int) -> dict[str, Any]:
     return student_of(lab, traces, f"{source}-{size}".replace(" ", "-"), seed, limit=limit)
-
-
-def _base(lab: Lab, seed: int) -> dict[str, Any]:
-    return accuracy(lab, lab.config["student"]["model"], f"base-{seed}", seed)

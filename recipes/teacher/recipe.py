@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlt_data.recipes.lab import Lab, bars, estimate, publish, table
-from rlt_data.recipes.pieces import accuracy, questions, ranked_traces, student_of, trace_figures
+from rlt_data.recipes.pieces import base_accuracy, questions, ranked_traces, student_of, trace_figures
 
 _FIGURES = ("reward", "r_ss", "r_kl", "thought_tokens", "well_formed", "truncated", "copied")
 
@@ -21,7 +21,7 @@ def run(lab: Lab) -> None:
         arms[f"after RL, λ = {weight:g}"] = trained[first : first + len(lab.seeds)]
     calls = [(arm, model, seed) for arm, models in arms.items() for seed, model in zip(lab.seeds, models, strict=True)]
     results = lab.each(_student, calls)
-    base = lab.each(_base, [(seed,) for seed in lab.seeds])
+    base = lab.each(base_accuracy, [(seed,) for seed in lab.seeds])
     if lab.dry_run:
         return
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
@@ -68,7 +68,3 @@ def _student(lab: Lab, arm: str, model: str, seed: int) -> dict[str, Any]:
     traces = ranked_traces(lab, model, f"{name}-{seed}", seed)
     found = student_of(lab, traces, name, seed)
     return found if lab.dry_run else {**trace_figures(traces), **found}
-
-
-def _base(lab: Lab, seed: int) -> dict[str, Any]:
-    return accuracy(lab, lab.config["student"]["model"], f"base-{seed}", seed)
