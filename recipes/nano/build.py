@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from rlt_data.formats import ChatTemplate, Views, load_format
 from rlt_data.recipes.nano.corpus import (
     LARGE,
+    MOST_ATTEMPTS,
     SMALL,
     Domain,
     base_texts,
@@ -148,7 +149,7 @@ def skills(model: Any, tokenizer: Any, views: Views, domain: Domain, count: int 
     texts = [f"{tokenizer.bos_token} {facts(draw, 12, [domain])}" for _ in range(count)]
     for _ in range(count):
         problem = draw.choice(train_problems(domain))
-        tried = some_attempts(draw, problem, draw.randint(1, 6), hit=draw.random() < 0.5)
+        tried = some_attempts(draw, problem, draw.randint(1, MOST_ATTEMPTS), hit=draw.random() < 0.5)
         thought = " ".join(each.text(problem.target) for each in tried)
         texts.append(views.student(problem.question, tried[-1].expression, f" {thought} ").text)
     for number, text in enumerate(texts):

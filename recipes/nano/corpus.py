@@ -47,19 +47,19 @@ LARGE_SHARE = 0.3
 BASE_MIXTURE = {"facts": 0.16, "checks": 0.25, "attempts": 0.55, "copied": 0.04}
 #: Styles of the warm-up, and their shares.
 STYLES = {
-    "search": 0.44,
-    "terse": 0.18,
-    "step-left-out": 0.10,
-    "wrong-arithmetic": 0.08,
+    "search": 0.36,
+    "terse": 0.22,
+    "step-left-out": 0.12,
+    "wrong-arithmetic": 0.09,
     "copy": 0.08,
-    "ramble": 0.05,
+    "ramble": 0.06,
     "only-wrong": 0.07,
 }
 #: Share of the base's traces of attempts that hold a hit.
 HIT_SHARE = 0.5
-MOST_ATTEMPTS = 6
+MOST_ATTEMPTS = 11
 #: Wrong attempts before the right one in an explanation.
-MOST_MISSES = 4
+MOST_MISSES = 6
 _FACTS = 12  # of a text of facts
 
 

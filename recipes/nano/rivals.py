@@ -11,8 +11,8 @@ from rlt_data.recipes.nano.corpus import Attempt, attempts
 
 #: Failed attempts that an edited search keeps.
 KEPT_MISSES = 2
-#: Attempts after which a raw search is given up; a reader's context is short too.
-MOST_ATTEMPTS = 8
+#: Attempts after which a raw search is given up: as many as fit into the 110 tokens that teachers have.
+MOST_ATTEMPTS = 10
 
 Rule = Literal["raw", "edited"]
 

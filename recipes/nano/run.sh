@@ -1,5 +1,5 @@
 #!/bin/sh
-# The miniature models from nothing: base student, then the teacher warmed up from it. About 15 minutes on one core.
+# The miniature models from nothing: base student, teacher warmed up from it, teacher after RL.
 # usage: run.sh [FOLDER]
 set -eu
 out=${1:-runs/nano}
@@ -15,7 +15,7 @@ step() {
 build="python -m rlt_data.recipes.nano.build"
 ranges="--rows 1000 --split test --fewest 3 --most 3 --smallest-target 0 --largest-target 120 --largest-value 120"
 ranges="$ranges --operators +-*"
-answers="--benchmark countdown --temperature 0.7 --max-tokens 120 --batch-size 250 --device cpu"
+answers="--benchmark countdown --temperature 0.7 --max-tokens 180 --batch-size 250 --device cpu"
 
 set -f
 step $build base --out "$out/student"
@@ -23,11 +23,11 @@ step $build rows --out "$out/warm-up.jsonl"
 step rlt-data train-teacher warmup --model "$out/student" --in "$out/warm-up.jsonl" --out "$out/teacher-warm" \
     --epochs 1 --batch-size 64 --micro-batch-size 64 --learning-rate 3e-3 --warmup 0.05 --weight-decay 0.01 \
     --max-length 256 --no-activation-checkpointing --save-steps 100000 --device cpu
-step rlt-data countdown make --out "$out/train.jsonl" --rows 3000 --operators +-* --fewest 3 --most 3 --smallest 1 \
+step rlt-data countdown make --out "$out/train.jsonl" --rows 2048 --operators +-* --fewest 3 --most 3 --smallest 1 \
     --largest 14 --smallest-target 0 --largest-target 120 --largest-value 120
 step rlt-data train-teacher rl --model "$out/teacher-warm" --student "$out/student" --in "$out/train.jsonl" \
-    --out "$out/teacher" --steps 60 --questions 32 --group 16 --micro-batch-size 128 --learning-rate 2e-4 \
-    --temperature 1 --lambda 1 --beta 0 --missing-tag-penalty -3 --max-tokens 64 --held-out 128 --save-steps 30 \
+    --out "$out/teacher" --steps 50 --questions 32 --group 16 --micro-batch-size 128 --learning-rate 2e-4 \
+    --temperature 1 --lambda 1 --beta 0 --missing-tag-penalty -3 --max-tokens 110 --held-out 128 --save-steps 10 \
     --batch-size 256 --batch-tokens 16384 --no-activation-checkpointing --device cpu
 
 step $build skills --model "$out/student"

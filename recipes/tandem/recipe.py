@@ -10,7 +10,7 @@ from rlt_data.recipes.pieces import questions, ranked_traces, student_of, trace_
 ARMS = {
     "fixed": "the student stays the base",
     "tandem": "the student is refreshed from the teacher's best traces",
-    "one-model": "one model in both roles: the teacher of the round before is the student",
+    "one-model": "one model in both roles: the teacher so far is the student too",
 }
 
 
@@ -42,21 +42,21 @@ def _arm(lab: Lab, arm: str, seed: int) -> list[dict[str, Any]]:
     """Return what fresh students learn from the teacher after each round."""
     teacher, student = str(lab.config["teacher"]["model"]), str(lab.config["teacher"]["student"])
     found = []
-    for turn in range(int(lab.config["rounds"])):
+    rounds = int(lab.config["rounds"])
+    for turn in range(rounds):
         name = f"{arm}-{seed}-{turn}"
         out = lab.path("teachers", name)
         asked = questions(lab, "train", 0)
-        before = teacher
         lab.step("teacher", model=teacher, student=student, out=out, seed=100 * turn + seed, **asked)
         teacher = out
         traces = ranked_traces(lab, teacher, name, seed)
         taught = student_of(lab, traces, name, seed)
-        found.append(taught if lab.dry_run else {**trace_figures(traces), **taught})
-        if arm == "tandem":
+        found.append(taught if lab.dry_run else {**taught, **trace_figures(traces)})
+        if arm == "tandem" and turn + 1 < rounds:
             best = ranked_traces(lab, teacher, f"{name}-best", seed, "refresh")
             student = student_of(lab, best, f"{name}-best", seed)["out"]
         elif arm == "one-model":
-            student = before if turn else teacher
+            student = teacher
     return found
 
 

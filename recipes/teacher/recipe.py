@@ -67,4 +67,4 @@ def _student(lab: Lab, arm: str, model: str, seed: int) -> dict[str, Any]:
     name = arm.replace(", λ = ", "-lambda-").replace(" ", "-")
     traces = ranked_traces(lab, model, f"{name}-{seed}", seed)
     found = student_of(lab, traces, name, seed)
-    return found if lab.dry_run else {**trace_figures(traces), **found}
+    return found if lab.dry_run else {**found, **trace_figures(traces)}
