@@ -28,6 +28,7 @@ import yaml
 from rlt_data import settings as all_settings
 from rlt_data.cli.options import prepare_libraries
 from rlt_data.errors import RltDataError
+from rlt_data.provenance import versions
 from rlt_data.settings import Settings, parse_settings
 from rlt_data.store import write_json
 
@@ -59,12 +60,14 @@ class Lab:
             recipes/accelerate, for trainings on many GPUs) are for all of it.
         out: its folder.
         dry_run: only check every step's settings, and show them.
+        scale: name or file of its settings.
     """
 
     recipe: str
     config: dict[str, Any]
     out: Path
     dry_run: bool = False
+    scale: str = "nano"
     _shown: set[str] = field(default_factory=set)
 
     @property
@@ -229,7 +232,9 @@ def publish(lab: Lab, figures: Mapping[str, Any], text: str, draw: Callable[[Any
     """
     folder = lab.out / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"recipe": lab.recipe, "config": lab.config, **figures}
+    command = f"python -m rlt_data.recipes.{lab.recipe} --scale {lab.scale}"
+    text = f"`{command}`, {len(lab.seeds)} seeds; means with 95 % intervals (Student's t) over them.\n\n{text}"
+    content = {"command": command, "versions": versions("trl"), "config": lab.config, **figures}
     (folder / f"{lab.recipe}.json").write_text(json.dumps(content, indent=2, default=_json) + "\n", encoding="utf-8")
     (folder / f"{lab.recipe}.md").write_text(text, encoding="utf-8")
     print(text)
@@ -280,7 +285,7 @@ def main(recipe: str, run: Callable[[Lab], None], arguments: Sequence[str] | Non
     try:
         _quiet()
         began = time.monotonic()
-        run(Lab(recipe, load_config(recipe, chosen.scale), out, chosen.dry_run))
+        run(Lab(recipe, load_config(recipe, chosen.scale), out, chosen.dry_run, chosen.scale))
         if not chosen.dry_run:
             print(f"{recipe}: {(time.monotonic() - began) / 60:.1f} min; results in {out / 'results'}")
     except RltDataError as error:

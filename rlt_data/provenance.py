@@ -52,11 +52,14 @@ def step_entry(settings: Settings, format: Format, models: dict[str, Model]) -> 
         "format": format.model_dump(mode="json"),
         "format_hash": format.hash,
         "models": {role: asdict(model.identity) for role, model in models.items()},
-        "versions": {
-            "python": platform.python_version(),
-            **{package: metadata.version(package) for package in _PACKAGES},
-        },
+        "versions": versions(),
     }
+
+
+def versions(*more: str) -> dict[str, str]:
+    """Return the versions of Python and of the packages that results depend on, and of more packages."""
+    found = {package: metadata.version(package) for package in (*_PACKAGES, *more)}
+    return {"python": platform.python_version(), **found}
 
 
 def choose_format(name: str, checkpoint: Checkpoint, template: ChatTemplate) -> Format:
