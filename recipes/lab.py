@@ -155,6 +155,8 @@ class Lab:
                 print(
                     f"{self.recipe}: {work.__name__} {done} of {len(calls)}, about {left / 60:.1f} min left", flush=True
                 )
+            pool.close()
+            pool.join()
         return results
 
     def path(self, *parts: Any) -> str:
