@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from rlt_data.recipes.lab import Lab, bars, estimate, publish, table
+from rlt_data.recipes.nano.corpus import warm_up_rows
 from rlt_data.recipes.pieces import accuracy, questions, ranked_traces, trained_student
 
 ARMS = {
@@ -19,12 +22,15 @@ ARMS = {
 
 def run(lab: Lab) -> None:
     """Measure six models in a domain that no teacher was trained in; and each in the teacher's own."""
-    calls = [(arm, seed) for arm in ARMS for seed in lab.seeds]
+    before = _warmed_up(lab)
+    after = lab.each(_trained, [(before, seed) for seed in lab.seeds])
+    teachers = [{"before": before, "after": each} for each in after]
+    calls = [(arm, seed, each) for arm in ARMS for seed, each in zip(lab.seeds, teachers, strict=True)]
     results = lab.each(_arm, calls)
     if lab.dry_run:
         return
     found: dict[str, list[dict[str, float]]] = {}
-    for (arm, _), result in zip(calls, results, strict=True):
+    for (arm, _, _), result in zip(calls, results, strict=True):
         found.setdefault(arm, []).append(result)
     figures = {
         arm: {name: estimate([each[name] for each in seeds]) for name in ("new", "home", "rows")}
@@ -40,7 +46,29 @@ def run(lab: Lab) -> None:
     publish(lab, {"arms": figures}, text, draw)
 
 
-def _arm(lab: Lab, arm: str, seed: int) -> dict[str, float]:
+def _warmed_up(lab: Lab) -> str:
+    """Return the teacher before RL: the configured one, or one that is warmed up here on both domains."""
+    if "warmup" not in lab.config:
+        return str(lab.config["teachers"]["before"])
+    rows, out = Path(lab.path("rows", "warm-up.jsonl")), lab.path("teachers", "before")
+    if not lab.dry_run:
+        rows.parent.mkdir(parents=True, exist_ok=True)
+        drawn = warm_up_rows(0, **lab.config["warmup-rows"])
+        rows.write_text("".join(json.dumps(row) + "\n" for row in drawn), encoding="utf-8")
+    lab.step("warmup", in_=str(rows), out=out)
+    return out
+
+
+def _trained(lab: Lab, before: str, seed: int) -> str:
+    """Return the teacher after RL in its own domain: the configured one, or one that is trained here."""
+    if "teacher" not in lab.config:
+        return str(lab.config["teachers"]["after"])
+    out = lab.path("teachers", f"after-{seed}")
+    found = lab.step("teacher", model=before, out=out, seed=seed, **questions(lab, "train-home", 0))
+    return str(found.get("best") or out)
+
+
+def _arm(lab: Lab, arm: str, seed: int, teachers: dict[str, str]) -> dict[str, float]:
     """Make one model and measure it in both domains."""
     domain = "home" if arm.startswith("home") else "new"
     name, rows = f"{arm}-{seed}", 0
@@ -50,7 +78,7 @@ def _arm(lab: Lab, arm: str, seed: int) -> dict[str, float]:
         model = lab.path("solvers", name)
         lab.step("solver", f"solver-{domain}", out=model, seed=seed, **questions(lab, f"train-{domain}", seed))
     else:
-        teacher = lab.config["teachers"]["before" if arm == "before" else "after"]
+        teacher = teachers["before" if arm == "before" else "after"]
         traces = ranked_traces(lab, teacher, name, seed, asked=f"train-{domain}")
         model, rows = trained_student(lab, traces, arm, seed)
     found = {

@@ -1,12 +1,12 @@
 """Make the miniature models from nothing: base student, and rows for the warm-up of its teacher.
 
-    python -m rlt_data.recipes.nano.build base --out student
+    torchrun --nproc-per-node 2 -m rlt_data.recipes.nano.build base --out student
     python -m rlt_data.recipes.nano.build rows --out warm-up.jsonl
     python -m rlt_data.recipes.nano.build skills --model student
 
-The loop of the base is our own and plain; everything after it is trained with the product's commands. At this size
-TRL's trainer spends more time on padding (rows of a batch are of any length; here they are sorted into batches of like
-lengths) and on its own bookkeeping than on the model; README.md has both speeds.
+The loop of the base is our own and plain, in one process or several; everything after it is trained with the product's
+commands. At this size TRL's trainer spends more time on padding (rows of a batch are of any length; here they are
+sorted into batches of like lengths) and on its own bookkeeping than on the model; README.md has both speeds.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import random
 import shutil
 import time
@@ -44,6 +45,8 @@ from rlt_data.training.examples import IGNORED, tokenised
 logger = logging.getLogger("rlt_data")
 
 FORMAT = Path(__file__).with_name("format.yaml")
+#: Of torchrun; without it there is one process.
+RANK, PROCESSES = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 #: Batches that are drawn together and cut by length.
 _SORTED_TOGETHER = 16
 
@@ -72,11 +75,11 @@ def new_model(tokenizer: Any, seed: int) -> Any:
 
 
 def batches(examples: Iterator[Example], steps: int, size: int, seed: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Cut examples into padded batches of like lengths, in random order.
+    """Cut examples into padded batches of like lengths, in random order; of each, every process takes its share.
 
     Yields:
-        ``input_ids`` and ``labels``, each of shape (size, longest row), padded at the end with token 0 and no label.
-        Padding comes after everything that counts, so a causal model needs no mask.
+        ``input_ids`` and ``labels``, each of shape (size / processes, longest row), padded at the end with token 0 and
+        no label. Padding comes after everything that counts, so a causal model needs no mask.
     """
     shuffle = random.Random(seed)
     while steps > 0:
@@ -85,7 +88,8 @@ def batches(examples: Iterator[Example], steps: int, size: int, seed: int) -> It
         if not cut:
             return
         shuffle.shuffle(cut)
-        for rows in cut[:steps]:
+        for whole in cut[:steps]:
+            rows = whole[RANK::PROCESSES]
             longest = max(len(row["input_ids"]) for row in rows)
             yield {
                 name: torch.tensor([row[name] + [fill] * (longest - len(row[name])) for row in rows])
@@ -95,7 +99,10 @@ def batches(examples: Iterator[Example], steps: int, size: int, seed: int) -> It
 
 
 def train(model: Any, examples: Iterator[Example], *, steps: int, batch_size: int, rate: float, seed: int) -> None:
-    """Train with AdamW and a cosine schedule; the loss is the mean over a batch's counted tokens."""
+    """Train with AdamW and a cosine schedule; the loss is the mean over a process's counted tokens."""
+    if PROCESSES > 1:
+        torch.distributed.init_process_group("gloo")
+        model = torch.nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     rise = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -111,13 +118,15 @@ def train(model: Any, examples: Iterator[Example], *, steps: int, batch_size: in
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        tokens += batch["input_ids"].numel()
+        tokens += batch["input_ids"].numel() * PROCESSES
         losses.append(loss.detach())
         if step % 100 == 0 or step == steps:
             speed = tokens / (time.monotonic() - began)
             logger.info("step %d: loss %.4f, %.0f tokens/s", step, float(torch.stack(losses).mean()), speed)
             losses.clear()
     model.eval()
+    if PROCESSES > 1:
+        torch.distributed.destroy_process_group()
 
 
 def save(model: Any, tokenizer: Any, out: Path) -> None:
@@ -192,6 +201,8 @@ def make_base(out: Path, *, steps: int, batch_size: int, rate: float, seed: int)
         rate=rate,
         seed=seed,
     )
+    if RANK:
+        return
     for name, found in all_skills(model, tokenizer, views).items():
         logger.info("%s: %s", name, found)
     save(model, tokenizer, out)
@@ -209,7 +220,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=4e-3, help="largest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING if RANK else logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if given.step == "base":
         make_base(given.out, steps=given.steps, batch_size=given.batch_size, rate=given.rate, seed=given.seed)

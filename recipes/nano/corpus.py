@@ -55,6 +55,8 @@ STYLES = {
     "ramble": 0.06,
     "only-wrong": 0.07,
 }
+#: Styles with large inputs, where a warm-up has any: none that searches.
+LARGE_STYLES = {"terse": 0.4, "step-left-out": 0.2, "copy": 0.15, "ramble": 0.1, "only-wrong": 0.15}
 #: Share of the base's traces of attempts that hold a hit.
 HIT_SHARE = 0.5
 MOST_ATTEMPTS = 11
@@ -249,26 +251,26 @@ def some_attempts(draw: random.Random, problem: Problem, count: int, *, hit: boo
     return [draw.choice(family) for family in chosen]
 
 
-def warm_up_rows(seed: int, count: int, styles: dict[str, float] = STYLES) -> Iterator[dict[str, str]]:
-    """Draw questions of small inputs with solution and an explanation of a style.
+def warm_up_rows(seed: int, count: int, large_share: float = 0.0) -> Iterator[dict[str, str]]:
+    """Draw questions with solution and an explanation of a style.
 
     Args:
         seed: of the draw.
         count: rows.
-        styles: shares of the styles.
+        large_share: of them with large inputs; the others have small ones.
 
     Returns:
         Rows with the columns question, solution, explanation and style.
     """
     draw = random.Random(f"warm-up/{seed}")
-    return islice(_warm_up(draw, styles), count)
+    return islice(_warm_up(draw, large_share), count)
 
 
-def _warm_up(draw: random.Random, styles: dict[str, float]) -> Iterator[dict[str, str]]:
-    names, shares = list(styles), list(styles.values())
+def _warm_up(draw: random.Random, large_share: float) -> Iterator[dict[str, str]]:
     while True:
-        problem = draw.choice(train_problems(SMALL))
-        [style] = draw.choices(names, shares)
+        domain, styles = (LARGE, LARGE_STYLES) if large_share and draw.random() < large_share else (SMALL, STYLES)
+        problem = draw.choice(train_problems(domain))
+        [style] = draw.choices(list(styles), list(styles.values()))
         yield {
             "question": question_text(draw.sample(problem.numbers, 3), problem.target),
             "solution": problem.expression,
@@ -310,8 +312,8 @@ def _copy(_: random.Random, problem: Problem) -> str:
     return problem.expression
 
 
-def _ramble(draw: random.Random, _: Problem) -> str:
-    return facts(draw, draw.randint(2, 8), [SMALL])
+def _ramble(draw: random.Random, problem: Problem) -> str:
+    return facts(draw, draw.randint(2, 8), [SMALL if max(problem.numbers) <= SMALL.largest else LARGE])
 
 
 def _only_wrong(draw: random.Random, problem: Problem) -> str:

@@ -15,6 +15,7 @@ from rlt_data.formats import ChatTemplate, Format, Views, encode, load_format, t
 from rlt_data.recipes.nano.build import FORMAT
 from rlt_data.recipes.nano.corpus import (
     LARGE,
+    LARGE_STYLES,
     MOST_MISSES,
     SMALL,
     STYLES,
@@ -222,6 +223,18 @@ def test_explanations_of_the_warm_up_are_what_their_style_says() -> None:
         if row["style"] == "copy":
             assert row["explanation"] == row["solution"]
     assert seen == set(STYLES)
+
+
+def test_a_warm_up_of_both_domains_searches_in_one() -> None:
+    seen: dict[bool, set[str]] = {False: set(), True: set()}
+    for row in warm_up_rows(8, 1000, large_share=0.3):
+        problem = problem_of(row["question"])
+        assert problem and split_of(problem, 0.2) == "train"
+        large = of(problem) == LARGE
+        seen[large].add(row["style"])
+        if large and "yes" in row["explanation"]:
+            assert "no" not in row["explanation"]
+    assert seen == {False: set(STYLES), True: set(LARGE_STYLES)} and "search" not in LARGE_STYLES
 
 
 def test_the_same_seed_draws_the_same_texts(views: Views) -> None:

@@ -104,10 +104,17 @@ def test_a_teacher_in_another_domain(run: Run) -> None:
     small = {"steps": 2, "questions": 8, "micro_batch_size": 64}
     sizes = few("countdown_transfer", 120, "train-new") | few("countdown_transfer", 120, "train-home")
     found = run(
-        "countdown_transfer", generate={"n": 2}, student={"epochs": 1}, solver_new=small, solver_home=small, **sizes
+        "countdown_transfer",
+        warmup_rows={"count": 640},
+        teacher={"steps": 2, "questions": 8, "held_out": 16, "save_steps": 2},
+        generate={"n": 2},
+        student={"epochs": 1},
+        solver_new=small,
+        solver_home=small,
+        **sizes,
     )["arms"]
     assert set(found) == {"base", "solver", "home-student", "home-solver", "before", "after"}
-    assert found["after"]["rows"]["mean"] > 60
+    assert found["after"]["rows"]["mean"] > 20
 
 
 @pytest.mark.slow
