@@ -106,6 +106,7 @@ def test_a_teacher_in_another_domain(run: Run) -> None:
     found = run(
         "countdown_transfer",
         warmup_rows={"count": 640},
+        warmup={"model": "nano-teacher-warm", "learning_rate": 1e-3},  # from the base it takes minutes
         teacher={"steps": 2, "questions": 8, "held_out": 16, "save_steps": 2},
         generate={"n": 2},
         student={"epochs": 1},
