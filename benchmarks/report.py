@@ -7,12 +7,13 @@ import os
 import platform
 import shlex
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from rlt_data.provenance import versions
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
@@ -30,14 +31,12 @@ def save(name: str, content: dict[str, Any]) -> None:
     """Keep the figures with command, machine and versions, where RLT_DATA_KEEP_RESULTS is set."""
     if not os.environ.get("RLT_DATA_KEEP_RESULTS"):
         return
-    versions = {package: metadata.version(package) for package in ("rlt-data", "torch", "transformers", "polars")}
     machine = {
         "cores": os.cpu_count(),
         "machine": platform.machine(),
-        "python": platform.python_version(),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
     }
     command = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
     RESULTS.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"command": command, "machine": machine, "versions": versions, **content}, indent=2, default=str)
-    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    kept = {"command": command, "machine": machine, "versions": versions(), **content}
+    (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=2, default=str) + "\n", encoding="utf-8")

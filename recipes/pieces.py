@@ -1,8 +1,9 @@
-"""Pieces that several recipes are made of: questions, ranked traces, a student of some traces, and its accuracy."""
+"""Pieces that several recipes are made of: questions, teachers, ranked traces, students of traces, accuracy."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,24 @@ def questions(lab: Lab, name: str, seed: int = 0) -> dict[str, Any]:
     file = lab.path("questions", f"{name}-{seed}.jsonl")
     lab.step("countdown", f"{name}.countdown", out=file, seed=seed)
     return {"in": file}
+
+
+def trained_teacher(lab: Lab, name: str, seed: int, *, asked: str = "train", **keys: Any) -> str:
+    """Train a teacher by RL, on the same questions with every seed.
+
+    Args:
+        lab: the recipe.
+        name: of the teacher.
+        seed: of the training.
+        asked: section of the questions.
+        keys: settings that differ from those of the section.
+
+    Returns:
+        The folder of its best checkpoint on held-out questions; without such questions, of its last.
+    """
+    out = lab.path("teachers", name)
+    found = lab.step("teacher", out=out, seed=seed, **questions(lab, asked, 0), **keys)
+    return str(found.get("best") or out)
 
 
 def ranked_traces(
@@ -101,6 +120,32 @@ def student_of(lab: Lab, run: str, name: str, seed: int, **options: Any) -> dict
     return {"rows": rows, "out": out, **accuracy(lab, out, f"{name}-{seed}", seed)}
 
 
+def taught_by(lab: Lab, teacher: str, name: str, seed: int) -> dict[str, float]:
+    """Train a student on a teacher's best traces, and measure both.
+
+    Args:
+        lab: the recipe.
+        teacher: name or folder of the teacher.
+        name: of the run folder and of the student; both get the seed too.
+        seed: of everything.
+
+    Returns:
+        ``accuracy`` and ``formatted`` of the student's answers, and what :func:`trace_figures` says of the traces.
+    """
+    traces = ranked_traces(lab, teacher, f"{name}-{seed}", seed)
+    student = student_of(lab, traces, name, seed)
+    figures = {} if lab.dry_run else trace_figures(traces)
+    return {"accuracy": student["accuracy"], "formatted": student["formatted"], **figures}
+
+
+def write_rows(lab: Lab, rows: Iterable[dict[str, Any]], name: str) -> str:
+    """Write rows that a recipe made itself as JSON Lines; return the file."""
+    file = Path(lab.path("rows", f"{name}.jsonl"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(file)
+
+
 def imported_traces(lab: Lab, rows: list[dict[str, Any]], name: str, **score: Any) -> str:
     """Score and rank explanations of any origin; return their run folder.
 
@@ -110,10 +155,8 @@ def imported_traces(lab: Lab, rows: list[dict[str, Any]], name: str, **score: An
         name: of the run folder.
         score: settings of the scoring that differ.
     """
-    file, folder = Path(lab.path("rows", f"{name}.jsonl")), lab.path("traces", name)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    lab.step("score", in_=str(file), out=folder, teacher="none", **score)
+    folder = lab.path("traces", name)
+    lab.step("score", in_=write_rows(lab, rows, name), out=folder, teacher="none", **score)
     lab.step("rank", in_=folder, by="reward_without_entropy")
     return folder
 

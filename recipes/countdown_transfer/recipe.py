@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from rlt_data.recipes.lab import Lab, bars, estimate, publish, table
 from rlt_data.recipes.nano.corpus import warm_up_rows
-from rlt_data.recipes.pieces import accuracy, questions, ranked_traces, trained_student
+from rlt_data.recipes.pieces import accuracy, questions, ranked_traces, trained_student, trained_teacher, write_rows
 
 ARMS = {
     "base": "the base, as it is",
@@ -50,12 +48,9 @@ def _warmed_up(lab: Lab) -> str:
     """Return the teacher before RL: the configured one, or one that is warmed up here on both domains."""
     if "warmup" not in lab.config:
         return str(lab.config["teachers"]["before"])
-    rows, out = Path(lab.path("rows", "warm-up.jsonl")), lab.path("teachers", "before")
-    if not lab.dry_run:
-        rows.parent.mkdir(parents=True, exist_ok=True)
-        drawn = warm_up_rows(0, **lab.config["warmup-rows"])
-        rows.write_text("".join(json.dumps(row) + "\n" for row in drawn), encoding="utf-8")
-    lab.step("warmup", in_=str(rows), out=out)
+    out = lab.path("teachers", "before")
+    rows = "warm-up.jsonl" if lab.dry_run else write_rows(lab, warm_up_rows(0, **lab.config["warmup-rows"]), "warm-up")
+    lab.step("warmup", in_=rows, out=out)
     return out
 
 
@@ -63,9 +58,7 @@ def _trained(lab: Lab, before: str, seed: int) -> str:
     """Return the teacher after RL in its own domain: the configured one, or one that is trained here."""
     if "teacher" not in lab.config:
         return str(lab.config["teachers"]["after"])
-    out = lab.path("teachers", f"after-{seed}")
-    found = lab.step("teacher", model=before, out=out, seed=seed, **questions(lab, "train-home", 0))
-    return str(found.get("best") or out)
+    return trained_teacher(lab, f"after-{seed}", seed, asked="train-home", model=before)
 
 
 def _arm(lab: Lab, arm: str, seed: int, teachers: dict[str, str]) -> dict[str, float]:

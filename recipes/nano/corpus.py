@@ -4,8 +4,9 @@ The base owns every sub-skill (arithmetic, the check whether a value is the targ
 lacks the policy: its attempts are drawn at random, it goes on after a hit and ends where it likes. Explanations of the
 warm-up are of several styles, good and bad, so that sampling the teacher gives the reward something to tell apart.
 
-There are two domains of problems: with small inputs, and with large ones. The base knows both; the warm-up is of small
-inputs alone, so that large ones show what transfers.
+There are two domains of problems: with small inputs, and with large ones. The base knows both. The warm-up of the
+packaged teacher is of small inputs alone; a share of large ones, never searched, can be mixed in, so that a search with
+large inputs shows what transfers.
 
 Problems come from the product's own generator and its train split; no text holds a problem of the test split.
 """
@@ -268,6 +269,7 @@ def warm_up_rows(seed: int, count: int, large_share: float = 0.0) -> Iterator[di
 
 def _warm_up(draw: random.Random, large_share: float) -> Iterator[dict[str, str]]:
     while True:
+        # without large inputs nothing is drawn for them, so the rows are those that the packaged teacher learned
         domain, styles = (LARGE, LARGE_STYLES) if large_share and draw.random() < large_share else (SMALL, STYLES)
         problem = draw.choice(train_problems(domain))
         [style] = draw.choices(list(styles), list(styles.values()))

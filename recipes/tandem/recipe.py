@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlt_data.recipes.lab import Lab, estimate, publish, table
-from rlt_data.recipes.pieces import questions, ranked_traces, student_of, trace_figures
+from rlt_data.recipes.pieces import ranked_traces, taught_by, trained_student, trained_teacher
 
 ARMS = {
     "fixed": "the student stays the base",
@@ -38,23 +38,18 @@ def run(lab: Lab) -> None:
     publish(lab, {"arms": figures}, text, lambda axes: _draw(axes, figures, rounds))
 
 
-def _arm(lab: Lab, arm: str, seed: int) -> list[dict[str, Any]]:
+def _arm(lab: Lab, arm: str, seed: int) -> list[dict[str, float]]:
     """Return what fresh students learn from the teacher after each round."""
     teacher, student = str(lab.config["teacher"]["model"]), str(lab.config["teacher"]["student"])
     found = []
     rounds = int(lab.config["rounds"])
     for turn in range(rounds):
-        name = f"{arm}-{seed}-{turn}"
-        out = lab.path("teachers", name)
-        asked = questions(lab, "train", 0)
-        lab.step("teacher", model=teacher, student=student, out=out, seed=100 * turn + seed, **asked)
-        teacher = out
-        traces = ranked_traces(lab, teacher, name, seed)
-        taught = student_of(lab, traces, name, seed)
-        found.append(taught if lab.dry_run else {**taught, **trace_figures(traces)})
+        name = f"{arm}-{turn}"
+        teacher = trained_teacher(lab, f"{name}-{seed}", 100 * turn + seed, model=teacher, student=student)
+        found.append(taught_by(lab, teacher, name, seed))
         if arm == "tandem" and turn + 1 < rounds:
-            best = ranked_traces(lab, teacher, f"{name}-best", seed, "refresh")
-            student = student_of(lab, best, f"{name}-best", seed)["out"]
+            best = ranked_traces(lab, teacher, f"{name}-best-{seed}", seed, "refresh")
+            student, _ = trained_student(lab, best, f"{name}-best", seed)
         elif arm == "one-model":
             student = teacher
     return found

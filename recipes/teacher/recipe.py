@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlt_data.recipes.lab import Lab, bars, estimate, publish, table
-from rlt_data.recipes.pieces import base_accuracy, questions, ranked_traces, student_of, trace_figures
+from rlt_data.recipes.pieces import base_accuracy, taught_by, trained_teacher
 
 _FIGURES = ("reward", "r_ss", "r_kl", "thought_tokens", "well_formed", "truncated", "copied")
 
@@ -24,7 +24,7 @@ def run(lab: Lab) -> None:
     base = lab.each(base_accuracy, [(seed,) for seed in lab.seeds])
     if lab.dry_run:
         return
-    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
     for (arm, _, _), result in zip(calls, results, strict=True):
         found[arm].append(result)
     figures: dict[str, Any] = {
@@ -57,14 +57,8 @@ def _warm(lab: Lab) -> str:
 
 
 def _teacher(lab: Lab, warm: str, seed: int, weight: float) -> str:
-    """Train a teacher; return the folder of its best checkpoint on held-out questions."""
-    out = lab.path("teachers", f"lambda-{weight:g}-{seed}")
-    found = lab.step("teacher", model=warm, out=out, seed=seed, lambda_=weight, **questions(lab, "train", 0))
-    return str(found.get("best") or out)
+    return trained_teacher(lab, f"lambda-{weight:g}-{seed}", seed, model=warm, lambda_=weight)
 
 
-def _student(lab: Lab, arm: str, model: str, seed: int) -> dict[str, Any]:
-    name = arm.replace(", λ = ", "-lambda-").replace(" ", "-")
-    traces = ranked_traces(lab, model, f"{name}-{seed}", seed)
-    found = student_of(lab, traces, name, seed)
-    return found if lab.dry_run else {**found, **trace_figures(traces)}
+def _student(lab: Lab, arm: str, model: str, seed: int) -> dict[str, float]:
+    return taught_by(lab, model, arm.replace(", λ = ", "-lambda-").replace(" ", "-"), seed)

@@ -64,12 +64,12 @@ def test_students_of_better_ranks_are_better(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_without_the_kl_term_the_teacher_copies(run: Run) -> None:
+def test_rl_raises_the_reward_and_without_the_kl_term_the_teacher_copies(run: Run) -> None:
     small = {"steps": 24, "questions": 16, "group": 8, "held_out": 32, "save_steps": 12, "learning_rate": 5e-4}
     found = run("teacher", lambdas=[1, 0], teacher=small, student={"epochs": 2}, **few("teacher", 320))["arms"]
     before, after, without = found["before RL"], found["after RL, λ = 1"], found["after RL, λ = 0"]
-    assert after["reward"]["mean"] > without["reward"]["mean"]
-    assert without["r_ss"]["mean"] > before["r_ss"]["mean"] and without["r_kl"]["mean"] > after["r_kl"]["mean"] + 0.1
+    assert after["reward"]["mean"] > before["reward"]["mean"] + 0.3
+    assert without["r_ss"]["mean"] > before["r_ss"]["mean"] and without["r_kl"]["mean"] > after["r_kl"]["mean"] + 0.3
     assert without["copied"]["mean"] > after["copied"]["mean"] + 0.2
 
 
@@ -115,7 +115,7 @@ def test_a_teacher_in_another_domain(run: Run) -> None:
         **sizes,
     )["arms"]
     assert set(found) == {"base", "solver", "home-student", "home-solver", "before", "after"}
-    assert found["after"]["rows"]["mean"] > 20
+    assert found["after"]["rows"]["mean"] > 60
 
 
 @pytest.mark.slow
