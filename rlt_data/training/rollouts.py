@@ -55,14 +55,18 @@ class Rollouts:
     """What is put before TRL's GRPOTrainer to make a trainer of ours; see :func:`policy_trainer`.
 
     Beside sampling, it keeps the synchronised reference model in the checkpoints (TRL loads the first one again), and
-    leaves out what costs time and tells nothing: the loss on held-out questions.
+    leaves out what costs time and tells nothing: padding (TRL has every sample as long as the longest of a step), and
+    the loss on held-out questions.
     """
 
     # Of GRPOTrainer:
+    _buffered_inputs: Any
+    _step: int
     accelerator: Any
     args: Any
     beta: float
     eos_token_ids: list[int]
+    loss_type: str
     model: Any
     model_wrapped: Any
     processing_class: Any
@@ -183,15 +187,52 @@ class Rollouts:
             for row, prompt in enumerate(few):
                 ids[row, longest - len(prompt) :] = torch.tensor(prompt)
                 mask[row, longest - len(prompt) :] = 1
-            values, *_ = self._get_per_token_logps_and_entropies(self.model, ids, mask, keep)  # type: ignore[attr-defined]
+            values, *_ = self._get_per_token_logps_and_entropies(self.model, ids, mask, keep)
             found += [row[keep - tail :].float().cpu().numpy() for row, tail in zip(values, tails, strict=True)]
         return found
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """Cut a step's samples into micro-batches by length, longest first, so that what does not fit shows at once.
+
+        All of them make one update, so it is the same loss; but for ``bnpo``, which weighs tokens by micro-batch.
+        """
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)  # type: ignore[misc]
+        if self._buffered_inputs is before or self.loss_type == "bnpo":
+            return inputs
+        self._buffered_inputs = _by_length(self._buffered_inputs)
+        return self._buffered_inputs[self._step % len(self._buffered_inputs)]
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, ids: Any, mask: Any, keep: int, batch_size: int | None = None, **options: Any
+    ) -> tuple[Any, Any, Any]:
+        """Pass over rows of like lengths together, without the columns that are padding in all of them."""
+        order = mask.sum(1).argsort(descending=True, stable=True)
+        found = []
+        for rows in torch.split(order, batch_size or len(order)):
+            used = mask[rows].any(0).nonzero()
+            padded = min(mask.shape[1] - 1 - int(used[-1]), keep - 1)
+            columns = slice(int(used[0]), mask.shape[1] - padded)
+            values, entropies, extra = super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
+                model, ids[rows, columns], mask[rows, columns], keep - padded, **options
+            )
+            wide = [
+                None if each is None else torch.nn.functional.pad(each, (0, padded)) for each in (values, entropies)
+            ]
+            found.append((*wide, extra))
+        values, entropies, extras = zip(*found, strict=True)
+        back = order.argsort()
+        return (
+            torch.cat(values)[back],
+            None if entropies[0] is None else torch.cat(entropies)[back],
+            None if extras[0] is None else torch.stack(extras).mean(),
+        )
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """Reward samples of held-out questions; no loss and no reference model, which nothing depends on."""
         beta, self.beta = self.beta, 0.0
         try:
-            self._prepare_inputs(inputs)  # type: ignore[attr-defined]
+            self._prepare_inputs(inputs)
         finally:
             self.beta = beta
         return torch.zeros((), device=self.accelerator.device), None, None
@@ -225,6 +266,15 @@ class Rollouts:
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write none; what a training was is in training.json."""
+
+
+def _by_length(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Deal the rows of batches out again by the length of their completions, longest first."""
+    lengths = torch.cat([batch["completion_mask"].sum(1) for batch in batches])
+    dealt = torch.split(lengths.argsort(descending=True, stable=True), len(batches[0]["completion_mask"]))
+    rows = {name for name, value in batches[0].items() if torch.is_tensor(value) and value.dim()}
+    whole = {name: torch.cat([batch[name] for batch in batches]) for name in rows}
+    return [batch | {name: whole[name][chosen] for name in rows} for batch, chosen in zip(batches, dealt, strict=True)]
 
 
 def _full_state(model: Any) -> dict[str, torch.Tensor]:

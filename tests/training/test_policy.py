@@ -17,7 +17,14 @@ from safetensors.torch import load_file
 from rlt_data.engines import open_model
 from rlt_data.errors import InputError, ModelError, RunFolderError, SettingsError
 from rlt_data.formats import load_format
-from rlt_data.settings import ModelSettings, PolicySettings, TrainSolverSettings, TrainTeacherSettings
+from rlt_data.settings import (
+    CountdownSettings,
+    ModelSettings,
+    PolicySettings,
+    TrainSolverSettings,
+    TrainTeacherSettings,
+)
+from rlt_data.steps.countdown import make_countdown
 from rlt_data.tasks.grading import Grader
 from rlt_data.training.grpo import grpo_arguments
 from rlt_data.training.plan import PolicyPlan
@@ -193,6 +200,44 @@ def test_sampled_logprobs_are_those_of_the_policy_in_training(tiny: Tiny, settin
     assert len({tuple(ids) for ids in completions}) > 4  # and their samples differ
     tokenizer: Any = seen[0][0].processing_class
     assert prompts[0].count(tokenizer.bos_token_id or -1) <= 1
+
+
+def test_padding_is_left_out_and_changes_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trl import GRPOTrainer
+
+    from rlt_data.training import rollouts
+
+    own = GRPOTrainer._get_per_token_logps_and_entropies
+    tokens: list[int] = []
+
+    def counting(trainer: Any, model: Any, ids: Any, *rest: Any, **options: Any) -> Any:
+        tokens.append(ids.numel())
+        return own(trainer, model, ids, *rest, **options)
+
+    class AsInTrl(rollouts.Rollouts):
+        def _prepare_inputs(self, *given: Any) -> Any:
+            return GRPOTrainer._prepare_inputs(self, *given)  # type: ignore[arg-type]
+
+        def _get_per_token_logps_and_entropies(self, *given: Any, **options: Any) -> Any:
+            return GRPOTrainer._get_per_token_logps_and_entropies(self, *given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", counting)
+    ranges = {"operators": "+-*", "fewest": 3, "most": 3, "largest": 14, "largest_target": 120, "largest_value": 120}
+    make_countdown(CountdownSettings(out="asked.jsonl", rows=8, smallest_target=0, **ranges))
+    models = {"model": "nano-teacher-warm", "student": "nano", "in": "asked.jsonl"}
+    # the second step follows from the first one's update; its loss holds the KL to the model before it
+    sizes = {"steps": 2, "questions": 4, "group": 8, "max_tokens": 110, "held_out": 0, "temperature": 1.0, "beta": 0.5}
+    passed = []
+    for way in (rollouts.Rollouts, AsInTrl):
+        monkeypatch.setattr(rollouts, "Rollouts", way)
+        train_teacher(settings(way.__name__, learning_rate=1e-4, sync_steps=0, **models, **sizes))
+        passed.append(sum(tokens))
+        tokens.clear()
+    assert passed[0] < 0.75 * passed[1]
+    for ours, trls in zip(metrics("Rollouts")[:2], metrics("AsInTrl")[:2], strict=True):
+        for name in ("loss", "grad_norm", "reward"):  # the others are means over micro-batches
+            assert ours[name] == pytest.approx(trls[name], rel=1e-3, abs=1e-6), name
+    assert metrics("Rollouts")[1]["kl"] > 0
 
 
 def test_a_teacher_of_other_tokens_than_the_student_is_trained_too(tiny: Tiny, settings: Settings) -> None:
