@@ -10,6 +10,7 @@ from typing import Any
 
 from rlt_data.errors import SettingsError
 from rlt_data.settings import FineTuneSettings, PolicySettings, TrainingSettings
+from rlt_data.training.runs import missing
 
 #: Bytes that full fine-tuning keeps for each parameter: weights, gradients and AdamW's two moments in float32.
 _BYTES_FULL = 16
@@ -70,7 +71,7 @@ def plan_of(settings: FineTuneSettings, config: Any, rows: Sequence[dict[str, li
     processes = world_size()
     accumulation = _accumulation(settings, settings.batch_size, "--batch-size")
     lengths = [len(row["input_ids"]) for row in rows]
-    packs = math.ceil(sum(lengths) / settings.max_length) if settings.packing else len(rows)
+    packs = _packed(rows, settings.max_length) if settings.packing else len(rows)
     steps = settings.max_steps or math.ceil(packs / settings.batch_size) * settings.epochs
     parameters, trained = _parameters(config, settings.lora_rank)
     frozen = parameters if settings.lora_rank else 0
@@ -88,6 +89,16 @@ def plan_of(settings: FineTuneSettings, config: Any, rows: Sequence[dict[str, li
         state_gib=(_BYTES_FULL * trained + _BYTES_FROZEN * frozen) / processes / _GIB,
         activations_gib=_activations(config, width) / _GIB,
     )
+
+
+def _packed(rows: Sequence[dict[str, list[int]]], length: int) -> int:
+    """Return how many sequences the rows make when TRL packs them, as it will for the training."""
+    try:
+        from datasets import Dataset
+        from trl import pack_dataset
+    except ImportError as error:
+        raise missing("TRL", error) from None
+    return len(pack_dataset(Dataset.from_dict({"input_ids": [row["input_ids"] for row in rows]}), length, "bfd"))
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,8 @@ def test_lora_and_packing_train_too(tiny: Tiny, rows: Path) -> None:
     assert Path("lora/adapter_model.safetensors").exists() and summary.steps == 2
     summary = train_student(settings(tiny(), rows, "packed", packing=True, max_length=256, max_steps=2))
     assert summary.steps == 2 and summary.plan.rows == 24
+    summary = train_student(settings(tiny(), rows, "planned", packing=True, max_length=100, batch_size=2))
+    assert 0 < summary.plan.steps == summary.steps
 
 
 def test_a_dry_run_tells_the_plan_and_loads_nothing(rlt: Rlt, tiny: Tiny, rows: Path) -> None:
