@@ -276,14 +276,7 @@ class FineTuneSettings(TrainingSettings):
     batch_size: int = _field(32, TRAINING, "Rows of a step, over all processes.", ge=1)
     max_length: int = _field(16_384, TRAINING, "Longest row, in tokens.", ge=8)
     packing: bool = _field(False, TRAINING, "Put several rows into one sequence; they do not see each other.")
-    group_by_length: bool = _field(False, TRAINING, "Put rows of like lengths into one step, which saves padding.")
     lora_rank: int = _field(0, TRAINING, "Train LoRA adapters of this rank on all linear layers; 0: all weights.", ge=0)
-
-    @model_validator(mode="after")
-    def _padded_rows_are_grouped(self) -> FineTuneSettings:
-        if self.packing and self.group_by_length:
-            raise ValueError("group_by_length: packed rows have no padding to save; leave one of the two out")
-        return self
 
 
 #: Released and published values (docs/training.md has their sources) by preset.

@@ -23,8 +23,8 @@ step $side_by_side rlt_data.recipes.nano.build base --out "$out/student"
 step $build rows --out "$out/warm-up.jsonl"
 step $side_by_side rlt_data.cli.main train-teacher warmup --model "$out/student" --in "$out/warm-up.jsonl" \
     --out "$out/teacher-warm" --epochs 1 --batch-size 64 --micro-batch-size 32 \
-    --learning-rate 3e-3 --warmup 0.05 --weight-decay 0.01 --max-length 256 --group-by-length \
-    --save-steps 100000 --no-activation-checkpointing --device cpu
+    --learning-rate 3e-3 --warmup 0.05 --weight-decay 0.01 --max-length 256 --save-steps 100000 \
+    --no-activation-checkpointing --device cpu
 step rlt-data countdown make --out "$out/train.jsonl" --rows 2048 --operators +-* --fewest 3 --most 3 --smallest 1 \
     --largest 14 --smallest-target 0 --largest-target 120 --largest-value 120
 step $side_by_side rlt_data.cli.main train-teacher rl --model "$out/teacher-warm" --student "$out/student" \

@@ -72,9 +72,7 @@ def plan_of(settings: FineTuneSettings, config: Any, rows: Sequence[dict[str, li
     accumulation = _accumulation(settings, settings.batch_size, "--batch-size")
     lengths = [len(row["input_ids"]) for row in rows]
     packs = _packed(rows, settings.max_length) if settings.packing else len(rows)
-    # Rows that are grouped by length are dealt out for all passes at once, so only the last step of all can be short.
-    passes = 1 if settings.group_by_length else settings.epochs
-    steps = settings.max_steps or math.ceil(packs * settings.epochs / passes / settings.batch_size) * passes
+    steps = settings.max_steps or math.ceil(packs / settings.batch_size) * settings.epochs
     parameters, trained = _parameters(config, settings.lora_rank)
     frozen = parameters if settings.lora_rank else 0
     width = settings.micro_batch_size * (settings.max_length if settings.packing else max(lengths))

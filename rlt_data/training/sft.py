@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rlt_data.engines.config import load_config
 from rlt_data.engines.models import Checkpoint, weights_fingerprint
 from rlt_data.errors import InputError
@@ -107,18 +105,6 @@ def _fitting(settings: FineTuneSettings, examples: list[dict[str, list[int]]]) -
     return kept
 
 
-def _grouped(settings: FineTuneSettings, lengths: list[int]) -> list[int]:
-    """Return which row comes when, over all passes, so that rows of a step are of like lengths.
-
-    Planned whole, because the trainer's own sampler would draw another order on continuing.
-    """
-    from transformers.trainer_pt_utils import get_length_grouped_indices
-
-    draw = torch.Generator().manual_seed(settings.seed)
-    passes = [get_length_grouped_indices(lengths, settings.batch_size, generator=draw) for _ in range(settings.epochs)]  # type: ignore[no-untyped-call]
-    return [row for order in passes for row in order]
-
-
 def _trainer(
     settings: FineTuneSettings,
     checkpoint: Checkpoint,
@@ -133,13 +119,9 @@ def _trainer(
         from trl import SFTConfig, SFTTrainer
     except ImportError as error:
         raise missing("TRL", error) from None
-    data = Dataset.from_list(list(rows))
-    if settings.group_by_length:
-        data = data.select(_grouped(settings, [len(ids) for ids in data["input_ids"]]))
     arguments = SFTConfig(
         **trainer_arguments(settings, plan.accumulation, plan.steps),
-        num_train_epochs=1 if settings.group_by_length else settings.epochs,
-        train_sampling_strategy="sequential" if settings.group_by_length else "random",
+        num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
         max_length=settings.max_length if settings.packing else None,
         packing=settings.packing,
@@ -157,7 +139,7 @@ def _trainer(
     trainer = SFTTrainer(
         model=str(checkpoint.folder),
         args=arguments,
-        train_dataset=data,
+        train_dataset=Dataset.from_list(list(rows)),
         processing_class=pad_token(tokenizer),
         peft_config=lora,
         callbacks=[told(progress)],

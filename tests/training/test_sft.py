@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import random
 import signal
 import subprocess
 import time
@@ -21,7 +19,7 @@ from rlt_data.formats import ChatTemplate
 from rlt_data.settings import TrainStudentSettings, parse_settings
 from rlt_data.training.examples import IGNORED, conversations, tokenised
 from rlt_data.training.runs import last_whole_checkpoint
-from rlt_data.training.sft import _grouped, train_student
+from rlt_data.training.sft import train_student
 from tests.conftest import Rlt, write_jsonl
 from tests.killing import command, environment
 
@@ -91,9 +89,8 @@ def test_training_lowers_the_loss_and_the_model_loads(rlt: Rlt, tiny: Tiny, rows
     rlt("score", "--in", scored, "--student", "out", "--teacher", "none", "--out", "run")
 
 
-@pytest.mark.parametrize("order", [[], ["--group-by-length"]])
-def test_a_killed_training_ends_with_the_same_weights(tiny: Tiny, rows: Path, order: list[str]) -> None:
-    options = ["--model", tiny(), "--in", rows, "--device", "cpu", "--batch-size", "4", "--save-steps", "4", *order]
+def test_a_killed_training_ends_with_the_same_weights(tiny: Tiny, rows: Path) -> None:
+    options = ["--model", tiny(), "--in", rows, "--device", "cpu", "--batch-size", "4", "--save-steps", "4"]
     train = command("train-student", *options, "--epochs", "6", "--learning-rate", "1e-3", "--out")
     subprocess.run([*train, "straight"], env=environment(), check=True, capture_output=True)
     process = subprocess.Popen(
@@ -109,24 +106,6 @@ def test_a_killed_training_ends_with_the_same_weights(tiny: Tiny, rows: Path, or
     subprocess.run([*train, "killed"], env=environment(), check=True, capture_output=True)
     straight, resumed = (load_file(f"{out}/model.safetensors") for out in ("straight", "killed"))
     assert all(straight[name].equal(resumed[name]) for name in straight) and not torn.exists()
-
-
-def test_rows_of_like_lengths_come_in_one_step(tiny: Tiny, rows: Path) -> None:
-    chosen = settings(tiny(), rows, "grouped", epochs=3, batch_size=7, micro_batch_size=7, group_by_length=True)
-    draw = random.Random(0)
-    lengths = [draw.randint(10, 200) for _ in range(400)]
-    order = _grouped(chosen, lengths)
-    assert sorted(order) == sorted([*range(400)] * 3) and order[:400] != order[400:800]
-
-    def padded(order: list[int]) -> int:
-        steps = [[lengths[row] for row in order[start : start + 7]] for start in range(0, len(order), 7)]
-        return sum(max(step) * len(step) for step in steps)
-
-    assert padded(order) < 1.15 * 3 * sum(lengths) < padded(draw.sample(order, len(order)))
-    summary = train_student(chosen)
-    assert summary.steps == summary.plan.steps == math.ceil(3 * 24 / 7)
-    with pytest.raises(ValueError, match="group_by_length: packed rows have no padding"):
-        settings(tiny(), rows, packing=True, group_by_length=True)
 
 
 def test_lora_and_packing_train_too(tiny: Tiny, rows: Path) -> None:
