@@ -66,7 +66,7 @@ def test_students_of_better_ranks_are_better(run: Run) -> None:
 @pytest.mark.slow
 def test_rl_raises_the_reward_and_without_the_kl_term_the_teacher_copies(run: Run) -> None:
     small = {"steps": 24, "questions": 16, "group": 8, "held_out": 32, "save_steps": 12, "learning_rate": 5e-4}
-    found = run("teacher", lambdas=[1, 0], teacher=small, student={"epochs": 2}, **few("teacher", 320))["arms"]
+    found = run("teacher", lambdas=[1, 0], teacher=small, student={"epochs": 1}, **few("teacher", 320))["arms"]
     before, after, without = found["before RL"], found["after RL, λ = 1"], found["after RL, λ = 0"]
     assert after["reward"]["mean"] > before["reward"]["mean"] + 0.3
     assert without["r_ss"]["mean"] > before["r_ss"]["mean"] and without["r_kl"]["mean"] > after["r_kl"]["mean"] + 0.3
@@ -77,7 +77,7 @@ def test_rl_raises_the_reward_and_without_the_kl_term_the_teacher_copies(run: Ru
 def test_students_of_several_sources(run: Run) -> None:
     config = load_config("student", "nano")["sources"]
     kept = {name: config[name] for name in ("RL teacher, one", "search by rule, edited")}
-    found = run("student", sources=kept, subset=64, student={"epochs": 2}, **few("student", 200))["arms"]
+    found = run("student", sources=kept, subset=64, student={"epochs": 1}, **few("student", 200))["arms"]
     assert (
         found["search by rule, edited, all"]["rows"]["mean"] > found["search by rule, edited, subset"]["rows"]["mean"]
     )
@@ -92,7 +92,7 @@ def test_solvers_from_four_starts(run: Run) -> None:
         solver=solver,
         generate={"n": 2},
         answers={"n": 2},
-        student={"epochs": 2},
+        student={"epochs": 1},
         **few("cold_start", 160),
     )["arms"]
     assert len(found) == 4 and all(0 <= each["after"]["mean"] <= 1 for each in found.values())
