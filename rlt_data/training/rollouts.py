@@ -177,19 +177,15 @@ class Rollouts:
     @torch.no_grad()
     def _tail_logprobs(self, prompt_ids: list[list[int]]) -> list[Floats]:
         """Return the policy's log-probs of each prompt's last tokens; every process makes as many passes as another."""
-        found: list[Floats] = []
+        longest, keep = max(map(len, prompt_ids)), max([1, *self._tails])
+        ids = torch.zeros(len(prompt_ids), longest, dtype=torch.int64, device=self.accelerator.device)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompt_ids):
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
         size = self.args.per_device_train_batch_size
-        for start in range(0, len(prompt_ids), size):
-            few, tails = prompt_ids[start : start + size], self._tails[start : start + size]
-            longest, keep = max(map(len, few)), max([1, *tails])
-            ids = torch.zeros(len(few), longest, dtype=torch.int64, device=self.accelerator.device)
-            mask = torch.zeros_like(ids)
-            for row, prompt in enumerate(few):
-                ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-                mask[row, longest - len(prompt) :] = 1
-            values, *_ = self._get_per_token_logps_and_entropies(self.model, ids, mask, keep)
-            found += [row[keep - tail :].float().cpu().numpy() for row, tail in zip(values, tails, strict=True)]
-        return found
+        values, *_ = self._get_per_token_logps_and_entropies(self.model, ids, mask, keep, size)
+        return [row[keep - tail :].float().cpu().numpy() for row, tail in zip(values, self._tails, strict=True)]
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """Cut a step's samples into micro-batches by length, longest first, so that what does not fit shows at once.
@@ -204,17 +200,24 @@ class Rollouts:
         return self._buffered_inputs[self._step % len(self._buffered_inputs)]
 
     def _get_per_token_logps_and_entropies(
-        self, model: Any, ids: Any, mask: Any, keep: int, batch_size: int | None = None, **options: Any
+        self,
+        model: Any,
+        input_ids: Any,
+        attention_mask: Any,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **options: Any,
     ) -> tuple[Any, Any, Any]:
         """Pass over rows of like lengths together, without the columns that are padding in all of them."""
-        order = mask.sum(1).argsort(descending=True, stable=True)
+        order = attention_mask.sum(1).argsort(descending=True, stable=True)
+        width = attention_mask.shape[1]
         found = []
         for rows in torch.split(order, batch_size or len(order)):
-            used = mask[rows].any(0).nonzero()
-            padded = min(mask.shape[1] - 1 - int(used[-1]), keep - 1)
-            columns = slice(int(used[0]), mask.shape[1] - padded)
+            used = attention_mask[rows].any(0).nonzero()
+            padded = min(width - 1 - int(used[-1]), logits_to_keep - 1)
+            columns = slice(int(used[0]), width - padded)
             values, entropies, extra = super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
-                model, ids[rows, columns], mask[rows, columns], keep - padded, **options
+                model, input_ids[rows, columns], attention_mask[rows, columns], logits_to_keep - padded, **options
             )
             wide = [
                 None if each is None else torch.nn.functional.pad(each, (0, padded)) for each in (values, entropies)
