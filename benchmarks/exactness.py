@@ -55,7 +55,7 @@ def main() -> None:
     groups = _texts(prompts, [sample for sample in samples["exact"] if isinstance(sample, Sample)])
 
     def score(engine: TransformersEngine) -> int:
-        return len(list(engine.logprobs(groups, TEMPERATURE)))
+        return len(list(engine.logprobs([groups], TEMPERATURE)))
 
     def generate(engine: TransformersEngine) -> int:
         made = engine.generate([prompts], sampling)

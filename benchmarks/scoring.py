@@ -49,7 +49,7 @@ def main() -> None:
                 _plain_logprobs(plain, request)
 
     def once() -> None:
-        list(engine.logprobs(groups, TEMPERATURE))
+        list(engine.logprobs([groups], TEMPERATURE))
 
     def twice() -> None:
         once()
@@ -121,7 +121,7 @@ def _plain_logprobs(model: torch.nn.Module, request: SequenceRequest) -> torch.T
 
 def _check(engine: TransformersEngine, plain: torch.nn.Module, groups: list[list[SequenceRequest]]) -> None:
     """Make sure that both compute the same before their speed is compared."""
-    ours = {result.key: result.logprobs for result in engine.logprobs([groups[0][:2]], TEMPERATURE)}  # type: ignore[union-attr]
+    ours = {result.key: result.logprobs for result in engine.logprobs([[groups[0][:2]]], TEMPERATURE)}  # type: ignore[union-attr]
     for request in groups[0][:2]:
         difference = np.abs(ours[request.key] - _plain_logprobs(plain, request).numpy()).max()
         assert difference < (1e-3 if engine.model.dtype == torch.float32 else 1.0), difference

@@ -37,6 +37,12 @@ class ModelError(RltDataError):
     exit_code = 6
 
 
+class EngineError(RltDataError):
+    """An engine that stopped: it died too often, a server refused all requests, or nothing moved for too long."""
+
+    exit_code = 8
+
+
 class DiskError(RltDataError):
     """Writing failed: the disk is full, or the folder cannot be written. What was on disk is as it was."""
 

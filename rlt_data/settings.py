@@ -26,7 +26,8 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 #: What a model can be named by.
 MODEL_HELP = "Hub id, folder, GGUF file, gemma-3-270m, or nano."
 
-INPUT, MODEL, OUTPUT, REWARD, SAMPLING, TRAINING = "Input", "Model", "Output", "Reward", "Sampling", "Training"
+INPUT, MODEL, ENGINE, OUTPUT = "Input", "Model", "Engine", "Output"
+REWARD, SAMPLING, TRAINING = "Reward", "Sampling", "Training"
 
 
 def _nano(role: str) -> BeforeValidator:
@@ -84,7 +85,9 @@ class InputSettings(Settings):
 class ModelSettings(Settings):
     """How models are loaded and run."""
 
-    engine: Literal["transformers"] = _field("transformers", MODEL, "What runs the models.")
+    engine: Literal["transformers", "vllm", "server"] = _field(
+        "transformers", MODEL, "What runs the models; server: an OpenAI-compatible one, see --url."
+    )
     device: str = _field("auto", MODEL, "auto, cpu, cuda, cuda:1, mps, ...")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _field(
         "auto", MODEL, "auto: the checkpoint's, or float32 on a CPU without bfloat16 arithmetic."
@@ -93,6 +96,51 @@ class ModelSettings(Settings):
     batch_tokens: int | None = _field(None, MODEL, "Tokens scored at a time; default: 4096 on CPU, else 16384.", ge=1)
     chat_template: str | None = _field(None, MODEL, "Jinja file, or 'plain' for ours; default: the model's own.")
     trust_remote_code: bool = _field(False, MODEL, "Run Python code that comes with a checkpoint.")
+    stall_timeout: float = _field(
+        900.0, ENGINE, "Seconds without any sign of life from an engine after which the run is ended.", gt=0
+    )
+    data_parallel: int = _field(1, ENGINE, "vllm: engine processes, each on GPUs of its own.", ge=1)
+    tensor_parallel: int = _field(1, ENGINE, "vllm: GPUs that share one engine.", ge=1)
+    gpu_memory: float = _field(
+        0.9, ENGINE, "vllm: share of GPU memory to use, for all models together.", gt=0, lt=1
+    )
+    max_model_len: int | None = _field(None, ENGINE, "vllm: longest text; default: the model's context.", ge=2)
+    url: tuple[str, ...] = _field(
+        (), ENGINE, "server: base URL such as http://host:8000/v1; may be repeated, requests go to all."
+    )
+    served_model: str | None = _field(None, ENGINE, "server: the model's name there; default: the one it serves.")
+    api_key_env: str = _field("OPENAI_API_KEY", ENGINE, "server: environment variable that holds the key, if any.")
+    concurrency: int = _field(64, ENGINE, "server: requests at a time to each URL.", ge=1)
+    connect_timeout: float = _field(10.0, ENGINE, "server: seconds for a connection.", gt=0)
+    read_timeout: float = _field(600.0, ENGINE, "server: seconds for an answer.", gt=0)
+    retries: int = _field(8, ENGINE, "server: tries of a request after the first.", ge=0)
+
+    @property
+    def drawn_by(self) -> dict[str, str]:
+        """What a sample depends on of these: other engines draw other samples from the same seed."""
+        return {} if self.engine == "transformers" else {"engine": self.engine}
+
+    @model_validator(mode="after")
+    def _options_fit_the_engine(self) -> ModelSettings:
+        for engine, names in (("vllm", _VLLM_FIELDS), ("server", _SERVER_FIELDS)):
+            for name in names:
+                if self.engine != engine and getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name}: goes with --engine {engine}, not with {self.engine}")
+        if self.engine == "server" and not self.url:
+            raise ValueError("url: is needed with --engine server")
+        return self
+
+
+_VLLM_FIELDS = ("data_parallel", "tensor_parallel", "gpu_memory", "max_model_len")
+_SERVER_FIELDS = (
+    "url",
+    "served_model",
+    "api_key_env",
+    "concurrency",
+    "connect_timeout",
+    "read_timeout",
+    "retries",
+)
 
 
 class FormatSettings(Settings):
@@ -160,6 +208,12 @@ class ScoreSettings(InputSettings, FormatSettings, ModelSettings, RewardSettings
     temperature: float = _field(0.7, REWARD, "Temperature of all log-probs.", gt=0)
     per_token: bool = _field(False, OUTPUT, "Keep every token's log-probs and KL as list columns.")
     retry_errors: bool = _field(False, OUTPUT, "Run only the rows that are in errors.jsonl.")
+
+    @model_validator(mode="after")
+    def _whole_distributions_need_transformers(self) -> ScoreSettings:
+        if self.kl == "full" and self.engine != "transformers":
+            raise ValueError(f"kl: full compares whole distributions, which --engine {self.engine} does not give")
+        return self
 
 
 class RankSettings(Settings):

@@ -10,6 +10,7 @@ from rlt_data.engines.protocol import (
     Sample,
     SampleRequest,
     Sampling,
+    SequenceBlock,
     SequenceLogprobs,
     SequenceRequest,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "Sample",
     "SampleRequest",
     "Sampling",
+    "SequenceBlock",
     "SequenceLogprobs",
     "SequenceRequest",
     "find_checkpoint",

@@ -45,6 +45,11 @@ class Model:
         """
         _ = self.engine
 
+    def close(self) -> None:
+        """Give back what the engine holds, if there is one."""
+        if engine := self.__dict__.pop("engine", None):
+            engine.close()
+
 
 def open_model(name: str, settings: ModelSettings) -> Model:
     """Find a model, load its tokenizer and take its fingerprint.

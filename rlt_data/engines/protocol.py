@@ -9,6 +9,8 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from rlt_data.watchdog import Pulse
+
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 
@@ -88,21 +90,24 @@ class Sample:
     Attributes:
         key: the request's.
         text: what the tokens add to the prompt, special tokens included, the end-of-text token not.
-        token_ids: the sampled tokens, without an end-of-text token.
-        logprobs: their log-probs at the sampling temperature (at 1 when that is 0), over the whole vocabulary.
-        tail_logprobs: log-probs of the prompt's last tokens, at the same temperature.
+        token_ids: the sampled tokens, without an end-of-text token; None where a server gives text alone.
+        logprobs: their log-probs at the sampling temperature (at 1 when that is 0), over the whole vocabulary; None
+            where a server gives none, or others.
+        tail_logprobs: log-probs of the prompt's last tokens, at the same temperature; None likewise.
         finish_reason: ``stop``: the stop text is there; ``eos``: the model ended; ``length``: out of tokens.
         prompt_tokens: length of the prompt.
+        completion_tokens: number of sampled tokens, without an end-of-text token.
         end_token: the end-of-text token with which the model ended, for ``eos``.
     """
 
     key: str
     text: str
-    token_ids: Ints
-    logprobs: Floats
-    tail_logprobs: Floats
+    token_ids: Ints | None
+    logprobs: Floats | None
+    tail_logprobs: Floats | None
     finish_reason: Literal["stop", "eos", "length"]
     prompt_tokens: int
+    completion_tokens: int
     end_token: int | None = None
 
 
@@ -139,10 +144,22 @@ class SequenceLogprobs:
     logprobs: Floats
 
 
+#: Groups of texts that share a beginning, which is computed once.
+SequenceBlock = Sequence[Sequence[SequenceRequest]]
+
+
 class Engine(Protocol):
-    """Runs one model."""
+    """Runs one model.
+
+    Blocks are taken in the thread that asks for results, and only as far ahead as keeps the engine busy.
+
+    Attributes:
+        context_length: the most tokens of a text.
+        pulse: signs of life, for the watchdog.
+    """
 
     context_length: int
+    pulse: Pulse
 
     def generate(self, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling) -> Iterator[Sample | Failure]:
         """Sample completions, each returned as soon as it is finished.
@@ -152,13 +169,10 @@ class Engine(Protocol):
         """
         ...
 
-    def logprobs(
-        self, block: Sequence[Sequence[SequenceRequest]], temperature: float
-    ) -> Iterator[SequenceLogprobs | Failure]:
-        """Score texts, given as groups that share a beginning, in about the order of the groups.
+    def logprobs(self, blocks: Iterable[SequenceBlock], temperature: float) -> Iterator[SequenceLogprobs | Failure]:
+        """Score texts, each returned as soon as it is done. Texts without a wanted token give no result.
 
-        The shared beginning is computed once. Texts without a wanted token give no result. Last bits as in
-        :meth:`generate`.
+        Last bits as in :meth:`generate`.
         """
         ...
 
@@ -176,4 +190,12 @@ class Engine(Protocol):
         Raises:
             ModelError: this engine cannot.
         """
+        ...
+
+    def log_tail(self) -> str:
+        """Return the last lines that the engine's processes wrote, for messages; empty where it has none."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the engine holds: processes, connections."""
         ...

@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from collections import Counter
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from math import comb
 from pathlib import Path
@@ -96,8 +97,9 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
         "format": format.hash,
         "benchmark": settings.benchmark,
         **settings.sampled_by,
+        **settings.drawn_by,
     }
-    with run.locked(), Grader() as grader:
+    with run.locked(), Grader() as grader, closing(model):
         run.refuse_other_settings("evaluate", depends_on)
         ingest(run, source, format, traces=False, reader=lambda first: BenchmarkReader(benchmark, settings, first))
         model.load()
@@ -134,7 +136,7 @@ def _sampling_task(settings: EvaluateSettings, model: Model, format: Format, mad
             "completion": sample.text,
             "finish_reason": sample.finish_reason,
             "prompt_tokens": sample.prompt_tokens,
-            "completion_tokens": len(sample.token_ids),
+            "completion_tokens": sample.completion_tokens,
             "seed": wanted.seed,
             "made_by": made_by,
         }

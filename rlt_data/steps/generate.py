@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from typing import Any
 
 from rlt_data.engines import Model, Sample, open_model
@@ -29,7 +30,7 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
     format = choose_format(settings.format, model.checkpoint, model.template)
     run = Run(settings.out or default_run(settings.input, settings.teacher))
     depends_on = _dependencies(settings, model, format)
-    with run.locked():
+    with run.locked(), closing(model):
         run.refuse_other_settings("generate", depends_on)
         ingest(run, settings, format, traces=False)
         model.load()
@@ -50,6 +51,7 @@ def _dependencies(settings: GenerateSettings, model: Model, format: Format) -> d
         "chat_template": model.identity.chat_template,
         "format": format.hash,
         **settings.sampled_by,
+        **settings.drawn_by,
     }
 
 
@@ -68,9 +70,9 @@ def _task(settings: GenerateSettings, model: Model, format: Format, made_by: str
             "logprobs": sample.logprobs,
             "prefill_token_ids": wanted.prefill_ids,
             "prefill_logprobs": sample.tail_logprobs,
-            "logprob_temperature": settings.temperature or 1.0,
+            "logprob_temperature": None if sample.logprobs is None else settings.temperature or 1.0,
             "prompt_tokens": sample.prompt_tokens,
-            "completion_tokens": len(sample.token_ids),
+            "completion_tokens": sample.completion_tokens,
             "seed": wanted.seed,
             "teacher": model.identity.fingerprint,
             "made_by": made_by,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rlt_data.engines import SequenceRequest
+from rlt_data.engines import SequenceBlock, SequenceRequest
 from rlt_data.formats.spans import Ints
 from rlt_data.reward import Floats, kl_terms, reward_terms
 from rlt_data.settings import RewardSettings
@@ -20,6 +20,7 @@ class Item:
     """A trace on its way to a score.
 
     Attributes:
+        part: where its score goes.
         trace: its row of the traces table.
         owed: whether its score is not there yet.
         student: the student's reading.
@@ -30,6 +31,7 @@ class Item:
         full_kl: KL over the vocabulary at the compared tokens, where that was asked for, once it is there.
     """
 
+    part: int
     trace: dict[str, Any]
     owed: bool
     student: StudentReading
@@ -60,7 +62,7 @@ class Item:
         return np.stack([theirs[single, 0], ours[single, 0]], 1)
 
 
-def student_requests(groups: Sequence[Sequence[Item]]) -> list[list[SequenceRequest]]:
+def student_requests(groups: Sequence[Sequence[Item]]) -> SequenceBlock:
     """Ask the student for the log-probs of explanations and solutions."""
     return [
         [SequenceRequest(item.key, item.student.encoding.ids, item.student.wanted, item.owed) for item in group]
@@ -68,7 +70,7 @@ def student_requests(groups: Sequence[Sequence[Item]]) -> list[list[SequenceRequ
     ]
 
 
-def teacher_requests(groups: Sequence[Sequence[Item]]) -> list[list[SequenceRequest]]:
+def teacher_requests(groups: Sequence[Sequence[Item]]) -> SequenceBlock:
     """Ask the teacher for the log-probs of explanations that did not bring theirs along."""
     return [
         [

@@ -23,6 +23,7 @@ from rlt_data.progress import Progress
 from rlt_data.provenance import StepSummary
 from rlt_data.settings import SamplingSettings
 from rlt_data.store import Run, TableWriter, content_hash
+from rlt_data.watchdog import describe_owed, watched
 
 Question = dict[str, Any]
 
@@ -109,10 +110,11 @@ class _Work:
         new = tokens = 0
         engine, how = self.model.engine, task.settings
         sampling = Sampling(how.temperature, how.top_p, how.top_k, how.max_tokens, task.stop)
+        patience = self.model.settings.stall_timeout
         began = time.monotonic()
         progress.start(task.step, total, before)
         try:
-            with TableWriter(self.run, task.table) as writer:
+            with TableWriter(self.run, task.table) as writer, watched([engine.pulse], patience, self._report):
                 for result in engine.generate(self._blocks(), sampling):
                     wanted = self.wanted.pop(result.key)
                     if isinstance(result, Failure):
@@ -120,8 +122,8 @@ class _Work:
                     else:
                         writer.append(wanted.part, task.row(result, wanted))
                         errors.resolve(result.key)
-                        new, tokens = new + 1, tokens + len(result.token_ids)
-                        progress.advance(1, len(result.token_ids))
+                        new, tokens = new + 1, tokens + result.completion_tokens
+                        progress.advance(1, result.completion_tokens)
                     self.owed[wanted.part] -= 1
                     if not self.owed[wanted.part]:
                         writer.compact(wanted.part)
@@ -131,8 +133,12 @@ class _Work:
         self.run.compact_all(task.table)
         return StepSummary(self.run.path, before + new, new, len(errors), tokens, time.monotonic() - began)
 
+    def _report(self) -> str:
+        return describe_owed(list(self.wanted), self.model.engine.log_tail())
+
     def _blocks(self) -> Iterator[list[PromptRequest]]:
         for part in self.run.parts("questions"):
+            self.model.engine.pulse.beat()  # passing over what is done is no standing still
             questions = self.run.read("questions", part).to_pylist()
             block = list(self._requests(part, questions, self.run.keys(self.task.table, part)))
             self.owed[part] = sum(sample.owed for request in block for sample in request.samples)

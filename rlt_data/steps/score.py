@@ -1,17 +1,19 @@
 """Score traces with the RLT reward: traces in, one row with every reward term out.
 
-for each part of 256 questions: read its traces as student (and teacher) see them, grouped by question
+blocks of a part's traces, as student (and teacher) see them, grouped by question, go to the engines one after the other
 the student's log-probs of explanation and solution, the teacher's of the explanation (stored, or a second pass)
-for each trace that has both: the reward of reward.py, appended to the scores
+for each trace that has both: the reward of reward.py, appended to the scores; a part that has all is merged
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby, tee
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from rlt_data.steps.items import Item, full_kl_requests, score_row, student_requ
 from rlt_data.steps.readings import StudentReading, TeacherReading, pair, read_as_student
 from rlt_data.steps.teacher_logprobs import TeacherLogprobs
 from rlt_data.store import Run, TableWriter, content_hash
+from rlt_data.watchdog import describe_owed, watched
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +55,7 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
     format = _choose_format(settings, made_in, student)
     Views(format, student.template).check()
     run = Run(settings.out or (source.path if source else default_run(settings.input, settings.student)))
-    with run.locked():
+    with run.locked(), closing(student), closing(teacher or student):
         if source is None:
             ingest(run, settings, format, traces=True)
         elif source.path.resolve() != run.path.resolve():
@@ -129,7 +132,8 @@ class _Work:
     views: Views
     teacher: TeacherLogprobs
     scored_by: str
-    items: dict[str, Item] = field(default_factory=dict)
+    items: dict[str, Item] = field(default_factory=dict)  # in the engines' hands
+    owed: Counter[int] = field(default_factory=Counter)  # rows still to come, by part; one more while it is being read
 
     def run_to_end(self, progress: Progress) -> StepSummary:
         errors = ErrorLog(self.run, "score", retry=self.settings.retry_errors)
@@ -138,45 +142,75 @@ class _Work:
         began = time.monotonic()
         progress.start("score", self.run.count("traces"), before)
         try:
-            with TableWriter(self.run, "scores") as writer:
-                for part in self.run.parts("traces"):
-                    for item in self._scored(part, errors):
-                        row = score_row(item, self.settings, self.scored_by, per_token=self.settings.per_token)
-                        writer.append(part, row)
-                        errors.resolve(item.trace["trace_id"])
-                        new, tokens = new + 1, tokens + len(item.student.wanted)
-                        progress.advance(1, len(item.student.wanted))
-                    writer.compact(part)
+            with TableWriter(self.run, "scores") as writer, self._watched():
+                for item in self._scored(errors, writer):
+                    writer.append(item.part, self._row(item))
+                    errors.resolve(item.key)
+                    new, tokens = new + 1, tokens + len(item.student.wanted)
+                    progress.advance(1, len(item.student.wanted))
+                    self._settle(item.part, writer)
         finally:
             errors.close()
             progress.finish()
         self.run.compact_all("scores")
         return StepSummary(self.run.path, before + new, new, len(errors), tokens, time.monotonic() - began)
 
-    def _scored(self, part: int, errors: ErrorLog) -> Iterator[Item]:
-        """Yield the owed traces of a part as they get their log-probs."""
-        made = self.run.keys("scores", part)
-        questions = {row["question_id"]: row for row in self.run.read("questions", part).to_pylist()}
-        for block in _blocks(self.run.read("traces", part)):
-            if any(self._is_owed(key, made, errors) for key in block["trace_id"].to_pylist()):
-                yield from self._scored_together(self._groups(block.to_pylist(), questions, made, errors), errors)
+    @property
+    def _engines(self) -> list[Engine]:
+        models = [self.student] + ([self.teacher.model] if self.teacher.model and self.teacher.wanted else [])
+        return list({id(model): model.engine for model in models}.values())
 
-    def _scored_together(self, groups: list[list[Item]], errors: ErrorLog) -> Iterator[Item]:
-        """Yield the items of a block as they get their log-probs."""
-        self.items = {item.key: item for group in groups for item in group}
-        for result in self._results(groups):
+    def _watched(self) -> AbstractContextManager[None]:
+        def report() -> str:
+            return describe_owed(list(self.items), "\n".join(filter(None, (each.log_tail() for each in self._engines))))
+
+        return watched([engine.pulse for engine in self._engines], self.settings.stall_timeout, report)
+
+    def _row(self, item: Item) -> dict[str, Any]:
+        return score_row(item, self.settings, self.scored_by, per_token=self.settings.per_token)
+
+    def _settle(self, part: int, writer: TableWriter) -> None:
+        """Count a row of a part as done; the part's last one merges its journal."""
+        self.owed[part] -= 1
+        if not self.owed[part]:
+            writer.compact(part)
+
+    def _scored(self, errors: ErrorLog, writer: TableWriter) -> Iterator[Item]:
+        """Yield the owed traces as they get their log-probs."""
+        for result in self._results(self._blocks(errors, writer)):
             item = self.items.get(result.key)
             if item is None:
                 continue  # the other model failed on it
             if isinstance(result, Failure):
                 del self.items[result.key]
                 errors.add(result.key, result.reason, item.trace["source_id"])
+                self._settle(item.part, writer)
             elif item.complete:
                 del self.items[result.key]
                 yield item
 
+    def _blocks(self, errors: ErrorLog, writer: TableWriter) -> Iterator[list[list[Item]]]:
+        """Read the blocks that hold anything owed."""
+        for part in self.run.parts("traces"):
+            self.student.engine.pulse.beat()  # passing over what is done is no standing still
+            made = self.run.keys("scores", part)
+            questions = {row["question_id"]: row for row in self.run.read("questions", part).to_pylist()}
+            self.owed[part] += 1
+            for block in _cut(self.run.read("traces", part)):
+                if any(self._is_owed(key, made, errors) for key in block["trace_id"].to_pylist()):
+                    groups = self._groups(part, block.to_pylist(), questions, made, errors)
+                    self.items |= {item.key: item for group in groups for item in group if item.owed}
+                    self.owed[part] += sum(item.owed for group in groups for item in group)
+                    yield groups
+            self._settle(part, writer)
+
     def _groups(
-        self, rows: list[dict[str, Any]], questions: dict[str, dict[str, Any]], made: set[str], errors: ErrorLog
+        self,
+        part: int,
+        rows: list[dict[str, Any]],
+        questions: dict[str, dict[str, Any]],
+        made: set[str],
+        errors: ErrorLog,
     ) -> list[list[Item]]:
         """Read traces, grouped by question, longest first."""
         traces, problems = [], []
@@ -199,25 +233,20 @@ class _Work:
             if reason := self._problem(reading, teacher):
                 self._fail(trace, reason, made, errors)
             else:
-                items.append(self._item(trace, reading, teacher, made, errors))
+                owed = self._is_owed(trace["trace_id"], made, errors)
+                items.append(self._item(Item(part, trace, owed, reading, teacher)))
         groups = [list(group) for _, group in groupby(items, key=lambda item: item.trace["question_id"])]
         return sorted(groups, key=lambda group: -max(len(item.student.encoding) for item in group))
 
-    def _item(
-        self,
-        trace: dict[str, Any],
-        reading: StudentReading,
-        teacher: TeacherReading | None,
-        made: set[str],
-        errors: ErrorLog,
-    ) -> Item:
-        owed = self._is_owed(trace["trace_id"], made, errors)
-        item = Item(trace, owed, reading, teacher)
-        if teacher and not reading.empty:
+    def _item(self, item: Item) -> Item:
+        """Pair the tokens of both sides, and take over what came with the trace."""
+        teacher = item.teacher
+        if teacher and not item.student.empty:
             same = self.teacher.same_tokenizer
-            item.pairs = pair(reading, teacher, self.teacher.tokenizer, self.teacher.format, same_tokenizer=same)
+            item.pairs = pair(item.student, teacher, self.teacher.tokenizer, self.teacher.format, same_tokenizer=same)
             if teacher.ids is None:
-                item.teacher_logprobs = np.asarray([*trace["prefill_logprobs"], *trace["logprobs"]], np.float32)
+                stored = [*item.trace["prefill_logprobs"], *item.trace["logprobs"]]
+                item.teacher_logprobs = np.asarray(stored, np.float32)
             elif self.settings.kl == "full" and not len(item.compared):
                 item.full_kl = np.zeros(0, np.float32)
         return item
@@ -242,18 +271,20 @@ class _Work:
             return trace_id not in made and errors.retries(trace_id)
         return trace_id not in made and not errors.settled(trace_id)
 
-    def _results(self, groups: list[list[Item]]) -> Iterator[SequenceLogprobs | Failure]:
+    def _results(self, blocks: Iterator[list[list[Item]]]) -> Iterator[SequenceLogprobs | Failure]:
         """Run the models side by side, so that a trace is finished soon after it is begun."""
         temperature = self.settings.temperature
-        student = self.student.engine.logprobs(student_requests(groups), temperature)
+        mine, theirs = tee(blocks)
+        student = self.student.engine.logprobs(map(student_requests, mine), temperature)
         streams = [_noting(student, self.items, "student_logprobs")]
         if self.teacher.model and self.teacher.wanted:
             engine = self.teacher.model.engine
             if self.settings.kl == "full":
-                streams.append(_noting(self._full_kl(groups, engine), self.items, "full_kl"))
+                streams.append(_noting(self._full_kl(theirs, engine), self.items, "full_kl"))
             else:
-                computed = engine.logprobs(teacher_requests(groups), temperature)
+                computed = engine.logprobs(map(teacher_requests, theirs), temperature)
                 streams.append(_noting(computed, self.items, "teacher_logprobs"))
+        del theirs  # else it would keep the blocks that nobody takes from it
         while streams:
             for stream in list(streams):
                 result = next(stream, None)
@@ -262,13 +293,13 @@ class _Work:
                 else:
                     yield result
 
-    def _full_kl(self, groups: list[list[Item]], teacher: Engine) -> Iterator[SequenceLogprobs | Failure]:
-        for group in groups:
+    def _full_kl(self, blocks: Iterator[list[list[Item]]], teacher: Engine) -> Iterator[SequenceLogprobs | Failure]:
+        for group in chain.from_iterable(blocks):
             theirs, ours = full_kl_requests(group)
             yield from teacher.full_kl(theirs, self.student.engine, ours, self.settings.temperature)
 
 
-def _blocks(traces: pa.Table) -> Iterator[pa.Table]:
+def _cut(traces: pa.Table) -> Iterator[pa.Table]:
     """Cut the traces of a part between questions, so that a block's text fits in memory many times over."""
     start = size = 0
     questions = traces["question_id"].to_pylist()

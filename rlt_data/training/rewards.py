@@ -125,7 +125,7 @@ class DenseReward(Reward):
         room = self._student.engine.context_length
         fitting = [[item for item in group if len(item.student.encoding) <= room] for group in groups]
         found = {item.key: item for item in items}
-        for result in self._student.engine.logprobs(student_requests(fitting), self._settings.temperature):
+        for result in self._student.engine.logprobs([student_requests(fitting)], self._settings.temperature):
             if not isinstance(result, Failure):
                 found[result.key].student_logprobs = result.logprobs
         return [self._row(item, question) for item, question in zip(items, questions, strict=True)]
@@ -144,7 +144,7 @@ class DenseReward(Reward):
                 "token_ids": each.token_ids,
                 "prefill_token_ids": each.tail_ids,
             }
-            item = Item(trace, True, reading, read_sampled(trace, None))
+            item = Item(0, trace, True, reading, read_sampled(trace, None))
             if item.teacher and not reading.empty:
                 item.pairs = pair(
                     reading, item.teacher, self._tokenizer, self._format, same_tokenizer=self._same_tokenizer

@@ -127,6 +127,8 @@ class Rollouts:
                 for sample in self._own_engine().generate([block], sampling):
                     if isinstance(sample, Failure):
                         raise ModelError(f"sampling: {sample.reason}; take a smaller --batch-size or --max-tokens")
+                    assert sample.token_ids is not None and sample.logprobs is not None
+                    assert sample.tail_logprobs is not None
                     place = int(sample.key)
                     ids = sample.token_ids.tolist() + ([] if sample.end_token is None else [sample.end_token])
                     tail = np.asarray(prompt_ids[place], np.int32)[len(prompt_ids[place]) - self._tails[place] :]

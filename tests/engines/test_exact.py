@@ -37,7 +37,7 @@ def texts(count: int, seed: int = 0) -> list[SequenceRequest]:
 
 
 def logprobs(engine: TransformersEngine, groups: list[list[SequenceRequest]]) -> dict[str, np.ndarray]:
-    results = engine.logprobs(groups, 0.7)
+    results = engine.logprobs([groups], 0.7)
     return {each.key: each.logprobs for each in results if isinstance(each, SequenceLogprobs)}
 
 

@@ -71,7 +71,7 @@ def plain_logprobs(engine: TransformersEngine, ids: np.ndarray, temperature: flo
 
 
 def scored(engine: TransformersEngine, block: list[list[SequenceRequest]], temperature: float) -> dict[str, Any]:
-    results = list(engine.logprobs(block, temperature))
+    results = list(engine.logprobs([block], temperature))
     assert all(isinstance(result, SequenceLogprobs) for result in results)
     return {result.key: result.logprobs for result in results if isinstance(result, SequenceLogprobs)}
 
@@ -261,7 +261,7 @@ def test_the_shared_beginning_is_computed_once_and_the_head_runs_on_wanted_token
     beginning = random.integers(10, 300, 500).astype(np.int32)
     texts = [np.concatenate([beginning, random.integers(10, 300, 20).astype(np.int32)]) for _ in range(16)]
     group = [SequenceRequest(str(i), text, np.arange(505, 515, dtype=np.int32)) for i, text in enumerate(texts)]
-    list(engine.logprobs([group], 0.7))
+    list(engine.logprobs([[group]], 0.7))
     assert sum(tokens) <= 500 + 16 * 15
     assert sum(rows) == 16 * 10
 
@@ -293,7 +293,7 @@ def test_scoring_goes_on_one_by_one_where_memory_runs_out(engine_of: Any, monkey
     assert again.keys() == whole.keys()
     assert all(np.allclose(again[key], whole[key], atol=1e-4) for key in whole)
     _limit_memory(engine, monkeypatch, rows=0)
-    failed = list(engine.logprobs(block, 0.7))
+    failed = list(engine.logprobs([block], 0.7))
     assert {result.key for result in failed} == whole.keys() and all(isinstance(r, Failure) for r in failed)
 
 

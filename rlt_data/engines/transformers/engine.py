@@ -11,6 +11,7 @@ from rlt_data.engines.protocol import (
     PromptRequest,
     Sample,
     Sampling,
+    SequenceBlock,
     SequenceLogprobs,
     SequenceRequest,
 )
@@ -34,6 +35,7 @@ class TransformersEngine:
     def __init__(self, model: CausalModel, tokenizer: Tokenizer, settings: ModelSettings) -> None:
         self.model = model
         self.context_length = model.context_length
+        self.pulse = model.pulse
         tokens = settings.batch_tokens or (4096 if self.model.device.type == "cpu" else 16384)
         self._generator = Generator(self.model, tokenizer, batch_size=settings.batch_size, batch_tokens=tokens)
         self._scorer = Scorer(self.model, tokens)
@@ -51,11 +53,10 @@ class TransformersEngine:
         """Sample completions; see :class:`~rlt_data.engines.Engine`."""
         return self._generator.run(blocks, sampling)
 
-    def logprobs(
-        self, block: Sequence[Sequence[SequenceRequest]], temperature: float
-    ) -> Iterator[SequenceLogprobs | Failure]:
+    def logprobs(self, blocks: Iterable[SequenceBlock], temperature: float) -> Iterator[SequenceLogprobs | Failure]:
         """Score texts; see :class:`~rlt_data.engines.Engine`."""
-        return self._scorer.logprobs(block, temperature)
+        for block in blocks:
+            yield from self._scorer.logprobs(block, temperature)
 
     def full_kl(
         self,
@@ -74,3 +75,10 @@ class TransformersEngine:
                 yield SequenceLogprobs(key, values.cpu().numpy())
             else:
                 yield Failure(key, f"out of memory on {other.model.device}")
+
+    def log_tail(self) -> str:
+        """Return nothing: the engine runs in this process."""
+        return ""
+
+    def close(self) -> None:
+        """Do nothing: memory is given back with the engine."""

@@ -189,5 +189,6 @@ class Generator:
             tail_logprobs=tail,
             finish_reason=reason,
             prompt_tokens=len(row.prompt.ids),
+            completion_tokens=len(row.tokens),
             end_token=end,
         )

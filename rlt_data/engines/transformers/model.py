@@ -18,6 +18,7 @@ from rlt_data.engines.transformers.cache import GrowingCache
 from rlt_data.engines.transformers.exact import linear, make_exact
 from rlt_data.errors import ModelError, first_line
 from rlt_data.settings import ModelSettings
+from rlt_data.watchdog import Pulse
 
 #: Rows and vocabulary entries of one block of logits: 32 MB in float32 on a CPU, 128 MB elsewhere.
 _BLOCK_ROWS, _BLOCK_VOCABULARY_CPU, _BLOCK_VOCABULARY = 2048, 4096, 16384
@@ -40,6 +41,7 @@ class CausalModel:
 
     def __init__(self, model: Any, name: str, *, exact: bool = False) -> None:
         self.name = name
+        self.pulse = Pulse()
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self._model = model
@@ -136,6 +138,7 @@ class CausalModel:
         Returns:
             The last layer's output, shape (batch, tokens, hidden size).
         """
+        self.pulse.beat()
         output = self._layers(
             input_ids=ids,
             attention_mask=attention_mask,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rlt_data.engines.protocol import Failure, SequenceLogprobs, SequenceRequest
+from rlt_data.engines.protocol import Failure, SequenceBlock, SequenceLogprobs, SequenceRequest
 from rlt_data.engines.transformers.model import CausalModel
 from rlt_data.engines.transformers.prompts import Prompts, compute_prompts
 
@@ -55,10 +55,8 @@ class Scorer:
         self._model = model
         self._batch_tokens = batch_tokens
 
-    def logprobs(
-        self, block: Sequence[Sequence[SequenceRequest]], temperature: float
-    ) -> Iterator[SequenceLogprobs | Failure]:
-        """Score texts; see :meth:`rlt_data.engines.Engine.logprobs`."""
+    def logprobs(self, block: SequenceBlock, temperature: float) -> Iterator[SequenceLogprobs | Failure]:
+        """Score the texts of a block; see :meth:`rlt_data.engines.Engine.logprobs`."""
 
         def reduce(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             return self._model.token_logprobs(hidden, targets, temperature).cpu()
@@ -117,7 +115,7 @@ class Scorer:
                 if rest.request.owed:
                     yield rest.request, value
 
-    def _chunks(self, block: Sequence[Sequence[SequenceRequest]]) -> Iterator[list[Sequence[SequenceRequest]]]:
+    def _chunks(self, block: SequenceBlock) -> Iterator[list[Sequence[SequenceRequest]]]:
         """Cut a block into runs of groups that are worked on together."""
         chunk: list[Sequence[SequenceRequest]] = []
         tokens = 0

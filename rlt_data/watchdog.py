@@ -1,0 +1,100 @@
+"""Nothing waits for ever: engines give signs of life, and a run whose engines give none for too long is ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rlt_data.errors import EngineError
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that an engine has for ending by itself, and rows in memory for getting to disk, before the process ends.
+GRACE_SECONDS = 10.0
+
+
+class Pulse:
+    """Signs of life of an engine."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._error: EngineError | None = None
+
+    @property
+    def idle(self) -> float:
+        """Seconds since the last sign of life."""
+        return time.monotonic() - self._last
+
+    def beat(self) -> None:
+        """Give a sign of life: something was computed, or came over the wire.
+
+        Raises:
+            EngineError: the engine has been told to end.
+        """
+        self._last = time.monotonic()
+        self.check()
+
+    def check(self) -> None:
+        """Raise EngineError if the engine has been told to end; for places that wait."""
+        if self._error:
+            raise self._error
+
+    def end(self, error: EngineError) -> None:
+        """Tell the engine to end: its next :meth:`beat` or :meth:`check` raises ``error``."""
+        self._error = error
+
+
+@contextmanager
+def watched(pulses: Sequence[Pulse], seconds: float, report: Callable[[], str]) -> Iterator[None]:
+    """Watch over engines while a block works with them.
+
+    Where none of them gives a sign of life for so long, the block gets an EngineError; where it cannot even take
+    that, because it hangs inside another library, the process ends with the exit code of that error.
+
+    Args:
+        pulses: of the engines.
+        seconds: the longest time without a sign.
+        report: tells what was owed, for the message.
+    """
+    done = threading.Event()
+    for pulse in pulses:
+        pulse.beat()
+    thread = threading.Thread(target=_watch, args=(pulses, seconds, report, done), name="watchdog", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _watch(pulses: Sequence[Pulse], seconds: float, report: Callable[[], str], done: threading.Event) -> None:
+    while not done.wait(min(1.0, seconds / 4)):
+        if min(pulse.idle for pulse in pulses) < seconds:
+            continue
+        error = EngineError(f"no progress for {seconds:g} s (--stall-timeout); {report()}")
+        logger.error("%s", error)
+        for pulse in pulses:
+            pulse.end(error)
+        if not done.wait(GRACE_SECONDS):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            os._exit(EngineError.exit_code)
+        return
+
+
+def describe_owed(keys: Sequence[str], log_tail: str) -> str:
+    """Say which rows are owed and how an engine's log ends; the keys go whole into the run's log."""
+    logger.info("owed: %s", " ".join(keys))
+    first = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
+    message = f"{len(keys)} rows were in the engine's hands ({first}; all of them in run.log)"
+    return message + (f"; its log ends with:\n{indented(log_tail)}" if log_tail else "")
+
+
+def indented(text: str) -> str:
+    """Indent each line, so that it reads as part of the message before it."""
+    return "\n".join("  " + line for line in text.splitlines())
