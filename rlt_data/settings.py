@@ -101,9 +101,7 @@ class ModelSettings(Settings):
     )
     data_parallel: int = _field(1, ENGINE, "vllm: engine processes, each on GPUs of its own.", ge=1)
     tensor_parallel: int = _field(1, ENGINE, "vllm: GPUs that share one engine.", ge=1)
-    gpu_memory: float = _field(
-        0.9, ENGINE, "vllm: share of GPU memory to use, for all models together.", gt=0, lt=1
-    )
+    gpu_memory: float = _field(0.9, ENGINE, "vllm: share of GPU memory to use, for all models together.", gt=0, lt=1)
     max_model_len: int | None = _field(None, ENGINE, "vllm: longest text; default: the model's context.", ge=2)
     url: tuple[str, ...] = _field(
         (), ENGINE, "server: base URL such as http://host:8000/v1; may be repeated, requests go to all."

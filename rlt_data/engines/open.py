@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import cast
 
 from rlt_data.engines.config import load_config, pick_device, pick_dtype
@@ -22,7 +23,10 @@ from rlt_data.settings import ModelSettings
 
 @dataclass
 class Model:
-    """A model that has been found and examined; its weights are loaded when :attr:`engine` is first asked for."""
+    """A model that has been found and examined; its weights are loaded when :attr:`engine` is first asked for.
+
+    ``scoring`` says what the engine is for: log-probs of texts, or samples.
+    """
 
     checkpoint: Checkpoint
     settings: ModelSettings
@@ -30,19 +34,30 @@ class Model:
     template: ChatTemplate
     identity: ModelIdentity
 
+    scoring: bool = False
+    logs: Path | None = None
+
     @cached_property
     def engine(self) -> Engine:
         """The engine that runs the model."""
+        if self.settings.engine == "vllm":
+            from rlt_data.engines.vllm import open_pool
+
+            return open_pool(self.checkpoint, self.settings, scoring=self.scoring, logs=self.logs)
         from rlt_data.engines.transformers import TransformersEngine
 
         return TransformersEngine.load(self.checkpoint, self.tokenizer, self.settings)
 
-    def load(self) -> None:
+    def load(self, logs: Path | None = None) -> None:
         """Load the weights now, so that a model that will not do is refused before anything is written.
+
+        Args:
+            logs: folder for what the engine's processes write.
 
         Raises:
             ModelError: the engine cannot run the model.
         """
+        self.logs = logs
         _ = self.engine
 
     def close(self) -> None:
@@ -51,8 +66,13 @@ class Model:
             engine.close()
 
 
-def open_model(name: str, settings: ModelSettings) -> Model:
+def open_model(name: str, settings: ModelSettings, *, scoring: bool = False) -> Model:
     """Find a model, load its tokenizer and take its fingerprint.
+
+    Args:
+        name: Hub id, folder, GGUF file or packaged name.
+        settings: how it is run.
+        scoring: whether it is to score texts.
 
     Raises:
         ModelError: there is no such model, or its tokenizer cannot be used.
@@ -69,7 +89,7 @@ def open_model(name: str, settings: ModelSettings) -> Model:
         chat_template=text_fingerprint(template.text),
         dtype=str(pick_dtype(settings.dtype, config, pick_device(settings.device))).removeprefix("torch."),
     )
-    return Model(checkpoint, settings, tokenizer, template, identity)
+    return Model(checkpoint, settings, tokenizer, template, identity, scoring)
 
 
 def open_tokenizer(checkpoint: Checkpoint, settings: ModelSettings) -> tuple[Tokenizer, ChatTemplate]:
