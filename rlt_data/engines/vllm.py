@@ -125,6 +125,7 @@ def open_core(checkpoint: Checkpoint, settings: ModelSettings, scoring: bool) ->
     from vllm import LLM
 
     tokenizer, _ = open_tokenizer(checkpoint, settings)
+    config = load_config(checkpoint, settings)
     options: dict[str, Any] = {
         "max_num_batched_tokens": settings.batch_tokens or (_SCORING_BATCH_TOKENS if scoring else None),
         "max_num_seqs": settings.batch_size,
@@ -135,7 +136,12 @@ def open_core(checkpoint: Checkpoint, settings: ModelSettings, scoring: bool) ->
         options |= {"enforce_eager": True}
         if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
             options |= {"kv_cache_memory_bytes": _CPU_CACHE_BYTES}
-    config = load_config(checkpoint, settings)
+        if not scoring:
+            # A prompt computed in pieces kills vLLM 0.32 on a CPU where its samples have seeds of their own (it turns
+            # back a counter that a CPU's generators lack); so a step has room for the longest one.
+            longest = settings.max_model_len or config.get_text_config().max_position_embeddings
+            tokens = max(longest, settings.batch_tokens or 0)
+            options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
     dtype = pick_dtype(settings.dtype, config, pick_device("auto"))
     try:
         llm = LLM(
