@@ -400,6 +400,7 @@ def _write_parquet(path: Path, rows: pa.Table) -> None:
 
 def _read_file(path: Path, columns: list[str]) -> pa.Table:
     try:
-        return pq.read_table(path, columns=columns, partitioning=None)
-    except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
+        with pq.ParquetFile(path) as file:  # read_table, which is made for many files, takes twice as long for one
+            return file.read(columns).select(columns)
+    except (pa.ArrowException, KeyError, OSError) as error:
         raise RunFolderError(f"{path}: cannot be read as a table: {error}") from None
