@@ -42,31 +42,33 @@ def make_tiny(folder: Path, kind: str, seed: int = 0) -> Path:
         kind: ``chat``: Qwen2 with a ChatML template, byte-level tokens, no BOS. ``base``: Llama without a template,
             with BOS and a byte-level tokenizer of another vocabulary. ``sliding``: Gemma 3 with a window of 24 tokens,
             tokens with BOS, byte fallback and "\u2581" for spaces, no template. ``fusing``: like ``chat``, but
-            ``.<`` and ``)<`` are one token, as in vocabularies learned from web pages.
+            ``.<`` and ``)<`` are one token, as in vocabularies learned from web pages. ``wide``: like ``chat``, with
+            attention heads of 32, the smallest that vLLM has on a CPU.
         seed: of the weights.
     """
     torch.manual_seed(seed)
     tokenizer = {
         "chat": _chat_tokenizer,
+        "wide": _chat_tokenizer,
         "fusing": _fusing_tokenizer,
         "base": _base_tokenizer,
         "sliding": _gemma_like_tokenizer,
     }[kind]()
     common: dict[str, Any] = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 48,
+        "hidden_size": 128 if kind == "wide" else 48,
         "intermediate_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 2048,
-        "initializer_range": 0.3,
+        "initializer_range": 0.18 if kind == "wide" else 0.3,  # so that its layers add up to no larger numbers
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
     model: Any
-    if kind in ("chat", "fusing"):
+    if kind in ("chat", "fusing", "wide"):
         model = Qwen2ForCausalLM(Qwen2Config(**common, tie_word_embeddings=False))
     elif kind == "base":
         model = LlamaForCausalLM(LlamaConfig(**common, tie_word_embeddings=True))

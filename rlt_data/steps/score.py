@@ -49,7 +49,7 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
     """
     source = Run.existing(settings.input) if Run.is_at(settings.input) else None
-    student = open_model(settings.student, settings)
+    student = open_model(settings.student, settings, scoring=True)
     teacher = _open_teacher(settings, student)
     made_in = recorded_format(source, "generate") if source else None
     format = _choose_format(settings, made_in, student)
@@ -78,7 +78,7 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
 def _open_teacher(settings: ScoreSettings, student: Model) -> Model | None:
     if settings.teacher in (None, "none"):
         return None
-    teacher = open_model(str(settings.teacher), settings)
+    teacher = open_model(str(settings.teacher), settings, scoring=True)
     same = teacher.identity.fingerprint == student.identity.fingerprint
     return student if same and teacher.template.text == student.template.text else teacher
 
