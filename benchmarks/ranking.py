@@ -1,9 +1,11 @@
-"""Ranking and distilling a large run: wall time and peak memory of `rlt-data rank` and `rlt-data distill`.
+"""Merging, ranking and distilling large runs: time and peak memory of the commands, and how they grow with the rows.
 
-    python -m benchmarks.ranking [--rows 5000000] [--traces 16] [--folder FOLDER]
+    python -m benchmarks.ranking [--rows 5000000 50000000] [--shares 4] [--traces 16] [--folder FOLDER]
 
-The run folder is written directly: random rewards, and texts drawn from a pool of random ones. Both commands run as
-processes of their own, so their start counts. --folder keeps what was made, in FOLDER/run.
+For each number of rows: runs as several machines would make them, merged into one, which is ranked (by rank and into
+quantiles) and distilled. The shares are written directly: random rewards, and texts drawn from a pool of random ones.
+Every command runs as a process of its own, so its start counts. 50 million rows take half an hour and 22 GB of disk.
+--folder says where, and keeps the merged runs.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,48 +27,81 @@ from rlt_data.store import Run
 from rlt_data.tables import QUESTIONS_PER_PART, SCHEMAS
 from tests.killing import command
 
-POOL, WORDS_PER_TEXT = 50_000, 60
-SECONDS, MEGABYTES = 90, 6 * 1024
+POOL, WORDS_PER_TEXT = 50_000, 40
+#: What ranking and distilling may take: seconds for 5 million rows, and memory for any number.
+SECONDS, MEGABYTES = 90, 8 * 1024
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=5_000_000)
+    parser.add_argument("--rows", type=int, nargs="+", default=[5_000_000], help="the first is what others are held to")
+    parser.add_argument("--shares", type=int, default=4, help="runs that are merged, at least 2")
     parser.add_argument("--traces", type=int, default=16, help="per question")
-    parser.add_argument("--folder", type=Path, help="make the run here, and keep it")
+    parser.add_argument("--folder", type=Path, help="make the runs here, and keep the merged ones")
     arguments = parser.parse_args()
 
     folder = arguments.folder or Path(tempfile.mkdtemp())
-    questions = arguments.rows // arguments.traces
-    rows = []
+    rows: list[dict[str, Any]] = []
     try:
-        run = make_run(folder / "run", questions, arguments.traces)
-        for step, options in (("rank", ()), ("distill", ("--select", "best"))):
-            measured = measure(command(step, "--in", run.path, *options), folder)
-            rows.append(
-                {
-                    "step": step,
-                    "seconds": measured.seconds,
-                    "rows per second": questions * arguments.traces / measured.seconds,
-                    "peak MB": measured.megabytes,
-                }
-            )
-        assert run.count("ranks") == questions * arguments.traces
+        for size in arguments.rows:
+            rows += measure_steps(folder / str(size), size, arguments.shares, arguments.traces)
+            if not arguments.folder:
+                shutil.rmtree(folder / str(size))
     finally:
         if not arguments.folder:
             shutil.rmtree(folder)
+    first = {row["step"]: row["rows per second"] for row in reversed(rows)}
+    for row in rows:
+        row["time per row, to the first"] = first[row["step"]] / row["rows per second"]
     print_table(rows)
-    seconds = sum(float(row["seconds"]) for row in rows)
-    megabytes = max(float(row["peak MB"]) for row in rows)
-    print(f"together {seconds:.1f} s of {SECONDS}, at most {megabytes:.0f} MB of {MEGABYTES}")
-    settings = {"rows": questions * arguments.traces, "questions": questions, "traces": arguments.traces}
-    save("ranking", {"settings": settings, "rows": rows, "seconds": seconds, "peak MB": megabytes})
+    for size in arguments.rows:
+        seconds = sum(row["seconds"] for row in rows if row["rows"] == size and row["step"] in ("rank", "distill"))
+        megabytes = max(row["peak MB"] for row in rows if row["rows"] == size)
+        print(
+            f"{size:,} rows ranked and distilled in {seconds:.1f} s of {SECONDS * size / 5_000_000:.0f}, "
+            f"at most {megabytes:.0f} MB of {MEGABYTES}"
+        )
+    settings = {name: value for name, value in vars(arguments).items() if name != "folder"}
+    save("ranking", {"settings": settings | {"words": WORDS_PER_TEXT}, "rows": rows})
 
 
-def make_run(path: Path, questions: int, traces: int) -> Run:
+def measure_steps(folder: Path, size: int, shares: int, traces: int) -> list[dict[str, Any]]:
+    """Make a merged run with so many rows, rank and distill it, and return what each step took."""
+    questions = size // traces
+    names = [folder / f"share-{share}" for share in range(shares)]
+    for share, name in enumerate(names):
+        make_run(name, questions // shares + (share < questions % shares), traces, seed=share)
+    run = folder / "run"
+    steps = {
+        "merge": command("merge", *(word for name in names for word in ("--in", name)), "--out", run),
+        "rank": command("rank", "--in", run),
+        "rank --buckets 4": command("rank", "--in", run, "--buckets", "4"),
+        "distill": command("distill", "--in", run, "--select", "best"),
+    }
+    rows = []
+    for step, words in steps.items():
+        measured = measure(words, folder)
+        rows.append(
+            {
+                "rows": size,
+                "step": step,
+                "seconds": measured.seconds,
+                "rows per second": size / measured.seconds,
+                "peak MB": measured.megabytes,
+            }
+        )
+        print(f"{size:,} rows, {step}: {measured.seconds:.1f} s, {measured.megabytes:.0f} MB", flush=True)
+        if step == "merge":
+            for name in names:
+                shutil.rmtree(name)
+    assert Run(run).count("ranks") == questions * traces
+    return rows
+
+
+def make_run(path: Path, questions: int, traces: int, seed: int) -> None:
     """Write a run with questions, traces and scores, as if its traces had been imported and scored."""
     run = Run(path)
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     words = np.array(["".join(random.choice(list("etaoinshrdlu"), random.integers(2, 10))) for _ in range(2000)])
     pool = pa.array([" ".join(random.choice(words, WORDS_PER_TEXT)) for _ in range(POOL)])
     format = load_format("rlt")
@@ -97,7 +133,6 @@ def make_run(path: Path, questions: int, traces: int) -> Run:
         run.write_part("scores", part, _table("scores", common | _scores(random, finished, reason)))
     run.record("input", {"traces": True})
     run.record("score", {"format": format.model_dump(mode="json")})
-    return run
 
 
 def _scores(random: np.random.Generator, finished: np.ndarray, reason: pa.Array) -> dict[str, pa.Array]:

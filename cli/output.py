@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
     from rlt_data.settings import FineTuneSettings, PolicySettings, TrainingSettings
     from rlt_data.steps.distill import DistillSummary
     from rlt_data.steps.evaluate import Evaluation
+    from rlt_data.steps.merge import MergeSummary
     from rlt_data.steps.rank import RankSummary
     from rlt_data.steps.stats import Stats
     from rlt_data.training.grpo import PolicySummary
@@ -51,6 +52,19 @@ def _failures(run: Path, failed: int) -> int:
         return 0
     _console.print(f"the reasons are in {escape(str(run / 'errors.jsonl'))}; --retry-errors runs those rows again")
     return SOME_ROWS_FAILED
+
+
+def print_merge(summary: MergeSummary) -> None:
+    """Print what was merged."""
+    rows = ", ".join(f"{count} {table}" for table, count in summary.rows.items() if count)
+    _console.print(f"{rows or 'nothing'} of {summary.runs} runs merged in {escape(str(summary.run))}")
+    repeated = ", ".join(f"{count} {table}" for table, count in summary.repeated.items() if count)
+    if repeated:
+        _console.print(f"  {repeated} that several runs have were taken once")
+    if summary.failed:
+        _console.print(f"  {summary.failed} rows failed in these runs; they are in errors.jsonl")
+    if summary.rows["scores"]:
+        _console.print("  rankings are not merged; rank again")
 
 
 def print_ranks(summary: RankSummary) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         DistillSettings,
         EvaluateSettings,
         GenerateSettings,
+        MergeSettings,
         PipelineSettings,
         RankSettings,
         ScoreSettings,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from rlt_data.steps.distill import distill
     from rlt_data.steps.evaluate import evaluate
     from rlt_data.steps.generate import generate
+    from rlt_data.steps.merge import merge
     from rlt_data.steps.pipeline import load_pipeline, run_pipeline
     from rlt_data.steps.rank import rank
     from rlt_data.steps.score import score
@@ -55,6 +57,7 @@ __all__ = [
     "EvaluateSettings",
     "Format",
     "GenerateSettings",
+    "MergeSettings",
     "PipelineSettings",
     "RankSettings",
     "Run",
@@ -71,6 +74,7 @@ __all__ = [
     "load_format",
     "load_pipeline",
     "make_countdown",
+    "merge",
     "rank",
     "reward_terms",
     "run_pipeline",
@@ -93,7 +97,7 @@ _HOMES = {
     "training.sft": {"train_student"},
     "training.solver": {"train_solver"},
     "training.teacher": {"train_teacher", "warm_up"},
-    **{f"steps.{step}": {step} for step in ("generate", "score", "rank", "distill", "stats", "evaluate")},
+    **{f"steps.{step}": {step} for step in ("generate", "score", "merge", "rank", "distill", "stats", "evaluate")},
 }
 
 

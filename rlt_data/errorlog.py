@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from rlt_data.store import Run, disk_errors, write_file
+from rlt_data.tables import KEYS, TABLE_OF_STEP
 
 
 class ErrorLog:
@@ -66,13 +71,31 @@ class ErrorLog:
     def close(self) -> None:
         """Write the file anew if rows in it have been made since."""
         if self._changed:
-            text = "".join(_line(entry) for entry in self._entries.values())
-            write_file(self._path, lambda path: _write_text(path, text))
+            _write_whole(self._path, self._entries.values())
 
 
 def failures(run: Run) -> list[dict[str, Any]]:
     """Return the latest entry of every row that is in errors.jsonl."""
     return list(_latest(run.path / "errors.jsonl").values())
+
+
+def carry_failures(run: Run, sources: Sequence[Run]) -> int:
+    """Take over what failed in other runs and has no row in this one, and return how much that is.
+
+    Of a key that failed in several runs the entry of the first counts.
+    """
+    entries: dict[tuple[str, str], dict[str, Any]] = {}
+    for source in reversed(sources):
+        entries |= _latest(source.path / "errors.jsonl")
+    for step, table in TABLE_OF_STEP.items():
+        failed = pa.array([key for at, key in entries if at == step], pa.string())
+        for part in run.parts(table) if len(failed) else ():
+            for column in run.read(table, part, [KEYS[table], "question_id"]).columns:
+                for key in column.filter(pc.is_in(column, value_set=failed)).to_pylist():
+                    entries.pop((step, key), None)
+    if entries:
+        _write_whole(run.path / "errors.jsonl", entries.values())
+    return len(entries)
 
 
 def _latest(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -91,5 +114,6 @@ def _line(entry: dict[str, Any]) -> str:
     return json.dumps(entry) + "\n"
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def _write_whole(path: Path, entries: Iterable[dict[str, Any]]) -> None:
+    text = "".join(_line(entry) for entry in entries)
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

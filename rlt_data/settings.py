@@ -318,6 +318,20 @@ class DistillSettings(Settings):
         raise ValueError("takes best, rank:K, bucket:K, top:K, random or all, with K from 1")
 
 
+class MergeSettings(Settings):
+    """Settings of :func:`rlt_data.steps.merge`."""
+
+    input: tuple[str, ...] = _field(..., INPUT, "Run folder; one --in for each of the runs.", alias="in")
+    out: str = _field(..., OUTPUT, "Run folder to make.")
+
+    @field_validator("input")
+    @classmethod
+    def _at_least_two(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(value) < 2:
+            raise ValueError("takes two run folders or more, such as --in runs/a --in runs/b")
+        return value
+
+
 class EvaluateSettings(FormatSettings, ModelSettings, SamplingSettings):
     """Settings of :func:`rlt_data.steps.evaluate`."""
 

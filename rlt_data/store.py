@@ -32,7 +32,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rlt_data.errors import DiskError, RunFolderError
-from rlt_data.tables import KEYS, QUESTIONS_PER_PART, SCHEMAS, VERSION, to_table
+from rlt_data.tables import KEYS, QUESTIONS_PER_PART, SCHEMAS, TABLE_OF_STEP, VERSION, to_table
 
 #: Seconds between two writes of the journal: well under the five that a finished row may be at risk.
 FLUSH_SECONDS = 2.0
@@ -143,8 +143,7 @@ class Run:
     def refuse_other_settings(self, step: str, depends_on: dict[str, Any]) -> None:
         """Raise RunFolderError if the folder holds rows or failures of a step that were made by other settings."""
         before = self.step(step).get("depends_on", depends_on)
-        table = {"generate": "traces", "score": "scores", "evaluate": "answers"}[step]
-        if not self.parts(table) and not (self.path / "errors.jsonl").exists():
+        if not self.parts(TABLE_OF_STEP[step]) and not (self.path / "errors.jsonl").exists():
             return  # an earlier start came to nothing: a wrong model, say
         if before != depends_on:
             changed = changed_keys(before, depends_on)
@@ -246,11 +245,15 @@ class Run:
     def adopt(self, table: str, source: Run) -> None:
         """Take over a table of another run, by hard links where the disk allows; parts are never changed in place."""
         for part in source.parts(table):
-            mine, theirs = self.part_file(table, part), source.part_file(table, part)
-            if source._journal(table, part):
-                self.write_part(table, part, source.read(table, part))
-            elif not mine.exists() or not os.path.samefile(mine, theirs):
-                write_file(mine, lambda path, theirs=theirs: _link(theirs, path))  # type: ignore[misc]
+            self.adopt_part(table, part, source, part)
+
+    def adopt_part(self, table: str, part: int, source: Run, its_part: int) -> None:
+        """Take over one part of another run, if that has rows of the table, as this part."""
+        mine, theirs = self.part_file(table, part), source.part_file(table, its_part)
+        if source._journal(table, its_part):
+            self.write_part(table, part, source.read(table, its_part))
+        elif theirs.exists() and not (mine.exists() and os.path.samefile(mine, theirs)):
+            write_file(mine, lambda path: _link(theirs, path))
 
     def _journal(self, table: str, part: int) -> list[Path]:
         return sorted((self.path / "journal" / table / f"{part:05d}").glob("*.parquet"))
@@ -397,6 +400,7 @@ def _write_parquet(path: Path, rows: pa.Table) -> None:
 
 def _read_file(path: Path, columns: list[str]) -> pa.Table:
     try:
-        return pq.read_table(path, columns=columns, partitioning=None)
-    except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
+        with pq.ParquetFile(path) as file:  # read_table, which is made for many files, takes twice as long for one
+            return file.read(columns).select(columns)
+    except (pa.ArrowException, KeyError, OSError) as error:
         raise RunFolderError(f"{path}: cannot be read as a table: {error}") from None

@@ -149,6 +149,9 @@ KEYS = {
     "grades": "answer_id",
 }
 
+#: The table that a step adds to row by row; rows that fail stand in errors.jsonl under the step's name.
+TABLE_OF_STEP = {"generate": "traces", "score": "scores", "evaluate": "answers"}
+
 
 def to_table(name: str, rows: list[dict[str, Any]]) -> pa.Table:
     """Make an Arrow table of the named schema from row dicts; a column that a row lacks is null."""

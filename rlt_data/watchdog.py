@@ -30,13 +30,17 @@ class Pulse:
         """Seconds since the last sign of life."""
         return time.monotonic() - self._last
 
+    def note(self) -> None:
+        """Give a sign of life: something was computed, or came over the wire; from any thread."""
+        self._last = time.monotonic()
+
     def beat(self) -> None:
-        """Give a sign of life: something was computed, or came over the wire.
+        """Give a sign of life from the thread that works.
 
         Raises:
             EngineError: the engine has been told to end.
         """
-        self._last = time.monotonic()
+        self.note()
         self.check()
 
     def check(self) -> None:

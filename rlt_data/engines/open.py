@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import cast
 
 from rlt_data.engines.config import load_config, pick_device, pick_dtype
@@ -35,10 +36,15 @@ class Model:
     identity: ModelIdentity
 
     scoring: bool = False
+    logs: Path | None = None
 
     @cached_property
     def engine(self) -> Engine:
         """The engine that runs the model."""
+        if self.settings.engine == "vllm":
+            from rlt_data.engines.vllm import open_pool
+
+            return open_pool(self.checkpoint, self.settings, scoring=self.scoring, logs=self.logs)
         if self.settings.engine == "server":
             from rlt_data.engines.server import ServerEngine
 
@@ -47,12 +53,16 @@ class Model:
 
         return TransformersEngine.load(self.checkpoint, self.tokenizer, self.settings)
 
-    def load(self) -> None:
+    def load(self, logs: Path | None = None) -> None:
         """Load the weights now, so that a model that will not do is refused before anything is written.
+
+        Args:
+            logs: folder for what the engine's processes write.
 
         Raises:
             ModelError: the engine cannot run the model.
         """
+        self.logs = logs
         _ = self.engine
 
     def close(self) -> None:

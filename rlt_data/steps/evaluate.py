@@ -102,7 +102,7 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
     with run.locked(), Grader() as grader, closing(model):
         run.refuse_other_settings("evaluate", depends_on)
         ingest(run, source, format, traces=False, reader=lambda first: BenchmarkReader(benchmark, settings, first))
-        model.load()
+        model.load(run.path / "logs")
         run.record("evaluate", {"depends_on": depends_on, **step_entry(settings, format, {"model": model})})
         with run_log(run):
             work = _sampling_task(settings, model, format, content_hash(depends_on))

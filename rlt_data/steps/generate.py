@@ -33,7 +33,7 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
     with run.locked(), closing(model):
         run.refuse_other_settings("generate", depends_on)
         ingest(run, settings, format, traces=False)
-        model.load()
+        model.load(run.path / "logs")
         run.record("generate", {"depends_on": depends_on, **step_entry(settings, format, {"teacher": model})})
         with run_log(run):
             task = _task(settings, model, format, content_hash(depends_on))

@@ -64,8 +64,11 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         depends_on = _dependencies(settings, student, format, traces_from)
         run.refuse_other_settings("score", depends_on)
         models = {"student": student} | ({"teacher": teacher} if teacher else {})
+        if teacher and teacher is not student:  # both share the GPUs
+            half = settings.model_copy(update={"gpu_memory": settings.gpu_memory / 2})
+            student.settings = teacher.settings = half
         for model in models.values():
-            model.load()
+            model.load(run.path / "logs")
         run.record("score", {"depends_on": depends_on, **step_entry(settings, format, models)})
         with run_log(run):
             work = _Work(run, settings, student, Views(format, student.template), traces_from, content_hash(depends_on))

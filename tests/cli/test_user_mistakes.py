@@ -325,8 +325,9 @@ def test_a_run_that_another_process_writes_to_is_left_alone(
 ) -> None:
     rlt("score", "--in", run, "--student", tiny())
     generated = "generate", "--in", made / "good.jsonl", "--teacher", tiny(), "--n", 2, "--max-tokens", 5, "--out", run
+    merged = "merge", "--in", made / "run", "--in", run, "--out", "merged"
     with held(run):
-        for command in (generated, ("score", "--in", run, "--student", tiny()), ("rank", "--in", run)):
+        for command in (generated, ("score", "--in", run, "--student", tiny()), ("rank", "--in", run), merged):
             refused(*command, code=5, says=f"{run}: another rlt-data process is writing to this run folder")
         assert "4 scores" in rlt("stats", run).stdout
     rlt("rank", "--in", run)
@@ -360,6 +361,37 @@ def test_what_is_not_the_run_that_a_step_needs(
     refused(*(str(tiny()) if part == "t" else part for part in command), code=code, says=says)
 
 
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        ((), 2, "--out: is needed"),
+        (("--in", "run", "--out", "new"), 2, "--in: takes two run folders or more, such as --in runs/a --in runs/b"),
+        (("--in", "run", "--in", "./run/", "--out", "new"), 2, "--in: run and run are the same folder; name each run"),
+        (("--in", "run", "--in", "other", "--out", "run/new"), 2, "--out: run/new lies in run, which is merged"),
+        (("--in", "run", "--in", "other", "--out", "other"), 5, "other: is there already; runs are merged into a new"),
+        (("--in", "run", "--in", "other", "--out", "empty"), 5, "empty: is there already"),
+        (("--in", "run", "--in", "nothing", "--out", "new"), 5, "nothing: no such run folder"),
+        (("--in", "run", "--in", "empty", "--out", "new"), 5, "empty: not a run folder (it has no run.json)"),
+        (("--in", "run", "--in", "hotter", "--out", "new"), 5, "(temperature is 1.5, there 0.7). A run holds rows of"),
+        (("--in", "run", "--in", "other", "--out", "file/new"), 7, "cannot write file/new: Not a directory"),
+        (("--in", "run", "--in", "other", "--out", "/proc/new"), 7, "cannot write /proc/new"),
+    ],
+)
+def test_runs_that_cannot_be_merged(
+    refused: Refused, run: Path, tmp_path: Path, options: tuple[str, ...], code: int, says: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for name in ("other", "hotter"):
+        shutil.copytree(run, tmp_path / name)
+    info = json.loads((run / "run.json").read_text())
+    info["steps"]["generate"]["depends_on"]["temperature"] = 1.5
+    (tmp_path / "hotter" / "run.json").write_text(json.dumps(info))
+    before = set(tmp_path.iterdir())
+    refused("merge", *options, code=code, says=says, errors=2 if not options else 1)
+    assert set(tmp_path.iterdir()) == before
+
+
 @pytest.mark.parametrize("out", ["file", "file/run", "/proc/run"])
 def test_a_run_folder_that_cannot_be_made(
     refused: Refused, run: Path, made: Path, tiny: Tiny, tmp_path: Path, out: str
@@ -382,7 +414,7 @@ def no_file_over(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("command", ["generate", "score", "rank", "distill"])
+@pytest.mark.parametrize("command", ["generate", "score", "rank", "distill", "merge"])
 def test_a_write_that_fails_changes_nothing_and_the_same_command_does_it_later(
     rlt: Rlt, refused: Refused, run: Path, made: Path, tiny: Tiny, command: str
 ) -> None:
@@ -391,6 +423,7 @@ def test_a_write_that_fails_changes_nothing_and_the_same_command_does_it_later(
         "score": ("--in", run, "--student", tiny()),
         "rank": ("--in", run),
         "distill": ("--in", run, "--select", "all", "--include-truncated"),
+        "merge": ("--in", run, "--in", made / "run", "--out", "merged"),
     }
     for step, options in commands.items():
         if step == command:
@@ -437,7 +470,7 @@ def read_only(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 
 def test_a_run_that_cannot_be_written_can_still_be_looked_at(
-    rlt: Rlt, refused: Refused, read_only: Path, tiny: Tiny
+    rlt: Rlt, refused: Refused, read_only: Path, tiny: Tiny, tmp_path: Path
 ) -> None:
     before = files_of(read_only)
     for command in (
@@ -449,3 +482,6 @@ def test_a_run_that_cannot_be_written_can_still_be_looked_at(
     assert files_of(read_only) == before
     assert "1 scores" in rlt("stats", read_only).stdout and "What is a?" in rlt("show", read_only).stdout
     assert "1 rows" in rlt("distill", "--in", read_only, "--out", "elsewhere").stdout
+    other = make_run(tmp_path / "other", [trace("b", 0)]).path
+    assert "2 questions" in rlt("merge", "--in", read_only, "--in", other, "--out", "merged").stdout
+    assert files_of(read_only) == before

@@ -1,0 +1,62 @@
+"""An engine core without a model, that dies, hangs or refuses where the key of a text says so."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from rlt_data.engines.protocol import Failure, SequenceLogprobs, SequenceRequest
+from rlt_data.engines.worker import Job, Result
+from rlt_data.errors import ModelError
+
+
+class TroubledCore:
+    """Answers each text with the number of its process, as many times as tokens are wanted."""
+
+    context_length = 100
+    window = 8
+
+    def __init__(self) -> None:
+        self._jobs: list[tuple[int, SequenceRequest]] = []
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._jobs)
+
+    def add(self, number: int, job: Job) -> None:
+        assert isinstance(job.request, SequenceRequest)
+        if job.request.key.startswith("refuse"):
+            raise ValueError("this one\nwill not do")
+        self._jobs.append((number, job.request))
+
+    def step(self) -> list[tuple[int, Result]]:
+        """Finish the job that has waited longest; a deadly one takes the process with it as soon as it is there."""
+        time.sleep(0.01)
+        for _, request in self._jobs:
+            kind, _, where = request.key.partition(":")
+            if kind == "die" or (kind == "die-once" and not Path(where).exists()):
+                Path(where).touch()
+                print("the last words", flush=True)
+                os._exit(1)
+            if kind == "hang":
+                time.sleep(1000)
+        number, request = self._jobs.pop(0)
+        if request.key == "fail":
+            return [(number, Failure(request.key, "no"))]
+        return [(number, SequenceLogprobs(request.key, np.full(len(request.wanted), os.getpid(), np.float32)))]
+
+
+def troubled(trouble: str = "") -> TroubledCore:
+    """Make a core, or fail to."""
+    if trouble == "refuse":
+        raise ModelError("model: cannot be run")
+    if trouble == "die":
+        print("no such thing as this model", file=sys.stderr)
+        os._exit(3)
+    if trouble == "hang":
+        time.sleep(1000)
+    return TroubledCore()

@@ -1,0 +1,118 @@
+"""The vllm engine against the transformers engine, through real vLLM; `make test-vllm` installs it for the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlt_data.engines import Failure, PromptRequest, Sample, SampleRequest, Sampling, SequenceRequest, open_model
+from rlt_data.engines.protocol import Engine
+from rlt_data.settings import ModelSettings
+
+pytest.importorskip("vllm")
+
+PROMPTS = [
+    "The number 17 times 23 is",
+    "We count the rolls, the pages and the apples; there are",
+    "Où est l'élève? L'équation x² − 5x + 6 = 0 a deux solutions,",
+    "def add(a, b):\n    return",
+]
+STOP = "3"
+
+
+@pytest.fixture(scope="module", params=["tiny", "gemma"])
+def name(request: pytest.FixtureRequest, tiny: Callable[..., Path]) -> str:
+    return str(tiny("wide")) if request.param == "tiny" else "gemma-3-270m"
+
+
+@pytest.fixture(scope="module")
+def engines(name: str) -> Iterator[dict[str, Engine]]:
+    """The same model three times: transformers, vLLM for samples, vLLM for scores (gemma does both with one)."""
+    vllm = ModelSettings(engine="vllm", max_model_len=512, dtype="float32")
+    models = {
+        "transformers": open_model(name, ModelSettings(dtype="float32")),
+        "sampling": open_model(name, vllm),
+    }
+    models["scoring"] = models["sampling"] if name == "gemma-3-270m" else open_model(name, vllm, scoring=True)
+    yield {role: model.engine for role, model in models.items()}
+    for model in models.values():
+        model.close()
+
+
+@pytest.fixture(scope="module")
+def prompts(name: str) -> list[np.ndarray]:
+    tokenizer = open_model(name, ModelSettings()).tokenizer
+    return [np.asarray(tokenizer(text)["input_ids"], np.int32) for text in PROMPTS]  # type: ignore[operator]
+
+
+def sample(engine: Engine, prompts: list[np.ndarray], seeds: range, **how: Any) -> dict[str, Sample]:
+    sampling = Sampling(**{"temperature": 0.7, "top_p": 1.0, "top_k": 0, "max_tokens": 24, "stop": STOP} | how)
+    requests = [
+        PromptRequest(ids, [SampleRequest(f"{place}/{seed}", 2**63 + seed) for seed in seeds], tail=2)
+        for place, ids in enumerate(prompts)
+    ]
+    results = list(engine.generate([requests[:2], requests[2:]], sampling))
+    assert not [result for result in results if isinstance(result, Failure)]
+    return {result.key: result for result in results if isinstance(result, Sample)}
+
+
+def logprobs(engine: Engine, requests: list[SequenceRequest], temperature: float) -> dict[str, np.ndarray]:
+    results = list(engine.logprobs([[[request] for request in requests]], temperature))
+    assert len(results) == len(requests)
+    return {result.key: result.logprobs for result in results}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("how", [{}, {"temperature": 1.0}, {"top_p": 0.8, "top_k": 20}, {"temperature": 0.0}])
+def test_logprobs_of_samples_are_those_of_a_second_pass(
+    engines: dict[str, Engine], prompts: list[np.ndarray], how: dict[str, float]
+) -> None:
+    samples = sample(engines["sampling"], prompts, range(4), **how)
+    assert len(samples) == 16
+    requests = []
+    for key, found in samples.items():
+        prompt = prompts[int(key.split("/")[0])]
+        ids = np.concatenate([prompt, found.token_ids])  # type: ignore[list-item]
+        wanted = np.arange(len(prompt) - 2, len(ids), dtype=np.int32)
+        requests.append(SequenceRequest(key, ids, wanted))
+    second = logprobs(engines["transformers"], requests, how.get("temperature", 0.7) or 1.0)
+    for key, found in samples.items():
+        first = np.concatenate([found.tail_logprobs, found.logprobs])  # type: ignore[list-item]
+        np.testing.assert_allclose(first, second[key], atol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_scores_are_those_of_transformers(
+    engines: dict[str, Engine], prompts: list[np.ndarray], temperature: float
+) -> None:
+    text = np.concatenate(prompts)
+    requests = [
+        SequenceRequest("all", text, np.arange(1, len(text), dtype=np.int32)),
+        SequenceRequest("end", text, np.array([len(text) - 1], np.int32)),
+        SequenceRequest("some", text[:30], np.array([3, 4, 9, 17], np.int32)),
+    ]
+    expected = logprobs(engines["transformers"], requests, temperature)
+    found = logprobs(engines["scoring"], requests, temperature)
+    for request in requests:
+        np.testing.assert_allclose(found[request.key], expected[request.key], atol=1e-4)
+
+
+def test_samples_end_as_those_of_transformers(engines: dict[str, Engine], prompts: list[np.ndarray]) -> None:
+    """At temperature 0 both engines take the same tokens, and must come to the same text, end and length."""
+    for tokens in (1, 24):
+        ours = sample(engines["transformers"], prompts, range(1), temperature=0.0, max_tokens=tokens)
+        theirs = sample(engines["sampling"], prompts, range(1), temperature=0.0, max_tokens=tokens)
+        for key in ours:
+            assert theirs[key].text == ours[key].text
+            assert theirs[key].token_ids.tolist() == ours[key].token_ids.tolist()  # type: ignore[union-attr]
+            assert (theirs[key].finish_reason, theirs[key].end_token) == (ours[key].finish_reason, ours[key].end_token)
+
+
+def test_a_sample_depends_on_its_seed_alone(engines: dict[str, Engine], prompts: list[np.ndarray]) -> None:
+    together = sample(engines["sampling"], prompts, range(4))
+    alone = sample(engines["sampling"], prompts[:1], range(1, 2))
+    assert together["0/1"].text == alone["0/1"].text
+    assert len({found.text for found in together.values()}) > 8
