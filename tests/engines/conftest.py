@@ -20,16 +20,21 @@ def divided(student: Path, copy: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """A process that shows all kinds of servers, over a chat model, a base model and a copy of the former."""
+def servers(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, Process]]:
+    """Both processes, which start side by side."""
     copy = divided(tiny(), tmp_path_factory.mktemp("copy") / "copy")
     models = f"chat={tiny()}", f"base={tiny('base')}", f"copy={copy}"
-    with running("completion_server", *models) as process:
-        yield process
+    with running("completion_server", *models) as first, running("completion_server", models[0]) as second:
+        yield first, second
 
 
 @pytest.fixture(scope="session")
-def second_server(server: Process, tiny: Callable[..., Path]) -> Iterator[Process]:
+def server(servers: tuple[Process, Process]) -> Process:
+    """A process that shows all kinds of servers, over a chat model, a base model and a copy of the former."""
+    return servers[0]
+
+
+@pytest.fixture(scope="session")
+def second_server(servers: tuple[Process, Process]) -> Process:
     """Another process over the chat model."""
-    with running("completion_server", f"chat={tiny()}") as process:
-        yield process
+    return servers[1]

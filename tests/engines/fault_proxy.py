@@ -14,10 +14,13 @@ import argparse
 import itertools
 import json
 import select
+import socket
 import threading
 import urllib.error
 import urllib.request
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -32,20 +35,25 @@ class Faults:
     def __init__(self, turns: list[str], after: int) -> None:
         self.turns = itertools.chain(["ok"] * after, itertools.cycle(turns))
         self.taken: Counter[str] = Counter()
-        self.now = self.most = 0
+        self.most = 0
         self.lock = threading.Lock()
+        self._open: set[socket.socket] = set()
 
-    def begin(self) -> str:
+    @contextmanager
+    def turn(self, connection: socket.socket) -> Iterator[str]:
         with self.lock:
             turn = next(self.turns)
             self.taken[turn] += 1
-            self.now += 1
-            self.most = max(self.most, self.now)
-            return turn
-
-    def end(self) -> None:
-        with self.lock:
-            self.now -= 1
+            # A client that has gone counts no more, though the thread that served it may not know yet.
+            gone, _, _ = select.select(list(self._open), [], [], 0)
+            self._open -= set(gone)
+            self._open.add(connection)
+            self.most = max(self.most, len(self._open))
+        try:
+            yield turn
+        finally:
+            with self.lock:
+                self._open.discard(connection)
 
 
 def serve(target: str, turns: list[str], after: int, port: int) -> None:
@@ -60,7 +68,7 @@ def serve(target: str, turns: list[str], after: int, port: int) -> None:
             if self.path == "/seen":
                 send(self, 200, json.dumps({"taken": faults.taken, "most": faults.most}).encode())
             else:
-                self.forward(None)
+                self.forward(None)()
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -69,29 +77,33 @@ def serve(target: str, turns: list[str], after: int, port: int) -> None:
                     faults.turns = itertools.cycle(json.loads(body))
                 send(self, 200, b"{}")
                 return
-            turn = faults.begin()
-            try:
-                self.take(turn, body)
-            finally:
-                faults.end()
+            with faults.turn(self.connection) as turn:
+                answer = self.answer(turn, body)
+            answer()
 
-        def take(self, turn: str, body: bytes) -> None:
+        def answer(self, turn: str, body: bytes) -> Callable[[], None]:
+            """Do all but the last step, so that whoever gets the answer finds the place free."""
             if turn == "ok":
-                self.forward(body)
-            elif turn == "hang":
+                return self.forward(body)
+            if turn == "hang":
                 select.select([self.connection], [], [])
-                self.close_connection = True
-            elif turn == "cut":
-                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b'{"choices": [')
-                self.close_connection = True
-            elif turn == "torn":
-                send(self, 200, b'{"choices": [{"text": "half an ans')
-            elif turn == "429":
-                send(self, 429, ERROR, Retry_After="1")
-            else:
-                send(self, 429 if turn == "busy" else int(turn), ERROR)
+                return self.close
+            if turn == "cut":
+                return self.cut
+            if turn == "torn":
+                return lambda: send(self, 200, b'{"choices": [{"text": "half an ans')
+            if turn == "429":
+                return lambda: send(self, 429, ERROR, Retry_After="1")
+            return lambda: send(self, 429 if turn == "busy" else int(turn), ERROR)
 
-        def forward(self, body: bytes | None) -> None:
+        def close(self) -> None:
+            self.close_connection = True
+
+        def cut(self) -> None:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b'{"choices": [')
+            self.close()
+
+        def forward(self, body: bytes | None) -> Callable[[], None]:
             passed = {name: self.headers[name] for name in ("Authorization", "Content-Type") if self.headers[name]}
             request = urllib.request.Request(target + self.path, body, passed)
             try:
@@ -99,7 +111,7 @@ def serve(target: str, turns: list[str], after: int, port: int) -> None:
                     status, content = answer.status, answer.read()
             except urllib.error.HTTPError as error:
                 status, content = error.code, error.read()
-            send(self, status, content)
+            return lambda: send(self, status, content)
 
         def log_message(self, *_: Any) -> None:
             pass

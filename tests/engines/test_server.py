@@ -119,11 +119,11 @@ def assert_same(served: dict[str, Sample], ours: dict[str, Sample], *, ids: bool
 def test_samples_are_those_of_the_model_as_far_as_the_server_tells(
     server: Process, opened: Open, tiny: Tiny, kind: str, temperature: float, ids: bool, logprobs: bool
 ) -> None:
-    prompts = block(12 if temperature else 1)
+    prompts = block(6 if temperature else 1)
     if not ids:  # what goes as text must come back from it
         tokenizer = AutoTokenizer.from_pretrained(tiny())
         texts = ["What is 17 times 23?<|im_end|>\n", "Où est l'élève? ", "def add(a, b):\n"]
-        prompts = block(12, [np.asarray(tokenizer(text)["input_ids"], np.int32) for text in texts])
+        prompts = block(6, [np.asarray(tokenizer(text)["input_ids"], np.int32) for text in texts])
     sampling = Sampling(temperature, 1.0, 0, 16, "e")
     ours = samples(local(tiny()), prompts, sampling)
     assert temperature == 0 or {sample.finish_reason for sample in ours.values()} >= {"stop", "length"}
@@ -134,7 +134,7 @@ def test_samples_are_those_of_the_model_as_far_as_the_server_tells(
 
 
 def test_a_model_ends_with_its_own_token(server: Process, opened: Open, tiny: Tiny) -> None:
-    prompts, sampling = block(12), Sampling(1.5, 1.0, 0, 40, "<|nothing|>")
+    prompts, sampling = block(8), Sampling(1.5, 1.0, 0, 40, "<|nothing|>")
     served = samples(opened(server.url()), prompts, sampling)
     assert_same(served, samples(local(tiny()), prompts, sampling), ids=True, logprobs=True)
     assert {sample.finish_reason for sample in served.values()} == {"eos", "length"}
@@ -335,6 +335,18 @@ def test_one_url_needs_no_list() -> None:
 def test_what_a_server_cannot_score(rlt: Rlt, tiny: Tiny, flags: tuple[object, ...], says: str) -> None:
     asked = "--in", "x", "--student", tiny(), "--engine", "server", "--url", "http://host/v1"
     assert says in rlt("score", *asked, *flags, code=2).stderr
+
+
+def test_traces_without_log_probs_cannot_get_them_from_the_students_servers(
+    rlt: Rlt, server: Process, tiny: Tiny, tmp_path: Path
+) -> None:
+    row = {"question": "q", "solution": "s", "explanation": "Because."}
+    asked = "--in", write_jsonl(tmp_path / "rows.jsonl", [row]), "--student", tiny(), "--temperature", 1, "--out", "run"
+    served = "--engine", "server", "--url", server.url()
+    errors = rlt("score", *asked, *served, code=2).stderr
+    assert "1 of 1 traces have no teacher log-probs at temperature 1.0; score with another --engine and the" in errors
+    assert "1 scores (1 new)" in rlt("score", *asked, *served, "--teacher", "none").stdout
+    assert "1 scores (1 new)" in rlt("score", *asked[:-1], "two", *served, "--teacher", tiny()).stdout
 
 
 def test_flags_of_servers_go_with_servers(rlt: Rlt, tiny: Tiny) -> None:

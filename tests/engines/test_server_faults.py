@@ -97,15 +97,15 @@ def test_a_bad_day_changes_no_table(
 
 def test_faults_cost_less_than_half_of_the_throughput(opened: Open) -> None:
     with (
-        running("completion_server", "--seconds", 0.1) as slow,
-        running("completion_server", "--seconds", 0.1) as second,
+        running("completion_server", "--seconds", 0.08) as slow,
+        running("completion_server", "--seconds", 0.08) as second,
         running("fault_proxy", second.at, *bad_day(9)) as proxy,
     ):
         seconds, found = [], []
         for urls in ([slow, second], [slow, proxy]):
             engine = opened(*(each.url(model="canned") for each in urls), concurrency=8, read_timeout=1)
             began = time.monotonic()
-            found.append(texts(engine, 800))
+            found.append(texts(engine, 640))
             seconds.append(time.monotonic() - began)
         assert found[0] == found[1]
         assert set(proxy.seen()["taken"]) == {"ok", *FAULTS}
@@ -128,7 +128,7 @@ def test_a_url_whose_server_dies_is_left_aside_and_used_again_when_it_is_back(op
                 second.restart()
         assert len(keys) == 500
         assert second.seen()["requests"] > 20  # since it is back
-    assert "Connection refused" in engine.log_tail() or "connection" in engine.log_tail()
+    assert "Connection refused" in engine.log_tail()
 
 
 def test_an_outage_costs_no_row(opened: Open) -> None:
@@ -271,6 +271,7 @@ def test_servers_that_hang_end_the_run_and_the_same_command_finishes_it(
         asked = *options, "--url", proxy.url(), "--stall-timeout", 2, "--concurrency", 4, "--out", "run"
         errors = rlt("generate", *asked, code=8).stderr
         assert "no progress for 2 s (--stall-timeout); " in errors and " rows were in the engine's hands (" in errors
+        assert "Traceback" not in errors
         assert "owed: " in Path("run/run.log").read_text()
         made = len(pl.read_parquet("run/journal/traces/*/*.parquet"))
         assert 0 < made < 20
@@ -298,7 +299,8 @@ def test_an_interrupted_run_goes_on(rlt: Rlt, canned: Process, tiny: Tiny, tmp_p
 
     interrupting = threading.Thread(target=interrupt)
     interrupting.start()
-    assert "interrupted" in rlt("generate", *asked, code=130).stderr
+    errors = rlt("generate", *asked, code=130).stderr
+    assert "interrupted" in errors and "Traceback" not in errors
     interrupting.join()
     made = len(pl.read_parquet("run/journal/traces/*/*.parquet"))
     assert 0 < made < 300

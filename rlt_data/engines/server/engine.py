@@ -185,7 +185,12 @@ class ServerEngine:
         try:
             if not asked.with_logprobs:
                 return await sent
-            sample, values = await asyncio.gather(sent, tail.start())
+            # Both are waited for, so that neither is left behind where the other fails.
+            sample, values = await asyncio.gather(sent, tail.start(), return_exceptions=True)
+            if isinstance(sample, BaseException):
+                raise sample
+            if isinstance(values, BaseException):
+                raise values
         except (Refusal, GaveUp) as error:
             return Failure(request.key, str(error))
         # Without the tail's log-probs the others are of no use: a second pass would be needed anyway.

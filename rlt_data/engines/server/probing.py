@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from rlt_data.engines.server.scoring import SCORING_WAYS, read_prompt_logprobs
-from rlt_data.engines.server.transport import Refusal, Transport, Trouble, Unreachable, readable
+from rlt_data.engines.server.transport import Refusal, Transport, Trouble, Unreachable, reading
 from rlt_data.errors import ModelError
 from rlt_data.formats import Tokenizer
 from rlt_data.formats.spans import decode_after
@@ -126,24 +126,28 @@ class Probe:
             await self._refuse_missing_version()
             self._served = Served(self._settings.served_model or self._name)
         else:
-            cards = {str(card["id"]): card for card in listing.get("data") or []} if isinstance(listing, dict) else {}
+            try:
+                cards = {str(card["id"]): card for card in listing["data"]}
+            except (KeyError, TypeError):
+                raise ModelError(
+                    f"{self._url}: its list of models cannot be read; is it an OpenAI-compatible server?"
+                ) from None
             name = self._choose(list(cards))
             card = cards.get(name, {})
             self._served = Served(name, card.get("root"), card.get("max_model_len"))
         return self._served
 
     def _choose(self, names: list[str]) -> str:
-        wanted = self._settings.served_model
-        if wanted is None and (len(names) == 1 or not names):
-            return names[0] if names else self._name
-        name = wanted or self._name
-        if name in names or not names:
-            return name
-        near = difflib.get_close_matches(name, names, 5, 0.0)
+        given = self._settings.served_model
+        wanted = given or self._name
+        if not names or wanted in names:
+            return wanted
+        if given is None and len(names) == 1:
+            return names[0]
+        near = difflib.get_close_matches(wanted, names, 5, 0.0)
         shown = ", ".join(near) + (f" and {len(names) - len(near)} more" if len(names) > len(near) else "")
-        if wanted is None:
-            raise ModelError(f"{self._url}: serves {shown}; say which with --served-model")
-        raise ModelError(f"{self._url}: serves {shown}, not {wanted} (--served-model)")
+        problem = f", not {given} (--served-model)" if given else "; say which with --served-model"
+        raise ModelError(f"{self._url}: serves {shown}{problem}")
 
     async def _refuse_missing_version(self) -> None:
         """Raise ModelError if the server's models are one folder below the given URL."""
@@ -160,13 +164,13 @@ class Probe:
             ModelError: the server refuses, or reads text otherwise than the checkpoint's tokenizer.
         """
         adds_bos = await self._check_tokenizer()
-        refusals = []
+        refusals: list[Exception] = []
         for takes_more, takes_ids in ((True, True), (True, False), (False, True), (False, False)):
             ways: dict[str, Any] = dict(MORE_PARAMETERS) if takes_more else {}
             story = self._ids(_STORY) if takes_ids else _STORY
             try:
-                answer = await self._complete(story, 1, **ways)
-            except Refusal as refusal:
+                answer = await self._complete(story, **ways)
+            except (Refusal, ModelError) as refusal:  # some servers answer 500 to what they do not know
                 refusals.append(refusal)
                 continue
             if not takes_ids or _prompt_tokens(answer) in (None, len(story)):
@@ -189,7 +193,8 @@ class Probe:
         for ways in SCORING_WAYS:
             try:
                 answer = await self._complete(ids, **ways)
-                readable(lambda answer=answer: read_prompt_logprobs(answer, ids))  # type: ignore[misc]
+                with reading():
+                    read_prompt_logprobs(answer, ids)
             except (Refusal, Trouble) as error:
                 found.append(str(error))
             else:
@@ -203,13 +208,9 @@ class Probe:
         """Refuse a server that splits text otherwise; return whether it puts a BOS token before it."""
         ours = len(self._ids(self._puzzle))
         try:
-            theirs = _prompt_tokens(await self._complete(self._puzzle, 1))
+            theirs = _prompt_tokens(await self._complete(self._puzzle))
         except Refusal as refusal:
-            raise (
-                self._denied(refusal)
-                if refusal.status in DENIED
-                else ModelError(f"{self._url}: refuses requests ({refusal})")
-            ) from None
+            raise self._denied(refusal) from None
         if theirs is None:
             return len(self._tokenizer(self._puzzle)["input_ids"]) > ours
         if theirs not in (ours, ours + 1):
@@ -224,7 +225,7 @@ class Probe:
     ) -> tuple[bool, Literal["kept", "told", "silent"]]:
         """Find out whether sampled tokens come back, and what becomes of a stop text."""
         for seed in range(_STOP_TRIES):
-            answer = await self._complete(story, 32, stop=_STOPS, seed=seed, **ways)
+            answer = await self._complete(story, max_tokens=32, stop=_STOPS, seed=seed, **ways)
             choice = answer["choices"][0]
             ids = choice.get("token_ids")
             whole = decode_after(self._tokenizer, self._ids(_STORY), ids) if ids else ""
@@ -241,19 +242,21 @@ class Probe:
         for temperature in (1.0, 2.0):
             asked = ways | {"logprobs": 1, "temperature": temperature}
             try:
-                answer = await self._complete(story, 1, **asked)
-                tops.append(readable(lambda answer=answer: max(top_logprobs(answer).values())))  # type: ignore[misc]
+                answer = await self._complete(story, **asked)
+                with reading():
+                    tops.append(max(top_logprobs(answer).values()))
             except (Refusal, Trouble):
                 return None
         return "processed" if abs(tops[0] - tops[1]) > _MOVED else "raw"
 
-    async def _complete(self, prompt: str | list[int], max_tokens: int = 1, **more: Any) -> dict[str, Any]:
-        drawn = {"max_tokens": max_tokens, "temperature": 1.0, "top_p": 1.0}
+    async def _complete(self, prompt: str | list[int], **more: Any) -> dict[str, Any]:
+        drawn = {"max_tokens": 1, "temperature": 1.0, "top_p": 1.0}
         body = {"model": self._served.name, "prompt": prompt, **drawn, **more}
 
         async def ask() -> dict[str, Any]:
             answer: dict[str, Any] = await self._transport.post(f"{self._url}/completions", body, PROBE_SECONDS)
-            readable(lambda: str(answer["choices"][0]["text"]))
+            with reading():
+                str(answer["choices"][0]["text"])
             return answer
 
         return await self._patiently(ask)
@@ -271,11 +274,15 @@ class Probe:
         raise ModelError(f"{self._url}: does not answer: {last}")
 
     def _denied(self, refusal: Refusal) -> ModelError:
+        hint = ""
         if refusal.status == 404:
-            hint = "--url takes a base URL such as http://host:8000/v1, --served-model the model's name there"
-        else:
-            hint = self._transport.about_the_key
-        return ModelError(f"{self._url}: refuses requests ({refusal}); {hint}")
+            hint = (
+                "; --url takes the base URL of a server with /completions, such as http://host:8000/v1, and "
+                "--served-model the model's name there"
+            )
+        elif refusal.status in DENIED:
+            hint = f"; {self._transport.about_the_key}"
+        return ModelError(f"{self._url}: refuses requests ({refusal}){hint}")
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])

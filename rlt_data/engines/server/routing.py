@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from rlt_data.engines.server.probing import DENIED, PROBE_SECONDS, Dialect, Served
-from rlt_data.engines.server.transport import Refusal, Transport, Trouble, readable
+from rlt_data.engines.server.transport import Refusal, Transport, Trouble, reading
 from rlt_data.errors import EngineError
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,8 @@ class Router:
             endpoint = await self._free()
             try:
                 answer = await self._post(endpoint, body(endpoint))
-                result = readable(lambda: read(endpoint, answer))  # noqa: B023 - called at once
+                with reading():
+                    result = read(endpoint, answer)
             except Trouble as trouble:
                 self._failed(endpoint, trouble)
                 failed += 1
@@ -206,7 +207,8 @@ class Router:
         """Send a small request that is known to be all right, and return what is wrong with the URL, if anything."""
         try:
             answer = await self._post(endpoint, {"prompt": "Once upon a time", "max_tokens": 1}, PROBE_SECONDS)
-            readable(lambda: str(answer["choices"][0]["text"]))
+            with reading():
+                str(answer["choices"][0]["text"])
         except Trouble as trouble:
             endpoint.note(trouble)
             return trouble

@@ -7,16 +7,15 @@ import math
 import os
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx2
 
 from rlt_data.errors import SettingsError
 from rlt_data.settings import ModelSettings
-
-T = TypeVar("T")
 
 #: Statuses that may pass; after any other error the request would fail again.
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -129,11 +128,12 @@ class Transport:
         except httpx2.ConnectTimeout:
             raise Unreachable(f"no connection within {self._connect_timeout:g} s (--connect-timeout)") from None
         except httpx2.ConnectError as error:
-            raise Unreachable(self._shown(str(error)) or "no connection") from None
+            raise Unreachable(self._shown(_cause(error))) from None
         except (httpx2.RequestError, httpx2.InvalidURL) as error:
-            raise Trouble(f"the connection broke: {self._shown(str(error)) or type(error).__name__}") from None
+            raise Trouble(f"the connection broke: {self._shown(_cause(error))}") from None
         if response.is_success:
-            return readable(response.json)
+            with reading():
+                return response.json()
         reason = f"HTTP {response.status_code}: {self._shown(_message(response)) or response.reason_phrase}"
         if response.status_code in RETRIED:
             wait = _retry_after(response.headers.get("Retry-After"))
@@ -148,12 +148,23 @@ class Transport:
         return "".join(char for char in line if unicodedata.category(char)[0] != "C")[:_LONGEST_MESSAGE]
 
 
-def readable(read: Callable[[], T]) -> T:
-    """Read an answer; what is torn or not as it should be is trouble like a broken connection."""
+@contextmanager
+def reading() -> Iterator[None]:
+    """Read an answer: where it is not as it should be, that is trouble like a broken connection."""
     try:
-        return read()
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        yield
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
         raise Trouble(f"an answer that cannot be read ({type(error).__name__})") from None
+
+
+def _cause(error: BaseException) -> str:
+    """Return the operating system's word for what happened to a connection, or the library's."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno is not None and cause.errno > 0:
+            return os.strerror(cause.errno)
+        cause = cause.__cause__ or cause.__context__
+    return str(error) or type(error).__name__
 
 
 def _message(response: httpx2.Response) -> str:
