@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -130,6 +131,23 @@ class ModelSettings(Settings):
             raise ValueError("takes auto, local, or the address of a cluster such as 10.0.0.1:6379")
         return value
 
+    @field_validator("url", mode="before")
+    @classmethod
+    def _one_url_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("url")
+    @classmethod
+    def _plain_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        urls = tuple(url.strip().rstrip("/") for url in urls)
+        for number, url in enumerate(urls, 1):
+            if problem := _problem_with_url(url):
+                # Not a ValueError: pydantic shows the value with it, which may hold a password.
+                raise SettingsError(f"--url: number {number} {problem}; takes URLs such as http://host:8000/v1")
+        if len(set(urls)) < len(urls):
+            raise ValueError("one URL is given twice; --concurrency says how many requests each gets at a time")
+        return urls
+
     @property
     def drawn_by(self) -> dict[str, str]:
         """What a sample depends on of these: other engines draw other samples from the same seed."""
@@ -148,6 +166,24 @@ class ModelSettings(Settings):
         if not self.ray and (self.engines is not None or self.gpus_per_engine is not None):
             raise ValueError("ray: is needed with --engines and --gpus-per-engine")
         return self
+
+
+def _problem_with_url(url: str) -> str | None:
+    """Say why a text is not the base URL of a server, without any part of it; None if it is one."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return "is no URL"
+    if parts.scheme not in ("http", "https"):
+        return "does not begin with http:// or https://"
+    if not host or any(char.isspace() for char in url):
+        return "is no URL"
+    if parts.username or parts.password or "@" in parts.netloc:
+        return "holds a user name or a password; keys come from the environment (--api-key-env)"
+    if parts.query or parts.fragment or "?" in url or "#" in url:
+        return "holds a query; keys come from the environment (--api-key-env)"
+    return None
 
 
 _VLLM_FIELDS = ("data_parallel", "tensor_parallel", "gpu_memory", "max_model_len")
@@ -225,8 +261,30 @@ class ScoreSettings(InputSettings, FormatSettings, ModelSettings, RewardSettings
         None, OUTPUT, "Run folder; default: the input run, or runs/<input>-<student> for a file of traces."
     )
     temperature: float = _field(0.7, REWARD, "Temperature of all log-probs.", gt=0)
+    served_temperature: float = _field(
+        1.0, ENGINE, "server: temperature that its log-probs of prompts are at; see docs/engines.md.", gt=0
+    )
     per_token: bool = _field(False, OUTPUT, "Keep every token's log-probs and KL as list columns.")
     retry_errors: bool = _field(False, OUTPUT, "Run only the rows that are in errors.jsonl.")
+
+    @model_validator(mode="after")
+    def _a_server_can_score_so(self) -> ScoreSettings:
+        if self.engine != "server":
+            if self.served_temperature != 1.0:
+                raise ValueError(f"served_temperature: goes with --engine server, not with {self.engine}")
+            return self
+        if self.temperature != self.served_temperature:
+            raise ValueError(
+                f"temperature: a server's log-probs of prompts know no temperature; take --temperature "
+                f"{self.served_temperature:g}, or serve a copy of the student whose head is divided by "
+                f"{self.temperature:g} and say --served-temperature {self.temperature:g} (docs/engines.md)"
+            )
+        if self.teacher not in (None, "none", self.student):
+            raise ValueError(
+                "teacher: the servers of --url run the student, so nothing is left for a second pass of the teacher; "
+                "leave --teacher out if the traces carry their log-probs, say 'none', or take another engine"
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole_distributions_need_transformers(self) -> ScoreSettings:
@@ -549,7 +607,7 @@ def _explain(model: type[Settings], problem: Any, flags: bool) -> str:
         return f"{name}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
     message = str(problem["msg"]).removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    shown = "" if isinstance(value, (dict, list)) else f" (got {value!r})"
+    shown = "" if isinstance(value, (dict, list, tuple)) else f" (got {value!r})"
     return (f"{name}: " if name else "") + message + shown
 
 

@@ -77,18 +77,27 @@ def find_checkpoint(name: str, *, tokenizer_only: bool = False) -> Checkpoint:
     return _from_hub(name, tokenizer_only)
 
 
+def has_weights(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's weights are there, not its tokenizer alone."""
+    return bool(_weight_files(checkpoint))
+
+
 def weights_fingerprint(checkpoint: Checkpoint) -> str:
     """Hash the weights and the architecture of a checkpoint, 16 hex digits.
 
     All bytes count, so a copy of a model has the fingerprint of the original wherever it lies. The hash of a file is
     remembered by size and time of change, because a large checkpoint takes a while to read.
     """
-    files = sorted(checkpoint.folder.glob("*.safetensors")) or sorted(checkpoint.folder.glob("*.bin"))
+    files = _weight_files(checkpoint)
     if not files:
         raise ModelError(f"{checkpoint.name}: the folder holds no weights (no *.safetensors or *.bin file)")
     config = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
     config = {key: value for key, value in config.items() if key not in _VOLATILE}
     return _hash([json.dumps(config, sort_keys=True), *(_file_hash(file) for file in files)])
+
+
+def _weight_files(checkpoint: Checkpoint) -> list[Path]:
+    return sorted(checkpoint.folder.glob("*.safetensors")) or sorted(checkpoint.folder.glob("*.bin"))
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

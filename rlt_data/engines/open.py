@@ -11,6 +11,7 @@ from rlt_data.engines.config import load_config, pick_device, pick_dtype
 from rlt_data.engines.models import (
     Checkpoint,
     find_checkpoint,
+    has_weights,
     text_fingerprint,
     tokenizer_fingerprint,
     weights_fingerprint,
@@ -48,6 +49,10 @@ class Model:
             from rlt_data.engines.vllm import open_pool
 
             return open_pool(self.checkpoint, self.settings, scoring=self.scoring, logs=self.logs)
+        if self.settings.engine == "server":
+            from rlt_data.engines.server import ServerEngine
+
+            return ServerEngine(self.checkpoint, self.tokenizer, self.settings, scoring=self.scoring)
         from rlt_data.engines.transformers import TransformersEngine
 
         return TransformersEngine.load(self.checkpoint, self.tokenizer, self.settings)
@@ -89,18 +94,33 @@ def open_model(name: str, settings: ModelSettings, *, scoring: bool = False) -> 
         ModelError: there is no such model, or its tokenizer cannot be used.
         SettingsError: the device or the chat template is not there.
     """
-    checkpoint = find_checkpoint(name)
+    served = settings.engine == "server"
+    checkpoint = find_checkpoint(name, tokenizer_only=served)
     config = load_config(checkpoint, settings)
     tokenizer, template = open_tokenizer(checkpoint, settings)
+    dtype = "served" if served else str(pick_dtype(settings.dtype, config, pick_device(settings.device)))
     identity = ModelIdentity(
         name=name,
         revision=checkpoint.revision,
-        weights=weights_fingerprint(checkpoint),
+        weights=_served_fingerprint(checkpoint, settings) if served else weights_fingerprint(checkpoint),
         tokenizer=tokenizer_fingerprint(tokenizer),
         chat_template=text_fingerprint(template.text),
-        dtype=str(pick_dtype(settings.dtype, config, pick_device(settings.device))).removeprefix("torch."),
+        dtype=dtype.removeprefix("torch."),
     )
     return Model(checkpoint, settings, tokenizer, template, identity, scoring)
+
+
+def _served_fingerprint(checkpoint: Checkpoint, settings: ModelSettings) -> str:
+    """Return what stands for the weights of a model that a server runs, whose bytes nobody here sees.
+
+    A folder's weights are taken to be the served ones; of a model from the Hub they may be there or not, so its name
+    and commit count. A name given to the served model counts too: it may be an adapter's.
+    """
+    if checkpoint.revision is None and has_weights(checkpoint):
+        weights = weights_fingerprint(checkpoint)
+    else:
+        weights = text_fingerprint(f"{checkpoint.name} {checkpoint.revision}")
+    return text_fingerprint(f"{weights} {settings.served_model}") if settings.served_model else weights
 
 
 def open_tokenizer(checkpoint: Checkpoint, settings: ModelSettings) -> tuple[Tokenizer, ChatTemplate]:

@@ -59,10 +59,13 @@ class TeacherLogprobs:
                 "--kl full: compares whole distributions, so it needs the teacher's checkpoint (--teacher)"
             )
         if lacking:
+            way = "name the teacher's checkpoint"
+            if self._settings.engine == "server":
+                way = "score with another --engine and the teacher's checkpoint"
             raise SettingsError(
                 f"--teacher: {lacking} of {traces} traces have no teacher log-probs at temperature "
-                f"{self._settings.temperature}; name the teacher's checkpoint, or 'none' to score without the "
-                "teacher's term (and rank with --by reward_without_entropy)"
+                f"{self._settings.temperature}; {way}, or say 'none' to score without the teacher's term (and rank "
+                "with --by reward_without_entropy)"
             )
         return "+".join(sorted(makers))
 

@@ -1,0 +1,131 @@
+"""A proxy before a completion server that does by turns what servers do on a bad day.
+
+python -m tests.engines.fault_proxy http://127.0.0.1:PORT [--after N] TURN [TURN ...]
+
+The first N completions pass; from then on each takes the next turn: ok, 500, 503, 418, 429 (with Retry-After: 1),
+busy (429 without), hang (until the client goes away), cut (in the middle of the body), torn (half of the JSON).
+POST /turns with a list of turns begins anew with those. GET /seen tells the turns that were taken and the most
+requests at a time; everything else passes through.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import select
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+from tests.engines.completion_server import Listening, send
+
+ERROR = b'{"error": {"message": "it is a bad day"}}'
+
+
+class Faults:
+    """Whose turn it is, and what has been seen."""
+
+    def __init__(self, turns: list[str], after: int) -> None:
+        self.turns = itertools.chain(["ok"] * after, itertools.cycle(turns))
+        self.taken: Counter[str] = Counter()
+        self.most = 0
+        self.lock = threading.Lock()
+        self._open: set[socket.socket] = set()
+
+    @contextmanager
+    def turn(self, connection: socket.socket) -> Iterator[str]:
+        with self.lock:
+            turn = next(self.turns)
+            self.taken[turn] += 1
+            # A client that has gone counts no more, though the thread that served it may not know yet.
+            gone, _, _ = select.select(list(self._open), [], [], 0)
+            self._open -= set(gone)
+            self._open.add(connection)
+            self.most = max(self.most, len(self._open))
+        try:
+            yield turn
+        finally:
+            with self.lock:
+                self._open.discard(connection)
+
+
+def serve(target: str, turns: list[str], after: int, port: int) -> None:
+    """Serve until the process ends; print the port."""
+    faults = Faults(turns, after)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def do_GET(self) -> None:
+            if self.path == "/seen":
+                send(self, 200, json.dumps({"taken": faults.taken, "most": faults.most}).encode())
+            else:
+                self.forward(None)()
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path == "/turns":
+                with faults.lock:
+                    faults.turns = itertools.cycle(json.loads(body))
+                send(self, 200, b"{}")
+                return
+            with faults.turn(self.connection) as turn:
+                answer = self.answer(turn, body)
+            answer()
+
+        def answer(self, turn: str, body: bytes) -> Callable[[], None]:
+            """Do all but the last step, so that whoever gets the answer finds the place free."""
+            if turn == "ok":
+                return self.forward(body)
+            if turn == "hang":
+                select.select([self.connection], [], [])
+                return self.close
+            if turn == "cut":
+                return self.cut
+            if turn == "torn":
+                return lambda: send(self, 200, b'{"choices": [{"text": "half an ans')
+            if turn == "429":
+                return lambda: send(self, 429, ERROR, Retry_After="1")
+            return lambda: send(self, 429 if turn == "busy" else int(turn), ERROR)
+
+        def close(self) -> None:
+            self.close_connection = True
+
+        def cut(self) -> None:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b'{"choices": [')
+            self.close()
+
+        def forward(self, body: bytes | None) -> Callable[[], None]:
+            passed = {name: self.headers[name] for name in ("Authorization", "Content-Type") if self.headers[name]}
+            request = urllib.request.Request(target + self.path, body, passed)
+            try:
+                with urllib.request.urlopen(request) as answer:
+                    status, content = answer.status, answer.read()
+            except urllib.error.HTTPError as error:
+                status, content = error.code, error.read()
+            return lambda: send(self, status, content)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    listening = Listening(("127.0.0.1", port), Handler)
+    print(listening.server_address[1], flush=True)
+    listening.serve_forever()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("target")
+    parser.add_argument("turns", nargs="+")
+    parser.add_argument("--after", type=int, default=0)
+    parser.add_argument("--port", type=int, default=0)
+    options = parser.parse_args()
+    serve(options.target, options.turns, options.after, options.port)
