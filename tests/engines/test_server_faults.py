@@ -276,7 +276,7 @@ def test_servers_that_hang_end_the_run_and_the_same_command_finishes_it(
         made = len(pl.read_parquet("run/journal/traces/*/*.parquet"))
         assert 0 < made < 20
         proxy.turns("ok")
-        assert f"20 traces ({20 - made} new)" in rlt("generate", *asked).stdout
+        assert f"20 traces ({20 - made} new)" in rlt("generate", *asked, "--stall-timeout", 60).stdout
     assert_same_table(Path("run"), Path("quiet"), "traces", 20)
 
 
