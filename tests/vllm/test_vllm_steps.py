@@ -1,0 +1,96 @@
+"""Steps through real vLLM, from the command line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from rlt_data import CountdownSettings, make_countdown
+from tests.conftest import Rlt
+from tests.killing import command, environment, run_to_end
+
+pytest.importorskip("vllm")
+
+Read = Callable[[Path, str], pl.DataFrame]
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("questions") / "questions.jsonl"
+    make_countdown(CountdownSettings(out=str(file), rows=300))
+    return file
+
+
+@pytest.fixture(scope="module")
+def run(questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one engine, without a hitch."""
+    folder = tmp_path_factory.mktemp("runs") / "straight"
+    run_to_end(generate(questions, folder))
+    return folder
+
+
+def generate(questions: Path, run: Path, *more: Any) -> list[str]:
+    how = ("--engine", "vllm", "--dtype", "float32", "--n", "8", "--max-tokens", "120", *map(str, more))
+    return command("generate", "--teacher", "nano", "--in", questions, "--out", run, *how)
+
+
+def texts(read: Read, run: Path) -> list[Any]:
+    traces = read(run, "traces")
+    assert traces["trace_id"].n_unique() == len(traces)
+    return traces.select("trace_id", "completion", "finish_reason", "seed").sort("trace_id").rows()
+
+
+def test_killed_engines_and_a_killed_run_cost_no_sample(questions: Path, run: Path, tmp_path: Path, read: Read) -> None:
+    """Two engines, one of which is killed at work, then the whole run; then one engine makes what is owed."""
+    torn = tmp_path / "torn"
+    process = subprocess.Popen(
+        generate(questions, torn, "--data-parallel", 2), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    while not list(torn.glob("journal/traces/*/*.parquet")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    engines = [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    assert len(engines) == 2
+    os.killpg(engines[0], signal.SIGKILL)
+    time.sleep(1)
+    process.kill()
+    _, errors = process.communicate()
+    assert "an engine process died" in errors
+    assert 0 < len(read(torn / "journal" / "traces", "*")) < 300 * 8
+    run_to_end(generate(questions, torn))
+    assert texts(read, torn) == texts(read, run)
+    assert not (torn / "errors.jsonl").exists()
+
+
+def test_scores_equal_those_of_the_transformers_engine(run: Path, tmp_path: Path, rlt: Rlt, read: Read) -> None:
+    score = ("score", "--in", run, "--student", "nano", "--dtype", "float32", "--per-token")
+    rlt(*score, "--engine", "vllm", "--out", tmp_path / "vllm")
+    rlt(*score, "--out", tmp_path / "transformers")
+    both = read(tmp_path / "vllm", "scores").join(read(tmp_path / "transformers", "scores"), on="trace_id")
+    assert len(both) == 300 * 8
+    for column in ("reward", "r_ss", "r_kl", "solution_logprob_min", "kl_max"):
+        assert (both[column] - both[f"{column}_right"]).abs().max() < 1e-4  # type: ignore[operator]
+    for column in ("solution_logprobs", "thought_logprobs"):
+        ours, theirs = (both[name].explode().to_numpy() for name in (f"{column}_right", column))
+        # The miniature is so sure of itself that some tokens have log-probs below -20, of whose digits float32 has 7.
+        np.testing.assert_allclose(theirs, ours, atol=1e-4, rtol=1e-5)
+
+
+def test_a_text_longer_than_the_engine_takes_fails_alone(questions: Path, tmp_path: Path, rlt: Rlt) -> None:
+    run = tmp_path / "run"
+    lines = questions.read_text().splitlines()[:4]
+    few = tmp_path / "few.jsonl"
+    few.write_text("\n".join(lines))
+    how = ("--engine", "vllm", "--n", 1, "--max-model-len", 24, "--out", run)
+    assert "the context is 24" in (
+        rlt("generate", "--teacher", "nano", "--in", few, *how, code=4).output + (run / "errors.jsonl").read_text()
+    )
