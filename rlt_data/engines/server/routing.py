@@ -3,8 +3,8 @@
 A request goes to the URL with the fewest in flight, of those that work. A URL that fails several times in a row, or
 asks to be left alone (Retry-After), rests: it gets nothing until a small request of ours has been answered there.
 A failed request is sent again after a random pause that grows. A try counts against it only once its URL has answered
-something since, and never where the server was busy, so neither an outage nor a rate limit costs a row, however long
-it lasts (that is the watchdog's business).
+something since, and never where the server was busy: an outage costs a try or two, however long it lasts, and a rate
+limit costs none. That nothing waits for ever is the watchdog's business.
 """
 
 from __future__ import annotations
