@@ -1,0 +1,28 @@
+"""Texts of a server that answers at once by our server engine, and the seconds that took."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from rlt_data import GenerateSettings, generate
+
+if __name__ == "__main__":
+    questions, traces, url, folder = sys.argv[1:]
+    run = Path(folder) / "served"
+    shutil.rmtree(run, ignore_errors=True)
+    settings = GenerateSettings(
+        teacher="gemma-3-270m",
+        input=questions,
+        out=str(run),
+        n=int(traces),
+        format="rlt",
+        max_tokens=200,
+        engine="server",
+        url=(url,),
+    )
+    made = generate(settings)
+    assert not made.failed
+    (Path(folder) / "seconds.json").write_text(json.dumps(made.seconds))

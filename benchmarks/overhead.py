@@ -1,0 +1,189 @@
+"""What a trace costs beside its model: microseconds a trace with an engine that answers at once, and peak memory.
+
+    python -m benchmarks.overhead [--traces 10000 1000000] [--others 10000 50000]
+
+`generate` and `score` run with 16 traces a question: prompts, tokenisation by a real tokenizer, seeds, rows, journal,
+merging; the engine gives the same 100 tokens for every sample, and zeros for every log-prob. Microseconds are those of
+the work, peak memory that of the whole process, and every measurement is a process of its own.
+
+Beside it, distilabel 1.5.3 and bespokelabs-curator make as many texts, each in an environment of its own that is made
+in --environments (kept for the next time; where it cannot be made this is said and left out). distilabel's model is a
+class that returns the text at once, as ours is. curator has no model of that kind, so it gets a server on loopback that
+answers at once, and so does our server engine, one request a trace in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from benchmarks.process import Measured, measure
+from benchmarks.report import print_table, save
+from rlt_data.engines import (
+    Failure,
+    PromptRequest,
+    Sample,
+    Sampling,
+    SequenceBlock,
+    SequenceLogprobs,
+    find_checkpoint,
+    open_tokenizer,
+)
+from rlt_data.settings import GenerateSettings, ModelSettings, ScoreSettings
+from rlt_data.watchdog import Pulse
+
+PER_QUESTION = 16
+MODEL = "gemma-3-270m"
+OTHERS = Path(__file__).parent / "others"
+PACKAGES = {
+    "distilabel": ["distilabel==1.5.3", "requests"],  # requests: distilabel imports it without asking for it
+    "curator": ["bespokelabs-curator"],
+}
+TEXT = "We look at what is asked, write down what we know, and take one small step after the other. " * 5
+
+
+class InstantEngine:
+    """Answers everything at once."""
+
+    context_length = 2**20
+
+    def __init__(self) -> None:
+        self.pulse = Pulse()
+        tokenizer, _ = open_tokenizer(find_checkpoint(MODEL), ModelSettings())
+        self._text = TEXT + "<|end_of_explanation|>"
+        self._ids = np.asarray(tokenizer(self._text, add_special_tokens=False)["input_ids"], np.int32)  # type: ignore[operator]
+
+    def generate(self, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling) -> Iterator[Sample | Failure]:
+        zeros = np.zeros(len(self._ids), np.float32)
+        for block in blocks:
+            for request in block:
+                tail = np.zeros(request.tail, np.float32)
+                for sample in request.samples:
+                    yield Sample(
+                        sample.key, self._text, self._ids, zeros, tail, "stop", len(request.ids), len(self._ids)
+                    )
+
+    def logprobs(self, blocks: Iterable[SequenceBlock], temperature: float) -> Iterator[SequenceLogprobs | Failure]:
+        for block in blocks:
+            for group in block:
+                for request in group:
+                    yield SequenceLogprobs(request.key, np.zeros(len(request.wanted), np.float32))
+
+    def log_tail(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--traces", type=int, nargs="+", default=[10_000, 1_000_000])
+    parser.add_argument("--others", type=int, nargs="*", default=[10_000, 50_000])
+    parser.add_argument("--environments", type=Path, default=Path(".venv-others"))
+    parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.work:
+        step, traces, folder = arguments.work
+        _work(step, int(traces), Path(folder))
+        return
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for traces in arguments.traces:
+            folder = Path(temporary) / str(traces)
+            folder.mkdir()
+            for step in ("generate", "score"):
+                command = [sys.executable, "-m", "benchmarks.overhead", "--work", step, str(traces), str(folder)]
+                rows.append(_row(f"rlt-data {step}", traces, measure(command, folder, threads=1), folder))
+        rows += _others(arguments.others, arguments.environments, Path(temporary))
+    print_table(rows)
+    save("overhead", {"settings": vars(arguments), "rows": rows})
+
+
+def _row(what: str, traces: int, measured: Measured, folder: Path) -> dict[str, Any]:
+    microseconds = 1e6 * json.loads((folder / "seconds.json").read_text()) / traces
+    return {"what": what, "traces": traces, "microseconds a trace": microseconds, "peak MB": measured.megabytes}
+
+
+def _work(step: str, traces: int, folder: Path) -> None:
+    """Run a step in this process, and write how many seconds it took."""
+    from rlt_data.steps.generate import generate
+    from rlt_data.steps.score import score
+
+    questions = write_questions(folder / "questions.jsonl", traces // PER_QUESTION)
+    run = str(folder / "run")
+    with mock.patch("rlt_data.engines.transformers.TransformersEngine.load", return_value=InstantEngine()):
+        if step == "generate":
+            made = generate(
+                GenerateSettings(teacher=MODEL, input=str(questions), out=run, n=PER_QUESTION, format="rlt")
+            )
+        else:
+            made = score(ScoreSettings(student=MODEL, input=run))
+    assert made.new == traces // PER_QUESTION * PER_QUESTION, made
+    (folder / "seconds.json").write_text(json.dumps(made.seconds))
+
+
+def write_questions(path: Path, count: int) -> Path:
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            question = f"A baker makes {number} trays of rolls with 15 rolls on each, and sells 72. How many are left?"
+            solution = f"There are {number} * 15 = {number * 15} rolls. After selling 72, {number * 15 - 72} are left."
+            file.write(json.dumps({"id": str(number), "question": question, "solution": solution}) + "\n")
+    return path
+
+
+def _others(sizes: Sequence[int], environments: Path, folder: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    if not sizes:
+        return rows
+    server = subprocess.Popen(
+        [sys.executable, str(OTHERS / "instant_server.py"), TEXT], stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout
+    url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
+    try:
+        for traces in sizes:
+            questions = write_questions(folder / "questions.jsonl", traces // PER_QUESTION)
+            options = [str(questions), str(PER_QUESTION), url, str(folder)]
+            for name, packages in PACKAGES.items():
+                if python := _environment(environments / name, packages):
+                    command = [str(python), str(OTHERS / f"{name}_run.py"), *options]
+                    try:
+                        rows.append(_row(name, traces, measure(command, folder, threads=1), folder))
+                    except RuntimeError:  # what it printed says why
+                        print(f"left out: {name} does not run here")
+            command = [sys.executable, str(OTHERS / "rlt_data_run.py"), *options]
+            rows.append(_row("rlt-data generate --engine server", traces, measure(command, folder, threads=1), folder))
+    finally:
+        server.kill()
+    return rows
+
+
+def _environment(folder: Path, packages: Sequence[str]) -> Path | None:
+    """Make a virtual environment with packages, and return its Python; None where that does not work."""
+    python = folder / "bin" / "python"
+    if not (folder / "complete").exists():
+        print(f"installing {', '.join(packages)} into {folder}", flush=True)
+        try:
+            subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True, capture_output=True)
+            install = [str(python), "-m", "pip", "install", "--quiet", *packages]
+            subprocess.run(install, check=True, capture_output=True, text=True, timeout=900)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            reason = (error.stderr or str(error)).strip().splitlines()[-1]
+            print(f"left out: {', '.join(packages)} cannot be installed: {reason}")
+            return None
+        (folder / "complete").touch()
+    return python
+
+
+if __name__ == "__main__":
+    main()
