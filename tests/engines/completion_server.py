@@ -12,8 +12,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import select
+import socket
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -119,6 +122,30 @@ class Canned:
         return "".join(chr(97 + token % 26) for token in ids)
 
 
+class Places:
+    """How many requests there are at a time."""
+
+    def __init__(self) -> None:
+        self.requests = self.most = 0
+        self.lock = threading.Lock()
+        self._open: set[socket.socket] = set()
+
+    @contextmanager
+    def taken(self, connection: socket.socket) -> Iterator[None]:
+        with self.lock:
+            # A client that has gone counts no more, though the thread that served it may not know yet.
+            gone, _, _ = select.select(list(self._open), [], [], 0)
+            self._open -= set(gone)
+            self._open.add(connection)
+            self.requests += 1
+            self.most = max(self.most, len(self._open))
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._open.discard(connection)
+
+
 class Server:
     """The kinds, and what they have seen."""
 
@@ -126,35 +153,24 @@ class Server:
         self.models = models
         self.seconds = seconds
         self.key = key
-        self.now = self.most = self.requests = 0
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def counted(self) -> Any:
-        with self._lock:
-            self.now += 1
-            self.requests += 1
-            self.most = max(self.most, self.now)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.now -= 1
+        self.places = Places()
 
     def get(self, path: str) -> dict[str, Any]:
         if path == "/seen":
-            return {"requests": self.requests, "most": self.most}
+            return {"requests": self.places.requests, "most": self.places.most}
         model, kind = self._served(path, "/v1/models")
         if not kind.listed:
             raise Refused(404, "there is no such page")
         root, length = f"/models/{kind.name}", model.context_length
         return {"data": [{"id": kind.name, "root": root, "max_model_len": length}]}
 
-    def post(self, path: str, body: dict[str, Any], authorization: str | None) -> dict[str, Any]:
+    def post(
+        self, path: str, body: dict[str, Any], authorization: str | None, connection: socket.socket
+    ) -> dict[str, Any]:
         if self.key and authorization != f"Bearer {self.key}":
             raise Refused(401, f"Incorrect API key provided: {authorization}\nsecond line")
         model, kind = self._served(path, "/v1/completions")
-        with self.counted():
+        with self.places.taken(connection):
             time.sleep(self.seconds)
             return self.complete(model, kind, body)
 
@@ -235,7 +251,7 @@ def serve(server: Server, port: int) -> None:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self.answer(lambda: server.post(self.path, body, self.headers["Authorization"]))
+            self.answer(lambda: server.post(self.path, body, self.headers["Authorization"], self.connection))
 
         def answer(self, make: Any) -> None:
             try:

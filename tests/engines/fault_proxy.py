@@ -14,17 +14,14 @@ import argparse
 import itertools
 import json
 import select
-import socket
-import threading
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from tests.engines.completion_server import Listening, send
+from tests.engines.completion_server import Listening, Places, send
 
 ERROR = b'{"error": {"message": "it is a bad day"}}'
 
@@ -35,25 +32,13 @@ class Faults:
     def __init__(self, turns: list[str], after: int) -> None:
         self.turns = itertools.chain(["ok"] * after, itertools.cycle(turns))
         self.taken: Counter[str] = Counter()
-        self.most = 0
-        self.lock = threading.Lock()
-        self._open: set[socket.socket] = set()
+        self.places = Places()
 
-    @contextmanager
-    def turn(self, connection: socket.socket) -> Iterator[str]:
-        with self.lock:
+    def next(self) -> str:
+        with self.places.lock:
             turn = next(self.turns)
             self.taken[turn] += 1
-            # A client that has gone counts no more, though the thread that served it may not know yet.
-            gone, _, _ = select.select(list(self._open), [], [], 0)
-            self._open -= set(gone)
-            self._open.add(connection)
-            self.most = max(self.most, len(self._open))
-        try:
-            yield turn
-        finally:
-            with self.lock:
-                self._open.discard(connection)
+            return turn
 
 
 def serve(target: str, turns: list[str], after: int, port: int) -> None:
@@ -66,19 +51,19 @@ def serve(target: str, turns: list[str], after: int, port: int) -> None:
 
         def do_GET(self) -> None:
             if self.path == "/seen":
-                send(self, 200, json.dumps({"taken": faults.taken, "most": faults.most}).encode())
+                send(self, 200, json.dumps({"taken": faults.taken, "most": faults.places.most}).encode())
             else:
                 self.forward(None)()
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if self.path == "/turns":
-                with faults.lock:
+                with faults.places.lock:
                     faults.turns = itertools.cycle(json.loads(body))
                 send(self, 200, b"{}")
                 return
-            with faults.turn(self.connection) as turn:
-                answer = self.answer(turn, body)
+            with faults.places.taken(self.connection):
+                answer = self.answer(faults.next(), body)
             answer()
 
         def answer(self, turn: str, body: bytes) -> Callable[[], None]:

@@ -99,17 +99,17 @@ def test_faults_cost_less_than_half_of_the_throughput(opened: Open) -> None:
     with (
         running("completion_server", "--seconds", 0.08) as slow,
         running("completion_server", "--seconds", 0.08) as second,
-        running("fault_proxy", second.at, *bad_day(9)) as proxy,
+        running("fault_proxy", second.at, *bad_day(18)) as proxy,
     ):
         seconds, found = [], []
         for urls in ([slow, second], [slow, proxy]):
             engine = opened(*(each.url(model="canned") for each in urls), concurrency=8, read_timeout=1)
             began = time.monotonic()
-            found.append(texts(engine, 640))
+            found.append(texts(engine, 720))
             seconds.append(time.monotonic() - began)
         assert found[0] == found[1]
         assert set(proxy.seen()["taken"]) == {"ok", *FAULTS}
-        assert max(process.seen()["most"] for process in (slow, second, proxy)) <= 8
+        assert max(process.seen()["most"] for process in (slow, proxy)) <= 8
     print(f"throughput with faults: {seconds[0] / seconds[1]:.2f} of that without ({seconds})")
     assert seconds[1] < 2 * seconds[0]
 
