@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-#: In this order; about 25 minutes on two cores that nobody else uses, ten of them for kill.
+#: In this order; about 28 minutes on two cores that nobody else uses, ten of them for kill.
 NAMES = ("scoring", "generation", "exactness", "memory", "ranking", "grpo", "kill")
 
 

@@ -1,11 +1,11 @@
 """Merging, ranking and distilling large runs: time and peak memory of the commands, and how they grow with the rows.
 
-    python -m benchmarks.ranking [--rows 5000000 50000000] [--words 20] [--shares 4] [--traces 16] [--folder FOLDER]
+    python -m benchmarks.ranking [--rows 5000000 50000000] [--words 10] [--shares 4] [--traces 16] [--folder FOLDER]
 
 For each number of rows: runs as several machines would make them, merged into one, which is ranked (by rank and into
 quantiles) and distilled. The shares are written directly: random rewards, and texts and terms drawn from pools of
-random ones. Every command runs as a process of its own, so its start counts. 50 million rows with texts of 20 words
-take half an hour and 14 GB of disk. --folder says where, and keeps the merged runs.
+random ones. Every command runs as a process of its own, so its start counts. 50 million rows with texts of 10 words
+take half an hour and 10 GB of disk. --folder says where, and keeps the merged runs.
 """
 
 from __future__ import annotations
