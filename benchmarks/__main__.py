@@ -11,8 +11,8 @@ import subprocess
 import sys
 import time
 
-#: In this order; about two hours on two cores that nobody else uses, most of them for ranking at two sizes, overhead
-#: and cluster. `vllm_generation` needs an environment with vLLM, which also adds it to `scoring`.
+#: In this order; about two hours on two cores that nobody else uses, most of them for overhead (a million traces) and
+#: cluster. `vllm_generation` needs an environment with vLLM, which also adds it to `scoring`.
 NAMES = ("limits", "scoring", "generation", "exactness", "memory", "ranking", "grpo", "kill", "overhead", "cluster")
 
 

@@ -18,15 +18,17 @@ code = subprocess.call(sys.argv[2:], stdout=subprocess.DEVNULL)
 usage = resource.getrusage(resource.RUSAGE_CHILDREN)
 scale = 2**20 if sys.platform == "darwin" else 2**10
 with open(sys.argv[1], "w") as file:
-    json.dump({"code": code, "seconds": time.monotonic() - began, "megabytes": usage.ru_maxrss / scale}, file)
+    took = {"seconds": time.monotonic() - began, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+    json.dump({"code": code, **took, "megabytes": usage.ru_maxrss / scale}, file)
 """
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Wall time of a process in seconds, start included, and the most memory it had resident, in MiB."""
+    """What a process took, start included: seconds by the clock and of all cores, and most resident memory in MiB."""
 
     seconds: float
+    cpu_seconds: float
     megabytes: float
 
 
@@ -47,4 +49,4 @@ def measure(command: Sequence[str], folder: Path, threads: int | None = None) ->
     found = json.loads(file.read_text(encoding="utf-8"))
     if found["code"]:
         raise RuntimeError(f"{' '.join(command)}: exit code {found['code']}")
-    return Measured(found["seconds"], found["megabytes"])
+    return Measured(found["seconds"], found["cpu_seconds"], found["megabytes"])

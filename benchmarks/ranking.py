@@ -1,11 +1,11 @@
 """Merging, ranking and distilling large runs: time and peak memory of the commands, and how they grow with the rows.
 
-    python -m benchmarks.ranking [--rows 5000000 50000000] [--shares 4] [--traces 16] [--folder FOLDER]
+    python -m benchmarks.ranking [--rows 5000000 50000000] [--words 10] [--shares 4] [--traces 16] [--folder FOLDER]
 
 For each number of rows: runs as several machines would make them, merged into one, which is ranked (by rank and into
-quantiles) and distilled. The shares are written directly: random rewards, and texts drawn from a pool of random ones.
-Every command runs as a process of its own, so its start counts. 50 million rows take half an hour and 22 GB of disk.
---folder says where, and keeps the merged runs.
+quantiles) and distilled. The shares are written directly: random rewards, and texts and terms drawn from pools of
+random ones. Every command runs as a process of its own, so its start counts. 50 million rows with texts of 10 words
+take half an hour and 10 GB of disk. --folder says where, and keeps the merged runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from rlt_data.store import Run
 from rlt_data.tables import QUESTIONS_PER_PART, SCHEMAS
 from tests.killing import command
 
-POOL, WORDS_PER_TEXT = 50_000, 40
+#: Different texts, and different values of the terms that nothing is ranked by.
+TEXTS, VALUES = 50_000, 32
 #: What ranking and distilling may take: seconds for 5 million rows, and memory for any number.
 SECONDS, MEGABYTES = 90, 8 * 1024
 
@@ -35,6 +36,7 @@ SECONDS, MEGABYTES = 90, 8 * 1024
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[5_000_000], help="the first is what others are held to")
+    parser.add_argument("--words", type=int, default=60, help="of a text")
     parser.add_argument("--shares", type=int, default=4, help="runs that are merged, at least 2")
     parser.add_argument("--traces", type=int, default=16, help="per question")
     parser.add_argument("--folder", type=Path, help="make the runs here, and keep the merged ones")
@@ -44,15 +46,15 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     try:
         for size in arguments.rows:
-            rows += measure_steps(folder / str(size), size, arguments.shares, arguments.traces)
+            rows += measure_steps(folder / str(size), size, arguments)
             if not arguments.folder:
                 shutil.rmtree(folder / str(size))
     finally:
         if not arguments.folder:
             shutil.rmtree(folder)
-    first = {row["step"]: row["rows per second"] for row in reversed(rows)}
+    first = {row["step"]: row["CPU seconds"] / row["rows"] for row in reversed(rows)}
     for row in rows:
-        row["time per row, to the first"] = first[row["step"]] / row["rows per second"]
+        row["CPU per row, to the first"] = row["CPU seconds"] / row["rows"] / first[row["step"]]
     print_table(rows)
     for size in arguments.rows:
         seconds = sum(row["seconds"] for row in rows if row["rows"] == size and row["step"] in ("rank", "distill"))
@@ -62,15 +64,16 @@ def main() -> None:
             f"at most {megabytes:.0f} MB of {MEGABYTES}"
         )
     settings = {name: value for name, value in vars(arguments).items() if name != "folder"}
-    save("ranking", {"settings": settings | {"words": WORDS_PER_TEXT}, "rows": rows})
+    save("ranking", {"settings": settings, "rows": rows})
 
 
-def measure_steps(folder: Path, size: int, shares: int, traces: int) -> list[dict[str, Any]]:
-    """Make a merged run with so many rows, rank and distill it, and return what each step took."""
-    questions = size // traces
-    names = [folder / f"share-{share}" for share in range(shares)]
+def measure_steps(folder: Path, size: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Make shares of so many rows together, merge, rank and distill them, and return what each step took."""
+    questions = size // arguments.traces
+    names = [folder / f"share-{share}" for share in range(arguments.shares)]
     for share, name in enumerate(names):
-        make_run(name, questions // shares + (share < questions % shares), traces, seed=share)
+        mine = questions // arguments.shares + (share < questions % arguments.shares)
+        make_run(name, mine, arguments.traces, arguments.words, seed=share)
     run = folder / "run"
     steps = {
         "merge": command("merge", *(word for name in names for word in ("--in", name)), "--out", run),
@@ -87,6 +90,7 @@ def measure_steps(folder: Path, size: int, shares: int, traces: int) -> list[dic
                 "step": step,
                 "seconds": measured.seconds,
                 "rows per second": size / measured.seconds,
+                "CPU seconds": measured.cpu_seconds,
                 "peak MB": measured.megabytes,
             }
         )
@@ -94,16 +98,16 @@ def measure_steps(folder: Path, size: int, shares: int, traces: int) -> list[dic
         if step == "merge":
             for name in names:
                 shutil.rmtree(name)
-    assert Run(run).count("ranks") == questions * traces
+    assert Run(run).count("ranks") == questions * arguments.traces
     return rows
 
 
-def make_run(path: Path, questions: int, traces: int, seed: int) -> None:
+def make_run(path: Path, questions: int, traces: int, words: int, seed: int) -> None:
     """Write a run with questions, traces and scores, as if its traces had been imported and scored."""
     run = Run(path)
     random = np.random.default_rng(seed)
-    words = np.array(["".join(random.choice(list("etaoinshrdlu"), random.integers(2, 10))) for _ in range(2000)])
-    pool = pa.array([" ".join(random.choice(words, WORDS_PER_TEXT)) for _ in range(POOL)])
+    known = np.array(["".join(random.choice(list("etaoinshrdlu"), random.integers(2, 10))) for _ in range(2000)])
+    pool = pa.array([" ".join(random.choice(known, words)) for _ in range(TEXTS)])
     format = load_format("rlt")
     closed = pa.array([format.completion_of(text) for text in pool.to_pylist()])
     for part, start in enumerate(range(0, questions, QUESTIONS_PER_PART)):
@@ -113,8 +117,8 @@ def make_run(path: Path, questions: int, traces: int, seed: int) -> None:
         problems = {
             "question_id": ids,
             "source_id": pa.array(number).cast(pa.string()),
-            "question": pool.take(pa.array(random.integers(0, POOL, count))),
-            "solution": pool.take(pa.array(random.integers(0, POOL, count))),
+            "question": pool.take(pa.array(random.integers(0, TEXTS, count))),
+            "solution": pool.take(pa.array(random.integers(0, TEXTS, count))),
         }
         run.write_part("questions", part, _table("questions", problems))
         of_question = pa.array(np.repeat(np.arange(count), traces))
@@ -124,7 +128,7 @@ def make_run(path: Path, questions: int, traces: int, seed: int) -> None:
             "source_id": problems["source_id"].take(of_question),
             "sample_index": pa.array(np.tile(np.arange(traces, dtype=np.int32), count)),
         }
-        drawn = pa.array(random.integers(0, POOL, count * traces))
+        drawn = pa.array(random.integers(0, TEXTS, count * traces))
         finished = random.random(count * traces) < 0.9
         reason = pa.array(np.where(finished, "stop", "length"))
         texts = pa.array(finished), closed.take(drawn), pool.take(drawn)
@@ -137,8 +141,8 @@ def make_run(path: Path, questions: int, traces: int, seed: int) -> None:
 
 def _scores(random: np.random.Generator, finished: np.ndarray, reason: pa.Array) -> dict[str, pa.Array]:
     size = len(finished)
-    terms = random.normal(-1, 1, (9, size))
-    terms[0, random.random(size) < 0.001] = np.nan
+    terms = random.choice(np.random.default_rng(0).normal(-1, 1, VALUES), (9, size))
+    terms[0] = np.where(random.random(size) < 0.001, np.nan, random.normal(-1, 1, size))
     holds_tag = random.random(size) < 0.01
     names = ("reward", "reward_without_entropy", "r_ss", "r_kl", "solution_logprob_mean", "solution_logprob_min")
     counts = ("thought_tokens", "solution_tokens", "kl_tokens", "student_tokens", "uncovered_chars")

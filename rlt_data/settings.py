@@ -347,10 +347,10 @@ class MergeSettings(Settings):
     input: tuple[str, ...] = _field(..., INPUT, "Run folder; one --in for each of the runs.", alias="in")
     out: str = _field(..., OUTPUT, "Run folder to make.")
 
-    @field_validator("input")
+    @field_validator("input", mode="before")
     @classmethod
-    def _at_least_two(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(value) < 2:
+    def _at_least_two(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple) or len(value) < 2:
             raise ValueError("takes two run folders or more, such as --in runs/a --in runs/b")
         return value
 
