@@ -57,13 +57,6 @@ class Work:
     requests: Sequence[PromptRequest] | SequenceBlock
     how: Sampling | float
 
-    @property
-    def keys(self) -> set[str]:
-        """The keys of the results that are wanted."""
-        if isinstance(self.how, Sampling):
-            return {sample.key for request in self.requests for sample in request.samples}  # type: ignore[union-attr]
-        return {request.key for group in self.requests for request in group}  # type: ignore[union-attr]
-
 
 @dataclass(frozen=True)
 class Spec:
@@ -95,7 +88,7 @@ class RayEngine:
         self._spec = Spec(model.checkpoint.name, model.identity.fingerprint, on_engine, model.scoring)
         self._owns_connection = _connect(str(settings.ray))
         try:
-            self._gpus, self._engines = _shares(settings)
+            self._gpus, self._engines = _shares(settings, model.share)
         except BaseException:
             self.close()
             raise
@@ -152,7 +145,7 @@ class RayEngine:
         inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         dataset = self._dataset(feed)
         threading.Thread(target=_collect, args=(dataset, inbox), name="ray-results", daemon=True).start()
-        owed: dict[int, set[str]] = {}
+        owed: set[int] = set()
         room, tickets, more = self._engines * (self._concurrency + _BATCHES_AHEAD), count(), True
         asked = time.monotonic()
         while True:
@@ -161,7 +154,7 @@ class RayEngine:
                 more = work is not None
                 if work is not None:
                     ticket = next(tickets)
-                    owed[ticket] = work.keys
+                    owed.add(ticket)
                     feed.put.remote(ticket, [ray.put(pickle.dumps(work))])
                 else:
                     feed.close.remote()  # the last results come only at the end of Ray Data's input
@@ -180,7 +173,8 @@ class RayEngine:
                 raise found
             self.pulse.beat()
             ticket, results = found
-            if owed.pop(ticket, None) is not None:
+            if ticket in owed:
+                owed.remove(ticket)
                 feed.drop.remote(ticket)
                 yield from results
 
@@ -355,21 +349,21 @@ def _connect(address: str) -> bool:
     return True
 
 
-def _shares(settings: ModelSettings) -> tuple[float, int]:
-    """Return the GPUs of each engine, and how many engines there are."""
+def _shares(settings: ModelSettings, share: float) -> tuple[float, int]:
+    """Return the GPUs of each engine, and how many engines there are, in a share of the cluster."""
     import ray
 
     there = ray.cluster_resources()
-    gpus, nodes = there.get("GPU", 0.0), sum(node["Alive"] for node in ray.nodes())
+    gpus, cpus = there.get("GPU", 0.0), there.get("CPU", 0.0)
     each = settings.gpus_per_engine
     if each is None:
         each = float(settings.tensor_parallel if gpus else 0)
-    fitting = int(gpus // each) if each else int(there.get("CPU", 0))
-    engines = settings.engines or (fitting if each else nodes)
-    if engines > fitting:
-        has = f"{gpus:g} GPUs" if each else f"{there.get('CPU', 0):g} CPUs"
-        needs = f"{engines} engines of {each:g} GPUs" if each else f"{engines} engines of one CPU"
-        raise SettingsError(f"--engines: {needs} do not fit into the cluster, which has {has}")
+    fitting = int(gpus * share // each if each else cpus * share)
+    engines = settings.engines or (fitting if each else min(fitting, sum(node["Alive"] for node in ray.nodes())))
+    if not 0 < engines <= fitting:
+        needed = f"{engines or 1} engines of " + (f"{each:g} GPUs" if each else "one CPU")
+        part = " that student and teacher share" if share < 1 else ""
+        raise SettingsError(f"--engines: {needed} do not fit into the cluster: {gpus:g} GPUs, {cpus:g} CPUs{part}")
     return each, engines
 
 

@@ -26,7 +26,15 @@ from rlt_data.settings import ModelSettings
 class Model:
     """A model that has been found and examined; its weights are loaded when :attr:`engine` is first asked for.
 
-    ``scoring`` says what the engine is for: log-probs of texts, or samples.
+    Attributes:
+        checkpoint: where it lies.
+        settings: how it is run.
+        tokenizer: its tokenizer.
+        template: its chat template.
+        identity: which model it is.
+        scoring: what the engine is for: log-probs of texts, or samples.
+        share: of the GPUs that the settings allow, where another model runs beside it.
+        logs: folder for what the engine's processes write.
     """
 
     checkpoint: Checkpoint
@@ -34,8 +42,8 @@ class Model:
     tokenizer: Tokenizer
     template: ChatTemplate
     identity: ModelIdentity
-
     scoring: bool = False
+    share: float = 1.0
     logs: Path | None = None
 
     @cached_property
@@ -48,7 +56,9 @@ class Model:
         if self.settings.engine == "vllm":
             from rlt_data.engines.vllm import open_pool
 
-            return open_pool(self.checkpoint, self.settings, scoring=self.scoring, logs=self.logs)
+            memory = self.settings.gpu_memory * self.share
+            settings = self.settings.model_copy(update={"gpu_memory": memory})
+            return open_pool(self.checkpoint, settings, scoring=self.scoring, logs=self.logs)
         if self.settings.engine == "server":
             from rlt_data.engines.server import ServerEngine
 

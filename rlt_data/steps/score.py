@@ -64,9 +64,8 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         depends_on = _dependencies(settings, student, format, traces_from)
         run.refuse_other_settings("score", depends_on)
         models = {"student": student} | ({"teacher": teacher} if teacher else {})
-        if teacher and teacher is not student:  # both share the GPUs
-            half = settings.model_copy(update={"gpu_memory": settings.gpu_memory / 2})
-            student.settings = teacher.settings = half
+        if teacher and teacher is not student:
+            student.share = teacher.share = 0.5
         for model in models.values():
             model.load(run.path / "logs")
         run.record("score", {"depends_on": depends_on, **step_entry(settings, format, models)})
