@@ -48,6 +48,8 @@ _BATCHES_AHEAD = 2
 #: Seconds between two signs of life of an engine that computes without finishing a batch.
 _ALIVE_SECONDS = 5.0
 _POLL_SECONDS = 0.5
+#: Seconds that Ray Data has for ending.
+_GRACE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,18 @@ class RayEngine:
 
         feed = ray.remote(_Feed).options(num_cpus=0, **_here()).remote()
         inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        dataset = self._dataset(feed)
-        threading.Thread(target=_collect, args=(dataset, inbox), name="ray-results", daemon=True).start()
+        arguments = self._dataset(feed), inbox
+        collector = threading.Thread(target=_collect, args=arguments, name="ray-results", daemon=True)
+        collector.start()
+        try:
+            yield from self._exchange(works, feed, inbox)
+        finally:
+            ray.kill(feed)  # where work is left, Ray Data stops at its lack of input
+            collector.join(_GRACE_SECONDS)
+
+    def _exchange(self, works: Iterator[Work], feed: Any, inbox: queue.SimpleQueue[Any]) -> Iterator[Result]:
+        import ray
+
         owed: set[int] = set()
         room, tickets, more = self._engines * (self._concurrency + _BATCHES_AHEAD), count(), True
         asked = time.monotonic()
@@ -152,9 +164,8 @@ class RayEngine:
             while more and len(owed) < room:
                 work = next(works, None)
                 more = work is not None
-                if work is not None:
-                    ticket = next(tickets)
-                    owed.add(ticket)
+                if more:
+                    owed.add(ticket := next(tickets))
                     feed.put.remote(ticket, [ray.put(pickle.dumps(work))])
                 else:
                     feed.close.remote()  # the last results come only at the end of Ray Data's input
@@ -333,6 +344,7 @@ def _connect(address: str) -> bool:
     if find_spec("ray") is None:
         raise ModelError("--ray: needs Ray; pip install 'rlt-data[ray]'")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # else a thread that outlives the connection would start a new Ray
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # on the terminal; Ray's log files have everything
     import ray
 
