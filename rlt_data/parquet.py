@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 #: Bytes that are asked of the end of a file of which some columns are wanted; a smaller file is there with them.
 _END = 2**20
-#: Bytes that are asked of the end of a file whose rows are counted.
+#: Bytes that are asked of the end of a file whose rows are counted; its footer is seldom longer.
 _FOOTER = 2**16
 #: Files whose ends are asked for together.
 _FILES_AT_A_TIME = 256
@@ -70,9 +70,9 @@ def count_rows(files: Sequence[Place]) -> int:
     for start in range(0, len(stored), _FILES_AT_A_TIME):
         few = stored[start : start + _FILES_AT_A_TIME]
         for path, end in zip(few, _ends(few, _FOOTER), strict=True):
-            needed = int.from_bytes(end[-8:-4], "little") + 8
-            if needed > len(end) == _FOOTER:
-                [end] = _ends([path], needed)
+            footer = int.from_bytes(end[-8:-4], "little") + 8
+            if footer > len(end):
+                [end] = _ends([path], footer)
             rows += _count(path, pa.BufferReader(end))
     return rows
 
@@ -88,11 +88,14 @@ def _stored(files: Sequence[Place]) -> list[UPath]:
 
 def _ends(files: list[UPath], size: int | None) -> list[bytes]:
     """Fetch the ends of files side by side, or all of them."""
+    fs, paths = files[0].fs, [path.path for path in files]
+    starts, ends = [0] * len(paths), [None] * len(paths)
     with _named(files[0].parent), store_errors():
-        ends: list[bytes] = files[0].fs.cat_ranges(
-            [path.path for path in files], -size if size else 0, None, on_error="raise"
-        )
-    return ends
+        if size is not None:  # not every library takes places that are counted from the end
+            ends = fs.sizes(paths)
+            starts = [max(0, end - size) for end in ends]
+        found: list[bytes] = fs.cat_ranges(paths, starts, ends, on_error="raise")
+    return found
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 #: Protocols of stores in which nobody sees an object before all of it is there.
 _WHOLE_OBJECTS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "memory"}
 
-_URL = re.compile(r"([A-Za-z][\w+.-]+)://(.*)", re.DOTALL)
+_URL = re.compile(r"([A-Za-z][\w+.:-]+)://(.*)", re.DOTALL)
 
 
 def is_url(name: str | Place) -> bool:
@@ -49,11 +49,13 @@ def is_url(name: str | Place) -> bool:
 def place(name: str | Place) -> Place:
     """Return where a name or URL leads.
 
+    What a store once listed is not remembered by its library, for other machines write there too.
+
     Raises:
         RunFolderError: the URL is of an unknown protocol, needs a package that is not there, or is none of a folder.
     """
     if not isinstance(name, (str, Path)):
-        return name
+        return type(name)(name, use_listings_cache=False)
     found = _URL.fullmatch(str(name))
     if found is None:
         if re.match(r"(s3|gs):/", str(name)):  # what a Path makes of a URL
@@ -62,7 +64,7 @@ def place(name: str | Place) -> Place:
     protocol, rest = found.groups()
     if protocol in ("file", "local"):
         return Path(rest)
-    if "::" in protocol + rest or set(rest) & set("*?["):
+    if "::" in protocol or set(rest) & set("*?[") or not rest.strip("/"):
         raise RunFolderError(f"{name}: the URL of a run folder is PROTOCOL://FOLDER, and holds none of :: * ? [")
     return _in_store(str(name).rstrip("/"), protocol)
 
@@ -73,19 +75,17 @@ def _in_store(url: str, protocol: str) -> UPath:
 
     try:
         fsspec.get_filesystem_class(protocol)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that it has no class of its own for a rare protocol
-            # Listings that are kept would hide what other machines write.
-            return UPath(url, use_listings_cache=False)
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
         remedy = f"pip install 'rlt-data[{extra}]'" if extra else first_line(error)
         raise RunFolderError(f"{url}: the package for {protocol}:// is not installed: {remedy}") from None
     except ValueError:
-        known = ", ".join(f"{name}://" for name in ("s3", "gs", "abfs"))
         raise RunFolderError(
-            f"{url}: unknown protocol {protocol}://; takes {known} and others that fsspec knows, or a folder"
+            f"{url}: unknown protocol {protocol}://; takes s3://, gs:// and others that fsspec knows, or a folder"
         ) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it has no class of its own for a rare protocol
+        return UPath(url, use_listings_cache=False)
 
 
 @contextlib.contextmanager
@@ -224,15 +224,18 @@ def upload(file: Path, path: UPath, *, new: bool = False) -> None:
         FileExistsError: it is to be new and is not.
         OSError: the store refuses it or is out of reach.
     """
+    fs, target, whole = path.fs, path.path, path.protocol in _WHOLE_OBJECTS
     with store_errors():
+        if not whole:  # such as sftp: folders of another machine, where half a file can be seen
+            fs.makedirs(path.parent.path, exist_ok=True)
         if new:
-            path.fs.put_file(str(file), path.path, mode="create")
-        elif path.protocol in _WHOLE_OBJECTS:
-            path.fs.put_file(str(file), path.path)
-        else:  # such as sftp: folders of another machine, where half a file can be seen
-            fresh = str(path.parent.path).rstrip("/") + f"/.{path.name}.{uuid.uuid4().hex[:8]}.tmp"
-            path.fs.put_file(str(file), fresh)
-            path.fs.mv(fresh, path.path)
+            fs.put_file(str(file), target, mode="create")
+        elif whole:
+            fs.put_file(str(file), target)
+        else:
+            fresh = f"{path.parent.path.rstrip('/')}/.{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+            fs.put_file(str(file), fresh)
+            fs.mv(fresh, target)
 
 
 def copy_file(source: Place, target: Path) -> None:
@@ -329,7 +332,10 @@ def new_folder(final: Place, *, replace: bool = True, before_each: Callable[[], 
         with disk_errors(final):
             if not replace and names_in(final) and not is_unfinished(final):
                 raise FileExistsError("something came to be there meanwhile")
+        try:
             _upload_folder(Path(folder), final, before_each)
+        except OSError as error:
+            raise DiskError(f"cannot write all of {final}: {refusal(error)}. Do this step again.") from None
 
 
 @contextlib.contextmanager
