@@ -59,7 +59,7 @@ class ErrorLog:
         return key in self._retry
 
     def add(self, key: str, reason: str, source_id: str | None) -> None:
-        """Note a failure, durably."""
+        """Note a failure, on a disk durably."""
         attempts = self._entries.get((self._step, key), {}).get("attempts", 0) + 1
         entry = {"key": key, "step": self._step, "reason": reason, "attempts": attempts, "source_id": source_id}
         self._entries[self._step, key] = entry
@@ -77,7 +77,7 @@ class ErrorLog:
             self._changed = True
 
     def close(self) -> None:
-        """Write the file anew if rows in it have been made since."""
+        """Write the file anew if rows in it have been made since, or lines are missing there."""
         if self._changed:
             _write_whole(self._run, self._entries.values())
             self._changed = False

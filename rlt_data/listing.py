@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,8 +31,8 @@ class Listing(Protocol):
     def wrote(self, table: str, part: int, name: str) -> None:
         """Note a file that this process has written, by its name in the run's folder."""
 
-    def removed(self, table: str, part: int, files: Sequence[Place]) -> None:
-        """Note files that this process has removed."""
+    def merged(self, table: str, part: int) -> None:
+        """Note that this process has merged a part's journal into its own file."""
 
     def forget(self) -> None:
         """Look again at everything."""
@@ -66,7 +65,7 @@ class _OnDisk:
     def wrote(self, table: str, part: int, name: str) -> None:
         pass
 
-    def removed(self, table: str, part: int, files: Sequence[Place]) -> None:
+    def merged(self, table: str, part: int) -> None:
         pass
 
     def forget(self) -> None:
@@ -97,11 +96,10 @@ class _InStore:
             if table in self._tables:
                 self._tables[table].setdefault(part, set()).add(name)
 
-    def removed(self, table: str, part: int, files: Sequence[Place]) -> None:
+    def merged(self, table: str, part: int) -> None:
         with self._mutex:
             if table in self._tables:
-                names = {str(file).removeprefix(f"{self._folder}/") for file in files}
-                self._tables[table].get(part, set()).difference_update(names)
+                self._tables[table][part] = {f"{table}/{part_name(part)}"}
 
     def forget(self) -> None:
         with self._mutex:

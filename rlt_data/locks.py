@@ -237,6 +237,6 @@ def _has_ended(holder: dict[str, Any]) -> bool:
         os.kill(int(holder["process"]), 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # it runs, as somebody else's
-        return False
+    except PermissionError:
+        pass  # it runs, as somebody else's
     return False

@@ -260,7 +260,7 @@ class Run:
             self.write_part(table, part, self.read(table, part))
             with disk_errors(journal[0].parent):
                 remove_folder(journal[0].parent, journal)
-            self._listing.removed(table, part, journal)
+            self._listing.merged(table, part)
 
     def compact_all(self, table: str) -> None:
         """Merge the journals of all parts of a table."""

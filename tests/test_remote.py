@@ -258,6 +258,8 @@ def test_runs_are_merged_wherever_they_are(rlt: Rlt, tmp_path: Path, url: str) -
     assert_same_tables(run, tmp_path / "all", "questions", "traces", "scores")
     assert Run(f"{url}/all").count("traces") == 3 and not (run / ".unfinished").exists()
     assert "is there already" in rlt("merge", "--in", f"{url}/a", "--in", "b", "--out", f"{url}/all", code=5).stderr
+    inside = rlt("merge", "--in", f"{url}/a", "--in", "b", "--out", f"{url}/a/all", code=2)
+    assert "which is merged; name a folder beside it" in inside.stderr
     same = rlt("merge", "--in", f"{url}/a", "--in", f"{url}/a/", "--out", f"{url}/more", code=2)
     assert "are the same folder" in same.stderr
 
