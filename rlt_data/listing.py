@@ -2,7 +2,8 @@
 
 A disk is asked each time. A store is slow to list, so it is asked once, when the parts of a table are wanted; what this
 process writes and removes afterwards is noted. Another process may merge a journal meanwhile: then a listed file is
-gone, reading finds that out, and the table is listed again.
+gone, reading finds that out, and the table is listed again. Journals are looked at before the parts that they are
+merged into, so that no row is missed between the two.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ class _OnDisk:
         self._folder = folder
 
     def parts(self, table: str) -> list[int]:
-        finished = {int(path.stem.removeprefix("part-")) for path in (self._folder / table).glob("part-*.parquet")}
         growing = {int(path.parent.name) for path in (self._folder / "journal" / table).glob("*/*.parquet")}
-        return sorted(finished | growing)
+        finished = {int(path.stem.removeprefix("part-")) for path in (self._folder / table).glob("part-*.parquet")}
+        return sorted(growing | finished)
 
     def files(self, table: str, part: int) -> list[Place]:
         own = self._folder / table / part_name(part)
@@ -107,7 +108,7 @@ class _InStore:
 
     def _listed(self, table: str) -> dict[int, set[str]]:
         found: dict[int, set[str]] = {}
-        for folder, pattern in ((table, r"part-(\d+)\.parquet"), (f"journal/{table}", r"(\d+)/[^/]+\.parquet")):
+        for folder, pattern in ((f"journal/{table}", r"(\d+)/[^/]+\.parquet"), (table, r"part-(\d+)\.parquet")):
             try:
                 names = names_below(self._folder / folder)
             except OSError as error:

@@ -226,14 +226,20 @@ class Run:
                 return files, read_rows(files, columns, all_columns=whole)
             except FileNotFoundError:  # the process that writes has merged a journal meanwhile
                 self._listing.forget()
-        raise RunFolderError(f"{self.path / table}: changes all the time while it is read; read it again later")
+        raise self._restless(table)
+
+    def _restless(self, table: str) -> RunFolderError:
+        return RunFolderError(f"{self.path / table}: changes while it is read; read it again later")
 
     def count(self, table: str) -> int:
         """Return the number of rows of a table."""
         files = {part: self._listing.files(table, part) for part in self.parts(table)}
         whole = [part for part in files if files[part] == [self.part_file(table, part)]]
         growing = sum(len(self.read(table, part, [KEYS[table]])) for part in files.keys() - whole)
-        return growing + count_rows([self.part_file(table, part) for part in whole])
+        try:
+            return growing + count_rows([self.part_file(table, part) for part in whole])
+        except FileNotFoundError:
+            raise self._restless(table) from None
 
     def keys(self, table: str, part: int) -> set[str]:
         """Return the keys of the rows that a part has."""
