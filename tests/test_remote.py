@@ -148,23 +148,30 @@ def write_half(half: Run, whole: Run) -> int:
 
 
 def test_a_killed_process_loses_seconds_and_its_lock(rlt: Rlt, tiny: Tiny, tmp_path: Path, url: str) -> None:
-    questions = write_questions(tmp_path / "questions.jsonl", 400)
-    step = "generate", "--in", questions, "--teacher", tiny(), "--n", 1, "--max-tokens", 20, "--out"
+    questions = write_questions(tmp_path / "questions.jsonl", 300)
+    step = "generate", "--in", questions, "--teacher", tiny(), "--n", 1, "--max-tokens", 15, "--out"
     rlt(*step, "straight")
     arguments = command(*map(str, step), url)
-    arguments[2] = "import rlt_data.store; rlt_data.store.FLUSH_SECONDS = 0.2; " + arguments[2]
+    slowly = (  # so that it is killed before it ends, on any machine
+        "import time, rlt_data.store as store; store.FLUSH_SECONDS = 0.2; append = store.TableWriter.append; "
+        "store.TableWriter.append = lambda *row: (time.sleep(0.01), append(*row)); "
+    )
+    arguments[2] = slowly + arguments[2]
     process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not files().find(f"{url}/journal/traces"):
         assert process.poll() is None
-        time.sleep(0.05)
-    with pytest.raises(RunFolderError, match=f"is writing to this run folder: process {process.pid} on .* free from"):
-        generate(parse_settings(GenerateSettings, {"in": str(questions), "teacher": str(tiny()), "out": url}))
+        time.sleep(0.2)
+    with (
+        pytest.raises(RunFolderError, match=f"is writing to this run folder: process {process.pid} on .* free from"),
+        Run(url).locked(),
+    ):
+        pass
     time.sleep(random.uniform(0, 1))
     process.kill()
     process.wait()
     assert files().exists(f"{url}/.lock")
     kept = Run(url).count("traces")
-    assert f"400 traces ({400 - kept} new)" in rlt(*step, url).stdout and kept
+    assert f"300 traces ({300 - kept} new)" in rlt(*step, url).stdout and kept
     assert not files().exists(f"{url}/.lock")
     assert_same_tables(fetched(url, tmp_path / "run"), Path("straight"), "questions", "traces")
 
@@ -173,13 +180,14 @@ class StopsTheServer:
     """Progress that stops the store as soon as something is in the journal."""
 
     def __init__(self, server: StoreServer, url: str) -> None:
-        self._server, self._url, self.stopped = server, url, False
+        self._server, self._url, self._rows, self.stopped = server, url, 0, False
 
     def start(self, task: str, total: int, done: int = 0) -> None:
         pass
 
     def advance(self, rows: int = 1, tokens: int = 0) -> None:
-        if not self.stopped and files().find(f"{self._url}/journal/traces"):
+        self._rows += rows
+        if not self.stopped and self._rows % 25 == 0 and files().find(f"{self._url}/journal/traces"):
             self._server.stop()
             self.stopped = True
 
@@ -215,8 +223,8 @@ def test_requests_grow_with_the_parts_and_no_faster(tiny: Tiny, url: str, calls:
         assert score(parse_settings(ScoreSettings, settings)).new == 2 * parts
         return calls.total()
 
-    two, ten = scored(2), scored(10)
-    assert two < 100 and (ten - two) / 8 < 12
+    two, eight = scored(2), scored(8)
+    assert two < 100 and (eight - two) / 6 < 12
 
 
 def test_failures_are_kept_and_not_written_one_by_one(url: str, calls: Counter[str]) -> None:
