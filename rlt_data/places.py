@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rlt_data.errors import DiskError, RunFolderError, first_line
+from rlt_data.errors import DiskError, RltDataError, RunFolderError, first_line
 
 if TYPE_CHECKING:  # at run time only a URL costs the import
     from upath import UPath
@@ -273,10 +273,14 @@ def remove_empty(folder: Place) -> None:
 
 
 @contextlib.contextmanager
-def appending(path: Place) -> Iterator[Path]:
+def appending(path: Place, *, before: Callable[[], None]) -> Iterator[Path]:
     """Hand out a file on the disk; what is written to its end comes to the end of a file.
 
     In a store it does so when the block ends, however it ends.
+
+    Args:
+        path: the file.
+        before: is called before the file is written in a store.
 
     Raises:
         DiskError: it cannot be written; not in place of what the block raises.
@@ -289,17 +293,18 @@ def appending(path: Place) -> Iterator[Path]:
         try:
             yield more
         except BaseException:
-            with contextlib.suppress(DiskError):
-                _append(path, more)
+            with contextlib.suppress(RltDataError):
+                _append(path, more, before)
             raise
-        _append(path, more)
+        _append(path, more, before)
 
 
-def _append(path: UPath, more: Path) -> None:
+def _append(path: UPath, more: Path, before: Callable[[], None]) -> None:
     with disk_errors(path):
-        before = read_bytes(path) if exists(path) else b""
+        before()
+        earlier = read_bytes(path) if exists(path) else b""
         added = more.read_bytes() if more.exists() else b""
-    write_file(path, lambda temporary: temporary.write_bytes(before + added))
+    write_file(path, lambda temporary: temporary.write_bytes(earlier + added))
 
 
 def is_unfinished(folder: Place) -> bool:
@@ -328,8 +333,8 @@ def new_folder(final: Place, *, replace: bool = True, before_each: Callable[[], 
             yield fresh
         return
     with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
         with disk_errors(final):
+            yield Path(folder)
             if not replace and names_in(final) and not is_unfinished(final):
                 raise FileExistsError("something came to be there meanwhile")
         try:

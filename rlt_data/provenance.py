@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlt_data.formats import ChatTemplate, Format, load_format, own_format
-from rlt_data.places import Place, appending, disk_errors
+from rlt_data.places import Place, disk_errors
 from rlt_data.settings import Settings, parse_settings
 from rlt_data.store import Run
 
@@ -96,7 +96,7 @@ def default_run(input: str, model: str) -> Path:
 @contextmanager
 def run_log(run: Run) -> Iterator[None]:
     """Write what the library logs into the run's run.log, with the time; into that of a store at the end."""
-    with appending(run.path / "run.log") as file:
+    with run.appending("run.log") as file:
         with disk_errors(run.path):
             handler = logging.FileHandler(file, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

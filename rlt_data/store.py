@@ -35,6 +35,7 @@ from rlt_data.locks import held
 from rlt_data.parquet import count_rows, read_rows, write_rows
 from rlt_data.places import (
     Place,
+    appending,
     copy_file,
     disk_errors,
     exists,
@@ -183,6 +184,12 @@ class Run:
     def write_json(self, name: str, content: Any) -> None:
         """Make a JSON file of the run appear whole; see :meth:`write_file`."""
         self.write_file(name, json_writer(content))
+
+    @contextlib.contextmanager
+    def appending(self, name: str) -> Iterator[Path]:
+        """Hand out a file to write to the end of one of the run; see :func:`rlt_data.places.appending`."""
+        with appending(self.path / name, before=self._check_lock) as file:
+            yield file
 
     @property
     def logs(self) -> Path | None:

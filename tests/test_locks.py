@@ -19,6 +19,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from rlt_data import locks
 from rlt_data.errorlog import ErrorLog
 from rlt_data.errors import RunFolderError
+from rlt_data.provenance import run_log
 from rlt_data.store import Run, TableWriter
 from rlt_data.tables import to_table
 from tests.made_runs import trace
@@ -113,6 +114,7 @@ def test_a_file_lock_that_was_copied_along_is_no_obstacle(run: Run, files: Memor
         lambda run: ErrorLog(run, "generate").add("k", "reason", None),
         lambda run: replace(run, "traces"),
         lambda run: append(run, "traces"),
+        lambda run: log(run, "a line"),
     ],
 )
 def test_a_writer_that_lost_its_lock_stops_before_it_writes(
@@ -130,6 +132,11 @@ def test_a_writer_that_lost_its_lock_stops_before_it_writes(
 def append(run: Run, table: str) -> None:
     with TableWriter(run, table) as writer:
         writer.append(0, trace("q", 0))
+
+
+def log(run: Run, line: str) -> None:
+    with run_log(run):
+        logging.getLogger("rlt_data").warning(line)
 
 
 def replace(run: Run, table: str) -> None:

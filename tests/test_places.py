@@ -178,12 +178,12 @@ def test_a_folder_in_a_store_that_is_not_made_whole_says_so(monkeypatch: pytest.
 def test_lines_come_to_the_end_of_a_file_also_after_an_error() -> None:
     MemoryFileSystem.store.clear()
     log = place("memory://run/run.log")
-    with appending(log) as file:
+    with appending(log, before=lambda: None) as file:
         file.write_text("one\n")
-    with pytest.raises(ZeroDivisionError), appending(log) as file:
+    with pytest.raises(ZeroDivisionError), appending(log, before=lambda: None) as file:
         file.write_text("two\n")
         raise ZeroDivisionError
-    with appending(log):
+    with appending(log, before=lambda: None):
         pass
     assert MemoryFileSystem().cat_file("/run/run.log") == b"one\ntwo\n"
 
