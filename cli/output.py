@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import unicodedata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -20,6 +19,7 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
     import polars as pl
 
     from rlt_data.inputs import CheckReport
+    from rlt_data.places import Place
     from rlt_data.provenance import StepSummary
     from rlt_data.settings import FineTuneSettings, PolicySettings, TrainingSettings
     from rlt_data.steps.distill import DistillSummary
@@ -47,7 +47,7 @@ def print_step(rows: str, summary: StepSummary) -> int:
     return _failures(summary.run, summary.failed)
 
 
-def _failures(run: Path, failed: int) -> int:
+def _failures(run: Place, failed: int) -> int:
     if not failed:
         return 0
     _console.print(f"the reasons are in {escape(str(run / 'errors.jsonl'))}; --retry-errors runs those rows again")

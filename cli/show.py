@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,7 +14,7 @@ def add_to(app: typer.Typer) -> None:
 
     @app.command()
     def show(
-        run: Annotated[Path, typer.Argument(help="Run folder.")],
+        run: Annotated[str, typer.Argument(help="Run folder, or its URL.")],
         key: Annotated[
             str | None, typer.Argument(help="Id of a trace or question (its beginning will do), or the input's id.")
         ] = None,
@@ -27,7 +26,7 @@ def add_to(app: typer.Typer) -> None:
         finish(lambda: _show(run, key, ends))
 
 
-def _show(path: Path, key: str | None, ends: bool) -> None:
+def _show(path: str, key: str | None, ends: bool) -> None:
     from rlt_data.cli.output import print_question
     from rlt_data.steps.browse import find
     from rlt_data.store import Run

@@ -2,12 +2,16 @@
 
 One line per failure: ``key`` (of the row, or of the question where none of its rows can be made), ``step``,
 ``reason``, ``attempts``, ``source_id``. The latest line of a key and step counts; a torn last line is ignored.
+
+On a disk a line is appended as soon as a row fails. To what is in a store nothing can be appended, so the file is
+written anew there, now and then and at the end; a row whose line a kill took is tried again.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +19,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rlt_data.store import Run, disk_errors, write_file
+from rlt_data.errors import RunFolderError
+from rlt_data.places import Place, disk_errors, read_bytes, refusal
+from rlt_data.store import FLUSH_SECONDS, Run
 from rlt_data.tables import KEYS, TABLE_OF_STEP
+
+#: Name of the file in the run's folder.
+NAME = "errors.jsonl"
 
 
 class ErrorLog:
@@ -29,12 +38,13 @@ class ErrorLog:
     """
 
     def __init__(self, run: Run, step: str, *, retry: bool = False) -> None:
-        self._path = run.path / "errors.jsonl"
+        self._run = run
+        self._path = run.path / NAME
         self._step = step
         self._entries = _latest(self._path)
         self._retry = {key for at, key in self._entries if at == step} if retry else set()
         self._changed = False
-        self._torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
+        self._write_again_at = 0.0
 
     def __len__(self) -> int:
         """Count the rows of this step that have failed and not been made since."""
@@ -49,18 +59,16 @@ class ErrorLog:
         return key in self._retry
 
     def add(self, key: str, reason: str, source_id: str | None) -> None:
-        """Note a failure, durably."""
+        """Note a failure, on a disk durably."""
         attempts = self._entries.get((self._step, key), {}).get("attempts", 0) + 1
         entry = {"key": key, "step": self._step, "reason": reason, "attempts": attempts, "source_id": source_id}
         self._entries[self._step, key] = entry
         self._retry.discard(key)
-        with disk_errors(self._path), self._path.open("a", encoding="utf-8") as file:
-            if self._torn:
-                file.write("\n")
-                self._torn = False
-            file.write(_line(entry))
-            file.flush()
-            os.fsync(file.fileno())
+        if isinstance(self._path, Path):
+            _append(self._path, entry)
+        else:
+            self._changed = True
+            self._write_now_and_then()
 
     def resolve(self, key: str) -> None:
         """Note that a row that failed before has been made."""
@@ -69,14 +77,22 @@ class ErrorLog:
             self._changed = True
 
     def close(self) -> None:
-        """Write the file anew if rows in it have been made since."""
+        """Write the file anew if rows in it have been made since, or lines are missing there."""
         if self._changed:
-            _write_whole(self._path, self._entries.values())
+            _write_whole(self._run, self._entries.values())
+            self._changed = False
+
+    def _write_now_and_then(self) -> None:
+        began = time.monotonic()
+        if began >= self._write_again_at:
+            self.close()
+            took = time.monotonic() - began
+            self._write_again_at = began + max(FLUSH_SECONDS, 10 * took)  # a long file must not take all of the time
 
 
 def failures(run: Run) -> list[dict[str, Any]]:
     """Return the latest entry of every row that is in errors.jsonl."""
-    return list(_latest(run.path / "errors.jsonl").values())
+    return list(_latest(run.path / NAME).values())
 
 
 def carry_failures(run: Run, sources: Sequence[Run]) -> int:
@@ -86,7 +102,7 @@ def carry_failures(run: Run, sources: Sequence[Run]) -> int:
     """
     entries: dict[tuple[str, str], dict[str, Any]] = {}
     for source in reversed(sources):
-        entries |= _latest(source.path / "errors.jsonl")
+        entries |= _latest(source.path / NAME)
     for step, table in TABLE_OF_STEP.items():
         failed = pa.array([key for at, key in entries if at == step], pa.string())
         for part in run.parts(table) if len(failed) else ():
@@ -94,26 +110,42 @@ def carry_failures(run: Run, sources: Sequence[Run]) -> int:
                 for key in column.filter(pc.is_in(column, value_set=failed)).to_pylist():
                     entries.pop((step, key), None)
     if entries:
-        _write_whole(run.path / "errors.jsonl", entries.values())
+        _write_whole(run, entries.values())
     return len(entries)
 
 
-def _latest(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
+def _latest(path: Place) -> dict[tuple[str, str], dict[str, Any]]:
     entries: dict[tuple[str, str], dict[str, Any]] = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-                entries[entry["step"], entry["key"]] = entry
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue  # torn by a kill; the row is still owed
+    try:
+        lines = read_bytes(path).decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read: {refusal(error)}") from None
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            entries[entry["step"], entry["key"]] = entry
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue  # torn by a kill; the row is still owed
     return entries
+
+
+def _append(path: Path, entry: dict[str, Any]) -> None:
+    with disk_errors(path), path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":  # torn by a kill
+                file.write(b"\n")
+        file.write(_line(entry).encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _line(entry: dict[str, Any]) -> str:
     return json.dumps(entry) + "\n"
 
 
-def _write_whole(path: Path, entries: Iterable[dict[str, Any]]) -> None:
+def _write_whole(run: Run, entries: Iterable[dict[str, Any]]) -> None:
     text = "".join(_line(entry) for entry in entries)
-    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    run.write_file(NAME, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlt_data.formats import ChatTemplate, Format, load_format, own_format
+from rlt_data.places import Place, disk_errors
 from rlt_data.settings import Settings, parse_settings
-from rlt_data.store import Run, disk_errors
+from rlt_data.store import Run
 
 if TYPE_CHECKING:  # at run time this module must not cost an import of torch
     from rlt_data.engines import Checkpoint, Model
@@ -37,7 +38,7 @@ class StepSummary:
         seconds: time spent on them, models loaded.
     """
 
-    run: Path
+    run: Place
     rows: int
     new: int
     failed: int
@@ -94,13 +95,14 @@ def default_run(input: str, model: str) -> Path:
 
 @contextmanager
 def run_log(run: Run) -> Iterator[None]:
-    """Write what the library logs into the run's run.log, with the time."""
-    with disk_errors(run.path):
-        handler = logging.FileHandler(run.path / "run.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
+    """Write what the library logs into the run's run.log, with the time; into that of a store at the end."""
+    with run.appending("run.log") as file:
+        with disk_errors(run.path):
+            handler = logging.FileHandler(file, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            handler.close()

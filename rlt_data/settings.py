@@ -12,9 +12,19 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from rlt_data.errors import SettingsError
+from rlt_data.places import is_url
 
 
 class Settings(BaseModel):
@@ -27,6 +37,8 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 
 #: What a model can be named by.
 MODEL_HELP = "Hub id, folder, GGUF file, gemma-3-270m, or nano."
+#: What a run can be named by.
+RUN_HELP = "Run folder, or its URL such as s3://bucket/run"
 
 INPUT, MODEL, ENGINE, OUTPUT = "Input", "Model", "Engine", "Output"
 REWARD, SAMPLING, TRAINING = "Reward", "Sampling", "Training"
@@ -40,6 +52,16 @@ def _nano(role: str) -> BeforeValidator:
 StudentName = Annotated[str, _nano("student")]
 TeacherName = Annotated[str, _nano("teacher")]
 WarmTeacherName = Annotated[str, _nano("teacher-warm")]
+
+
+def _on_this_machine(name: str) -> str:
+    if is_url(name):
+        raise ValueError("takes a place on this machine; only run folders and data sets can be URLs")
+    return name
+
+
+#: Names of what can be on this machine only.
+LocalName = Annotated[str, AfterValidator(_on_this_machine)]
 
 
 def _field(default: Any, panel: str | None, help: str, **options: Any) -> Any:
@@ -232,7 +254,7 @@ class GenerateSettings(InputSettings, FormatSettings, ModelSettings, SamplingSet
     """Settings of :func:`rlt_data.steps.generate`."""
 
     teacher: TeacherName = _field(..., MODEL, MODEL_HELP)
-    out: str | None = _field(None, OUTPUT, "Run folder; default: runs/<input>-<teacher>.")
+    out: str | None = _field(None, OUTPUT, f"{RUN_HELP}; default: runs/<input>-<teacher>.")
     n: int = _field(16, SAMPLING, "Traces per question.", ge=1)
 
 
@@ -258,7 +280,7 @@ class ScoreSettings(InputSettings, FormatSettings, ModelSettings, RewardSettings
         "auto", MODEL, "trace: only those stored with the traces; compute: always a second pass."
     )
     out: str | None = _field(
-        None, OUTPUT, "Run folder; default: the input run, or runs/<input>-<student> for a file of traces."
+        None, OUTPUT, f"{RUN_HELP}; default: the input run, or runs/<input>-<student> for a file of traces."
     )
     temperature: float = _field(0.7, REWARD, "Temperature of all log-probs.", gt=0)
     served_temperature: float = _field(
@@ -298,7 +320,7 @@ class ScoreSettings(InputSettings, FormatSettings, ModelSettings, RewardSettings
 class RankSettings(Settings):
     """Settings of :func:`rlt_data.steps.rank`."""
 
-    input: str = _field(..., INPUT, "Run folder with scores.", alias="in")
+    input: str = _field(..., INPUT, f"{RUN_HELP}, with scores.", alias="in")
     by: Literal["reward", "reward_without_entropy", "r_ss", "solution_logprob_mean"] = _field(
         "reward", None, "Column of scores to rank by, larger is better."
     )
@@ -316,8 +338,8 @@ class RankSettings(Settings):
 class DistillSettings(Settings):
     """Settings of :func:`rlt_data.steps.distill`."""
 
-    input: str = _field(..., INPUT, "Run folder with ranks.", alias="in")
-    out: str | None = _field(None, OUTPUT, "Folder of the data set; default: RUN/dataset.")
+    input: str = _field(..., INPUT, f"{RUN_HELP}, with ranks.", alias="in")
+    out: str | None = _field(None, OUTPUT, "Folder of the data set, or its URL; default: RUN/dataset.")
     select: str = _field("best", None, "best, rank:K, bucket:K, top:K (the best K of a question), random, or all.")
     limit: int | None = _field(None, None, "Keep this many rows, a random draw of questions.", ge=1)
     seed: int = _field(0, None, "Seed of the draw and of --select random.")
@@ -344,8 +366,8 @@ class DistillSettings(Settings):
 class MergeSettings(Settings):
     """Settings of :func:`rlt_data.steps.merge`."""
 
-    input: tuple[str, ...] = _field(..., INPUT, "Run folder; one --in for each of the runs.", alias="in")
-    out: str = _field(..., OUTPUT, "Run folder to make.")
+    input: tuple[str, ...] = _field(..., INPUT, f"{RUN_HELP}; one --in for each of the runs.", alias="in")
+    out: str = _field(..., OUTPUT, "Run folder to make, or its URL.")
 
     @field_validator("input", mode="before")
     @classmethod
@@ -370,7 +392,7 @@ class EvaluateSettings(FormatSettings, ModelSettings, SamplingSettings):
     subset: str | None = _field(None, INPUT, "Configuration of a data set from the Hub that --in names.")
     split: str = _field("train", INPUT, "Its split, or that of a datasets folder.")
     limit: int | None = _field(None, INPUT, "Read only the first rows.", ge=1)
-    out: str | None = _field(None, OUTPUT, "Run folder; default: runs/<benchmark>-<model>.")
+    out: str | None = _field(None, OUTPUT, f"{RUN_HELP}; default: runs/<benchmark>-<model>.")
     n: int = _field(1, SAMPLING, "Samples per question.", ge=1)
     temperature: float = _field(0.0, SAMPLING, "0 takes the likeliest token; samples that differ need more.", ge=0)
 
@@ -385,7 +407,7 @@ class TrainingSettings(Settings):
     """What every training takes."""
 
     model: StudentName = _field(..., MODEL, f"Where the model begins: {MODEL_HELP}")
-    out: str = _field(..., OUTPUT, "Folder of the trained model and its checkpoints.")
+    out: LocalName = _field(..., OUTPUT, "Folder of the trained model and its checkpoints.")
     learning_rate: float = _field(1e-5, TRAINING, "Largest learning rate.", gt=0)
     schedule: Literal["cosine", "linear", "constant"] = _field("cosine", TRAINING, "How the learning rate falls.")
     warmup: float = _field(0.0, TRAINING, "Share of the steps in which the learning rate rises.", ge=0, lt=1)
@@ -539,7 +561,7 @@ class TrainSolverSettings(PolicySettings):
 class CountdownSettings(Settings):
     """Settings of :func:`rlt_data.steps.countdown`."""
 
-    out: str = _field(..., OUTPUT, "JSONL file to write.")
+    out: LocalName = _field(..., OUTPUT, "JSONL file to write.")
     rows: int = _field(1000, OUTPUT, "Problems to make.", ge=1)
     split: Literal["train", "test"] = _field("train", OUTPUT, "Problems of this split; the two never share one.")
     test_share: float = _field(0.2, OUTPUT, "Share of all problems that belong to the test split.", gt=0, lt=1)
@@ -564,7 +586,7 @@ class CountdownSettings(Settings):
 class PipelineSettings(Settings):
     """One YAML file for the whole way; each section holds the flags of its command as keys."""
 
-    out: str = Field(description="Run folder.")
+    out: str = Field(description=f"{RUN_HELP}.")
     generate: GenerateSettings | None = None
     score: ScoreSettings | None = None
     rank: RankSettings | None = None

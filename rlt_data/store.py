@@ -6,9 +6,10 @@
     RUN/errors.jsonl                   rows that failed
     RUN/run.log                        what happened when
 
-Every file is written under another name, synchronised to disk and renamed, so no reader ever meets half a file and
-``kill -9`` costs at most the seconds since the last rename. When all rows of a part are there, its journal is merged
-into the part. A kill between the two leaves rows in both places; reading takes each key once.
+Every file appears whole: written under another name, synchronised to disk and renamed, or uploaded to a store. So no
+reader ever meets half a file, and ``kill -9`` costs at most the seconds since the last one. When all rows of a part are
+there, its journal is merged into the part. A kill between the two leaves rows in both places; reading takes each key
+once. What is different where the folder is in a store is in places.py, and in the modules that it names.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import threading
 import uuid
 from collections import defaultdict
@@ -26,18 +26,37 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import filelock
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from rlt_data.errors import DiskError, RunFolderError
+from rlt_data.listing import listing_of, part_name
+from rlt_data.locks import held
+from rlt_data.parquet import count_rows, read_rows, write_rows
+from rlt_data.places import (
+    Place,
+    appending,
+    copy_file,
+    disk_errors,
+    exists,
+    is_folder,
+    json_writer,
+    new_folder,
+    place,
+    read_bytes,
+    refusal,
+    remove_empty,
+    remove_folder,
+    write_file,
+)
 from rlt_data.tables import KEYS, QUESTIONS_PER_PART, SCHEMAS, TABLE_OF_STEP, VERSION, to_table
 
 #: Seconds between two writes of the journal: well under the five that a finished row may be at risk.
 FLUSH_SECONDS = 2.0
 #: Rows in memory that are written without waiting for the clock.
 FLUSH_ROWS = 4096
+#: How often a part is read again because a file of it was merged into another one.
+_READINGS = 5
 
 
 def content_hash(*parts: Any) -> str:
@@ -47,17 +66,19 @@ def content_hash(*parts: Any) -> str:
 
 
 class Run:
-    """A run folder on the local disk.
+    """A run folder, on the local disk or in a store.
 
     Args:
-        path: the folder.
+        path: the folder, or its URL.
 
     Raises:
-        RunFolderError: the folder was written by a newer layout.
+        RunFolderError: the folder was written by a newer layout, or the URL leads nowhere.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Place) -> None:
+        self.path = place(path)
+        self._listing = listing_of(self.path)
+        self._check_lock: Callable[[], None] = _unlocked
         info = self.info
         if info.get("version", VERSION) != VERSION:
             raise RunFolderError(
@@ -65,22 +86,24 @@ class Run:
             )
 
     @classmethod
-    def existing(cls, path: str | Path) -> Run:
+    def existing(cls, path: str | Place) -> Run:
         """Open a run folder that must be there.
 
         Raises:
             RunFolderError: there is no folder, or it is not a run.
         """
-        folder = Path(path)
-        if not folder.is_dir():
-            raise RunFolderError(f"{path}: no such run folder")
-        if not (folder / "run.json").is_file():
-            raise RunFolderError(f"{path}: not a run folder (it has no run.json)")
-        return cls(folder)
+        folder = place(path)
+        try:
+            if exists(folder / "run.json"):
+                return cls(folder)
+            wrong = "not a run folder (it has no run.json)" if is_folder(folder) else "no such run folder"
+        except OSError as error:
+            wrong = f"cannot be read: {refusal(error)}"
+        raise RunFolderError(f"{path}: {wrong}")
 
     @staticmethod
     def is_at(path: str | Path) -> bool:
-        """Whether there is a run folder that can be reached."""
+        """Whether there is a run folder on the disk that can be reached."""
         try:
             return (Path(path) / "run.json").is_file()
         except OSError:
@@ -88,29 +111,20 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for writing; the lock ends with the process, however that ends.
+        """Hold the folder for writing; on a disk the lock ends with the process, however that ends.
+
+        In a store it ends some time after a process that was killed (see locks.py).
 
         Raises:
             RunFolderError: another process holds it.
             DiskError: the folder cannot be made or written.
         """
-        with disk_errors(self.path):
-            is_new = not self.path.exists()
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(self.path / ".lock")
+        with held(self.path) as self._check_lock:
+            self._listing.forget()
             try:
-                lock.acquire(timeout=0)
-            except filelock.Timeout:
-                raise RunFolderError(f"{self.path}: another rlt-data process is writing to this run folder") from None
-        try:
-            for leftover in self.path.rglob(".*.tmp"):
-                if leftover.is_file():
-                    leftover.unlink(missing_ok=True)
-            yield
-        finally:
-            lock.release()
-            if is_new and not any(path.name != ".lock" for path in self.path.iterdir()):
-                shutil.rmtree(self.path)  # nothing came of it: a bad input, say
+                yield
+            finally:
+                self._check_lock = _unlocked
 
     # What made the tables
 
@@ -119,11 +133,11 @@ class Run:
         """The content of run.json, empty for a new folder."""
         file = self.path / "run.json"
         try:
-            info = json.loads(file.read_text(encoding="utf-8"))
+            info = json.loads(read_bytes(file))
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except OSError as error:
-            raise RunFolderError(f"{file}: cannot be read: {error.strerror}") from None
+            raise RunFolderError(f"{file}: cannot be read: {refusal(error)}") from None
         except ValueError as error:
             raise RunFolderError(f"{file}: not JSON: {error}") from None
         if not isinstance(info, dict):
@@ -138,12 +152,12 @@ class Run:
         """Put an entry for a step into run.json; keys that are there and not in the entry stay."""
         info: dict[str, Any] = {"version": VERSION, "questions_per_part": QUESTIONS_PER_PART, "steps": {}} | self.info
         info["steps"][step] = info["steps"].get(step, {}) | entry
-        write_json(self.path / "run.json", info)
+        self.write_json("run.json", info)
 
     def refuse_other_settings(self, step: str, depends_on: dict[str, Any]) -> None:
         """Raise RunFolderError if the folder holds rows or failures of a step that were made by other settings."""
         before = self.step(step).get("depends_on", depends_on)
-        if not self.parts(TABLE_OF_STEP[step]) and not (self.path / "errors.jsonl").exists():
+        if not self.parts(TABLE_OF_STEP[step]) and not exists(self.path / "errors.jsonl"):
             return  # an earlier start came to nothing: a wrong model, say
         if before != depends_on:
             changed = changed_keys(before, depends_on)
@@ -153,17 +167,48 @@ class Run:
                 "Use the same settings to continue it, or another --out."
             )
 
+    # Files
+
+    def write_file(self, name: str, write: Callable[[Path], object]) -> None:
+        """Make a file of the run appear whole; see :func:`rlt_data.places.write_file`.
+
+        Raises:
+            RunFolderError: another process has taken the lock over.
+            DiskError: the file cannot be written.
+        """
+        path = self.path / name
+        with disk_errors(path):
+            self._check_lock()
+        write_file(path, write)
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Make a JSON file of the run appear whole; see :meth:`write_file`."""
+        self.write_file(name, json_writer(content))
+
+    @contextlib.contextmanager
+    def appending(self, name: str) -> Iterator[Path]:
+        """Hand out a file to write to the end of one of the run; see :func:`rlt_data.places.appending`."""
+        with appending(self.path / name, before=self._check_lock) as file:
+            yield file
+
+    @property
+    def logs(self) -> Path | None:
+        """Folder for what engines' processes write; None where that cannot be in the run's folder."""
+        return self.path / "logs" if isinstance(self.path, Path) else None
+
     # Tables
 
     def parts(self, table: str) -> list[int]:
-        """Return the numbers of the parts that have rows, in order."""
-        finished = {int(path.stem.removeprefix("part-")) for path in (self.path / table).glob("part-*.parquet")}
-        growing = {int(path.parent.name) for path in (self.path / "journal" / table).glob("*/*.parquet")}
-        return sorted(finished | growing)
+        """Return the numbers of the parts that have rows, in order.
 
-    def part_file(self, table: str, part: int) -> Path:
+        Raises:
+            RunFolderError: the table is being replaced, which can be seen in a store, or the store cannot be listed.
+        """
+        return self._listing.parts(table)
+
+    def part_file(self, table: str, part: int) -> Place:
         """Return where a part's file is or will be."""
-        return self.path / table / f"part-{part:05d}.parquet"
+        return self.path / table / part_name(part)
 
     def read(self, table: str, part: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one part, journal included, each key once, in the order of questions and samples."""
@@ -171,23 +216,37 @@ class Run:
         schema = SCHEMAS[table]
         sort_by = [key] if table == "questions" else [key, "question_id", "sample_index"]
         wanted = list(dict.fromkeys([*(columns or schema.names), *sort_by]))
-        files = [path for path in (self.part_file(table, part), *self._journal(table, part)) if path.exists()]
-        pieces = [_read_file(path, wanted) for path in files]
+        files, pieces = self._pieces(table, part, wanted)
         if not pieces:
             return to_table(table, []).select(list(columns or schema.names))
         rows = pa.concat_tables(pieces)
-        if len(files) > 1 or not self.part_file(table, part).exists():
+        if files != [self.part_file(table, part)]:
             rows = self._in_order(table, part, rows)
         return rows.select(list(columns or schema.names))
 
+    def _pieces(self, table: str, part: int, columns: list[str]) -> tuple[list[Place], list[pa.Table]]:
+        """Read the files of a part as they are."""
+        whole = len(columns) == len(SCHEMAS[table])
+        for _ in range(_READINGS):
+            files = self._listing.files(table, part)
+            try:
+                return files, read_rows(files, columns, all_columns=whole)
+            except FileNotFoundError:  # the process that writes has merged a journal meanwhile
+                self._listing.forget()
+        raise self._restless(table)
+
+    def _restless(self, table: str) -> RunFolderError:
+        return RunFolderError(f"{self.path / table}: changes while it is read; read it again later")
+
     def count(self, table: str) -> int:
         """Return the number of rows of a table."""
-        return sum(
-            len(self.read(table, part, [KEYS[table]]))
-            if self._journal(table, part)
-            else pq.read_metadata(self.part_file(table, part)).num_rows
-            for part in self.parts(table)
-        )
+        files = {part: self._listing.files(table, part) for part in self.parts(table)}
+        whole = [part for part in files if files[part] == [self.part_file(table, part)]]
+        growing = sum(len(self.read(table, part, [KEYS[table]])) for part in files.keys() - whole)
+        try:
+            return growing + count_rows([self.part_file(table, part) for part in whole])
+        except FileNotFoundError:
+            raise self._restless(table) from None
 
     def keys(self, table: str, part: int) -> set[str]:
         """Return the keys of the rows that a part has."""
@@ -195,52 +254,44 @@ class Run:
 
     def write_part(self, table: str, part: int, rows: pa.Table) -> None:
         """Write a whole part, in place of what was there."""
-        write_file(self.part_file(table, part), lambda path: _write_parquet(path, rows))
+        self._write_rows(table, part, f"{table}/{part_name(part)}", lambda path: write_rows(path, rows))
 
     def add_segment(self, table: str, part: int, rows: pa.Table) -> None:
         """Make rows of an incomplete part durable."""
-        folder = self.path / "journal" / table / f"{part:05d}"
-        write_file(folder / f"{uuid.uuid4().hex}.parquet", lambda path: _write_parquet(path, rows))
+        name = f"journal/{table}/{part:05d}/{uuid.uuid4().hex}.parquet"
+        self._write_rows(table, part, name, lambda path: write_rows(path, rows))
+
+    def _write_rows(self, table: str, part: int, name: str, write: Callable[[Path], object]) -> None:
+        self.write_file(name, write)
+        self._listing.wrote(table, part, name)
 
     def compact(self, table: str, part: int) -> None:
         """Merge the journal of a part into its file."""
-        segments = self._journal(table, part)
-        if segments:
+        own = self.part_file(table, part)
+        journal = [file for file in self._listing.files(table, part) if file != own]
+        if journal:
             self.write_part(table, part, self.read(table, part))
-            shutil.rmtree(segments[0].parent, ignore_errors=True)
+            with disk_errors(journal[0].parent):
+                remove_folder(journal[0].parent, journal)
+            self._listing.merged(table, part)
 
     def compact_all(self, table: str) -> None:
         """Merge the journals of all parts of a table."""
         for part in self.parts(table):
             self.compact(table, part)
-        shutil.rmtree(self.path / "journal" / table, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            (self.path / "journal").rmdir()
+        remove_folder(self.path / "journal" / table, [])
+        remove_empty(self.path / "journal")
 
     @contextlib.contextmanager
     def replacing(self, table: str) -> Iterator[Callable[[int, pa.Table], None]]:
         """Write a table anew: hands out a function that writes a part, and puts all in place at the end.
 
-        The earlier table stays if anything goes wrong.
+        The earlier table stays if anything goes wrong. In a store the parts are replaced one after the other; from the
+        first to the last the table cannot be read.
         """
-        fresh = self.path / f".{table}.new.tmp"
-        earlier = self.path / f".{table}.old.tmp"
-        final = self.path / table
-        with disk_errors(fresh):
-            for leftover in (fresh, earlier):
-                shutil.rmtree(leftover, ignore_errors=True)
-            fresh.mkdir()
-            try:
-                yield lambda part, rows: _write_parquet(fresh / self.part_file(table, part).name, rows)
-                for file in fresh.iterdir():
-                    _synchronise(file)
-                if final.exists():
-                    final.rename(earlier)
-                fresh.rename(final)
-                _synchronise(self.path)
-            finally:
-                shutil.rmtree(fresh, ignore_errors=True)
-                shutil.rmtree(earlier, ignore_errors=True)
+        with new_folder(self.path / table, before_each=self._check_lock) as fresh:
+            yield lambda part, rows: write_rows(fresh / part_name(part), rows)
+        self._listing.forget()
 
     def adopt(self, table: str, source: Run) -> None:
         """Take over a table of another run, by hard links where the disk allows; parts are never changed in place."""
@@ -249,14 +300,17 @@ class Run:
 
     def adopt_part(self, table: str, part: int, source: Run, its_part: int) -> None:
         """Take over one part of another run, if that has rows of the table, as this part."""
-        mine, theirs = self.part_file(table, part), source.part_file(table, its_part)
-        if source._journal(table, its_part):
+        theirs = source._listing.files(table, its_part)
+        if theirs not in ([], [source.part_file(table, its_part)]):
             self.write_part(table, part, source.read(table, its_part))
-        elif theirs.exists() and not (mine.exists() and os.path.samefile(mine, theirs)):
-            write_file(mine, lambda path: _link(theirs, path))
+        elif theirs and not self._has_adopted(table, part, source, its_part):
+            self._write_rows(table, part, f"{table}/{part_name(part)}", lambda path: copy_file(theirs[0], path))
 
-    def _journal(self, table: str, part: int) -> list[Path]:
-        return sorted((self.path / "journal" / table / f"{part:05d}").glob("*.parquet"))
+    def _has_adopted(self, table: str, part: int, source: Run, its_part: int) -> bool:
+        mine, theirs = self.part_file(table, part), source.part_file(table, its_part)
+        if isinstance(mine, Path) and isinstance(theirs, Path):
+            return mine.exists() and os.path.samefile(mine, theirs)
+        return self._listing.files(table, part) == [mine] and self.keys(table, part) == source.keys(table, its_part)
 
     def _in_order(self, table: str, part: int, rows: pa.Table) -> pa.Table:
         first: dict[str, int] = {}
@@ -336,71 +390,10 @@ class TableWriter:
                 return
 
 
-def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Make a file appear whole: written beside its place, synchronised, renamed, the folder synchronised.
-
-    Raises:
-        DiskError: the disk is full or the folder cannot be written; nothing has changed.
-    """
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(temporary)
-            _synchronise(temporary)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        _synchronise(path.parent)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Make a JSON file appear whole; see :func:`write_file`."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
 def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return the keys under which two entries differ, in order."""
     return sorted(key for key in before | now if before.get(key) != now.get(key))
 
 
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into DiskError."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, filelock.Timeout):
-            raise
-        reason = error.strerror or str(error)
-        raise DiskError(f"cannot write {path}: {reason}. What was there before is unchanged.") from None
-
-
-def _synchronise(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def _write_parquet(path: Path, rows: pa.Table) -> None:
-    pq.write_table(rows, path, compression="zstd", row_group_size=1024)
-
-
-def _read_file(path: Path, columns: list[str]) -> pa.Table:
-    try:
-        with pq.ParquetFile(path) as file:  # read_table, which is made for many files, takes twice as long for one
-            return file.read(columns).select(columns)
-    except (pa.ArrowException, KeyError, OSError) as error:
-        raise RunFolderError(f"{path}: cannot be read as a table: {error}") from None
+def _unlocked() -> None:
+    """Stand for the lock of a run that nobody holds."""

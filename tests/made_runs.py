@@ -45,7 +45,7 @@ def trace(question: str, sample: int, reward: float | None = 0.0, **more: Any) -
     }
 
 
-def make_run(path: Path, *parts: Iterable[dict[str, Any]], format: str = "rlt") -> Run:
+def make_run(path: str | Path, *parts: Iterable[dict[str, Any]], format: str = "rlt") -> Run:
     """Make a run folder of whole parts of scored traces, the traces of a question one after the other."""
     run = Run(path)
     for part, traces in enumerate(parts):

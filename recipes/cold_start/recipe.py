@@ -96,9 +96,9 @@ def right_answers(run: Run) -> list[dict[str, Any]]:
     """Return the first right answer to each question of an evaluation, as question, solution and explanation."""
     format = recorded_format(run, "evaluate")
     assert format is not None
-    grades = pl.read_parquet(run.path / "grades" / "*.parquet").filter(pl.col("correct") & pl.col("formatted"))
-    answers = pl.read_parquet(run.path / "answers" / "*.parquet").select("answer_id", "completion")
-    asked = pl.read_parquet(run.path / "questions" / "*.parquet").select("question_id", "question")
+    grades = pl.read_parquet(f"{run.path}/grades/*.parquet").filter(pl.col("correct") & pl.col("formatted"))
+    answers = pl.read_parquet(f"{run.path}/answers/*.parquet").select("answer_id", "completion")
+    asked = pl.read_parquet(f"{run.path}/questions/*.parquet").select("question_id", "question")
     found = grades.sort("sample_index").unique("question_id", keep="first", maintain_order=True)
     joined = found.join(answers, on="answer_id").join(asked, on="question_id").sort("question_id")
     opening, closing = format.thought_tags

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from rlt_data.errors import InputError, first_line
+from rlt_data.places import is_url
 from rlt_data.settings import InputSettings
 
 #: A longer line ends the reading; it is no row of a data set.
@@ -62,6 +63,8 @@ def input_digest(settings: InputSettings) -> str | None:
 
 def _records(settings: InputSettings) -> Iterator[Record]:
     path = Path(settings.input)
+    if is_url(settings.input):
+        raise InputError(f"{settings.input}: rows are read from this machine; only run folders can be URLs")
     with _readable(path):
         is_folder, is_there = path.is_dir(), path.exists()
     if is_folder:

@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import math
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -29,12 +28,13 @@ import pyarrow.parquet as pq
 from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.formats import Format, Views, encode
 from rlt_data.formats.views import read_completion, student_message
+from rlt_data.places import Place, disk_errors, is_unfinished, names_in, new_folder, place
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.provenance import recorded_format
 from rlt_data.settings import DistillSettings, ModelSettings
 from rlt_data.steps.rank import PARTS_AT_A_TIME
 from rlt_data.steps.shapes import PROVENANCE, SHAPES, dataset_card, schema_of
-from rlt_data.store import Run, content_hash, disk_errors
+from rlt_data.store import Run, content_hash
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class DistillSummary:
         seconds: time spent.
     """
 
-    out: Path
+    out: Place
     rows: int = 0
     questions: int = 0
     malformed: int = 0
@@ -87,40 +87,31 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
     format = recorded_format(run, "score")
     if format is None:
         raise RunFolderError(f"{run.path}: run.json does not say in which format the traces were scored")
-    out = Path(settings.out) if settings.out else run.path / "dataset"
+    out = place(settings.out) if settings.out else run.path / "dataset"
     summary = DistillSummary(out)
     selection = _Selection(run, settings, format, summary)
     chosen = selection.chosen(progress)
     if settings.limit:
         chosen = _limited(chosen, settings.limit, settings.seed)
-    temporary, earlier = out.parent / f".{out.name}.new.tmp", out.parent / f".{out.name}.old.tmp"
     with disk_errors(out):
         _refuse_other_content(out)
-        for leftover in (temporary, earlier):
-            shutil.rmtree(leftover, ignore_errors=True)
-        (temporary / "data").mkdir(parents=True)
-        try:
+        with new_folder(out) as fresh:
+            (fresh / "data").mkdir()
             with task(progress, "distill", len(run.parts("ranks"))):
-                digest = _write(temporary, selection, chosen)
+                digest = _write(fresh, selection, chosen)
             if not summary.rows:
                 raise SettingsError(
                     f"--select {settings.select}: no trace of {run.path} can be taken ({_why(summary)})"
                 )
             summary.seconds = time.monotonic() - began
-            _describe(temporary, run, settings, format, summary, digest)
-            if out.exists():
-                out.rename(earlier)
-            temporary.rename(out)
-            shutil.rmtree(earlier, ignore_errors=True)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _describe(fresh, run, settings, format, summary, digest)
     return summary
 
 
-def _refuse_other_content(out: Path) -> None:
-    if not out.exists():
-        return
-    names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
+def _refuse_other_content(out: Place) -> None:
+    if is_unfinished(out):
+        return  # ours, from a process that was killed
+    names = names_in(out)
     if names and ("distill.json" not in names or names - _CONTENT):
         others = ", ".join(sorted(names - _CONTENT)[:3]) or "no distill.json"
         raise RunFolderError(f"{out}: is there already and holds something else ({others}); choose another --out")

@@ -13,7 +13,6 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from math import comb
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +22,12 @@ from rlt_data.engines import Model, Sample, open_model
 from rlt_data.errors import SettingsError
 from rlt_data.formats import Format, Views
 from rlt_data.inputs import ingest
+from rlt_data.places import Place
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.provenance import choose_format, default_run, run_log, step_entry
 from rlt_data.settings import EvaluateSettings, InputSettings
 from rlt_data.steps.sampling import SamplingTask, Wanted, sample_questions
-from rlt_data.store import Run, TableWriter, content_hash, write_json
+from rlt_data.store import Run, TableWriter, content_hash
 from rlt_data.tasks.benchmarks import BENCHMARKS, Benchmark, BenchmarkReader
 from rlt_data.tasks.grading import Grade, Grader, final_answer
 
@@ -59,7 +59,7 @@ class Evaluation:
         mean_tokens: mean length of the answers.
     """
 
-    run: Path
+    run: Place
     benchmark: str
     model: str
     questions: int
@@ -87,9 +87,9 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
     """
     benchmark = BENCHMARKS[settings.benchmark]
     source = _source(settings, benchmark)
+    run = Run(settings.out or default_run(settings.benchmark, settings.model))
     model = open_model(settings.model, settings)
     format = choose_format(settings.format, model.checkpoint, model.template)
-    run = Run(settings.out or default_run(settings.benchmark, settings.model))
     depends_on = {
         "model": model.identity.fingerprint,
         "dtype": model.identity.dtype,
@@ -102,7 +102,7 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
     with run.locked(), Grader() as grader, closing(model):
         run.refuse_other_settings("evaluate", depends_on)
         ingest(run, source, format, traces=False, reader=lambda first: BenchmarkReader(benchmark, settings, first))
-        model.load(run.path / "logs")
+        model.load(run.logs)
         run.record("evaluate", {"depends_on": depends_on, **step_entry(settings, format, {"model": model})})
         with run_log(run):
             work = _sampling_task(settings, model, format, content_hash(depends_on))
@@ -111,7 +111,7 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
             found = _figures(run, settings, sampled.failed)
             logger.info("evaluate: accuracy %.4f of %d answers", found.accuracy, found.answers)
         figures = {name: value for name, value in asdict(found).items() if name != "run"}
-        write_json(run.path / "evaluation.json", figures)
+        run.write_json("evaluation.json", figures)
     return found
 
 

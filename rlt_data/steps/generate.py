@@ -26,14 +26,14 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
     Raises:
         RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
     """
+    run = Run(settings.out or default_run(settings.input, settings.teacher))
     model = open_model(settings.teacher, settings)
     format = choose_format(settings.format, model.checkpoint, model.template)
-    run = Run(settings.out or default_run(settings.input, settings.teacher))
     depends_on = _dependencies(settings, model, format)
     with run.locked(), closing(model):
         run.refuse_other_settings("generate", depends_on)
         ingest(run, settings, format, traces=False)
-        model.load(run.path / "logs")
+        model.load(run.logs)
         run.record("generate", {"depends_on": depends_on, **step_entry(settings, format, {"teacher": model})})
         with run_log(run):
             task = _task(settings, model, format, content_hash(depends_on))

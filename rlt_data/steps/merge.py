@@ -16,12 +16,10 @@ it is becomes a hard link. Places take 4 bytes for each question of each run, an
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -35,10 +33,11 @@ import pyarrow.compute as pc
 
 from rlt_data.errorlog import carry_failures, failures
 from rlt_data.errors import RunFolderError, SettingsError
+from rlt_data.places import Place, disk_errors, exists, is_unfinished, new_folder, place, writable
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.provenance import versions
 from rlt_data.settings import MergeSettings
-from rlt_data.store import Run, changed_keys, disk_errors
+from rlt_data.store import Run, changed_keys
 from rlt_data.tables import KEYS, QUESTIONS_PER_PART, SCHEMAS, TABLE_OF_STEP
 
 #: Tables that are united.
@@ -61,7 +60,7 @@ class MergeSummary:
         seconds: time spent.
     """
 
-    run: Path
+    run: Place
     runs: int
     rows: dict[str, int]
     repeated: dict[str, int]
@@ -81,16 +80,17 @@ def merge(settings: MergeSettings, progress: Progress = SILENT) -> MergeSummary:
         DiskError: the merged run cannot be written.
     """
     began = time.monotonic()
-    out = Path(settings.out)
+    out = place(settings.out)
     runs = [Run.existing(path) for path in settings.input]
     _refuse_wrong_folders(runs, out)
     with ExitStack() as locks:
         for run in runs:
-            if os.access(run.path, os.W_OK):  # else its lock cannot be taken, and nobody here can write to it either
+            if writable(run.path):  # else its lock cannot be taken, and nobody here can write to it either
                 locks.enter_context(run.locked())
         entries = _common_entries(runs)
-        with _appearing(out) as merged:
-            _unite(runs, merged, progress)
+        with new_folder(out, replace=False) as folder:
+            merged = Run(folder)
+            _unite(runs, merged, folder / "held", progress)
             failed = carry_failures(merged, runs)
             made, read = _counts(merged), [_counts(run) for run in runs]
             _record(merged, entries, made, [_source(run, rows) for run, rows in zip(runs, read, strict=True)])
@@ -102,32 +102,18 @@ def _counts(run: Run) -> dict[str, int]:
     return {table: run.count(table) for table in TABLES}
 
 
-def _refuse_wrong_folders(runs: list[Run], out: Path) -> None:
-    places: dict[Path, Run] = {}
+def _refuse_wrong_folders(runs: list[Run], out: Place) -> None:
+    known: dict[Place, Run] = {}
     for run in runs:
-        place = run.path.resolve()
-        if place in places:
-            raise SettingsError(f"--in: {places[place].path} and {run.path} are the same folder; name each run once")
-        if place in out.resolve().parents:
+        folder = run.path.resolve()
+        if folder in known:
+            raise SettingsError(f"--in: {known[folder].path} and {run.path} are the same folder; name each run once")
+        if folder in out.resolve().parents:
             raise SettingsError(f"--out: {out} lies in {run.path}, which is merged; name a folder beside it")
-        places[place] = run
+        known[folder] = run
     with disk_errors(out):
-        if out.exists():
+        if exists(out) and not is_unfinished(out):
             raise RunFolderError(f"{out}: is there already; runs are merged into a new folder, choose another --out")
-
-
-@contextmanager
-def _appearing(out: Path) -> Iterator[Run]:
-    """Hand out a run to write, which gets its name when it is whole."""
-    fresh = out.parent / f".{out.name}.new.tmp"
-    with disk_errors(out):
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        try:
-            yield Run(fresh)
-            fresh.rename(out)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
 
 
 # What made the rows
@@ -218,12 +204,11 @@ def _digests(questions: pa.Table) -> pa.Array:
     return pa.array([hashlib.blake2b(key.encode(), digest_size=16).digest() for key in keys], pa.binary(16))
 
 
-def _unite(runs: list[Run], merged: Run, progress: Progress) -> None:
+def _unite(runs: list[Run], merged: Run, waiting_in: Path, progress: Progress) -> None:
     pieces = _pieces(runs)
     shares = Counter(part for piece in pieces for part in piece.parts)
     beginning = {part: list(some) for part, some in groupby(pieces, key=lambda piece: piece.parts[0])}
-    folder = merged.path / "held"
-    held = {table: _Held(folder / table) for table in TABLES}
+    held = {table: _Held(waiting_in / table) for table in TABLES}
     with task(progress, "merge", len(pieces)):
         for part in sorted(shares):
             for piece in beginning.get(part, ()):
@@ -236,7 +221,7 @@ def _unite(runs: list[Run], merged: Run, progress: Progress) -> None:
             for table, waiting in held.items():
                 if rows := waiting.take(part):
                     merged.write_part(table, part, _in_order(table, pa.concat_tables(rows)))
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(waiting_in, ignore_errors=True)
 
 
 def _read(run: Run, piece: _Piece, held: dict[str, _Held]) -> None:

@@ -17,11 +17,11 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 
 from rlt_data.errors import RunFolderError, SettingsError
+from rlt_data.places import Place
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import RankSettings
 from rlt_data.store import Run
@@ -48,7 +48,7 @@ class RankSummary:
         seconds: time spent.
     """
 
-    run: Path
+    run: Place
     rows: int
     questions: int
     table: pl.DataFrame

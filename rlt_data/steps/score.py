@@ -25,6 +25,7 @@ from rlt_data.errorlog import ErrorLog
 from rlt_data.errors import SettingsError
 from rlt_data.formats import Format, Views, load_format
 from rlt_data.inputs import ingest
+from rlt_data.places import is_url
 from rlt_data.progress import SILENT, Progress
 from rlt_data.provenance import StepSummary, choose_format, default_run, recorded_format, run_log, step_entry
 from rlt_data.settings import ScoreSettings
@@ -48,13 +49,13 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
     Raises:
         RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
     """
-    source = Run.existing(settings.input) if Run.is_at(settings.input) else None
+    source = Run.existing(settings.input) if is_url(settings.input) or Run.is_at(settings.input) else None
+    run = Run(settings.out or (source.path if source else default_run(settings.input, settings.student)))
     student = open_model(settings.student, settings, scoring=True)
     teacher = _open_teacher(settings, student)
     made_in = recorded_format(source, "generate") if source else None
     format = _choose_format(settings, made_in, student)
     Views(format, student.template).check()
-    run = Run(settings.out or (source.path if source else default_run(settings.input, settings.student)))
     with run.locked(), closing(student), closing(teacher or student):
         if source is None:
             ingest(run, settings, format, traces=True)
@@ -67,7 +68,7 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         if teacher and teacher is not student:
             student.share = teacher.share = 0.5
         for model in models.values():
-            model.load(run.path / "logs")
+            model.load(run.logs)
         run.record("score", {"depends_on": depends_on, **step_entry(settings, format, models)})
         with run_log(run):
             work = _Work(run, settings, student, Views(format, student.template), traces_from, content_hash(depends_on))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from rlt_data.errorlog import failures
+from rlt_data.places import Place
 from rlt_data.store import Run
 
 #: Columns of scores whose distribution is shown.
@@ -45,7 +45,7 @@ class Stats:
         steps: what run.json says of each step.
     """
 
-    run: Path
+    run: Place
     rows: dict[str, int]
     finish_reasons: dict[str, int]
     completion_tokens: int

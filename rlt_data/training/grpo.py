@@ -15,9 +15,10 @@ from rlt_data.engines.config import load_config
 from rlt_data.engines.models import Checkpoint, weights_fingerprint
 from rlt_data.errors import InputError, SettingsError
 from rlt_data.formats import Format, Tokenizer, encode
+from rlt_data.places import write_file
 from rlt_data.progress import Progress
 from rlt_data.settings import ModelSettings, PolicySettings
-from rlt_data.store import content_hash, write_file
+from rlt_data.store import content_hash
 from rlt_data.training.plan import PolicyPlan, policy_plan_of
 from rlt_data.training.rewards import Reward, Row
 from rlt_data.training.rollouts import policy_trainer
