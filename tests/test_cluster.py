@@ -37,12 +37,12 @@ def cluster() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("questions") / "questions.jsonl"
-    make_countdown(CountdownSettings(out=str(file), rows=200))
+    make_countdown(CountdownSettings(out=str(file), rows=300))
     return file
 
 
 def generate(questions: Path, run: Path, *more: Any) -> list[str]:
-    options = ("--n", "2", "--max-tokens", "60", *map(str, more))
+    options = ("--n", "4", "--max-tokens", "60", *map(str, more))
     return command("generate", "--teacher", "nano", "--in", questions, "--out", run, *options)
 
 
