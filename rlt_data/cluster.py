@@ -143,7 +143,7 @@ class RayEngine:
         """Hand out batches as there is room for them, and yield results as they come."""
         import ray
 
-        feed = ray.remote(_Feed).options(num_cpus=0, **_here()).remote()
+        feed = ray.remote(Feed).options(num_cpus=0, **_here()).remote()
         inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         arguments = self._dataset(feed), inbox
         collector = threading.Thread(target=_collect, args=arguments, name="ray-results", daemon=True)
@@ -158,17 +158,18 @@ class RayEngine:
         import ray
 
         owed: set[int] = set()
-        room, tickets, more = self._engines * (self._concurrency + _BATCHES_AHEAD), count(), True
+        room, tickets, more = self._engines * (self._concurrency + _BATCHES_AHEAD), 0, True
         asked = time.monotonic()
         while True:
             while more and len(owed) < room:
                 work = next(works, None)
                 more = work is not None
                 if more:
-                    owed.add(ticket := next(tickets))
-                    feed.put.remote(ticket, [ray.put(pickle.dumps(work))])
+                    owed.add(tickets)
+                    feed.put.remote(tickets, [ray.put(pickle.dumps(work))])
+                    tickets += 1
                 else:
-                    feed.close.remote()  # the last results come only at the end of Ray Data's input
+                    feed.close.remote(tickets)  # the last results come only at the end of Ray Data's input
             if not owed:
                 return
             try:
@@ -223,13 +224,15 @@ class RayEngine:
         )
 
 
-class _Feed:
-    """Batches that are owed, by their tickets; an actor beside the process that writes the run."""
+class Feed:
+    """Batches that are owed, by their tickets; an actor beside the process that writes the run.
+
+    Ray may run its methods in another order than they were called in, so each says by tickets what it means.
+    """
 
     def __init__(self) -> None:
-        self._batches: dict[int, Any] = {}
+        self._batches: dict[int, list[Any]] = {}  # empty where the results are there already
         self._end: int | None = None
-        self._put = 0
         self._changed = asyncio.Condition()
         self._alive = time.monotonic()
 
@@ -237,24 +240,23 @@ class _Feed:
         """Take a batch, as a list of one reference."""
         async with self._changed:
             self._batches[ticket] = batch
-            self._put = max(self._put, ticket + 1)
             self._changed.notify_all()
 
-    async def close(self) -> None:
-        """Take note that no batch comes any more."""
+    async def close(self, end: int) -> None:
+        """Take note that batches end before a ticket."""
         async with self._changed:
-            self._end = self._put
+            self._end = end
             self._changed.notify_all()
 
     async def get(self, ticket: int) -> list[Any] | None:
         """Return a batch once it is there; an empty list where its results are there already; None after the last."""
         async with self._changed:
-            await self._changed.wait_for(lambda: ticket < self._put or self._end is not None)
-            return self._batches.get(ticket, []) if ticket < self._put else None
+            await self._changed.wait_for(lambda: ticket in self._batches or ticket == self._end)
+            return self._batches.get(ticket)
 
     async def drop(self, ticket: int) -> None:
         """Forget a batch whose results are there."""
-        self._batches.pop(ticket, None)
+        self._batches[ticket] = []
 
     async def note(self) -> None:
         """Take an engine's sign of life."""
@@ -296,7 +298,7 @@ class _Runner:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Do the work of one row, and return its results as one row."""
         [ticket], [work] = batch["ticket"].tolist(), batch["work"].tolist()
-        return {"ticket": [ticket], "results": [pickle.dumps(self._problem or (self._answer(work) if work else []))]}
+        return {"ticket": [ticket], "results": [pickle.dumps(self._problem or (self._answer(work) if work else None))]}
 
     def _answer(self, pickled: bytes) -> list[Result] | RltDataError:
         work: Work = pickle.loads(pickled)
@@ -321,7 +323,8 @@ def _collect(dataset: Any, inbox: queue.SimpleQueue[Any]) -> None:
         for rows in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             for ticket, results in zip(rows["ticket"].to_pylist(), rows["results"].to_pylist(), strict=True):
                 found = pickle.loads(results)
-                inbox.put(found if isinstance(found, RltDataError) else (ticket, found))
+                if found is not None:  # else Ray Data ran a batch again whose results are here
+                    inbox.put(found if isinstance(found, RltDataError) else (ticket, found))
     except Exception as error:  # noqa: BLE001 - Ray wraps what went wrong on another machine in errors of its own
         inbox.put(EngineError(f"--ray: {first_line(error)}; Ray's own logs say more"))
 

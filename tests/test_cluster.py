@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from rlt_data import CountdownSettings, make_countdown
+from rlt_data.cluster import Feed
 from tests.conftest import Rlt
 from tests.killing import command, environment, run_to_end
 
@@ -106,6 +108,20 @@ def test_scores_are_those_of_one_machine(cluster: Any, alone: Path, tmp_path: Pa
     run = shutil.copytree(alone, tmp_path / "run")
     run_to_end(score(run, "--ray", cluster.address))
     assert tables(run) == tables(alone.with_name("scored"))
+
+
+def test_batches_are_handed_out_whatever_the_order_they_come_in() -> None:
+    async def hand_out() -> list[list[int] | None]:
+        feed = Feed()
+        asked = [asyncio.create_task(feed.get(ticket)) for ticket in (0, 1, 2)]
+        for come in (feed.put(1, [11]), feed.close(2), feed.put(0, [10])):
+            await asyncio.sleep(0)
+            await come
+        first = await asyncio.gather(*asked)
+        await feed.drop(0)
+        return [*first, await feed.get(0), await feed.get(1)]
+
+    assert asyncio.run(hand_out()) == [[10], [11], None, [], [11]]
 
 
 def test_mistakes(cluster: Any, questions: Path, tmp_path: Path, rlt: Rlt, monkeypatch: pytest.MonkeyPatch) -> None:
