@@ -21,25 +21,25 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import chain, count
-from typing import Any
+from itertools import count
+from typing import Any, cast
 
 from rlt_data.engines.open import Model, open_model
 from rlt_data.engines.protocol import (
     Engine,
     Failure,
     PromptRequest,
+    Result,
     Sample,
     Sampling,
     SequenceBlock,
     SequenceLogprobs,
-    SequenceRequest,
+    owed_groups,
+    owed_prompts,
 )
 from rlt_data.errors import EngineError, ModelError, RltDataError, SettingsError, first_line
 from rlt_data.settings import ModelSettings
-from rlt_data.watchdog import Pulse
-
-Result = Sample | SequenceLogprobs | Failure
+from rlt_data.watchdog import Pulse, take
 
 #: Results of a batch, about: enough that Ray's work for a batch is little, few enough to spread over many engines.
 BATCH = 64
@@ -47,7 +47,6 @@ BATCH = 64
 _BATCHES_AHEAD = 2
 #: Seconds between two signs of life of an engine that computes without finishing a batch.
 _ALIVE_SECONDS = 5.0
-_POLL_SECONDS = 0.5
 #: Seconds that Ray Data has for ending.
 _GRACE_SECONDS = 10.0
 
@@ -97,36 +96,13 @@ class RayEngine:
 
     def generate(self, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling) -> Iterator[Sample | Failure]:
         """Sample completions; see :class:`~rlt_data.engines.Engine`."""
-        prompts = (
-            PromptRequest(request.ids, owed, request.tail)
-            for request in chain.from_iterable(blocks)
-            if (owed := [sample for sample in request.samples if sample.owed])
-        )
-        batches = _batches(prompts, lambda request: len(request.samples))
-        for result in self._run(Work(batch, sampling) for batch in batches):
-            assert not isinstance(result, SequenceLogprobs)
-            yield result
+        batches = _batches(owed_prompts(blocks), lambda prompt: len(prompt.samples))
+        return cast(Iterator[Sample | Failure], self._run(Work(batch, sampling) for batch in batches))
 
     def logprobs(self, blocks: Iterable[SequenceBlock], temperature: float) -> Iterator[SequenceLogprobs | Failure]:
         """Score texts; see :class:`~rlt_data.engines.Engine`."""
-        groups = (
-            owed
-            for group in chain.from_iterable(blocks)
-            if (owed := [request for request in group if request.owed and len(request.wanted)])
-        )
-        for result in self._run(Work(batch, temperature) for batch in _batches(groups, len)):
-            assert not isinstance(result, Sample)
-            yield result
-
-    def full_kl(
-        self,
-        group: Sequence[SequenceRequest],
-        other: Engine,
-        other_group: Sequence[SequenceRequest],
-        temperature: float,
-    ) -> Iterator[SequenceLogprobs | Failure]:
-        """Refuse: whole distributions do not travel."""
-        raise ModelError("--kl full: both models must run in this process, so not with --ray")
+        batches = _batches(owed_groups(blocks), len)
+        return cast(Iterator[SequenceLogprobs | Failure], self._run(Work(batch, temperature) for batch in batches))
 
     def log_tail(self) -> str:
         """Return nothing: what engines write is in Ray's own logs, which its dashboard shows."""
@@ -159,7 +135,11 @@ class RayEngine:
 
         owed: set[int] = set()
         room, tickets, more = self._engines * (self._concurrency + _BATCHES_AHEAD), 0, True
-        asked = time.monotonic()
+
+        def look() -> None:
+            if ray.get(feed.idle.remote()) < 2 * _ALIVE_SECONDS:
+                self.pulse.note()
+
         while True:
             while more and len(owed) < room:
                 work = next(works, None)
@@ -172,15 +152,7 @@ class RayEngine:
                     feed.close.remote(tickets)  # the last results come only at the end of Ray Data's input
             if not owed:
                 return
-            try:
-                found = inbox.get(timeout=_POLL_SECONDS)
-            except queue.Empty:
-                if time.monotonic() - asked > _ALIVE_SECONDS:
-                    asked = time.monotonic()
-                    if ray.get(feed.idle.remote()) < 2 * _ALIVE_SECONDS:
-                        self.pulse.note()
-                self.pulse.check()
-                continue
+            found = take(inbox, self.pulse, look)
             if isinstance(found, Exception):
                 raise found
             self.pulse.beat()

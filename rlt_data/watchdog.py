@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rlt_data.errors import EngineError
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 #: Seconds that an engine has for ending by itself, and rows in memory for getting to disk, before the process ends.
 GRACE_SECONDS = 10.0
+_LOOK_SECONDS = 0.5
 
 
 class Pulse:
@@ -51,6 +56,25 @@ class Pulse:
     def end(self, error: EngineError) -> None:
         """Tell the engine to end: its next :meth:`beat` or :meth:`check` raises ``error``."""
         self._error = error
+
+
+def take(inbox: queue.SimpleQueue[T], pulse: Pulse, look: Callable[[], None] = lambda: None) -> T:
+    """Return the next thing of a queue, once it is there.
+
+    Args:
+        inbox: the queue, filled by other threads.
+        pulse: of the engine that waits.
+        look: called twice a second while there is nothing.
+
+    Raises:
+        EngineError: the engine has been told to end.
+    """
+    while True:
+        try:
+            return inbox.get(timeout=_LOOK_SECONDS)
+        except queue.Empty:
+            look()
+            pulse.check()
 
 
 @contextmanager

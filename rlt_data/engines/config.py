@@ -25,6 +25,11 @@ def load_config(checkpoint: Checkpoint, settings: ModelSettings) -> Any:
         raise ModelError(f"{checkpoint.name}: its configuration cannot be loaded: {first_line(error)}") from None
 
 
+def longest_text(config: Any) -> int:
+    """Return the most tokens of a text by a configuration; without any limit, what 32 bits hold."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31 - 1)
+
+
 def pick_device(name: str) -> torch.device:
     """Turn ``--device`` into a device that is there.
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import cast
 
-from rlt_data.engines.config import load_config, pick_device, pick_dtype
+from rlt_data.engines.config import load_config, longest_text, pick_device, pick_dtype
 from rlt_data.engines.models import (
     Checkpoint,
     find_checkpoint,
@@ -70,8 +70,7 @@ class Model:
     @property
     def context_length(self) -> int:
         """The most tokens of a text, as the checkpoint's configuration and the settings have it."""
-        config = load_config(self.checkpoint, self.settings).get_text_config()
-        longest = int(getattr(config, "max_position_embeddings", 0) or 2**31 - 1)
+        longest = longest_text(load_config(self.checkpoint, self.settings))
         return min(longest, self.settings.max_model_len or longest)
 
     def load(self, logs: Path | None = None) -> None:

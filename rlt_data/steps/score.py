@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from itertools import chain, groupby, tee
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,9 @@ from rlt_data.steps.readings import StudentReading, TeacherReading, pair, read_a
 from rlt_data.steps.teacher_logprobs import TeacherLogprobs
 from rlt_data.store import Run, TableWriter, content_hash
 from rlt_data.watchdog import describe_owed, watched
+
+if TYPE_CHECKING:
+    from rlt_data.engines.transformers import TransformersEngine
 
 logger = logging.getLogger(__name__)
 
@@ -297,9 +300,11 @@ class _Work:
                     yield result
 
     def _full_kl(self, blocks: Iterator[list[list[Item]]], teacher: Engine) -> Iterator[SequenceLogprobs | Failure]:
+        # The settings let no other engines come so far.
+        teacher, student = cast("TransformersEngine", teacher), cast("TransformersEngine", self.student.engine)
         for group in chain.from_iterable(blocks):
             theirs, ours = full_kl_requests(group)
-            yield from teacher.full_kl(theirs, self.student.engine, ours, self.settings.temperature)
+            yield from teacher.full_kl(theirs, student, ours, self.settings.temperature)
 
 
 def _cut(traces: pa.Table) -> Iterator[pa.Table]:
