@@ -8,8 +8,9 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import TypeVar
 
 from rlt_data.errors import EngineError
@@ -115,10 +116,16 @@ def _watch(pulses: Sequence[Pulse], seconds: float, report: Callable[[], str], d
         return
 
 
-def describe_owed(keys: Sequence[str], log_tail: str) -> str:
+def check_nothing_owed(keys: Collection[str], log_tail: str) -> None:
+    """Raise EngineError if rows are owed after an engine has given all its results."""
+    if keys:
+        raise EngineError(f"the engine ended too early; {describe_owed(keys, log_tail)}")
+
+
+def describe_owed(keys: Collection[str], log_tail: str) -> str:
     """Say which rows are owed and how an engine's log ends; the keys go whole into the run's log."""
     logger.info("owed: %s", " ".join(keys))
-    first = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
+    first = ", ".join(islice(keys, 5)) + (", ..." if len(keys) > 5 else "")
     message = f"{len(keys)} rows were in the engine's hands ({first}; all of them in run.log)"
     return message + (f"; its log ends with:\n{indented(log_tail)}" if log_tail else "")
 

@@ -33,7 +33,7 @@ from rlt_data.steps.items import Item, full_kl_requests, score_row, student_requ
 from rlt_data.steps.readings import StudentReading, TeacherReading, pair, read_as_student
 from rlt_data.steps.teacher_logprobs import TeacherLogprobs
 from rlt_data.store import Run, TableWriter, content_hash
-from rlt_data.watchdog import describe_owed, watched
+from rlt_data.watchdog import check_nothing_owed, describe_owed, watched
 
 if TYPE_CHECKING:
     from rlt_data.engines.transformers import TransformersEngine
@@ -155,6 +155,7 @@ class _Work:
                     new, tokens = new + 1, tokens + len(item.student.wanted)
                     progress.advance(1, len(item.student.wanted))
                     self._settle(item.part, writer)
+                check_nothing_owed(self.items, self._log_tail())
         finally:
             errors.close()
             progress.finish()
@@ -168,9 +169,12 @@ class _Work:
 
     def _watched(self) -> AbstractContextManager[None]:
         def report() -> str:
-            return describe_owed(list(self.items), "\n".join(filter(None, (each.log_tail() for each in self._engines))))
+            return describe_owed(self.items, self._log_tail())
 
         return watched([engine.pulse for engine in self._engines], self.settings.stall_timeout, report)
+
+    def _log_tail(self) -> str:
+        return "\n".join(filter(None, (engine.log_tail() for engine in self._engines)))
 
     def _row(self, item: Item) -> dict[str, Any]:
         return score_row(item, self.settings, self.scored_by, per_token=self.settings.per_token)
