@@ -22,9 +22,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import count
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from rlt_data.engines.open import Model, open_model
 from rlt_data.engines.protocol import (
     Engine,
     Failure,
@@ -40,6 +39,9 @@ from rlt_data.engines.protocol import (
 from rlt_data.errors import EngineError, ModelError, RltDataError, SettingsError, first_line
 from rlt_data.settings import ModelSettings
 from rlt_data.watchdog import Pulse, take
+
+if TYPE_CHECKING:  # models open this engine, not the other way round
+    from rlt_data.engines.open import Model
 
 #: Results of a batch, about: enough that Ray's work for a batch is little, few enough to spread over many engines.
 BATCH = 64
@@ -59,21 +61,12 @@ class Work:
     how: Sampling | float
 
 
-@dataclass(frozen=True)
-class Spec:
-    """Which model the engines run; each opens it by name on its own machine."""
-
-    name: str
-    fingerprint: str
-    settings: ModelSettings
-    scoring: bool
-
-
 class RayEngine:
     """A pool of engines on a Ray cluster; an :class:`~rlt_data.engines.Engine`.
 
     Args:
-        model: the model, found and examined here; its weights are loaded by the engines.
+        model: the model, found and examined here.
+        open: opens it where an engine runs, by its name; it loads the weights.
 
     Raises:
         ModelError: Ray is not installed.
@@ -81,15 +74,16 @@ class RayEngine:
         SettingsError: the cluster is too small.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, open: Callable[[], Model]) -> None:
         self.pulse = Pulse()
         self.context_length = model.context_length
-        settings = model.settings
-        on_engine = settings.model_copy(update={"ray": None, "engines": None, "gpus_per_engine": None})
-        self._spec = Spec(model.checkpoint.name, model.identity.fingerprint, on_engine, model.scoring)
-        self._owns_connection = _connect(str(settings.ray))
+        self._fingerprint = model.identity.fingerprint
+        self._open = open
+        # Batches that an engine works on at the same time: one, where it batches within a batch alone.
+        self._concurrency = 4 if model.settings.engine == "vllm" else 1
+        self._owns_connection = _connect(str(model.settings.ray))
         try:
-            self._gpus, self._engines = _shares(settings, model.share)
+            self._gpus, self._engines = _shares(model.settings, model.share)
         except BaseException:
             self.close()
             raise
@@ -162,11 +156,6 @@ class RayEngine:
                 feed.drop.remote(ticket)
                 yield from results
 
-    @property
-    def _concurrency(self) -> int:
-        """Batches that an engine works on at the same time: one, where it batches within a batch alone."""
-        return 4 if self._spec.settings.engine == "vllm" else 1
-
     def _dataset(self, feed: Any) -> Any:
         import ray
         from ray.data import ActorPoolStrategy, DataContext
@@ -187,7 +176,7 @@ class RayEngine:
             .flat_map(_tickets, fn_kwargs={"feed": feed}, num_cpus=0, **_here())
             .map_batches(
                 _Runner,
-                fn_constructor_kwargs={"spec": self._spec, "feed": feed},
+                fn_constructor_kwargs={"open": self._open, "fingerprint": self._fingerprint, "feed": feed},
                 batch_size=1,
                 compute=pool,
                 num_cpus=1,
@@ -253,15 +242,15 @@ def _tickets(_row: dict[str, Any], feed: Any) -> Iterator[dict[str, Any]]:
 class _Runner:
     """An engine on one machine of the cluster; an actor."""
 
-    def __init__(self, spec: Spec, feed: Any) -> None:
+    def __init__(self, open: Callable[[], Model], fingerprint: str, feed: Any) -> None:
         self._feed = feed
         self._engine: Engine | None = None
         self._problem: RltDataError | None = None
         threading.Thread(target=self._give_signs, daemon=True).start()
         try:
-            model = open_model(spec.name, spec.settings, scoring=spec.scoring)
-            if model.identity.fingerprint != spec.fingerprint:
-                raise ModelError(f"{spec.name}: {os.uname().nodename} has another model under this name")
+            model = open()
+            if model.identity.fingerprint != fingerprint:
+                raise ModelError(f"{model.checkpoint.name}: {os.uname().nodename} has another model under this name")
             model.load()
             self._engine = model.engine
         except RltDataError as error:

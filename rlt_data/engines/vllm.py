@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlt_data.engines.config import load_config, longest_text, pick_device, pick_dtype
+from rlt_data.engines.config import load_config, longest_text, open_tokenizer, pick_device, pick_dtype
 from rlt_data.engines.models import Checkpoint
-from rlt_data.engines.open import open_tokenizer
 from rlt_data.engines.pool import Pool
 from rlt_data.engines.protocol import (
     Failure,
