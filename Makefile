@@ -24,8 +24,10 @@ demo: $(STAMP)
 demo-gemma: $(STAMP)
 	PATH=$(abspath $(BIN)):$$PATH sh recipes/demo/gemma.sh
 
+# Files of tests run side by side, each in processes of one thread.
+WORKERS ?= 2
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 # The core without extras, installed as users install it, with the versions of constraints/core.txt.
 CORE_VENV ?= .venv-core

@@ -1,10 +1,11 @@
 """What a trace costs beside its model: microseconds a trace with an engine that answers at once, and peak memory.
 
-    python -m benchmarks.overhead [--traces 10000 1000000] [--others 10000 50000]
+    python -m benchmarks.overhead [--traces 10000 1000000] [--long 2000] [--others 10000 50000]
 
 `generate` and `score` run with 16 traces a question: prompts, tokenisation by a real tokenizer, seeds, rows, journal,
-merging; the engine gives the same 100 tokens for every sample, and zeros for every log-prob. Microseconds are those of
-the work, peak memory that of the whole process, and every measurement is a process of its own.
+merging; the engine gives the same 100 tokens for every sample, and zeros for every log-prob. Then the same with some
+traces of 4,000 tokens. Microseconds are those of the work, peak memory that of the whole process, and every measurement
+is a process of its own.
 
 Beside it, distilabel 1.5.3 and bespokelabs-curator make as many texts, each in an environment of its own that is made
 in --environments (kept for the next time; where it cannot be made this is said and left out). distilabel's model is a
@@ -48,7 +49,9 @@ PACKAGES = {
     "distilabel": ["distilabel==1.5.3", "requests"],  # requests: distilabel imports it without asking for it
     "curator": ["bespokelabs-curator"],
 }
-TEXT = "We look at what is asked, write down what we know, and take one small step after the other. " * 5
+SENTENCE = "We look at what is asked, write down what we know, and take one small step after the other. "
+TEXT = SENTENCE * 5
+LONG = SENTENCE * 190
 
 
 class InstantEngine:
@@ -56,10 +59,10 @@ class InstantEngine:
 
     context_length = 2**20
 
-    def __init__(self) -> None:
+    def __init__(self, text: str) -> None:
         self.pulse = Pulse()
         tokenizer, _ = open_tokenizer(find_checkpoint(MODEL), ModelSettings())
-        self._text = TEXT + "<|end_of_explanation|>"
+        self._text = text + "<|end_of_explanation|>"
         self._ids = np.asarray(tokenizer(self._text, add_special_tokens=False)["input_ids"], np.int32)  # type: ignore[operator]
 
     def generate(self, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling) -> Iterator[Sample | Failure]:
@@ -88,22 +91,26 @@ class InstantEngine:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--traces", type=int, nargs="+", default=[10_000, 1_000_000])
+    parser.add_argument("--long", type=int, nargs="*", default=[2_000])
     parser.add_argument("--others", type=int, nargs="*", default=[10_000, 50_000])
     parser.add_argument("--environments", type=Path, default=Path(".venv-others"))
-    parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
-        step, traces, folder = arguments.work
-        _work(step, int(traces), Path(folder))
+        step, traces, length, folder = arguments.work
+        _work(step, int(traces), LONG if length == "long" else TEXT, Path(folder))
         return
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        for traces in arguments.traces:
-            folder = Path(temporary) / str(traces)
+        sizes = [(traces, "short") for traces in arguments.traces] + [(traces, "long") for traces in arguments.long]
+        for traces, length in sizes:
+            folder = Path(temporary) / f"{length}-{traces}"
             folder.mkdir()
             for step in ("generate", "score"):
-                command = [sys.executable, "-m", "benchmarks.overhead", "--work", step, str(traces), str(folder)]
-                rows.append(_row(f"rlt-data {step}", traces, measure(command, folder, threads=1), folder))
+                work = ["--work", step, str(traces), length, str(folder)]
+                measured = measure([sys.executable, "-m", "benchmarks.overhead", *work], folder, threads=1)
+                name = f"rlt-data {step}" + (", 4,000 tokens" if length == "long" else "")
+                rows.append(_row(name, traces, measured, folder))
         rows += _others(arguments.others, arguments.environments, Path(temporary))
     print_table(rows)
     save("overhead", {"settings": vars(arguments), "rows": rows})
@@ -114,14 +121,14 @@ def _row(what: str, traces: int, measured: Measured, folder: Path) -> dict[str, 
     return {"what": what, "traces": traces, "microseconds a trace": microseconds, "peak MB": measured.megabytes}
 
 
-def _work(step: str, traces: int, folder: Path) -> None:
+def _work(step: str, traces: int, text: str, folder: Path) -> None:
     """Run a step in this process, and write how many seconds it took."""
     from rlt_data.steps.generate import generate
     from rlt_data.steps.score import score
 
     questions = write_questions(folder / "questions.jsonl", traces // PER_QUESTION)
     run = str(folder / "run")
-    with mock.patch("rlt_data.engines.transformers.TransformersEngine.load", return_value=InstantEngine()):
+    with mock.patch("rlt_data.engines.transformers.TransformersEngine.load", return_value=InstantEngine(text)):
         if step == "generate":
             made = generate(
                 GenerateSettings(teacher=MODEL, input=str(questions), out=run, n=PER_QUESTION, format="rlt")

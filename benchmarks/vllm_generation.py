@@ -87,7 +87,7 @@ def _bare(core: VllmCore, requests: Sequence[PromptRequest], how: Sampling) -> t
     for request in requests:
         for sample in request.samples:
             prompts.append({"prompt_token_ids": request.ids.tolist()})
-            params.append(SamplingParams(**drawn(sample, how, core.context_length - len(request.ids))))
+            params.append(SamplingParams(**drawn(sample, how, how.room(request.ids, core.context_length))))
     outputs = core.llm.generate(prompts, params, use_tqdm=False)
     seconds = time.perf_counter() - began
     return sum(len(output.outputs[0].token_ids) for output in outputs), seconds

@@ -21,25 +21,27 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import chain, count
-from typing import Any
+from itertools import count
+from typing import TYPE_CHECKING, Any, cast
 
-from rlt_data.engines.open import Model, open_model
 from rlt_data.engines.protocol import (
     Engine,
     Failure,
     PromptRequest,
+    Result,
     Sample,
     Sampling,
     SequenceBlock,
     SequenceLogprobs,
-    SequenceRequest,
+    owed_groups,
+    owed_prompts,
 )
 from rlt_data.errors import EngineError, ModelError, RltDataError, SettingsError, first_line
 from rlt_data.settings import ModelSettings
-from rlt_data.watchdog import Pulse
+from rlt_data.watchdog import Pulse, take
 
-Result = Sample | SequenceLogprobs | Failure
+if TYPE_CHECKING:  # models open this engine, not the other way round
+    from rlt_data.engines.open import Model
 
 #: Results of a batch, about: enough that Ray's work for a batch is little, few enough to spread over many engines.
 BATCH = 64
@@ -47,7 +49,6 @@ BATCH = 64
 _BATCHES_AHEAD = 2
 #: Seconds between two signs of life of an engine that computes without finishing a batch.
 _ALIVE_SECONDS = 5.0
-_POLL_SECONDS = 0.5
 #: Seconds that Ray Data has for ending.
 _GRACE_SECONDS = 10.0
 
@@ -60,21 +61,12 @@ class Work:
     how: Sampling | float
 
 
-@dataclass(frozen=True)
-class Spec:
-    """Which model the engines run; each opens it by name on its own machine."""
-
-    name: str
-    fingerprint: str
-    settings: ModelSettings
-    scoring: bool
-
-
 class RayEngine:
     """A pool of engines on a Ray cluster; an :class:`~rlt_data.engines.Engine`.
 
     Args:
-        model: the model, found and examined here; its weights are loaded by the engines.
+        model: the model, found and examined here.
+        open: opens it where an engine runs, by its name; it loads the weights.
 
     Raises:
         ModelError: Ray is not installed.
@@ -82,51 +74,29 @@ class RayEngine:
         SettingsError: the cluster is too small.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, open: Callable[[], Model]) -> None:
         self.pulse = Pulse()
         self.context_length = model.context_length
-        settings = model.settings
-        on_engine = settings.model_copy(update={"ray": None, "engines": None, "gpus_per_engine": None})
-        self._spec = Spec(model.checkpoint.name, model.identity.fingerprint, on_engine, model.scoring)
-        self._owns_connection = _connect(str(settings.ray))
+        self._fingerprint = model.identity.fingerprint
+        self._open = open
+        # Batches that an engine works on at the same time: one, where it batches within a batch alone.
+        self._concurrency = 4 if model.settings.engine == "vllm" else 1
+        self._owns_connection = _connect(str(model.settings.ray))
         try:
-            self._gpus, self._engines = _shares(settings, model.share)
+            self._gpus, self._engines = _shares(model.settings, model.share)
         except BaseException:
             self.close()
             raise
 
     def generate(self, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling) -> Iterator[Sample | Failure]:
         """Sample completions; see :class:`~rlt_data.engines.Engine`."""
-        prompts = (
-            PromptRequest(request.ids, owed, request.tail)
-            for request in chain.from_iterable(blocks)
-            if (owed := [sample for sample in request.samples if sample.owed])
-        )
-        batches = _batches(prompts, lambda request: len(request.samples))
-        for result in self._run(Work(batch, sampling) for batch in batches):
-            assert not isinstance(result, SequenceLogprobs)
-            yield result
+        batches = _batches(owed_prompts(blocks), lambda prompt: len(prompt.samples))
+        return cast(Iterator[Sample | Failure], self._run(Work(batch, sampling) for batch in batches))
 
     def logprobs(self, blocks: Iterable[SequenceBlock], temperature: float) -> Iterator[SequenceLogprobs | Failure]:
         """Score texts; see :class:`~rlt_data.engines.Engine`."""
-        groups = (
-            owed
-            for group in chain.from_iterable(blocks)
-            if (owed := [request for request in group if request.owed and len(request.wanted)])
-        )
-        for result in self._run(Work(batch, temperature) for batch in _batches(groups, len)):
-            assert not isinstance(result, Sample)
-            yield result
-
-    def full_kl(
-        self,
-        group: Sequence[SequenceRequest],
-        other: Engine,
-        other_group: Sequence[SequenceRequest],
-        temperature: float,
-    ) -> Iterator[SequenceLogprobs | Failure]:
-        """Refuse: whole distributions do not travel."""
-        raise ModelError("--kl full: both models must run in this process, so not with --ray")
+        batches = _batches(owed_groups(blocks), len)
+        return cast(Iterator[SequenceLogprobs | Failure], self._run(Work(batch, temperature) for batch in batches))
 
     def log_tail(self) -> str:
         """Return nothing: what engines write is in Ray's own logs, which its dashboard shows."""
@@ -159,7 +129,11 @@ class RayEngine:
 
         owed: set[int] = set()
         room, tickets, more = self._engines * (self._concurrency + _BATCHES_AHEAD), 0, True
-        asked = time.monotonic()
+
+        def look() -> None:
+            if ray.get(feed.idle.remote()) < 2 * _ALIVE_SECONDS:
+                self.pulse.note()
+
         while True:
             while more and len(owed) < room:
                 work = next(works, None)
@@ -172,15 +146,7 @@ class RayEngine:
                     feed.close.remote(tickets)  # the last results come only at the end of Ray Data's input
             if not owed:
                 return
-            try:
-                found = inbox.get(timeout=_POLL_SECONDS)
-            except queue.Empty:
-                if time.monotonic() - asked > _ALIVE_SECONDS:
-                    asked = time.monotonic()
-                    if ray.get(feed.idle.remote()) < 2 * _ALIVE_SECONDS:
-                        self.pulse.note()
-                self.pulse.check()
-                continue
+            found = take(inbox, self.pulse, look)
             if isinstance(found, Exception):
                 raise found
             self.pulse.beat()
@@ -189,11 +155,6 @@ class RayEngine:
                 owed.remove(ticket)
                 feed.drop.remote(ticket)
                 yield from results
-
-    @property
-    def _concurrency(self) -> int:
-        """Batches that an engine works on at the same time: one, where it batches within a batch alone."""
-        return 4 if self._spec.settings.engine == "vllm" else 1
 
     def _dataset(self, feed: Any) -> Any:
         import ray
@@ -215,7 +176,7 @@ class RayEngine:
             .flat_map(_tickets, fn_kwargs={"feed": feed}, num_cpus=0, **_here())
             .map_batches(
                 _Runner,
-                fn_constructor_kwargs={"spec": self._spec, "feed": feed},
+                fn_constructor_kwargs={"open": self._open, "fingerprint": self._fingerprint, "feed": feed},
                 batch_size=1,
                 compute=pool,
                 num_cpus=1,
@@ -281,15 +242,15 @@ def _tickets(_row: dict[str, Any], feed: Any) -> Iterator[dict[str, Any]]:
 class _Runner:
     """An engine on one machine of the cluster; an actor."""
 
-    def __init__(self, spec: Spec, feed: Any) -> None:
+    def __init__(self, open: Callable[[], Model], fingerprint: str, feed: Any) -> None:
         self._feed = feed
         self._engine: Engine | None = None
         self._problem: RltDataError | None = None
         threading.Thread(target=self._give_signs, daemon=True).start()
         try:
-            model = open_model(spec.name, spec.settings, scoring=spec.scoring)
-            if model.identity.fingerprint != spec.fingerprint:
-                raise ModelError(f"{spec.name}: {os.uname().nodename} has another model under this name")
+            model = open()
+            if model.identity.fingerprint != fingerprint:
+                raise ModelError(f"{model.checkpoint.name}: {os.uname().nodename} has another model under this name")
             model.load()
             self._engine = model.engine
         except RltDataError as error:

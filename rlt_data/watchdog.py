@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
+from typing import TypeVar
 
 from rlt_data.errors import EngineError
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 #: Seconds that an engine has for ending by itself, and rows in memory for getting to disk, before the process ends.
 GRACE_SECONDS = 10.0
+_LOOK_SECONDS = 0.5
 
 
 class Pulse:
@@ -51,6 +57,25 @@ class Pulse:
     def end(self, error: EngineError) -> None:
         """Tell the engine to end: its next :meth:`beat` or :meth:`check` raises ``error``."""
         self._error = error
+
+
+def take(inbox: queue.SimpleQueue[T], pulse: Pulse, look: Callable[[], None] = lambda: None) -> T:
+    """Return the next thing of a queue, once it is there.
+
+    Args:
+        inbox: the queue, filled by other threads.
+        pulse: of the engine that waits.
+        look: called twice a second while there is nothing.
+
+    Raises:
+        EngineError: the engine has been told to end.
+    """
+    while True:
+        try:
+            return inbox.get(timeout=_LOOK_SECONDS)
+        except queue.Empty:
+            look()
+            pulse.check()
 
 
 @contextmanager
@@ -91,10 +116,16 @@ def _watch(pulses: Sequence[Pulse], seconds: float, report: Callable[[], str], d
         return
 
 
-def describe_owed(keys: Sequence[str], log_tail: str) -> str:
+def check_nothing_owed(keys: Collection[str], log_tail: str) -> None:
+    """Raise EngineError if rows are owed after an engine has given all its results."""
+    if keys:
+        raise EngineError(f"the engine ended too early; {describe_owed(keys, log_tail)}")
+
+
+def describe_owed(keys: Collection[str], log_tail: str) -> str:
     """Say which rows are owed and how an engine's log ends; the keys go whole into the run's log."""
     logger.info("owed: %s", " ".join(keys))
-    first = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
+    first = ", ".join(islice(keys, 5)) + (", ..." if len(keys) > 5 else "")
     message = f"{len(keys)} rows were in the engine's hands ({first}; all of them in run.log)"
     return message + (f"; its log ends with:\n{indented(log_tail)}" if log_tail else "")
 

@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
+from rlt_data.engines.transformers import TransformersEngine
 from rlt_data.engines.transformers.model import CausalModel
 from rlt_data.errors import EngineError
 from rlt_data.watchdog import Pulse, watched
@@ -39,6 +41,19 @@ def test_a_run_that_stands_still_ends_and_the_same_command_goes_on(
     assert 0 < made < 24
     monkeypatch.undo()
     assert f"24 traces ({24 - made} new)" in rlt(*asked).stdout
+
+
+def test_an_engine_that_loses_rows_does_not_end_the_run_well(
+    rlt: Rlt, problems: Path, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = "generate", "--teacher", tiny(), "--in", problems, "--n", 4, "--max-tokens", 8, "--out", tmp_path / "run"
+    score = "score", "--student", tiny(), "--in", tmp_path / "run"
+    for command, method, table in ((generate, "generate", "traces"), (score, "logprobs", "scores")):
+        whole = getattr(TransformersEngine, method)
+        with monkeypatch.context() as patch:
+            patch.setattr(TransformersEngine, method, lambda *given, whole=whole: islice(whole(*given), 19))
+            assert "the engine ended too early; 5 rows" in rlt(*command, code=8).stderr
+        assert f"24 {table} (5 new)" in rlt(*command).stdout
 
 
 def test_a_process_that_hangs_in_another_library_is_ended() -> None:

@@ -1,7 +1,8 @@
 """Engines run models: the protocol that steps see, and opening a model by name."""
 
+from rlt_data.engines.config import open_tokenizer
 from rlt_data.engines.models import Checkpoint, find_checkpoint
-from rlt_data.engines.open import Model, open_model, open_tokenizer
+from rlt_data.engines.open import Model, open_model
 from rlt_data.engines.protocol import (
     Engine,
     Failure,

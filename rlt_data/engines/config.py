@@ -1,4 +1,4 @@
-"""What can be known before weights are loaded: a checkpoint's configuration, the device, the type."""
+"""What can be known before weights are loaded: a checkpoint's configuration and tokenizer, the device, the type."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 
 from rlt_data.engines.models import Checkpoint
 from rlt_data.errors import ModelError, SettingsError, first_line
+from rlt_data.formats import ChatTemplate, Tokenizer
 from rlt_data.settings import ModelSettings
 
 
@@ -23,6 +24,29 @@ def load_config(checkpoint: Checkpoint, settings: ModelSettings) -> Any:
         return AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=settings.trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(f"{checkpoint.name}: its configuration cannot be loaded: {first_line(error)}") from None
+
+
+def open_tokenizer(checkpoint: Checkpoint, settings: ModelSettings) -> tuple[Tokenizer, ChatTemplate]:
+    """Load a checkpoint's tokenizer and chat template.
+
+    Raises:
+        ModelError: there is no tokenizer, or it cannot tell character offsets.
+        SettingsError: ``--chat-template`` names no file.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"{checkpoint.name}: its tokenizer cannot be loaded: {first_line(error)}") from None
+    if not tokenizer.is_fast:
+        raise ModelError(f"{checkpoint.name}: its tokenizer gives no character offsets (a fast tokenizer is needed)")
+    return cast(Tokenizer, tokenizer), ChatTemplate(tokenizer, settings.chat_template)
+
+
+def longest_text(config: Any) -> int:
+    """Return the most tokens of a text by a configuration; without any limit, what 32 bits hold."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31 - 1)
 
 
 def pick_device(name: str) -> torch.device:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import cast
 
-from rlt_data.engines.config import load_config, pick_device, pick_dtype
+from rlt_data.engines.config import load_config, longest_text, open_tokenizer, pick_device, pick_dtype
 from rlt_data.engines.models import (
     Checkpoint,
     find_checkpoint,
@@ -17,7 +16,6 @@ from rlt_data.engines.models import (
     weights_fingerprint,
 )
 from rlt_data.engines.protocol import Engine, ModelIdentity
-from rlt_data.errors import ModelError, first_line
 from rlt_data.formats import ChatTemplate, Tokenizer
 from rlt_data.settings import ModelSettings
 
@@ -52,7 +50,8 @@ class Model:
         if self.settings.ray:
             from rlt_data.cluster import RayEngine
 
-            return RayEngine(self)
+            without = self.settings.model_copy(update={"ray": None, "engines": None, "gpus_per_engine": None})
+            return RayEngine(self, partial(open_model, self.checkpoint.name, without, scoring=self.scoring))
         if self.settings.engine == "vllm":
             from rlt_data.engines.vllm import open_pool
 
@@ -70,8 +69,7 @@ class Model:
     @property
     def context_length(self) -> int:
         """The most tokens of a text, as the checkpoint's configuration and the settings have it."""
-        config = load_config(self.checkpoint, self.settings).get_text_config()
-        longest = int(getattr(config, "max_position_embeddings", 0) or 2**31 - 1)
+        longest = longest_text(load_config(self.checkpoint, self.settings))
         return min(longest, self.settings.max_model_len or longest)
 
     def load(self, logs: Path | None = None) -> None:
@@ -131,21 +129,3 @@ def _served_fingerprint(checkpoint: Checkpoint, settings: ModelSettings) -> str:
     else:
         weights = text_fingerprint(f"{checkpoint.name} {checkpoint.revision}")
     return text_fingerprint(f"{weights} {settings.served_model}") if settings.served_model else weights
-
-
-def open_tokenizer(checkpoint: Checkpoint, settings: ModelSettings) -> tuple[Tokenizer, ChatTemplate]:
-    """Load a checkpoint's tokenizer and chat template.
-
-    Raises:
-        ModelError: there is no tokenizer, or it cannot tell character offsets.
-        SettingsError: ``--chat-template`` names no file.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"{checkpoint.name}: its tokenizer cannot be loaded: {first_line(error)}") from None
-    if not tokenizer.is_fast:
-        raise ModelError(f"{checkpoint.name}: its tokenizer gives no character offsets (a fast tokenizer is needed)")
-    return cast(Tokenizer, tokenizer), ChatTemplate(tokenizer, settings.chat_template)

@@ -20,25 +20,26 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, count
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rlt_data.engines.protocol import (
-    Engine,
     Failure,
     PromptRequest,
+    Result,
     Sample,
     Sampling,
     SequenceBlock,
     SequenceLogprobs,
-    SequenceRequest,
+    owed_groups,
+    owed_prompts,
 )
-from rlt_data.engines.worker import Job, Ready, Refused, Result, Results
+from rlt_data.engines.worker import Job, Ready, Refused, Results
 from rlt_data.errors import EngineError, ModelError
-from rlt_data.watchdog import Pulse, indented
+from rlt_data.watchdog import Pulse, indented, take
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,6 @@ logger = logging.getLogger(__name__)
 #: one, and for one that has (time enough to find a job that kills engines among some thousand).
 MOST_DEATHS_AT_FIRST, MOST_DEATHS = 3, 12
 
-_POLL_SECONDS = 0.5
 _LOG_LINES = 15
 
 
@@ -112,7 +112,8 @@ class Pool:
         self.name = name
         self._lock = threading.RLock()
         self._waiting: deque[Order] = deque()
-        self._numbers = 0
+        self._numbers = count()
+        self._loaded = False
         self._failure: EngineError | None = None
         self._closed = False
         self._temporary = tempfile.TemporaryDirectory() if logs is None else None
@@ -145,35 +146,18 @@ class Pool:
                     f"{self.name}: loading made no progress for {patience:g} s (--stall-timeout); its log ends with:\n"
                     + indented(self.log_tail())
                 )
+        self._loaded = True
         self.context_length = min(worker.ready.context_length for worker in self._workers if worker.ready)
 
     def generate(self, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling) -> Iterator[Sample | Failure]:
         """Sample completions; see :class:`~rlt_data.engines.Engine`."""
-        owed = (
-            replace(request, samples=[sample for sample in request.samples if sample.owed])
-            for request in chain.from_iterable(blocks)
-        )
-        for result in self._run(Job(request, sampling) for request in owed if request.samples):
-            assert not isinstance(result, SequenceLogprobs)
-            yield result
+        jobs = (Job(prompt, sampling) for prompt in owed_prompts(blocks))
+        return cast(Iterator[Sample | Failure], self._run(jobs))
 
     def logprobs(self, blocks: Iterable[SequenceBlock], temperature: float) -> Iterator[SequenceLogprobs | Failure]:
         """Score texts; see :class:`~rlt_data.engines.Engine`."""
-        requests = chain.from_iterable(chain.from_iterable(blocks))
-        jobs = (Job(request, temperature) for request in requests if request.owed and len(request.wanted))
-        for result in self._run(jobs):
-            assert not isinstance(result, Sample)
-            yield result
-
-    def full_kl(
-        self,
-        group: Sequence[SequenceRequest],
-        other: Engine,
-        other_group: Sequence[SequenceRequest],
-        temperature: float,
-    ) -> Iterator[SequenceLogprobs | Failure]:
-        """Refuse: whole distributions do not come through a pipe."""
-        raise ModelError("--kl full: both models must run on --engine transformers")
+        jobs = (Job(request, temperature) for request in chain.from_iterable(owed_groups(blocks)))
+        return cast(Iterator[SequenceLogprobs | Failure], self._run(jobs))
 
     def log_tail(self) -> str:
         """Return the last lines that the processes wrote."""
@@ -199,23 +183,16 @@ class Pool:
                 if job is not None:
                     owed += len(job.keys)
                     self._enqueue(job, inbox)
-            self._dispatch()
             if not owed:
                 return
-            try:
-                result = inbox.get(timeout=_POLL_SECONDS)
-            except queue.Empty:
-                self._listen()
-                continue
+            yield take(inbox, self.pulse, self._look)
             owed -= 1
-            yield result
 
-    def _listen(self) -> None:
-        """Look for reasons not to wait any longer."""
+    def _look(self) -> None:
+        """Look after the processes while there is no result."""
         if self._failure:
             raise self._failure
         self._note_loading()
-        self.pulse.check()
 
     def _note_loading(self) -> None:
         """Take what a process writes while it loads its model for a sign of life."""
@@ -224,8 +201,7 @@ class Pool:
 
     def _enqueue(self, job: Job, inbox: queue.SimpleQueue[Result]) -> None:
         with self._lock:
-            self._numbers += 1
-            self._waiting.append(Order(self._numbers, job, inbox, set(job.keys)))
+            self._waiting.append(Order(next(self._numbers), job, inbox, set(job.keys)))
             self._dispatch()
 
     def _has_room(self) -> bool:
@@ -248,11 +224,11 @@ class Pool:
         self.pulse.note()
         with self._lock:
             if isinstance(message, Ready):
-                worker.ready, worker.ready_once = message, True
+                worker.ready = message
             elif isinstance(message, Refused):
                 worker.refused = message.reason
             elif isinstance(message, Results) and message.results:
-                worker.deaths, worker.most_deaths = 0, MOST_DEATHS
+                worker.deaths, worker.productive = 0, True
                 for number, result in message.results:
                     order = worker.orders.get(number)
                     if order and result.key in order.pending:
@@ -277,13 +253,14 @@ class Pool:
                 order.company = max(1, len(orders) // 2)
             self._waiting.extendleft(order for order in reversed(orders) if order.pending)
             worker.ready = None
-            worker.gone = worker.deaths >= worker.most_deaths or not worker.ready_once
+            worker.gone = worker.deaths >= worker.most_deaths or not self._loaded
             if not worker.gone:
                 worker.start()
-            elif not worker.ready_once or all(each.gone for each in self._workers):
-                times = "when it was started" if not worker.ready_once else f"{worker.deaths} times in a row"
+            elif not self._loaded or all(each.gone for each in self._workers):
+                times = f"{worker.deaths} times in a row" if self._loaded else "when it was started"
                 tail = indented("\n".join(worker.log_tail()))
                 self._failure = EngineError(f"the engine died {times}; its log ends with:\n{tail}")
+            self._dispatch()
 
 
 class Worker:
@@ -301,11 +278,10 @@ class Worker:
     ) -> None:
         self.orders: dict[int, Order] = {}
         self.ready: Ready | None = None
-        self.ready_once = False
         self.refused: str | None = None
         self.gone = False
         self.deaths = 0
-        self.most_deaths = MOST_DEATHS_AT_FIRST
+        self.productive = False
         self._pool = pool
         self._core = core
         self._environment = environment
@@ -313,6 +289,11 @@ class Worker:
         self._log_size = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+
+    @property
+    def most_deaths(self) -> int:
+        """Deaths in a row after which it is given up."""
+        return MOST_DEATHS if self.productive else MOST_DEATHS_AT_FIRST
 
     @property
     def load(self) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal, Protocol
 
 import numpy as np
@@ -51,6 +52,11 @@ class Sampling:
     max_tokens: int | None
     stop: str
 
+    def room(self, prompt: Ints, context_length: int) -> int:
+        """Return the most tokens that a sample of a prompt may have in a model's context."""
+        left = context_length - len(prompt)
+        return min(left, self.max_tokens or left)
+
 
 @dataclass(frozen=True)
 class SampleRequest:
@@ -66,6 +72,11 @@ class SampleRequest:
     key: str
     seed: int
     owed: bool = True
+
+    @property
+    def signed_seed(self) -> int:
+        """The seed for those who take signed 64-bit numbers: without its highest bit."""
+        return self.seed % 2**63
 
 
 @dataclass(frozen=True)
@@ -135,6 +146,11 @@ class SequenceRequest:
     wanted: Ints
     owed: bool = True
 
+    @property
+    def scored_ids(self) -> Ints:
+        """The tokens up to the last wanted one; those after it play no part in any log-prob."""
+        return self.ids[: int(self.wanted[-1]) + 1]
+
 
 @dataclass(frozen=True)
 class SequenceLogprobs:
@@ -144,8 +160,24 @@ class SequenceLogprobs:
     logprobs: Floats
 
 
+Result = Sample | SequenceLogprobs | Failure
+
 #: Groups of texts that share a beginning, which is computed once.
 SequenceBlock = Sequence[Sequence[SequenceRequest]]
+
+
+def owed_prompts(blocks: Iterable[Sequence[PromptRequest]]) -> Iterator[PromptRequest]:
+    """Yield the prompts with owed samples, with those alone: for engines whose results know no block."""
+    for prompt in chain.from_iterable(blocks):
+        if owed := [sample for sample in prompt.samples if sample.owed]:
+            yield replace(prompt, samples=owed)
+
+
+def owed_groups(blocks: Iterable[SequenceBlock]) -> Iterator[list[SequenceRequest]]:
+    """Yield the texts of each group that are owed and have a wanted token, likewise."""
+    for group in chain.from_iterable(blocks):
+        if owed := [request for request in group if request.owed and len(request.wanted)]:
+            yield owed
 
 
 class Engine(Protocol):
@@ -173,22 +205,6 @@ class Engine(Protocol):
         """Score texts, each returned as soon as it is done. Texts without a wanted token give no result.
 
         Last bits as in :meth:`generate`.
-        """
-        ...
-
-    def full_kl(
-        self,
-        group: Sequence[SequenceRequest],
-        other: Engine,
-        other_group: Sequence[SequenceRequest],
-        temperature: float,
-    ) -> Iterator[SequenceLogprobs | Failure]:
-        """Return KL(this model || other) over the whole vocabulary at the wanted tokens, in nats.
-
-        The two groups hold the same keys, and as many wanted tokens under each.
-
-        Raises:
-            ModelError: this engine cannot.
         """
         ...
 

@@ -22,22 +22,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlt_data.engines.config import load_config, pick_device, pick_dtype
+from rlt_data.engines.config import load_config, longest_text, open_tokenizer, pick_device, pick_dtype
 from rlt_data.engines.models import Checkpoint
-from rlt_data.engines.open import open_tokenizer
 from rlt_data.engines.pool import Pool
 from rlt_data.engines.protocol import (
     Failure,
     Floats,
     Ints,
     PromptRequest,
+    Result,
     Sample,
     SampleRequest,
     Sampling,
     SequenceLogprobs,
     SequenceRequest,
 )
-from rlt_data.engines.worker import Job, Result
+from rlt_data.engines.worker import Job
 from rlt_data.errors import ModelError, SettingsError, first_line
 from rlt_data.formats import Tokenizer
 from rlt_data.formats.spans import CONTEXT_TOKENS, decode_after
@@ -48,7 +48,6 @@ SUPPORTED = (0, 31), (0, 34)
 
 #: vLLM takes memory for log-probs of prompts that it has not planned for, in proportion to these tokens.
 _SCORING_BATCH_TOKENS = 2048
-
 
 #: Keys and values on a CPU; VLLM_CPU_KVCACHE_SPACE, in GiB, goes before it.
 _CPU_CACHE_BYTES = 2 * 2**30
@@ -139,7 +138,7 @@ def open_core(checkpoint: Checkpoint, settings: ModelSettings, scoring: bool) ->
         if not scoring:
             # A prompt computed in pieces kills vLLM 0.32 on a CPU where its samples have seeds of their own (it turns
             # back a counter that a CPU's generators lack); so a step has room for the longest one.
-            longest = settings.max_model_len or config.get_text_config().max_position_embeddings
+            longest = settings.max_model_len or longest_text(config)
             tokens = max(longest, settings.batch_tokens or 0)
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
     dtype = pick_dtype(settings.dtype, config, pick_device("auto"))
@@ -244,7 +243,6 @@ class VllmCore:
     # Samples
 
     def _add_prompt(self, number: int, request: PromptRequest, how: Sampling) -> None:
-        room = self.context_length - len(request.ids)
         prompt = _Prompt(number, request, np.full(request.tail, np.nan, np.float32))
         first = len(request.ids) - request.tail
         for place, token in enumerate(request.ids[first:].tolist()):
@@ -261,7 +259,7 @@ class VllmCore:
             )
         for sample in request.samples:
             name, done = f"{number}-{sample.key}", (self._take_sample, prompt, sample)
-            self._submit(name, request.ids, done, **drawn(sample, how, room))
+            self._submit(name, request.ids, done, **drawn(sample, how, how.room(request.ids, self.context_length)))
 
     def _take_tail(self, output: Any, prompt: _Prompt, place: int, token: int) -> list[tuple[int, Result]]:
         prompt.tail[place] = output.outputs[0].logprobs[0][token].logprob
@@ -298,7 +296,7 @@ class VllmCore:
     # Log-probs of texts
 
     def _add_text(self, number: int, request: SequenceRequest) -> None:
-        ids = request.ids[: int(request.wanted[-1]) + 1]
+        ids = request.scored_ids
         start = int(request.wanted[0]) - 1
         asked: dict[str, Any] = {"prompt_logprobs": 0}
         if self._picks_tokens:
@@ -317,13 +315,13 @@ class VllmCore:
 
 
 def drawn(sample: SampleRequest, how: Sampling, room: int) -> dict[str, Any]:
-    """Return vLLM's sampling parameters of a sample that has room for so many tokens."""
+    """Return vLLM's sampling parameters of a sample that may have so many tokens."""
     return {
-        "max_tokens": min(how.max_tokens or room, room),
+        "max_tokens": room,
         "temperature": 1.0 if how.temperature else 0.0,  # the logits are divided by it already
         "top_p": how.top_p,
         "top_k": how.top_k,
-        "seed": sample.seed % 2**63,
+        "seed": sample.signed_seed,
         "stop": [how.stop],
         "include_stop_str_in_output": True,
         "skip_special_tokens": False,

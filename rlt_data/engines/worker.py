@@ -21,10 +21,8 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from rlt_data.engines.protocol import Failure, PromptRequest, Sample, Sampling, SequenceLogprobs, SequenceRequest
+from rlt_data.engines.protocol import Failure, PromptRequest, Result, Sampling, SequenceRequest
 from rlt_data.errors import RltDataError
-
-Result = Sample | SequenceLogprobs | Failure
 
 #: Seconds between two signs of life of a core that computes without finishing anything.
 _ALIVE_SECONDS = 1.0

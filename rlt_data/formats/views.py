@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -146,14 +147,16 @@ class Views:
         self.format = format
         self.template = template
         padding = format.padding
-        self._teacher_shots = [
+        self._teacher_shots = tuple(
             (shot.question, self._prefill(shot.solution) + format.completion_of(shot.explanation))
             for shot in format.shots
-        ]
-        self._student_shots = [
+        )
+        self._student_shots = tuple(
             (shot.question, student_message(format, shot.solution, padding + shot.explanation.strip() + padding))
             for shot in format.shots
-        ]
+        )
+        #: Remembers the last few: the traces of a question come one after the other.
+        self._before = lru_cache(8)(self._render_before)
 
     def teacher_prompt(self, question: str, solution: str) -> str:
         """Return the text the teacher continues: conversation and prefill, padding included."""
@@ -190,7 +193,7 @@ class Views:
         format = self.format
         return format.solution_tags[0] + format.solution_content(solution) + format.boundary + format.padding
 
-    def _before(self, system: str, shots: Sequence[tuple[str, str]], question: str) -> str:
+    def _render_before(self, system: str, shots: Sequence[tuple[str, str]], question: str) -> str:
         messages = [{"role": "system", "content": system}]
         for asked, answered in shots:
             messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]

@@ -23,7 +23,7 @@ from rlt_data.progress import Progress
 from rlt_data.provenance import StepSummary
 from rlt_data.settings import SamplingSettings
 from rlt_data.store import Run, TableWriter, content_hash
-from rlt_data.watchdog import describe_owed, watched
+from rlt_data.watchdog import check_nothing_owed, describe_owed, watched
 
 Question = dict[str, Any]
 
@@ -127,6 +127,7 @@ class _Work:
                     self.owed[wanted.part] -= 1
                     if not self.owed[wanted.part]:
                         writer.compact(wanted.part)
+                check_nothing_owed(self.wanted, engine.log_tail())
         finally:
             errors.close()
             progress.finish()
@@ -134,7 +135,7 @@ class _Work:
         return StepSummary(self.run.path, before + new, new, len(errors), tokens, time.monotonic() - began)
 
     def _report(self) -> str:
-        return describe_owed(list(self.wanted), self.model.engine.log_tail())
+        return describe_owed(self.wanted, self.model.engine.log_tail())
 
     def _blocks(self) -> Iterator[list[PromptRequest]]:
         for part in self.run.parts("questions"):

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from itertools import chain, groupby, tee
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,10 @@ from rlt_data.steps.items import Item, full_kl_requests, score_row, student_requ
 from rlt_data.steps.readings import StudentReading, TeacherReading, pair, read_as_student
 from rlt_data.steps.teacher_logprobs import TeacherLogprobs
 from rlt_data.store import Run, TableWriter, content_hash
-from rlt_data.watchdog import describe_owed, watched
+from rlt_data.watchdog import check_nothing_owed, describe_owed, watched
+
+if TYPE_CHECKING:
+    from rlt_data.engines.transformers import TransformersEngine
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +155,7 @@ class _Work:
                     new, tokens = new + 1, tokens + len(item.student.wanted)
                     progress.advance(1, len(item.student.wanted))
                     self._settle(item.part, writer)
+                check_nothing_owed(self.items, self._log_tail())
         finally:
             errors.close()
             progress.finish()
@@ -165,9 +169,12 @@ class _Work:
 
     def _watched(self) -> AbstractContextManager[None]:
         def report() -> str:
-            return describe_owed(list(self.items), "\n".join(filter(None, (each.log_tail() for each in self._engines))))
+            return describe_owed(self.items, self._log_tail())
 
         return watched([engine.pulse for engine in self._engines], self.settings.stall_timeout, report)
+
+    def _log_tail(self) -> str:
+        return "\n".join(filter(None, (engine.log_tail() for engine in self._engines)))
 
     def _row(self, item: Item) -> dict[str, Any]:
         return score_row(item, self.settings, self.scored_by, per_token=self.settings.per_token)
@@ -297,9 +304,11 @@ class _Work:
                     yield result
 
     def _full_kl(self, blocks: Iterator[list[list[Item]]], teacher: Engine) -> Iterator[SequenceLogprobs | Failure]:
+        # The settings let no other engines come so far.
+        teacher, student = cast("TransformersEngine", teacher), cast("TransformersEngine", self.student.engine)
         for group in chain.from_iterable(blocks):
             theirs, ours = full_kl_requests(group)
-            yield from teacher.full_kl(theirs, self.student.engine, ours, self.settings.temperature)
+            yield from teacher.full_kl(theirs, student, ours, self.settings.temperature)
 
 
 def _cut(traces: pa.Table) -> Iterator[pa.Table]:

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rlt_data.engines.config import load_config
+from rlt_data.engines.config import load_config, longest_text
 from rlt_data.engines.models import Checkpoint, weights_fingerprint
 from rlt_data.errors import InputError, SettingsError
 from rlt_data.formats import Format, Tokenizer, encode
@@ -154,7 +154,7 @@ def _fitting(settings: PolicySettings, policy: Policy, config: Any) -> tuple[lis
         raise InputError(f"{settings.input}: there are no rows to train on")
     encoded = encode(policy.tokenizer, [row["prompt"] for row in policy.rows])
     lengths = {row["question_id"]: len(each) for row, each in zip(policy.rows, encoded, strict=True)}
-    context = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31)
+    context = longest_text(config)
     kept = [row for row in policy.rows if lengths[row["question_id"]] + settings.max_tokens <= context]
     longer = len(policy.rows) - len(kept)
     if longer and (not kept or not settings.leave_out_long):

@@ -25,6 +25,15 @@ def test_a_token_that_reaches_over_the_edge_is_outside() -> None:
     assert uncovered("ab c.<", 0, 5, encoding.offsets[:2]) == 2
 
 
+@given(text=texts.filter(len), ranges=st.lists(st.tuples(st.integers(2, 31), st.integers(0, 5)), max_size=6))
+def test_uncovered_characters_are_those_in_no_token(text: str, ranges: list[tuple[int, int]]) -> None:
+    start, end = 2, 2 + len(text)
+    inside = [(begin, begin + length) for begin, length in ranges if begin + length <= end]
+    seen = set().union(*(range(*each) for each in inside))
+    expected = sum(not text[at - start].isspace() for at in range(start, end) if at not in seen)
+    assert uncovered("ab" + text + "cd", start, end, np.array(inside, np.int32).reshape(-1, 2)) == expected
+
+
 def test_equal_tokenisations_pair_one_to_one() -> None:
     offsets = np.array([[0, 1], [1, 4], [4, 5]], np.int32)
     assert align(offsets, offsets) == ([(0, 1), (1, 2), (2, 3)],) * 2

@@ -11,12 +11,10 @@ from concurrent.futures import Future
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
-from rlt_data.watchdog import Pulse
+from rlt_data.watchdog import Pulse, take
 
 T = TypeVar("T")
 
-#: Seconds between two looks at whether the watchdog has ended the engine.
-_POLL_SECONDS = 0.5
 #: Seconds that jobs have for ending when the loop is closed.
 _CLOSE_SECONDS = 5.0
 
@@ -53,7 +51,8 @@ class Background:
                     future.add_done_callback(ended.put)
                 if not running:
                     return
-                future = _take(ended, pulse)
+                future = take(ended, pulse)
+                pulse.beat()
                 running.remove(future)
                 yield future.result()
         finally:
@@ -93,14 +92,3 @@ class Once(Generic[T]):
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._job())
         return self._task
-
-
-def _take(ended: queue.SimpleQueue[Future[T]], pulse: Pulse) -> Future[T]:
-    while True:
-        try:
-            future = ended.get(timeout=_POLL_SECONDS)
-        except queue.Empty:
-            pulse.check()
-        else:
-            pulse.beat()
-            return future

@@ -16,9 +16,6 @@ from rlt_data.engines.server.transport import Refusal, Trouble
 from rlt_data.formats import Tokenizer
 from rlt_data.formats.spans import CONTEXT_TOKENS, decode_after
 
-#: Servers take seeds as signed 64-bit numbers.
-_SEED_BITS = 2**63 - 1
-
 #: The most likeliest tokens that vLLM tells, unless it is started with another --max-logprobs.
 _TOP_LOGPROBS = 20
 
@@ -47,11 +44,8 @@ class Completions:
     def sample_body(self, dialect: Dialect, prompt: PromptRequest, request: SampleRequest) -> dict[str, Any]:
         """Return the parameters of one sample."""
         sampling = self.sampling
-        room = self.context_length - len(prompt.ids)
-        body = self._body(dialect, prompt.ids) | {
-            "max_tokens": min(room, sampling.max_tokens or room),
-            "seed": request.seed & _SEED_BITS,
-        }
+        room = sampling.room(prompt.ids, self.context_length)
+        body = self._body(dialect, prompt.ids) | {"max_tokens": room, "seed": request.signed_seed}
         if dialect.stop != "silent":
             body["stop"] = [sampling.stop]
         if dialect.takes_more and sampling.top_k:

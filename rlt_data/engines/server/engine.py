@@ -7,14 +7,14 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
 
-from rlt_data.engines.config import load_config
+from rlt_data.engines.config import load_config, longest_text
 from rlt_data.engines.models import Checkpoint
 from rlt_data.engines.protocol import (
-    Engine,
     Failure,
     Floats,
     Ints,
@@ -25,12 +25,14 @@ from rlt_data.engines.protocol import (
     SequenceBlock,
     SequenceLogprobs,
     SequenceRequest,
+    owed_groups,
+    owed_prompts,
 )
 from rlt_data.engines.server.background import Background, Once
 from rlt_data.engines.server.completions import Completions, find_end_tokens
 from rlt_data.engines.server.probing import Probe, refuse_different_models
 from rlt_data.engines.server.routing import Endpoint, GaveUp, Router, pause
-from rlt_data.engines.server.scoring import read_prompt_logprobs, scored_ids
+from rlt_data.engines.server.scoring import read_prompt_logprobs
 from rlt_data.engines.server.transport import Refusal, Transport
 from rlt_data.errors import ModelError
 from rlt_data.formats import Tokenizer
@@ -69,7 +71,7 @@ class ServerEngine:
         self._served_temperature = settings.served_temperature if isinstance(settings, ScoreSettings) else 1.0
         # As many requests as there are places, and a successor for each, so that none stands empty.
         self._window = 2 * settings.concurrency * len(settings.url)
-        config = load_config(checkpoint, settings).get_text_config()
+        longest = longest_text(load_config(checkpoint, settings))
         self._transport = Transport(settings)
         self._background = Background()
         try:
@@ -80,8 +82,7 @@ class ServerEngine:
             refuse_different_models(dict(zip(settings.url, served, strict=True)))
             endpoints = [Endpoint(url, each) for url, each in zip(settings.url, served, strict=True)]
             self._router = Router(self._transport, endpoints, settings.concurrency, settings.retries)
-            lengths = [getattr(config, "max_position_embeddings", None), *(each.context for each in served)]
-            self.context_length = min((length for length in lengths if length), default=2**31 - 1)
+            self.context_length = min([longest, *(each.context for each in served if each.context)])
             if scoring:
                 self._learn_scoring()
             else:
@@ -114,23 +115,8 @@ class ServerEngine:
         if temperature != self._served_temperature:
             raise ModelError(f"the servers' log-probs of prompts are at temperature {self._served_temperature:g}")
         self._learn_scoring()
-        requests = (request for block in blocks for group in block for request in group)
-        jobs = (self._score(each) for each in requests if each.owed and len(each.wanted))
+        jobs = map(self._score, chain.from_iterable(owed_groups(blocks)))
         return self._background.stream(jobs, self._window, self.pulse)
-
-    def full_kl(
-        self,
-        group: Sequence[SequenceRequest],
-        other: Engine,
-        other_group: Sequence[SequenceRequest],
-        temperature: float,
-    ) -> Iterator[SequenceLogprobs | Failure]:
-        """Refuse: servers give no whole distributions.
-
-        Raises:
-            ModelError: always.
-        """
-        raise ModelError("--kl full: compares whole distributions, which servers do not give")
 
     def log_tail(self) -> str:
         """Return what went wrong lately at each URL."""
@@ -168,12 +154,10 @@ class ServerEngine:
     def _samples(
         self, blocks: Iterable[Sequence[PromptRequest]], asked: Completions
     ) -> Iterator[Coroutine[Any, Any, Sample | Failure]]:
-        for block in blocks:
-            for prompt in block:
-                tail = Once(partial(self._tail, prompt, asked))
-                for request in prompt.samples:
-                    if request.owed:
-                        yield self._sample(prompt, request, tail, asked)
+        for prompt in owed_prompts(blocks):
+            tail = Once(partial(self._tail, prompt, asked))
+            for request in prompt.samples:
+                yield self._sample(prompt, request, tail, asked)
 
     async def _sample(
         self, prompt: PromptRequest, request: SampleRequest, tail: Once[Floats | None], asked: Completions
@@ -217,7 +201,7 @@ class ServerEngine:
             return None
 
     async def _score(self, request: SequenceRequest) -> SequenceLogprobs | Failure:
-        ids = scored_ids(request)
+        ids = request.scored_ids.tolist()
         try:
             values = await self._router.send(
                 lambda at: {"prompt": ids, **at.known_scoring}, lambda _, answer: read_prompt_logprobs(answer, ids)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rlt_data.engines.protocol import Floats, SequenceRequest
+from rlt_data.engines.protocol import Floats
 from rlt_data.engines.server.transport import Refusal
 
 #: Parameters with which servers tell log-probs of a prompt, the best way first.
@@ -19,12 +19,6 @@ SCORING_WAYS: Sequence[Mapping[str, Any]] = (
     {"temperature": 1.0, "max_tokens": 0, "echo": True, "logprobs": 0},
     {"temperature": 1.0, "max_tokens": 1, "echo": True, "logprobs": 1},
 )
-
-
-def scored_ids(request: SequenceRequest) -> list[int]:
-    """Return the tokens to send: what comes after the last wanted one plays no part."""
-    ids: list[int] = request.ids[: int(request.wanted[-1]) + 1].tolist()
-    return ids
 
 
 def read_prompt_logprobs(answer: Mapping[str, Any], ids: Sequence[int]) -> Floats:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from rlt_data.engines.models import Checkpoint
 from rlt_data.engines.protocol import (
-    Engine,
     Failure,
     PromptRequest,
     Sample,
@@ -18,7 +17,6 @@ from rlt_data.engines.protocol import (
 from rlt_data.engines.transformers.generation import Generator
 from rlt_data.engines.transformers.model import CausalModel
 from rlt_data.engines.transformers.scoring import Scorer
-from rlt_data.errors import ModelError
 from rlt_data.formats import Tokenizer
 from rlt_data.settings import ModelSettings
 
@@ -61,13 +59,14 @@ class TransformersEngine:
     def full_kl(
         self,
         group: Sequence[SequenceRequest],
-        other: Engine,
+        other: TransformersEngine,
         other_group: Sequence[SequenceRequest],
         temperature: float,
     ) -> Iterator[SequenceLogprobs | Failure]:
-        """Compare two models' distributions; see :class:`~rlt_data.engines.Engine`."""
-        if not isinstance(other, TransformersEngine):
-            raise ModelError("--kl full: teacher and student must both run on the transformers engine")
+        """Return KL(this model || other) over the whole vocabulary at the wanted tokens, in nats.
+
+        The two groups hold the same keys, and as many wanted tokens under each.
+        """
         theirs = other._scorer.hidden(other_group)
         for key, mine in self._scorer.hidden(group).items():
             if key in theirs:

@@ -116,8 +116,7 @@ class Generator:
         )
         rows, origin = [], []
         for place, request in enumerate(batch):
-            room = self._model.context_length - len(request.ids)
-            room = min(room, sampling.max_tokens or room)
+            room = sampling.room(request.ids, self._model.context_length)
             for sample in request.samples:
                 rows.append(_Row(request, sample, room, Uniforms(sample.seed)))
                 origin.append(place)

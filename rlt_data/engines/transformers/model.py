@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from rlt_data.engines.config import load_config, pick_device, pick_dtype
+from rlt_data.engines.config import load_config, longest_text, pick_device, pick_dtype
 from rlt_data.engines.models import Checkpoint
 from rlt_data.engines.transformers.cache import GrowingCache
 from rlt_data.engines.transformers.exact import linear, make_exact
@@ -103,7 +103,7 @@ class CausalModel:
     @property
     def context_length(self) -> int:
         """The most tokens a text may have."""
-        return int(getattr(self._text_config, "max_position_embeddings", 0) or 2**31 - 1)
+        return longest_text(self._text_config)
 
     @property
     def end_tokens(self) -> set[int]:

@@ -1,0 +1,279 @@
+"""Settings of the steps, the benchmarks and the whole way."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from rlt_data.settings.base import (
+    ENGINE,
+    INPUT,
+    MODEL,
+    MODEL_HELP,
+    OUTPUT,
+    REWARD,
+    RUN_HELP,
+    SAMPLING,
+    LocalName,
+    Settings,
+    StudentName,
+    TeacherName,
+    field,
+    nano,
+)
+from rlt_data.settings.engines import ModelSettings
+
+
+class InputSettings(Settings):
+    """Where rows come from and which columns hold what."""
+
+    input: str = field(
+        ...,
+        INPUT,
+        "JSONL (also .gz, .zst), JSON, CSV or Parquet file, a datasets folder, or a Hub data set id.",
+        alias="in",
+    )
+    preset: Literal[
+        "auto",
+        "question-solution",
+        "question-answer",
+        "prompt-completion",
+        "gsm8k",
+        "math",
+        "s1k",
+        "bespoke",
+        "sharegpt",
+        "messages",
+    ] = field("auto", INPUT, "Shape of the rows; auto looks at the columns.")
+    question_column: str | None = field(None, INPUT, "Column with the question.")
+    solution_column: str | None = field(None, INPUT, "Column with the solution.")
+    answer_column: str | None = field(None, INPUT, "Column with the short final answer, kept for evaluation.")
+    explanation_column: str | None = field(None, INPUT, "Column with an existing trace, without tags.")
+    completion_column: str | None = field(
+        None, INPUT, "Column with an existing trace as written, closing tag included."
+    )
+    id_column: str | None = field(None, INPUT, "Column with the row's id; becomes source_id. Default: id, if there.")
+    keep: tuple[str, ...] = field((), INPUT, "Further column to carry along as metadata; may be repeated.")
+    split: str = field("train", INPUT, "Split of a data set from the Hub or a datasets folder.")
+    subset: str | None = field(None, INPUT, "Configuration of a data set from the Hub.")
+    revision: str | None = field(None, INPUT, "Revision of a data set from the Hub.")
+    limit: int | None = field(None, INPUT, "Read only the first rows.", ge=1)
+    max_chars: int = field(200_000, INPUT, "A longer field makes its row a bad row.", ge=1)
+    skip_bad_rows: bool = field(False, INPUT, "Leave bad rows out instead of stopping.")
+
+
+class FormatSettings(Settings):
+    """How problems are shown."""
+
+    format: str = field(
+        "auto",
+        INPUT,
+        "rlt, rlt-shots, think, or a YAML file; auto: the model's own, else rlt, or rlt-shots without chat template.",
+    )
+
+
+class CheckSettings(InputSettings, FormatSettings):
+    """Settings of :func:`rlt_data.check`."""
+
+
+class SamplingSettings(Settings):
+    """How a model is sampled."""
+
+    temperature: float = field(0.7, SAMPLING, "0 takes the likeliest token.", ge=0)
+    top_p: float = field(1.0, SAMPLING, "Nucleus sampling; log-probs stay those of the whole vocabulary.", gt=0, le=1)
+    top_k: int = field(0, SAMPLING, "Sample from the k likeliest tokens; 0: from all.", ge=0)
+    max_tokens: int | None = field(None, SAMPLING, "Longest sample; default: what the context leaves.", ge=1)
+    seed: int = field(0, SAMPLING, "Every sample's own seed follows from it, the question and the sample's number.")
+    retry_errors: bool = field(False, OUTPUT, "Run only the rows that are in errors.jsonl.")
+
+    @property
+    def sampled_by(self) -> dict[str, Any]:
+        """What a sample depends on of these."""
+        return self.model_dump(include={"temperature", "top_p", "top_k", "max_tokens", "seed"})
+
+
+class GenerateSettings(InputSettings, FormatSettings, ModelSettings, SamplingSettings):
+    """Settings of :func:`rlt_data.steps.generate`."""
+
+    teacher: TeacherName = field(..., MODEL, MODEL_HELP)
+    out: str | None = field(None, OUTPUT, f"{RUN_HELP}; default: runs/<input>-<teacher>.")
+    n: int = field(16, SAMPLING, "Traces per question.", ge=1)
+
+
+class RewardSettings(Settings):
+    """How the terms of the dense reward are weighed."""
+
+    lambda_: float = field(3.0, REWARD, "Weight of the KL term.", alias="lambda", ge=0)
+    alpha: float = field(0.01, REWARD, "Weight of min and max beside the means.", ge=0)
+    kl: Literal["k1", "k3", "full"] = field(
+        "k1", REWARD, "Estimate on the sampled tokens (k1: log-ratio, k3), or over the full vocabulary."
+    )
+    missing_tag_penalty: float = field(-1.0, REWARD, "Added where the closing tag is missing.", le=0)
+
+
+class ScoreSettings(InputSettings, FormatSettings, ModelSettings, RewardSettings):
+    """Settings of :func:`rlt_data.steps.score`; ``input`` may also be a run folder."""
+
+    student: StudentName = field(..., MODEL, MODEL_HELP)
+    teacher: Annotated[str | None, nano("teacher")] = field(
+        None, MODEL, "Checkpoint for the teacher's log-probs where the traces lack them; none: score without them."
+    )
+    teacher_logprobs: Literal["auto", "trace", "compute"] = field(
+        "auto", MODEL, "trace: only those stored with the traces; compute: always a second pass."
+    )
+    out: str | None = field(
+        None, OUTPUT, f"{RUN_HELP}; default: the input run, or runs/<input>-<student> for a file of traces."
+    )
+    temperature: float = field(0.7, REWARD, "Temperature of all log-probs.", gt=0)
+    served_temperature: float = field(
+        1.0, ENGINE, "server: temperature that its log-probs of prompts are at; see docs/engines.md.", gt=0
+    )
+    per_token: bool = field(False, OUTPUT, "Keep every token's log-probs and KL as list columns.")
+    retry_errors: bool = field(False, OUTPUT, "Run only the rows that are in errors.jsonl.")
+
+    @model_validator(mode="after")
+    def _a_server_can_score_so(self) -> ScoreSettings:
+        if self.engine != "server":
+            return self
+        if self.temperature != self.served_temperature:
+            raise ValueError(
+                f"temperature: a server's log-probs of prompts know no temperature; take --temperature "
+                f"{self.served_temperature:g}, or serve a copy of the student whose head is divided by "
+                f"{self.temperature:g} and say --served-temperature {self.temperature:g} (docs/engines.md)"
+            )
+        if self.teacher not in (None, "none", self.student):
+            raise ValueError(
+                "teacher: the servers of --url run the student, so nothing is left for a second pass of the teacher; "
+                "leave --teacher out if the traces carry their log-probs, say 'none', or take another engine"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_distributions_need_transformers(self) -> ScoreSettings:
+        if self.kl == "full" and self.engine != "transformers":
+            raise ValueError(f"kl: full compares whole distributions, which --engine {self.engine} does not give")
+        if self.kl == "full" and self.ray:
+            raise ValueError("kl: full compares whole distributions, which do not come from engines on a cluster")
+        return self
+
+
+class RankSettings(Settings):
+    """Settings of :func:`rlt_data.steps.rank`."""
+
+    input: str = field(..., INPUT, f"{RUN_HELP}, with scores.", alias="in")
+    by: Literal["reward", "reward_without_entropy", "r_ss", "solution_logprob_mean"] = field(
+        "reward", None, "Column of scores to rank by, larger is better."
+    )
+    buckets: str = field("ranks", None, "ranks: one bucket per rank; a number N: N quantiles of all traces.")
+
+    @field_validator("buckets", mode="before")
+    @classmethod
+    def _ranks_or_number(cls, value: Any) -> str:
+        text = str(value)
+        if text != "ranks" and not (text.isascii() and text.isdigit() and int(text) >= 2):
+            raise ValueError("takes 'ranks' or a number of quantiles such as 4")
+        return text
+
+
+class DistillSettings(Settings):
+    """Settings of :func:`rlt_data.steps.distill`."""
+
+    input: str = field(..., INPUT, f"{RUN_HELP}, with ranks.", alias="in")
+    out: str | None = field(None, OUTPUT, "Folder of the data set, or its URL; default: RUN/dataset.")
+    select: str = field("best", None, "best, rank:K, bucket:K, top:K (the best K of a question), random, or all.")
+    limit: int | None = field(None, None, "Keep this many rows, a random draw of questions.", ge=1)
+    seed: int = field(0, None, "Seed of the draw and of --select random.")
+    max_tokens: int | None = field(None, None, "Longest row in tokens of the student; needs --tokenizer.", ge=1)
+    tokenizer: Annotated[str | None, nano("student")] = field(
+        None, None, "The student's checkpoint, for its tokenizer and chat template."
+    )
+    shape: Literal["messages", "prompt-completion", "sharegpt", "bespoke"] = field(
+        "messages", OUTPUT, "Columns of the data set."
+    )
+    include_truncated: bool = field(False, None, "Also take traces that hit the token limit.")
+
+    @field_validator("select")
+    @classmethod
+    def _known_selection(cls, value: str) -> str:
+        kind, _, number = value.partition(":")
+        if kind in ("best", "random", "all") and not number and ":" not in value:
+            return value
+        if kind in ("rank", "bucket", "top") and number.isascii() and number.isdigit() and int(number) >= 1:
+            return value
+        raise ValueError("takes best, rank:K, bucket:K, top:K, random or all, with K from 1")
+
+
+class MergeSettings(Settings):
+    """Settings of :func:`rlt_data.steps.merge`."""
+
+    input: tuple[str, ...] = field(..., INPUT, f"{RUN_HELP}; one --in for each of the runs.", alias="in")
+    out: str = field(..., OUTPUT, "Run folder to make, or its URL.")
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _at_least_two(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple) or len(value) < 2:
+            raise ValueError("takes two run folders or more, such as --in runs/a --in runs/b")
+        return value
+
+
+class EvaluateSettings(FormatSettings, ModelSettings, SamplingSettings):
+    """Settings of :func:`rlt_data.steps.evaluate`."""
+
+    model: StudentName = field(..., MODEL, MODEL_HELP)
+    benchmark: Literal["aime24", "math500", "gpqa-diamond", "gsm8k", "countdown", "math", "choice"] = field(
+        ..., INPUT, "What the rows are and how they are graded; math and choice: any question and answer columns."
+    )
+    input: str | None = field(
+        None, INPUT, "File, datasets folder or Hub id; default: the benchmark's own data set on the Hub.", alias="in"
+    )
+    question_column: str | None = field(None, INPUT, "Column with the question.")
+    answer_column: str | None = field(None, INPUT, "Column with the gold answer.")
+    subset: str | None = field(None, INPUT, "Configuration of a data set from the Hub that --in names.")
+    split: str = field("train", INPUT, "Its split, or that of a datasets folder.")
+    limit: int | None = field(None, INPUT, "Read only the first rows.", ge=1)
+    out: str | None = field(None, OUTPUT, f"{RUN_HELP}; default: runs/<benchmark>-<model>.")
+    n: int = field(1, SAMPLING, "Samples per question.", ge=1)
+    temperature: float = field(0.0, SAMPLING, "0 takes the likeliest token; samples that differ need more.", ge=0)
+
+    @model_validator(mode="after")
+    def _several_samples_differ(self) -> EvaluateSettings:
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError("n: at temperature 0 all samples are the same; give a temperature such as 0.7")
+        return self
+
+
+class CountdownSettings(Settings):
+    """Settings of :func:`rlt_data.steps.countdown`."""
+
+    out: LocalName = field(..., OUTPUT, "JSONL file to write.")
+    rows: int = field(1000, OUTPUT, "Problems to make.", ge=1)
+    split: Literal["train", "test"] = field("train", OUTPUT, "Problems of this split; the two never share one.")
+    test_share: float = field(0.2, OUTPUT, "Share of all problems that belong to the test split.", gt=0, lt=1)
+    seed: int = field(0, OUTPUT, "Seed of the draw.")
+    fewest: int = field(3, None, "Numbers of a problem, at least.", ge=2, le=8)
+    most: int = field(4, None, "Numbers of a problem, at most.", ge=2, le=8)
+    smallest: int = field(1, None, "Smallest number.", ge=0)
+    largest: int = field(99, None, "Largest number.", ge=1)
+    smallest_target: int = field(10, None, "Smallest target.", ge=0)
+    largest_target: int = field(100, None, "Largest target.", ge=1)
+    largest_value: int = field(10_000, None, "Largest intermediate value.", ge=1)
+    operators: str = field("+-*/", None, "Operators to combine with.", pattern=r"^[-+*/]+$")
+
+    @model_validator(mode="after")
+    def _ranges_hold_something(self) -> CountdownSettings:
+        for low, high in (("fewest", "most"), ("smallest", "largest"), ("smallest_target", "largest_target")):
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"{low} is larger than {high}")
+        return self
+
+
+class PipelineSettings(Settings):
+    """One YAML file for the whole way; each section holds the flags of its command as keys."""
+
+    out: str = Field(description=f"{RUN_HELP}.")
+    generate: GenerateSettings | None = None
+    score: ScoreSettings | None = None
+    rank: RankSettings | None = None
+    distill: DistillSettings | None = None
