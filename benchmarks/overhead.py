@@ -118,6 +118,7 @@ def main() -> None:
 
 def _row(what: str, traces: int, measured: Measured, folder: Path) -> dict[str, Any]:
     microseconds = 1e6 * json.loads((folder / "seconds.json").read_text()) / traces
+    print(f"{what}: {traces:,} traces, {microseconds:.1f} microseconds a trace", flush=True)
     return {"what": what, "traces": traces, "microseconds a trace": microseconds, "peak MB": measured.megabytes}
 
 

@@ -20,7 +20,8 @@ def answer(path: str, body: dict[str, object], text: str) -> dict[str, object]:
     [*stops] = stop if isinstance(stop, list) else [stop]
     reason = stops[0] if stops else None
     choice = {"index": 0, "text": text + (reason or ""), "finish_reason": "stop", "stop_reason": reason}
-    return {"object": "text_completion", "choices": [choice], **common}
+    # Without usage: it would have to be true of every prompt, since our engine looks whether the server splits texts alike.
+    return {"object": "text_completion", "choices": [choice], **common, "usage": None}
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
