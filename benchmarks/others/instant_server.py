@@ -20,7 +20,7 @@ def answer(path: str, body: dict[str, object], text: str) -> dict[str, object]:
     [*stops] = stop if isinstance(stop, list) else [stop]
     reason = stops[0] if stops else None
     choice = {"index": 0, "text": text + (reason or ""), "finish_reason": "stop", "stop_reason": reason}
-    # Without usage: it would have to be true of every prompt, since our engine looks whether the server splits texts alike.
+    # Without usage, by which our engine would see whether texts are split as by its tokenizer.
     return {"object": "text_completion", "choices": [choice], **common, "usage": None}
 
 
