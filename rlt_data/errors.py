@@ -49,6 +49,20 @@ class DiskError(RltDataError):
     exit_code = 7
 
 
+class HubError(RltDataError):
+    """The Hub refused something, or could not be reached; what was uploaded is there, and the same command goes on.
+
+    Attributes:
+        moved: somebody else changed the branch meanwhile.
+    """
+
+    exit_code = 9
+
+    def __init__(self, message: str, *, moved: bool = False) -> None:
+        super().__init__(message)
+        self.moved = moved
+
+
 #: Exit code of a step that finished while some of its rows are in ``errors.jsonl``.
 SOME_ROWS_FAILED = 4
 

@@ -89,7 +89,7 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
         raise RunFolderError(f"{run.path}: run.json does not say in which format the traces were scored")
     out = place(settings.out) if settings.out else run.path / "dataset"
     summary = DistillSummary(out)
-    selection = _Selection(run, settings, format, summary)
+    selection = Selection(run, settings, format, summary)
     chosen = selection.chosen(progress)
     if settings.limit:
         chosen = _limited(chosen, settings.limit, settings.seed)
@@ -117,7 +117,7 @@ def _refuse_other_content(out: Place) -> None:
         raise RunFolderError(f"{out}: is there already and holds something else ({others}); choose another --out")
 
 
-class _Selection:
+class Selection:
     """Chooses traces part by part, and makes rows of them."""
 
     def __init__(self, run: Run, settings: DistillSettings, format: Format, summary: DistillSummary) -> None:
@@ -200,9 +200,8 @@ class _Selection:
                 frame.select("trace_id"), on="trace_id", how="semi"
             )
             questions = pl.DataFrame(self._run.read("questions", int(part)))
-            joined = frame.select("trace_id", "question_id", "source_id", "rank", "value", "thought_tokens").join(
-                traces, on="trace_id", how="left", maintain_order="left"
-            )
+            columns = ["trace_id", "question_id", "source_id", "rank", "bucket", "value", "thought_tokens"]
+            joined = frame.select(columns).join(traces, on="trace_id", how="left", maintain_order="left")
             joined = joined.join(questions.drop("source_id"), on="question_id", how="left", maintain_order="left")
             for row in joined.iter_rows(named=True):
                 thought = self.format.padding + read_completion(self.format, row["completion"]).text
@@ -260,7 +259,7 @@ def _limited(chosen: Iterator[pl.DataFrame], limit: int, seed: int) -> Iterator[
         yield kept.drop("draw").sort("part", "place", "rank")
 
 
-def _write(folder: Path, selection: _Selection, chosen: Iterator[pl.DataFrame]) -> str:
+def _write(folder: Path, selection: Selection, chosen: Iterator[pl.DataFrame]) -> str:
     """Write the rows as Parquet files and one JSONL file, and return their hash."""
     digest = hashlib.blake2b(digest_size=8)
     with (folder / "train.jsonl").open("w", encoding="utf-8") as lines, _Files(folder / "data", selection) as files:
@@ -280,7 +279,7 @@ def _write(folder: Path, selection: _Selection, chosen: Iterator[pl.DataFrame]) 
 class _Files:
     """Parquet files of a bounded number of rows."""
 
-    def __init__(self, folder: Path, selection: _Selection) -> None:
+    def __init__(self, folder: Path, selection: Selection) -> None:
         self._folder = folder
         self._schema = selection.schema
         self._writer: pq.ParquetWriter | None = None
