@@ -14,6 +14,7 @@ from rlt_data.cli import (
     formats,
     generate,
     merge,
+    push,
     rank,
     run,
     score,
@@ -29,7 +30,7 @@ app = typer.Typer(
     help="Make and curate reasoning data with Reinforcement-Learned Teachers: generate traces from questions with "
     "their solutions, score them by how much they help a student, rank them, distill a data set.",
     epilog="Exit codes: 0 done, 2 wrong flags or keys, 3 bad input, 4 done but some rows failed (errors.jsonl), "
-    "5 run folder, 6 model, 7 disk, 8 engine stopped, 130 interrupted.",
+    "5 run folder, 6 model, 7 disk, 8 engine stopped, 9 Hub, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,6 +43,7 @@ for module in (
     merge,
     rank,
     distill,
+    push,
     run,
     show,
     stats,

@@ -21,10 +21,11 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
     from rlt_data.inputs import CheckReport
     from rlt_data.places import Place
     from rlt_data.provenance import StepSummary
-    from rlt_data.settings import FineTuneSettings, PolicySettings, TrainingSettings
+    from rlt_data.settings import FineTuneSettings, PolicySettings, PushSettings, TrainingSettings
     from rlt_data.steps.distill import DistillSummary
     from rlt_data.steps.evaluate import Evaluation
     from rlt_data.steps.merge import MergeSummary
+    from rlt_data.steps.push import PushSummary
     from rlt_data.steps.rank import RankSummary
     from rlt_data.steps.stats import Stats
     from rlt_data.training.grpo import PolicySummary
@@ -88,6 +89,30 @@ def print_dataset(summary: DistillSummary) -> None:
     for note, count in notes.items():
         if count:
             _console.print(f"  {count} {note}")
+
+
+def print_push(settings: PushSettings, summary: PushSummary) -> None:
+    """Print what was published, or what would be."""
+    plan, sizes = summary.plan, summary.sizes
+    if settings.dry_run:
+        _console.print(summary.card, markup=False)
+        _rule("files")
+        changes = {path: word for word in ("new", "changed") for path in getattr(plan, word)}
+        for path, size in sizes.items():
+            _console.print(f"{changes.get(path, 'same'):8} {size:>12,} {path}", markup=False)
+        for path in plan.gone:
+            _console.print(f"{'deleted':8} {'':>12} {path}", markup=False)
+        return
+    rows = ", ".join(f"{name} {count:,}" for name, count in summary.rows.items())
+    if summary.commit is None:
+        _console.print(f"{escape(summary.repo_id)} has all of it already, at {summary.head}; rows: {rows}")
+        return
+    sent = sum(sizes[path] for path in (*plan.new, *plan.changed))
+    _console.print(
+        f"{len(plan.new)} new files, {len(plan.changed)} changed, {len(plan.gone)} deleted, {len(plan.same)} the same "
+        f"({sent:,} bytes) in {summary.seconds:.1f} s; read back and equal"
+    )
+    _console.print(f"{escape(summary.repo_id)} at commit {summary.commit}; rows: {rows}")
 
 
 def print_evaluation(found: Evaluation) -> int:
@@ -205,6 +230,8 @@ def print_stats(stats: Stats) -> None:
         shares = ", ".join(f"{flag.replace('_', ' ')} {share:.1%}" for flag, share in stats.shares.items())
         _console.print(f"scored traces: {shares}")
         _print_frame(stats.terms)
+    if len(stats.buckets):
+        _print_frame(stats.buckets)
 
 
 def printable(text: str) -> str:

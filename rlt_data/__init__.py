@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         GenerateSettings,
         MergeSettings,
         PipelineSettings,
+        PushSettings,
         RankSettings,
         ScoreSettings,
         TrainSolverSettings,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from rlt_data.steps.generate import generate
     from rlt_data.steps.merge import merge
     from rlt_data.steps.pipeline import load_pipeline, run_pipeline
+    from rlt_data.steps.push import push
     from rlt_data.steps.rank import rank
     from rlt_data.steps.score import score
     from rlt_data.steps.stats import stats
@@ -59,6 +61,7 @@ __all__ = [
     "GenerateSettings",
     "MergeSettings",
     "PipelineSettings",
+    "PushSettings",
     "RankSettings",
     "Run",
     "ScoreSettings",
@@ -75,6 +78,7 @@ __all__ = [
     "load_pipeline",
     "make_countdown",
     "merge",
+    "push",
     "rank",
     "reward_terms",
     "run_pipeline",
@@ -97,7 +101,10 @@ _HOMES = {
     "training.sft": {"train_student"},
     "training.solver": {"train_solver"},
     "training.teacher": {"train_teacher", "warm_up"},
-    **{f"steps.{step}": {step} for step in ("generate", "score", "merge", "rank", "distill", "stats", "evaluate")},
+    **{
+        f"steps.{step}": {step}
+        for step in ("generate", "score", "merge", "rank", "distill", "push", "stats", "evaluate")
+    },
 }
 
 

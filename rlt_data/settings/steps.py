@@ -244,6 +244,19 @@ class EvaluateSettings(FormatSettings, ModelSettings, SamplingSettings):
         return self
 
 
+class PushSettings(Settings):
+    """Settings of :func:`rlt_data.steps.push`."""
+
+    input: str = field(..., INPUT, f"{RUN_HELP}, with a distilled data set.", alias="in")
+    repo_id: str = field(..., OUTPUT, "Where to: ORG/NAME.")
+    public: bool = field(False, OUTPUT, "Make a new repository public; one that is there stays as it is.")
+    revision: str = field("main", OUTPUT, "Branch; it is made where there is none.")
+    create_pr: bool = field(False, OUTPUT, "Open a pull request instead of changing the branch.")
+    title: str | None = field(None, OUTPUT, "Title of the card; default: the repository's name.")
+    license: str | None = field(None, OUTPUT, "Licence of the questions, as the Hub names it, such as apache-2.0.")
+    dry_run: bool = field(False, OUTPUT, "Show files, card and what would change, and change nothing.")
+
+
 class CountdownSettings(Settings):
     """Settings of :func:`rlt_data.steps.countdown`."""
 

@@ -87,9 +87,9 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
                     write(int(part), frame.select(RANKS.names).to_arrow().cast(RANKS))
                 rows += len(ranked)
                 questions += ranked["question_id"].n_unique()
-                sums.append(_sums(ranked))
+                sums.append(bucket_sums(ranked))
                 progress.advance(len(chunk))
-            table = _summary(sums)
+            table = bucket_table(sums)
             if table["mean_value"].is_null().all():
                 raise SettingsError(
                     f"--by: no trace has a {settings.by}"
@@ -158,7 +158,8 @@ def _edges(run: Run, parts: list[int], settings: RankSettings) -> list[float]:
     return [float(values.quantile(i / number, "linear") or 0.0) for i in range(1, number)]
 
 
-def _sums(ranked: pl.DataFrame) -> pl.DataFrame:
+def bucket_sums(ranked: pl.DataFrame) -> pl.DataFrame:
+    """Add up ranked traces by bucket: columns bucket, value, thought_tokens and well_formed."""
     return ranked.group_by("bucket").agg(
         pl.len().alias("rows"),
         pl.col("value").sum().alias("value"),
@@ -168,7 +169,8 @@ def _sums(ranked: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _summary(sums: list[pl.DataFrame]) -> pl.DataFrame:
+def bucket_table(sums: list[pl.DataFrame]) -> pl.DataFrame:
+    """Make the table of buckets of sums over shares of the traces."""
     total = pl.concat(sums).group_by("bucket").sum()
     value = pl.when(pl.col("values") > 0).then(pl.col("value") / pl.col("values"))
     return total.select(

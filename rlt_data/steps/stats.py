@@ -10,6 +10,7 @@ import polars as pl
 
 from rlt_data.errorlog import failures
 from rlt_data.places import Place
+from rlt_data.steps.rank import bucket_sums, bucket_table
 from rlt_data.store import Run
 
 #: Columns of scores whose distribution is shown.
@@ -41,6 +42,7 @@ class Stats:
         completion_tokens: sampled tokens in all.
         shares: share of the scored traces that are closed, truncated, empty, hold a tag, are well-formed.
         terms: one row per reward term: term, mean, std, min, q25, median, q75, max (null without values).
+        buckets: the table that ``rank`` printed; empty without ranks.
         failed: rows in errors.jsonl by step.
         steps: what run.json says of each step.
     """
@@ -51,6 +53,7 @@ class Stats:
     completion_tokens: int
     shares: dict[str, float]
     terms: pl.DataFrame
+    buckets: pl.DataFrame
     failed: dict[str, int]
     steps: dict[str, Any] = field(repr=False)
 
@@ -66,6 +69,10 @@ def stats(run: Run) -> Stats:
         tokens += int(traces["completion_tokens"].sum() or 0)
     frames = [pl.DataFrame(run.read("scores", part, [*TERMS, *_FLAGS])) for part in run.parts("scores")]
     scores = pl.concat(frames) if frames else pl.DataFrame(schema=dict.fromkeys((*TERMS, *_FLAGS), pl.Float64))
+    ranks = [
+        bucket_sums(pl.DataFrame(run.read("ranks", part)).with_columns(pl.col("flaw").is_null().alias("well_formed")))
+        for part in run.parts("ranks")
+    ]
     return Stats(
         run=run.path,
         rows=rows,
@@ -73,6 +80,7 @@ def stats(run: Run) -> Stats:
         completion_tokens=tokens,
         shares={flag: float(scores[flag].sum()) / len(scores) for flag in _FLAGS} if len(scores) else {},
         terms=pl.concat([_distribution(scores, term) for term in TERMS]),
+        buckets=bucket_table(ranks) if ranks else pl.DataFrame(),
         failed=dict(Counter(entry["step"] for entry in failures(run))),
         steps=run.info.get("steps", {}),
     )
