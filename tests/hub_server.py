@@ -11,7 +11,6 @@ import json
 import logging
 import re
 import threading
-import time
 from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -97,7 +96,8 @@ class Fault:
 
     Attributes:
         to: a pattern that method and path have to match.
-        how: a status; ``cut``: the connection is cut; ``moved``: somebody else commits just before.
+        how: a status; ``cut``: the connection is cut; ``hang``: no answer comes; ``moved``: somebody else commits just
+            before.
         times: how often.
         after: requests that go well before.
     """
@@ -116,6 +116,8 @@ class HubServer:
         faults: what is to go wrong.
         requests: method and path of every request.
         uploaded: how often content was uploaded, by hash.
+        hanging: set once a request hangs.
+        stopped: set when the server stops.
     """
 
     def __init__(self) -> None:
@@ -125,6 +127,7 @@ class HubServer:
         self.requests: list[str] = []
         self.uploaded: dict[str, int] = {}
         self._stored: dict[str, bytes] = {}
+        self.hanging, self.stopped = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._pulls = count(1)
         self._server = make_server("127.0.0.1", 0, _app(self), threaded=True)
@@ -132,6 +135,7 @@ class HubServer:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def stop(self) -> None:
+        self.stopped.set()
         self._server.shutdown()
 
     @property
@@ -227,6 +231,10 @@ def _app(hub: HubServer) -> Flask:
         if fault.how == "cut":
             request.environ["werkzeug.socket"].close()
             return Response(status=500)
+        if fault.how == "hang":
+            hub.hanging.set()
+            hub.stopped.wait(60)
+            return Response(status=503)
         if fault.how == "moved":
             [repo] = hub.repos.values()
             head = repo.heads["main"]
@@ -413,11 +421,3 @@ def _problems_with_card(text: str) -> Iterator[str]:
             yield f'"configs.config_name" is not allowed: {config.get("config_name")}'
         if "data_files" not in config and "data_dir" not in config:
             yield '"configs.data_files" is required'
-
-
-def wait_for(what: Any, seconds: float = 30.0) -> None:
-    """Wait until something holds."""
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.02)

@@ -194,14 +194,19 @@ class Repository:
         paths = sorted(sent, key=lambda path: (path in (CARD, MANIFEST), path))
         additions = [CommitOperationAdd(path, str(sent[path])) for path in paths]
         with self._errors():
-            for few in _batches(additions, _FILES_AT_A_TIME):
+            # The library would send equal files of one batch (the selection and rank 1, say) each for itself.
+            different = list({each.upload_info.sha256: each for each in additions}.values())
+            for few in _batches(different, _FILES_AT_A_TIME):
                 _patiently(
                     lambda few=few: self._api.preupload_lfs_files(  # type: ignore[misc]
                         self.name, few, repo_type=self.kind, revision=self.revision, free_memory=False
                     )
                 )
                 advance(sum(each.upload_info.size for each in few))
-            changes = [*(CommitOperationDelete(path) for path in plan.gone), *additions]
+            changes: list[CommitOperationAdd | CommitOperationDelete] = [
+                *(CommitOperationDelete(path) for path in plan.gone),
+                *additions,
+            ]
             head, revision = plan.head, self.revision
             for number, some in enumerate(_batches(changes, _CHANGES_A_COMMIT)):
                 made = self._api.create_commit(

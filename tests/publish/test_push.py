@@ -17,10 +17,11 @@ from rlt_data.errors import RunFolderError
 from rlt_data.settings import PushSettings
 from rlt_data.steps.push import PushSummary, push
 from rlt_data.store import Run
-from tests.hub_server import TOKEN, File, HubServer
+from tests.hub_server import TOKEN, Fault, File, HubServer
 from tests.made_runs import distilled, make_run, ranked, trace
 
 NAME = "tester/data"
+RLT = [sys.executable, "-c", "from rlt_data.cli.main import main; main()"]
 
 _LOAD = """
 import json, sys
@@ -134,3 +135,47 @@ def test_the_token_is_nowhere(hub: HubServer, run: Run, tmp_path: Path) -> None:
     texts = [file.content for file in hub.dataset(NAME).heads["main"].files.values()]
     texts += [file.read_bytes() for file in Path(str(run.path)).rglob("*") if file.is_file()]
     assert not any(TOKEN.encode() in text for text in texts)
+
+
+def run_push(hub: HubServer, run: Run, tmp_path: Path, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*RLT, "push", "--in", str(run.path), "--repo-id", NAME, *more],
+        env={**os.environ, **hub.environment, "HF_HOME": str(tmp_path / "home")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_killed_push_goes_on_where_it_was(hub: HubServer, run: Run, tmp_path: Path) -> None:
+    hub.faults.append(Fault("PUT /upload", "hang", after=3))
+    killed = run_push(hub, run, tmp_path)
+    assert hub.hanging.wait(60)
+    killed.kill()
+    killed.communicate()
+    there = set(hub.uploaded)
+    assert there and "README.md" not in hub.dataset(NAME).heads["main"].files
+    out, errors = run_push(hub, run, tmp_path).communicate()
+    assert "read back and equal" in out, errors
+    assert set(hub.uploaded.values()) == {1} and len(hub.uploaded) > len(there)
+    assert len(hub.dataset(NAME).history()) == 2
+    assert hub.dataset(NAME).heads["main"].oid in out and TOKEN not in out + errors
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (Fault("/commit/", 500, 99), "the Hub answers 500 (not now); the same command goes on later"),
+        (Fault("POST .*/commit/main", "moved"), "somebody changed main meanwhile"),
+        (Fault("create", 401), "does not let this token write there"),
+    ],
+)
+def test_what_the_command_says(hub: HubServer, run: Run, tmp_path: Path, fault: Fault, message: str) -> None:
+    hub.faults.append(fault)
+    process = run_push(hub, run, tmp_path)
+    out, errors = process.communicate()
+    assert process.returncode == 9 and message in errors and TOKEN not in out + errors, errors
+    hub.faults.clear()
+    again = run_push(hub, run, tmp_path)
+    out, errors = again.communicate()
+    assert again.returncode == 0 and "read back and equal" in out, errors
