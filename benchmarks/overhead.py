@@ -102,8 +102,8 @@ def main() -> None:
         return
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        sizes = [(traces, "short") for traces in arguments.traces] + [(traces, "long") for traces in arguments.long]
-        for traces, length in sizes:
+        shapes = [(traces, "short") for traces in arguments.traces] + [(traces, "long") for traces in arguments.long]
+        for traces, length in shapes:
             folder = Path(temporary) / f"{length}-{traces}"
             folder.mkdir()
             for step in ("generate", "score"):
@@ -113,7 +113,8 @@ def main() -> None:
                 rows.append(_row(name, traces, measured, folder))
         rows += _others(arguments.others, arguments.environments, Path(temporary))
     print_table(rows)
-    save("overhead", {"settings": vars(arguments), "rows": rows})
+    sizes = {name: getattr(arguments, name) for name in ("traces", "long", "others")}
+    save("overhead", {"settings": sizes, "rows": rows})
 
 
 def _row(what: str, traces: int, measured: Measured, folder: Path) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
-from itertools import chain, groupby, tee
-from typing import TYPE_CHECKING, Any, cast
+from itertools import chain, groupby
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,8 @@ from rlt_data.watchdog import check_nothing_owed, describe_owed, watched
 
 if TYPE_CHECKING:
     from rlt_data.engines.transformers import TransformersEngine
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -284,17 +286,19 @@ class _Work:
     def _results(self, blocks: Iterator[list[list[Item]]]) -> Iterator[SequenceLogprobs | Failure]:
         """Run the models side by side, so that a trace is finished soon after it is begun."""
         temperature = self.settings.temperature
-        mine, theirs = tee(blocks)
-        student = self.student.engine.logprobs(map(student_requests, mine), temperature)
+        theirs: Iterator[list[list[Item]]] = iter(())
+        teacher = self.teacher.model if self.teacher.wanted else None
+        if teacher:
+            blocks, theirs = _twice(blocks)
+        student = self.student.engine.logprobs(map(student_requests, blocks), temperature)
         streams = [_noting(student, self.items, "student_logprobs")]
-        if self.teacher.model and self.teacher.wanted:
-            engine = self.teacher.model.engine
+        if teacher:
+            engine = teacher.engine
             if self.settings.kl == "full":
                 streams.append(_noting(self._full_kl(theirs, engine), self.items, "full_kl"))
             else:
                 computed = engine.logprobs(map(teacher_requests, theirs), temperature)
                 streams.append(_noting(computed, self.items, "teacher_logprobs"))
-        del theirs  # else it would keep the blocks that nobody takes from it
         while streams:
             for stream in list(streams):
                 result = next(stream, None)
@@ -309,6 +313,23 @@ class _Work:
         for group in chain.from_iterable(blocks):
             theirs, ours = full_kl_requests(group)
             yield from teacher.full_kl(theirs, student, ours, self.settings.temperature)
+
+
+def _twice(blocks: Iterator[T]) -> tuple[Iterator[T], Iterator[T]]:
+    """Hand out blocks to two takers; ``itertools.tee`` would keep up to 57 of them after both have taken them."""
+    waiting: tuple[deque[T], deque[T]] = deque(), deque()
+
+    def taker(mine: deque[T]) -> Iterator[T]:
+        while True:
+            if not mine:
+                block = next(blocks, None)
+                if block is None:
+                    return
+                for each in waiting:
+                    each.append(block)
+            yield mine.popleft()
+
+    return taker(waiting[0]), taker(waiting[1])
 
 
 def _cut(traces: pa.Table) -> Iterator[pa.Table]:
