@@ -47,7 +47,6 @@ class Facts:
         distilled: distill.json of the selection.
         licence: as declared by the one who pushes.
         samples: the best and the worst trace, each with question, solution, completion and scores.
-        images: paths of plots in the repository, by what they show.
     """
 
     name: str
@@ -57,7 +56,6 @@ class Facts:
     distilled: Mapping[str, Any]
     licence: str | None = None
     samples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    images: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_card(facts: Facts, existing: str | None = None) -> str:
@@ -261,7 +259,6 @@ def _figures(facts: Facts) -> str:
         f"Of the scored traces: {shares}." if shares else "",
         _table(stats.buckets.to_dicts()),
         _table(stats.terms.to_dicts()),
-        *(f"![{what}]({path})" for what, path in facts.images.items()),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -280,13 +277,7 @@ def _left_out(facts: Facts) -> str:
     table = _table([{"what": what, "rows": count} for what, count in rows.items()])
     truncated = facts.stats.shares.get("truncated")
     share = f"\n\nTruncated at the token limit: {truncated:.1%} of the scored traces." if truncated is not None else ""
-    decontaminated = read.get("decontamination")
-    checked = (
-        f"Checked against {', '.join(decontaminated['against'])}: {decontaminated['removed']} rows removed."
-        if decontaminated
-        else "The questions were not checked against any benchmark by rlt-data."
-    )
-    return f"{table}{share}\n\n{checked}"
+    return f"{table}{share}\n\nThe questions were not checked against any benchmark by rlt-data."
 
 
 def _samples(facts: Facts) -> str:

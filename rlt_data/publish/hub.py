@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -33,8 +32,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 
 from rlt_data.errors import HubError, SettingsError, first_line
-
-logger = logging.getLogger(__name__)
+from rlt_data.retries import RETRIED, pause, retry_after
 
 T = TypeVar("T")
 Kind = Literal["dataset", "model"]
@@ -47,9 +45,8 @@ CARD = "README.md"
 _CHANGES_A_COMMIT = 500
 #: Files whose upload is agreed upon together.
 _FILES_AT_A_TIME = 100
-#: Tries of a request that may go well later, and the longest wait between two, in seconds.
-_TRIES, _LONGEST_WAIT = 6, 300.0
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+#: Tries of a request that may go well later.
+_TRIES = 6
 #: The head has moved since it was looked at.
 _MOVED = 412
 
@@ -197,11 +194,8 @@ class Repository:
             # The library would send equal files of one batch (the selection and rank 1, say) each for itself.
             different = list({each.upload_info.sha256: each for each in additions}.values())
             for few in _batches(different, _FILES_AT_A_TIME):
-                _patiently(
-                    lambda few=few: self._api.preupload_lfs_files(  # type: ignore[misc]
-                        self.name, few, repo_type=self.kind, revision=self.revision, free_memory=False
-                    )
-                )
+                upload = partial(self._api.preupload_lfs_files, repo_type=self.kind, revision=self.revision)
+                _patiently(partial(upload, self.name, few, free_memory=False))
                 advance(sum(each.upload_info.size for each in few))
             changes: list[CommitOperationAdd | CommitOperationDelete] = [
                 *(CommitOperationDelete(path) for path in plan.gone),
@@ -270,28 +264,24 @@ class Repository:
                 "command goes on from there",
                 moved=True,
             )
-        if status in _PASSING:
+        if status in RETRIED:
             return HubError(f"{self.name}: the Hub answers {status}{said_so}; the same command goes on later")
         return HubError(f"{self.name}: the Hub answers {status}{said_so}")
 
 
 def _patiently(ask: Callable[[], T]) -> T:
     """Ask again after errors that pass, with growing pauses; as long as Retry-After says where the Hub says so."""
-    for tries_left in reversed(range(_TRIES)):
+    for tries in range(1, _TRIES):
         try:
             return ask()
         except HfHubHTTPError as error:
-            if not tries_left or error.response is None or error.response.status_code not in _PASSING:
+            if error.response is None or error.response.status_code not in RETRIED:
                 raise
-            told = error.response.headers.get("Retry-After", "")
-            wait = float(told) if told.isdigit() else 0.0
+            wait = retry_after(error.response.headers.get("Retry-After"))
         except (HTTPError, ConnectionError, TimeoutError):
-            if not tries_left:
-                raise
-            wait = 0.0
-        pause = 2.0 ** (_TRIES - tries_left - 1) * random.uniform(0.5, 1.0)
-        time.sleep(min(max(wait, pause), _LONGEST_WAIT))
-    raise AssertionError("unreachable")
+            wait = None
+        time.sleep(pause(tries) if wait is None else wait)
+    return ask()
 
 
 def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -7,7 +7,6 @@ with it (publish/hub.py), gets what it lacks, and is read back.
 from __future__ import annotations
 
 import json
-import logging
 import tempfile
 import time
 from collections.abc import Mapping
@@ -18,16 +17,13 @@ from typing import Any
 import polars as pl
 
 from rlt_data.errors import HubError, RunFolderError
-from rlt_data.places import is_url
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.publish.card import Facts, write_card
 from rlt_data.publish.hub import CARD, MANIFEST, Plan, Repository
 from rlt_data.publish.tables import Config, write_configs
 from rlt_data.settings import PushSettings
-from rlt_data.steps.stats import Stats, stats
+from rlt_data.steps.stats import stats
 from rlt_data.store import Run
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -40,7 +36,7 @@ class PushSummary:
         head: the commit that the repository is at now; None where there is none.
         plan: what was, or would be, changed.
         sizes: bytes of the files, by their paths.
-        rows: rows by configuration, as they were read back.
+        rows: rows by configuration.
         card: the card.
         seconds: time spent.
     """
@@ -65,7 +61,7 @@ def push(settings: PushSettings, progress: Progress = SILENT) -> PushSummary:
     """
     began = time.monotonic()
     run = Run.existing(settings.input)
-    if is_url(settings.input) or not isinstance(run.path, Path):
+    if not isinstance(run.path, Path):
         raise RunFolderError(f"{run.path}: is not on this machine; copy the run folder here first")
     distilled = run.path / "dataset"
     if not (distilled / "distill.json").is_file():
@@ -116,13 +112,13 @@ def _write_texts(
     card = write_card(facts, existing.decode("utf-8") if existing else None)
     (root / CARD).write_text(card, encoding="utf-8")
     names = [str(file.relative_to(root)) for file in sorted(root.rglob("*")) if file.is_file()]
-    content = {"files": names, "configs": {each.name: each.rows for each in configs}, "made": _public(made, figures)}
+    content = {
+        "files": names,
+        "configs": {each.name: each.rows for each in configs},
+        "made": {"distill": made, "rows": figures.rows},
+    }
     (root / MANIFEST).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return card
-
-
-def _public(made: Mapping[str, Any], figures: Stats) -> dict[str, Any]:
-    return {"distill": made, "rows": figures.rows}
 
 
 def _best_and_worst(run: Run) -> dict[str, dict[str, Any]]:

@@ -286,11 +286,9 @@ class _Work:
     def _results(self, blocks: Iterator[list[list[Item]]]) -> Iterator[SequenceLogprobs | Failure]:
         """Run the models side by side, so that a trace is finished soon after it is begun."""
         temperature = self.settings.temperature
-        theirs: Iterator[list[list[Item]]] = iter(())
         teacher = self.teacher.model if self.teacher.wanted else None
-        if teacher:
-            blocks, theirs = _twice(blocks)
-        student = self.student.engine.logprobs(map(student_requests, blocks), temperature)
+        mine, theirs = _twice(blocks) if teacher else (blocks, iter(()))
+        student = self.student.engine.logprobs(map(student_requests, mine), temperature)
         streams = [_noting(student, self.items, "student_logprobs")]
         if teacher:
             engine = teacher.engine

@@ -14,8 +14,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from rlt_data import retries
 from rlt_data.engines import Failure, PromptRequest, SampleRequest, Sampling, open_model
-from rlt_data.engines.server import ServerEngine, routing, transport
+from rlt_data.engines.server import ServerEngine
 from rlt_data.errors import EngineError, ModelError
 from rlt_data.settings import ModelSettings
 from rlt_data.watchdog import Pulse, watched
@@ -164,17 +165,17 @@ def test_retry_after_is_honoured(opened: Open, canned: Process) -> None:
     {"3": 3.0, "0": 0.0, "99999": 600.0, "Wed, 21 Oct 2015 07:28:00 GMT": 0.0, "soon": None, "-1": None}.items(),
 )
 def test_what_retry_after_says(header: str, seconds: float | None) -> None:
-    assert transport._retry_after(header) == seconds
+    assert retries.retry_after(header) == seconds
 
 
 def test_a_date_to_retry_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport.time, "time", lambda: 1445412480.0 - 90)
-    assert transport._retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 90.0
+    monkeypatch.setattr(retries.time, "time", lambda: 1445412480.0 - 90)
+    assert retries.retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 90.0
 
 
 def test_pauses_grow_and_differ() -> None:
     for tries, longest in [(1, 0.5), (2, 1.0), (5, 8.0), (50, 30.0)]:
-        pauses = [routing.pause(tries) for _ in range(300)]
+        pauses = [retries.pause(tries) for _ in range(300)]
         assert 0 <= min(pauses) < 0.2 * longest and 0.8 * longest < max(pauses) <= longest
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any, TypeVar
 from rlt_data.engines.server.probing import DENIED, PROBE_SECONDS, Dialect, Served
 from rlt_data.engines.server.transport import Refusal, Transport, Trouble, reading
 from rlt_data.errors import EngineError
+from rlt_data.retries import pause
 
 logger = logging.getLogger(__name__)
 
@@ -29,17 +29,8 @@ T = TypeVar("T")
 
 #: Failures in a row after which a URL rests.
 _FAILURES_IN_A_ROW = 3
-#: Pauses between tries, in seconds: the longest after the first, and the longest of all.
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 #: Kinds of trouble that are kept of each URL, for messages.
 _TROUBLES = 10
-
-_random = random.Random()  # numbers of its own, so that nobody's seed is disturbed
-
-
-def pause(tries: int) -> float:
-    """Return for how many seconds to wait after some failed tries: anything up to a limit that doubles."""
-    return _random.uniform(0.0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** (min(tries, 16) - 1)))
 
 
 class GaveUp(Exception):

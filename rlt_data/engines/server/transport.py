@@ -5,23 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx2
 
 from rlt_data.errors import SettingsError
+from rlt_data.retries import RETRIED, retry_after
 from rlt_data.settings import ModelSettings
-
-#: Statuses that may pass; after any other error the request would fail again.
-RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-
-#: The longest wait that a server's Retry-After is granted, in seconds.
-LONGEST_WAIT = 600.0
 
 _LONGEST_MESSAGE = 300
 
@@ -108,7 +101,7 @@ class Transport:
             limit: seconds for the whole answer, if that is less than ``--read-timeout``.
 
         Raises:
-            Trouble: no answer, none of use, or a status in :data:`RETRIED`.
+            Trouble: no answer, none of use, or a status in :data:`~rlt_data.retries.RETRIED`.
             Refusal: any other error.
         """
         return await self._request("POST", url, body, limit)
@@ -136,7 +129,7 @@ class Transport:
                 return response.json()
         reason = f"HTTP {response.status_code}: {self._shown(_message(response)) or response.reason_phrase}"
         if response.status_code in RETRIED:
-            wait = _retry_after(response.headers.get("Retry-After"))
+            wait = retry_after(response.headers.get("Retry-After"))
             raise Trouble(reason, wait, busy=response.status_code == 429 or wait is not None)
         raise Refusal(reason, response.status_code)
 
@@ -177,14 +170,3 @@ def _message(response: httpx2.Response) -> str:
         if isinstance(content, dict) and name in content:
             content = content[name]
     return content if isinstance(content, str) else str(content)
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Read the header: seconds or a date; None where there is none or it cannot be read."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value) if value.strip().isdecimal() else parsedate_to_datetime(value).timestamp() - time.time()
-    except ValueError:
-        return None
-    return min(max(seconds, 0.0), LONGEST_WAIT)
