@@ -22,11 +22,52 @@ _END = 2**20
 _FOOTER = 2**16
 #: Files whose ends are asked for together.
 _FILES_AT_A_TIME = 256
+_ROWS_A_SHARD = 100_000
 
 
 def write_rows(path: Path, rows: pa.Table) -> None:
     """Write rows to a file on the disk."""
     pq.write_table(rows, path, compression="zstd", row_group_size=1024)
+
+
+class Shards:
+    """Writes rows into files of bounded length in a folder on the disk, ``train-00000.parquet`` and so on.
+
+    Args:
+        folder: where to, an existing folder.
+        schema: the columns.
+
+    Attributes:
+        rows: of each file.
+    """
+
+    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+        self.folder = folder
+        self.schema = schema
+        self.rows: list[int] = []
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> Shards:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, rows: pa.Table) -> None:
+        """Write rows, in a new file where the current one is full."""
+        if self._writer is None or self.rows[-1] >= _ROWS_A_SHARD:
+            self.close()
+            path = self.folder / f"train-{len(self.rows):05d}.parquet"
+            self._writer = pq.ParquetWriter(path, self.schema, compression="zstd")
+            self.rows.append(0)
+        self._writer.write_table(rows)
+        self.rows[-1] += len(rows)
+
+    def close(self) -> None:
+        """Finish the current file."""
+        if self._writer:
+            self._writer.close()
+            self._writer = None
 
 
 def read_rows(files: Sequence[Place], columns: Sequence[str], *, all_columns: bool) -> list[pa.Table]:

@@ -20,17 +20,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlt_data.errors import RunFolderError
+from rlt_data.parquet import Shards
 from rlt_data.progress import Progress
 from rlt_data.provenance import recorded_format
 from rlt_data.settings import DistillSettings
 from rlt_data.steps.distill import DistillSummary, Selection
 from rlt_data.store import Run
 
-#: Rows of one Parquet file.
-ROWS_A_FILE = 100_000
 _ROWS_AT_A_TIME = 256
-#: Columns that stay in the run: lists with a value for each token.
-_LISTS = ("token_ids", "logprobs", "prefill_token_ids", "prefill_logprobs")
+#: Columns that stay in the run: those with a value for each token.
+_LISTS = pl.selectors.list()
 
 
 @dataclass
@@ -52,8 +51,8 @@ class Config:
     size: int = 0
 
 
-class Shards:
-    """Writes the rows of a configuration into files of bounded length.
+class ConfigWriter:
+    """Writes the rows of a configuration.
 
     Args:
         root: folder of the data set.
@@ -64,8 +63,7 @@ class Shards:
     def __init__(self, root: Path, name: str, schema: pa.Schema) -> None:
         self.config = Config(name, root / "data" / name, schema)
         self.config.folder.mkdir(parents=True)
-        self._writer: pq.ParquetWriter | None = None
-        self._lengths: list[int] = []
+        self._shards = Shards(self.config.folder, schema)
         self._held: list[dict[str, Any]] = []
 
     def append(self, row: dict[str, Any]) -> None:
@@ -76,24 +74,16 @@ class Shards:
 
     def write(self, table: pa.Table) -> None:
         """Write rows."""
-        while len(table):
-            if self._writer is None or self._lengths[-1] == ROWS_A_FILE:
-                self._next_file()
-            now = table.slice(0, ROWS_A_FILE - self._lengths[-1])
-            assert self._writer is not None
-            self._writer.write_table(now)
-            self._lengths[-1] += len(now)
-            self.config.size += now.nbytes
-            table = table.slice(len(now))
+        self._shards.write(table)
+        self.config.size += table.nbytes
 
     def close(self) -> Config:
         """Finish the files, and give them names that say how many there are."""
         self._flush()
-        if self._writer:
-            self._writer.close()
-        for number, length in enumerate(self._lengths):
-            name = f"train-{number:05d}-of-{len(self._lengths):05d}.parquet"
-            self._file(number).rename(self.config.folder / name)
+        self._shards.close()
+        for number, length in enumerate(self._shards.rows):
+            name = _file_name(number, len(self._shards.rows))
+            (self.config.folder / f"train-{number:05d}.parquet").rename(self.config.folder / name)
             self.config.rows[name] = length
         return self.config
 
@@ -102,14 +92,9 @@ class Shards:
         if held:
             self.write(pa.Table.from_pylist(held, schema=self.config.schema))
 
-    def _next_file(self) -> None:
-        if self._writer:
-            self._writer.close()
-        self._writer = pq.ParquetWriter(self._file(len(self._lengths)), self.config.schema, compression="zstd")
-        self._lengths.append(0)
 
-    def _file(self, number: int) -> Path:
-        return self.config.folder / f"{number:05d}.parquet.new"
+def _file_name(number: int, files: int) -> str:
+    return f"train-{number:05d}-of-{files:05d}.parquet"
 
 
 def write_configs(run: Run, distilled: Path, root: Path, progress: Progress) -> list[Config]:
@@ -133,7 +118,7 @@ def _default(distilled: Path, root: Path) -> Config:
     config = Config("default", root / "data" / "default", pq.read_schema(files[0]))
     config.folder.mkdir(parents=True)
     for number, file in enumerate(files):
-        name = f"train-{number:05d}-of-{len(files):05d}.parquet"
+        name = _file_name(number, len(files))
         shutil.copyfile(file, config.folder / name)
         read = pq.ParquetFile(file)
         config.rows[name] = read.metadata.num_rows
@@ -150,33 +135,33 @@ def _by_rank(run: Run, distilled: Path, root: Path, progress: Progress) -> Itera
     by_rank = run.step("rank").get("settings", {}).get("buckets", "ranks") == "ranks"
     settings = DistillSettings(input=str(run.path), select="all", shape=made["shape"])
     selection = Selection(run, settings, format, DistillSummary(run.path))
-    shards: dict[int, Shards] = {}
+    writers: dict[int, ConfigWriter] = {}
     for frame in selection.chosen(progress):
         for row in selection.rows(frame):
             number = row["rank" if by_rank else "bucket"]
-            if number not in shards:
+            if number not in writers:
                 name = f"rank_{number:02d}" if by_rank else f"bucket_{number}"
-                shards[number] = Shards(root, name, selection.schema)
-            shards[number].append(selection.shaped(row))
-    for _, each in sorted(shards.items()):
+                writers[number] = ConfigWriter(root, name, selection.schema)
+            writers[number].append(selection.shaped(row))
+    for _, each in sorted(writers.items()):
         yield each.close()
 
 
 def _traces(run: Run, root: Path, progress: Progress) -> Config:
     """Write every trace with its question, its scores and its rank."""
-    shards: Shards | None = None
+    writer: ConfigWriter | None = None
     for part in run.parts("traces"):
         rows = pl.DataFrame(run.read("traces", part)).drop(_LISTS)
         questions = pl.DataFrame(run.read("questions", part)).drop("source_id")
         rows = rows.join(questions, on="question_id", how="left", maintain_order="left")
         for table in ("scores", "ranks"):
-            more = pl.DataFrame(run.read(table, part)).drop(pl.selectors.list())
+            more = pl.DataFrame(run.read(table, part)).drop(_LISTS)
             new = [name for name in more.columns if name not in rows.columns]
             rows = rows.join(more.select("trace_id", *new), on="trace_id", how="left", maintain_order="left")
         table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
-        shards = shards or Shards(root, "traces", table.schema)
-        shards.write(table.cast(shards.config.schema))
+        writer = writer or ConfigWriter(root, "traces", table.schema)
+        writer.write(table.cast(writer.config.schema))
         progress.advance()
-    if shards is None:
+    if writer is None:
         raise RunFolderError(f"{run.path}: no traces yet")
-    return shards.close()
+    return writer.close()

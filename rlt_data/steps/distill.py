@@ -23,11 +23,11 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.formats import Format, Views, encode
 from rlt_data.formats.views import read_completion, student_message
+from rlt_data.parquet import Shards
 from rlt_data.places import Place, disk_errors, is_unfinished, names_in, new_folder, place
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.provenance import recorded_format
@@ -38,7 +38,6 @@ from rlt_data.store import Run, content_hash
 
 logger = logging.getLogger(__name__)
 
-_ROWS_PER_FILE = 100_000
 #: Rows whose texts are in memory together.
 _ROWS_AT_A_TIME = 256
 #: What the folder of a data set holds; a folder with anything else is never replaced.
@@ -195,8 +194,7 @@ class Selection:
     def rows(self, chosen: pl.DataFrame) -> Iterator[dict[str, Any]]:
         """Make the contents of chosen traces, in their order."""
         for (part,), frame in chosen.partition_by("part", as_dict=True, maintain_order=True).items():
-            columns = ["trace_id", "completion"]
-            traces = pl.DataFrame(self._run.read("traces", int(part), columns)).join(
+            traces = pl.DataFrame(self._run.read("traces", int(part), ["trace_id", "completion"])).join(
                 frame.select("trace_id"), on="trace_id", how="semi"
             )
             questions = pl.DataFrame(self._run.read("questions", int(part)))
@@ -262,46 +260,21 @@ def _limited(chosen: Iterator[pl.DataFrame], limit: int, seed: int) -> Iterator[
 def _write(folder: Path, selection: Selection, chosen: Iterator[pl.DataFrame]) -> str:
     """Write the rows as Parquet files and one JSONL file, and return their hash."""
     digest = hashlib.blake2b(digest_size=8)
-    with (folder / "train.jsonl").open("w", encoding="utf-8") as lines, _Files(folder / "data", selection) as files:
+    with (
+        (folder / "train.jsonl").open("w", encoding="utf-8") as lines,
+        Shards(folder / "data", selection.schema) as files,
+    ):
         for frame in chosen:
             rows = selection.rows(frame)
             while few := [selection.shaped(row) for row in islice(rows, _ROWS_AT_A_TIME)]:
                 text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in few)
                 digest.update(text.encode())
                 lines.write(text)
-                files.write(few)
+                files.write(pa.Table.from_pylist(few, schema=selection.schema))
             selection.count(frame)
     for file in (folder / "data").iterdir():
         file.rename(file.with_stem(f"{file.stem}-{digest.hexdigest()}"))
     return digest.hexdigest()
-
-
-class _Files:
-    """Parquet files of a bounded number of rows."""
-
-    def __init__(self, folder: Path, selection: Selection) -> None:
-        self._folder = folder
-        self._schema = selection.schema
-        self._writer: pq.ParquetWriter | None = None
-        self._files = self._rows = 0
-
-    def __enter__(self) -> _Files:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._writer:
-            self._writer.close()
-
-    def write(self, rows: list[dict[str, Any]]) -> None:
-        """Write rows, in a new file where the current one is full."""
-        if self._writer is None or self._rows >= _ROWS_PER_FILE:
-            if self._writer:
-                self._writer.close()
-            path = self._folder / f"train-{self._files:05d}.parquet"
-            self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
-            self._files, self._rows = self._files + 1, 0
-        self._writer.write_table(pa.Table.from_pylist(rows, schema=self._schema))
-        self._rows += len(rows)
 
 
 def _describe(
