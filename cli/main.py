@@ -16,6 +16,7 @@ from rlt_data.cli import (
     merge,
     push,
     rank,
+    report,
     run,
     score,
     show,
@@ -23,6 +24,7 @@ from rlt_data.cli import (
     train_solver,
     train_student,
     train_teacher,
+    view,
 )
 
 app = typer.Typer(
@@ -47,6 +49,8 @@ for module in (
     run,
     show,
     stats,
+    report,
+    view,
     train_teacher,
     train_student,
     train_solver,

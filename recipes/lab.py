@@ -25,6 +25,7 @@ from typing import Any
 
 import yaml
 
+from rlt_data import plots
 from rlt_data import settings as all_settings
 from rlt_data.cli.options import prepare_libraries
 from rlt_data.errors import RltDataError
@@ -241,29 +242,8 @@ def publish(lab: Lab, figures: Mapping[str, Any], text: str, draw: Callable[[Any
     (folder / f"{lab.recipe}.md").write_text(text, encoding="utf-8")
     print(text)
     if draw:
-        import matplotlib
-
-        matplotlib.use("svg")
-        from matplotlib import pyplot
-
-        figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-        draw(axes)
-        matplotlib.rcParams["svg.hashsalt"] = lab.recipe
-        figure.savefig(folder / f"{lab.recipe}.svg", metadata={"Date": None})
-        pyplot.close(figure)
-
-
-def bars(axes: Any, names: Sequence[str], groups: Mapping[str, Sequence[Estimate]], ylabel: str = "accuracy") -> None:
-    """Draw bars with their intervals: one place for each name, one bar there for each group."""
-    width = 0.8 / len(groups)
-    for number, (label, means) in enumerate(groups.items()):
-        places = [place + (number - (len(groups) - 1) / 2) * width for place in range(len(names))]
-        heights, halves = [each.mean for each in means], [each.half for each in means]
-        axes.bar(places, heights, 0.95 * width, yerr=halves, capsize=3, label=label)
-    axes.set_xticks(range(len(names)), names, rotation=12, fontsize="small")
-    axes.set(ylabel=ylabel)
-    if len(groups) > 1:
-        axes.legend()
+        picture = plots.svg(lambda figure: draw(figure.subplots()), lab.recipe, white=True)
+        (folder / f"{lab.recipe}.svg").write_text(picture, encoding="utf-8")
 
 
 def _json(value: Any) -> Any:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         PipelineSettings,
         PushSettings,
         RankSettings,
+        ReportSettings,
         ScoreSettings,
         TrainSolverSettings,
         TrainStudentSettings,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from rlt_data.steps.pipeline import load_pipeline, run_pipeline
     from rlt_data.steps.push import push
     from rlt_data.steps.rank import rank
+    from rlt_data.steps.report import report
     from rlt_data.steps.score import score
     from rlt_data.steps.stats import stats
     from rlt_data.store import Run
@@ -63,6 +65,7 @@ __all__ = [
     "PipelineSettings",
     "PushSettings",
     "RankSettings",
+    "ReportSettings",
     "Run",
     "ScoreSettings",
     "TrainSolverSettings",
@@ -80,6 +83,7 @@ __all__ = [
     "merge",
     "push",
     "rank",
+    "report",
     "reward_terms",
     "run_pipeline",
     "score",
@@ -103,7 +107,7 @@ _HOMES = {
     "training.teacher": {"train_teacher", "warm_up"},
     **{
         f"steps.{step}": {step}
-        for step in ("generate", "score", "merge", "rank", "distill", "push", "stats", "evaluate")
+        for step in ("generate", "score", "merge", "rank", "distill", "push", "report", "stats", "evaluate")
     },
 }
 

@@ -57,6 +57,13 @@ def step_entry(settings: Settings, format: Format, models: dict[str, Model]) -> 
     }
 
 
+def outcome(run: Run, step: str, summary: StepSummary) -> dict[str, Any]:
+    """Return what run.json keeps of what a step did; its work adds up over starts that came to their end."""
+    before = run.step(step).get("work", {"tokens": 0, "seconds": 0.0})
+    work = {"tokens": before["tokens"] + summary.tokens, "seconds": before["seconds"] + summary.seconds}
+    return {"rows": summary.rows, "failed": summary.failed, "work": work if summary.new else before}
+
+
 def versions(*more: str) -> dict[str, str]:
     """Return the versions of Python and of the packages that results depend on, and of more packages."""
     found = {package: metadata.version(package) for package in (*_PACKAGES, *more)}

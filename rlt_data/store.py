@@ -210,6 +210,10 @@ class Run:
         """Return where a part's file is or will be."""
         return self.path / table / part_name(part)
 
+    def files(self, table: str, part: int) -> list[Place]:
+        """Return the files that hold rows of a part at the moment: its own, and those of its journal."""
+        return self._listing.files(table, part)
+
     def read(self, table: str, part: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one part, journal included, each key once, in the order of questions and samples."""
         key = KEYS[table]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlt_data.recipes.lab import Lab, bars, estimate, publish, table
+from rlt_data.plots import bars
+from rlt_data.recipes.lab import Lab, estimate, publish, table
 from rlt_data.recipes.nano.rivals import rival_rows
 from rlt_data.recipes.pieces import base_accuracy, imported_traces, questions, ranked_traces, student_of
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlt_data.recipes.lab import Lab, bars, estimate, publish, table
+from rlt_data.plots import bars
+from rlt_data.recipes.lab import Lab, estimate, publish, table
 from rlt_data.recipes.pieces import base_accuracy, taught_by, trained_teacher
 
 _FIGURES = ("reward", "r_ss", "r_kl", "thought_tokens", "well_formed", "truncated", "copied")

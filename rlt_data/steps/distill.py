@@ -294,7 +294,8 @@ def _describe(
 def _public(step: dict[str, Any]) -> dict[str, Any]:
     """Leave out of a step's entry what is said elsewhere, and the places of files on this machine."""
     settings = {key: value for key, value in step.get("settings", {}).items() if key not in ("in", "input", "out")}
-    return {key: value for key, value in step.items() if key not in ("format", "sources")} | {"settings": settings}
+    left_out = ("format", "sources", "work")
+    return {key: value for key, value in step.items() if key not in left_out} | {"settings": settings}
 
 
 def _why(summary: DistillSummary) -> str:

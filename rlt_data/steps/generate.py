@@ -10,7 +10,7 @@ from rlt_data.engines import Model, Sample, open_model
 from rlt_data.formats import Format, Views
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress
-from rlt_data.provenance import StepSummary, choose_format, default_run, run_log, step_entry
+from rlt_data.provenance import StepSummary, choose_format, default_run, outcome, run_log, step_entry
 from rlt_data.settings import GenerateSettings
 from rlt_data.steps.sampling import SamplingTask, Wanted, sample_questions
 from rlt_data.store import Run, content_hash
@@ -39,7 +39,7 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
             task = _task(settings, model, format, content_hash(depends_on))
             summary = sample_questions(run, model, task, progress)
             logger.info("generate: %d new traces, %d in all, %d failed", summary.new, summary.rows, summary.failed)
-        run.record("generate", {"rows": summary.rows, "failed": summary.failed})
+        run.record("generate", outcome(run, "generate", summary))
     return summary
 
 

@@ -27,7 +27,7 @@ from rlt_data.formats import Format, Views, load_format
 from rlt_data.inputs import ingest
 from rlt_data.places import is_url
 from rlt_data.progress import SILENT, Progress
-from rlt_data.provenance import StepSummary, choose_format, default_run, recorded_format, run_log, step_entry
+from rlt_data.provenance import StepSummary, choose_format, default_run, outcome, recorded_format, run_log, step_entry
 from rlt_data.settings import ScoreSettings
 from rlt_data.steps.items import Item, full_kl_requests, score_row, student_requests, teacher_requests
 from rlt_data.steps.readings import StudentReading, TeacherReading, pair, read_as_student
@@ -79,7 +79,7 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
             work = _Work(run, settings, student, Views(format, student.template), traces_from, content_hash(depends_on))
             summary = work.run_to_end(progress)
             logger.info("score: %d new scores, %d in all, %d failed", summary.new, summary.rows, summary.failed)
-        run.record("score", {"rows": summary.rows, "failed": summary.failed})
+        run.record("score", outcome(run, "score", summary))
     return summary
 
 

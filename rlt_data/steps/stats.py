@@ -28,7 +28,11 @@ TERMS = (
     "solution_tokens",
 )
 
-_FLAGS = ("closed", "truncated", "empty", "holds_tag", "well_formed")
+#: Shares of traces.
+FLAGS = ("closed", "truncated", "empty", "holds_tag", "well_formed")
+
+
+_OF_RANKS = ("rank", "bucket", "value", "flaw")
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,12 @@ class Stats:
     failed: dict[str, int]
     steps: dict[str, Any] = field(repr=False)
 
+    @property
+    def tokens_per_second(self) -> dict[str, float]:
+        """Throughput by step, over all its starts that came to their end, models loaded."""
+        work = {step: entry.get("work") for step, entry in self.steps.items()}
+        return {step: each["tokens"] / each["seconds"] for step, each in work.items() if each and each["seconds"]}
+
 
 def stats(run: Run) -> Stats:
     """Compute the figures of a run."""
@@ -67,8 +77,7 @@ def stats(run: Run) -> Stats:
         traces = pl.DataFrame(run.read("traces", part, ["finish_reason", "completion_tokens"]))
         reasons.update(traces["finish_reason"].fill_null("unknown").to_list())
         tokens += int(traces["completion_tokens"].sum() or 0)
-    frames = [pl.DataFrame(run.read("scores", part, [*TERMS, *_FLAGS])) for part in run.parts("scores")]
-    scores = pl.concat(frames) if frames else pl.DataFrame(schema=dict.fromkeys((*TERMS, *_FLAGS), pl.Float64))
+    scores = scored(run)
     ranks = [
         bucket_sums(pl.DataFrame(run.read("ranks", part)).with_columns(pl.col("flaw").is_null().alias("well_formed")))
         for part in run.parts("ranks")
@@ -78,12 +87,35 @@ def stats(run: Run) -> Stats:
         rows=rows,
         finish_reasons=dict(sorted(reasons.items())),
         completion_tokens=tokens,
-        shares={flag: float(scores[flag].sum()) / len(scores) for flag in _FLAGS} if len(scores) else {},
+        shares={flag: float(scores[flag].sum()) / len(scores) for flag in FLAGS} if len(scores) else {},
         terms=pl.concat([_distribution(scores, term) for term in TERMS]),
         buckets=bucket_table(ranks) if ranks else pl.DataFrame(),
         failed=dict(Counter(entry["step"] for entry in failures(run))),
         steps=run.info.get("steps", {}),
     )
+
+
+def scored(run: Run, *more: str) -> pl.DataFrame:
+    """Return what the figures of a run are made of.
+
+    Args:
+        run: the run.
+        more: further columns of scores.
+
+    Returns:
+        A row for each score: :data:`TERMS`, :data:`FLAGS`, the further columns, and, where the run is ranked, rank,
+        bucket, value and flaw.
+    """
+    columns = list(dict.fromkeys([*more, *TERMS, *FLAGS]))
+    ranked = set(run.parts("ranks"))
+    frames = []
+    for part in run.parts("scores"):
+        frame = pl.DataFrame(run.read("scores", part, list(dict.fromkeys(["trace_id", *columns]))))
+        if part in ranked:
+            ranks = pl.DataFrame(run.read("ranks", part, ["trace_id", *_OF_RANKS]))
+            frame = frame.join(ranks, on="trace_id", how="left", maintain_order="left")
+        frames.append(frame.select(*columns, *(name for name in _OF_RANKS if name in frame.columns)))
+    return pl.concat(frames, how="diagonal") if frames else pl.DataFrame(schema=dict.fromkeys(columns, pl.Float64))
 
 
 def _distribution(scores: pl.DataFrame, term: str) -> pl.DataFrame:

@@ -15,7 +15,6 @@ from rlt_data.settings import TrainTeacherSettings, WarmUpSettings, parse_settin
 from tests.training.test_policy import RELEASED
 
 pytest.importorskip("trl", reason="needs the extra train")
-pytest.importorskip("matplotlib", reason="needs the extra report")
 
 RECIPES = ("reward_analysis", "teacher", "student", "cold_start", "countdown_transfer", "tandem")
 Run = Callable[..., dict[str, Any]]

@@ -1,0 +1,326 @@
+"""The report in a real browser."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from rlt_data.cli.main import app
+from tests.browser.conftest import Shown, reported
+from tests.made_runs import make_run, ranked, trace
+
+Show = Callable[..., Shown]
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two teachers' runs on the same questions, scored token by token, by the miniature models."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def rlt(*arguments: object) -> None:
+        done = CliRunner().invoke(app, [str(each) for each in arguments])
+        assert done.exit_code == 0, done.output
+
+    problems = folder / "problems.jsonl"
+    rlt("countdown", "make", "--out", problems, "--rows", 8, "--operators", "+-*", "--most", 3, "--largest", 14)
+    made = []
+    for teacher in ("nano", "nano-teacher-warm"):
+        run = folder / f"by-{teacher}"
+        rlt("generate", "--teacher", teacher, "--in", problems, "--n", 4, "--max-tokens", 64, "--out", run)
+        rlt("score", "--in", run, "--student", "nano", "--per-token", "--temperature", 0.7)
+        rlt("rank", "--in", run)
+        made.append(run)
+    return made[0], made[1]
+
+
+@pytest.fixture(scope="session")
+def page(runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return reported(runs[0], tmp_path_factory.mktemp("page") / "report.html")
+
+
+def table(run: Path, name: str) -> pl.DataFrame:
+    return pl.read_parquet(run / name / "*.parquet")
+
+
+def test_it_opens_from_a_file_and_asks_for_nothing(shown: Show, page: Path) -> None:
+    found = shown(page)
+    found.press("t", "j", "Enter")
+    found.page.wait_for_selector(".trace")
+    assert found.requests == [page.as_uri()] and found.complaints == []
+    assert "fetch" not in found.run("document.querySelector('meta[http-equiv]').content")
+    assert "connect-src 'none'" in found.run("document.querySelector('meta[http-equiv]').content")
+
+
+def test_the_overview_has_the_figures_and_the_plots(shown: Show, page: Path, runs: tuple[Path, Path]) -> None:
+    found = shown(page)
+    cards = dict(zip(found.texts(".cards dt"), found.texts(".cards dd"), strict=True))
+    rewards = table(runs[0], "scores")["reward"]
+    assert cards["traces"] == "32" and cards["mean reward"] == f"{rewards.mean():.3f}"
+    assert "tokens/s, generate" in cards
+    assert found.texts("figcaption") == ["reward distribution", "reward by rank", "reward by length", "reward terms"]
+    assert all(box["width"] > 200 for box in (each.bounding_box() for each in found.page.locator("svg").all()))
+    assert found.page.locator("td").count() > 80
+
+
+def test_search_sort_and_filters(shown: Show, page: Path, runs: tuple[Path, Path]) -> None:
+    scores = table(runs[0], "scores").join(table(runs[0], "ranks").select("trace_id", "bucket"), on="trace_id")
+    found = shown(page)
+    found.press("t")
+    assert found.count == "32 of 32"
+    found.page.select_option("#bucket", "2")
+    assert found.count == f"{scores.filter(bucket=2).height} of 32"
+    found.press("Escape")
+    found.page.click("#reset")
+    found.wait_for_count("32 of 32")
+    found.page.select_option("#kind", "good")
+    assert found.count == f"{scores['well_formed'].sum()} of 32"
+    found.page.click("#reset")
+    middle = float(scores["reward"].median())  # type: ignore[arg-type]
+    found.page.select_option("#term", "reward")
+    found.page.fill("#low", str(middle))
+    assert found.count == f"{(scores['reward'] >= middle).sum()} of 32"
+    found.page.fill("#low", "")
+    found.page.select_option("#sort", "reward")
+    best = f"{scores['reward'].max():.3f}"
+    assert found.texts(".item b")[0] == best
+    found.page.click("#direction")
+    assert found.texts(".item b")[0] == f"{scores['reward'].min():.3f}"
+    found.press("/")
+    found.wait("document.activeElement.id", "search")
+    completion = table(runs[0], "traces")["completion"][5]
+    piece = completion.removesuffix("</explanation>").strip()[-20:]
+    found.page.keyboard.type(piece.upper())  # case does not count
+    wanted = table(runs[0], "traces")["completion"].str.contains(piece, literal=True).sum()
+    found.wait_for_count(f"{wanted} of 32")
+    assert found.complaints == []
+
+
+def test_a_question_has_all_its_traces_side_by_side(shown: Show, page: Path, runs: tuple[Path, Path]) -> None:
+    found = shown(page)
+    found.press("t", "j", "j", "Enter")
+    found.page.wait_for_selector(".trace")
+    boxes = [each.bounding_box() for each in found.page.locator(".trace").all()]
+    assert len(boxes) == 4 and len({box["y"] for box in boxes if box}) == 1
+    assert [text.split()[1] for text in found.texts(".trace header b:first-of-type")] == ["1", "2", "3", "4"]
+    assert found.page.locator(".trace.chosen").count() == 1
+    found.press("s")
+    boxes = [each.bounding_box() for each in found.page.locator(".trace").all()]
+    assert len({box["x"] for box in boxes if box}) == 1
+    before = found.texts(".problem .text")
+    found.press("]")
+    found.wait(f"document.querySelector('.problem .text').textContent !== {before[0]!r}")
+    found.press("[")
+    found.wait("document.querySelector('.problem .text').textContent", before[0])
+    found.press("Escape")
+    assert found.run("document.activeElement.id") == "list"
+
+
+def test_tokens_are_coloured_by_what_the_student_thought_of_them(
+    shown: Show, page: Path, runs: tuple[Path, Path]
+) -> None:
+    found = shown(page)
+    found.press("t", "j", "Enter")
+    found.page.wait_for_selector(".trace.chosen .k")
+    key = found.run("location.hash").removeprefix("#trace=")
+    [score] = table(runs[0], "scores").filter(trace_id=key).to_dicts()
+
+    def tokens(part: int) -> list[tuple[list[Any], str]]:
+        script = f"[...document.querySelectorAll('.trace.chosen .body > .text')[{part}].querySelectorAll('.k')]"
+        return [tuple(each) for each in found.run(f"{script}.map((e) => [e.token.values, e.className])")]
+
+    thought = tokens(0)
+    assert len(thought) == len(score["thought_logprobs"])
+    for ((_, logprob), (_, kl)), *_ in thought:
+        assert logprob is not None and kl is not None
+    worst = max(range(len(thought)), key=lambda k: score["thought_kl"][k])
+    level = min(6, int(score["thought_kl"][worst] / 0.75 + 0.34))
+    assert thought[worst][1] == (f"k h{level}" if level else "k")
+    missed = min(range(len(score["solution_logprobs"])), key=lambda k: score["solution_logprobs"][k])
+    solution = tokens(1)
+    assert abs(solution[missed][0][0][1] / 100 - score["solution_logprobs"][missed]) < 0.0051
+    found.page.locator(".trace.chosen .k").nth(worst).hover()
+    tip = found.page.locator("#tip").inner_text()
+    assert f"log-prob {round(100 * score['thought_logprobs'][worst]) / 100:.2f}" in tip
+    assert f"KL {round(100 * score['thought_kl'][worst]) / 100:.2f}" in tip
+    found.press("c")
+    assert found.page.locator(".switch button[aria-pressed=true]").inner_text() == "log-prob"
+    found.press("c")
+    assert found.page.locator(".trace.chosen .k").count() == 0
+
+
+def test_two_sources_stand_beside_each_other(shown: Show, runs: tuple[Path, Path], tmp_path: Path) -> None:
+    found = shown(reported(runs[0], tmp_path / "against.html", against=str(runs[1])))
+    assert found.texts(".source h2") == ["by-nano", "by-nano-teacher-warm"]
+    both = [table(run, "scores") for run in runs]
+    best = [each.group_by("question_id", maintain_order=True).agg(pl.col("reward").max())["reward"] for each in both]
+    ahead, behind = (best[0] > best[1]).sum(), (best[0] < best[1]).sum()
+    text = found.page.locator("#view-overview").inner_text()
+    assert f"by-nano is ahead in {ahead}, by-nano-teacher-warm in {behind}" in " ".join(text.split())
+    found.press("t", "j", "Enter")
+    found.page.wait_for_selector(".trace")
+    assert found.texts(".trace .chip.s0, .trace .chip.s1") == ["by-nano", "by-nano-teacher-warm"] * 4
+    found.page.select_option("#source", "1")
+    assert found.count == "32 of 64"
+
+
+def test_on_a_phone(shown: Show, page: Path) -> None:
+    found = shown(page, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    for place in ("overview", "traces"):
+        found.run(f"location.hash = '{place}'")
+        assert found.run("document.documentElement.scrollWidth") <= 390
+    found.page.tap(".item >> nth=3")
+    found.page.wait_for_selector(".trace")
+    assert not found.page.locator("#list").is_visible()
+    assert found.run("document.documentElement.scrollWidth") <= 390
+    found.page.tap(".back")
+    assert found.page.locator("#list").is_visible()
+
+
+def test_light_and_dark(shown: Show, page: Path) -> None:
+    script = "getComputedStyle(document.body).backgroundColor"
+    light, dark = shown(page), shown(page, color_scheme="dark")
+    assert light.run(script) != dark.run(script)
+    plot = "getComputedStyle(document.querySelector('svg text')).fill"
+    assert light.run(plot) != dark.run(plot)
+    colour = light.run(script)
+    light.press("d")
+    assert light.run(script) == dark.run(script) != colour
+    light.page.reload()
+    light.page.wait_for_selector("html[data-ready]")
+    assert light.run(script) == dark.run(script)  # remembered
+
+
+def test_keys_are_explained(shown: Show, page: Path) -> None:
+    found = shown(page)
+    found.press("?")
+    assert found.page.locator("dialog").is_visible() and "next, previous question" in found.texts("dialog")[0]
+    found.press("Escape")
+    assert not found.page.locator("dialog").is_visible()
+    for _ in range(3):
+        found.press("Tab")
+    assert found.run("document.activeElement.id") == "tab-traces"
+
+
+# Many traces
+
+
+def test_ten_thousand_traces_stay_smooth(shown: Show, tmp_path: Path) -> None:
+    text = "Because the sum of both numbers is the larger one, we look at the rest first and then at the sum. " * 12
+    tokens = list(range(0, len(text), 5))
+
+    def rows(part: int) -> list[dict[str, Any]]:
+        return [
+            trace(
+                f"{question * 7919 % 100_000:05d}", sample, (question * 31 + sample * 17) % 997 / 100,
+                completion=f"{text}{question} {sample}<|end_of_explanation|>",
+                thought_offsets=tokens, thought_logprobs=[-(k % 37) / 9 for k in range(len(tokens))],
+                kl_offsets=tokens, thought_kl=[(k % 41) / 11 - 1 for k in range(len(tokens))],
+            )
+            for question in range(part * 256, min(625, part * 256 + 256))
+            for sample in range(16)
+        ]  # fmt: skip
+
+    run = make_run(tmp_path / "large", *(rows(part) for part in range(3)))
+    ranked(run)
+    page = reported(run.path, tmp_path / "large.html")
+    began = time.monotonic()
+    found = shown(page)
+    opened = time.monotonic() - began
+    found.press("t")
+    assert found.count == "10,000 of 10,000"
+    script = """([id, value]) => {
+      const began = performance.now();
+      const node = document.getElementById(id);
+      node.value = value;
+      node.dispatchEvent(new Event("input"));
+      document.getElementById("list").getBoundingClientRect();
+      return performance.now() - began;
+    }"""
+    filters = [("bucket", "3"), ("bucket", ""), ("term", "reward"), ("low", "5"), ("high", "7.5"), ("sort", "reward")]
+    slowest = max(found.page.evaluate(script, list(each)) for each in filters)
+    rewards = [(question * 31 + sample * 17) % 997 / 100 for question in range(625) for sample in range(16)]
+    assert found.count == f"{sum(5 <= reward <= 7.5 for reward in rewards):,} of 10,000"
+    found.page.click("#reset")
+    began = time.monotonic()
+    found.page.fill("#search", "rest first and then at the sum. 77 ")
+    found.wait_for_count("16 of 10,000")
+    first = time.monotonic() - began
+    began = time.monotonic()
+    found.page.fill("#search", "rest first and then at the sum. 78 3")
+    found.wait_for_count("1 of 10,000")
+    again = time.monotonic() - began
+    began = time.monotonic()
+    found.page.click(".item")
+    found.page.wait_for_selector(".trace .k")
+    question = time.monotonic() - began
+    print(
+        f"{page.stat().st_size / 2**20:.1f} MiB: opened in {opened:.2f} s; slowest filter {slowest:.0f} ms; first search "
+        f"{first:.2f} s, another {again:.2f} s; a question {question:.2f} s"
+    )
+    assert opened < 3 and slowest < 200
+    assert found.complaints == []
+
+
+# Hostile texts
+
+_HOSTILE = [
+    "<script>window.pwned = 1; alert(1)</script>",
+    "</script><script>window.pwned = 1</script><!--",
+    "<img src=x onerror='window.pwned = 1'><svg onload=alert(1)>",
+    "[click](javascript:window.pwned=1) <a href='javascript:window.pwned=1'>here</a>",
+    "\u202eright to left\u202c \u2066isolate \u200f\u200b\ufeff\x00\x1b[31m",
+    "x" * 1_000_000,
+    "<style>* { display: none }</style><base href='https://example.com/'><meta http-equiv=refresh content=0>",
+    "a\u0301" * 500 + "\U0001f600\U0001f468\u200d\U0001f469 \ud7ff\ue000\uffff",
+    "{{ 7 * 7 }} ${window.pwned = 1} `",
+]
+
+
+def test_nothing_in_a_trace_can_run(shown: Show, tmp_path: Path) -> None:
+    name = "<img src=x onerror=alert(1)>"
+    rows = []
+    for number, text in enumerate(_HOSTILE):
+        pieces = list(range(0, min(len(text), 5000), 3))
+        rows.append(
+            trace(
+                f"q{number}", 0, float(number), completion=f"{text}<|end_of_explanation|>", source_id=text[:300],
+                thought_offsets=pieces, thought_logprobs=[-1.5] * len(pieces),
+                kl_offsets=pieces, thought_kl=[2.5] * len(pieces),
+            )
+        )  # fmt: skip
+    run = make_run(tmp_path / name, rows)
+    questions = pl.DataFrame(run.read("questions", 0)).with_columns(
+        pl.Series("question", _HOSTILE),
+        pl.Series("solution", list(reversed(_HOSTILE))),
+        pl.Series("source_id", _HOSTILE),
+    )
+    run.write_part("questions", 0, questions.to_arrow().cast(run.read("questions", 0).schema))
+    ranked(run)
+    (Path(str(run.path)) / "errors.jsonl").write_text(
+        '{"key": "k", "step": "score", "reason": "<script>window.pwned = 1</script> \\ud800", "attempts": 1}\n'
+    )
+    run.record("generate", {"settings": {"n": 1, "format": "</script><script>window.pwned=1</script>"}})
+    page = reported(run.path, tmp_path / "hostile.html")
+    found = shown(page)
+    assert name in found.page.title() and "<script>window.pwned" in found.page.locator("#view-overview").inner_text()
+    found.press("t")
+    for number, text in enumerate(_HOSTILE):
+        found.run(f"location.hash = 'trace=q{number}/0'")
+        found.page.wait_for_selector(f"#trace-q{number}\\/0")
+        shown_text = found.page.locator(".trace .body > .text").first.text_content() or ""
+        if text.isascii() and text.isprintable() and len(text) < 5000:
+            assert text in shown_text
+    found.run("location.hash = 'trace=q4/0'")
+    found.page.wait_for_selector("#trace-q4\\/0")
+    assert "⟨U+202E⟩" in (found.page.locator(".trace .body > .text").first.text_content() or "")
+    found.page.fill("#search", "<script>")
+    found.wait("/^[1-8] of 9$/.test(document.getElementById('count').textContent)")
+    assert found.run("window.pwned") is None
+    assert found.requests == [page.as_uri()] and found.complaints == []
+    assert found.run("document.querySelectorAll('script:not([type])').length") == 1
