@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import re
+import socket
 import threading
 from base64 import b64decode
 from collections.abc import Iterator
@@ -18,13 +19,17 @@ from itertools import count
 from typing import Any
 
 import yaml
-from flask import Flask, Response, abort, jsonify, request
+from flask import Flask, Response, abort, g, jsonify, request
 from werkzeug.serving import make_server
 
 TOKEN = "hf_a_token_that_must_not_appear_anywhere"
 
 #: Files that the Hub stores outside of git, beside large ones.
 _BINARY = re.compile(r"\.(parquet|safetensors|bin|png|zst|gz|arrow)$")
+
+
+#: Some of those that the Hub knows.
+_LICENCES = {"apache-2.0", "mit", "cc-by-4.0", "other"}
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,8 @@ class Fault:
 
     Attributes:
         to: a pattern that method and path have to match.
-        how: a status; ``cut``: the connection is cut; ``hang``: no answer comes; ``moved``: somebody else commits just
+        how: a status; ``cut``: the connection is cut; ``lost``: it is cut after the request was done; ``echo``: it is
+            refused with its token in the message; ``hang``: no answer comes; ``moved``: somebody else commits just
             before.
         times: how often.
         after: requests that go well before.
@@ -132,7 +138,7 @@ class HubServer:
         self._pulls = count(1)
         self._server = make_server("127.0.0.1", 0, _app(self), threaded=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
         self.stopped.set()
@@ -151,6 +157,9 @@ class HubServer:
 
     def dataset(self, name: str) -> Repo:
         return self.repos["dataset", name]
+
+    def model(self, name: str) -> Repo:
+        return self.repos["model", name]
 
     def fault(self, asked: str) -> Fault | None:
         """Return the fault that meets a request, if one does."""
@@ -229,8 +238,13 @@ def _app(hub: HubServer) -> Flask:
         if fault is None:
             return None
         if fault.how == "cut":
-            request.environ["werkzeug.socket"].close()
+            _cut()
             return Response(status=500)
+        if fault.how == "lost":
+            g.lost = True
+            return None
+        if fault.how == "echo":
+            return _problem(400, f"cannot do this for {request.headers.get('Authorization')}")
         if fault.how == "hang":
             hub.hanging.set()
             hub.stopped.wait(60)
@@ -242,7 +256,13 @@ def _app(hub: HubServer) -> Flask:
             return None
         response = _problem(int(fault.how), "not now")
         if fault.how == 429:
-            response.headers["Retry-After"] = "1"
+            response.headers["Retry-After"] = "7"
+        return response
+
+    @app.after_request
+    def _lose_answer(response: Response) -> Response:
+        if g.pop("lost", False):
+            _cut()
         return response
 
     @app.before_request
@@ -392,6 +412,10 @@ def _app(hub: HubServer) -> Flask:
     return app
 
 
+def _cut() -> None:
+    request.environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+
+
 def _problem(status: int, message: str, code: str = "") -> Response:
     response = Response(json.dumps({"error": message}), status=status, mimetype="application/json")
     response.headers["X-Error-Message"] = message
@@ -416,6 +440,10 @@ def _problems_with_card(text: str) -> Iterator[str]:
     for key, kinds in {"license": (str, list), "tags": (list,), "language": (str, list), "configs": (list,)}.items():
         if key in data and not isinstance(data[key], kinds):
             yield f'"{key}" must be {" or ".join(kind.__name__ for kind in kinds)}'
+    licences = data.get("license", [])
+    for licence in [licences] if isinstance(licences, str) else licences:
+        if licence not in _LICENCES:
+            yield f'"license" must be one of {sorted(_LICENCES)}'
     for config in data.get("configs") or []:
         if not re.fullmatch(r"[\w.-]+", str(config.get("config_name"))):
             yield f'"configs.config_name" is not allowed: {config.get("config_name")}'

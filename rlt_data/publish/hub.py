@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,23 +20,27 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from httpx2 import HTTPError
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem
+from httpx2 import HTTPError, RequestError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem, RepoCard, get_token
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     LocalTokenNotFoundError,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
 
-from rlt_data.errors import HubError, SettingsError, first_line
+from rlt_data.errors import HubError, RltDataError, SettingsError, first_line
 from rlt_data.retries import RETRIED, pause, retry_after
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
+Change = TypeVar("Change", bound=CommitOperationAdd | CommitOperationDelete)
 Kind = Literal["dataset", "model"]
 
 #: What a push keeps in the repository about itself.
@@ -43,12 +49,14 @@ CARD = "README.md"
 
 #: Changes of one commit; the Hub advises against thousands.
 _CHANGES_A_COMMIT = 500
-#: Files whose upload is agreed upon together.
-_FILES_AT_A_TIME = 100
+#: Files whose upload is agreed upon together, and their bytes.
+_FILES_AT_A_TIME, _BYTES_AT_A_TIME = 100, 2**30
 #: Tries of a request that may go well later.
 _TRIES = 6
 #: The head has moved since it was looked at.
 _MOVED = 412
+_TOO_MANY = 429
+_COMMIT = re.compile(r"/api/\w+/[^/]+/[^/]+/commit/")
 
 
 @dataclass(frozen=True)
@@ -109,13 +117,35 @@ class Repository:
         self.revision = revision
         self._api = HfApi(library_name="rlt-data")
 
-    def create(self, *, private: bool) -> None:
-        """Make sure that repository and branch are there; one that is there stays as visible as it is."""
+    def create(self, *, private: bool, empty: bool = False) -> None:
+        """Make sure that repository and branch are there; one that is there stays as visible as it is.
+
+        Args:
+            private: of a new repository.
+            empty: a new branch begins from the first commit, not from the main branch.
+        """
+        api, kind = self._api, self.kind
         with self._errors():
-            _patiently(lambda: self._api.create_repo(self.name, repo_type=self.kind, private=private, exist_ok=True))
-            if self.revision != "main" and not self.revision.startswith("refs/"):
-                make = self._api.create_branch
-                _patiently(lambda: make(self.name, branch=self.revision, repo_type=self.kind, exist_ok=True))
+            _patiently(lambda: api.create_repo(self.name, repo_type=kind, private=private, exist_ok=True))
+            if self.revision == "main" or self.revision.startswith("refs/"):
+                return
+            start = None
+            if empty:
+                start = _patiently(lambda: api.list_repo_commits(self.name, repo_type=kind))[-1].commit_id
+            make = partial(api.create_branch, self.name, branch=self.revision, revision=start, repo_type=kind)
+            _patiently(partial(make, exist_ok=True))
+
+    def check(self, card: str) -> None:
+        """Ask the Hub whether it takes a card, before anything is sent.
+
+        Raises:
+            HubError: it does not; says why.
+        """
+        with self._errors():
+            try:
+                _patiently(lambda: RepoCard(card, ignore_metadata_errors=True).validate(repo_type=self.kind))
+            except ValueError as error:
+                raise HubError(f"{self.name}: the Hub refuses the card: {_reasons(str(error))}") from None
 
     def head(self) -> str | None:
         """Return the last commit; None where there is no repository or no such branch."""
@@ -147,7 +177,7 @@ class Repository:
                 place = _patiently(
                     lambda: self._api.hf_hub_download(self.name, path, repo_type=self.kind, revision=commit)
                 )
-            except EntryNotFoundError:
+            except RemoteEntryNotFoundError:
                 return None
             return Path(place).read_bytes()
 
@@ -190,12 +220,14 @@ class Repository:
         # The card and the list of files come last: what they tell of is there when they are.
         paths = sorted(sent, key=lambda path: (path in (CARD, MANIFEST), path))
         additions = [CommitOperationAdd(path, str(sent[path])) for path in paths]
+        known: set[bytes] = set()
         with self._errors():
-            # The library would send equal files of one batch (the selection and rank 1, say) each for itself.
-            different = list({each.upload_info.sha256: each for each in additions}.values())
-            for few in _batches(different, _FILES_AT_A_TIME):
+            for few in _batches(additions, _FILES_AT_A_TIME, _BYTES_AT_A_TIME):
+                # The library would send equal files of one batch (the selection and rank 1, say) each for itself.
+                different = {each.upload_info.sha256: each for each in few if each.upload_info.sha256 not in known}
                 upload = partial(self._api.preupload_lfs_files, repo_type=self.kind, revision=self.revision)
-                _patiently(partial(upload, self.name, few, free_memory=False))
+                _patiently(partial(upload, self.name, list(different.values()), free_memory=False))
+                known |= different.keys()
                 advance(sum(each.upload_info.size for each in few))
             changes: list[CommitOperationAdd | CommitOperationDelete] = [
                 *(CommitOperationDelete(path) for path in plan.gone),
@@ -203,7 +235,8 @@ class Repository:
             ]
             head, revision = plan.head, self.revision
             for number, some in enumerate(_batches(changes, _CHANGES_A_COMMIT)):
-                made = self._api.create_commit(
+                commit = partial(
+                    self._api.create_commit,
                     self.name,
                     some,
                     commit_message=message if not number else f"{message} ({number + 1})",
@@ -212,6 +245,7 @@ class Repository:
                     parent_commit=head,
                     create_pr=create_pr and not number,
                 )
+                made = _patiently(commit)
                 head = made.oid
                 revision = made.pr_revision or revision
         return head
@@ -222,36 +256,46 @@ class Repository:
 
         prefix = "datasets/" if self.kind == "dataset" else ""
         system = HfFileSystem(use_listings_cache=False, skip_instance_cache=True)
+
+        def count(path: str) -> int:
+            with system.open(f"{prefix}{self.name}@{commit}/{path}", "rb", block_size=2**16) as file:
+                return int(pq.read_metadata(file).num_rows)
+
         with self._errors():
-            found = {}
-            for path in paths:
-                with system.open(f"{prefix}{self.name}@{commit}/{path}", "rb", block_size=2**16) as file:
-                    found[path] = pq.read_metadata(file).num_rows
-            return found
+            return {path: _patiently(partial(count, path)) for path in paths}
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turn the library's errors into ours, in words for the one who pushes."""
+        """Turn the library's errors into ours, in words for the one who pushes; the token is in none of them."""
         try:
             yield
-        except HFValidationError as error:
-            raise SettingsError(f"--repo-id: {first_line(error)}") from None
-        except LocalTokenNotFoundError:
-            raise HubError(f"{self.name}: the Hub wants a token: set HF_TOKEN, or run hf auth login") from None
-        except HfHubHTTPError as error:
-            raise self._explained(error) from None
-        except (HTTPError, ConnectionError, TimeoutError) as error:
-            raise HubError(
-                f"{self.name}: the Hub cannot be reached ({type(error).__name__}); the same command goes on later"
-            ) from None
-        except ValueError as error:
-            if "README.md" not in str(error):
+        except RltDataError:
+            raise
+        except Exception as error:
+            explained = self._explained(_cause(error))
+            if explained is None:
                 raise
-            raise HubError(f"{self.name}: the Hub refuses the card: {' '.join(str(error).split())}") from None
+            raise explained from None
 
-    def _explained(self, error: HfHubHTTPError) -> HubError:
+    def _explained(self, error: BaseException) -> RltDataError | None:
+        if isinstance(error, HFValidationError):
+            return SettingsError(f"--repo-id: {first_line(error)}")
+        if isinstance(error, LocalTokenNotFoundError):
+            return HubError(f"{self.name}: the Hub wants a token: set HF_TOKEN, or run hf auth login")
+        if isinstance(error, HfHubHTTPError):
+            return self._answered(error)
+        if isinstance(error, (HTTPError, ConnectionError, TimeoutError)):
+            return HubError(
+                f"{self.name}: the Hub cannot be reached ({type(error).__name__}); the same command goes on later"
+            )
+        if isinstance(error, ValueError):  # such as an answer that is not JSON
+            said = _without_token(first_line(error))
+            return HubError(f"{self.name}: the Hub's answer is not understood ({said}); the same command goes on later")
+        return None
+
+    def _answered(self, error: HfHubHTTPError) -> HubError:
         status = error.response.status_code if error.response is not None else 0
-        said = (error.server_message or "").strip().splitlines()
+        said = _without_token(error.server_message or "").strip().splitlines()
         said_so = f" ({said[0]})" if said else ""
         if isinstance(error, GatedRepoError) or status in (401, 403):
             return HubError(
@@ -274,16 +318,71 @@ def _patiently(ask: Callable[[], T]) -> T:
     for tries in range(1, _TRIES):
         try:
             return ask()
-        except HfHubHTTPError as error:
-            if error.response is None or error.response.status_code not in RETRIED:
+        except Exception as error:
+            wait = _wait(_cause(error), tries)
+            if wait is None:
                 raise
-            wait = retry_after(error.response.headers.get("Retry-After"))
-        except (HTTPError, ConnectionError, TimeoutError):
-            wait = None
-        time.sleep(pause(tries) if wait is None else wait)
+        if wait >= 1:
+            logger.info("the Hub is asked again in %.0f s", wait)
+        time.sleep(wait)
     return ask()
 
 
-def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _wait(error: BaseException, tries: int) -> float | None:
+    """Return after how long to ask again; None where that would not help, or a commit may have been made."""
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        if status not in RETRIED or (_was_commit(error) and status != _TOO_MANY):
+            return None
+        wait = retry_after(error.response.headers.get("Retry-After"))
+        return pause(tries) if wait is None else wait
+    passing = isinstance(error, (HTTPError, ConnectionError, TimeoutError)) and not _was_commit(error)
+    return pause(tries) if passing else None
+
+
+def _was_commit(error: BaseException) -> bool:
+    if isinstance(error, HfHubHTTPError):
+        request = error.response.request
+    elif isinstance(error, RequestError):
+        request = error.request
+    else:
+        return False
+    return _COMMIT.search(str(request.url)) is not None
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the error behind one in which the library has wrapped it."""
+    while isinstance(error, (RuntimeError, LocalEntryNotFoundError)) and error.__cause__:
+        error = error.__cause__
+    return error
+
+
+def _without_token(text: str) -> str:
+    """Take tokens out of what a server says, which may repeat what it was sent."""
+    if token := get_token():
+        text = text.replace(token, "***")
+    return re.sub(r"\bhf_\w{8,}", "***", text)
+
+
+def _reasons(answer: str) -> str:
+    """Return the errors of the Hub's check of a card, in one line."""
+    try:
+        said = "; ".join(str(each["message"]) for each in json.loads(answer)["errors"])
+    except (ValueError, KeyError, TypeError):
+        said = answer
+    return _without_token(" ".join(said.split()))
+
+
+def _batches(items: Sequence[Change], most: int, most_bytes: int | None = None) -> Iterator[list[Change]]:
+    """Yield items in groups of at most so many, and so many bytes."""
+    group: list[Change] = []
+    size = 0
+    for item in items:
+        more = item.upload_info.size if most_bytes and isinstance(item, CommitOperationAdd) else 0
+        if len(group) == most or (group and size + more > (most_bytes or 0) > 0):
+            yield group
+            group, size = [], 0
+        group.append(item)
+        size += more
+    if group:
+        yield group
