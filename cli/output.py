@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
     from rlt_data.steps.merge import MergeSummary
     from rlt_data.steps.push import PushSummary
     from rlt_data.steps.rank import RankSummary
+    from rlt_data.steps.report import ReportSummary
     from rlt_data.steps.stats import Stats
     from rlt_data.training.grpo import PolicySummary
     from rlt_data.training.sft import TrainingSummary
@@ -93,26 +94,35 @@ def print_dataset(summary: DistillSummary) -> None:
 
 def print_push(settings: PushSettings, summary: PushSummary) -> None:
     """Print what was published, or what would be."""
+    for branch in (summary, *summary.stages):
+        _print_dry_push(branch) if settings.dry_run else _print_pushed(branch)
+    if not settings.dry_run:
+        _console.print(f"read back and equal, in {summary.seconds:.1f} s")
+
+
+def _print_dry_push(summary: PushSummary) -> None:
+    plan = summary.plan
+    _console.print(summary.card, markup=False)
+    _rule(f"files on {summary.revision}")
+    changes = {path: word for word in ("new", "changed") for path in getattr(plan, word)}
+    for path, size in summary.sizes.items():
+        _console.print(f"{changes.get(path, 'same'):8} {size:>12,} {path}", markup=False)
+    for path in plan.gone:
+        _console.print(f"{'deleted':8} {'':>12} {path}", markup=False)
+
+
+def _print_pushed(summary: PushSummary) -> None:
     plan, sizes = summary.plan, summary.sizes
-    if settings.dry_run:
-        _console.print(summary.card, markup=False)
-        _rule("files")
-        changes = {path: word for word in ("new", "changed") for path in getattr(plan, word)}
-        for path, size in sizes.items():
-            _console.print(f"{changes.get(path, 'same'):8} {size:>12,} {path}", markup=False)
-        for path in plan.gone:
-            _console.print(f"{'deleted':8} {'':>12} {path}", markup=False)
-        return
-    rows = ", ".join(f"{name} {count:,}" for name, count in summary.rows.items())
+    where = escape(f"{summary.repo_id} ({summary.revision})")
+    rows = "; rows: " + ", ".join(f"{name} {count:,}" for name, count in summary.rows.items()) if summary.rows else ""
     if summary.commit is None:
-        _console.print(f"{escape(summary.repo_id)} has all of it already, at {summary.head}; rows: {rows}")
+        _console.print(f"{where} has all of it already, at {summary.head}{rows}")
         return
     sent = sum(sizes[path] for path in (*plan.new, *plan.changed))
     _console.print(
-        f"{len(plan.new)} new files, {len(plan.changed)} changed, {len(plan.gone)} deleted, {len(plan.same)} the same "
-        f"({sent:,} bytes) in {summary.seconds:.1f} s; read back and equal"
+        f"{where} at commit {summary.commit}: {len(plan.new)} new files, {len(plan.changed)} changed, "
+        f"{len(plan.gone)} deleted, {len(plan.same)} the same ({sent:,} bytes){rows}"
     )
-    _console.print(f"{escape(summary.repo_id)} at commit {summary.commit}; rows: {rows}")
 
 
 def print_evaluation(found: Evaluation) -> int:
@@ -224,6 +234,8 @@ def print_stats(stats: Stats) -> None:
     if stats.finish_reasons:
         reasons = ", ".join(f"{reason} {count}" for reason, count in stats.finish_reasons.items())
         _console.print(f"traces ended by: {reasons}; {stats.completion_tokens:,} sampled tokens")
+    if rates := stats.tokens_per_second:
+        _console.print(", ".join(f"{step} {rate:,.0f} tokens/s" for step, rate in rates.items()))
     if stats.failed:
         _console.print("failed: " + ", ".join(f"{count} in {step}" for step, count in stats.failed.items()))
     if stats.shares:
@@ -232,6 +244,19 @@ def print_stats(stats: Stats) -> None:
         _print_frame(stats.terms)
     if len(stats.buckets):
         _print_frame(stats.buckets)
+
+
+def print_report(summary: ReportSummary) -> None:
+    """Print what a page holds."""
+    shown = f"all {summary.traces:,} traces"
+    if summary.traces < summary.all_traces:
+        shown = f"{summary.traces:,} of {summary.all_traces:,} traces (--limit)"
+    _console.print(
+        f"{escape(str(summary.out))}: {shown} of {summary.questions:,} questions, {summary.size / 2**20:.1f} MiB, in "
+        f"{summary.seconds:.1f} s"
+    )
+    if not summary.per_token:
+        _console.print("  explanations are coloured token by token where they were scored with --per-token")
 
 
 def printable(text: str) -> str:

@@ -15,7 +15,7 @@ def add_to(app: typer.Typer) -> None:
 
     @command(app, PushSettings)
     def push(settings: PushSettings) -> None:
-        """Publish a distilled data set on the Hugging Face Hub, with a card that says how it was made."""
+        """Publish a distilled data set or a trained model on the Hugging Face Hub, with a card about its making."""
         from rlt_data.steps.push import push
 
         print_push(settings, push(settings, shown_progress()))

@@ -4,13 +4,13 @@ default          what was distilled
 rank_01, ...     well-formed traces of one rank, in the columns of the distilled rows; bucket_1, ... where buckets are
                  quantiles
 traces           every trace with its question, its scores and its rank
+
+A branch for each stage may hold its tables whole: questions and traces, scores, ranks.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlt_data.errors import RunFolderError
+from rlt_data.listing import part_name
 from rlt_data.parquet import Shards
+from rlt_data.places import Place, copy_file, names_in
 from rlt_data.progress import Progress
 from rlt_data.provenance import recorded_format
 from rlt_data.settings import DistillSettings
 from rlt_data.steps.distill import DistillSummary, Selection
 from rlt_data.store import Run
+
+#: The tables of each stage that has any.
+STAGES = {"generate": ("questions", "traces"), "score": ("scores",), "rank": ("ranks",)}
 
 _ROWS_AT_A_TIME = 256
 #: Columns that stay in the run: those with a value for each token.
@@ -97,43 +102,80 @@ def _file_name(number: int, files: int) -> str:
     return f"train-{number:05d}-of-{files:05d}.parquet"
 
 
-def write_configs(run: Run, distilled: Path, root: Path, progress: Progress) -> list[Config]:
+def write_configs(run: Run, distilled: Place, made: Mapping[str, Any], root: Path, progress: Progress) -> list[Config]:
     """Write all configurations of a run.
 
     Args:
         run: a ranked run.
         distilled: what ``distill`` made of it.
+        made: its distill.json.
         root: an empty folder.
         progress: told of every part.
 
     Raises:
         RunFolderError: there are no ranks.
     """
-    configs = [_default(distilled, root), *_by_rank(run, distilled, root, progress), _traces(run, root, progress)]
+    configs = [write_default(distilled, root), *_by_rank(run, made, root, progress), _traces(run, root, progress)]
     return [config for config in configs if config.rows]
 
 
-def _default(distilled: Path, root: Path) -> Config:
-    files = sorted((distilled / "data").glob("*.parquet"))
-    config = Config("default", root / "data" / "default", pq.read_schema(files[0]))
+def write_default(distilled: Place, root: Path) -> Config:
+    """Write the configuration of what was distilled.
+
+    Raises:
+        RunFolderError: there is nothing.
+    """
+    names = sorted(name for name in names_in(distilled / "data") if name.endswith(".parquet"))
+    if not names:
+        raise RunFolderError(f"{distilled}: there are no rows (no data/*.parquet); distill again")
+    (root / "distilled").mkdir()
+    files = [root / "distilled" / name for name in names]
+    for file in files:
+        copy_file(distilled / "data" / file.name, file)
+    return _adopted("default", files, root)
+
+
+def write_stage(run: Run, stage: str, root: Path, progress: Progress) -> list[Config]:
+    """Write the tables of a stage whole, as they are in the run; none of those that are not there.
+
+    Args:
+        run: the run.
+        stage: a key of :data:`STAGES`.
+        root: an empty folder.
+        progress: told of every part.
+    """
+    copy = Run(root)
+    configs = []
+    for table in STAGES[stage]:
+        parts = run.parts(table)
+        for part in parts:
+            copy.adopt_part(table, part, run, part)
+            progress.advance()
+        if parts:
+            configs.append(_adopted(table, [root / table / part_name(part) for part in parts], root))
+    return configs
+
+
+def _adopted(name: str, files: list[Path], root: Path) -> Config:
+    """Make a configuration of files that are there already, in the folder of the data set."""
+    config = Config(name, root / "data" / name, pq.read_schema(files[0]))
     config.folder.mkdir(parents=True)
     for number, file in enumerate(files):
-        name = _file_name(number, len(files))
-        shutil.copyfile(file, config.folder / name)
-        read = pq.ParquetFile(file)
-        config.rows[name] = read.metadata.num_rows
-        config.size += sum(read.metadata.row_group(i).total_byte_size for i in range(read.num_row_groups))
+        own = config.folder / _file_name(number, len(files))
+        file.rename(own)
+        with pq.ParquetFile(own) as read:
+            config.rows[own.name] = read.metadata.num_rows
+            config.size += sum(read.metadata.row_group(i).total_byte_size for i in range(read.num_row_groups))
     return config
 
 
-def _by_rank(run: Run, distilled: Path, root: Path, progress: Progress) -> Iterator[Config]:
+def _by_rank(run: Run, made: Mapping[str, Any], root: Path, progress: Progress) -> Iterator[Config]:
     """Write the configurations by rank, or by bucket where buckets are not ranks."""
     format = recorded_format(run, "score")
     if format is None or not run.parts("ranks"):
         raise RunFolderError(f"{run.path}: there are no ranks; run rlt-data rank first")
-    made = json.loads((distilled / "distill.json").read_text(encoding="utf-8"))["settings"]
     by_rank = run.step("rank").get("settings", {}).get("buckets", "ranks") == "ranks"
-    settings = DistillSettings(input=str(run.path), select="all", shape=made["shape"])
+    settings = DistillSettings(input=str(run.path), select="all", shape=made["settings"]["shape"])
     selection = Selection(run, settings, format, DistillSummary(run.path))
     writers: dict[int, ConfigWriter] = {}
     for frame in selection.chosen(progress):

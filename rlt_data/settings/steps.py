@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -247,14 +248,57 @@ class EvaluateSettings(FormatSettings, ModelSettings, SamplingSettings):
 class PushSettings(Settings):
     """Settings of :func:`rlt_data.steps.push`."""
 
-    input: str = field(..., INPUT, f"{RUN_HELP}, with a distilled data set.", alias="in")
+    input: str = field(
+        ...,
+        INPUT,
+        "Run with a distilled data set, or its URL; a folder that distill wrote; or the folder of a training.",
+        alias="in",
+    )
     repo_id: str = field(..., OUTPUT, "Where to: ORG/NAME.")
     public: bool = field(False, OUTPUT, "Make a new repository public; one that is there stays as it is.")
     revision: str = field("main", OUTPUT, "Branch; it is made where there is none.")
     create_pr: bool = field(False, OUTPUT, "Open a pull request instead of changing the branch.")
-    title: str | None = field(None, OUTPUT, "Title of the card; default: the repository's name.")
-    license: str | None = field(None, OUTPUT, "Licence of the questions, as the Hub names it, such as apache-2.0.")
+    branch_per_stage: bool = field(
+        False, OUTPUT, "Of a run, also put the whole tables of each stage on branches: generate, score, rank."
+    )
+    title: str | None = field(None, OUTPUT, "Title of the card; default: the one it has, else the repository's name.")
+    license: str | None = field(
+        None,
+        OUTPUT,
+        "Licence, as the Hub names it, such as apache-2.0; default: the one the card has.",
+        pattern=r"^[a-z0-9][a-z0-9.-]*$",
+    )
+    base_model: str | None = field(None, OUTPUT, "Of a model: Hub id of the one it began from.")
+    trained_on: tuple[str, ...] = field(
+        (), OUTPUT, "Of a model: Hub id of a data set it was trained on; may be repeated."
+    )
     dry_run: bool = field(False, OUTPUT, "Show files, card and what would change, and change nothing.")
+
+    @field_validator("base_model", "trained_on")
+    @classmethod
+    def _are_hub_ids(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        names = [value] if isinstance(value, str) else value or ()
+        if wrong := [name for name in names if not re.fullmatch(r"[\w.-]+/[\w.-]+", name)]:
+            raise ValueError(f"{wrong[0]}: takes a Hub id such as Qwen/Qwen2.5-7B-Instruct")
+        return value
+
+    @model_validator(mode="after")
+    def _branches_are_others(self) -> PushSettings:
+        if self.branch_per_stage and self.create_pr:
+            raise ValueError("branch_per_stage: does not go with create_pr, which changes no branch; push twice")
+        if self.branch_per_stage and self.revision in ("generate", "score", "rank"):
+            raise ValueError(f"revision: {self.revision} is the branch of a stage; take another with branch_per_stage")
+        return self
+
+
+class ReportSettings(Settings):
+    """Settings of :func:`rlt_data.steps.report`."""
+
+    input: str = field(..., INPUT, f"{RUN_HELP}.", alias="in")
+    against: str | None = field(None, INPUT, "Second run, to be shown beside it on the same questions.")
+    out: LocalName = field("report.html", OUTPUT, "HTML file to write.")
+    limit: int = field(10_000, OUTPUT, "Traces to read in it, at most; figures and plots are of all.", ge=1)
+    title: str | None = field(None, OUTPUT, "Title of the page; default: the name of the run.")
 
 
 class CountdownSettings(Settings):

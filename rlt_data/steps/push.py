@@ -1,7 +1,8 @@
-"""Publish what was distilled on the Hub, with all ways to load it and a card that says how it was made.
+"""Publish what was made on the Hub, with a card that says how: a run, a distilled folder, or a trained model.
 
-tables (publish/tables.py) and card (publish/card.py) are written to a folder first; then the repository is compared
-with it (publish/hub.py), gets what it lacks, and is read back.
+What goes up is written to a folder first (publish/tables.py, publish/models.py; the cards in publish/dataset_card.py
+and publish/model_card.py); then the repository is compared with it (publish/hub.py), gets what it lacks, and is read
+back.
 """
 
 from __future__ import annotations
@@ -9,21 +10,31 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from rlt_data.errors import HubError, RunFolderError
+from rlt_data.errors import HubError, RunFolderError, SettingsError
+from rlt_data.places import Place, disk_errors, exists, is_unfinished, place, read_bytes, refusal, writable
 from rlt_data.progress import SILENT, Progress, task
-from rlt_data.publish.card import Facts, write_card
+from rlt_data.publish.card import Card, read_card
+from rlt_data.publish.dataset_card import Facts, dataset_metadata, dataset_text, stage_text
 from rlt_data.publish.hub import CARD, MANIFEST, Plan, Repository
-from rlt_data.publish.tables import Config, write_configs
+from rlt_data.publish.model_card import ModelFacts, model_metadata, model_text
+from rlt_data.publish.models import read_model, training_folder, write_model
+from rlt_data.publish.public import without_places
+from rlt_data.publish.tables import STAGES, Config, write_configs, write_default, write_stage
 from rlt_data.settings import PushSettings
-from rlt_data.steps.stats import stats
+from rlt_data.steps.stats import Stats, stats
 from rlt_data.store import Run
+
+_PUBLISHED = (
+    "takes a run with a distilled data set (rlt-data distill), a folder that distill wrote (with distill.json), or the "
+    "folder of a finished training (with training.json)"
+)
 
 
 @dataclass
@@ -32,93 +43,188 @@ class PushSummary:
 
     Attributes:
         repo_id: the repository.
+        revision: its branch.
         commit: the last commit; None where nothing was changed or it was a dry run.
-        head: the commit that the repository is at now; None where there is none.
+        head: the commit that the branch is at now; None where there is none.
         plan: what was, or would be, changed.
         sizes: bytes of the files, by their paths.
-        rows: rows by configuration.
+        rows: rows by configuration; none of a model.
         card: the card.
+        stages: likewise of the branches of stages.
         seconds: time spent.
     """
 
     repo_id: str
+    revision: str
     plan: Plan
     card: str
     commit: str | None = None
     head: str | None = None
     sizes: dict[str, int] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
+    stages: list[PushSummary] = field(default_factory=list)
     seconds: float = 0.0
 
 
+@dataclass
+class _Content:
+    """What a branch is to hold: files by their paths, and how its card is written into one that is there."""
+
+    files: dict[str, Path]
+    write_card: Callable[[Card], str]
+    made: Mapping[str, Any] = field(default_factory=dict)
+    configs: list[Config] = field(default_factory=list)
+
+
 def push(settings: PushSettings, progress: Progress = SILENT) -> PushSummary:
-    """Publish a run's distilled data set; the library side of ``rlt-data push``.
+    """Publish a run's distilled data set, a distilled folder, or a model; the library side of ``rlt-data push``.
 
     Raises:
-        RunFolderError: there is nothing distilled, or it is elsewhere than in the run.
+        RunFolderError: there is nothing to publish, or a training is not finished.
         HubError: the Hub refused something, cannot be reached, or holds other content than was sent.
-        SettingsError: the name cannot be one of a repository.
+        SettingsError: the name cannot be one of a repository, or a setting does not fit what is published.
+        DiskError: the files cannot be written.
     """
     began = time.monotonic()
-    run = Run.existing(settings.input)
-    if not isinstance(run.path, Path):
-        raise RunFolderError(f"{run.path}: is not on this machine; copy the run folder here first")
-    distilled = run.path / "dataset"
-    if not (distilled / "distill.json").is_file():
-        raise RunFolderError(f"{run.path}: nothing is distilled there; run rlt-data distill --in {run.path} first")
-    repository = Repository(settings.repo_id, "dataset", settings.revision)
-    head = repository.head()
-    with tempfile.TemporaryDirectory(dir=run.path, prefix=".push-") as temporary:
+    folder = place(settings.input)
+    kind = _kind(folder)
+    if kind != "model" and (settings.base_model or settings.trained_on):
+        raise SettingsError("--base-model and --trained-on: go with a trained model only")
+    if kind != "run" and settings.branch_per_stage:
+        raise SettingsError("--branch-per-stage: goes with a run only, which has the tables of the stages")
+    beside = folder if kind == "run" and isinstance(folder, Path) and writable(folder) else None
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".push-") as temporary:
         root = Path(temporary)
-        with task(progress, "write tables", len(run.parts("ranks")) + len(run.parts("traces"))):
-            configs = write_configs(run, distilled, root, progress)
-        card = _write_texts(settings, run, distilled, root, configs, repository.read(CARD, head) if head else None)
-        files = {str(file.relative_to(root)): file for file in sorted(root.rglob("*")) if file.is_file()}
-        plan = repository.plan(files, head)
-        summary = PushSummary(settings.repo_id, plan, card, head=head)
-        summary.sizes = {path: file.stat().st_size for path, file in files.items()}
-        summary.rows = {config.name: sum(config.rows.values()) for config in configs}
-        if not settings.dry_run and not plan.nothing:
-            if head is None:
-                repository.create(private=not settings.public)
-                plan = summary.plan = repository.plan(files, repository.head())
-            total = sum(file.stat().st_size for file in (*plan.new.values(), *plan.changed.values()))
-            with task(progress, "upload", total):
-                summary.commit = repository.apply(
-                    plan, "Push by rlt-data", create_pr=settings.create_pr, advance=progress.advance
-                )
-            summary.head = summary.commit
-        if not settings.dry_run and summary.head:
-            _read_back(repository, summary.head, files, configs)
+        if kind == "model":
+            summary = _push_model(settings, folder, root, progress)
+        elif kind == "distilled":
+            summary = _push_distilled(settings, folder, root, progress)
+        else:
+            summary = _push_run(settings, Run(folder), root, progress)
     summary.seconds = time.monotonic() - began
     return summary
 
 
-def _write_texts(
-    settings: PushSettings, run: Run, distilled: Path, root: Path, configs: list[Config], existing: bytes | None
-) -> str:
-    """Write the card and the list of files."""
-    made = json.loads((distilled / "distill.json").read_text(encoding="utf-8"))
-    figures = stats(run)
-    facts = Facts(
-        name=settings.repo_id,
-        title=settings.title or settings.repo_id.partition("/")[2] or settings.repo_id,
-        configs=configs,
-        stats=figures,
-        distilled=made,
-        licence=settings.license,
-        samples=_best_and_worst(run),
-    )
-    card = write_card(facts, existing.decode("utf-8") if existing else None)
-    (root / CARD).write_text(card, encoding="utf-8")
-    names = [str(file.relative_to(root)) for file in sorted(root.rglob("*")) if file.is_file()]
-    content = {
-        "files": names,
-        "configs": {each.name: each.rows for each in configs},
-        "made": {"distill": made, "rows": figures.rows},
-    }
-    (root / MANIFEST).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return card
+def _kind(folder: Place) -> str:
+    """Return what lies in a folder: a run, what was distilled, or a model.
+
+    Raises:
+        RunFolderError: something else.
+    """
+    try:
+        if exists(folder / "run.json"):
+            if exists(folder / "dataset" / "distill.json"):
+                return "run"
+            raise RunFolderError(f"{folder}: nothing is distilled there; run rlt-data distill --in {folder} first")
+        if exists(folder / "distill.json"):
+            return "distilled"
+        if isinstance(folder, Path) and training_folder(folder):
+            return "model"
+        there = "there is nothing to publish" if exists(folder) else "there is no such folder"
+    except OSError as error:
+        there = f"cannot be read: {refusal(error)}"
+    raise RunFolderError(f"{folder}: {there}; --in {_PUBLISHED}")
+
+
+# Data sets
+
+
+def _push_run(settings: PushSettings, run: Run, root: Path, progress: Progress) -> PushSummary:
+    distilled = run.path / "dataset"
+    made = _distill_json(distilled)
+    main = root / "main"
+    main.mkdir()
+    with disk_errors(root):
+        with task(progress, "write tables", len(run.parts("ranks")) + len(run.parts("traces"))):
+            configs = write_configs(run, distilled, made, main, progress)
+        images = _draw(run, main)
+    figures, samples = stats(run), _best_and_worst(run)
+    content = _data_set(settings, made, configs, main, figures, samples, images)
+    summary = _send(settings, Repository(settings.repo_id, "dataset", settings.revision), content, main, progress)
+    for stage in STAGES if settings.branch_per_stage else ():
+        if branch := _stage(settings, run, made, figures, stage, root / stage, progress):
+            repository = Repository(settings.repo_id, "dataset", stage)
+            summary.stages.append(_send(settings, repository, branch, root / stage, progress, empty=True))
+    return summary
+
+
+def _push_distilled(settings: PushSettings, folder: Place, root: Path, progress: Progress) -> PushSummary:
+    made = _distill_json(folder)
+    with disk_errors(root):
+        configs = [write_default(folder, root)]
+    content = _data_set(settings, made, configs, root)
+    return _send(settings, Repository(settings.repo_id, "dataset", settings.revision), content, root, progress)
+
+
+def _data_set(
+    settings: PushSettings,
+    made: Mapping[str, Any],
+    configs: list[Config],
+    root: Path,
+    figures: Stats | None = None,
+    samples: Mapping[str, Mapping[str, Any]] | None = None,
+    images: tuple[str, ...] = (),
+) -> _Content:
+    def card(existing: Card) -> str:
+        title, licence = existing.title(settings.title, _name(settings)), existing.licence(settings.license)
+        facts = Facts(settings.repo_id, title, configs, made, figures, licence, samples or {}, images)
+        return existing.with_block(dataset_metadata(title, configs, licence), dataset_text(facts))
+
+    rows = {"rows": figures.rows} if figures else {}
+    return _Content(_files_in(root), card, {"distill": without_places(dict(made)), **rows}, configs)
+
+
+def _stage(
+    settings: PushSettings,
+    run: Run,
+    made: Mapping[str, Any],
+    figures: Stats,
+    stage: str,
+    root: Path,
+    progress: Progress,
+) -> _Content | None:
+    """Write the content of the branch of a stage; None where it has no tables."""
+    root.mkdir()
+    parts = sum(len(run.parts(table)) for table in STAGES[stage])
+    with disk_errors(root), task(progress, f"copy tables of {stage}", parts):
+        configs = write_stage(run, stage, root, progress)
+    if not configs:
+        return None
+
+    def card(existing: Card) -> str:
+        title, licence = existing.title(settings.title, _name(settings)), existing.licence(settings.license)
+        facts = Facts(settings.repo_id, title, configs, made, figures, licence)
+        text = stage_text(facts, stage, settings.revision)
+        return existing.with_block(dataset_metadata(title, configs, licence), text)
+
+    return _Content(_files_in(root), card, {"stage": stage}, configs)
+
+
+def _distill_json(folder: Place) -> dict[str, Any]:
+    file = folder / "distill.json"
+    if is_unfinished(folder):
+        raise RunFolderError(f"{folder}: was not written to its end; run rlt-data distill again")
+    try:
+        made = json.loads(read_bytes(file))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{file}: cannot be read: {error}") from None
+    if not isinstance(made, dict) or not {"settings", "format", "counts", "steps"} <= made.keys():
+        raise RunFolderError(f"{file}: not what rlt-data distill writes")
+    return made
+
+
+def _draw(run: Run, root: Path) -> tuple[str, ...]:
+    """Draw the plots of a card, and return their paths in the repository."""
+    from rlt_data.plots import card_images
+
+    return tuple(_write_image(root, name, image) for name, image in card_images(run).items())
+
+
+def _write_image(root: Path, name: str, image: bytes) -> str:
+    path = root / "plots" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(image)
+    return f"plots/{name}"
 
 
 def _best_and_worst(run: Run) -> dict[str, dict[str, Any]]:
@@ -147,16 +253,113 @@ def _best_and_worst(run: Run) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _read_back(repository: Repository, commit: str, files: Mapping[str, Path], configs: list[Config]) -> None:
+# Models
+
+
+def _push_model(settings: PushSettings, folder: Place, root: Path, progress: Progress) -> PushSummary:
+    from rlt_data.plots import training_image
+
+    assert isinstance(folder, Path)
+    model = read_model(folder, settings.base_model)
+    with disk_errors(root):
+        files = write_model(model, root)
+        image = training_image(model.entries)
+        images = (_write_image(root, "training.png", image),) if image else ()
+    files |= {path: root / path for path in images}
+
+    def card(existing: Card) -> str:
+        title = existing.title(settings.title, _name(settings), "model_name")
+        licence = existing.licence(settings.license)
+        facts = ModelFacts(settings.repo_id, title, model, licence, settings.trained_on, images)
+        return existing.with_block(model_metadata(facts), model_text(facts))
+
+    repository = Repository(settings.repo_id, "model", settings.revision)
+    return _send(settings, repository, _Content(files, card), root, progress)
+
+
+# What all have in common
+
+
+def _name(settings: PushSettings) -> str:
+    return settings.repo_id.partition("/")[2] or settings.repo_id
+
+
+def _files_in(root: Path) -> dict[str, Path]:
+    return {file.relative_to(root).as_posix(): file for file in sorted(root.rglob("*")) if file.is_file()}
+
+
+def _send(
+    settings: PushSettings,
+    repository: Repository,
+    content: _Content,
+    root: Path,
+    progress: Progress,
+    *,
+    empty: bool = False,
+) -> PushSummary:
+    """Bring a branch to its content, and read it back.
+
+    Args:
+        settings: see there.
+        repository: the repository at the branch.
+        content: what it is to hold.
+        root: where the texts are written.
+        progress: told of what is uploaded.
+        empty: a new branch has nothing of the main branch.
+    """
+    head = repository.head()
+    card = _write_texts(repository, head, content, root)
+    if head is None and not settings.dry_run:
+        repository.create(private=not settings.public, empty=empty)
+        head = repository.head()
+        card = _write_texts(repository, head, content, root)  # a new branch has the card of the main branch
+    plan = repository.plan(content.files, head)
+    summary = PushSummary(settings.repo_id, repository.revision, plan, card, head=head)
+    summary.sizes = {path: file.stat().st_size for path, file in content.files.items()}
+    summary.rows = {config.name: sum(config.rows.values()) for config in content.configs}
+    if settings.dry_run:
+        return summary
+    if not plan.nothing:
+        total = sum(summary.sizes[path] for path in (*plan.new, *plan.changed))
+        with task(progress, "upload", total):
+            summary.commit = summary.head = repository.apply(
+                plan, "Push by rlt-data", create_pr=settings.create_pr, advance=progress.advance
+            )
+    assert summary.head is not None
+    _read_back(repository, summary.head, content)
+    return summary
+
+
+def _write_texts(repository: Repository, head: str | None, content: _Content, root: Path) -> str:
+    """Write the card and the list of files, and return the card, which the Hub has found right."""
+    there = repository.read(CARD, head) if head else None
+    card = content.write_card(read_card(repository.name, there.decode("utf-8") if there else None))
+    repository.check(card)
+    (root / CARD).write_text(card, encoding="utf-8")
+    content.files[CARD] = root / CARD
+    listed = {
+        "files": sorted({*content.files, CARD} - {MANIFEST}),
+        "configs": {each.name: each.rows for each in content.configs},
+        "made": content.made,
+    }
+    (root / MANIFEST).write_text(json.dumps(listed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    content.files[MANIFEST] = root / MANIFEST
+    return card
+
+
+def _read_back(repository: Repository, commit: str, content: _Content) -> None:
     """Compare what is on the Hub with what was sent: hashes of all files, and rows of the tables.
 
     Raises:
         HubError: something else is there.
     """
     there = repository.files(commit)
-    wrong = [path for path, file in files.items() if path not in there or not there[path].holds(file)]
-    rows = {f"data/{config.name}/{name}": count for config in configs for name, count in config.rows.items()}
-    found = repository.rows(list(rows), commit)
-    wrong += [path for path, count in rows.items() if found[path] != count]
+    wrong = [path for path, file in content.files.items() if path not in there or not there[path].holds(file)]
+    if not wrong:
+        rows = {
+            f"data/{config.name}/{name}": count for config in content.configs for name, count in config.rows.items()
+        }
+        found = repository.rows(list(rows), commit)
+        wrong = [path for path, count in rows.items() if found[path] != count]
     if wrong:
         raise HubError(f"{repository.name}: at {commit} the Hub has other content than was sent: {', '.join(wrong)}")

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from rlt_data.store import Run
 from tests.hub_server import HubServer
+from tests.made_runs import distilled, make_run, ranked, trace
 
 
 @pytest.fixture
@@ -25,3 +27,32 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     yield server
     server.stop()
+
+
+@pytest.fixture
+def real_plots() -> None:
+    """Let plots be drawn, which takes seconds."""
+
+
+@pytest.fixture(autouse=True)
+def _quick_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "real_plots" not in request.fixturenames:
+        monkeypatch.setattr("rlt_data.plots.card_images", lambda _: {"reward-by-rank.png": b"\x89PNG"})
+
+
+END = "<|end_of_explanation|>"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = make_run(
+        tmp_path / "run",
+        [*(trace("a", i, float(i)) for i in range(3)), trace("b", 0, 9.0, truncated=True, closed=False)],
+        [
+            trace("c", 0, 5.0, token_ids=[5, 7], logprobs=[-0.5, -0.25]),
+            trace("c", 1, 6.0, completion="<script>alert(1)</script> ```\n# no heading\n" + END),
+        ],
+    )
+    ranked(run)
+    distilled(run)
+    return run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +13,10 @@ import pytest
 from rlt_data.errors import HubError, SettingsError
 from rlt_data.publish import hub as hub_module
 from rlt_data.publish.hub import MANIFEST, Repository
-from tests.hub_server import TOKEN, Fault, HubServer
+from rlt_data.settings import PushSettings
+from rlt_data.steps.push import push as push_folder
+from rlt_data.store import Run
+from tests.hub_server import TOKEN, Fault, File, HubServer
 
 NAME = "tester/data"
 
@@ -30,9 +35,15 @@ def files(tmp_path: Path) -> dict[str, Path]:
     return found
 
 
-def write_manifest(files: dict[str, Path]) -> None:
-    import json
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Nothing is waited for; the list has what would have been."""
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    return waited
 
+
+def write_manifest(files: dict[str, Path]) -> None:
     files[MANIFEST].write_text(json.dumps({"files": [name for name in files if name != MANIFEST]}))
 
 
@@ -86,15 +97,85 @@ def test_many_changes_come_in_several_commits(
     assert commits[0].changed == (MANIFEST,)
 
 
-@pytest.mark.parametrize("fault", [Fault("PUT /upload", 500, 2), Fault("preupload", "cut"), Fault("tree", 429, 1)])
-def test_errors_that_pass(
-    hub: HubServer, files: dict[str, Path], fault: Fault, monkeypatch: pytest.MonkeyPatch
+#: Every kind of request that a push makes, but the commit.
+REQUESTS = {
+    "repo": r"GET /api/datasets/tester/data(/revision/|$)",
+    "create": r"POST /api/repos/create",
+    "commits": r"GET .*/commits/",
+    "branch": r"POST .*/branch/",
+    "card": r"resolve/.*README.md",
+    "tree": r"GET .*/tree/",
+    "validate": r"POST /api/validate-yaml",
+    "preupload": r"POST .*/preupload/",
+    "batch": r"POST .*objects/batch",
+    "upload": r"PUT /upload/",
+    "rows": r"resolve/.*parquet",
+}
+
+
+@pytest.mark.parametrize("kind", REQUESTS)
+def test_errors_that_pass(hub: HubServer, run: Run, kind: str, waits: list[float]) -> None:
+    if kind != "create":  # then the card of somebody else is read, and a branch is made
+        Repository(NAME, "dataset").create(private=True)
+        files = {"README.md": File(b"Theirs.\n", lfs=False)}
+        hub.dataset(NAME).add("main", "by somebody", hub.dataset(NAME).heads["main"].files | files)
+    hub.faults += [Fault(REQUESTS[kind], how) for how in (429, 500, 503, "cut")]
+    settings = PushSettings(input=str(run.path / "dataset"), repo_id=NAME)
+    if kind in ("commits", "branch"):
+        Repository(NAME, "dataset", "stage").create(private=True, empty=True)
+        assert hub.dataset(NAME).heads["stage"].title == "initial commit"
+    else:
+        push_folder(settings)
+        there = hub.dataset(NAME).heads["main"].files
+        assert {"data/default/train-00000-of-00001.parquet", MANIFEST} <= there.keys()
+        assert kind == "create" or there["README.md"].content.decode().count("Theirs.") == 1
+    assert not any(fault.times for fault in hub.faults) and set(hub.uploaded.values()) <= {1}
+    known = "|".join([*REQUESTS.values(), "POST .*/commit/main"])
+    assert not [each for each in hub.requests if not re.search(known, each)]
+    assert kind == "card" or max(waits) >= 7  # what Retry-After asks for; the library asks for a card without
+
+
+@pytest.mark.parametrize("kind", ["preupload", "upload", "repo"])
+def test_errors_that_stay(hub: HubServer, files: dict[str, Path], kind: str, waits: list[float]) -> None:
+    Repository(NAME, "dataset").create(private=True)
+    hub.faults.append(Fault(REQUESTS[kind], 503, 999))
+    with pytest.raises(HubError, match=r"the Hub answers 503 \(not now\); the same command goes on later"):
+        push(files)
+
+
+@pytest.mark.parametrize("how", [500, 503, "cut", "lost"])
+def test_a_commit_is_not_sent_again_and_not_made_twice(
+    hub: HubServer, files: dict[str, Path], how: int | str, waits: list[float]
 ) -> None:
-    monkeypatch.setattr("time.sleep", lambda _: None)
-    hub.faults.append(fault)
+    hub.faults.append(Fault("/commit/", how))
+    with pytest.raises(HubError, match="the same command goes on later") as found:
+        push(files)
+    assert found.value.exit_code == 9 and not waits
+    assert len(hub.dataset(NAME).history()) == (2 if how == "lost" else 1)
     push(files)
-    assert not fault.times
-    assert set(hub.dataset(NAME).heads["main"].files) >= set(files)
+    assert len(hub.dataset(NAME).history()) == 2 and set(hub.uploaded.values()) == {1}
+
+
+def test_a_commit_that_the_hub_has_put_off_is_sent_again(
+    hub: HubServer, files: dict[str, Path], waits: list[float]
+) -> None:
+    hub.faults.append(Fault("/commit/", 429, 3))
+    push(files)
+    assert waits == [7.0, 7.0, 7.0] and len(hub.dataset(NAME).history()) == 2
+
+
+def test_an_upload_says_how_far_it_is(hub: HubServer, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "_BYTES_AT_A_TIME", 1)
+    again = files["README.md"].with_name("again.parquet")
+    again.write_bytes(files["data/default/train-00002.parquet"].read_bytes())
+    files["data/rank_01/train-00000.parquet"] = again  # the same content, which is sent once
+    write_manifest(files)
+    repository = Repository(NAME, "dataset")
+    repository.create(private=True)
+    told: list[int] = []
+    repository.apply(repository.plan(files, repository.head()), "push", advance=told.append)
+    assert sorted(told) == sorted(file.stat().st_size for file in files.values())
+    assert set(hub.uploaded.values()) == {1} and len(hub.uploaded) == 3
 
 
 def test_what_somebody_else_changed_meanwhile_is_not_lost(hub: HubServer, files: dict[str, Path]) -> None:
@@ -117,9 +198,8 @@ def test_mistakes_are_told_without_the_token(
     with pytest.raises(HubError, match="does not let this token write") as found:
         push(files)
     assert TOKEN not in str(found.value)
-    files["README.md"].write_text("---\nlicense: [\n---\n")
-    with pytest.raises(HubError, match="refuses the card"):
-        push(files)
+    with pytest.raises(HubError, match='refuses the card: "license" must be one of'):
+        Repository(NAME, "dataset").check("---\nlicense: nonsense\n---\n")
     hub.stop()
     monkeypatch.setattr("time.sleep", lambda _: None)
     with pytest.raises(HubError, match="cannot be reached"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,13 @@ import pytest
 from huggingface_hub import DatasetCard
 
 from rlt_data.errors import RunFolderError
+from rlt_data.publish.tables import STAGES
 from rlt_data.settings import PushSettings
 from rlt_data.steps.push import PushSummary, push
 from rlt_data.store import Run
-from tests.hub_server import TOKEN, Fault, File, HubServer
-from tests.made_runs import distilled, make_run, ranked, trace
+from tests.conftest import Rlt
+from tests.hub_server import TOKEN, Fault, HubServer
+from tests.made_runs import distilled, make_run, table, trace
 
 NAME = "tester/data"
 RLT = [sys.executable, "-c", "from rlt_data.cli.main import main; main()"]
@@ -26,36 +29,21 @@ RLT = [sys.executable, "-c", "from rlt_data.cli.main import main; main()"]
 _LOAD = """
 import json, sys
 from datasets import load_dataset
-for name in sys.argv[2:]:
+for name in sys.argv[3:]:
     for streaming in (False, True):
-        rows = list(load_dataset(sys.argv[1], name, split="train", streaming=streaming))
+        rows = list(load_dataset(sys.argv[1], name, revision=sys.argv[2], split="train", streaming=streaming))
         print(json.dumps([name, rows]))
 """
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    run = make_run(
-        tmp_path / "run",
-        [*(trace("a", i, float(i)) for i in range(3)), trace("b", 0, 9.0, truncated=True, closed=False)],
-        [trace("c", 0, 5.0), trace("c", 1, 6.0, completion="<script>alert(1)</script> ```\n# no heading\n" + END)],
-    )
-    ranked(run)
-    distilled(run)
-    return run
-
-
-END = "<|end_of_explanation|>"
 
 
 def pushed(run: Run, **settings: Any) -> PushSummary:
     return push(PushSettings(input=str(run.path), repo_id=NAME, **settings))
 
 
-def loaded(hub: HubServer, tmp_path: Path, *configs: str) -> dict[str, list[dict[str, Any]]]:
+def loaded(hub: HubServer, tmp_path: Path, *configs: str, revision: str = "main") -> dict[str, list[dict[str, Any]]]:
     """Load configurations in a process of its own, at once and streaming, which must give the same."""
     environment = {**os.environ, **hub.environment, "HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-c", _LOAD, NAME, *configs]
+    command = [sys.executable, "-c", _LOAD, NAME, revision, *configs]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     found: dict[str, list[dict[str, Any]]] = {}
     for line in done.stdout.splitlines():
@@ -77,37 +65,13 @@ def test_every_configuration_comes_back_row_for_row(hub: HubServer, run: Run, tm
     assert rows["traces"][0]["question"] == "What is a?" and rows["traces"][0]["reward"] == 0.0
 
 
-def test_a_second_push_sends_nothing(hub: HubServer, run: Run) -> None:
+def test_a_second_push_sends_nothing(hub: HubServer, run: Run, real_plots: None) -> None:
     first = pushed(run)
     before, asked = dict(hub.uploaded), len(hub.requests)
     again = pushed(run)
     assert again.commit is None and again.head == first.commit and again.plan.nothing
     assert hub.uploaded == before
     assert not [each for each in hub.requests[asked:] if each.startswith(("PUT", "DELETE")) or "/commit/" in each]
-
-
-def test_a_card_that_is_there_keeps_what_others_wrote(hub: HubServer, run: Run) -> None:
-    pushed(run, license="apache-2.0")
-    repo = hub.dataset(NAME)
-    card = repo.heads["main"].files["README.md"].content.decode()
-    theirs = card.replace("---\n", "---\nextra_key: kept\nlanguage: en\n", 1)
-    theirs = theirs.replace("configs:\n", "configs:\n- config_name: theirs\n  data_files: x.csv\n")
-    theirs = theirs.replace("<!-- rlt-data:begin", "Above.\n\n<!-- rlt-data:begin") + "\nBelow.\n"
-    repo.add("main", "edited", repo.heads["main"].files | {"README.md": File(theirs.encode(), lfs=False)})
-    distilled(run, select="rank:2")
-    pushed(run, title="Another title")
-    merged = DatasetCard(repo.heads["main"].files["README.md"].content.decode())
-    assert merged.data.to_dict()["extra_key"] == "kept" and merged.data.language == "en"
-    assert merged.data.license == "apache-2.0"
-    assert {"theirs", "default", "rank_01"} <= {entry["config_name"] for entry in merged.data.to_dict()["configs"]}
-    assert "Above." in merged.text and "Below." in merged.text and merged.text.count("rlt-data:begin") == 1
-    assert "--select rank:2" in merged.text
-
-
-def test_texts_of_traces_are_no_markup(hub: HubServer, run: Run) -> None:
-    text = pushed(run, dry_run=True).card
-    before, found, _ = text.partition("<script>")
-    assert found and before.rstrip().endswith("````text")
 
 
 def test_a_dry_run_changes_nothing(hub: HubServer, run: Run) -> None:
@@ -124,17 +88,106 @@ def test_branches_and_pull_requests(hub: HubServer, run: Run) -> None:
     assert "README.md" in repo.heads["refs/pr/1"].files and "README.md" not in repo.heads["main"].files
 
 
-def test_without_a_data_set_there_is_nothing_to_push(hub: HubServer, tmp_path: Path) -> None:
+def test_what_is_there_is_said_where_nothing_can_be_published(hub: HubServer, tmp_path: Path) -> None:
     run = make_run(tmp_path / "bare", [trace("a", 0, 1.0)])
-    with pytest.raises(RunFolderError, match="nothing is distilled there"):
-        pushed(run)
+    (tmp_path / "other").mkdir()
+    for name, message in {
+        "bare": "nothing is distilled there",
+        "other": "nothing to publish; --in takes a run with a distilled data set .* folder of a finished training",
+        "missing": "there is no such folder",
+    }.items():
+        with pytest.raises(RunFolderError, match=message):
+            push(PushSettings(input=str(run.path.parent / name), repo_id=NAME))
+    assert not hub.requests
 
 
-def test_the_token_is_nowhere(hub: HubServer, run: Run, tmp_path: Path) -> None:
-    pushed(run)
-    texts = [file.content for file in hub.dataset(NAME).heads["main"].files.values()]
+def test_a_distilled_folder_is_a_data_set_of_its_own(hub: HubServer, run: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(Path(str(run.path)) / "dataset", tmp_path / "moved")
+    summary = push(PushSettings(input=str(folder), repo_id=NAME))
+    assert summary.rows == {"default": 2} and "In the selection: 2 rows of 2 questions, 10.0 tokens" in summary.card
+    assert "In the run" not in summary.card and "rank_01" not in summary.card
+    local = pl.read_ndjson(folder / "train.jsonl", infer_schema_length=None).to_dicts()
+    assert loaded(hub, tmp_path, "default") == {"default": local}
+    again = push(PushSettings(input=str(folder), repo_id=NAME))
+    assert again.plan.nothing and set(hub.uploaded.values()) == {1}
+    shutil.rmtree(folder / "data")
+    with pytest.raises(RunFolderError, match="there are no rows"):
+        push(PushSettings(input=str(folder), repo_id=NAME))
+
+
+def test_every_stage_has_a_branch_with_its_tables_whole(hub: HubServer, run: Run, tmp_path: Path) -> None:
+    made_by = {"in": "/home/me/questions.jsonl", "teacher": "/home/me/teacher", "n": 3, "url": "http://10.0.0.1"}
+    run.record("generate", {"settings": made_by})
+    pushed(run, branch_per_stage=True)
+    repo = hub.dataset(NAME)
+    assert set(repo.heads) == {"main", "generate", "score", "rank"}
+    for stage, tables in STAGES.items():
+        files = repo.heads[stage].files
+        card = DatasetCard(files["README.md"].content.decode())
+        paths = [f"data/{table}/train-{part:05d}-of-00002.parquet" for table in tables for part in range(2)]
+        assert set(files) == {".gitattributes", "README.md", "rlt-data.json", *paths}
+        assert [entry["config_name"] for entry in card.data.to_dict()["configs"]] == list(tables)
+        for path in paths:
+            _, name, file = path.split("/")
+            assert files[path].content == Path(f"{run.path}/{name}/part-{file[6:11]}.parquet").read_bytes()
+        assert "the branch `main`" in card.text and "/home/me" not in str(card)
+    made = repo.heads["generate"].files["README.md"].content.decode()
+    assert "rlt-data generate --in questions.jsonl --teacher teacher --n 3" in made
+    before = dict(hub.uploaded)
+    again = pushed(run, branch_per_stage=True)
+    assert hub.uploaded == before and all(each.commit is None for each in (again, *again.stages))
+    rows = loaded(hub, tmp_path, "traces", "questions", revision="generate")
+    assert rows == {name: table(run, name).to_dicts() for name in ("traces", "questions")}
+
+    (Path(str(run.path)) / "ranks" / "part-00001.parquet").unlink()
+    distilled(run)
+    pushed(run, branch_per_stage=True)
+    assert "data/ranks/train-00000-of-00001.parquet" in repo.heads["rank"].files
+    assert "data/ranks/train-00001-of-00002.parquet" not in repo.heads["rank"].files
+
+
+def test_a_branch_cut_off_at_its_beginning_is_completed(hub: HubServer, run: Run) -> None:
+    pushed(run, license="mit")
+    repo = hub.dataset(NAME)
+    repo.heads["rank"] = repo.heads["main"]
+    pushed(run, branch_per_stage=True)
+    card = DatasetCard(repo.heads["rank"].files["README.md"].content.decode())
+    assert [entry["config_name"] for entry in card.data.to_dict()["configs"]] == ["ranks"]
+    assert not [path for path in repo.heads["rank"].files if path.startswith("data/default")]
+    assert card.data.license == "mit"
+
+
+def test_settings_that_do_not_go_together(rlt: Rlt, hub: HubServer, run: Run) -> None:
+    for options, said in {
+        ("--branch-per-stage", "--create-pr"): "does not go with create_pr",
+        ("--branch-per-stage", "--revision", "rank"): "rank is the branch of a stage",
+        ("--base-model", "org/name"): "go with a trained model only",
+        ("--base-model", "/home/me/model"): "takes a Hub id",
+        ("--trained-on", "rows.jsonl"): "takes a Hub id",
+        ("--license", "Apache 2.0!"): "--license: string should match",
+    }.items():
+        output = rlt("push", "--in", run.path, "--repo-id", NAME, *options, code=2).output
+        assert said in output
+    folder = run.path / "dataset"
+    assert "goes with a run only" in rlt("push", "--in", folder, "--repo-id", NAME, "--branch-per-stage", code=2).output
+    refused = rlt("push", "--in", run.path, "--repo-id", NAME, "--license", "nonsense", code=9).output
+    assert 'the Hub refuses the card: "license" must be one of' in refused and not hub.repos
+
+
+def test_the_token_is_nowhere(hub: HubServer, run: Run) -> None:
+    pushed(run, branch_per_stage=True)
+    texts = [file.content for head in hub.dataset(NAME).heads.values() for file in head.files.values()]
     texts += [file.read_bytes() for file in Path(str(run.path)).rglob("*") if file.is_file()]
     assert not any(TOKEN.encode() in text for text in texts)
+
+
+@pytest.mark.parametrize("request_kind", ["GET /api/datasets", "create", "preupload", "objects/batch", "/commit/"])
+def test_a_server_that_repeats_the_token_does_not_make_us_say_it(
+    rlt: Rlt, hub: HubServer, run: Run, request_kind: str
+) -> None:
+    hub.faults.append(Fault(request_kind, "echo", 99))
+    result = rlt("push", "--in", run.path, "--repo-id", NAME, code=9)
+    assert "cannot do this for Bearer ***" in result.output and TOKEN not in result.output
 
 
 def run_push(hub: HubServer, run: Run, tmp_path: Path, *more: str) -> subprocess.Popen[str]:
@@ -170,12 +223,9 @@ def test_a_killed_push_goes_on_where_it_was(hub: HubServer, run: Run, tmp_path: 
         (Fault("create", 401), "does not let this token write there"),
     ],
 )
-def test_what_the_command_says(hub: HubServer, run: Run, tmp_path: Path, fault: Fault, message: str) -> None:
+def test_what_the_command_says(rlt: Rlt, hub: HubServer, run: Run, fault: Fault, message: str) -> None:
     hub.faults.append(fault)
-    process = run_push(hub, run, tmp_path)
-    out, errors = process.communicate()
-    assert process.returncode == 9 and message in errors and TOKEN not in out + errors, errors
+    assert message in rlt("push", "--in", run.path, "--repo-id", NAME, code=9).output
     hub.faults.clear()
-    again = run_push(hub, run, tmp_path)
-    out, errors = again.communicate()
-    assert again.returncode == 0 and "read back and equal" in out, errors
+    assert "read back and equal" in rlt("push", "--in", run.path, "--repo-id", NAME).output
+    assert set(hub.uploaded.values()) == {1}

@@ -1,0 +1,263 @@
+"""The card of a data set: valid metadata, figures that are those of stats, and texts that stay texts."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from datasets import Features
+from datasets.info import DatasetInfosDict
+from huggingface_hub import DatasetCard
+from markdown_it import MarkdownIt
+
+from rlt_data.errors import HubError
+from rlt_data.publish.card import BEGIN, END, read_card
+from rlt_data.publish.markdown import plain
+from rlt_data.publish.public import without_places
+from rlt_data.settings import PushSettings
+from rlt_data.steps.push import PushSummary, push
+from rlt_data.steps.stats import stats
+from rlt_data.store import Run
+from tests.conftest import write_jsonl
+from tests.hub_server import File, HubServer
+from tests.made_runs import distilled, make_run, ranked, table, trace
+
+NAME = "tester/data"
+EVIL = (
+    "a|b `c` \\| ``` \n# boo <script>alert(1)</script> [x](javascript:1) ![i](http://evil/x.png) **b** $y$ &amp; "
+    f"{END} \u202e'; rm -rf ~"
+)
+
+
+def pushed(source: Run | str, **settings: Any) -> PushSummary:
+    path = source if isinstance(source, str) else str(source.path)
+    return push(PushSettings(input=path, repo_id=NAME, **settings))
+
+
+def edit_card(hub: HubServer, *changes: tuple[str, str]) -> None:
+    """Change the card as somebody else would."""
+    repo = hub.dataset(NAME)
+    card = repo.heads["main"].files["README.md"].content.decode()
+    for old, new in changes:
+        assert old in card
+        card = card.replace(old, new, 1)
+    repo.add("main", "edited", repo.heads["main"].files | {"README.md": File(card.encode(), lfs=False)})
+
+
+def section(card: str, heading: str) -> str:
+    return card.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+def tables(text: str) -> list[list[dict[str, str]]]:
+    """Read Markdown tables back: the cells of each row by the headings."""
+    found = []
+    for block in re.findall(r"(?:^\|.*\|\n?)+", text, re.M):
+        head, _, *rows = [[cell.strip(" `") for cell in line[1:-1].split("|")] for line in block.splitlines()]
+        found.append([dict(zip(head, row, strict=True)) for row in rows])
+    return found
+
+
+def number(cell: str) -> float | None:
+    return None if cell == "–" else float(cell.replace(",", ""))
+
+
+def assert_same_figures(shown: list[dict[str, str]], frame: pl.DataFrame) -> None:
+    assert len(shown) == len(frame)
+    for row, expected in zip(shown, frame.to_dicts(), strict=True):
+        assert list(row) == [name.replace("_", " ") for name in expected]
+        for cell, value in zip(row.values(), expected.values(), strict=True):
+            if isinstance(value, str):
+                assert cell == value
+            else:
+                assert number(cell) == (None if value is None else round(value, 3))
+
+
+def counted(sentence: str) -> dict[str, float]:
+    """Read ``12 traces, 3 scores`` or ``closed 83.3%`` back."""
+    pairs = [re.fullmatch(r"(.*?) ?([\d,.]+)%? ?(.*)", part) for part in sentence.rstrip(".").split(", ")]
+    return {(pair[1] + pair[3]): float(pair[2].replace(",", "")) for pair in pairs if pair}
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Run:
+    """A run of random figures: rewards that are not there, traces with flaws, rows that failed."""
+    draw = random.Random(0)
+    parts = []
+    for part in range(3):
+        rows = []
+        for question in range(400):
+            for sample in range(4):
+                truncated = draw.random() < 0.1
+                reward = None if draw.random() < 0.05 else draw.gauss(-1, 2)
+                more = {"truncated": truncated, "closed": not truncated, "r_ss": draw.random()}
+                more |= {"thought_tokens": draw.randrange(1, 2000), "completion_tokens": draw.randrange(1, 2000)}
+                rows.append(trace(f"{part}-{question}", sample, reward, **more))
+        parts.append(rows)
+    run = make_run(tmp_path / "large", *parts)
+    ranked(run)
+    distilled(run)
+    run.record("input", {"bad_rows": 5, "duplicates": 1200})
+    errors = [{"step": step, "key": str(row), "error": "no"} for row, step in enumerate(("score", "score", "generate"))]
+    write_jsonl(tmp_path / "large" / "errors.jsonl", errors)
+    return run
+
+
+def test_every_figure_is_that_of_stats(hub: HubServer, large: Run) -> None:
+    card, figures = pushed(large, dry_run=True).card, stats(large)
+    text = section(card, "Figures")
+    buckets, terms = tables(text)
+    assert_same_figures(buckets, figures.buckets)
+    assert_same_figures(terms, figures.terms)
+    sentences = [line for line in text.splitlines() if line and not line.startswith(("|", "!["))]
+    selection, run, reasons, shares = (line.partition(": ")[2] for line in sentences)
+    made = json.loads((Path(str(large.path)) / "dataset" / "distill.json").read_text())["counts"]
+    rows, questions, tokens = re.fullmatch(
+        r"([\d,]+) rows of ([\d,]+) questions, ([\d.]+) tokens an explanation\.", selection
+    ).groups()  # type: ignore[union-attr]
+    assert [number(rows), number(questions)] == [made["rows"], made["questions"]]
+    assert float(tokens) == round(made["mean_thought_tokens"], 1)
+    counts, sampled = run.split("; ")
+    assert counted(counts) == figures.rows and counted(sampled) == {"sampled tokens": figures.completion_tokens}
+    assert counted(reasons) == figures.finish_reasons
+    assert counted(shares) == {flag.replace("_", " "): round(100 * share, 1) for flag, share in figures.shares.items()}
+    [left_out] = tables(section(card, "What was left out"))
+    assert {row["what"]: number(row["rows"]) for row in left_out} == {
+        "input rows that could not be used": 5,
+        "input rows that were there twice": 1200,
+        **{f"rows that failed in {step}": count for step, count in figures.failed.items()},
+        "chosen traces that are not well-formed": made["malformed"],
+        "traces that are too long": made["too_long"],
+        "questions without a row in the selection": made["without_row"],
+    }
+    assert figures.failed == {"score": 2, "generate": 1}
+    values = table(large, "ranks").filter(pl.col("flaw").is_null(), pl.col("value").is_not_null()).sort("value")
+    ends = re.findall(r"<summary>(\w+): reward (.*), (\d+) tokens", card)
+    assert ends == [
+        (name, f"{row['value']:.3f}", str(row["thought_tokens"]))
+        for name, row in (("Best", values.row(-1, named=True)), ("Worst", values.row(0, named=True)))
+    ]
+
+
+def test_the_metadata_are_valid_and_say_what_the_files_hold(hub: HubServer, run: Run, real_plots: None) -> None:
+    summary = pushed(run, license="apache-2.0", title="A: *title*")
+    files = hub.dataset(NAME).heads["main"].files
+    card = DatasetCard(files["README.md"].content.decode())
+    card.validate()
+    assert card.data.license == "apache-2.0" and card.data.pretty_name == "A: *title*"
+    infos = DatasetInfosDict.from_dataset_card_data(card.data)
+    assert set(infos) == set(summary.rows)
+    for name, info in infos.items():
+        paths = [path for path in files if path.startswith(f"data/{name}/")]
+        [schema] = {pq.read_schema(io.BytesIO(files[path].content)) for path in paths}
+        assert info.features == Features.from_arrow_schema(schema)
+        assert info.splits["train"].num_examples == summary.rows[name]
+        assert info.download_size == sum(len(files[path].content) for path in paths)
+    images = re.findall(r"!\[([\w ]+)\]\((plots/[\w-]+\.png)\)", card.text)
+    listed = json.loads(files["rlt-data.json"].content)["files"]
+    assert len(images) > 2 and all(path in listed and files[path].content[1:4] == b"PNG" for _, path in images)
+
+
+def test_a_card_that_is_there_keeps_what_others_wrote(hub: HubServer, run: Run) -> None:
+    pushed(run, license="apache-2.0")
+    edit_card(
+        hub,
+        ("---\n", "---\nextra_key: kept\nlanguage: en\n"),
+        ("configs:\n", "configs:\n- config_name: theirs\n  data_files: x.csv\n"),
+        (BEGIN, f"Above.\n\n{BEGIN}"),
+        (END, f"{END}\nBelow.\n"),
+    )
+    distilled(run, select="rank:2")
+    pushed(run)
+    merged = DatasetCard(hub.dataset(NAME).heads["main"].files["README.md"].content.decode())
+    assert merged.data.to_dict()["extra_key"] == "kept" and merged.data.language == "en"
+    assert merged.data.license == "apache-2.0" and "Declared by those who published it: `apache-2.0`" in merged.text
+    assert {"theirs", "default", "rank_01"} <= {entry["config_name"] for entry in merged.data.to_dict()["configs"]}
+    assert "Above." in merged.text and "Below." in merged.text and merged.text.count(BEGIN) == 1
+    assert "--select rank:2" in merged.text
+    edit_card(hub, (END, ""))
+    with pytest.raises(HubError, match="has <!-- rlt-data:begin --> without <!-- rlt-data:end -->"):
+        pushed(run)
+
+
+def test_ranks_that_are_no_more_are_taken_out(hub: HubServer, run: Run) -> None:
+    pushed(run)
+    ranked(run, buckets=2)
+    distilled(run)
+    pushed(run)
+    card = DatasetCard(hub.dataset(NAME).heads["main"].files["README.md"].content.decode())
+    names = [entry["config_name"] for entry in card.data.to_dict()["configs"]]
+    assert names == [entry["config_name"] for entry in card.data.to_dict()["dataset_info"]]
+    assert set(names) == {"default", "bucket_1", "bucket_2", "traces"}
+
+
+def test_the_title_is_the_given_one_else_the_one_that_is_there(hub: HubServer, run: Run) -> None:
+    def shown() -> tuple[str, str]:
+        card = DatasetCard(hub.dataset(NAME).heads["main"].files["README.md"].content.decode())
+        return str(card.data.pretty_name), re.findall(r"^# (.*)$", card.text, re.M)[0]
+
+    pushed(f"{run.path}/dataset")
+    assert shown() == ("data", "data")
+    pushed(f"{run.path}/dataset", title="First")
+    assert shown() == ("First", "First")
+    pushed(f"{run.path}/dataset")
+    assert shown() == ("First", "First")
+    edit_card(hub, ("pretty_name: First", "pretty_name: Theirs"))
+    pushed(f"{run.path}/dataset")
+    assert shown() == ("Theirs", "Theirs")
+    pushed(f"{run.path}/dataset", title="Second")
+    assert shown() == ("Second", "Second")
+
+
+def test_nothing_in_a_text_is_markup(hub: HubServer, tmp_path: Path) -> None:
+    evil = trace("a", 0, 5.0, completion=EVIL, finish_reason=None, source_id=EVIL)
+    run = make_run(tmp_path / "run", [evil, trace("a", 1, 1.0, completion=f"{BEGIN}{END}```````")])
+    model = {"name": EVIL, "revision": EVIL, "weights": EVIL, "dtype": EVIL}
+    made = {"settings": {"teacher": EVIL, "temperature": 1.0}, "models": {"teacher": model, EVIL: model}}
+    run.record("score", made | {"versions": {"rlt-data": EVIL, EVIL: EVIL}, "format_hash": EVIL})
+    run.record("generate", made)
+    ranked(run)
+    distilled(run)
+    pushed(run, title=EVIL, branch_per_stage=True)
+    before = {branch: head.oid for branch, head in hub.dataset(NAME).heads.items()}
+    pushed(run, branch_per_stage=True)
+    assert {branch: head.oid for branch, head in hub.dataset(NAME).heads.items()} == before
+    for branch in before:
+        card = hub.dataset(NAME).heads[branch].files["README.md"].content.decode()
+        assert read_card(NAME, card).after == "\n"
+        _assert_harmless(card, plain(EVIL))
+
+
+def _assert_harmless(card: str, evil: str) -> None:
+    headings: list[str] = []
+    for token in MarkdownIt("commonmark", {"html": True}).enable("table").parse(card.split("---\n", 2)[2]):
+        if token.type == "html_block":
+            allowed = rf"{BEGIN}|{END}|<details>\n<summary>[\w: .,-]+</summary>|</details>"
+            assert re.fullmatch(allowed, token.content.strip())
+        for part in token.children or []:
+            assert part.type != "html_inline", part.content
+            assert str(part.attrs.get("href", "https://")).startswith("https://")
+            assert str(part.attrs.get("src", "plots/")).startswith("plots/")
+        if token.type == "inline":
+            said = "".join(part.content for part in token.children or [])
+            assert "script" not in said or evil in said  # as text, whole
+            if "boo" in said and said.startswith(evil):
+                headings.append(said)
+    assert headings
+
+
+def test_places_of_the_maker_become_names() -> None:
+    cached = "/home/me/.cache/huggingface/hub/models--org--name/snapshots/0123"
+    names = {"/home/me/model": "model", "C:\\models\\x": "x", "s3://bucket/run/": "run", cached: "org/name"}
+    assert without_places({"a": [*names], "format": {"text": "/x"}, "vllm_url": "http://10.0.0.1"}) == {
+        "a": [*names.values()],
+        "format": {"text": "/x"},
+        "vllm_url": None,
+    }
+    assert without_places(["org/name", "./x", "a/b/c", 1, None]) == ["org/name", "./x", "a/b/c", 1, None]

@@ -1,0 +1,51 @@
+"""Publishing from a store that speaks S3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import s3fs
+
+from rlt_data.errors import RunFolderError
+from rlt_data.settings import PushSettings
+from rlt_data.steps.push import push
+from rlt_data.store import Run
+from tests.hub_server import HubServer
+from tests.store_server import StoreServer, files, sent
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    server = StoreServer()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        files().mkdir("bucket")
+        yield "s3://bucket"
+    server.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_run_in_a_store_is_published_like_one_on_a_disk(hub: HubServer, run: Run, bucket: str) -> None:
+    url = sent(Path(str(run.path)), f"{bucket}/run")
+    for source, name in ((str(run.path), "tester/disk"), (url, "tester/store"), (f"{url}/dataset", "tester/folder")):
+        push(PushSettings(input=source, repo_id=name, branch_per_stage=not source.endswith("dataset"), title="Same"))
+    disk, store = (
+        {
+            branch: {path: file.content.replace(name.encode(), b"") for path, file in head.files.items()}
+            for branch, head in hub.dataset(name).heads.items()
+        }
+        for name in ("tester/disk", "tester/store")
+    )
+    assert disk == store and len(disk) == 4
+    folder = hub.dataset("tester/folder").heads["main"].files
+    [path] = [path for path in folder if path.endswith(".parquet")]
+    assert folder[path].content == disk["main"][path]
+    files().touch(f"{url}/dataset/.unfinished")
+    with pytest.raises(RunFolderError, match="was not written to its end"):
+        push(PushSettings(input=url, repo_id="tester/store"))
+    with pytest.raises(RunFolderError, match="there is no such folder; --in takes a run"):
+        push(PushSettings(input=f"{bucket}/other", repo_id="tester/other"))
