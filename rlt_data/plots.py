@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from rlt_data.steps.stats import scored
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -51,7 +53,7 @@ _STYLE = {
 #: Matplotlib's settings are the whole process's.
 _drawing = threading.Lock()
 
-_BINS = 40
+_MOST_BINS = 40
 #: Share of the values at each end that the outermost bars hold.
 _TAIL = 0.005
 #: Columns of the grid of terms.
@@ -119,8 +121,6 @@ def _saved(
 
 def card_images(run: Run) -> dict[str, bytes]:
     """Draw what a card shows, as PNG files by name; nothing where there are no values."""
-    from rlt_data.steps.stats import scored
-
     return {f"{name}.png": png(draw, size) for name, (draw, size) in plots_of({"": scored(run)}).items()}
 
 
@@ -158,7 +158,8 @@ def _distribution(axes: Axes, sources: Sources, column: str, label: str) -> None
     if not len(every):
         return
     low, high = np.quantile(every, [_TAIL, 1 - _TAIL])
-    edges = np.linspace(low, high if high > low else low + 1, _BINS + 1).tolist()
+    bins = min(_MOST_BINS, 8 + int(np.sqrt(len(every))))
+    edges = np.linspace(low, high if high > low else low + 1, bins + 1).tolist()
     if len(frames) == 1:
         [(frame, each)] = zip(frames.values(), values, strict=True)
         good = frame["well_formed"].to_numpy().astype(bool)
@@ -236,7 +237,8 @@ def _by_length(figure: Figure, sources: Sources, column: str) -> None:
         middles = [(across[i] + across[i + 1]) / 2 for i in range(len(across) - 1) if (place == i).sum() > 2]
         medians = [np.median(y[place == i]) for i in range(len(across) - 1) if (place == i).sum() > 2]
         axes.plot(middles, medians, color=COLOURS["ink"], linewidth=1.4, label="median")
-        axes.set(xlabel="tokens of the explanation", xlim=(0, longest), ylim=(low, high), title=name)
+        axes.set(xlabel="tokens of the explanation", xlim=(0, longest), ylim=(low, high))
+        axes.set_title(name if len(sources) > 1 else "")
     figure.axes[0].set_ylabel(_word(column))
 
 

@@ -8,7 +8,7 @@ trap 'rm -rf "$folder"' EXIT
 
 "$bin/python" -c "
 from importlib.util import find_spec
-extras = [name for name in ('trl', 'vllm', 'ray', 'gguf', 's3fs') if find_spec(name)]
+extras = [name for name in ('trl', 'vllm', 'ray', 'gguf', 's3fs', 'playwright') if find_spec(name)]
 assert not extras, extras
 import sys; from pathlib import Path; from tests.tiny_models import make_tiny
 make_tiny(Path(sys.argv[1]), 'chat')" "$folder/model"
@@ -21,6 +21,7 @@ export RLT_DATA_CACHE="$folder/cache"
 "$bin/rlt-data" rank --in run
 "$bin/rlt-data" distill --in run --select all --include-truncated || test $? = 2 # random weights may close nothing
 "$bin/rlt-data" stats run
+"$bin/rlt-data" report run --out report.html
 "$bin/rlt-data" stats s3://bucket/run || test $? = 5 # says what to install
 "$bin/rlt-data" formats rlt-shots >/dev/null
 echo "the core works without extras"

@@ -12,10 +12,11 @@ step() {
 
 step rlt-data check --in "$questions"
 step rlt-data generate --teacher gemma-3-270m --in "$questions" --n 4 --max-tokens 160 --out "$out"
-step rlt-data score --in "$out" --student gemma-3-270m
+step rlt-data score --in "$out" --student gemma-3-270m --per-token
 step rlt-data rank --in "$out"
 step rlt-data distill --in "$out" --select best
 step rlt-data stats "$out"
 step rlt-data show "$out" demo-11 --ends
+step rlt-data report "$out" --out "$out/report.html"
 step python -c "import datasets; print(datasets.load_dataset('$out/dataset', split='train'))"
-printf '\nThe data set is in %s\n' "$out/dataset"
+printf '\nThe data set is in %s; open %s in a browser to read it.\n' "$out/dataset" "$out/report.html"

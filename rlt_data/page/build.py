@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rlt_data.page.collect import Collection
+from rlt_data.page.collect import TOKENS, Collection
 from rlt_data.page.overview import asset, rendered
 from rlt_data.progress import Progress
 
@@ -42,7 +42,15 @@ def write_page(file: Path, title: str, overview: str, collection: Collection, pr
     with file.open("w", encoding="utf-8") as opened:
         opened.write(before + _block("index", collection.index()) + script)
         for number, group in enumerate(groups):
-            opened.write(_block(f"chunk-{number}", [collection.texts(each) for each in group]))
+            questions = [collection.texts(each) for each in group]
+            for place, question in enumerate(questions, firsts[number]):
+                tokens = {
+                    trace["trace_id"]: {name: trace.pop(name) for name in TOKENS if name in trace}
+                    for trace in question["traces"]
+                }
+                if any(tokens.values()):  # apart, because a search looks at texts alone
+                    opened.write(_block(f"tokens-{place}", tokens))
+            opened.write(_block(f"texts-{number}", questions))
             progress.advance(len(group))
         opened.write(after)
 

@@ -28,6 +28,8 @@ _OF_RANKS = ("rank", "bucket", "value", "flaw")
 _TEXTS_OF_SCORES = (
     "empty", "solution_logprobs", "solution_offsets", "thought_logprobs", "thought_offsets", "thought_kl", "kl_offsets",
 )  # fmt: skip
+#: Keys of a trace's tokens.
+TOKENS = ("thought_tokens", "kl_tokens", "solution_tokens")
 #: Characters of a question that its line in the list shows.
 _SNIPPET = 160
 
@@ -159,10 +161,12 @@ class Collection:
         thought = shown["thought"] = "" if row.get("empty") else format.padding + explanation.text
         if completion == explanation.text + format.explanation_tags[1]:
             del shown["completion"]
-        for name, offsets, values, text in (
-            ("thought_tokens", "thought_offsets", "thought_logprobs", thought),
-            ("kl_tokens", "kl_offsets", "thought_kl", thought),
-            ("solution_tokens", "solution_offsets", "solution_logprobs", content),
+        for name, offsets, values, text in zip(
+            TOKENS,
+            ("thought_offsets", "kl_offsets", "solution_offsets"),
+            ("thought_logprobs", "thought_kl", "solution_logprobs"),
+            (thought, thought, content),
+            strict=True,
         ):
             if row.get(offsets) and row.get(values):
                 begins = [*row[offsets], len(text)]

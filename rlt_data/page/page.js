@@ -39,7 +39,6 @@
   });
   const embedded = {
     index: () => unpacked($("index")),
-    chunks: () => head.chunks.length,
     chunkOf: (question) => {
       let low = 0;
       let high = head.chunks.length - 1;
@@ -51,8 +50,9 @@
     },
     chunk: async (number) => {
       await whole;
-      return unpacked($(`chunk-${number}`));
+      return unpacked($(`texts-${number}`));
     },
+    tokens: async (number) => $(`tokens-${number}`) ? unpacked($(`tokens-${number}`)) : {},
   };
   const fetched = async (path) => {
     const answer = await fetch(path);
@@ -61,9 +61,9 @@
   };
   const served = {
     index: () => fetched("index"),
-    chunks: () => index.questions.length,
     chunkOf: (question) => question,
     chunk: async (number) => [await fetched(`question/${encodeURIComponent(index.questions[number][0])}`)],
+    tokens: async () => ({}), // they come with the texts
   };
   const store = head.live ? served : embedded;
 
@@ -303,10 +303,17 @@
     $("view-traces").dataset.open = "";
     const detail = $("detail");
     let each;
-    let found = i;
     try {
-      if (i >= 0) each = await question(col("question")[i]);
-      else if (head.live) each = await fetched(`trace/${encodeURIComponent(id)}`);
+      if (i >= 0) {
+        const number = col("question")[i];
+        each = await question(number);
+        if (each && !each.whole) {
+          const tokens = await store.tokens(number);
+          for (const trace of each.traces) Object.assign(trace, tokens[trace.trace_id]);
+          each.whole = true;
+        }
+      }
+      if (i < 0 && head.live) each = await fetched(`trace/${encodeURIComponent(id)}`);
     } catch (error) {
       detail.replaceChildren(make("p", "note warn", `Cannot be read: ${error.message}`));
       return;
@@ -316,9 +323,9 @@
       detail.replaceChildren(make("p", "fine empty", "This trace is not in this page."));
       return;
     }
-    if (found >= 0 && found !== state.chosen) {
-      const place = placeOf(found);
-      if (place >= 0) choose(place); else state.chosen = found;
+    if (i >= 0 && i !== state.chosen) {
+      const place = placeOf(i);
+      if (place >= 0) choose(place); else state.chosen = i;
     }
     state.current = { each, id };
     show();
@@ -333,6 +340,7 @@
   const shownText = (text) => {
     const node = make("div", "text");
     node.dir = "auto";
+    text = text.replace(/^\s*\n/, "").trimEnd();
     node.textContent = visible(text.slice(0, LONGEST));
     if (text.length > LONGEST) node.append(more(`show all ${text.length.toLocaleString("en")} characters`, () => { node.textContent = visible(text); }));
     return node;
@@ -351,18 +359,20 @@
     const letters = Array.from(text); // offsets count characters, not UTF-16 units
     let begin = (places.begin ?? tokens.begin) || 0;
     const lengths = places.lengths;
-    node.append(visible(letters.slice(0, begin).join("")));
+    // A format's empty lines around a text take no room.
+    const inner = [letters.findIndex((c) => c.trim()), letters.findLastIndex((c) => c.trim())];
     const add = (from, to) => {
       const pieces = document.createDocumentFragment();
       for (let k = from; k < to; k++) {
         const piece = letters.slice(begin, begin + lengths[k]).join("");
+        const around = begin + lengths[k] <= inner[0] || begin > inner[1];
         begin += lengths[k];
         const value = tokens.values[k];
-        const span = make("span", "k", visible(piece));
+        const span = make("span", "k", around ? "" : visible(piece));
         if (value !== null) {
           const strength = level(value);
           if (strength) span.className = `k ${mode === "log-prob" || value > 0 ? "h" : "c"}${strength}`;
-          if (strength > 2 && !piece.trim()) span.textContent = piece.includes("\n") ? `↵${piece}` : `␣${piece.slice(1)}`;
+          if (strength > 2 && !piece.trim()) span.textContent = (piece.includes("\n") ? "↵" : "␣") + (around ? "" : piece.slice(1));
         }
         span.token = { piece, values: values.map(([name, list]) => [name, list[k]]) };
         pieces.append(span);
@@ -408,7 +418,7 @@
     span.scrollIntoView({ block: "center", inline: "center" });
   };
 
-  const card = (trace, each, chosen) => {
+  const card = (trace, chosen) => {
     const i = (col("trace_id") || []).indexOf(trace.trace_id);
     const get = (name) => trace.figures ? trace.figures[name] : i >= 0 ? at(name, i) : null;
     const node = make("section", "trace");
@@ -429,10 +439,16 @@
       if (found !== null && found !== undefined && !(name === "penalty" && found === 0)) terms.append(make("span", "", `${words(name)} ${figure(found)}`));
     }
     terms.append(make("span", "", `trace ${trace.trace_id.slice(0, 12)}`));
+    header.append(terms);
+    node.append(header);
+    return node;
+  };
+
+  const fillCard = (node, trace, each) => {
     const body = make("div", "body");
     const text = thought(trace);
     const solution = trace.solution_tokens;
-    header.append(worst(trace, text), terms);
+    node.querySelector(".terms").before(worst(trace, text));
     body.append(make("h4", "", trace.thought === undefined ? "Completion" : "Explanation"), text);
     if (solution && look.mode !== "plain") {
       body.append(make("h4", "", "Solution, as the student expects it after this explanation"));
@@ -443,8 +459,7 @@
       raw.append(make("summary", "", "Raw completion"), shownText(trace.completion));
       body.append(raw);
     }
-    node.append(header, body);
-    return node;
+    node.append(body);
   };
 
   const show = () => {
@@ -475,9 +490,10 @@
     const traces = make("div", look.stacked ? "stacked" : "side-by-side");
     traces.tabIndex = 0;
     traces.setAttribute("aria-label", `${each.traces.length} traces`);
-    const order = (trace) => { const i = col("trace_id")?.indexOf(trace.trace_id) ?? -1; return [trace.figures?.rank ?? (i < 0 ? null : at("rank", i)) ?? 1e9, trace.source]; };
-    const cards = each.traces.map((trace) => [order(trace), trace]).sort(([a], [b]) => a[0] - b[0] || a[1] - b[1]);
-    traces.append(...cards.map(([, trace]) => card(trace, each, id)));
+    const place = (trace) => { const i = col("trace_id")?.indexOf(trace.trace_id) ?? -1; return [trace.figures?.rank ?? (i < 0 ? null : at("rank", i)) ?? 1e9, trace.source]; };
+    const cards = each.traces.map((trace) => [place(trace), trace]).sort(([a], [b]) => a[0] - b[0] || a[1] - b[1]);
+    const nodes = cards.map(([, trace]) => [card(trace, id), trace]);
+    traces.append(...nodes.map(([node]) => node));
     detail.replaceChildren(tools, problem);
     if (!coloursThere && each.traces.some((trace) => trace.thought !== undefined)) {
       detail.append(make("p", "fine", "Scored with --per-token, each explanation is coloured token by token."));
@@ -485,6 +501,16 @@
     detail.append(traces);
     const chosen = $(`trace-${id}`);
     if (chosen) traces.scrollLeft = chosen.offsetLeft - traces.offsetLeft - 12;
+    // What is in sight first, the rest after it has been painted.
+    const first = Math.max(0, nodes.findIndex(([node]) => node === chosen));
+    const order = [...nodes.slice(first), ...nodes.slice(0, first)];
+    for (const [node, trace] of order.splice(0, 4)) fillCard(node, trace, each);
+    const rest = () => {
+      if (!order.length || !traces.isConnected) return;
+      fillCard(...order.shift(), each);
+      setTimeout(rest);
+    };
+    setTimeout(rest);
     look.worst = 0;
   };
 

@@ -30,7 +30,7 @@ class Viewed:
     """A server of a page in a process of its own."""
 
     def __init__(self, run: object, *options: object) -> None:
-        command = [*RLT, "view", str(run), "--port", "0", *map(str, options)]
+        command = [*RLT, "view", str(run), *map(str, options or ("--port", "0"))]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout
         self.address = self.process.stdout.readline().split()[0]
@@ -111,7 +111,7 @@ def test_foreign_hosts_are_refused(viewed: Callable[..., Viewed], run: Run, host
 
 
 def test_answers_are_what_the_run_holds(viewed: Callable[..., Viewed], run: Run) -> None:
-    server = viewed(run.path, "--limit", 3)
+    server = viewed(run.path, "--limit", 3, "--port", 0)
     status, text = server.ask("/")
     assert status == 200 and "connect-src 'self'" in text and 'id="live"' in text
     index = server.get("/index")
@@ -123,10 +123,14 @@ def test_answers_are_what_the_run_holds(viewed: Callable[..., Viewed], run: Run)
     assert {each["trace_id"] for each in server.get("/live")["newest"]} == {"a/0", "a/1", "a/2", "b/0"}
 
 
-def test_mistakes(rlt: Rlt, viewed: Callable[..., Viewed], run: Run) -> None:
-    server = viewed(run.path)
-    assert "is taken; --port 0 takes a free one" in rlt("view", run.path, "--port", server.port, code=2).output
-    assert "no such run folder" in rlt("view", "nothing", code=5).output
+def test_mistakes(viewed: Callable[..., Viewed], run: Run) -> None:
+    taken = str(viewed(run.path).port)
+    for options, code, message in [
+        ([str(run.path), "--port", taken], 2, f"error: --port: {taken} is taken; --port 0 takes a free one\n"),
+        (["nothing"], 5, "error: nothing: no such run folder\n"),
+    ]:
+        done = subprocess.run([*RLT, "view", *options], capture_output=True, text=True)
+        assert (done.returncode, done.stderr, done.stdout) == (code, message, "")
 
 
 def test_a_run_that_is_gone_is_told_and_may_come_back(viewed: Callable[..., Viewed], run: Run, tmp_path: Path) -> None:

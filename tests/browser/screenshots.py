@@ -1,0 +1,44 @@
+"""Make the pictures of docs/report.md: python -m tests.browser.screenshots RUN RUN AGAINST FOLDER.
+
+The first run is shown alone, the other two against each other; all scored with --per-token.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+from tests.browser.conftest import FLAGS, Shown, reported
+
+PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "device_scale_factor": 2}
+
+
+def main(alone: str, one: str, other: str, folder: str) -> None:
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as driver, tempfile.TemporaryDirectory() as temporary:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        page = reported(alone, Path(temporary) / "alone.html").as_uri()
+        against = reported(one, Path(temporary) / "against.html", against=other).as_uri()
+        size = {"viewport": {"width": 1280, "height": 860}}
+        for name, address, keys, context in [
+            ("overview", page, [], size),
+            ("traces", page, ["t", "j", "j", "j", "Enter"], size),
+            ("against", against, ["t", "j", "Enter"], size | {"color_scheme": "dark"}),
+            ("phone", page, ["t", "j", "j", "Enter"], PHONE),
+        ]:
+            shown = Shown(browser, address, **context)
+            shown.press(*keys)
+            if keys:
+                shown.page.wait_for_selector(".trace .k", state="attached")
+            shown.page.wait_for_timeout(300)
+            shown.page.screenshot(path=out / f"report-{name}.png")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
