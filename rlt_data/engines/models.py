@@ -149,7 +149,8 @@ def _from_hub(name: str, tokenizer_only: bool) -> Checkpoint:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    patterns = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"] + ([] if tokenizer_only else ["*.safetensors"])
+    patterns = ["*.json", "*.jinja", "*.txt", "*.model", "*.py", "format.yaml"]
+    patterns += [] if tokenizer_only else ["*.safetensors"]
     try:
         folder = Path(snapshot_download(name, allow_patterns=patterns))
         if not tokenizer_only and not list(folder.glob("*.safetensors")):

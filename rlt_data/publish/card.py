@@ -7,6 +7,7 @@ around it. What is in the block: dataset_card.py and model_card.py.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import yaml
 
 from rlt_data.errors import HubError
-from rlt_data.publish.markdown import code, plain
+from rlt_data.publish.markdown import code, inline, plain
 
 BEGIN, END = "<!-- rlt-data:begin -->", "<!-- rlt-data:end -->"
 
@@ -105,6 +106,30 @@ def licences(licence: str | list[str] | None, rest: str) -> str:
         return f"Nothing was declared. {rest}"
     names = licence if isinstance(licence, list) else [licence]
     return f"Declared by those who published it: {', '.join(map(code, names))}. {rest}"
+
+
+def command_line(command: str, settings: Mapping[str, Any]) -> str:
+    """Return a command of ours with its settings as flags.
+
+    Args:
+        command: such as ``train-teacher rl``.
+        settings: by key; those that are None are left out.
+    """
+    flags = [each for key, value in settings.items() for each in _flags(key.replace("_", "-"), value)]
+    return " ".join(["rlt-data", command, *flags])
+
+
+def _flags(name: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return [f"--{name} {shlex.quote(str(each))}" for each in values]
+
+
+def versions_line(versions: Mapping[str, str]) -> str:
+    """Return a sentence with the versions of packages; nothing where none are recorded."""
+    listed = ", ".join(f"{inline(name)} {inline(version)}" for name, version in versions.items())
+    return f"Versions: {listed}." if listed else ""
 
 
 def data_files(config: str) -> list[dict[str, str]]:

@@ -5,14 +5,12 @@ Of a folder that ``distill`` wrote, without its run, the card says what distill.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any
 
-from rlt_data.publish.card import CITATION, data_files, licences
-from rlt_data.publish.markdown import code, fenced, inline, joined, paragraphs, table
+from rlt_data.publish.card import CITATION, command_line, data_files, licences, versions_line
+from rlt_data.publish.markdown import code, fenced, images, inline, joined, paragraphs, table
 from rlt_data.publish.public import without_places
 from rlt_data.publish.tables import Config
 from rlt_data.steps.stats import Stats
@@ -144,7 +142,7 @@ def stage_text(facts: Facts, stage: str, main: str) -> str:
                 fenced(_command(stage, entry["settings"]), "sh") if entry.get("settings") else "",
                 _models_table(entry.get("models") or {}),
                 table(settings),
-                _versions(entry),
+                versions_line(entry.get("versions", {})),
             ),
         }
     )
@@ -210,7 +208,7 @@ def _making(facts: Facts) -> str:
         _models_table(_models(facts)),
         f"Reward: {reward}." if reward else "",
         f"Format: {code(distilled['format']['name'])}, {code(format_hash)}." if format_hash else "",
-        _versions(score),
+        versions_line(score.get("versions", {})),
         "`rlt-data.json` in this repository holds all settings, prompts and versions.",
     )
 
@@ -232,21 +230,11 @@ def _models_table(models: Mapping[str, Mapping[str, Any]]) -> str:
     )  # fmt: skip
 
 
-def _versions(step: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{inline(name)} {inline(version)}" for name, version in step.get("versions", {}).items())
-    return f"Versions: {versions}." if versions else ""
-
-
 def _command(step: str, settings: Mapping[str, Any]) -> str:
-    """Return the command line of a step, with what differs from nothing."""
-    flags = ["--in " + ("questions.jsonl" if step == "generate" else "RUN")]
-    for key, value in settings.items():
-        if value in (None, False, [], "", "auto") or key in ("in", "input", "out"):
-            continue
-        flag = "--" + key.replace("_", "-")
-        values = value if isinstance(value, list) else [value]
-        flags += [flag] if value is True else [f"{flag} {shlex.quote(str(each))}" for each in values]
-    return " ".join(["rlt-data", step, *flags])
+    """Return the command line of a step, without flags that say nothing."""
+    places = {"in": "questions.jsonl" if step == "generate" else "RUN", "out": None}
+    said = {key: value for key, value in settings.items() if value is not False and value not in ("", "auto")}
+    return command_line(step, places | said | places)
 
 
 def _figures(facts: Facts) -> str:
@@ -267,13 +255,8 @@ def _figures(facts: Facts) -> str:
         f"Of the scored traces: {shares}." if shares else "",
         table(stats.buckets.to_dicts()),
         table([row | {"term": code(row["term"])} for row in stats.terms.to_dicts()]),
-        shown(facts.images),
+        images(facts.images),
     )
-
-
-def shown(images: Sequence[str]) -> str:
-    """Return images, each with its name in words."""
-    return "\n\n".join(f"![{PurePath(path).stem.replace('-', ' ')}]({path})" for path in images)
 
 
 def _left_out(facts: Facts) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#|~&$!])")
@@ -42,6 +43,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         *([_cell(row[name]) for name in head] for row in rows),
     ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def images(paths: Sequence[str]) -> str:
+    """Return images by their paths, each with its name in words."""
+    return "\n\n".join(f"![{PurePath(path).stem.replace('-', ' ')}]({path})" for path in paths)
 
 
 def joined(parts: Mapping[str, str]) -> str:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
-from rlt_data.publish.card import CITATION, licences
-from rlt_data.publish.dataset_card import shown
-from rlt_data.publish.markdown import code, fenced, inline, joined, paragraphs, table
+from rlt_data.publish.card import CITATION, command_line, licences, versions_line
+from rlt_data.publish.markdown import code, fenced, images, inline, joined, paragraphs, table
 from rlt_data.publish.models import TrainedModel
 
 _TAGS = ("rlt-data", "reasoning", "reinforcement-learned-teachers")
@@ -18,6 +16,9 @@ _WHAT = {
     "teacher": "A teacher: shown a question with its known solution, it writes an explanation of how to get there. "
     "Trained by GRPO on how much its explanations help a frozen student to find the solution by itself, the dense "
     f"reward of {_RLT}.",
+    "warmed-up-teacher": "A warmed-up teacher: shown a question with its known solution, it writes an explanation of "
+    "how to get there. Fine-tuned on explanations, and not yet rewarded for its own: the training of "
+    f"{_RLT} begins from such a model.",
     "solver": "A solver: it thinks about a question and answers it. Trained by GRPO on whether its answers are right, "
     f"the baseline of {_RLT}.",
     "student": "A student: it thinks about a question and answers it. Fine-tuned on explanations, as in "
@@ -25,9 +26,9 @@ _WHAT = {
     "fine-tuned": "Fine-tuned in the format of `format.yaml`: a warmed-up teacher, which is shown a question with its "
     f"known solution and writes an explanation, or a student of such a model. See {_RLT}.",
 }  # fmt: skip
-_HASHES = {
-    "model": "weights it began from",
-    "student": "weights of the student that rewarded it",
+_GIVEN = {
+    "model": "model it began from",
+    "student": "student that rewarded it",
     "data": "rows it was trained on",
     "format": "format",
 }
@@ -40,7 +41,6 @@ _DATA = {
     "steps": "steps",
     "processes": "processes",
 }
-_SAVED = {"Transformers": "transformers_version", "PEFT": "peft_version"}
 #: Of what is logged, in words.
 _LOGGED = {
     "loss": "loss",
@@ -63,7 +63,6 @@ class ModelFacts:
         title: of the model.
         model: the model.
         licence: as declared by those who publish it.
-        data: Hub ids of what it was trained on.
         images: paths of the plots in the repository.
     """
 
@@ -71,7 +70,6 @@ class ModelFacts:
     title: str
     model: TrainedModel
     licence: str | list[str] | None = None
-    data: Sequence[str] = ()
     images: Sequence[str] = ()
 
 
@@ -84,7 +82,7 @@ def model_metadata(facts: ModelFacts) -> dict[str, Any]:
         "pipeline_tag": "text-generation",
         "tags": [*_TAGS, model.kind],
         "base_model": model.base,
-        "datasets": list(facts.data),
+        "datasets": list(model.data),
         "license": facts.licence,
     }
     return {key: value for key, value in data.items() if value}
@@ -97,7 +95,7 @@ def model_text(facts: ModelFacts) -> str:
             "": f"# {inline(facts.title)}\n\n{_WHAT[facts.model.kind]}",
             "How to use it": _use(facts),
             "How it was made": _making(facts),
-            "Figures": paragraphs(_figures(facts.model), shown(facts.images)),
+            "Figures": paragraphs(_figures(facts.model), images(facts.images)),
             "Licence": licences(facts.licence, "The model it began from and the data have licences of their own."),
             "Citation": fenced(CITATION, "bibtex"),
         }
@@ -119,35 +117,47 @@ def _use(facts: ModelFacts) -> str:
     )
     if not facts.model.has_format:
         return python
-    shell = f"hf download {facts.name} --local-dir model\n"
-    if facts.model.kind == "solver":
-        shell += "rlt-data evaluate --model model --benchmark math500"
+    if facts.model.kind in ("solver", "student"):
+        shell = command_line("evaluate", {"model": facts.name, "benchmark": "math500"})
     else:
-        shell += "rlt-data generate --in questions.jsonl --teacher model --out RUN"
+        shell = command_line("generate", {"in": "questions.jsonl", "teacher": facts.name, "out": "RUN"})
     return paragraphs(
         python, fenced(shell, "sh"), "`format.yaml` says how it is shown a problem; rlt-data finds it there."
     )
 
 
 def _making(facts: ModelFacts) -> str:
-    model = facts.model
-    settings, plan = model.recorded["depends_on"], model.recorded.get("plan", {})
-    began = f"It began from {code(model.base)}." if model.base else ""
-    data = f"It was trained on {', '.join(map(code, facts.data))}." if facts.data else ""
-    saved = [f", saved by {name} {inline(model.config[key])}" for name, key in _SAVED.items() if key in model.config]
+    recorded = facts.model.recorded
+    settings, plan = recorded["depends_on"], recorded.get("plan", {})
     return paragraphs(
-        " ".join(filter(None, (began, data))),
+        fenced(command_line(recorded["command"], recorded["settings"]), "sh") if "command" in recorded else "",
+        _began_from(facts.model),
         table([{"what": word, "count": plan[key]} for key, word in _DATA.items() if plan.get(key)]),
-        table([{"what": word, "hash": code(settings[key])} for key, word in _HASHES.items() if settings.get(key)]),
         table(
             [
                 {"setting": code(key.rstrip("_")), "value": code(value)}
                 for key, value in settings.items()
-                if key not in _HASHES and value is not None
+                if key not in _GIVEN and value is not None
             ]
         ),
-        f"Published with rlt-data {metadata.version('rlt-data')}{''.join(saved)}.",
+        versions_line(recorded.get("versions", {})),
     )
+
+
+def _began_from(model: TrainedModel) -> str:
+    """Return the table of what a training was given: hashes, and names where they are known."""
+    hashes = model.recorded["depends_on"]
+    recorded = model.recorded.get("models", {}) | {"data": model.recorded.get("data", {})}
+    known = {"model": model.base, "data": ", ".join(model.data)}
+    rows = []
+    for key, word in _GIVEN.items():
+        given = recorded.get(key, {})
+        name = known.get(key) or given.get("name", "")
+        revision = given.get("revision") if given.get("name") == name else None
+        if hashes.get(key):
+            row = {"what": word, "name": code(name), "revision": inline(revision or ""), "hash": code(hashes[key])}
+            rows.append(row)
+    return table(rows)
 
 
 def _figures(model: TrainedModel) -> str:

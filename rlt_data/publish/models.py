@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,13 @@ from rlt_data.publish.public import hub_id, public_name, without_places
 #: What belongs to the model; checkpoints, optimizer states, samples and logs do not.
 _PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "format.yaml")
 _RECORDS = ("training.json", "metrics.jsonl")
+#: What a command trains.
+_KINDS = {
+    "train-teacher warmup": "warmed-up-teacher",
+    "train-teacher rl": "teacher",
+    "train-student": "student",
+    "train-solver": "solver",
+}
 _NOT_OURS = {"trainer_state.json", "training.json", "rlt-data.json"}
 #: Names of a tokenizer may look like places, so only these keys are read as such.
 _PLACES = ("name_or_path", "_file")
@@ -29,6 +36,7 @@ class TrainedModel:
         entries: lines of metrics.jsonl.
         config: config.json, or adapter_config.json.
         base: Hub id of the model it began from, where that is known.
+        data: Hub ids of what it was trained on, likewise.
     """
 
     folder: Path
@@ -36,11 +44,14 @@ class TrainedModel:
     entries: list[dict[str, Any]]
     config: dict[str, Any]
     base: str | None = None
+    data: Sequence[str] = ()
 
     @property
     def kind(self) -> str:
-        """``teacher`` and ``solver`` by GRPO; ``student``, or ``fine-tuned`` where it may be a warmed-up teacher."""
-        settings = self.recorded["depends_on"]
+        """``teacher`` and ``solver`` by GRPO, ``warmed-up-teacher``, ``student``; ``fine-tuned`` where nothing says."""
+        settings, command = self.recorded["depends_on"], self.recorded.get("command")
+        if command in _KINDS:
+            return _KINDS[command]
         if "benchmark" in settings:
             return "solver"
         if "lambda_" in settings:
@@ -69,12 +80,13 @@ def training_folder(folder: Path) -> Path | None:
     return next((place for place in places if (place / "training.json").is_file()), None)
 
 
-def read_model(folder: Path, base: str | None = None) -> TrainedModel:
+def read_model(folder: Path, base: str | None = None, data: Sequence[str] = ()) -> TrainedModel:
     """Read what a training wrote.
 
     Args:
         folder: of the model.
-        base: Hub id of the model it began from; default: what the folder says, if it does.
+        base: Hub id of the model it began from; default: what the training recorded, if it came from the Hub.
+        data: Hub ids of what it was trained on; default: likewise.
 
     Raises:
         RunFolderError: the training is not finished, or its files are not there.
@@ -92,9 +104,12 @@ def read_model(folder: Path, base: str | None = None) -> TrainedModel:
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
     names = ("config.json", "adapter_config.json")
     config = next((_read_json(folder / name) for name in names if (folder / name).is_file()), {})
+    began, rows = recorded.get("models", {}).get("model", {}), recorded.get("data", {})
+    base = base or (began["name"] if began.get("revision") else hub_id(began.get("name", "")))
     base = base or hub_id(str(config.get("base_model_name_or_path")))
+    data = data or ([rows["name"]] if rows.get("on_hub") else [])
     entries = [json.loads(line) for line in lines]
-    return TrainedModel(folder, without_places(recorded), entries, config, base)
+    return TrainedModel(folder, without_places(recorded), entries, config, base, data)
 
 
 def write_model(model: TrainedModel, root: Path) -> dict[str, Path]:

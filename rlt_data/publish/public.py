@@ -20,7 +20,7 @@ def without_places(content: Any) -> Any:
 
 
 def _of_key(key: str, value: Any) -> Any:
-    if key == "format":
+    if key == "format" and isinstance(value, dict):
         return value
     return None if key == "url" or key.endswith("_url") else without_places(value)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -24,7 +24,13 @@ from rlt_data.settings.steps import FormatSettings, InputSettings, RewardSetting
 
 
 class TrainingSettings(Settings):
-    """What every training takes."""
+    """What every training takes.
+
+    Attributes:
+        command: what follows ``rlt-data`` on its command line.
+    """
+
+    command: ClassVar[str]
 
     model: StudentName = field(..., MODEL, f"Where the model begins: {MODEL_HELP}")
     out: LocalName = field(..., OUTPUT, "Folder of the trained model and its checkpoints.")
@@ -80,6 +86,7 @@ STUDENT_PRESETS: dict[str, dict[str, Any]] = {"7b-17k": _STRATOS, "32b-17k": _ST
 class TrainStudentSettings(FineTuneSettings):
     """Settings of :func:`rlt_data.training.sft.train_student`; a preset's values are those that are not given."""
 
+    command = "train-student"
     preset: Literal["none", "7b-1k", "7b-17k", "32b-1k", "32b-17k"] = field("none", None, "Published values.")
     warmup: float = field(0.1, TRAINING, "Share of the steps in which the learning rate rises.", ge=0, lt=1)
 
@@ -92,6 +99,7 @@ class TrainStudentSettings(FineTuneSettings):
 class WarmUpSettings(FineTuneSettings, InputSettings, FormatSettings):
     """Settings of :func:`rlt_data.training.teacher.warm_up`; defaults are those of the authors' teacher."""
 
+    command = "train-teacher warmup"
     epochs: int = field(10, TRAINING, "Times to go through the data.", ge=1)
     batch_size: int = field(16, TRAINING, "Rows of a step, over all processes.", ge=1)
     warmup: float = field(0.05, TRAINING, "Share of the steps in which the learning rate rises.", ge=0, lt=1)
@@ -159,6 +167,7 @@ class PolicySettings(TrainingSettings, InputSettings, FormatSettings):
 class TrainTeacherSettings(PolicySettings, RewardSettings):
     """Settings of :func:`rlt_data.training.teacher.train_teacher`."""
 
+    command = "train-teacher rl"
     model: WarmTeacherName = field(..., MODEL, f"Where the teacher begins: {MODEL_HELP}")
     student: StudentName = field(..., MODEL, f"Frozen student that rewards: {MODEL_HELP}")
     student_dtype: Literal["auto", "float32", "bfloat16", "float16"] = field("auto", MODEL, "Type of the student.")
@@ -168,6 +177,7 @@ class TrainTeacherSettings(PolicySettings, RewardSettings):
 class TrainSolverSettings(PolicySettings):
     """Settings of :func:`rlt_data.training.solver.train_solver`."""
 
+    command = "train-solver"
     benchmark: Literal["countdown", "gsm8k", "math"] = field(
         "math", INPUT, "What the rows are and how answers are graded."
     )

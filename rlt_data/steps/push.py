@@ -260,7 +260,7 @@ def _push_model(settings: PushSettings, folder: Place, root: Path, progress: Pro
     from rlt_data.plots import training_image
 
     assert isinstance(folder, Path)
-    model = read_model(folder, settings.base_model)
+    model = read_model(folder, settings.base_model, settings.trained_on)
     with disk_errors(root):
         files = write_model(model, root)
         image = training_image(model.entries)
@@ -270,7 +270,7 @@ def _push_model(settings: PushSettings, folder: Place, root: Path, progress: Pro
     def card(existing: Card) -> str:
         title = existing.title(settings.title, _name(settings), "model_name")
         licence = existing.licence(settings.license)
-        facts = ModelFacts(settings.repo_id, title, model, licence, settings.trained_on, images)
+        facts = ModelFacts(settings.repo_id, title, model, licence, images)
         return existing.with_block(model_metadata(facts), model_text(facts))
 
     repository = Repository(settings.repo_id, "model", settings.revision)

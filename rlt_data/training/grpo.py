@@ -26,6 +26,7 @@ from rlt_data.training.runs import (
     TrainingRun,
     copy_model,
     lately,
+    making,
     missing,
     pad_token,
     save_format,
@@ -117,7 +118,8 @@ def train_policy(
         "format": policy.format.hash,
         **settings.depends_on,
     }
-    run = TrainingRun(Path(settings.out), depends_on)
+    made = making(settings, model=policy.checkpoint, student=policy.student)
+    run = TrainingRun(Path(settings.out), depends_on, made)
     if settings.dry_run:
         return PolicySummary(run.out, plan, 0)
     best = run.out / "best" if held_out else None

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.formats import ChatTemplate, Format, Tokenizer
 from rlt_data.places import write_file, write_json
 from rlt_data.progress import Progress, speaks
-from rlt_data.settings import ModelSettings, TrainingSettings
+from rlt_data.provenance import versions
+from rlt_data.settings import FineTuneSettings, ModelSettings, PolicySettings, TrainingSettings
 from rlt_data.store import changed_keys
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ class TrainingRun:
     Args:
         out: the folder.
         depends_on: everything that the trained weights depend on.
+        made: what else training.json says of their making; see :func:`making`.
 
     Raises:
         RunFolderError: the folder holds something else, or a training with other settings or data.
@@ -54,6 +57,7 @@ class TrainingRun:
 
     out: Path
     depends_on: dict[str, Any]
+    made: dict[str, Any]
 
     def __post_init__(self) -> None:
         out = self.out
@@ -82,9 +86,9 @@ class TrainingRun:
         return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
     def record(self, **content: Any) -> None:
-        """Write training.json: what the training depends on, and more."""
+        """Write training.json: what the training depends on, how it was made, and more."""
         if speaks():
-            write_json(self.out / "training.json", {"depends_on": self.depends_on, **content})
+            write_json(self.out / "training.json", {"depends_on": self.depends_on, **self.made, **content})
 
     def train(self, trainer: Any, tokenizer: Any, steps: int, progress: Progress, format: Format | None = None) -> None:
         """Train from the last whole checkpoint to the end, and save the model.
@@ -112,6 +116,26 @@ class TrainingRun:
             write_file(self.out / "metrics.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
             if format:
                 save_format(format, self.out)
+
+
+def making(settings: FineTuneSettings | PolicySettings, **models: Checkpoint | None) -> dict[str, Any]:
+    """Return what is told of a training's making: the command, and the names of models and data.
+
+    A folder that is moved, or a model of another name, is no other training, so nothing of this is compared.
+
+    Args:
+        settings: those that were given are kept, with what a preset or recipe stands for.
+        models: by their roles.
+    """
+    unsaid = {name for name, field in type(settings).model_fields.items() if field.default is False}
+    given = settings.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
+    return {
+        "command": settings.command,
+        "settings": {key: value for key, value in given.items() if value is not False or key not in unsaid},
+        "models": {role: {"name": each.name, "revision": each.revision} for role, each in models.items() if each},
+        "data": {"name": settings.input, "on_hub": not Path(settings.input).exists()},
+        "versions": versions("trl"),
+    }
 
 
 def last_whole_checkpoint(out: Path) -> Path | None:
@@ -186,8 +210,10 @@ def beginning(settings: TrainingSettings) -> tuple[Checkpoint, Tokenizer, ChatTe
 
     Raises:
         ModelError: there is no such model, or its tokenizer cannot be used.
-        SettingsError: ``--chat-template`` names no file.
+        SettingsError: ``--chat-template`` names no file, or the package for ``--log-to`` is not installed.
     """
+    if settings.log_to != "none" and find_spec(settings.log_to) is None:
+        raise SettingsError(f"--log-to: {settings.log_to} is not installed; pip install {settings.log_to}")
     checkpoint = find_checkpoint(settings.model)
     run_by = ModelSettings(device=settings.device, chat_template=settings.chat_template)
     return checkpoint, *open_tokenizer(checkpoint, run_by)

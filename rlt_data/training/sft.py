@@ -16,7 +16,16 @@ from rlt_data.settings import FineTuneSettings, ModelSettings, TrainStudentSetti
 from rlt_data.store import content_hash
 from rlt_data.training.examples import conversations, tokenised
 from rlt_data.training.plan import Plan, plan_of
-from rlt_data.training.runs import TrainingRun, beginning, lately, missing, pad_token, told, trainer_arguments
+from rlt_data.training.runs import (
+    TrainingRun,
+    beginning,
+    lately,
+    making,
+    missing,
+    pad_token,
+    told,
+    trainer_arguments,
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ def fine_tune(
     config = load_config(checkpoint, ModelSettings())
     plan = plan_of(settings, config, kept, left_out=len(examples) - len(kept))
     depends_on = {"model": weights_fingerprint(checkpoint), "data": content_hash(kept), **settings.depends_on}
-    run = TrainingRun(Path(settings.out), depends_on)
+    run = TrainingRun(Path(settings.out), depends_on, making(settings, model=checkpoint))
     if settings.dry_run:
         return TrainingSummary(run.out, plan, 0, None)
     if done := run.finished:

@@ -260,4 +260,5 @@ def test_places_of_the_maker_become_names() -> None:
         "format": {"text": "/x"},
         "vllm_url": None,
     }
+    assert without_places({"settings": {"format": "/home/me/own.yaml"}}) == {"settings": {"format": "own.yaml"}}
     assert without_places(["org/name", "./x", "a/b/c", 1, None]) == ["org/name", "./x", "a/b/c", 1, None]

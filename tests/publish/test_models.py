@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,23 @@ import pytest
 from huggingface_hub import ModelCard, snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlt_data.errors import RunFolderError
+from rlt_data.engines import find_checkpoint
+from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.formats import own_format
 from rlt_data.publish.models import read_model
-from rlt_data.settings import PushSettings
+from rlt_data.publish.public import without_places
+from rlt_data.settings import (
+    PushSettings,
+    TrainSolverSettings,
+    TrainStudentSettings,
+    TrainTeacherSettings,
+    WarmUpSettings,
+)
 from rlt_data.steps.push import PushSummary, push
+from rlt_data.training.runs import making
+from rlt_data.training.sft import train_student
+from rlt_data.training.solver import train_solver
+from rlt_data.training.teacher import train_teacher, warm_up
 from tests.conftest import Rlt, write_jsonl
 from tests.hub_server import HubServer
 from tests.publish.test_card import section, tables
@@ -30,31 +43,39 @@ OURS = {"README.md", "rlt-data.json", "plots/training.png", ".gitattributes"}
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]) -> Path:
-    """A folder with a teacher, and a student that is adapters for a model in the Hub's cache."""
-    from rlt_data.settings import TrainStudentSettings, TrainTeacherSettings
-    from rlt_data.training.sft import train_student
-    from rlt_data.training.teacher import train_teacher
-
+def trainings(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]) -> dict[str, Any]:
+    """Settings of a training of each kind, by their folders; the student is adapters for a model in the Hub's cache."""
     folder = tmp_path_factory.mktemp("trained")
     cached = shutil.copytree(tiny(), folder / "hub" / "models--org--tiny" / "snapshots" / "0123abc")
-    asked = [{"question": f"What is {i} + 1?", "solution": f"It is {i + 1}."} for i in range(6)]
+    asked = [{"question": f"What is {i} + 1?", "solution": f"It is {i + 1}.", "why": "One."} for i in range(6)]
     turns = [
         {"messages": [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["solution"]}]}
         for row in asked
     ]
-    small: dict[str, Any] = {"device": "cpu", "save_steps": 1, "micro_batch_size": 2}
-    train_teacher(
-        TrainTeacherSettings(
-            model=str(tiny()), student=str(tiny("chat", 1)), input=str(write_jsonl(folder / "q.jsonl", asked)),
-            out=str(folder / "teacher"), steps=2, questions=2, group=2, held_out=1, max_tokens=8, **small,
-        )
-    )  # fmt: skip
-    small |= {"out": str(folder / "student"), "epochs": 1, "batch_size": 2, "lora_rank": 2}
-    train_student(
-        TrainStudentSettings(model=str(cached), input=str(write_jsonl(folder / "rows.jsonl", turns)), **small)
-    )
-    return folder
+    rows, questions = write_jsonl(folder / "rows.jsonl", turns), write_jsonl(folder / "q.jsonl", asked)
+    problems = write_jsonl(folder / "countdown.jsonl", [{"numbers": [3, 4, n], "target": 12 + n} for n in range(5, 11)])
+    small = {"device": "cpu", "save_steps": 1, "micro_batch_size": 2, "model": str(tiny())}
+    tuned = small | {"epochs": 1, "batch_size": 2, "packing": False}
+    by_grpo = small | {"steps": 2, "questions": 2, "group": 2, "held_out": 1, "max_tokens": 8}
+    of_each: dict[str, tuple[Any, dict[str, Any]]] = {
+        "warm": (WarmUpSettings, tuned | {"explanation_column": "why", "activation_checkpointing": False}),
+        "teacher": (TrainTeacherSettings, by_grpo | {"student": str(tiny("chat", 1)), "keep": ["why"], "alpha": 0}),
+        "student": (TrainStudentSettings, tuned | {"model": str(cached), "lora_rank": 2, "preset": "7b-1k"}),
+        "solver": (TrainSolverSettings, by_grpo | {"benchmark": "countdown", "recipe": "trl", "vllm_url": None}),
+    }
+    inputs = {"warm": questions, "teacher": questions, "student": rows, "solver": problems}
+    return {
+        name: kind(input=str(inputs[name]), out=str(folder / name), **settings)
+        for name, (kind, settings) in of_each.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(trainings: dict[str, Any]) -> Path:
+    """The folder in which they were done."""
+    for settings, train in zip(trainings.values(), (warm_up, train_teacher, train_student, train_solver), strict=True):
+        train(settings)
+    return Path(trainings["warm"].out).parent
 
 
 def pushed(folder: Path, **settings: Any) -> PushSummary:
@@ -70,14 +91,14 @@ def test_a_teacher_comes_back_as_it_is(hub: HubServer, trained: Path, tmp_path: 
     card.validate()
     assert card.data.library_name == "transformers" and card.data.pipeline_tag == "text-generation"
     assert card.data.base_model == "org/base" and card.data.datasets == ["org/rows"] and card.data.license == "mit"
-    assert "teacher" in card.data.tags and "rlt-data generate --in questions.jsonl --teacher" in card.text
+    assert "teacher" in card.data.tags and f"rlt-data generate --in questions.jsonl --teacher {NAME}" in card.text
 
     recorded = json.loads((trained / "teacher" / "training.json").read_text())
-    _, hashes, settings = tables(section(card.text, "How it was made"))
+    given, _, settings = tables(section(card.text, "How it was made"))
     assert {row["setting"]: row["value"] for row in settings}["learning_rate"] == "1e-06"
-    assert {row["hash"] for row in hashes} == {
-        recorded["depends_on"][key] for key in ("model", "student", "data", "format")
-    }
+    hashes = {key: recorded["depends_on"][key] for key in ("model", "student", "data", "format")}
+    assert [row["hash"] for row in given] == list(hashes.values())
+    assert [row["name"] for row in given] == ["org/base", "chat-1", "org/rows", ""]
     figures = section(card.text, "Figures")
     assert f"2 steps; mean reward {recorded['reward']:.4f}" in figures and f"{recorded['best_reward']:.4f}" in figures
     entries = [json.loads(line) for line in (trained / "teacher" / "metrics.jsonl").read_text().splitlines()]
@@ -156,15 +177,88 @@ def test_what_is_not_finished_is_refused(rlt: Rlt, hub: HubServer, trained: Path
 
 
 @pytest.mark.parametrize(
+    ("name", "kind", "module", "function"),
+    [
+        ("warm", "warmed-up-teacher", "teacher", "warm_up"),
+        ("teacher", "teacher", "teacher", "train_teacher"),
+        ("student", "student", "sft", "train_student"),
+        ("solver", "solver", "solver", "train_solver"),
+    ],
+)
+def test_the_command_on_the_card_is_the_one_that_trained_it(
+    rlt: Rlt,
+    hub: HubServer,
+    trained: Path,
+    trainings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    kind: str,
+    module: str,
+    function: str,
+) -> None:
+    card = pushed(trained / name, dry_run=True).card
+    assert f"- {kind}\n" in card and read_model(trained / name).kind == kind
+    told = section(card, "How it was made").split("```sh\n")[1].split("\n```")[0]
+    seen = []
+
+    def train(settings: Any, _: Any) -> None:
+        seen.append(settings.model_dump())
+        raise SettingsError("seen")
+
+    monkeypatch.setattr(f"rlt_data.training.{module}.{function}", train)
+    rlt(*shlex.split(told)[1:], code=2)
+    assert json.loads(json.dumps(seen)) == [without_places(trainings[name].model_dump(mode="json"))]
+
+
+def test_what_is_known_of_models_and_data_is_recorded(hub: HubServer, trained: Path, trainings: dict[str, Any]) -> None:
+    recorded = json.loads((trained / "teacher" / "training.json").read_text())
+    given = trainings["teacher"]
+    assert recorded["models"] == {
+        "model": {"name": given.model, "revision": None},
+        "student": {"name": given.student, "revision": None},
+    }
+    assert recorded["data"] == {"name": given.input, "on_hub": False}
+    assert not set(recorded["depends_on"]) & {"command", "settings", "models", "versions", "in", "input", "out"}
+    assert {"trl", "torch"} < recorded["versions"].keys()
+    of_the_hub = TrainStudentSettings(model="nano-student", input="org/rows", out="out")
+    assert making(of_the_hub)["data"] == {"name": "org/rows", "on_hub": True}
+
+
+def test_a_published_teacher_is_trained_and_used_by_its_name(
+    hub: HubServer, trained: Path, trainings: dict[str, Any], tmp_path: Path
+) -> None:
+    teacher = shutil.copytree(trained / "teacher", tmp_path / "teacher")
+    own = (teacher / "format.yaml").read_text().replace("name: rlt", "name: mine")
+    (teacher / "format.yaml").write_text(own)
+    commit = pushed(teacher).commit
+    for tokenizer_only in (True, False):
+        found = find_checkpoint(NAME, tokenizer_only=tokenizer_only)
+        format = own_format(found.folder)
+        assert found.revision == commit and format and format.name == "mine"
+    out = tmp_path / "more"
+    warm_up(trainings["warm"].model_copy(update={"model": NAME, "out": str(out)}))
+    recorded = json.loads((out / "training.json").read_text())
+    assert recorded["models"]["model"] == {"name": NAME, "revision": commit} and recorded["command"]
+    (out / "training.json").write_text(json.dumps(recorded | {"data": {"name": "org/rows", "on_hub": True}}))
+    card = push(PushSettings(input=str(out), repo_id="tester/more", dry_run=True)).card
+    data = ModelCard(card).data
+    assert data.base_model == NAME and data.datasets == ["org/rows"]
+    model, rows = tables(section(card, "How it was made"))[0]
+    assert model["name"] == NAME and model["revision"] == commit and rows["name"] == "org/rows"
+    card = push(PushSettings(input=str(out), repo_id="tester/more", dry_run=True, base_model="org/first")).card
+    assert ModelCard(card).data.base_model == "org/first" and commit not in card
+
+
+@pytest.mark.parametrize(
     ("settings", "has_format", "kind", "said"),
     [
-        ({"benchmark": "math"}, True, "solver", "rlt-data evaluate --model model"),
+        ({"benchmark": "math"}, True, "solver", f"rlt-data evaluate --model {NAME}"),
         ({"lambda_": 3.0}, True, "teacher", "rlt-data generate"),
         ({}, True, "fine-tuned", "a warmed-up teacher"),
         ({}, False, "student", "A student"),
     ],
 )
-def test_the_card_says_what_it_is(
+def test_a_training_that_recorded_no_command_is_told_by_its_settings(
     hub: HubServer, tmp_path: Path, settings: dict[str, Any], has_format: bool, kind: str, said: str
 ) -> None:
     folder = tmp_path / "model"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +153,33 @@ def test_another_training_is_not_continued(tiny: Tiny, rows: Path, tmp_path: Pat
     with pytest.raises(RunFolderError, match="holds no training"):
         train_student(settings(tiny(), rows, str(tmp_path / "notes")))
     assert [path.name for path in (tmp_path / "notes").iterdir()] == ["mine.txt"]
+
+
+def test_a_training_goes_on_in_another_place(tiny: Tiny, rows: Path, tmp_path: Path) -> None:
+    train_student(settings(tiny(), rows, max_steps=2, save_steps=1))
+    model, data = shutil.copytree(tiny(), tmp_path / "model"), shutil.copy(rows, tmp_path / "data.jsonl")
+    Path("out").rename("moved")
+    recorded = json.loads(Path("moved/training.json").read_text())
+    begun = {key: value for key, value in recorded.items() if key not in ("steps", "loss")}
+    for known in (begun, {key: begun[key] for key in ("depends_on", "plan")}):  # older ones had no more
+        Path("moved/training.json").write_text(json.dumps(known))
+        shutil.rmtree("moved/checkpoint-2", ignore_errors=True)
+        assert train_student(settings(model, Path(data), "moved", max_steps=2, save_steps=1)).steps == 2
+        now = json.loads(Path("moved/training.json").read_text())
+        assert now == recorded | {key: now[key] for key in ("settings", "models", "data")}
+        assert now["models"]["model"]["name"] == str(model) and now["settings"]["out"] == "moved"
+
+
+@pytest.mark.parametrize("package", ["tensorboard", "trackio", "wandb"])
+def test_curves_that_go_nowhere_are_told_at_once(
+    rlt: Rlt, tiny: Tiny, rows: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # as if it was not installed
+    options = "--model", tiny(), "--in", rows, "--out", "out", "--log-to", package
+    for more in ((), ("--dry-run",)):
+        told = rlt("train-student", *options, *more, code=2).output
+        assert f"error: --log-to: {package} is not installed; pip install {package}" in told
+    assert not Path("out").exists()
 
 
 def test_mistakes_are_told_before_training(tiny: Tiny, rows: Path, tmp_path: Path) -> None:
