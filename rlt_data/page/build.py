@@ -21,6 +21,8 @@ from rlt_data.progress import Progress
 
 #: Traces of one block.
 _TRACES_A_BLOCK = 64
+#: Parts of the script, which share one scope.
+_SCRIPTS = ("data", "list", "question", "main")
 _INDEX, _CHUNKS = "<!-- index -->", "<!-- chunks -->"
 
 
@@ -64,7 +66,7 @@ def page(title: str, overview: str, sources: list[str], more: Mapping[str, Any])
         sources: names of the sources.
         more: what else the script is told: ``chunks``, the first question of each block, or ``live`` and ``stamp``.
     """
-    script = asset("page.js")
+    script = '"use strict";\n{\n' + "".join(asset(f"script/{name}.js") for name in _SCRIPTS) + "}\n"
     digest = base64.b64encode(hashlib.sha256(f"\n{script}".encode()).digest()).decode()
     return rendered(
         "page.html",
