@@ -18,8 +18,10 @@ import s3fs
 from rlt_data import parquet, store
 from rlt_data.errorlog import ErrorLog, failures
 from rlt_data.errors import DiskError, RunFolderError
-from rlt_data.settings import GenerateSettings, ScoreSettings, parse_settings
+from rlt_data.page.live import Watch
+from rlt_data.settings import GenerateSettings, ReportSettings, ScoreSettings, parse_settings
 from rlt_data.steps.generate import generate
+from rlt_data.steps.report import report
 from rlt_data.steps.score import score
 from rlt_data.store import Run
 from rlt_data.tables import to_table
@@ -87,8 +89,9 @@ def test_the_whole_way_gives_the_same_in_a_store_and_on_a_disk(
     assert [line[24:] for line in (run / "run.log").read_text().splitlines()] == [
         line[24:] for line in (disk / "run.log").read_text().splitlines()
     ]
-    for shown in ("stats", "show"):
-        assert rlt(shown, url).stdout == rlt(shown, disk).stdout
+    assert rlt("show", url).stdout == rlt("show", disk).stdout
+    in_store, on_disk = (re.sub(r"[\d,]+ tokens/s", "", rlt("stats", run).stdout) for run in (url, disk))
+    assert in_store == on_disk
     again = rlt("generate", "--in", problems, "--teacher", tiny(), "--n", 3, "--max-tokens", 30, "--out", url)
     assert "18 traces (0 new)" in again.stdout
     rlt("distill", "--in", url, "--select", "all", "--include-truncated", "--out", "here")
@@ -270,6 +273,19 @@ def test_runs_are_merged_wherever_they_are(rlt: Rlt, tmp_path: Path, url: str) -
     assert "which is merged; name a folder beside it" in inside.stderr
     same = rlt("merge", "--in", f"{url}/a", "--in", f"{url}/a/", "--out", f"{url}/more", code=2)
     assert "are the same folder" in same.stderr
+
+
+def test_the_page_of_a_run_in_a_store_is_that_of_one_on_a_disk(tmp_path: Path, url: str) -> None:
+    local = make_run(tmp_path / url.rpartition("/")[2], [trace("a", i, float(i)) for i in range(3)])
+    ranked(local)
+    local.record("generate", {"settings": {"n": 3}})
+    sent(Path(str(local.path)), url)
+    pages = [report(parse_settings(ReportSettings, {"in": str(run), "out": f"{k}.html"})).out
+             for k, run in enumerate([local.path, url])]  # fmt: skip
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+    one, other = (Watch(str(run)).now() for run in (local.path, url))
+    assert one["steps"] == other["steps"] and one["steps"][0]["state"] == "done"
+    assert len(one["newest"]) == 3 and other["newest"] == []
 
 
 def test_a_part_that_is_merged_while_it_is_read_is_read_again(url: str) -> None:
