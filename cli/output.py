@@ -113,7 +113,7 @@ def _print_dry_push(summary: PushSummary) -> None:
 
 def _print_pushed(summary: PushSummary) -> None:
     plan, sizes = summary.plan, summary.sizes
-    where = escape(f"{summary.repo_id} ({summary.revision})")
+    where = escape(f"{summary.repo_id} ({summary.pull_request or summary.revision})")
     rows = "; rows: " + ", ".join(f"{name} {count:,}" for name, count in summary.rows.items()) if summary.rows else ""
     if summary.commit is None:
         _console.print(f"{where} has all of it already, at {summary.head}{rows}")

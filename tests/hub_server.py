@@ -69,6 +69,15 @@ class Commit:
 
 
 @dataclass
+class Pull:
+    """A pull request: its title, the branch that it is to change, and whether it is open, closed or merged."""
+
+    title: str
+    base: str
+    status: str = "open"
+
+
+@dataclass
 class Repo:
     """A repository: its branches and pull requests by name, each with its head."""
 
@@ -76,6 +85,7 @@ class Repo:
     name: str
     private: bool
     heads: dict[str, Commit] = field(default_factory=dict)
+    pulls: dict[int, Pull] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
 
     def add(self, revision: str, title: str, files: dict[str, File], changed: tuple[str, ...] = ()) -> Commit:
@@ -210,6 +220,7 @@ class HubServer:
             pull = None
             if as_pull:
                 pull = next(self._pulls)
+                repo.pulls[pull] = Pull(header["summary"], revision)
                 revision = f"refs/pr/{pull}"
                 repo.heads[revision] = head
             return repo.add(revision, header["summary"], files, tuple(changed)), pull
@@ -321,6 +332,19 @@ def _app(hub: HubServer) -> Flask:
         history = repo_of(kinds, f"{org}/{name}").history(revision)
         return jsonify([{"id": c.oid, "title": c.title, "message": "", "date": then, "authors": []} for c in history])
 
+    @app.get("/api/<kinds>/<org>/<name>/discussions")
+    def _discussions(kinds: str, org: str, name: str) -> Any:
+        repo = repo_of(kinds, f"{org}/{name}")
+        listed = [_discussion(repo, number) for number in repo.pulls]
+        page = int(request.args["p"])
+        return jsonify(discussions=listed[page : page + 1], count=len(listed), start=page)  # one on a page
+
+    @app.get("/api/<kinds>/<org>/<name>/discussions/<int:number>")
+    def _details(kinds: str, org: str, name: str, number: int) -> Any:
+        repo = repo_of(kinds, f"{org}/{name}")
+        changes = {"base": f"refs/heads/{repo.pulls[number].base}"}
+        return jsonify(_discussion(repo, number) | {"changes": changes, "filesWithConflicts": [], "events": []})
+
     @app.post("/api/<kinds>/<org>/<name>/branch/<path:branch>")
     def _branch(kinds: str, org: str, name: str, branch: str) -> Any:
         repo = repo_of(kinds, f"{org}/{name}")
@@ -422,6 +446,19 @@ def _problem(status: int, message: str, code: str = "") -> Response:
     if code:
         response.headers["X-Error-Code"] = code
     return response
+
+
+def _discussion(repo: Repo, number: int) -> dict[str, Any]:
+    pull = repo.pulls[number]
+    return {
+        "num": number,
+        "title": pull.title,
+        "status": pull.status,
+        "author": {"name": "tester"},
+        "createdAt": "2026-01-01T00:00:00.000Z",
+        "repo": {"name": repo.name, "type": repo.kind},
+        "isPullRequest": True,
+    }
 
 
 def _problems_with_card(text: str) -> Iterator[str]:

@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,26 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from httpx2 import HTTPError, RequestError
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem, RepoCard, get_token
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    LocalTokenNotFoundError,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem, RepoCard
+from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from rlt_data.errors import HubError, RltDataError, SettingsError, first_line
-from rlt_data.retries import RETRIED, pause, retry_after
+from rlt_data.errors import HubError, RltDataError
+from rlt_data.publish.answers import explained, patiently, reasons
 
-logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 Change = TypeVar("Change", bound=CommitOperationAdd | CommitOperationDelete)
 Kind = Literal["dataset", "model"]
 
@@ -51,12 +35,6 @@ CARD = "README.md"
 _CHANGES_A_COMMIT = 500
 #: Files whose upload is agreed upon together, and their bytes.
 _FILES_AT_A_TIME, _BYTES_AT_A_TIME = 100, 2**30
-#: Tries of a request that may go well later.
-_TRIES = 6
-#: The head has moved since it was looked at.
-_MOVED = 412
-_TOO_MANY = 429
-_COMMIT = re.compile(r"/api/\w+/[^/]+/[^/]+/commit/")
 
 
 @dataclass(frozen=True)
@@ -102,6 +80,14 @@ class Plan:
         return not (self.new or self.changed or self.gone)
 
 
+@dataclass(frozen=True)
+class Commit:
+    """A commit, and the address of the pull request that it is the head of."""
+
+    oid: str
+    pull_request: str | None = None
+
+
 class Repository:
     """A repository at a revision.
 
@@ -126,14 +112,14 @@ class Repository:
         """
         api, kind = self._api, self.kind
         with self._errors():
-            _patiently(lambda: api.create_repo(self.name, repo_type=kind, private=private, exist_ok=True))
+            patiently(lambda: api.create_repo(self.name, repo_type=kind, private=private, exist_ok=True))
             if self.revision == "main" or self.revision.startswith("refs/"):
                 return
             start = None
             if empty:
-                start = _patiently(lambda: api.list_repo_commits(self.name, repo_type=kind))[-1].commit_id
+                start = patiently(lambda: api.list_repo_commits(self.name, repo_type=kind))[-1].commit_id
             make = partial(api.create_branch, self.name, branch=self.revision, revision=start, repo_type=kind)
-            _patiently(partial(make, exist_ok=True))
+            patiently(partial(make, exist_ok=True))
 
     def check(self, card: str) -> None:
         """Ask the Hub whether it takes a card, before anything is sent.
@@ -143,15 +129,15 @@ class Repository:
         """
         with self._errors():
             try:
-                _patiently(lambda: RepoCard(card, ignore_metadata_errors=True).validate(repo_type=self.kind))
+                patiently(lambda: RepoCard(card, ignore_metadata_errors=True).validate(repo_type=self.kind))
             except ValueError as error:
-                raise HubError(f"{self.name}: the Hub refuses the card: {_reasons(str(error))}") from None
+                raise HubError(f"{self.name}: the Hub refuses the card: {reasons(str(error))}") from None
 
     def head(self) -> str | None:
         """Return the last commit; None where there is no repository or no such branch."""
         with self._errors():
             try:
-                info = _patiently(lambda: self._api.repo_info(self.name, repo_type=self.kind, revision=self.revision))
+                info = patiently(lambda: self._api.repo_info(self.name, repo_type=self.kind, revision=self.revision))
             except (RepositoryNotFoundError, RevisionNotFoundError) as error:
                 if error.response.status_code == 404:
                     return None
@@ -161,7 +147,7 @@ class Repository:
     def files(self, commit: str) -> dict[str, Remote]:
         """Return the files of a commit by their paths."""
         with self._errors():
-            found = _patiently(
+            found = patiently(
                 lambda: list(self._api.list_repo_tree(self.name, recursive=True, revision=commit, repo_type=self.kind))
             )
         return {
@@ -174,7 +160,7 @@ class Repository:
         """Return the content of a small file; None where there is none."""
         with self._errors():
             try:
-                place = _patiently(
+                place = patiently(
                     lambda: self._api.hf_hub_download(self.name, path, repo_type=self.kind, revision=commit)
                 )
             except RemoteEntryNotFoundError:
@@ -200,7 +186,7 @@ class Repository:
             gone=sorted(path for path in ours if path in there and path not in files),
         )
 
-    def apply(self, plan: Plan, message: str, *, create_pr: bool = False, advance: Callable[[int], None]) -> str:
+    def apply(self, plan: Plan, message: str, *, create_pr: bool = False, advance: Callable[[int], None]) -> Commit:
         """Upload what a plan changes and commit it.
 
         Args:
@@ -210,7 +196,7 @@ class Repository:
             advance: told the bytes of every file that is there.
 
         Returns:
-            The last commit; with ``create_pr`` that of the pull request.
+            The last commit.
 
         Raises:
             HubError: what the Hub answered; ``moved`` where somebody else changed the branch meanwhile.
@@ -226,14 +212,14 @@ class Repository:
                 # The library would send equal files of one batch (the selection and rank 1, say) each for itself.
                 different = {each.upload_info.sha256: each for each in few if each.upload_info.sha256 not in known}
                 upload = partial(self._api.preupload_lfs_files, repo_type=self.kind, revision=self.revision)
-                _patiently(partial(upload, self.name, list(different.values()), free_memory=False))
+                patiently(partial(upload, self.name, list(different.values()), free_memory=False))
                 known |= different.keys()
                 advance(sum(each.upload_info.size for each in few))
             changes: list[CommitOperationAdd | CommitOperationDelete] = [
                 *(CommitOperationDelete(path) for path in plan.gone),
                 *additions,
             ]
-            head, revision = plan.head, self.revision
+            head, revision, pull_request = plan.head, self.revision, None
             for number, some in enumerate(_batches(changes, _CHANGES_A_COMMIT)):
                 commit = partial(
                     self._api.create_commit,
@@ -245,10 +231,30 @@ class Repository:
                     parent_commit=head,
                     create_pr=create_pr and not number,
                 )
-                made = _patiently(commit)
+                made = patiently(commit)
                 head = made.oid
-                revision = made.pr_revision or revision
-        return head
+                revision, pull_request = made.pr_revision or revision, made.pr_url or pull_request
+        return Commit(head, pull_request)
+
+    def pull_request(self, title: str, files: Mapping[str, Path]) -> Commit | None:
+        """Return the head of an open pull request to this branch by its title, if it has all files as they are here.
+
+        Args:
+            title: the message of the commit that it was opened with.
+            files: all files of the push, by their paths in the repository.
+        """
+        api, kind = self._api, self.kind
+        with self._errors():
+            ask = partial(api.get_repo_discussions, self.name, repo_type=kind, discussion_type="pull_request")
+            found = [each for each in patiently(lambda: list(ask())) if each.title == title]
+            for each in found:
+                details = patiently(partial(api.get_discussion_details, self.name, each.num, repo_type=kind))
+                if details.status in ("open", "draft") and details.target_branch == f"refs/heads/{self.revision}":
+                    proposed = Repository(self.name, kind, f"refs/pr/{each.num}")
+                    head = proposed.head()
+                    if head and proposed.plan(files, head).nothing:
+                        return Commit(head, details.url)
+        return None
 
     def rows(self, paths: Sequence[str], commit: str) -> dict[str, int]:
         """Return the rows of Parquet files as they lie on the Hub, read from the ends of the files."""
@@ -262,7 +268,7 @@ class Repository:
                 return int(pq.read_metadata(file).num_rows)
 
         with self._errors():
-            return {path: _patiently(partial(count, path)) for path in paths}
+            return {path: patiently(partial(count, path)) for path in paths}
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -272,105 +278,10 @@ class Repository:
         except RltDataError:
             raise
         except Exception as error:
-            explained = self._explained(_cause(error))
-            if explained is None:
+            said = explained(error, self.name, self.revision)
+            if said is None:
                 raise
-            raise explained from None
-
-    def _explained(self, error: BaseException) -> RltDataError | None:
-        if isinstance(error, HFValidationError):
-            return SettingsError(f"--repo-id: {first_line(error)}")
-        if isinstance(error, LocalTokenNotFoundError):
-            return HubError(f"{self.name}: the Hub wants a token: set HF_TOKEN, or run hf auth login")
-        if isinstance(error, HfHubHTTPError):
-            return self._answered(error)
-        if isinstance(error, (HTTPError, ConnectionError, TimeoutError)):
-            return HubError(
-                f"{self.name}: the Hub cannot be reached ({type(error).__name__}); the same command goes on later"
-            )
-        if isinstance(error, ValueError):  # such as an answer that is not JSON
-            said = _without_token(first_line(error))
-            return HubError(f"{self.name}: the Hub's answer is not understood ({said}); the same command goes on later")
-        return None
-
-    def _answered(self, error: HfHubHTTPError) -> HubError:
-        status = error.response.status_code if error.response is not None else 0
-        said = _without_token(error.server_message or "").strip().splitlines()
-        said_so = f" ({said[0]})" if said else ""
-        if isinstance(error, GatedRepoError) or status in (401, 403):
-            return HubError(
-                f"{self.name}: the Hub does not let this token write there{said_so}; HF_TOKEN or hf auth login must "
-                "hold one that may"
-            )
-        if status == _MOVED:
-            return HubError(
-                f"{self.name}: somebody changed {self.revision} meanwhile; nothing of theirs is lost, and the same "
-                "command goes on from there",
-                moved=True,
-            )
-        if status in RETRIED:
-            return HubError(f"{self.name}: the Hub answers {status}{said_so}; the same command goes on later")
-        return HubError(f"{self.name}: the Hub answers {status}{said_so}")
-
-
-def _patiently(ask: Callable[[], T]) -> T:
-    """Ask again after errors that pass, with growing pauses; as long as Retry-After says where the Hub says so."""
-    for tries in range(1, _TRIES):
-        try:
-            return ask()
-        except Exception as error:
-            wait = _wait(_cause(error), tries)
-            if wait is None:
-                raise
-        if wait >= 1:
-            logger.info("the Hub is asked again in %.0f s", wait)
-        time.sleep(wait)
-    return ask()
-
-
-def _wait(error: BaseException, tries: int) -> float | None:
-    """Return after how long to ask again; None where that would not help, or a commit may have been made."""
-    if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        if status not in RETRIED or (_was_commit(error) and status != _TOO_MANY):
-            return None
-        wait = retry_after(error.response.headers.get("Retry-After"))
-        return pause(tries) if wait is None else wait
-    passing = isinstance(error, (HTTPError, ConnectionError, TimeoutError)) and not _was_commit(error)
-    return pause(tries) if passing else None
-
-
-def _was_commit(error: BaseException) -> bool:
-    if isinstance(error, HfHubHTTPError):
-        request = error.response.request
-    elif isinstance(error, RequestError):
-        request = error.request
-    else:
-        return False
-    return _COMMIT.search(str(request.url)) is not None
-
-
-def _cause(error: BaseException) -> BaseException:
-    """Return the error behind one in which the library has wrapped it."""
-    while isinstance(error, (RuntimeError, LocalEntryNotFoundError)) and error.__cause__:
-        error = error.__cause__
-    return error
-
-
-def _without_token(text: str) -> str:
-    """Take tokens out of what a server says, which may repeat what it was sent."""
-    if token := get_token():
-        text = text.replace(token, "***")
-    return re.sub(r"\bhf_\w{8,}", "***", text)
-
-
-def _reasons(answer: str) -> str:
-    """Return the errors of the Hub's check of a card, in one line."""
-    try:
-        said = "; ".join(str(each["message"]) for each in json.loads(answer)["errors"])
-    except (ValueError, KeyError, TypeError):
-        said = answer
-    return _without_token(" ".join(said.split()))
+            raise said from None
 
 
 def _batches(items: Sequence[Change], most: int, most_bytes: int | None = None) -> Iterator[list[Change]]:

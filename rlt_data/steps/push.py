@@ -8,13 +8,16 @@ back.
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import filelock
 import polars as pl
 
 from rlt_data.errors import HubError, RunFolderError, SettingsError
@@ -31,6 +34,8 @@ from rlt_data.settings import PushSettings
 from rlt_data.steps.stats import Stats, stats
 from rlt_data.store import Run
 
+#: Of every commit, and the title of a pull request.
+_MESSAGE = "Push by rlt-data"
 _PUBLISHED = (
     "takes a run with a distilled data set (rlt-data distill), a folder that distill wrote (with distill.json), or the "
     "folder of a finished training (with training.json)"
@@ -45,7 +50,8 @@ class PushSummary:
         repo_id: the repository.
         revision: its branch.
         commit: the last commit; None where nothing was changed or it was a dry run.
-        head: the commit that the branch is at now; None where there is none.
+        head: the commit that has all of it, of the branch or of the pull request; None where there is none yet.
+        pull_request: its address, where one was or is open.
         plan: what was, or would be, changed.
         sizes: bytes of the files, by their paths.
         rows: rows by configuration; none of a model.
@@ -60,6 +66,7 @@ class PushSummary:
     card: str
     commit: str | None = None
     head: str | None = None
+    pull_request: str | None = None
     sizes: dict[str, int] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     stages: list[PushSummary] = field(default_factory=list)
@@ -93,8 +100,7 @@ def push(settings: PushSettings, progress: Progress = SILENT) -> PushSummary:
     if kind != "run" and settings.branch_per_stage:
         raise SettingsError("--branch-per-stage: goes with a run only, which has the tables of the stages")
     beside = folder if kind == "run" and isinstance(folder, Path) and writable(folder) else None
-    with tempfile.TemporaryDirectory(dir=beside, prefix=".push-") as temporary:
-        root = Path(temporary)
+    with _own_folder(beside) as root:
         if kind == "model":
             summary = _push_model(settings, folder, root, progress)
         elif kind == "distilled":
@@ -103,6 +109,27 @@ def push(settings: PushSettings, progress: Progress = SILENT) -> PushSummary:
             summary = _push_run(settings, Run(folder), root, progress)
     summary.seconds = time.monotonic() - began
     return summary
+
+
+@contextmanager
+def _own_folder(beside: Path | None) -> Iterator[Path]:
+    """Hand out an empty folder that goes away; in a run's folder, what killed pushes have left there goes too.
+
+    Args:
+        beside: where to make it; None: where the system has such folders.
+
+    Raises:
+        DiskError: it cannot be made.
+    """
+    for lock in beside.glob(".push-*/.lock") if beside else ():
+        with suppress(OSError), filelock.FileLock(lock, timeout=0):  # OSError: a push that lives holds it
+            shutil.rmtree(lock.parent)
+    with disk_errors(beside or Path(tempfile.gettempdir())):
+        temporary = tempfile.TemporaryDirectory(dir=beside, prefix=".push-", ignore_cleanup_errors=True)
+    with temporary as folder, filelock.FileLock(Path(folder) / ".lock"):
+        content = Path(folder) / "content"
+        content.mkdir()
+        yield content
 
 
 def _kind(folder: Place) -> str:
@@ -319,12 +346,16 @@ def _send(
     summary.rows = {config.name: sum(config.rows.values()) for config in content.configs}
     if settings.dry_run:
         return summary
-    if not plan.nothing:
+    # The answer to a commit may have been lost, and a second pull request is not refused as a second commit is.
+    opened = repository.pull_request(_MESSAGE, content.files) if settings.create_pr and not plan.nothing else None
+    if opened:
+        summary.head, summary.pull_request = opened.oid, opened.pull_request
+    elif not plan.nothing:
         total = sum(summary.sizes[path] for path in (*plan.new, *plan.changed))
         with task(progress, "upload", total):
-            summary.commit = summary.head = repository.apply(
-                plan, "Push by rlt-data", create_pr=settings.create_pr, advance=progress.advance
-            )
+            made = repository.apply(plan, _MESSAGE, create_pr=settings.create_pr, advance=progress.advance)
+        summary.commit = summary.head = made.oid
+        summary.pull_request = made.pull_request
     assert summary.head is not None
     _read_back(repository, summary.head, content)
     return summary

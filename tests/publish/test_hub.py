@@ -53,7 +53,7 @@ def push(files: dict[str, Path], **how: object) -> str:
     plan = repository.plan(files, repository.head())
     if plan.nothing:
         return str(plan.head)
-    return repository.apply(plan, "push", advance=lambda _: None, **how)  # type: ignore[arg-type]
+    return repository.apply(plan, "push", advance=lambda _: None, **how).oid  # type: ignore[arg-type]
 
 
 def test_files_arrive_once_and_only_what_changed_is_sent(hub: HubServer, files: dict[str, Path]) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import filelock
 import polars as pl
 import pytest
 from huggingface_hub import DatasetCard
@@ -20,7 +21,7 @@ from rlt_data.settings import PushSettings
 from rlt_data.steps.push import PushSummary, push
 from rlt_data.store import Run
 from tests.conftest import Rlt
-from tests.hub_server import TOKEN, Fault, HubServer
+from tests.hub_server import TOKEN, Fault, HubServer, Pull
 from tests.made_runs import distilled, make_run, table, trace
 
 NAME = "tester/data"
@@ -86,6 +87,22 @@ def test_branches_and_pull_requests(hub: HubServer, run: Run) -> None:
     assert not repo.private and repo.heads["second"].oid == made.commit and "data" not in str(repo.heads["main"].files)
     pushed(run, create_pr=True)
     assert "README.md" in repo.heads["refs/pr/1"].files and "README.md" not in repo.heads["main"].files
+
+
+def test_a_pull_request_is_not_opened_twice(rlt: Rlt, hub: HubServer, run: Run) -> None:
+    command = "push", "--in", run.path, "--repo-id", NAME, "--create-pr"
+    hub.faults.append(Fault("/commit/", "lost"))
+    assert "the same command goes on later" in rlt(*command, code=9).output
+    repo = hub.dataset(NAME)
+    repo.pulls = {7: Pull("Push by rlt-data", "other"), 8: Pull("Something else", "main")} | repo.pulls
+    repo.heads |= dict.fromkeys(("refs/pr/7", "refs/pr/8"), repo.heads["refs/pr/1"])
+    hub.faults += [Fault("GET .*/discussions", how) for how in (503, "cut")]
+    told = " ".join(rlt(*command).output.split())
+    assert f"/datasets/{NAME}/discussions/1) has all of it already, at {repo.heads['refs/pr/1'].oid}" in told
+    assert "read back and equal" in told and set(repo.pulls) == {7, 8, 1}
+    assert pushed(run, create_pr=True, license="mit").pull_request == f"{hub.url}/datasets/{NAME}/discussions/2"
+    repo.pulls[1].status = "closed"
+    assert pushed(run, create_pr=True).commit == repo.heads["refs/pr/3"].oid
 
 
 def test_what_is_there_is_said_where_nothing_can_be_published(hub: HubServer, tmp_path: Path) -> None:
@@ -207,8 +224,13 @@ def test_a_killed_push_goes_on_where_it_was(hub: HubServer, run: Run, tmp_path: 
     killed.kill()
     killed.communicate()
     there = set(hub.uploaded)
+    living = Path(str(run.path)) / ".push-living"
+    living.mkdir()
+    assert len(list(living.parent.glob(".push-*"))) == 2
     assert there and "README.md" not in hub.dataset(NAME).heads["main"].files
-    out, errors = run_push(hub, run, tmp_path).communicate()
+    with filelock.FileLock(living / ".lock"):
+        out, errors = run_push(hub, run, tmp_path).communicate()
+    assert list(living.parent.glob(".push-*")) == [living]
     assert "read back and equal" in out, errors
     assert set(hub.uploaded.values()) == {1} and len(hub.uploaded) > len(there)
     assert len(hub.dataset(NAME).history()) == 2
