@@ -13,8 +13,9 @@ from rlt_data.errorlog import failures
 from rlt_data.parquet import read_rows
 from rlt_data.store import Run, content_hash
 
-#: Columns that count the tokens of a row, by the step that makes its table.
-_TOKENS = {"generate": ("traces", "completion_tokens"), "score": ("scores", "student_tokens")}
+#: Tables by the step that makes them, and columns that count the tokens of a row.
+_TABLES = {"generate": "traces", "score": "scores"}
+_TOKENS = {"traces": "completion_tokens", "scores": "student_tokens"}
 #: Seconds that throughput is taken over.
 _WINDOW = 60.0
 #: Seconds without new rows after which a step counts as stopped.
@@ -33,7 +34,7 @@ class Watch:
     def __init__(self, path: str) -> None:
         self._path = path
         self._counted: dict[tuple[str, int], tuple[Any, int, int]] = {}
-        self._seen: dict[str, deque[tuple[float, int, int]]] = {step: deque() for step in _TOKENS}
+        self._seen: dict[str, deque[tuple[float, int, int]]] = {step: deque() for step in _TABLES}
         self._changed: dict[str, float] = {}
 
     def now(self) -> dict[str, Any]:
@@ -46,16 +47,16 @@ class Watch:
         """
         run = Run.existing(self._path)
         failed = Counter(entry["step"] for entry in failures(run))
-        steps = [self._step(run, step, failed[step]) for step in _TOKENS if run.step(step)]
+        steps = [self._step(run, step, failed[step]) for step in _TABLES if run.step(step)]
         stamp = content_hash(run.info, [each["done"] for each in steps], run.parts("ranks"))
         return {"stamp": stamp, "steps": steps, "newest": _newest(run)}
 
     def _step(self, run: Run, step: str, failed: int) -> dict[str, Any]:
-        done, tokens = self._count(run, step)
-        settings = run.step(step).get("settings", {})
-        total = run.count("traces")
+        done, tokens = self._count(run, _TABLES[step])
         if step == "generate":
-            total = run.count("questions") * int(settings.get("n", 1))
+            total = self._count(run, "questions")[0] * int(run.step(step).get("settings", {}).get("n", 1))
+        else:
+            total = self._count(run, "traces")[0]
         now = time.monotonic()
         seen = self._seen[step]
         if not seen or seen[-1][1:] != (done, tokens):
@@ -79,15 +80,15 @@ class Watch:
             "state": state,
         }
 
-    def _count(self, run: Run, step: str) -> tuple[int, int]:
-        """Return rows and tokens of a step's table; a part whose files are as before is not read again."""
-        table, column = _TOKENS[step]
+    def _count(self, run: Run, table: str) -> tuple[int, int]:
+        """Return rows and tokens of a table; a part whose files are as before is not read again."""
+        column = _TOKENS.get(table, "question_id")
         rows = tokens = 0
         for part in run.parts(table):
             files = _state_of(run, table, part)
             if files is None or self._counted.get((table, part), (None,))[0] != files:
                 read = run.read(table, part, [column])
-                total = pl.DataFrame(read)[column].sum() or 0
+                total = pl.DataFrame(read)[column].sum() or 0 if table in _TOKENS else 0
                 self._counted[table, part] = files, len(read), int(total)
             rows += self._counted[table, part][1]
             tokens += self._counted[table, part][2]
@@ -106,7 +107,7 @@ def _state_of(run: Run, table: str, part: int) -> list[tuple[str, int]] | None:
 
 def _age(run: Run, step: str) -> float:
     """Return how many seconds ago a step wrote its last rows; 0 where that cannot be seen."""
-    times = [file.stat().st_mtime for file in _files(run, _TOKENS[step][0])]
+    times = [file.stat().st_mtime for file in _files(run, _TABLES[step])]
     return max(0.0, time.time() - max(times)) if times else 0.0
 
 

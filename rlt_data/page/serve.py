@@ -170,7 +170,7 @@ def _app(viewer: Viewer) -> web.Application:
             raise web.HTTPForbidden(text="this page is for this machine alone")
         try:
             response = await handler(request)
-        except RltDataError as error:
+        except (RltDataError, OSError) as error:  # a file may have been merged into another one meanwhile
             response = web.Response(status=503, text=str(error))
         response.headers.update(_HEADERS)
         return response

@@ -157,6 +157,21 @@ def test_tokens_are_coloured_by_what_the_student_thought_of_them(
     assert found.page.locator(".trace.chosen .k").count() == 0
 
 
+def test_without_a_teacher_there_are_log_probs_alone(shown: Show, runs: tuple[Path, Path], tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app, ["score", "--in", str(runs[0]), "--student", "nano-teacher", "--teacher", "none", "--per-token",
+              "--teacher-logprobs", "compute", "--out", str(tmp_path / "alone")],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    found = shown(reported(tmp_path / "alone", tmp_path / "alone.html"))
+    found.press("t", "j", "Enter")
+    found.page.wait_for_selector(".trace .k", state="attached")
+    assert found.texts(".switch button") == ["log-prob", "plain"]
+    assert found.texts(".switch [aria-pressed=true]") == ["log-prob"]
+    assert found.texts(".trace header b:first-of-type")[0].startswith("sample")  # not ranked
+    assert found.complaints == []
+
+
 def test_two_sources_stand_beside_each_other(shown: Show, runs: tuple[Path, Path], tmp_path: Path) -> None:
     found = shown(reported(runs[0], tmp_path / "against.html", against=str(runs[1])))
     assert found.texts(".source h2") == ["by-nano", "by-nano-teacher-warm"]

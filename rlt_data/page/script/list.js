@@ -85,7 +85,7 @@ const line = (i, place) => {
   const flaw = at("flaw", i);
   if (flaw) top.append(make("span", "chip bad", flaw));
   const by = $("sort").value;
-  const shown = col(by) && by !== "rank" ? by : col("value") ? "value" : "reward";
+  const shown = col(by) && by !== "rank" ? by : ["value", "reward", "reward_without_entropy"].find(col);
   top.append(make("b", "", figure(at(shown, i))));
   const [, source, snippet] = index.questions[col("question")[i]];
   item.append(top, make("div", "what", visible(`${source ?? ""} · ${snippet}`.replaceAll("\n", " "))));

@@ -55,7 +55,7 @@ const keys = {
   Enter: () => { if (inTraces() && state.chosen >= 0) go(`trace=${at("trace_id", state.chosen)}`); },
   "]": () => { if (inTraces()) walk(1); },
   "[": () => { if (inTraces()) walk(-1); },
-  c: () => { if (state.current && inTraces()) setMode(MODES[(MODES.indexOf(look.mode) + 1) % MODES.length]); },
+  c: () => { if (state.current && inTraces()) setMode(modes()[(modes().indexOf(mode()) + 1) % modes().length]); },
   s: () => { if (state.current && inTraces()) turnLayout(); },
   w: () => {
     const buttons = $("detail").querySelectorAll(".worst button");

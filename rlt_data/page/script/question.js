@@ -2,6 +2,10 @@
 
 const look = { mode: remembered("rlt-mode") || "KL", stacked: remembered("rlt-stacked") === "yes", worst: 0 };
 
+// Scores that were made without a teacher have no KL.
+const modes = () => state.current.each.traces.some((trace) => trace.kl_tokens) ? MODES : MODES.slice(1);
+const mode = () => modes().includes(look.mode) ? look.mode : modes()[0];
+
 const close = () => {
   delete $("view-traces").dataset.open;
   $("tip").hidden = true;
@@ -100,18 +104,18 @@ const coloured = (text, tokens, places, mode, values) => {
 const thought = (trace) => {
   const [tokens, kl] = [trace.thought_tokens, trace.kl_tokens];
   if (trace.thought === undefined) return shownText(trace.completion);
-  if (look.mode === "plain" || !tokens) return shownText(trace.thought);
+  if (mode() === "plain" || !tokens) return shownText(trace.thought);
   const same = kl && !kl.lengths;
   const values = [["log-prob", tokens.values], ...(same ? [["KL", kl.values]] : [])];
-  if (look.mode === "KL" && kl) return coloured(trace.thought, kl, same ? tokens : kl, "KL", same ? values : [["KL", kl.values]]);
+  if (mode() === "KL" && kl) return coloured(trace.thought, kl, same ? tokens : kl, "KL", same ? values : [["KL", kl.values]]);
   return coloured(trace.thought, tokens, tokens, "log-prob", values);
 };
 
 const worst = (trace, body) => {
   const box = make("span", "worst");
-  const of = look.mode === "KL" && trace.kl_tokens ? trace.kl_tokens : trace.thought_tokens;
-  if (!of || look.mode === "plain") return box;
-  const badness = (value) => value === null ? -Infinity : look.mode === "KL" && trace.kl_tokens ? value : -value;
+  const of = mode() === "KL" && trace.kl_tokens ? trace.kl_tokens : trace.thought_tokens;
+  if (!of || mode() === "plain") return box;
+  const badness = (value) => value === null ? -Infinity : of === trace.kl_tokens ? value : -value;
   const order = of.values.map((value, k) => [badness(value), k]).sort((a, b) => b[0] - a[0]).slice(0, 3);
   for (const [bad, k] of order.filter(([bad]) => bad >= 100)) {
     const span = body.children[k];
@@ -162,7 +166,7 @@ const fillCard = (node, trace, each) => {
   const solution = trace.solution_tokens;
   node.querySelector(".terms").before(worst(trace, text));
   body.append(make("h4", "", trace.thought === undefined ? "Completion" : "Explanation"), text);
-  if (solution && look.mode !== "plain") {
+  if (solution && mode() !== "plain") {
     body.append(make("h4", "", "Solution, as the student expects it after this explanation"));
     body.append(coloured(each.contents[trace.source], solution, solution, "log-prob", [["log-prob", solution.values]]));
   }
@@ -187,9 +191,9 @@ const show = () => {
     const choice = make("span", "switch");
     choice.setAttribute("role", "group");
     choice.setAttribute("aria-label", "Colours");
-    for (const mode of MODES) {
-      const button = more(mode, () => setMode(mode));
-      button.setAttribute("aria-pressed", String(mode === look.mode));
+    for (const each of modes()) {
+      const button = more(each, () => setMode(each));
+      button.setAttribute("aria-pressed", String(each === mode()));
       choice.append(button);
     }
     tools.append(choice, legend());
@@ -228,18 +232,18 @@ const show = () => {
 
 const legend = () => {
   const box = make("span", "legend");
-  const scale = look.mode === "KL"
+  const scale = mode() === "KL"
     ? [["student expects it more", "c5 c3 c1"], ["less than the teacher", "h1 h3 h5"]]
-    : look.mode === "log-prob" ? [["expected", "h1"], ["surprising", "h3 h5"]] : [];
+    : mode() === "log-prob" ? [["expected", "h1"], ["surprising", "h3 h5"]] : [];
   for (const [label, levels] of scale) {
     box.append(make("span", "", label));
     for (const each of levels.split(" ")) box.append(make("i", each));
   }
   return box;
 };
-const setMode = (mode) => {
-  look.mode = mode;
-  remember("rlt-mode", mode);
+const setMode = (each) => {
+  look.mode = each;
+  remember("rlt-mode", each);
   keepingPlace(show);
 };
 const turnLayout = () => {
