@@ -13,7 +13,19 @@ import time
 
 #: In this order; about two hours on two cores that nobody else uses, most of them for overhead (a million traces) and
 #: cluster. `vllm_generation` needs an environment with vLLM, which also adds it to `scoring`.
-NAMES = ("limits", "scoring", "generation", "exactness", "memory", "ranking", "grpo", "kill", "overhead", "cluster")
+NAMES = (
+    "limits",
+    "scoring",
+    "generation",
+    "exactness",
+    "memory",
+    "ranking",
+    "page",
+    "grpo",
+    "kill",
+    "overhead",
+    "cluster",
+)
 
 
 def main() -> int:

@@ -56,8 +56,10 @@ def report(settings: ReportSettings, progress: Progress = SILENT) -> ReportSumma
     title = settings.title or " against ".join(runs)
     shown = sum(each.traces for each in collection.chosen)
     out = Path(settings.out)
-    with task(progress, "report", len(collection.chosen)):
+    with task(progress, "figures", 1):
         above = overview(runs, note_on(collection, shown))
+        progress.advance()
+    with task(progress, "report", len(collection.chosen)):
         write_file(out, lambda file: write_page(file, title, above, collection, progress))
     per_token = any(run.step("score").get("settings", {}).get("per_token") for run in runs.values())
     return ReportSummary(
