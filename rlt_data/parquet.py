@@ -93,14 +93,14 @@ def _from_store(files: list[UPath], columns: list[str], *, all_columns: bool) ->
         if all_columns or len(end) < _END:
             tables.append(_read(path, pa.BufferReader(end), columns))
         else:
-            with _named(path), store_errors(), fs.open(path.path, cache_type="none") as file:
+            with table_errors(path), store_errors(), fs.open(path.path, cache_type="none") as file:
                 tables.append(_read(path, file, columns))
     return tables
 
 
 def _read(path: Place, source: Any, columns: list[str]) -> pa.Table:
     # read_table, which is made for many files, takes twice as long for one
-    with _named(path), pq.ParquetFile(source, pre_buffer=not isinstance(source, Path)) as file:
+    with table_errors(path), pq.ParquetFile(source, pre_buffer=not isinstance(source, Path)) as file:
         return file.read(columns).select(columns)
 
 
@@ -119,7 +119,7 @@ def count_rows(files: Sequence[Place]) -> int:
 
 
 def _count(path: Place, source: Any) -> int:
-    with _named(path):
+    with table_errors(path):
         return int(pq.read_metadata(source).num_rows)
 
 
@@ -131,7 +131,7 @@ def _ends(files: list[UPath], size: int | None) -> list[bytes]:
     """Fetch the ends of files side by side, or all of them."""
     fs, paths = files[0].fs, [path.path for path in files]
     starts, ends = [0] * len(paths), [None] * len(paths)
-    with _named(files[0].parent), store_errors():
+    with table_errors(files[0].parent), store_errors():
         if size is not None:  # not every library takes places that are counted from the end
             ends = fs.sizes(paths)
             starts = [max(0, end - size) for end in ends]
@@ -140,7 +140,8 @@ def _ends(files: list[UPath], size: int | None) -> list[bytes]:
 
 
 @contextlib.contextmanager
-def _named(path: Place) -> Iterator[None]:
+def table_errors(path: Place) -> Iterator[None]:
+    """Turn what is raised of a damaged file into RunFolderError, which names a place."""
     try:
         yield
     except FileNotFoundError:

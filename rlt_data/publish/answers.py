@@ -83,7 +83,9 @@ def explained(error: Exception, name: str, revision: str) -> RltDataError | None
     if isinstance(cause, HFValidationError):
         return SettingsError(f"--repo-id: {first_line(cause)}")
     if isinstance(cause, LocalTokenNotFoundError):
-        return HubError(f"{name}: the Hub wants a token: set HF_TOKEN, or run hf auth login")
+        return _no_token(name)
+    if isinstance(cause, UnicodeEncodeError):
+        return HubError(f"{name}: the token holds what no token has; set HF_TOKEN to it alone, or run hf auth login")
     if isinstance(cause, HfHubHTTPError):
         return _answered(cause, name, revision)
     if isinstance(cause, (HTTPError, ConnectionError, TimeoutError)):
@@ -98,6 +100,8 @@ def _answered(error: HfHubHTTPError, name: str, revision: str) -> HubError:
     status = error.response.status_code if error.response is not None else 0
     said = _without_token(error.server_message or "").strip().splitlines()
     said_so = f" ({said[0]})" if said else ""
+    if status == 401 and not get_token():
+        return _no_token(name)
     if isinstance(error, GatedRepoError) or status in (401, 403):
         return HubError(
             f"{name}: the Hub does not let this token write there{said_so}; HF_TOKEN or hf auth login must hold one "
@@ -111,6 +115,10 @@ def _answered(error: HfHubHTTPError, name: str, revision: str) -> HubError:
         )
     later = "; the same command goes on later" if status in RETRIED else ""
     return HubError(f"{name}: the Hub answers {status}{said_so}{later}")
+
+
+def _no_token(name: str) -> HubError:
+    return HubError(f"{name}: the Hub wants a token: set HF_TOKEN, or run hf auth login")
 
 
 def reasons(answer: str) -> str:

@@ -10,12 +10,15 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 
 from rlt_data.errors import HubError
 from rlt_data.publish.markdown import code, inline, plain
+
+#: One, several, or nothing declared.
+Licence: TypeAlias = str | list[str] | None
 
 BEGIN, END = "<!-- rlt-data:begin -->", "<!-- rlt-data:end -->"
 
@@ -47,11 +50,11 @@ class Card:
     before: str = "\n"
     after: str = "\n"
 
-    def title(self, given: str | None, otherwise: str, key: str = "pretty_name") -> str:
-        """Return the title: the given one, else the one that is there."""
+    def title(self, key: str, given: str | None, otherwise: str) -> str:
+        """Return the title: the given one, else the one that is there under a key."""
         return plain(given or self.metadata.get(key) or otherwise)
 
-    def licence(self, given: str | None) -> str | list[str] | None:
+    def licence(self, given: str | None) -> Licence:
         """Return the licence: the given one, else the one that is there."""
         return given or self.metadata.get("license")
 
@@ -100,7 +103,7 @@ def _metadata(name: str, text: str) -> dict[str, Any]:
     return data
 
 
-def licences(licence: str | list[str] | None, rest: str) -> str:
+def licences(licence: Licence, rest: str) -> str:
     """Return what is said of a licence."""
     if not licence:
         return f"Nothing was declared. {rest}"

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlt_data.publish.card import CITATION, command_line, data_files, licences, versions_line
+from rlt_data.publish.card import CITATION, Licence, command_line, data_files, licences, versions_line
 from rlt_data.publish.markdown import code, fenced, images, inline, joined, paragraphs, table
 from rlt_data.publish.public import without_places
 from rlt_data.publish.tables import Config
@@ -50,7 +50,7 @@ class Facts:
     configs: Sequence[Config]
     distilled: Mapping[str, Any]
     stats: Stats | None = None
-    licence: str | list[str] | None = None
+    licence: Licence = None
     samples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     images: Sequence[str] = ()
 
@@ -60,19 +60,19 @@ class Facts:
         return dict(without_places(self.stats.steps if self.stats else self.distilled["steps"]))
 
 
-def dataset_metadata(title: str, configs: Sequence[Config], licence: str | list[str] | None) -> dict[str, Any]:
+def dataset_metadata(facts: Facts) -> dict[str, Any]:
     """Return the metadata of a data set's card."""
-    rows = sum(sum(config.rows.values()) for config in configs)
+    rows = sum(sum(config.rows.values()) for config in facts.configs)
     sizes = [word for bound, word in _SIZES.items() if rows < bound]
     data: dict[str, Any] = {
-        "pretty_name": title,
+        "pretty_name": facts.title,
         "task_categories": ["text-generation"],
         "tags": list(_TAGS),
         "size_categories": sizes[:1] or ["n>100M"],
-        "configs": [_data_files(config) for config in configs],
-        "dataset_info": [_info(config) for config in configs],
+        "configs": [_data_files(config) for config in facts.configs],
+        "dataset_info": [_info(config) for config in facts.configs],
     }
-    return data | ({"license": licence} if licence else {})
+    return data | ({"license": facts.licence} if facts.licence else {})
 
 
 def _data_files(config: Config) -> dict[str, Any]:

@@ -109,11 +109,16 @@ class Repository:
         Args:
             private: of a new repository.
             empty: a new branch begins from the first commit, not from the main branch.
+
+        Raises:
+            HubError: the Hub refuses, or the revision is no branch.
         """
+        if self.revision.startswith("refs/"):
+            raise HubError(f"{self.name}: there is no {self.revision}; --revision takes a branch, which is made")
         api, kind = self._api, self.kind
         with self._errors():
             patiently(lambda: api.create_repo(self.name, repo_type=kind, private=private, exist_ok=True))
-            if self.revision == "main" or self.revision.startswith("refs/"):
+            if self.revision == "main":
                 return
             start = None
             if empty:

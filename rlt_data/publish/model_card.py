@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlt_data.publish.card import CITATION, command_line, licences, versions_line
+from rlt_data.publish.card import CITATION, Licence, command_line, licences, versions_line
 from rlt_data.publish.markdown import code, fenced, images, inline, joined, paragraphs, table
 from rlt_data.publish.models import TrainedModel
 
@@ -69,7 +69,7 @@ class ModelFacts:
     name: str
     title: str
     model: TrainedModel
-    licence: str | list[str] | None = None
+    licence: Licence = None
     images: Sequence[str] = ()
 
 

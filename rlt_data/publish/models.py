@@ -94,22 +94,19 @@ def read_model(folder: Path, base: str | None = None, data: Sequence[str] = ()) 
     training = training_folder(folder)
     assert training is not None
     recorded = _read_json(training / "training.json")
-    if "depends_on" not in recorded:
+    if not isinstance(recorded.get("depends_on"), dict):
         raise RunFolderError(f"{training / 'training.json'}: not what a training of rlt-data writes")
     if "steps" not in recorded:
         raise RunFolderError(f"{training}: the training is not finished; run its command again, which continues it")
     if not list(folder.glob("*.safetensors")):
         raise RunFolderError(f"{folder}: there are no weights (no *.safetensors)")
-    metrics = training / "metrics.jsonl"
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
     names = ("config.json", "adapter_config.json")
     config = next((_read_json(folder / name) for name in names if (folder / name).is_file()), {})
     began, rows = recorded.get("models", {}).get("model", {}), recorded.get("data", {})
     base = base or (began["name"] if began.get("revision") else hub_id(began.get("name", "")))
     base = base or hub_id(str(config.get("base_model_name_or_path")))
     data = data or ([rows["name"]] if rows.get("on_hub") else [])
-    entries = [json.loads(line) for line in lines]
-    return TrainedModel(folder, without_places(recorded), entries, config, base, data)
+    return TrainedModel(folder, without_places(recorded), _entries(training / "metrics.jsonl"), config, base, data)
 
 
 def write_model(model: TrainedModel, root: Path) -> dict[str, Path]:
@@ -127,7 +124,7 @@ def write_model(model: TrainedModel, root: Path) -> dict[str, Path]:
     for name in files:
         if name.endswith("config.json"):
             content = _read_json(files[name])
-            public = _without_places(content)
+            public = _public_config(content)
             if "base_model_name_or_path" in content and model.base:
                 public["base_model_name_or_path"] = model.base
             if public != content:
@@ -138,11 +135,20 @@ def write_model(model: TrainedModel, root: Path) -> dict[str, Path]:
     return files
 
 
-def _without_places(content: Mapping[str, Any]) -> dict[str, Any]:
+def _public_config(content: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: public_name(value) if isinstance(value, str) and key.endswith(_PLACES) else value
         for key, value in content.items()
     }
+
+
+def _entries(metrics: Path) -> list[dict[str, Any]]:
+    if not metrics.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise RunFolderError(f"{metrics}: cannot be read: {error}") from None
 
 
 def _read_json(file: Path) -> dict[str, Any]:

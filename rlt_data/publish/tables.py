@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from rlt_data.errors import RunFolderError
 from rlt_data.listing import part_name
-from rlt_data.parquet import Shards
+from rlt_data.parquet import Shards, table_errors
 from rlt_data.places import Place, copy_file, names_in
 from rlt_data.progress import Progress
 from rlt_data.provenance import recorded_format
@@ -123,7 +123,7 @@ def write_default(distilled: Place, root: Path) -> Config:
     """Write the configuration of what was distilled.
 
     Raises:
-        RunFolderError: there is nothing.
+        RunFolderError: there is nothing, or a file is damaged.
     """
     names = sorted(name for name in names_in(distilled / "data") if name.endswith(".parquet"))
     if not names:
@@ -132,7 +132,7 @@ def write_default(distilled: Place, root: Path) -> Config:
     files = [root / "distilled" / name for name in names]
     for file in files:
         copy_file(distilled / "data" / file.name, file)
-    return _adopted("default", files, root)
+    return _adopted("default", files, root, distilled / "data")
 
 
 def write_stage(run: Run, stage: str, root: Path, progress: Progress) -> list[Config]:
@@ -152,20 +152,26 @@ def write_stage(run: Run, stage: str, root: Path, progress: Progress) -> list[Co
             copy.adopt_part(table, part, run, part)
             progress.advance()
         if parts:
-            configs.append(_adopted(table, [root / table / part_name(part) for part in parts], root))
+            files = [root / table / part_name(part) for part in parts]
+            configs.append(_adopted(table, files, root, run.path / table))
     return configs
 
 
-def _adopted(name: str, files: list[Path], root: Path) -> Config:
-    """Make a configuration of files that are there already, in the folder of the data set."""
-    config = Config(name, root / "data" / name, pq.read_schema(files[0]))
-    config.folder.mkdir(parents=True)
-    for number, file in enumerate(files):
-        own = config.folder / _file_name(number, len(files))
-        file.rename(own)
-        with pq.ParquetFile(own) as read:
-            config.rows[own.name] = read.metadata.num_rows
-            config.size += sum(read.metadata.row_group(i).total_byte_size for i in range(read.num_row_groups))
+def _adopted(name: str, files: list[Path], root: Path, source: Place) -> Config:
+    """Make a configuration of files that are there already, in the folder of the data set.
+
+    Raises:
+        RunFolderError: one is damaged; names the folder that they came from.
+    """
+    with table_errors(source):
+        config = Config(name, root / "data" / name, pq.read_schema(files[0]))
+        config.folder.mkdir(parents=True)
+        for number, file in enumerate(files):
+            own = config.folder / _file_name(number, len(files))
+            file.rename(own)
+            with pq.ParquetFile(own) as read:
+                config.rows[own.name] = read.metadata.num_rows
+                config.size += sum(read.metadata.row_group(i).total_byte_size for i in range(read.num_row_groups))
     return config
 
 

@@ -25,6 +25,8 @@ from rlt_data.settings.base import (
 )
 from rlt_data.settings.engines import ModelSettings
 
+_HUB_ID = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
+
 
 class InputSettings(Settings):
     """Where rows come from and which columns hold what."""
@@ -274,12 +276,20 @@ class PushSettings(Settings):
     )
     dry_run: bool = field(False, OUTPUT, "Show files, card and what would change, and change nothing.")
 
-    @field_validator("base_model", "trained_on")
+    @field_validator("repo_id", "base_model", "trained_on")
     @classmethod
     def _are_hub_ids(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
         names = [value] if isinstance(value, str) else value or ()
-        if wrong := [name for name in names if not re.fullmatch(r"[\w.-]+/[\w.-]+", name)]:
-            raise ValueError(f"{wrong[0]}: takes a Hub id such as Qwen/Qwen2.5-7B-Instruct")
+        if wrong := [name for name in names if not _HUB_ID.fullmatch(name) or ".." in name or "--" in name]:
+            named = "" if isinstance(value, str) else f"{wrong[0]}: "
+            raise ValueError(f"{named}takes a Hub id, ORG/NAME, such as Qwen/Qwen2.5-7B-Instruct")
+        return value
+
+    @field_validator("revision")
+    @classmethod
+    def _is_a_branch(cls, value: str) -> str:
+        if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", value) or ".." in value:
+            raise ValueError("takes the name of a branch: letters, digits, and _ . - / between them")
         return value
 
     @model_validator(mode="after")

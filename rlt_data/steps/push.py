@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import polars as pl
 
 from rlt_data.errors import HubError, RunFolderError, SettingsError
 from rlt_data.places import Place, disk_errors, exists, is_unfinished, place, read_bytes, refusal, writable
 from rlt_data.progress import SILENT, Progress, task
-from rlt_data.publish.card import Card, read_card
+from rlt_data.publish.card import Licence, read_card
 from rlt_data.publish.dataset_card import Facts, dataset_metadata, dataset_text, stage_text
 from rlt_data.publish.hub import CARD, MANIFEST, Plan, Repository
 from rlt_data.publish.model_card import ModelFacts, model_metadata, model_text
 from rlt_data.publish.models import read_model, training_folder, write_model
 from rlt_data.publish.public import without_places
+from rlt_data.publish.samples import best_and_worst
 from rlt_data.publish.tables import STAGES, Config, write_configs, write_default, write_stage
 from rlt_data.settings import PushSettings
 from rlt_data.steps.stats import Stats, stats
@@ -75,10 +75,17 @@ class PushSummary:
 
 @dataclass
 class _Content:
-    """What a branch is to hold: files by their paths, and how its card is written into one that is there."""
+    """What a branch is to hold.
+
+    Attributes:
+        files: by their paths in the repository.
+        describe: returns the metadata and the text of a card with a title and a licence.
+        made: what the list of files says beside them.
+        configs: of a data set.
+    """
 
     files: dict[str, Path]
-    write_card: Callable[[Card], str]
+    describe: Callable[[str, Licence], tuple[dict[str, Any], str]]
     made: Mapping[str, Any] = field(default_factory=dict)
     configs: list[Config] = field(default_factory=list)
 
@@ -99,14 +106,15 @@ def push(settings: PushSettings, progress: Progress = SILENT) -> PushSummary:
         raise SettingsError("--base-model and --trained-on: go with a trained model only")
     if kind != "run" and settings.branch_per_stage:
         raise SettingsError("--branch-per-stage: goes with a run only, which has the tables of the stages")
+    repository = Repository(settings.repo_id, "model" if kind == "model" else "dataset", settings.revision)
     beside = folder if kind == "run" and isinstance(folder, Path) and writable(folder) else None
     with _own_folder(beside) as root:
         if kind == "model":
-            summary = _push_model(settings, folder, root, progress)
+            summary = _push_model(settings, folder, repository, root, progress)
         elif kind == "distilled":
-            summary = _push_distilled(settings, folder, root, progress)
+            summary = _push_distilled(settings, folder, repository, root, progress)
         else:
-            summary = _push_run(settings, Run(folder), root, progress)
+            summary = _push_run(settings, Run(folder), repository, root, progress)
     summary.seconds = time.monotonic() - began
     return summary
 
@@ -156,31 +164,41 @@ def _kind(folder: Place) -> str:
 # Data sets
 
 
-def _push_run(settings: PushSettings, run: Run, root: Path, progress: Progress) -> PushSummary:
+def _push_run(settings: PushSettings, run: Run, repository: Repository, root: Path, progress: Progress) -> PushSummary:
     distilled = run.path / "dataset"
     made = _distill_json(distilled)
+    _ask_first(settings, repository)
     main = root / "main"
     main.mkdir()
     with disk_errors(root):
         with task(progress, "write tables", len(run.parts("ranks")) + len(run.parts("traces"))):
             configs = write_configs(run, distilled, made, main, progress)
         images = _draw(run, main)
-    figures, samples = stats(run), _best_and_worst(run)
+    figures, samples = stats(run), best_and_worst(run)
     content = _data_set(settings, made, configs, main, figures, samples, images)
-    summary = _send(settings, Repository(settings.repo_id, "dataset", settings.revision), content, main, progress)
+    summary = _send(settings, repository, content, main, progress)
     for stage in STAGES if settings.branch_per_stage else ():
         if branch := _stage(settings, run, made, figures, stage, root / stage, progress):
-            repository = Repository(settings.repo_id, "dataset", stage)
-            summary.stages.append(_send(settings, repository, branch, root / stage, progress, empty=True))
+            of_stage = Repository(settings.repo_id, "dataset", stage)
+            summary.stages.append(_send(settings, of_stage, branch, root / stage, progress, empty=True))
     return summary
 
 
-def _push_distilled(settings: PushSettings, folder: Place, root: Path, progress: Progress) -> PushSummary:
+def _ask_first(settings: PushSettings, repository: Repository) -> None:
+    """Ask for what the Hub may refuse, name, token and licence, before tables are written."""
+    repository.head()
+    if settings.license:
+        repository.check(f"---\nlicense: {settings.license}\n---\n")
+
+
+def _push_distilled(
+    settings: PushSettings, folder: Place, repository: Repository, root: Path, progress: Progress
+) -> PushSummary:
     made = _distill_json(folder)
     with disk_errors(root):
         configs = [write_default(folder, root)]
     content = _data_set(settings, made, configs, root)
-    return _send(settings, Repository(settings.repo_id, "dataset", settings.revision), content, root, progress)
+    return _send(settings, repository, content, root, progress)
 
 
 def _data_set(
@@ -192,13 +210,12 @@ def _data_set(
     samples: Mapping[str, Mapping[str, Any]] | None = None,
     images: tuple[str, ...] = (),
 ) -> _Content:
-    def card(existing: Card) -> str:
-        title, licence = existing.title(settings.title, _name(settings)), existing.licence(settings.license)
+    def describe(title: str, licence: Licence) -> tuple[dict[str, Any], str]:
         facts = Facts(settings.repo_id, title, configs, made, figures, licence, samples or {}, images)
-        return existing.with_block(dataset_metadata(title, configs, licence), dataset_text(facts))
+        return dataset_metadata(facts), dataset_text(facts)
 
     rows = {"rows": figures.rows} if figures else {}
-    return _Content(_files_in(root), card, {"distill": without_places(dict(made)), **rows}, configs)
+    return _Content(_files_in(root), describe, {"distill": without_places(dict(made)), **rows}, configs)
 
 
 def _stage(
@@ -218,13 +235,11 @@ def _stage(
     if not configs:
         return None
 
-    def card(existing: Card) -> str:
-        title, licence = existing.title(settings.title, _name(settings)), existing.licence(settings.license)
+    def describe(title: str, licence: Licence) -> tuple[dict[str, Any], str]:
         facts = Facts(settings.repo_id, title, configs, made, figures, licence)
-        text = stage_text(facts, stage, settings.revision)
-        return existing.with_block(dataset_metadata(title, configs, licence), text)
+        return dataset_metadata(facts), stage_text(facts, stage, settings.revision)
 
-    return _Content(_files_in(root), card, {"stage": stage}, configs)
+    return _Content(_files_in(root), describe, {"stage": stage}, configs)
 
 
 def _distill_json(folder: Place) -> dict[str, Any]:
@@ -254,36 +269,12 @@ def _write_image(root: Path, name: str, image: bytes) -> str:
     return f"plots/{name}"
 
 
-def _best_and_worst(run: Run) -> dict[str, dict[str, Any]]:
-    """Return the well-formed traces of largest and of smallest value, with their texts."""
-    ends: list[pl.DataFrame] = []
-    for part in run.parts("ranks"):
-        ranks = pl.DataFrame(run.read("ranks", part)).filter(pl.col("flaw").is_null(), pl.col("value").is_not_null())
-        ranks = ranks.sort("value", "trace_id").with_columns(pl.lit(part).alias("part"))
-        ends.append(pl.concat([ranks.head(1), ranks.tail(1)]))
-    if not ends or not sum(map(len, ends)):
-        return {}
-    all_ends = pl.concat(ends).sort("value", "trace_id")
-    found = {}
-    for name, row in (("Best", all_ends.row(-1, named=True)), ("Worst", all_ends.row(0, named=True))):
-        mine = pl.col("trace_id") == row["trace_id"]
-        trace = pl.DataFrame(run.read("traces", row["part"], ["trace_id", "completion"])).filter(mine)
-        questions = pl.DataFrame(run.read("questions", row["part"]))
-        question = questions.row(by_predicate=pl.col("question_id") == row["question_id"], named=True)
-        found[name] = {
-            "reward": row["value"],
-            "thought_tokens": row["thought_tokens"],
-            "completion": trace["completion"][0],
-            "question": question["question"],
-            "solution": question["solution"],
-        }
-    return found
-
-
 # Models
 
 
-def _push_model(settings: PushSettings, folder: Place, root: Path, progress: Progress) -> PushSummary:
+def _push_model(
+    settings: PushSettings, folder: Place, repository: Repository, root: Path, progress: Progress
+) -> PushSummary:
     from rlt_data.plots import training_image
 
     assert isinstance(folder, Path)
@@ -294,21 +285,14 @@ def _push_model(settings: PushSettings, folder: Place, root: Path, progress: Pro
         images = (_write_image(root, "training.png", image),) if image else ()
     files |= {path: root / path for path in images}
 
-    def card(existing: Card) -> str:
-        title = existing.title(settings.title, _name(settings), "model_name")
-        licence = existing.licence(settings.license)
+    def describe(title: str, licence: Licence) -> tuple[dict[str, Any], str]:
         facts = ModelFacts(settings.repo_id, title, model, licence, images)
-        return existing.with_block(model_metadata(facts), model_text(facts))
+        return model_metadata(facts), model_text(facts)
 
-    repository = Repository(settings.repo_id, "model", settings.revision)
-    return _send(settings, repository, _Content(files, card), root, progress)
+    return _send(settings, repository, _Content(files, describe), root, progress)
 
 
 # What all have in common
-
-
-def _name(settings: PushSettings) -> str:
-    return settings.repo_id.partition("/")[2] or settings.repo_id
 
 
 def _files_in(root: Path) -> dict[str, Path]:
@@ -335,11 +319,11 @@ def _send(
         empty: a new branch has nothing of the main branch.
     """
     head = repository.head()
-    card = _write_texts(repository, head, content, root)
+    card = _write_texts(settings, repository, head, content, root)
     if head is None and not settings.dry_run:
         repository.create(private=not settings.public, empty=empty)
         head = repository.head()
-        card = _write_texts(repository, head, content, root)  # a new branch has the card of the main branch
+        card = _write_texts(settings, repository, head, content, root)  # a new branch has the card of the main branch
     plan = repository.plan(content.files, head)
     summary = PushSummary(settings.repo_id, repository.revision, plan, card, head=head)
     summary.sizes = {path: file.stat().st_size for path, file in content.files.items()}
@@ -361,20 +345,26 @@ def _send(
     return summary
 
 
-def _write_texts(repository: Repository, head: str | None, content: _Content, root: Path) -> str:
+def _write_texts(
+    settings: PushSettings, repository: Repository, head: str | None, content: _Content, root: Path
+) -> str:
     """Write the card and the list of files, and return the card, which the Hub has found right."""
     there = repository.read(CARD, head) if head else None
-    card = content.write_card(read_card(repository.name, there.decode("utf-8") if there else None))
+    existing = read_card(repository.name, there.decode("utf-8") if there else None)
+    key = "model_name" if repository.kind == "model" else "pretty_name"
+    title = existing.title(key, settings.title, settings.repo_id.partition("/")[2])
+    card = existing.with_block(*content.describe(title, existing.licence(settings.license)))
     repository.check(card)
-    (root / CARD).write_text(card, encoding="utf-8")
     content.files[CARD] = root / CARD
     listed = {
         "files": sorted({*content.files, CARD} - {MANIFEST}),
         "configs": {each.name: each.rows for each in content.configs},
         "made": content.made,
     }
-    (root / MANIFEST).write_text(json.dumps(listed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     content.files[MANIFEST] = root / MANIFEST
+    with disk_errors(root):
+        (root / CARD).write_text(card, encoding="utf-8")
+        (root / MANIFEST).write_text(json.dumps(listed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return card
 
 

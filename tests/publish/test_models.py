@@ -173,6 +173,13 @@ def test_what_is_not_finished_is_refused(rlt: Rlt, hub: HubServer, trained: Path
     (empty / "adapter_model.safetensors").unlink()
     with pytest.raises(RunFolderError, match="there are no weights"):
         pushed(empty)
+    torn = shutil.copytree(trained / "student", tmp_path / "torn")
+    (torn / "metrics.jsonl").write_text('{"step": 1}\n{"step"')
+    with pytest.raises(RunFolderError, match="metrics.jsonl: cannot be read"):
+        pushed(torn)
+    (torn / "training.json").write_text("[]")
+    with pytest.raises(RunFolderError, match="training.json: cannot be read: no JSON object"):
+        pushed(torn)
     assert not hub.requests
 
 

@@ -22,7 +22,7 @@ from rlt_data.steps.push import PushSummary, push
 from rlt_data.store import Run
 from tests.conftest import Rlt
 from tests.hub_server import TOKEN, Fault, HubServer, Pull
-from tests.made_runs import distilled, make_run, table, trace
+from tests.made_runs import distilled, files_of, make_run, table, trace
 
 NAME = "tester/data"
 RLT = [sys.executable, "-c", "from rlt_data.cli.main import main; main()"]
@@ -182,6 +182,11 @@ def test_settings_that_do_not_go_together(rlt: Rlt, hub: HubServer, run: Run) ->
         ("--base-model", "/home/me/model"): "takes a Hub id",
         ("--trained-on", "rows.jsonl"): "takes a Hub id",
         ("--license", "Apache 2.0!"): "--license: string should match",
+        ("--revision", "my branch"): "--revision: takes the name of a branch",
+        ("--revision", "a..b"): "--revision: takes the name of a branch",
+        ("--repo-id", "data"): "--repo-id: takes a Hub id, ORG/NAME",
+        ("--repo-id", f"{hub.url}/datasets/{NAME}"): "--repo-id: takes a Hub id, ORG/NAME",
+        ("--repo-id", "tester/my data"): "--repo-id: takes a Hub id, ORG/NAME",
     }.items():
         output = rlt("push", "--in", run.path, "--repo-id", NAME, *options, code=2).output
         assert said in output
@@ -189,6 +194,55 @@ def test_settings_that_do_not_go_together(rlt: Rlt, hub: HubServer, run: Run) ->
     assert "goes with a run only" in rlt("push", "--in", folder, "--repo-id", NAME, "--branch-per-stage", code=2).output
     refused = rlt("push", "--in", run.path, "--repo-id", NAME, "--license", "nonsense", code=9).output
     assert 'the Hub refuses the card: "license" must be one of' in refused and not hub.repos
+    assert "write tables" not in refused  # which takes long
+    nowhere = rlt("push", "--in", run.path, "--repo-id", NAME, "--revision", "refs/pr/5", code=9).output
+    assert f"error: {NAME}: there is no refs/pr/5; --revision takes a branch" in nowhere and not hub.repos
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [
+        (None, "the Hub wants a token: set HF_TOKEN"),
+        ("hf_of_somebody_else", "does not let this token write there"),
+        ("hf_é", "the token holds what no token has"),
+    ],
+)
+def test_a_token_that_is_none(
+    rlt: Rlt, hub: HubServer, run: Run, monkeypatch: pytest.MonkeyPatch, token: str | None, said: str
+) -> None:
+    pushed(run)
+    before = len(hub.dataset(NAME).commits)
+    monkeypatch.delenv("HF_TOKEN")
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    output = rlt("push", "--in", run.path, "--repo-id", NAME, "--license", "mit", code=9).output
+    assert output.count("error: ") == 1 and said in output and "write tables" not in output
+    assert len(hub.dataset(NAME).commits) == before and "somebody" not in output
+
+
+def test_a_damaged_file_is_named(rlt: Rlt, hub: HubServer, run: Run) -> None:
+    [file] = (Path(str(run.path)) / "dataset" / "data").iterdir()
+    file.write_bytes(file.read_bytes()[:-5])
+    for folder in (run.path, run.path / "dataset"):
+        output = rlt("push", "--in", folder, "--repo-id", NAME, code=5).output
+        assert "error: " in output and "dataset/data: cannot be read as a table" in output
+    assert not hub.repos
+
+
+def test_a_full_disk_changes_nothing(rlt: Rlt, hub: HubServer, run: Run, small_disk: Path) -> None:
+    here = shutil.copytree(Path(str(run.path)), small_disk / "run")
+    before = files_of(here)
+    with pytest.raises(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(1024)):
+            pass
+    size = (small_disk / "filler").stat().st_size
+    for room in range(0, 56, 8):  # tables first, then the card
+        os.truncate(small_disk / "filler", size - room * 1024)
+        output = rlt("push", "--in", here, "--repo-id", NAME, code=7).output
+        assert output.count("error: ") == 1 and "No space left on device" in output
+        assert not hub.repos and files_of(here) == before and not list(here.glob(".push*"))
+    (small_disk / "filler").unlink()
+    rlt("push", "--in", here, "--repo-id", NAME)
 
 
 def test_the_token_is_nowhere(hub: HubServer, run: Run) -> None:
