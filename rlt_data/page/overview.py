@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from rlt_data import plots
 from rlt_data.errorlog import failures
+from rlt_data.publish.public import without_places
 from rlt_data.steps.stats import Stats, scored, stats
 from rlt_data.store import Run
 
@@ -74,13 +75,12 @@ def _source(name: str, run: Run) -> dict[str, Any]:
     reasons = Counter((entry["step"], str(entry.get("reason", ""))) for entry in failures(run))
     return {
         "name": name,
-        "run": str(run.path),
         "stats": figures,
         "cards": _cards(figures),
         "terms": figures.terms.filter(pl.col("mean").is_not_null()).to_dicts(),
         "buckets": figures.buckets.to_dicts(),
         "failures": [(step, reason, count) for (step, reason), count in reasons.most_common(_REASONS)],
-        "steps": {step: _made(entry) for step, entry in figures.steps.items() if _made(entry)},
+        "steps": {step: made for step, entry in figures.steps.items() if (made := _made(without_places(entry)))},
     }
 
 

@@ -102,3 +102,11 @@ def test_scores_that_do_not_compare_are_told(run: Run, tmp_path: Path) -> None:
     other.record("score", {"depends_on": {"lambda": 1.0, "student": "x", "teacher": "u"}})
     text = " ".join(overview({"one": run, "other": other}).split())
     assert "made with different settings (lambda), so their rewards do not compare" in text
+
+
+def test_places_of_this_machine_stay_here(run: Run) -> None:
+    settings = {"teacher": "/home/me/models/teacher", "url": ["http://10.0.0.1:8000/v1"], "n": 2}
+    run.record("generate", {"settings": settings, "models": {"teacher": {
+        "name": "/home/me/models/teacher", "dtype": "float32", "weights": "0a"}}})  # fmt: skip
+    text = overview({"run": run})
+    assert "teacher (float32, 0a)" in text and "/home/me" not in text and "10.0.0.1" not in text
