@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
@@ -40,6 +43,20 @@ class StoreServer:
     @property
     def environment(self) -> dict[str, str]:
         return {**KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}"}
+
+
+@contextmanager
+def running_store() -> Iterator[StoreServer]:
+    """Run a store with a bucket named bucket; this process's libraries take it for theirs."""
+    server = StoreServer()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        files().makedirs("bucket", exist_ok=True)  # an earlier store of this process may have left it
+        yield server
+    server.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def files() -> s3fs.S3FileSystem:

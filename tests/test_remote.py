@@ -28,7 +28,7 @@ from rlt_data.tables import to_table
 from tests.conftest import Rlt
 from tests.killing import command, environment, table_bytes, write_questions
 from tests.made_runs import distilled, make_run, ranked, trace
-from tests.store_server import StoreServer, fetched, files, sent
+from tests.store_server import StoreServer, fetched, files, running_store, sent
 
 Tiny = Callable[..., Path]
 TABLES = ("questions", "traces", "scores", "ranks")
@@ -36,15 +36,8 @@ TABLES = ("questions", "traces", "scores", "ranks")
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[StoreServer]:
-    server = StoreServer()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        files().mkdir("bucket")
+    with running_store() as server:
         yield server
-    server.stop()
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture

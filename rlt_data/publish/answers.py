@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
     LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
 )
 
 from rlt_data.errors import HubError, RltDataError, SettingsError, first_line
@@ -58,6 +59,7 @@ def _wait(error: BaseException, tries: int) -> float | None:
         wait = retry_after(error.response.headers.get("Retry-After"))
         return pause(tries) if wait is None else wait
     passing = isinstance(error, (HTTPError, ConnectionError, TimeoutError)) and not _was_commit(error)
+    passing = passing and not isinstance(error, OfflineModeIsEnabled)
     return pause(tries) if passing else None
 
 
@@ -84,6 +86,8 @@ def explained(error: Exception, name: str, revision: str) -> RltDataError | None
         return SettingsError(f"--repo-id: {first_line(cause)}")
     if isinstance(cause, LocalTokenNotFoundError):
         return _no_token(name)
+    if isinstance(cause, OfflineModeIsEnabled):
+        return HubError(f"{name}: HF_HUB_OFFLINE is set, so the Hub is not asked")
     if isinstance(cause, UnicodeEncodeError):
         return HubError(f"{name}: the token holds what no token has; set HF_TOKEN to it alone, or run hf auth login")
     if isinstance(cause, HfHubHTTPError):

@@ -13,6 +13,7 @@ from rlt_data.publish.card import CITATION, Licence, command_line, data_files, l
 from rlt_data.publish.markdown import code, fenced, images, inline, joined, paragraphs, table
 from rlt_data.publish.public import without_places
 from rlt_data.publish.tables import Config
+from rlt_data.settings import DistillSettings, GenerateSettings, RankSettings, ScoreSettings, Settings
 from rlt_data.steps.stats import Stats
 
 _TAGS = ("rlt-data", "reasoning", "distillation", "reinforcement-learned-teachers")
@@ -21,6 +22,13 @@ _SIZES = {
     10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M", 10**8: "10M<n<100M",
 }  # fmt: skip
 _LONGEST_SAMPLE = 4000
+_SETTINGS: dict[str, type[Settings]] = {
+    "generate": GenerateSettings,
+    "score": ScoreSettings,
+    "rank": RankSettings,
+    "distill": DistillSettings,
+}
+_SAMPLING = ("n", "temperature", "top_p", "top_k", "max_tokens", "seed")
 _REWARD = {
     "lambda": "λ",
     "alpha": "α",
@@ -202,10 +210,15 @@ def _making(facts: Facts) -> str:
     lines.append(_command("distill", distilled["settings"]))
     score = steps.get("score", {})
     settings, format_hash = score.get("settings", {}), score.get("format_hash")
+    sampled = steps.get("generate", {}).get("settings", {})
+    sampling = ", ".join(
+        f"{key.replace('_', '-')} {inline(sampled[key])}" for key in _SAMPLING if sampled.get(key) is not None
+    )
     reward = ", ".join(f"{word} {inline(settings[key])}" for key, word in _REWARD.items() if key in settings)
     return paragraphs(
         fenced("\n".join(lines), "sh"),
         _models_table(_models(facts)),
+        f"Sampling: {sampling}." if sampling else "",
         f"Reward: {reward}." if reward else "",
         f"Format: {code(distilled['format']['name'])}, {code(format_hash)}." if format_hash else "",
         versions_line(score.get("versions", {})),
@@ -231,9 +244,11 @@ def _models_table(models: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _command(step: str, settings: Mapping[str, Any]) -> str:
-    """Return the command line of a step, without flags that say nothing."""
+    """Return the command line of a step, without flags that say what is said anyway."""
+    fields = _SETTINGS[step].model_fields
+    usual = {field.alias or name: field.default for name, field in fields.items()}
     places = {"in": "questions.jsonl" if step == "generate" else "RUN", "out": None}
-    said = {key: value for key, value in settings.items() if value is not False and value not in ("", "auto")}
+    said = {key: value for key, value in settings.items() if value != usual.get(key) and value not in ([], "")}
     return command_line(step, places | said | places)
 
 

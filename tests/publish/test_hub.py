@@ -189,6 +189,15 @@ def test_what_somebody_else_changed_meanwhile_is_not_lost(hub: HubServer, files:
     assert set(hub.uploaded.values()) == {1}
 
 
+def test_without_the_network_nothing_is_waited_for(
+    hub: HubServer, files: dict[str, Path], waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match="tester/data: HF_HUB_OFFLINE is set"):
+        push(files)
+    assert not waits and not hub.requests
+
+
 def test_mistakes_are_told_without_the_token(
     hub: HubServer, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

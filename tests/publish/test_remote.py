@@ -6,27 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import s3fs
 
 from rlt_data.errors import RunFolderError
 from rlt_data.settings import PushSettings
 from rlt_data.steps.push import push
 from rlt_data.store import Run
 from tests.hub_server import HubServer
-from tests.store_server import StoreServer, files, sent
+from tests.store_server import files, running_store, sent
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    server = StoreServer()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        files().mkdir("bucket")
+    with running_store():
         yield "s3://bucket"
-    server.stop()
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_a_run_in_a_store_is_published_like_one_on_a_disk(hub: HubServer, run: Run, bucket: str) -> None:
