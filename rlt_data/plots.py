@@ -16,13 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from rlt_data.steps.stats import scored
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from rlt_data.store import Run
 
 Draw = Callable[["Figure"], None]
 Sources = Mapping[str, pl.DataFrame]
@@ -119,9 +115,9 @@ def _saved(
 # Plots of runs
 
 
-def card_images(run: Run) -> dict[str, bytes]:
+def card_images(traces: pl.DataFrame) -> dict[str, bytes]:
     """Draw what a card shows, as PNG files by name; nothing where there are no values."""
-    return {f"{name}.png": png(draw, size) for name, (draw, size) in plots_of({"": scored(run)}).items()}
+    return {f"{name}.png": png(draw, size) for name, (draw, size) in plots_of({"": traces}).items()}
 
 
 def plots_of(sources: Sources) -> dict[str, tuple[Draw, tuple[float, float]]]:

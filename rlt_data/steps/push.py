@@ -31,7 +31,7 @@ from rlt_data.publish.public import without_places
 from rlt_data.publish.samples import best_and_worst
 from rlt_data.publish.tables import STAGES, Config, write_configs, write_default, write_stage
 from rlt_data.settings import PushSettings
-from rlt_data.steps.stats import Stats, stats
+from rlt_data.steps.stats import Stats, scored, stats
 from rlt_data.store import Run
 
 #: Of every commit, and the title of a pull request.
@@ -259,7 +259,7 @@ def _draw(run: Run, root: Path) -> tuple[str, ...]:
     """Draw the plots of a card, and return their paths in the repository."""
     from rlt_data.plots import card_images
 
-    return tuple(_write_image(root, name, image) for name, image in card_images(run).items())
+    return tuple(_write_image(root, name, image) for name, image in card_images(scored(run)).items())
 
 
 def _write_image(root: Path, name: str, image: bytes) -> str:

@@ -46,9 +46,9 @@ const openTrace = async (id) => {
   detail.scrollTop = 0;
 };
 
-const textBox = (title, text, full) => {
+const textBox = (title, text) => {
   const box = make("section", "box");
-  box.append(make("h3", "", title), shownText(text, full));
+  box.append(make("h3", "", title), shownText(text));
   return box;
 };
 const shownText = (text) => {
@@ -75,6 +75,8 @@ const coloured = (text, tokens, places, mode, values) => {
   const lengths = places.lengths;
   // A format's empty lines around a text take no room.
   const inner = [letters.findIndex((c) => c.trim()), letters.findLastIndex((c) => c.trim())];
+  const before = letters.slice(0, begin).join(""); // shares a token with a tag, so it has no value
+  if (before.trim()) node.append(visible(before));
   const add = (from, to) => {
     const pieces = document.createDocumentFragment();
     for (let k = from; k < to; k++) {
