@@ -188,7 +188,7 @@ def _by_rank(axes: Axes, sources: Sources) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for (name, frame), colour in zip(sources.items(), _SERIES, strict=False):
-        if "rank" not in frame.columns:
+        if frame["rank"].is_null().all():
             continue
         value = pl.col("value")
         table = _finite(frame, "value").group_by("rank").agg(
@@ -207,6 +207,8 @@ def _by_rank(axes: Axes, sources: Sources) -> None:
 
 def _by_length(figure: Figure, sources: Sources, column: str) -> None:
     """Draw how many traces have a length and a value, as squares, with the median value along the lengths."""
+    from matplotlib.colors import to_rgba
+
     every = figure.subplots(1, len(sources), sharex=True, sharey=True, squeeze=False).flat
     frames = [_finite(frame, column) for frame in sources.values()]
     lengths = np.concatenate([frame["thought_tokens"].to_numpy() for frame in frames]).astype(float)
@@ -222,17 +224,15 @@ def _by_length(figure: Figure, sources: Sources, column: str) -> None:
         y = np.clip(frame[column].to_numpy(), low, high)
         counts = np.histogram2d(x, y, (across, up))[0]
         # A rectangle for each square and no image, so that it follows the page's colours.
-        strength = np.sqrt(counts / max(counts.max(), 1))
-        for i, j in zip(*np.nonzero(counts), strict=True):
-            corner, width, height = (across[i], up[j]), across[1] - across[0], up[1] - up[0]
-            axes.bar(
-                corner[0], height, width, corner[1], align="edge", color=COLOURS[colour],
-                alpha=float(0.08 + 0.8 * strength[i, j]), linewidth=0,
-            )  # fmt: skip
+        i, j = np.nonzero(counts)
+        strength = 0.08 + 0.8 * np.sqrt(counts[i, j] / max(counts.max(), 1))
+        shades = [to_rgba(COLOURS[colour], float(each)) for each in strength]
+        axes.bar(across[i], up[1] - up[0], across[1] - across[0], up[j], align="edge", color=shades, linewidth=0)
         place = np.clip(np.digitize(x, across) - 1, 0, len(across) - 2)
-        middles = [(across[i] + across[i + 1]) / 2 for i in range(len(across) - 1) if (place == i).sum() > 2]
-        medians = [np.median(y[place == i]) for i in range(len(across) - 1) if (place == i).sum() > 2]
-        axes.plot(middles, medians, color=COLOURS["ink"], linewidth=1.4, label="median")
+        columns = pl.DataFrame({"place": place, "value": y}).group_by("place").agg(pl.len(), pl.col("value").median())
+        columns = columns.filter(pl.col("len") > 2).sort("place")
+        middles = (across[:-1] + across[1:]) / 2
+        axes.plot(middles[columns["place"].to_numpy()], columns["value"], color=COLOURS["ink"], linewidth=1.4)
         axes.set(xlabel="tokens of the explanation", xlim=(0, longest), ylim=(low, high))
         axes.set_title(name if len(sources) > 1 else "")
     figure.axes[0].set_ylabel(_word(column))

@@ -11,20 +11,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from rlt_data.formats.views import read_completion
+from rlt_data.joins import beside
 from rlt_data.provenance import recorded_format
+from rlt_data.steps.stats import OF_RANKS, TERMS
 from rlt_data.store import Run
 
 _OF_TRACES = ("finish_reason", "completion_tokens")
-_OF_SCORES = (
-    "reward", "reward_without_entropy", "r_ss", "r_kl", "solution_logprob_mean", "solution_logprob_min", "kl_mean",
-    "kl_max", "penalty", "thought_tokens", "solution_tokens", "well_formed",
-)  # fmt: skip
-_OF_RANKS = ("rank", "bucket", "value", "flaw")
 _TEXTS_OF_SCORES = (
     "empty", "solution_logprobs", "solution_offsets", "thought_logprobs", "thought_offsets", "thought_kl", "kl_offsets",
 )  # fmt: skip
@@ -183,25 +181,26 @@ class Collection:
         return {row["question_id"]: row for row in run.read("questions", part).to_pylist()}
 
     def _read_figures(self, source: int, part: int) -> dict[str, pl.DataFrame]:
-        columns = {"traces": _OF_TRACES, "scores": _OF_SCORES, "ranks": _OF_RANKS}
-        return self._read(source, part, columns)
+        return self._read(source, part, _OF_TRACES, {"scores": (*TERMS, "well_formed"), "ranks": OF_RANKS})
 
     def _read_texts(self, source: int, part: int) -> dict[str, pl.DataFrame]:
-        return self._read(source, part, {"traces": ("completion",), "scores": _TEXTS_OF_SCORES})
+        return self._read(source, part, ("completion",), {"scores": _TEXTS_OF_SCORES})
 
-    def _read(self, source: int, part: int, columns: Mapping[str, Sequence[str]]) -> dict[str, pl.DataFrame]:
-        """Read columns of the traces of the chosen questions of a part, by question."""
+    def _read(
+        self, source: int, part: int, columns: Sequence[str], others: Mapping[str, Sequence[str]]
+    ) -> dict[str, pl.DataFrame]:
+        """Read columns of the traces of the chosen questions of a part, and of other tables, by question."""
         run = list(self.runs.values())[source]
-        rows = pl.DataFrame(schema={"trace_id": pl.String})
-        for table, names in columns.items():
-            keys = ["trace_id", "question_id", "sample_index"] if table == "traces" else ["trace_id"]
-            if part in run.parts(table):
-                read = pl.DataFrame(run.read(table, part, [*keys, *names]))
-                if table == "traces":
-                    rows = read.filter(pl.col("question_id").is_in(self._wanted))
-                else:
-                    rows = rows.join(read, on="trace_id", how="left", maintain_order="left")
+        rows = pl.DataFrame(run.read("traces", part, ["trace_id", "question_id", "sample_index", *columns]))
+        rows = rows.filter(pl.col("question_id").is_in(self._wanted))
+        for table, more in others.items():
+            rows = beside(run, rows, table, part, more)
         return {str(key): frame for (key,), frame in rows.partition_by("question_id", as_dict=True).items()}
+
+
+def source_name(run: Run) -> str:
+    """Return what a run is called where nothing else is said: the name of its folder."""
+    return run.path.resolve().name if isinstance(run.path, Path) else run.path.name
 
 
 def _short(value: float) -> float | None:

@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from rlt_data import plots
 from rlt_data.errorlog import failures
 from rlt_data.publish.public import without_places
-from rlt_data.steps.stats import Stats, scored, stats
+from rlt_data.steps.stats import Stats, figure, scored, stats
 from rlt_data.store import Run
 
 #: Reasons of failures that are listed.
@@ -36,7 +36,7 @@ def overview(runs: Mapping[str, Run], note: str = "") -> str:
     return rendered(
         "overview.html",
         note=note,
-        sources=[_source(name, run) for name, run in runs.items()],
+        sources=[_source(name, run, frames[name]) for name, run in runs.items()],
         plots={name: plots.svg(draw, name, size) for name, (draw, size) in drawn.items()},
         comparison=_comparison(frames) if len(filled) > 1 else None,
         warning=_warning(runs),
@@ -51,7 +51,7 @@ def rendered(name: str, **values: Any) -> str:
 @cache
 def _template(name: str) -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"figure": _figure, "words": _words}
+    environment.filters |= {"figure": figure, "words": _words}
     return environment.from_string(asset(name))
 
 
@@ -64,14 +64,8 @@ def _words(name: Any) -> str:
     return str(name) if str(name).startswith("r_") else str(name).replace("_", " ")
 
 
-def _figure(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _source(name: str, run: Run) -> dict[str, Any]:
-    figures = stats(run)
+def _source(name: str, run: Run, scores: pl.DataFrame) -> dict[str, Any]:
+    figures = stats(run, scores)
     reasons = Counter((entry["step"], str(entry.get("reason", ""))) for entry in failures(run))
     return {
         "name": name,
@@ -134,8 +128,8 @@ def _comparison(frames: Mapping[str, pl.DataFrame]) -> dict[str, Any]:
             len(frame), finite[value].mean(), both[column].mean(), frame["r_ss"].mean(), frame["r_kl"].mean(),
             frame["well_formed"].cast(pl.Float64).mean(), frame["thought_tokens"].mean(),
         ]  # fmt: skip
-        for key, figure in zip(rows, figures, strict=True):
-            rows[key].append(figure)
+        for shown, each in zip(rows.values(), figures, strict=True):
+            shown.append(each)
     ahead = (both[value] > both[f"{value}_other"]).sum()
     behind = (both[value] < both[f"{value}_other"]).sum()
     return {

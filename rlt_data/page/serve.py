@@ -18,7 +18,7 @@ from aiohttp import web
 
 from rlt_data.errors import RltDataError, SettingsError
 from rlt_data.page.build import page
-from rlt_data.page.collect import Collection
+from rlt_data.page.collect import Collection, source_name
 from rlt_data.page.live import Watch
 from rlt_data.page.overview import overview
 from rlt_data.store import Run
@@ -69,7 +69,7 @@ class Viewer:
 
     def __init__(self, path: str, limit: int) -> None:
         self._path, self._limit = path, limit
-        self._name = Run.existing(path).path.name or path
+        self._name = source_name(Run.existing(path))
         self._watch = Watch(path)
         self._overview = Kept(lambda: overview(self._runs()))
         self._index = Kept(self._collected)

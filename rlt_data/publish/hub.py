@@ -182,12 +182,12 @@ class Repository:
         there = self.files(head) if head else {}
         before = self.read(MANIFEST, head) if head and MANIFEST in there else None
         ours = set(json.loads(before).get("files", ())) if before else set()
-        same = [path for path, file in files.items() if path in there and there[path].holds(file)]
+        same = {path for path, file in files.items() if path in there and there[path].holds(file)}
         return Plan(
             head=head,
             new={path: file for path, file in files.items() if path not in there},
             changed={path: file for path, file in files.items() if path in there and path not in same},
-            same=same,
+            same=sorted(same),
             gone=sorted(path for path in ours if path in there and path not in files),
         )
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from rlt_data.steps.stats import figure
+
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#|~&$!])")
 
 
@@ -40,7 +42,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         [name.replace("_", " ") for name in head],
         ["---" if isinstance(rows[0][name], str) else "---:" for name in head],
-        *([_cell(row[name]) for name in head] for row in rows),
+        *([figure(row[name]) for name in head] for row in rows),
     ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -58,14 +60,6 @@ def joined(parts: Mapping[str, str]) -> str:
 def paragraphs(*parts: str) -> str:
     """Return the parts that are not empty, one after the other."""
     return "\n\n".join(part for part in parts if part)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:,.3f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _visible(text: str) -> str:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlt_data.errors import RunFolderError
+from rlt_data.joins import beside
 from rlt_data.listing import part_name
 from rlt_data.parquet import Shards, table_errors
 from rlt_data.places import Place, copy_file, names_in
@@ -28,13 +29,12 @@ from rlt_data.provenance import recorded_format
 from rlt_data.settings import DistillSettings
 from rlt_data.steps.distill import DistillSummary, Selection
 from rlt_data.store import Run
+from rlt_data.tables import SCHEMAS
 
 #: The tables of each stage that has any.
 STAGES = {"generate": ("questions", "traces"), "score": ("scores",), "rank": ("ranks",)}
 
 _ROWS_AT_A_TIME = 256
-#: Columns that stay in the run: those with a value for each token.
-_LISTS = pl.selectors.list()
 
 
 @dataclass
@@ -195,17 +195,20 @@ def _by_rank(run: Run, made: Mapping[str, Any], root: Path, progress: Progress) 
         yield each.close()
 
 
+def _plain(table: str) -> list[str]:
+    """Return the columns of a table but those with a value for each token, which stay in the run."""
+    return [field.name for field in SCHEMAS[table] if not pa.types.is_list(field.type)]
+
+
 def _traces(run: Run, root: Path, progress: Progress) -> Config:
     """Write every trace with its question, its scores and its rank."""
     writer: ConfigWriter | None = None
     for part in run.parts("traces"):
-        rows = pl.DataFrame(run.read("traces", part)).drop(_LISTS)
+        rows = pl.DataFrame(run.read("traces", part, _plain("traces")))
         questions = pl.DataFrame(run.read("questions", part)).drop("source_id")
         rows = rows.join(questions, on="question_id", how="left", maintain_order="left")
         for table in ("scores", "ranks"):
-            more = pl.DataFrame(run.read(table, part)).drop(_LISTS)
-            new = [name for name in more.columns if name not in rows.columns]
-            rows = rows.join(more.select("trace_id", *new), on="trace_id", how="left", maintain_order="left")
+            rows = beside(run, rows, table, part, _plain(table))
         table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
         writer = writer or ConfigWriter(root, "traces", table.schema)
         writer.write(table.cast(writer.config.schema))

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from rlt_data.errors import SettingsError
+from rlt_data.joins import beside
 from rlt_data.store import Run
 
 _KEYS = ["trace_id", "question_id", "source_id"]
@@ -61,9 +62,7 @@ def _question(run: Run, part: int, question_id: str) -> ShownQuestion:
     traces = pl.DataFrame(run.read("traces", part, _TRACE_COLUMNS)).filter(mine)
     for table in ("scores", "ranks"):
         if part in run.parts(table):
-            more = pl.DataFrame(run.read(table, part)).filter(mine)
-            more = more.select("trace_id", *(name for name in more.columns if name not in traces.columns))
-            traces = traces.join(more, on="trace_id", how="left", maintain_order="left")
+            traces = beside(run, traces, table, part)
     order = next((name for name in ("rank", "reward") if name in traces.columns), "sample_index")
     traces = traces.sort(order, descending=order == "reward", nulls_last=True, maintain_order=True)
     [question] = pl.DataFrame(run.read("questions", part)).filter(mine).to_dicts()

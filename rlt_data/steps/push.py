@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import polars as pl
 
 from rlt_data.errors import HubError, RunFolderError, SettingsError
 from rlt_data.places import Place, disk_errors, exists, is_unfinished, place, read_bytes, refusal, writable
@@ -173,8 +174,9 @@ def _push_run(settings: PushSettings, run: Run, repository: Repository, root: Pa
     with disk_errors(root):
         with task(progress, "write tables", len(run.parts("ranks")) + len(run.parts("traces"))):
             configs = write_configs(run, distilled, made, main, progress)
-        images = _draw(run, main)
-    figures, samples = stats(run), best_and_worst(run)
+        scores = scored(run)
+        images = _draw(scores, main)
+    figures, samples = stats(run, scores), best_and_worst(run)
     content = _data_set(settings, made, configs, main, figures, samples, images)
     summary = _send(settings, repository, content, main, progress)
     for stage in STAGES if settings.branch_per_stage else ():
@@ -255,11 +257,11 @@ def _distill_json(folder: Place) -> dict[str, Any]:
     return made
 
 
-def _draw(run: Run, root: Path) -> tuple[str, ...]:
+def _draw(scores: pl.DataFrame, root: Path) -> tuple[str, ...]:
     """Draw the plots of a card, and return their paths in the repository."""
     from rlt_data.plots import card_images
 
-    return tuple(_write_image(root, name, image) for name, image in card_images(scored(run)).items())
+    return tuple(_write_image(root, name, image) for name, image in card_images(scores).items())
 
 
 def _write_image(root: Path, name: str, image: bytes) -> str:

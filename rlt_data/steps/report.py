@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.page.build import write_page
-from rlt_data.page.collect import Collection
+from rlt_data.page.collect import Collection, source_name
 from rlt_data.page.overview import overview
-from rlt_data.places import Place, write_file
+from rlt_data.places import write_file
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import ReportSettings
 from rlt_data.store import Run
@@ -49,7 +49,7 @@ def report(settings: ReportSettings, progress: Progress = SILENT) -> ReportSumma
         DiskError: the file cannot be written.
     """
     began = time.monotonic()
-    runs = sources(settings)
+    runs = _sources(settings)
     collection = Collection(runs, settings.limit)
     if not collection.chosen:
         raise SettingsError(f"--against: {settings.input} and {settings.against} have no question in common")
@@ -57,7 +57,7 @@ def report(settings: ReportSettings, progress: Progress = SILENT) -> ReportSumma
     shown = sum(each.traces for each in collection.chosen)
     out = Path(settings.out)
     with task(progress, "figures", 1):
-        above = overview(runs, note_on(collection, shown))
+        above = overview(runs, _note_on(collection, shown))
         progress.advance()
     with task(progress, "report", len(collection.chosen)):
         write_file(out, lambda file: write_page(file, title, above, collection, progress))
@@ -67,7 +67,7 @@ def report(settings: ReportSettings, progress: Progress = SILENT) -> ReportSumma
     )
 
 
-def sources(settings: ReportSettings) -> Mapping[str, Run]:
+def _sources(settings: ReportSettings) -> Mapping[str, Run]:
     """Open the runs of a report by the names of their sources: of their folders, with more of the path if need be.
 
     Raises:
@@ -77,7 +77,7 @@ def sources(settings: ReportSettings) -> Mapping[str, Run]:
     for run in runs:
         if not run.parts("traces"):
             raise RunFolderError(f"{run.path}: no traces yet; run rlt-data generate, or score a file that has some")
-    names = [_name(run.path) for run in runs]
+    names = [source_name(run) for run in runs]
     if len(set(names)) < len(names):
         names = [str(run.path) for run in runs]
     if len(set(names)) < len(names):
@@ -85,11 +85,7 @@ def sources(settings: ReportSettings) -> Mapping[str, Run]:
     return dict(zip(names, runs, strict=True))
 
 
-def _name(path: Place) -> str:
-    return path.resolve().name if isinstance(path, Path) else path.name
-
-
-def note_on(collection: Collection, shown: int) -> str:
+def _note_on(collection: Collection, shown: int) -> str:
     """Say which traces can be read, if not all of them."""
     if shown == collection.traces:
         return ""

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from rlt_data.errorlog import failures
+from rlt_data.joins import beside
 from rlt_data.places import Place
 from rlt_data.steps.rank import bucket_sums, bucket_table
 from rlt_data.store import Run
@@ -30,9 +31,8 @@ TERMS = (
 
 #: Shares of traces.
 FLAGS = ("closed", "truncated", "empty", "holds_tag", "well_formed")
-
-
-_OF_RANKS = ("rank", "bucket", "value", "flaw")
+#: What a ranking says of a trace.
+OF_RANKS = ("rank", "bucket", "value", "flaw")
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,13 @@ class Stats:
         return {step: each["tokens"] / each["seconds"] for step, each in work.items() if each and each["seconds"]}
 
 
-def stats(run: Run) -> Stats:
-    """Compute the figures of a run."""
+def stats(run: Run, scores: pl.DataFrame | None = None) -> Stats:
+    """Compute the figures of a run.
+
+    Args:
+        run: the run.
+        scores: what :func:`scored` returns of it, where that is at hand.
+    """
     rows = {table: run.count(table) for table in ("questions", "traces", "scores", "ranks")}
     reasons: Counter[str] = Counter()
     tokens = 0
@@ -77,11 +82,8 @@ def stats(run: Run) -> Stats:
         traces = pl.DataFrame(run.read("traces", part, ["finish_reason", "completion_tokens"]))
         reasons.update(traces["finish_reason"].fill_null("unknown").to_list())
         tokens += int(traces["completion_tokens"].sum() or 0)
-    scores = scored(run)
-    ranks = [
-        bucket_sums(pl.DataFrame(run.read("ranks", part)).with_columns(pl.col("flaw").is_null().alias("well_formed")))
-        for part in run.parts("ranks")
-    ]
+    scores = scored(run) if scores is None else scores
+    ranked = scores.filter(pl.col("rank").is_not_null())
     return Stats(
         run=run.path,
         rows=rows,
@@ -89,7 +91,7 @@ def stats(run: Run) -> Stats:
         completion_tokens=tokens,
         shares={flag: float(scores[flag].sum()) / len(scores) for flag in FLAGS} if len(scores) else {},
         terms=pl.concat([_distribution(scores, term) for term in TERMS]),
-        buckets=bucket_table(ranks) if ranks else pl.DataFrame(),
+        buckets=bucket_table([bucket_sums(ranked)]) if len(ranked) else pl.DataFrame(),
         failed=dict(Counter(entry["step"] for entry in failures(run))),
         steps=run.info.get("steps", {}),
     )
@@ -103,19 +105,24 @@ def scored(run: Run, *more: str) -> pl.DataFrame:
         more: further columns of scores.
 
     Returns:
-        A row for each score: :data:`TERMS`, :data:`FLAGS`, the further columns, and, where the run is ranked, rank,
-        bucket, value and flaw.
+        A row for each score: the further columns, :data:`TERMS`, :data:`FLAGS`, and :data:`OF_RANKS`, which are null
+        where the run is not ranked.
     """
     columns = list(dict.fromkeys([*more, *TERMS, *FLAGS]))
-    ranked = set(run.parts("ranks"))
-    frames = []
-    for part in run.parts("scores"):
-        frame = pl.DataFrame(run.read("scores", part, list(dict.fromkeys(["trace_id", *columns]))))
-        if part in ranked:
-            ranks = pl.DataFrame(run.read("ranks", part, ["trace_id", *_OF_RANKS]))
-            frame = frame.join(ranks, on="trace_id", how="left", maintain_order="left")
-        frames.append(frame.select(*columns, *(name for name in _OF_RANKS if name in frame.columns)))
-    return pl.concat(frames, how="diagonal") if frames else pl.DataFrame(schema=dict.fromkeys(columns, pl.Float64))
+    frames = [
+        beside(run, pl.DataFrame(run.read("scores", part, ["trace_id", *columns])), "ranks", part, OF_RANKS)
+        for part in run.parts("scores")
+    ]
+    if not frames:
+        return pl.DataFrame(schema=dict.fromkeys((*columns, *OF_RANKS), pl.Float64))
+    return pl.concat(frames).drop("trace_id")
+
+
+def figure(value: Any) -> str:
+    """Return a figure as cards and pages show it."""
+    if value is None:
+        return "–"
+    return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _distribution(scores: pl.DataFrame, term: str) -> pl.DataFrame:

@@ -21,7 +21,8 @@ const fillFilters = () => {
   fill($("kind"), kinds);
   const numbers = different("bucket").sort((a, b) => a - b);
   fill($("bucket"), [["", "all buckets"], ...numbers.map((n) => [String(n), `bucket ${n}`])]);
-  fill($("source"), [["", "all sources"], ...head.sources.map((name, i) => [String(i), name])].slice(0, head.sources.length > 1 ? 9 : 1));
+  const sources = head.sources.map((name, i) => [String(i), name]);
+  fill($("source"), sources.length > 1 ? [["", "all sources"], ...sources] : []);
   const terms = TERMS.filter((name) => col(name));
   fill($("term"), [["", "any term"], ...terms.map((name) => [name, words(name)])]);
   fill($("sort"), [["order", "as in the run"], ...["rank", ...terms].filter((name) => col(name)).map((name) => [name, words(name)])]);

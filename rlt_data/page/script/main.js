@@ -154,6 +154,7 @@ const follow = async () => {
     }
   }
 };
+
 // The beginning
 
 loadIndex().then(() => {
