@@ -51,12 +51,7 @@ test-browser: $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints/dev.txt -e '.[browser]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser $(PYTEST_ARGS)
 
-# The packages as they are installed, for the type checker: cli/ and recipes/ inside rlt_data/.
-build/types: FORCE
-	rm -rf $@ && mkdir -p $@/rlt_data
-	ln -s $(abspath rlt_data)/* $(abspath cli) $(abspath recipes) $@/rlt_data/
-
-lint: $(STAMP) build/types
+lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -71,5 +66,3 @@ bench: $(STAMP)
 
 clean:
 	rm -rf build $(VENV) $(CORE_VENV) $(VLLM_VENV)
-
-FORCE:

@@ -39,8 +39,8 @@ from rlt_data.engines import (
     find_checkpoint,
     open_tokenizer,
 )
+from rlt_data.engines.watchdog import Pulse
 from rlt_data.settings import GenerateSettings, ModelSettings, ScoreSettings
-from rlt_data.watchdog import Pulse
 
 PER_QUESTION = 16
 MODEL = "gemma-3-270m"

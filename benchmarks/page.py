@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.process import measure
 from benchmarks.ranking import make_run
 from benchmarks.report import print_table, save
-from rlt_data.page.live import Watch
+from rlt_data.reporting.live import Watch
 from rlt_data.settings import RankSettings, parse_settings
 from rlt_data.steps.rank import rank
 from tests.killing import command

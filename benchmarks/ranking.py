@@ -23,8 +23,8 @@ import pyarrow.compute as pc
 from benchmarks.process import measure
 from benchmarks.report import print_table, save
 from rlt_data.formats import load_format
-from rlt_data.store import Run
-from rlt_data.tables import QUESTIONS_PER_PART, SCHEMAS
+from rlt_data.storage.run import Run
+from rlt_data.storage.schemas import QUESTIONS_PER_PART, SCHEMAS
 from tests.killing import command
 
 #: Different texts, and different values of the terms that nothing is ranked by.

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rlt_data.provenance import versions
+from rlt_data.steps.provenance import versions
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 

@@ -19,16 +19,16 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
     import polars as pl
 
     from rlt_data.inputs import CheckReport
-    from rlt_data.places import Place
-    from rlt_data.provenance import StepSummary
+    from rlt_data.publish.push import PushSummary
+    from rlt_data.reporting.report import ReportSummary
     from rlt_data.settings import FineTuneSettings, PolicySettings, PushSettings, TrainingSettings
+    from rlt_data.statistics import Stats
     from rlt_data.steps.distill import DistillSummary
     from rlt_data.steps.evaluate import Evaluation
     from rlt_data.steps.merge import MergeSummary
-    from rlt_data.steps.push import PushSummary
+    from rlt_data.steps.provenance import StepSummary
     from rlt_data.steps.rank import RankSummary
-    from rlt_data.steps.report import ReportSummary
-    from rlt_data.steps.stats import Stats
+    from rlt_data.storage.paths import Place
     from rlt_data.training.grpo import PolicySummary
     from rlt_data.training.sft import TrainingSummary
 

@@ -16,6 +16,6 @@ def add_to(app: typer.Typer) -> None:
     @command(app, PushSettings)
     def push(settings: PushSettings) -> None:
         """Publish a distilled data set or a trained model on the Hugging Face Hub, with a card about its making."""
-        from rlt_data.steps.push import push
+        from rlt_data.publish.push import push
 
         print_push(settings, push(settings, shown_progress()))

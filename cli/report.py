@@ -31,6 +31,6 @@ def add_to(app: typer.Typer) -> None:
 def _report(keys: dict[str, Any]) -> None:
     from rlt_data.cli.output import print_report
     from rlt_data.cli.progress import shown_progress
-    from rlt_data.steps.report import report
+    from rlt_data.reporting.report import report
 
     print_report(report(parse_settings(ReportSettings, keys, flags=True), shown_progress()))

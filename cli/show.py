@@ -28,8 +28,8 @@ def add_to(app: typer.Typer) -> None:
 
 def _show(path: str, key: str | None, ends: bool) -> None:
     from rlt_data.cli.output import print_question
-    from rlt_data.steps.browse import find
-    from rlt_data.store import Run
+    from rlt_data.reporting.browse import find
+    from rlt_data.storage.run import Run
 
     shown = find(Run.existing(path), key)
     traces = shown.traces

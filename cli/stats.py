@@ -20,7 +20,7 @@ def add_to(app: typer.Typer) -> None:
 
 def _stats(path: str) -> None:
     from rlt_data.cli.output import print_stats
-    from rlt_data.steps.stats import stats
-    from rlt_data.store import Run
+    from rlt_data.statistics import stats
+    from rlt_data.storage.run import Run
 
     print_stats(stats(Run.existing(path)))

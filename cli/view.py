@@ -29,7 +29,7 @@ def add_to(app: typer.Typer) -> None:
 def _view(run: str, port: int, limit: int, open: bool) -> None:
     import webbrowser
 
-    from rlt_data.page.serve import serve
+    from rlt_data.reporting.serve import serve
 
     def started(address: str) -> None:
         typer.echo(f"{address} shows {run} until Ctrl-C")

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlt_data.formats import Format, load_format
     from rlt_data.inputs import check
-    from rlt_data.reward import kl_terms, reward_terms
+    from rlt_data.publish.push import push
+    from rlt_data.reporting.report import report
+    from rlt_data.scoring.reward import kl_terms, reward_terms
     from rlt_data.settings import (
         CheckSettings,
         CountdownSettings,
@@ -38,18 +40,16 @@ if TYPE_CHECKING:
         TrainTeacherSettings,
         WarmUpSettings,
     )
+    from rlt_data.statistics import stats
     from rlt_data.steps.countdown import make_countdown
     from rlt_data.steps.distill import distill
     from rlt_data.steps.evaluate import evaluate
     from rlt_data.steps.generate import generate
     from rlt_data.steps.merge import merge
     from rlt_data.steps.pipeline import load_pipeline, run_pipeline
-    from rlt_data.steps.push import push
     from rlt_data.steps.rank import rank
-    from rlt_data.steps.report import report
     from rlt_data.steps.score import score
-    from rlt_data.steps.stats import stats
-    from rlt_data.store import Run
+    from rlt_data.storage.run import Run
     from rlt_data.training.sft import train_student
     from rlt_data.training.solver import train_solver
     from rlt_data.training.teacher import train_teacher, warm_up
@@ -100,15 +100,15 @@ _HOMES = {
     "inputs": {"check"},
     "steps.countdown": {"make_countdown"},
     "steps.pipeline": {"load_pipeline", "run_pipeline"},
-    "reward": {"kl_terms", "reward_terms"},
-    "store": {"Run"},
+    "scoring.reward": {"kl_terms", "reward_terms"},
+    "storage.run": {"Run"},
+    "publish.push": {"push"},
+    "reporting.report": {"report"},
+    "statistics": {"stats"},
     "training.sft": {"train_student"},
     "training.solver": {"train_solver"},
     "training.teacher": {"train_teacher", "warm_up"},
-    **{
-        f"steps.{step}": {step}
-        for step in ("generate", "score", "merge", "rank", "distill", "push", "report", "stats", "evaluate")
-    },
+    **{f"steps.{step}": {step} for step in ("generate", "score", "merge", "rank", "distill", "evaluate")},
 }
 
 

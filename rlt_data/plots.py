@@ -1,6 +1,6 @@
 """Plots of runs, trainings and recipes, drawn with Matplotlib: as SVG that follows a page's colours, or as PNG.
 
-A frame of traces has the columns of :func:`rlt_data.steps.stats.scored`. Several of them, by the names of their
+A frame of traces has the columns of :func:`rlt_data.statistics.scored`. Several of them, by the names of their
 sources, are drawn over one another.
 """
 

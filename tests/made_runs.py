@@ -13,8 +13,8 @@ from rlt_data.formats import load_format
 from rlt_data.settings import DistillSettings, RankSettings, parse_settings
 from rlt_data.steps.distill import DistillSummary, distill
 from rlt_data.steps.rank import RankSummary, rank
-from rlt_data.store import Run
-from rlt_data.tables import to_table
+from rlt_data.storage.run import Run
+from rlt_data.storage.schemas import to_table
 
 _TERMS = ("penalty", "r_ss", "r_kl", "solution_logprob_mean", "solution_logprob_min", "kl_mean", "kl_max")
 _COUNTS = ("solution_tokens", "kl_tokens", "student_tokens", "uncovered_chars", "completion_tokens")

@@ -8,11 +8,11 @@ from typing import Any
 import polars as pl
 
 from rlt_data.plots import bars
-from rlt_data.provenance import recorded_format
 from rlt_data.recipes.lab import Lab, estimate, publish, table
 from rlt_data.recipes.pieces import accuracy, base_accuracy, imported_traces, questions, ranked_traces, student_of
 from rlt_data.steps.evaluate import solution_in
-from rlt_data.store import Run
+from rlt_data.steps.provenance import recorded_format
+from rlt_data.storage.run import Run
 
 BASE, RLT, RAW, EDITED = "base", "student of an RLT", "student of an RL solver, raw", "student of an RL solver, edited"
 

@@ -18,7 +18,7 @@ from typing import Any
 import xxhash
 
 from rlt_data.errors import ModelError, first_line
-from rlt_data.places import disk_errors
+from rlt_data.storage.paths import disk_errors
 
 logger = logging.getLogger(__name__)
 

@@ -48,7 +48,7 @@ class Model:
     def engine(self) -> Engine:
         """The engine that runs the model."""
         if self.settings.ray:
-            from rlt_data.cluster import RayEngine
+            from rlt_data.engines.ray import RayEngine
 
             without = self.settings.model_copy(update={"ray": None, "engines": None, "gpus_per_engine": None})
             return RayEngine(self, partial(open_model, self.checkpoint.name, without, scoring=self.scoring))

@@ -37,9 +37,9 @@ from rlt_data.engines.protocol import (
     owed_groups,
     owed_prompts,
 )
+from rlt_data.engines.watchdog import Pulse, indented, take
 from rlt_data.engines.worker import Job, Ready, Refused, Results
 from rlt_data.errors import EngineError, ModelError
-from rlt_data.watchdog import Pulse, indented, take
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rlt_data.watchdog import Pulse
+from rlt_data.engines.watchdog import Pulse
 
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]

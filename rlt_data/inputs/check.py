@@ -13,7 +13,7 @@ from rlt_data.formats.schema import Format, load_format
 from rlt_data.inputs.presets import BadRow, Row, RowReader
 from rlt_data.inputs.read import read_records
 from rlt_data.settings import CheckSettings, InputSettings
-from rlt_data.store import content_hash
+from rlt_data.storage.run import content_hash
 
 #: Bad rows that are shown in full; the rest are counted by reason.
 SHOWN_BAD_ROWS = 10

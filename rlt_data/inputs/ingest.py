@@ -15,8 +15,8 @@ from rlt_data.inputs.check import CheckReport, ReaderOf, examined_rows
 from rlt_data.inputs.presets import Row
 from rlt_data.inputs.read import input_digest
 from rlt_data.settings import InputSettings
-from rlt_data.store import Run, TableWriter, content_hash
-from rlt_data.tables import QUESTIONS_PER_PART, to_table
+from rlt_data.storage.run import Run, TableWriter, content_hash
+from rlt_data.storage.schemas import QUESTIONS_PER_PART, to_table
 
 #: ``made_by`` of traces that were not generated here.
 IMPORTED = "imported"

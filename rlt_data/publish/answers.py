@@ -20,8 +20,8 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 
+from rlt_data.engines.retries import RETRIED, pause, retry_after
 from rlt_data.errors import HubError, RltDataError, SettingsError, first_line
-from rlt_data.retries import RETRIED, pause, retry_after
 
 logger = logging.getLogger(__name__)
 

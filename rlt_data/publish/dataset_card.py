@@ -14,7 +14,7 @@ from rlt_data.publish.markdown import code, fenced, images, inline, joined, para
 from rlt_data.publish.public import without_places
 from rlt_data.publish.tables import Config
 from rlt_data.settings import DistillSettings, GenerateSettings, RankSettings, ScoreSettings, Settings
-from rlt_data.steps.stats import Stats
+from rlt_data.statistics import Stats
 
 _TAGS = ("rlt-data", "reasoning", "distillation", "reinforcement-learned-teachers")
 #: The Hub's words for numbers of rows.

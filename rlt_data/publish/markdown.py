@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from rlt_data.steps.stats import figure
+from rlt_data.statistics import figure
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#|~&$!])")
 

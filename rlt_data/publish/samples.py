@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from rlt_data.store import Run
+from rlt_data.storage.run import Run
 
 
 def best_and_worst(run: Run) -> dict[str, dict[str, Any]]:

@@ -20,16 +20,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlt_data.errors import RunFolderError
-from rlt_data.joins import beside
-from rlt_data.listing import part_name
-from rlt_data.parquet import Shards, table_errors
-from rlt_data.places import Place, copy_file, names_in
 from rlt_data.progress import Progress
-from rlt_data.provenance import recorded_format
 from rlt_data.settings import DistillSettings
 from rlt_data.steps.distill import DistillSummary, Selection
-from rlt_data.store import Run
-from rlt_data.tables import SCHEMAS
+from rlt_data.steps.provenance import recorded_format
+from rlt_data.storage.index import part_name
+from rlt_data.storage.joins import beside
+from rlt_data.storage.parquet import Shards, table_errors
+from rlt_data.storage.paths import Place, copy_file, names_in
+from rlt_data.storage.run import Run
+from rlt_data.storage.schemas import SCHEMAS
 
 #: The tables of each stage that has any.
 STAGES = {"generate": ("questions", "traces"), "score": ("scores",), "rank": ("ranks",)}

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rlt_data.errors import SettingsError
-from rlt_data.places import is_url
+from rlt_data.storage.paths import is_url
 
 
 class Settings(BaseModel):

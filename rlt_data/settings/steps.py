@@ -248,7 +248,7 @@ class EvaluateSettings(FormatSettings, ModelSettings, SamplingSettings):
 
 
 class PushSettings(Settings):
-    """Settings of :func:`rlt_data.steps.push`."""
+    """Settings of :func:`rlt_data.publish.push`."""
 
     input: str = field(
         ...,
@@ -302,7 +302,7 @@ class PushSettings(Settings):
 
 
 class ReportSettings(Settings):
-    """Settings of :func:`rlt_data.steps.report`."""
+    """Settings of :func:`rlt_data.reporting.report`."""
 
     input: str = field(..., INPUT, f"{RUN_HELP}.", alias="in")
     against: str | None = field(None, INPUT, "Second run, to be shown beside it on the same questions.")

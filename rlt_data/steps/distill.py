@@ -27,14 +27,14 @@ import pyarrow as pa
 from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.formats import Format, Views, encode
 from rlt_data.formats.views import read_completion, student_message
-from rlt_data.parquet import Shards
-from rlt_data.places import Place, disk_errors, is_unfinished, names_in, new_folder, place
 from rlt_data.progress import SILENT, Progress, task
-from rlt_data.provenance import recorded_format
 from rlt_data.settings import DistillSettings, ModelSettings
+from rlt_data.steps.provenance import recorded_format
 from rlt_data.steps.rank import PARTS_AT_A_TIME
 from rlt_data.steps.shapes import PROVENANCE, SHAPES, dataset_card, schema_of
-from rlt_data.store import Run, content_hash
+from rlt_data.storage.parquet import Shards
+from rlt_data.storage.paths import Place, disk_errors, is_unfinished, names_in, new_folder, place
+from rlt_data.storage.run import Run, content_hash
 
 logger = logging.getLogger(__name__)
 

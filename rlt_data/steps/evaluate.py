@@ -22,12 +22,12 @@ from rlt_data.engines import Model, Sample, open_model
 from rlt_data.errors import SettingsError
 from rlt_data.formats import Format, Views
 from rlt_data.inputs import ingest
-from rlt_data.places import Place
 from rlt_data.progress import SILENT, Progress, task
-from rlt_data.provenance import choose_format, default_run, run_log, step_entry
 from rlt_data.settings import EvaluateSettings, InputSettings
+from rlt_data.steps.provenance import choose_format, default_run, run_log, step_entry
 from rlt_data.steps.sampling import SamplingTask, Wanted, sample_questions
-from rlt_data.store import Run, TableWriter, content_hash
+from rlt_data.storage.paths import Place
+from rlt_data.storage.run import Run, TableWriter, content_hash
 from rlt_data.tasks.benchmarks import BENCHMARKS, Benchmark, BenchmarkReader
 from rlt_data.tasks.grading import Grade, Grader, final_answer
 

@@ -10,10 +10,10 @@ from rlt_data.engines import Model, Sample, open_model
 from rlt_data.formats import Format, Views
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress
-from rlt_data.provenance import StepSummary, choose_format, default_run, outcome, run_log, step_entry
 from rlt_data.settings import GenerateSettings
+from rlt_data.steps.provenance import StepSummary, choose_format, default_run, outcome, run_log, step_entry
 from rlt_data.steps.sampling import SamplingTask, Wanted, sample_questions
-from rlt_data.store import Run, content_hash
+from rlt_data.storage.run import Run, content_hash
 
 logger = logging.getLogger(__name__)
 

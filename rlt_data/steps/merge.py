@@ -31,14 +31,14 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rlt_data.errorlog import carry_failures, failures
 from rlt_data.errors import RunFolderError, SettingsError
-from rlt_data.places import Place, disk_errors, exists, is_unfinished, new_folder, place, writable
 from rlt_data.progress import SILENT, Progress, task
-from rlt_data.provenance import versions
 from rlt_data.settings import MergeSettings
-from rlt_data.store import Run, changed_keys
-from rlt_data.tables import KEYS, QUESTIONS_PER_PART, SCHEMAS, TABLE_OF_STEP
+from rlt_data.steps.provenance import versions
+from rlt_data.storage.errorlog import carry_failures, failures
+from rlt_data.storage.paths import Place, disk_errors, exists, is_unfinished, new_folder, place, writable
+from rlt_data.storage.run import Run, changed_keys
+from rlt_data.storage.schemas import KEYS, QUESTIONS_PER_PART, SCHEMAS, TABLE_OF_STEP
 
 #: Tables that are united.
 TABLES = ("questions", "traces", "scores", "answers", "grades")

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 import polars as pl
 
 from rlt_data.errors import RunFolderError, SettingsError
-from rlt_data.places import Place
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import RankSettings
-from rlt_data.store import Run
-from rlt_data.tables import RANKS, SCORES
+from rlt_data.storage.paths import Place
+from rlt_data.storage.run import Run
+from rlt_data.storage.schemas import RANKS, SCORES
 
 logger = logging.getLogger(__name__)
 

@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlt_data.engines import Failure, Model, PromptRequest, Sample, SampleRequest, Sampling
-from rlt_data.errorlog import ErrorLog
+from rlt_data.engines.watchdog import check_nothing_owed, describe_owed, watched
 from rlt_data.formats import Encoding, Tokenizer, encode, tokens_inside
 from rlt_data.formats.spans import Ints
 from rlt_data.progress import Progress
-from rlt_data.provenance import StepSummary
 from rlt_data.settings import SamplingSettings
-from rlt_data.store import Run, TableWriter, content_hash
-from rlt_data.watchdog import check_nothing_owed, describe_owed, watched
+from rlt_data.steps.provenance import StepSummary
+from rlt_data.storage.errorlog import ErrorLog
+from rlt_data.storage.run import Run, TableWriter, content_hash
 
 Question = dict[str, Any]
 

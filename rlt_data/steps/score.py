@@ -21,19 +21,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rlt_data.engines import Engine, Failure, Model, SequenceLogprobs, open_model
-from rlt_data.errorlog import ErrorLog
+from rlt_data.engines.watchdog import check_nothing_owed, describe_owed, watched
 from rlt_data.errors import SettingsError
 from rlt_data.formats import Format, Views, load_format
 from rlt_data.inputs import ingest
-from rlt_data.places import is_url
 from rlt_data.progress import SILENT, Progress
-from rlt_data.provenance import StepSummary, choose_format, default_run, outcome, recorded_format, run_log, step_entry
+from rlt_data.scoring.rows import Item, full_kl_requests, score_row, student_requests, teacher_requests
+from rlt_data.scoring.teacher import TeacherLogprobs
+from rlt_data.scoring.tokens import StudentReading, TeacherReading, pair, read_as_student
 from rlt_data.settings import ScoreSettings
-from rlt_data.steps.items import Item, full_kl_requests, score_row, student_requests, teacher_requests
-from rlt_data.steps.readings import StudentReading, TeacherReading, pair, read_as_student
-from rlt_data.steps.teacher_logprobs import TeacherLogprobs
-from rlt_data.store import Run, TableWriter, content_hash
-from rlt_data.watchdog import check_nothing_owed, describe_owed, watched
+from rlt_data.steps.provenance import (
+    StepSummary,
+    choose_format,
+    default_run,
+    outcome,
+    recorded_format,
+    run_log,
+    step_entry,
+)
+from rlt_data.storage.errorlog import ErrorLog
+from rlt_data.storage.paths import is_url
+from rlt_data.storage.run import Run, TableWriter, content_hash
 
 if TYPE_CHECKING:
     from rlt_data.engines.transformers import TransformersEngine

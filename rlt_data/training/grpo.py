@@ -15,10 +15,10 @@ from rlt_data.engines.config import load_config, longest_text
 from rlt_data.engines.models import Checkpoint, weights_fingerprint
 from rlt_data.errors import InputError, SettingsError
 from rlt_data.formats import Format, Tokenizer, encode
-from rlt_data.places import write_file
 from rlt_data.progress import Progress
 from rlt_data.settings import ModelSettings, PolicySettings
-from rlt_data.store import content_hash
+from rlt_data.storage.paths import write_file
+from rlt_data.storage.run import content_hash
 from rlt_data.training.plan import PolicyPlan, policy_plan_of
 from rlt_data.training.rewards import Reward, Row
 from rlt_data.training.rollouts import policy_trainer

@@ -15,10 +15,10 @@ import numpy as np
 
 from rlt_data.engines import Failure, Model
 from rlt_data.formats import Format, Tokenizer, Views
+from rlt_data.scoring.rows import Item, score_row, student_requests
+from rlt_data.scoring.tokens import pair, read_as_student, read_sampled
 from rlt_data.settings import TrainSolverSettings, TrainTeacherSettings
 from rlt_data.steps.evaluate import solution_in
-from rlt_data.steps.items import Item, score_row, student_requests
-from rlt_data.steps.readings import pair, read_as_student, read_sampled
 from rlt_data.tasks.grading import Grader, Kind
 from rlt_data.training.rollouts import Rollout
 

@@ -16,11 +16,11 @@ from rlt_data.engines import Checkpoint, find_checkpoint, open_tokenizer
 from rlt_data.engines.config import pick_device
 from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.formats import ChatTemplate, Format, Tokenizer
-from rlt_data.places import write_file, write_json
 from rlt_data.progress import Progress, speaks
-from rlt_data.provenance import versions
 from rlt_data.settings import FineTuneSettings, ModelSettings, PolicySettings, TrainingSettings
-from rlt_data.store import changed_keys
+from rlt_data.steps.provenance import versions
+from rlt_data.storage.paths import write_file, write_json
+from rlt_data.storage.run import changed_keys
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from rlt_data.errors import InputError
 from rlt_data.formats import Format, own_format
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import FineTuneSettings, ModelSettings, TrainStudentSettings
-from rlt_data.store import content_hash
+from rlt_data.storage.run import content_hash
 from rlt_data.training.examples import conversations, tokenised
 from rlt_data.training.plan import Plan, plan_of
 from rlt_data.training.runs import (

@@ -6,8 +6,8 @@ from rlt_data.formats import Views
 from rlt_data.inputs.check import good_rows
 from rlt_data.inputs.ingest import question_id
 from rlt_data.progress import SILENT, Progress
-from rlt_data.provenance import choose_format
 from rlt_data.settings import TrainSolverSettings
+from rlt_data.steps.provenance import choose_format
 from rlt_data.tasks.benchmarks import BENCHMARKS, BenchmarkReader
 from rlt_data.tasks.grading import Grader
 from rlt_data.training.grpo import Policy, PolicySummary, train_policy

@@ -12,8 +12,8 @@ from rlt_data.inputs.check import good_rows
 from rlt_data.inputs.ingest import question_id
 from rlt_data.inputs.presets import Row
 from rlt_data.progress import SILENT, Progress
-from rlt_data.provenance import choose_format
 from rlt_data.settings import ModelSettings, TrainTeacherSettings, WarmUpSettings
+from rlt_data.steps.provenance import choose_format
 from rlt_data.training.examples import Text, tokenised
 from rlt_data.training.grpo import Policy, PolicySummary, train_policy
 from rlt_data.training.rewards import DenseReward

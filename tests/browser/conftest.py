@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from rlt_data.reporting.report import report
 from rlt_data.settings import ReportSettings, parse_settings
-from rlt_data.steps.report import report
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rlt_data.cli.main import app
-from rlt_data.store import Run
+from rlt_data.storage.run import Run
 from tests.browser.conftest import Shown, reported
 from tests.made_runs import make_run, ranked, trace
 

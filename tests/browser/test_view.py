@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rlt_data.store import Run
-from rlt_data.tables import to_table
+from rlt_data.storage.run import Run
+from rlt_data.storage.schemas import to_table
 from tests.browser.conftest import Shown
-from tests.page.test_view import Viewed
+from tests.reporting.test_view import Viewed
 
 Show = Callable[..., Shown]
 

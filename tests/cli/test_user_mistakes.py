@@ -308,7 +308,7 @@ def test_a_run_of_other_settings_is_not_mixed_with(
 def held(run: Path) -> Iterator[None]:
     """Let another process write to the run."""
     code = (
-        "import sys; from rlt_data.store import Run\n"
+        "import sys; from rlt_data.storage.run import Run\n"
         "with Run(sys.argv[1]).locked(): print(flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(

@@ -17,8 +17,8 @@ import pytest
 
 from rlt_data.engines import Failure, SequenceRequest
 from rlt_data.engines.pool import Pool
+from rlt_data.engines.watchdog import describe_owed, watched
 from rlt_data.errors import EngineError, ModelError
-from rlt_data.watchdog import describe_owed, watched
 
 MakePool = Callable[..., Pool]
 

@@ -14,12 +14,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rlt_data import retries
-from rlt_data.engines import Failure, PromptRequest, SampleRequest, Sampling, open_model
+from rlt_data.engines import Failure, PromptRequest, SampleRequest, Sampling, open_model, retries
 from rlt_data.engines.server import ServerEngine
+from rlt_data.engines.watchdog import Pulse, watched
 from rlt_data.errors import EngineError, ModelError
 from rlt_data.settings import ModelSettings
-from rlt_data.watchdog import Pulse, watched
 from tests.conftest import Rlt
 from tests.engines.serving import Process, running, wait_until
 from tests.killing import assert_same_table, write_questions

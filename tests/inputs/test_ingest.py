@@ -9,8 +9,8 @@ from rlt_data.errors import InputError
 from rlt_data.formats import load_format
 from rlt_data.inputs import ingest
 from rlt_data.settings import InputSettings, parse_settings
-from rlt_data.store import Run
-from rlt_data.tables import QUESTIONS_PER_PART
+from rlt_data.storage.run import Run
+from rlt_data.storage.schemas import QUESTIONS_PER_PART
 from tests.conftest import write_jsonl
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlt_data.store import Run
+from rlt_data.storage.run import Run
 from tests.hub_server import HubServer
 from tests.made_runs import distilled, make_run, ranked, trace
 

@@ -21,10 +21,10 @@ from rlt_data.errors import HubError
 from rlt_data.publish.card import BEGIN, END, read_card
 from rlt_data.publish.markdown import plain
 from rlt_data.publish.public import without_places
+from rlt_data.publish.push import PushSummary, push
 from rlt_data.settings import PushSettings
-from rlt_data.steps.push import PushSummary, push
-from rlt_data.steps.stats import stats
-from rlt_data.store import Run
+from rlt_data.statistics import stats
+from rlt_data.storage.run import Run
 from tests.conftest import write_jsonl
 from tests.hub_server import File, HubServer
 from tests.made_runs import distilled, make_run, ranked, table, trace

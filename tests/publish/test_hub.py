@@ -13,9 +13,9 @@ import pytest
 from rlt_data.errors import HubError, SettingsError
 from rlt_data.publish import hub as hub_module
 from rlt_data.publish.hub import MANIFEST, Repository
+from rlt_data.publish.push import push as push_folder
 from rlt_data.settings import PushSettings
-from rlt_data.steps.push import push as push_folder
-from rlt_data.store import Run
+from rlt_data.storage.run import Run
 from tests.hub_server import TOKEN, Fault, File, HubServer
 
 NAME = "tester/data"

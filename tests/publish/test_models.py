@@ -18,6 +18,7 @@ from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.formats import own_format
 from rlt_data.publish.models import read_model
 from rlt_data.publish.public import without_places
+from rlt_data.publish.push import PushSummary, push
 from rlt_data.settings import (
     PushSettings,
     TrainSolverSettings,
@@ -25,7 +26,6 @@ from rlt_data.settings import (
     TrainTeacherSettings,
     WarmUpSettings,
 )
-from rlt_data.steps.push import PushSummary, push
 from rlt_data.training.runs import making
 from rlt_data.training.sft import train_student
 from rlt_data.training.solver import train_solver

@@ -16,10 +16,10 @@ import pytest
 from huggingface_hub import DatasetCard
 
 from rlt_data.errors import RunFolderError
+from rlt_data.publish.push import PushSummary, push
 from rlt_data.publish.tables import STAGES
 from rlt_data.settings import PushSettings
-from rlt_data.steps.push import PushSummary, push
-from rlt_data.store import Run
+from rlt_data.storage.run import Run
 from tests.conftest import Rlt
 from tests.hub_server import TOKEN, Fault, HubServer, Pull
 from tests.made_runs import distilled, files_of, make_run, table, trace

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from rlt_data.errors import RunFolderError
+from rlt_data.publish.push import push
 from rlt_data.settings import PushSettings
-from rlt_data.steps.push import push
-from rlt_data.store import Run
+from rlt_data.storage.run import Run
 from tests.hub_server import HubServer
 from tests.store_server import files, running_store, sent
 

@@ -17,7 +17,7 @@ from rlt_data.formats.views import PLAIN, student_message
 from rlt_data.inputs.read import read_records
 from rlt_data.settings import InputSettings
 from rlt_data.steps import distill as distill_module
-from rlt_data.store import Run
+from rlt_data.storage.run import Run
 from tests.made_runs import distilled, files_of, make_run, ranked, trace
 
 Tiny = Callable[..., Path]

@@ -16,8 +16,8 @@ from rlt_data.inputs.presets import BadRow
 from rlt_data.progress import SILENT
 from rlt_data.settings import EvaluateSettings
 from rlt_data.steps.evaluate import _figures, _grade, solution_in
-from rlt_data.store import Run
-from rlt_data.tables import to_table
+from rlt_data.storage.run import Run
+from rlt_data.storage.schemas import to_table
 from rlt_data.tasks.benchmarks import BENCHMARKS
 from rlt_data.tasks.grading import Grader
 from tests.conftest import Rlt, write_jsonl

@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 from transformers import AutoTokenizer
 
-from rlt_data.errorlog import failures
 from rlt_data.formats import encode, load_format
-from rlt_data.store import Run
+from rlt_data.storage.errorlog import failures
+from rlt_data.storage.run import Run
 from tests.conftest import Rlt, write_jsonl
 from tests.killing import table_bytes
 from tests.reference import Reference

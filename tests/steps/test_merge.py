@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlt_data.errorlog import ErrorLog, failures
 from rlt_data.errors import DiskError, RunFolderError, SettingsError
 from rlt_data.settings import MergeSettings, parse_settings
 from rlt_data.steps import merge as merge_module
 from rlt_data.steps.merge import MergeSummary, merge
-from rlt_data.store import Run
-from rlt_data.tables import KEYS, QUESTIONS_PER_PART, to_table
+from rlt_data.storage.errorlog import ErrorLog, failures
+from rlt_data.storage.run import Run
+from rlt_data.storage.schemas import KEYS, QUESTIONS_PER_PART, to_table
 from tests.conftest import Rlt, write_jsonl
 from tests.made_runs import distilled, files_of, make_run, ranked, table, trace
 

@@ -9,7 +9,7 @@ import yaml
 
 from rlt_data.errors import InputError, RltDataError, SettingsError
 from rlt_data.steps.pipeline import load_pipeline
-from rlt_data.store import Run
+from rlt_data.storage.run import Run
 from tests.conftest import Rlt
 from tests.made_runs import files_of, make_run, trace
 

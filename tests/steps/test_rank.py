@@ -13,8 +13,8 @@ from polars.testing import assert_frame_equal
 
 from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.steps import rank as rank_module
-from rlt_data.store import Run
-from rlt_data.tables import to_table
+from rlt_data.storage.run import Run
+from rlt_data.storage.schemas import to_table
 from tests.made_runs import files_of, make_run, ranked, table, trace
 
 Row = dict[str, Any]

@@ -8,12 +8,12 @@ import polars as pl
 import pytest
 
 from rlt_data.cli.output import printable
-from rlt_data.errorlog import ErrorLog
 from rlt_data.errors import RunFolderError, SettingsError
-from rlt_data.steps.browse import find
-from rlt_data.steps.stats import TERMS, stats
-from rlt_data.store import Run
-from rlt_data.tables import to_table
+from rlt_data.reporting.browse import find
+from rlt_data.statistics import TERMS, stats
+from rlt_data.storage.errorlog import ErrorLog
+from rlt_data.storage.run import Run
+from rlt_data.storage.schemas import to_table
 from tests.conftest import Rlt
 from tests.made_runs import make_run, ranked, trace
 

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
-from rlt_data.watchdog import Pulse, take
+from rlt_data.engines.watchdog import Pulse, take
 
 T = TypeVar("T")
 

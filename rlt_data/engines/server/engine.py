@@ -28,17 +28,17 @@ from rlt_data.engines.protocol import (
     owed_groups,
     owed_prompts,
 )
+from rlt_data.engines.retries import pause
 from rlt_data.engines.server.background import Background, Once
 from rlt_data.engines.server.completions import Completions, find_end_tokens
 from rlt_data.engines.server.probing import Probe, refuse_different_models
 from rlt_data.engines.server.routing import Endpoint, GaveUp, Router
 from rlt_data.engines.server.scoring import read_prompt_logprobs
 from rlt_data.engines.server.transport import Refusal, Transport
+from rlt_data.engines.watchdog import Pulse
 from rlt_data.errors import ModelError
 from rlt_data.formats import Tokenizer
-from rlt_data.retries import pause
 from rlt_data.settings import ModelSettings, ScoreSettings
-from rlt_data.watchdog import Pulse
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from rlt_data.engines.retries import pause
 from rlt_data.engines.server.probing import DENIED, PROBE_SECONDS, Dialect, Served
 from rlt_data.engines.server.transport import Refusal, Transport, Trouble, reading
 from rlt_data.errors import EngineError
-from rlt_data.retries import pause
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx2
 
+from rlt_data.engines.retries import RETRIED, retry_after
 from rlt_data.errors import SettingsError
-from rlt_data.retries import RETRIED, retry_after
 from rlt_data.settings import ModelSettings
 
 _LONGEST_MESSAGE = 300
@@ -101,7 +101,7 @@ class Transport:
             limit: seconds for the whole answer, if that is less than ``--read-timeout``.
 
         Raises:
-            Trouble: no answer, none of use, or a status in :data:`~rlt_data.retries.RETRIED`.
+            Trouble: no answer, none of use, or a status in :data:`~rlt_data.engines.retries.RETRIED`.
             Refusal: any other error.
         """
         return await self._request("POST", url, body, limit)

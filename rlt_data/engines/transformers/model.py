@@ -16,9 +16,9 @@ from rlt_data.engines.config import load_config, longest_text, pick_device, pick
 from rlt_data.engines.models import Checkpoint
 from rlt_data.engines.transformers.cache import GrowingCache
 from rlt_data.engines.transformers.exact import linear, make_exact
+from rlt_data.engines.watchdog import Pulse
 from rlt_data.errors import ModelError, first_line
 from rlt_data.settings import ModelSettings
-from rlt_data.watchdog import Pulse
 
 #: Rows and vocabulary entries of one block of logits: 32 MB in float32 on a CPU, 128 MB elsewhere.
 _BLOCK_ROWS, _BLOCK_VOCABULARY_CPU, _BLOCK_VOCABULARY = 2048, 4096, 16384

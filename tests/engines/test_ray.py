@@ -1,0 +1,144 @@
+"""Steps on a Ray cluster of three nodes, which are processes of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlt_data import CountdownSettings, make_countdown
+from rlt_data.engines.ray import Feed
+from tests.conftest import Rlt
+from tests.killing import command, environment, run_to_end
+
+pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+
+    nodes = {"num_cpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args=nodes)
+    for _ in range(2):
+        made.add_node(num_cpus=2, object_store_memory=80 * 2**20)
+    made.wait_for_nodes()
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("questions") / "questions.jsonl"
+    make_countdown(CountdownSettings(out=str(file), rows=300))
+    return file
+
+
+def generate(questions: Path, run: Path, *more: Any) -> list[str]:
+    options = ("--n", "4", "--max-tokens", "60", *map(str, more))
+    return command("generate", "--teacher", "nano", "--in", questions, "--out", run, *options)
+
+
+def score(run: Path, *more: Any) -> list[str]:
+    return command("score", "--student", "nano", "--in", run, *map(str, more))
+
+
+@pytest.fixture(scope="module")
+def alone(questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a single machine."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    run_to_end(generate(questions, run))
+    shutil.copytree(run, run.with_name("scored"))
+    run_to_end(score(run.with_name("scored")))
+    return run
+
+
+def tables(run: Path) -> dict[str, bytes]:
+    assert not (run / "journal").exists()
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*.parquet")}
+
+
+def started(arguments: list[str], run: Path, table: str) -> subprocess.Popen[str]:
+    """Start a command, and return when some of its rows are on disk."""
+    process = subprocess.Popen(
+        arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    while not list((run / "journal" / table).glob("*/*.parquet")):
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        time.sleep(0.1)
+    return process
+
+
+def test_a_node_that_dies_costs_nothing_but_time(cluster: Any, questions: Path, alone: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = started(generate(questions, run, "--ray", cluster.address, "--engines", 3), run, "traces")
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert tables(run) == tables(alone)
+    cluster.add_node(num_cpus=2, object_store_memory=80 * 2**20)
+    cluster.wait_for_nodes()
+
+
+@pytest.mark.parametrize("begins", ["here", "on the cluster"])
+def test_a_run_is_finished_on_the_other_side(
+    cluster: Any, questions: Path, alone: Path, tmp_path: Path, begins: str
+) -> None:
+    run = tmp_path / "run"
+    sides: list[tuple[Any, ...]] = [(), ("--ray", cluster.address, "--engines", 2)]
+    if begins == "on the cluster":
+        sides.reverse()
+    process = started(generate(questions, run, *sides[0]), run, "traces")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run_to_end(generate(questions, run, *sides[1]))
+    assert tables(run) == tables(alone)
+
+
+def test_scores_are_those_of_one_machine(cluster: Any, alone: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(alone, tmp_path / "run")
+    run_to_end(score(run, "--ray", cluster.address))
+    assert tables(run) == tables(alone.with_name("scored"))
+
+
+def test_batches_are_handed_out_whatever_the_order_they_come_in() -> None:
+    async def hand_out() -> list[list[int] | None]:
+        feed = Feed()
+        asked = [asyncio.create_task(feed.get(ticket)) for ticket in (0, 1, 2)]
+        for come in (feed.put(1, [11]), feed.close(2), feed.put(0, [10])):
+            await asyncio.sleep(0)
+            await come
+        first = await asyncio.gather(*asked)
+        await feed.drop(0)
+        return [*first, await feed.get(0), await feed.get(1)]
+
+    assert asyncio.run(hand_out()) == [[10], [11], None, [], [11]]
+
+
+def test_mistakes(cluster: Any, questions: Path, tmp_path: Path, rlt: Rlt, monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(*options: Any, code: int) -> str:
+        run = tmp_path / "run"
+        output = rlt("generate", "--teacher", "nano", "--in", questions, "--out", run, *options, code=code).output
+        assert not (run / "traces").exists()
+        return output
+
+    assert "ray: is needed with --engines" in said("--engines", 2, code=2)
+    assert "goes with --engine transformers or vllm" in said(
+        "--ray", "auto", "--engine", "server", "--url", "http://localhost/v1", code=2
+    )
+    assert "7 engines of one CPU do not fit into the cluster: 0 GPUs, 6 CPUs" in said(
+        "--ray", cluster.address, "--engines", 7, code=2
+    )
+    assert "--ray 127.0.0.1:1: no cluster there" in said("--ray", "127.0.0.1:1", code=8)
+    assert "takes auto, local, or the address" in said("--ray", "ray://10.0.0.1:10001", code=2)
+    monkeypatch.setattr("rlt_data.engines.ray.find_spec", lambda name: None)
+    assert "pip install 'rlt-data[ray]'" in said("--ray", "auto", code=6)

@@ -1,0 +1,241 @@
+"""The page while a run goes on: what it says, who may read it, and that it outlives what it shows."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from rlt_data.reporting import live
+from rlt_data.reporting.live import Watch
+from rlt_data.storage.run import Run
+from rlt_data.storage.schemas import to_table
+from tests.conftest import Rlt, write_jsonl
+from tests.made_runs import make_run, ranked, trace
+
+RLT = [sys.executable, "-c", "from rlt_data.cli.main import main; main()"]
+
+
+class Viewed:
+    """A server of a page in a process of its own."""
+
+    def __init__(self, run: object, *options: object) -> None:
+        command = [*RLT, "view", str(run), *map(str, options or ("--port", "0"))]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.process.stdout
+        self.address = self.process.stdout.readline().split()[0]
+        self.port = int(self.address.rstrip("/").rpartition(":")[2])
+
+    def ask(self, path: str, host: str | None = None) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection.request("GET", path, headers={"Host": host or f"127.0.0.1:{self.port}"})
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+    def get(self, path: str) -> Any:
+        status, text = self.ask(path)
+        assert status == 200, text
+        return json.loads(text)
+
+    def step(self, name: str = "generate") -> dict[str, Any]:
+        return next((dict(each) for each in self.get("/live")["steps"] if each["step"] == name), {"done": 0})
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def viewed() -> Iterator[Callable[..., Viewed]]:
+    servers: list[Viewed] = []
+
+    def start(run: object, *options: object) -> Viewed:
+        servers.append(Viewed(run, *options))
+        return servers[-1]
+
+    yield start
+    for each in servers:
+        each.process.kill()
+        each.process.wait()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = make_run(tmp_path / "run", [trace("a", i, float(i)) for i in range(3)], [trace("b", 0, 1.0)])
+    run.record("generate", {"settings": {"n": 3}})
+    ranked(run)
+    return run
+
+
+def until(happens: Callable[[], bool], seconds: float = 120.0) -> None:
+    ends = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < ends
+        time.sleep(0.2)
+
+
+# Who may read it
+
+
+def test_it_listens_on_loopback_alone(viewed: Callable[..., Viewed], run: Run) -> None:
+    server = viewed(run.path)
+    assert server.address == f"http://127.0.0.1:{server.port}/"
+    sockets = [
+        line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()
+    ]
+    places = {fields[1] for fields in sockets if fields[1].endswith(f":{server.port:04X}") and fields[3] == "0A"}
+    assert places == {f"0100007F:{server.port:04X}"}
+    assert server.end() == 0
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example:1", "localhost.evil.example"]
+)
+def test_foreign_hosts_are_refused(viewed: Callable[..., Viewed], run: Run, host: str) -> None:
+    server = viewed(run.path)
+    for path in ("/", "/live", "/index", "/question/a", "/trace/a%2F0", "/overview", "/nothing"):
+        status, text = server.ask(path, host)
+        assert status == 403 and "a/0" not in text
+    for own in ("localhost", "localhost:9000", f"127.0.0.1:{server.port}", "[::1]:80"):
+        assert server.ask("/live", own)[0] == 200
+
+
+def test_answers_are_what_the_run_holds(viewed: Callable[..., Viewed], run: Run) -> None:
+    server = viewed(run.path, "--limit", 3, "--port", 0)
+    status, text = server.ask("/")
+    assert status == 200 and "connect-src 'self'" in text and 'id="live"' in text
+    index = server.get("/index")
+    assert index["columns"]["trace_id"] == ["a/0", "a/1", "a/2"]  # the limit
+    assert [each["trace_id"] for each in server.get("/question/a")["traces"]] == ["a/0", "a/1", "a/2"]
+    [other] = server.get("/trace/b%2F0")["traces"]  # beyond the limit, as the newest ones may be
+    assert other["figures"]["reward"] == 1.0 and other["trace_id"] == "b/0"
+    assert server.ask("/trace/none")[0] == server.ask("/question/none")[0] == 404
+    assert {each["trace_id"] for each in server.get("/live")["newest"]} == {"a/0", "a/1", "a/2", "b/0"}
+
+
+def test_mistakes(viewed: Callable[..., Viewed], run: Run) -> None:
+    taken = str(viewed(run.path).port)
+    for options, code, message in [
+        ([str(run.path), "--port", taken], 2, f"error: --port: {taken} is taken; --port 0 takes a free one\n"),
+        (["nothing"], 5, "error: nothing: no such run folder\n"),
+    ]:
+        done = subprocess.run([*RLT, "view", *options], capture_output=True, text=True)
+        assert (done.returncode, done.stderr, done.stdout) == (code, message, "")
+
+
+def test_a_run_that_is_gone_is_told_and_may_come_back(viewed: Callable[..., Viewed], run: Run, tmp_path: Path) -> None:
+    server = viewed(run.path)
+    Path(str(run.path)).rename(tmp_path / "elsewhere")
+    status, text = server.ask("/live")
+    assert status == 503 and "no such run folder" in text
+    (tmp_path / "elsewhere").rename(str(run.path))
+    assert server.step()["done"] == 4
+
+
+# A run that goes on
+
+
+def test_it_follows_a_run_through_its_kill_and_resume(viewed: Callable[..., Viewed], rlt: Rlt, tmp_path: Path) -> None:
+    rlt("countdown", "make", "--out", "q.jsonl", "--rows", 600, "--most", 3, "--largest", 14, "--largest-target", 120)
+    command = [
+        *RLT,
+        "generate",
+        "--teacher",
+        "nano",
+        "--in",
+        "q.jsonl",
+        "--n",
+        "8",
+        "--max-tokens",
+        "96",
+        "--out",
+        "run",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    process = start()
+    until(lambda: Run.is_at("run"))
+    server = viewed("run")
+    seen: list[dict[str, Any]] = []
+
+    def more_than(rows: int) -> bool:
+        seen.append(server.step())
+        assert process.poll() is None or seen[-1]["done"] == 4800
+        return bool(seen[-1]["done"] > rows)
+
+    until(lambda: more_than(100))
+    time.sleep(2.5)
+    until(lambda: more_than(seen[0]["done"]))
+    moving = [each for each in seen if each.get("tokens_per_second")]
+    assert moving and moving[-1]["state"] == "at work" and moving[-1]["total"] == 4800
+    assert moving[-1]["seconds_left"] > 0
+    process.kill()
+    process.communicate()
+    stopped = server.step()["done"]
+    rows = pl.read_parquet([str(path) for path in Path("run").rglob("*.parquet") if "traces" in path.parts])
+    assert stopped == rows["trace_id"].n_unique() < 4800
+    process = start()
+    until(lambda: more_than(stopped))
+    newest = server.get("/live")["newest"]
+    assert len(newest) == live._NEWEST and all(each["text"] for each in newest)
+    assert server.get(f"/trace/{newest[0]['trace_id']}")["traces"]
+    assert process.wait(240) == 0
+    assert server.step() | {"failed": 0} == {
+        "step": "generate", "done": 4800, "failed": 0, "total": 4800, "tokens_per_second": None, "seconds_left": None,
+        "state": "done",
+    }  # fmt: skip
+    assert len(server.get("/index")["columns"]["trace_id"]) == 4800
+    assert server.end() == 0
+
+
+def test_throughput_time_left_and_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(live.time, "monotonic", lambda: now)
+    run = Run(tmp_path / "run")
+    questions = [{"question_id": f"q{i}", "question": "?", "solution": "!"} for i in range(10)]
+    run.write_part("questions", 0, to_table("questions", questions))
+    run.record("generate", {"settings": {"n": 2}})
+    watch = Watch(str(run.path))
+
+    def add(*keys: int) -> None:
+        rows = [
+            {"trace_id": f"t{k}", "question_id": f"q{k // 2}", "sample_index": k % 2, "completion": f"text {k}",
+             "completion_tokens": 100, "made_by": "m"}
+            for k in keys
+        ]  # fmt: skip
+        run.add_segment("traces", 0, to_table("traces", rows))
+
+    def step() -> dict[str, Any]:
+        return dict(watch.now()["steps"][0])
+
+    assert (step()["done"], step()["total"], step()["tokens_per_second"]) == (0, 20, None)
+    stamp = watch.now()["stamp"]
+    now += 10
+    add(0, 1, 2, 3)
+    found = step()
+    assert found["tokens_per_second"] == 40.0 and found["seconds_left"] == 40.0 and found["state"] == "at work"
+    assert watch.now()["stamp"] != stamp
+    assert [each["trace_id"] for each in watch.now()["newest"]] == ["t3", "t2", "t1", "t0"]
+    now += live._QUIET + 5
+    found = step()
+    assert found["state"] == "no new row for 25 s" and found["seconds_left"] is found["tokens_per_second"] is None
+    now += 300
+    add(4, 5)
+    assert step()["state"] == "at work"  # after a silence only what is new counts
+    write_jsonl(Path(str(run.path)) / "errors.jsonl", [{"key": f"t{k}", "step": "generate"} for k in range(6, 20)])
+    assert step()["state"] == "done" and step()["failed"] == 14
+    run.compact_all("traces")
+    assert step()["done"] == 6

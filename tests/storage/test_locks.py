@@ -1,0 +1,182 @@
+"""Who may write to a run folder in a store; a store in memory, where nothing takes long."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from rlt_data.errors import RunFolderError
+from rlt_data.steps.provenance import run_log
+from rlt_data.storage import locks
+from rlt_data.storage.errorlog import ErrorLog
+from rlt_data.storage.run import Run, TableWriter
+from rlt_data.storage.schemas import to_table
+from tests.made_runs import trace
+
+LOCK = "/run/.lock"
+
+
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch) -> MemoryFileSystem:
+    """The store, empty."""
+    monkeypatch.setattr(locks, "SETTLE_SECONDS", 0.05)
+    files = MemoryFileSystem()
+    files.store.clear()
+    return files
+
+
+@pytest.fixture
+def run(files: MemoryFileSystem) -> Run:
+    return Run("memory://run")
+
+
+Left = Callable[..., None]
+
+
+@pytest.fixture
+def left(files: MemoryFileSystem) -> Left:
+    """Leave a lock as if this process had been another one: left(process=3, host="b")."""
+
+    def leave(**changes: Any) -> None:
+        holder = {"token": "of another", "host": socket.gethostname(), "process": os.getpid(), "since": "then"}
+        files.pipe_file(LOCK, json.dumps({**holder, "machine": locks._machine(), **changes}).encode())
+
+    return leave
+
+
+def test_a_second_writer_is_refused_and_told_until_when(run: Run, files: MemoryFileSystem) -> None:
+    with run.locked():
+        with pytest.raises(RunFolderError) as refused, Run("memory://run").locked():
+            pass
+        run.record("generate", {"rows": 1})
+    said = str(refused.value)
+    assert said.startswith("memory://run: another rlt-data process is writing to this run folder: process ")
+    assert ", heard of 0 s ago. If it was killed, the folder is free from " in said and "\n" not in said
+    with Run("memory://run").locked():
+        pass
+    assert not files.exists(LOCK) and Run("memory://run").step("generate") == {"rows": 1}
+
+
+def test_a_lock_that_is_not_renewed_is_taken_over(
+    run: Run, left: Left, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    left(host="elsewhere", process=77)
+    with pytest.raises(RunFolderError, match="process 77 on elsewhere"), run.locked():
+        pass
+    monkeypatch.setattr(locks, "STALE_SECONDS", 0.2)
+    time.sleep(0.3)
+    with caplog.at_level(logging.WARNING, logger="rlt_data"), run.locked():
+        run.record("generate", {})
+    assert "process 77 on elsewhere" in caplog.text and "its lock is taken over" in caplog.text
+
+
+def test_a_process_of_this_machine_that_is_gone_is_not_waited_for(run: Run, left: Left) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left(process=gone.pid, machine="another start of this machine")
+    with pytest.raises(RunFolderError), run.locked():
+        pass
+    left(process=gone.pid)
+    with run.locked():
+        run.record("generate", {})
+
+
+def test_a_lock_that_this_process_could_not_give_up_is_no_obstacle(run: Run, left: Left) -> None:
+    left()
+    with run.locked():
+        run.record("generate", {})
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}"])
+def test_a_file_lock_that_was_copied_along_is_no_obstacle(run: Run, files: MemoryFileSystem, content: bytes) -> None:
+    files.pipe_file(LOCK, content)
+    with run.locked():
+        run.record("generate", {})
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda run: run.write_part("traces", 0, to_table("traces", [])),
+        lambda run: run.compact("traces", 0),
+        lambda run: run.record("generate", {}),
+        lambda run: ErrorLog(run, "generate").add("k", "reason", None),
+        lambda run: replace(run, "traces"),
+        lambda run: append(run, "traces"),
+        lambda run: log(run, "a line"),
+    ],
+)
+def test_a_writer_that_lost_its_lock_stops_before_it_writes(
+    run: Run, left: Left, files: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch, write: Callable[[Run], None]
+) -> None:
+    with pytest.raises(RunFolderError, match="has taken this run folder over"), run.locked():
+        append(run, "traces")
+        written = files.find("/run")
+        left(host="elsewhere")
+        monkeypatch.setattr(locks, "STALE_SECONDS", 0.0)  # it slept for longer than that
+        write(run)
+    assert files.find("/run") == written and b"elsewhere" in files.cat_file(LOCK)
+
+
+def append(run: Run, table: str) -> None:
+    with TableWriter(run, table) as writer:
+        writer.append(0, trace("q", 0))
+
+
+def log(run: Run, line: str) -> None:
+    with run_log(run):
+        logging.getLogger("rlt_data").warning(line)
+
+
+def replace(run: Run, table: str) -> None:
+    with run.replacing(table) as write:
+        write(0, to_table(table, []))
+
+
+def test_a_lock_is_renewed_while_it_is_held_and_its_loss_is_noticed(
+    run: Run, files: MemoryFileSystem, left: Left, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "REFRESH_SECONDS", 0.05)
+    monkeypatch.setattr(locks, "STALE_SECONDS", 1.5)
+    with run.locked():
+        for _ in range(2):
+            time.sleep(1)
+            with pytest.raises(RunFolderError, match="is writing"), Run("memory://run").locked():
+                pass
+        run.record("generate", {})
+        files.rm_file(LOCK)
+        time.sleep(1)
+        with pytest.raises(RunFolderError, match="taken this run folder over"):
+            run.record("generate", {"more": 1})
+    assert run.step("generate") == {}
+
+
+def test_of_two_that_take_a_lock_over_one_gets_it(
+    run: Run, left: Left, files: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left()
+    meanwhile = lambda seconds: files.pipe_file(LOCK, b'{"token": "of a third"}')  # noqa: E731
+    monkeypatch.setattr(locks.time, "sleep", meanwhile)
+    with pytest.raises(RunFolderError, match="at the same moment"), run.locked():
+        pass
+    assert files.cat_file(LOCK) == b'{"token": "of a third"}'
+
+
+def test_a_lock_on_a_disk_is_as_before(tmp_path: Path) -> None:
+    run = Run((tmp_path / "run").as_uri())
+    assert run.path == tmp_path / "run"
+    with run.locked(), pytest.raises(RunFolderError, match="another rlt-data process is writing to this run folder$"):
+        with Run(tmp_path / "run").locked():
+            pass
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,195 @@
+"""What a run folder can be named by, and stores of other kinds than S3."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import s3fs
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+
+from rlt_data.errors import DiskError, RunFolderError
+from rlt_data.storage.paths import UNFINISHED, appending, names_in, new_folder, place, write_json
+from rlt_data.storage.run import Run
+from tests.conftest import Rlt
+from tests.made_runs import distilled, make_run, ranked, table, trace
+from tests.store_server import StoreServer
+
+Tiny = Callable[..., Path]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[StoreServer]:
+    """A store without a bucket."""
+    server = StoreServer()
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield server
+    server.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("runs/demo", "runs/demo"),
+        ("file:///runs/demo", "/runs/demo"),
+        ("local:///runs/demo", "/runs/demo"),
+        ("C://runs", "C:/runs"),
+        ("C:\\runs\\demo", "C:\\runs\\demo"),
+        ("odd:name", "odd:name"),
+        ("runs/a://b", "runs/a:/b"),
+        ("run*[1]?", "run*[1]?"),
+    ],
+)
+def test_names_of_places_on_a_disk(name: str, path: str) -> None:
+    assert place(name) == Path(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("s4://bucket/run", "s4://bucket/run: unknown protocol s4://; takes s3://, gs:// and others"),
+        ("S3://bucket/run", "S3://bucket/run: unknown protocol S3://"),
+        ("s3:/bucket/run", "s3:/bucket/run: a URL has two slashes after its protocol"),
+        ("simplecache::s3://bucket/run", "holds none of :: * ? ["),
+        ("s3://bucket/run*", "holds none of :: * ? ["),
+        ("s3:///", "the URL of a run folder is PROTOCOL://FOLDER"),
+        ("gs://bucket/run", "the package for gs:// is not installed: pip install 'rlt-data[gcs]'"),
+        ("abfs://bucket/run", "the package for abfs:// is not installed: Install adlfs"),
+    ],
+)
+@pytest.mark.parametrize("command", ["generate", "score", "rank", "stats"])
+def test_a_url_that_leads_nowhere(
+    rlt: Rlt, problems: Path, monkeypatch: pytest.MonkeyPatch, command: str, name: str, says: str
+) -> None:
+    for package in ("gcsfs", "adlfs"):
+        monkeypatch.setitem(sys.modules, package, None)
+    commands: dict[str, tuple[Any, ...]] = {
+        "generate": ("generate", "--in", problems, "--teacher", "nano", "--out", name),
+        "score": ("score", "--in", problems, "--student", "nano", "--out", name),
+        "rank": ("rank", "--in", name),
+        "stats": ("stats", name),
+    }
+    result = rlt(*commands[command], code=5)
+    assert says in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not [path for path in Path().iterdir() if path.suffix != ".jsonl"]
+
+
+def test_a_bucket_or_a_run_that_is_not_there(rlt: Rlt, tiny: Tiny, problems: Path, server: StoreServer) -> None:
+    step = "generate", "--in", problems, "--teacher", tiny(), "--max-tokens", 5, "--out", "s3://no-such-bucket/run"
+    assert "cannot write s3://no-such-bucket/run: The specified bucket does not exist" in rlt(*step, code=7).stderr
+    assert "s3://no-such-bucket/run: no such run folder" in rlt("stats", "s3://no-such-bucket/run", code=5).stderr
+    assert "no such run folder" in rlt("score", "--in", "s3://no-such-bucket/run", "--student", "nano", code=5).stderr
+    s3fs.S3FileSystem().mkdir("there")
+    s3fs.S3FileSystem().touch("there/else/note.txt")
+    assert "s3://there/else: not a run folder" in rlt("rank", "--in", "s3://there/else", code=5).stderr
+
+
+@pytest.mark.parametrize("command", ["generate", "stats"])
+def test_without_credentials(
+    rlt: Rlt, problems: Path, server: StoreServer, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    url = "s3://bucket/run"
+    step = (
+        ("generate", "--in", problems, "--teacher", "nano", "--out", url) if command == "generate" else ("stats", url)
+    )
+    result = rlt(*step, code=5)
+    assert "cannot be read: Unable to locate credentials" in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_a_server_that_is_not_there(rlt: Rlt, server: StoreServer) -> None:
+    server.stop()
+    try:
+        assert "cannot be read: Could not connect" in rlt("stats", "s3://bucket/run", code=5).stderr
+    finally:
+        server.start()
+
+
+def test_what_can_be_on_this_machine_only(rlt: Rlt) -> None:
+    url = "s3://bucket/rows.jsonl"
+    assert f"{url}: rows are read from this machine" in rlt("check", "--in", url, code=3).stderr
+    made = rlt("countdown", "make", "--out", url, code=2)
+    assert "--out: takes a place on this machine" in made.stderr
+    trained = rlt("train-student", "--in", "x.jsonl", "--model", "nano", "--out", "s3://bucket/model", code=2)
+    assert "--out: takes a place on this machine" in trained.stderr
+
+
+class Shelf(LocalFileSystem):
+    """A store of folders, as sftp is: what is uploaded can be seen before all of it is there."""
+
+    protocol = "shelf"
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> str:
+        return super()._strip_protocol(str(path).removeprefix("shelf://"))
+
+    def put_file(self, lpath: str, rpath: str, **options: Any) -> None:
+        assert Path(rpath).name.endswith((".tmp", ".lock")), "half a file could be seen"
+        super().put_file(lpath, rpath, **options)
+
+
+def test_where_half_a_file_could_be_seen_it_is_moved_into_place(tmp_path: Path) -> None:
+    fsspec.register_implementation("shelf", Shelf, clobber=True)
+    run = make_run(f"shelf://{tmp_path}/run", [trace("q", 0), trace("q", 1)], [trace("r", 0)])
+    assert ranked(run).rows == 3 and distilled(run).rows == 2
+    disk = make_run(tmp_path / "disk", [trace("q", 0), trace("q", 1)], [trace("r", 0)])
+    ranked(disk)
+    assert table(Run(tmp_path / "run"), "ranks").equals(table(disk, "ranks"))
+    assert not [path for path in (tmp_path / "run").rglob(".*") if path.is_file()]
+
+
+def test_a_folder_in_a_store_that_is_not_made_whole_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    MemoryFileSystem.store.clear()
+    folder = place("memory://folder")
+    write_json(folder / "old.json", 1)
+    original = MemoryFileSystem.put_file
+
+    def refusing(self: MemoryFileSystem, local: str, path: str, **options: Any) -> None:
+        if path.endswith("last.json"):
+            raise ConnectionError("gone")
+        original(self, local, path, **options)
+
+    def write() -> None:
+        with new_folder(folder) as fresh:
+            for name in ("last.json", "inner/first.json"):
+                (fresh / name).parent.mkdir(exist_ok=True)
+                (fresh / name).write_text("2")
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", refusing)
+    with pytest.raises(DiskError, match="cannot write all of memory://folder: gone. Do this step again"):
+        write()
+    assert names_in(folder) == {"old.json", "inner", UNFINISHED}
+    monkeypatch.undo()
+    write()
+    assert names_in(folder) == {"inner", "last.json"}
+    with pytest.raises(DiskError, match="came to be there"), new_folder(folder, replace=False):
+        pass
+
+
+def test_lines_come_to_the_end_of_a_file_also_after_an_error() -> None:
+    MemoryFileSystem.store.clear()
+    log = place("memory://run/run.log")
+    with appending(log, before=lambda: None) as file:
+        file.write_text("one\n")
+    with pytest.raises(ZeroDivisionError), appending(log, before=lambda: None) as file:
+        file.write_text("two\n")
+        raise ZeroDivisionError
+    with appending(log, before=lambda: None):
+        pass
+    assert MemoryFileSystem().cat_file("/run/run.log") == b"one\ntwo\n"
+
+
+def test_a_run_of_a_newer_layout_is_refused_in_a_store_too() -> None:
+    MemoryFileSystem.store.clear()
+    write_json(place("memory://run/run.json"), {"version": 99})
+    with pytest.raises(RunFolderError, match="layout version 99"):
+        Run("memory://run")

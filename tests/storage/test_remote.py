@@ -1,0 +1,305 @@
+"""Run folders in a store that speaks S3: the same tables, promises and resuming as on a disk."""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import s3fs
+
+from rlt_data.errors import DiskError, RunFolderError
+from rlt_data.reporting.live import Watch
+from rlt_data.reporting.report import report
+from rlt_data.settings import GenerateSettings, ReportSettings, ScoreSettings, parse_settings
+from rlt_data.steps.generate import generate
+from rlt_data.steps.score import score
+from rlt_data.storage import parquet
+from rlt_data.storage import run as store
+from rlt_data.storage.errorlog import ErrorLog, failures
+from rlt_data.storage.run import Run
+from rlt_data.storage.schemas import to_table
+from tests.conftest import Rlt
+from tests.killing import command, environment, table_bytes, write_questions
+from tests.made_runs import distilled, make_run, ranked, trace
+from tests.store_server import StoreServer, fetched, files, running_store, sent
+
+Tiny = Callable[..., Path]
+TABLES = ("questions", "traces", "scores", "ranks")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[StoreServer]:
+    with running_store() as server:
+        yield server
+
+
+@pytest.fixture
+def url(server: StoreServer, request: pytest.FixtureRequest) -> str:
+    """Where a run can be, another place for each test."""
+    return "s3://bucket/runs/" + re.sub(r"\W", "-", request.node.name)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts the requests to the store by their kind."""
+    counted: Counter[str] = Counter()
+    original = s3fs.S3FileSystem._call_s3
+
+    async def counting(self: Any, method: str, *args: Any, **options: Any) -> Any:
+        counted[method] += 1
+        return await original(self, method, *args, **options)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counting)
+    return counted
+
+
+def assert_same_tables(run: Path, other: Path, *tables: str) -> None:
+    for table in tables:
+        assert table_bytes(run, table) == table_bytes(other, table) != {}, table
+    assert not (run / "journal").exists()
+
+
+def test_the_whole_way_gives_the_same_in_a_store_and_on_a_disk(
+    rlt: Rlt, tiny: Tiny, problems: Path, tmp_path: Path, url: str
+) -> None:
+    for out in ("disk", url):
+        rlt("generate", "--in", problems, "--teacher", tiny(), "--n", 3, "--max-tokens", 30, "--out", out)
+        rlt("score", "--in", out, "--student", tiny("chat", 1))
+        rlt("rank", "--in", out)
+        rlt("distill", "--in", out, "--select", "all", "--include-truncated")
+    run, disk = fetched(url, tmp_path / "run"), tmp_path / "disk"
+    assert_same_tables(run, disk, *TABLES)
+    names = {path.relative_to(disk).as_posix() for path in disk.rglob("*") if path.is_file()}
+    assert {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()} == names - {".lock"}
+    assert (run / "dataset" / "train.jsonl").read_bytes() == (disk / "dataset" / "train.jsonl").read_bytes()
+    assert [line[24:] for line in (run / "run.log").read_text().splitlines()] == [
+        line[24:] for line in (disk / "run.log").read_text().splitlines()
+    ]
+    assert rlt("show", url).stdout == rlt("show", disk).stdout
+    in_store, on_disk = (re.sub(r"[\d,]+ tokens/s", "", rlt("stats", run).stdout) for run in (url, disk))
+    assert in_store == on_disk
+    again = rlt("generate", "--in", problems, "--teacher", tiny(), "--n", 3, "--max-tokens", 30, "--out", url)
+    assert "18 traces (0 new)" in again.stdout
+    rlt("distill", "--in", url, "--select", "all", "--include-truncated", "--out", "here")
+    assert pl.read_parquet("here/data/*.parquet").equals(pl.read_parquet(run / "dataset/data/*.parquet"))
+
+
+def test_an_evaluation_gives_the_same_in_a_store(rlt: Rlt, tmp_path: Path, url: str) -> None:
+    rlt("countdown", "make", "--rows", 4, "--out", "problems.jsonl")
+    step = "evaluate", "--benchmark", "countdown", "--in", "problems.jsonl", "--model", "nano", "--max-tokens", 40
+    shown = [rlt(*step, "--out", out).stdout.replace(str(out), "RUN") for out in ("disk", url)]
+    assert shown[0] == shown[1]
+    run = fetched(url, tmp_path / "run")
+    assert_same_tables(run, Path("disk"), "questions", "answers", "grades")
+    assert (run / "evaluation.json").read_bytes() == Path("disk/evaluation.json").read_bytes()
+
+
+def test_scoring_into_another_folder_takes_the_traces_over_once(
+    rlt: Rlt, tiny: Tiny, problems: Path, tmp_path: Path, url: str, calls: Counter[str]
+) -> None:
+    rlt("generate", "--in", problems, "--teacher", tiny(), "--n", 2, "--max-tokens", 10, "--out", "first")
+    scored = "score", "--in", "first", "--student", tiny("chat", 1), "--out", url
+    rlt(*scored)
+    assert_same_tables(fetched(url, tmp_path / "run"), tmp_path / "first", "questions", "traces")
+    before = files().modified(f"{url}/traces/part-00000.parquet")
+    assert "12 scores (0 new)" in rlt(*scored).stdout
+    assert files().modified(f"{url}/traces/part-00000.parquet") == before
+    assert "12 scores (12 new)" in rlt("score", "--in", url, "--student", tiny(), "--out", "back").stdout
+
+
+@pytest.mark.parametrize("begun", ["disk", "store"])
+def test_a_run_is_begun_on_one_side_and_finished_on_the_other(
+    rlt: Rlt, tiny: Tiny, tmp_path: Path, url: str, begun: str
+) -> None:
+    questions = write_questions(tmp_path / "questions.jsonl", 300)
+    step = "generate", "--in", questions, "--teacher", tiny(), "--n", 1, "--max-tokens", 10, "--out"
+    rlt(*step, "straight")
+    half = write_half(Run("disk" if begun == "disk" else url), Run("straight"))
+    (tmp_path / "disk").mkdir(exist_ok=True)
+    (tmp_path / "disk" / ".lock").touch()  # as a file lock may leave it
+    run = sent(Path("disk"), url) if begun == "disk" else str(fetched(url, tmp_path / "fetched"))
+    assert f"300 traces ({300 - half} new)" in rlt(*step, run).stdout
+    whole = fetched(url, tmp_path / "whole") if begun == "disk" else Path(run)
+    assert_same_tables(whole, Path("straight"), "questions", "traces")
+
+
+def write_half(half: Run, whole: Run) -> int:
+    """Write what a process that was killed has left of a run, and return how many traces that is."""
+    with half.locked():
+        half.adopt("questions", whole)
+        for step in ("input", "generate"):
+            half.record(step, whole.step(step))
+        rows = whole.read("traces", 0)
+        for start in (0, 60, 120):
+            half.add_segment("traces", 0, rows.slice(start, 60))
+        half.add_segment("traces", 1, whole.read("traces", 1).slice(10, 20))
+    return 200
+
+
+def test_a_killed_process_loses_seconds_and_its_lock(rlt: Rlt, tiny: Tiny, tmp_path: Path, url: str) -> None:
+    questions = write_questions(tmp_path / "questions.jsonl", 300)
+    step = "generate", "--in", questions, "--teacher", tiny(), "--n", 1, "--max-tokens", 15, "--out"
+    rlt(*step, "straight")
+    arguments = command(*map(str, step), url)
+    slowly = (  # so that it is killed before it ends, on any machine
+        "import time, rlt_data.storage.run as store; store.FLUSH_SECONDS = 0.2; append = store.TableWriter.append; "
+        "store.TableWriter.append = lambda *row: (time.sleep(0.01), append(*row)); "
+    )
+    arguments[2] = slowly + arguments[2]
+    process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not files().find(f"{url}/journal/traces"):
+        assert process.poll() is None
+        time.sleep(0.2)
+    with (
+        pytest.raises(RunFolderError, match=f"is writing to this run folder: process {process.pid} on .* free from"),
+        Run(url).locked(),
+    ):
+        pass
+    time.sleep(random.uniform(0, 1))
+    process.kill()
+    process.wait()
+    assert files().exists(f"{url}/.lock")
+    kept = Run(url).count("traces")
+    assert f"300 traces ({300 - kept} new)" in rlt(*step, url).stdout and kept
+    assert not files().exists(f"{url}/.lock")
+    assert_same_tables(fetched(url, tmp_path / "run"), Path("straight"), "questions", "traces")
+
+
+class StopsTheServer:
+    """Progress that stops the store as soon as something is in the journal."""
+
+    def __init__(self, server: StoreServer, url: str) -> None:
+        self._server, self._url, self._rows, self.stopped = server, url, 0, False
+
+    def start(self, task: str, total: int, done: int = 0) -> None:
+        pass
+
+    def advance(self, rows: int = 1, tokens: int = 0) -> None:
+        self._rows += rows
+        if not self.stopped and self._rows % 25 == 0 and files().find(f"{self._url}/journal/traces"):
+            self._server.stop()
+            self.stopped = True
+
+    def finish(self) -> None:
+        pass
+
+
+def test_a_store_that_goes_away_ends_the_step_and_keeps_what_it_has(
+    rlt: Rlt, tiny: Tiny, tmp_path: Path, server: StoreServer, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = write_questions(tmp_path / "questions.jsonl", 300)
+    settings = {"in": str(questions), "teacher": str(tiny()), "n": 1, "max_tokens": 20}
+    generate(parse_settings(GenerateSettings, {**settings, "out": "straight"}))
+    settings["out"] = url
+    monkeypatch.setattr(store, "FLUSH_SECONDS", 0.2)
+    with pytest.raises(DiskError, match="cannot write s3://.*Could not connect to the endpoint") as error:
+        generate(parse_settings(GenerateSettings, settings), StopsTheServer(server, url))
+    assert error.value.exit_code == 7 and "\n" not in str(error.value)
+    server.start()
+    kept = Run(url).count("traces")
+    assert 0 < kept < 300
+    assert generate(parse_settings(GenerateSettings, settings)).new == 300 - kept
+    assert_same_tables(fetched(url, tmp_path / "run"), Path("straight"), "questions", "traces")
+
+
+def test_requests_grow_with_the_parts_and_no_faster(tiny: Tiny, url: str, calls: Counter[str]) -> None:
+    def scored(parts: int) -> int:
+        rows = ([trace(f"{part}-{i}", 0, completion="So.") for i in range(2)] for part in range(parts))
+        run = make_run(f"{url}/{parts}", *rows)
+        files().rm(f"{run.path}/scores", recursive=True)
+        calls.clear()
+        settings = {"in": str(run.path), "student": str(tiny()), "teacher": "none"}
+        assert score(parse_settings(ScoreSettings, settings)).new == 2 * parts
+        return calls.total()
+
+    two, eight = scored(2), scored(8)
+    assert two < 100 and (eight - two) / 6 < 12
+
+
+def test_failures_are_kept_and_not_written_one_by_one(url: str, calls: Counter[str]) -> None:
+    run = Run(url)
+    ErrorLog(run, "score").add("before", "reason", None)
+    log = ErrorLog(run, "score")
+    calls.clear()
+    for i in range(100):
+        log.add(f"k{i}", "reason", None)
+    assert calls["put_object"] == 1 and len(failures(run)) == 2
+    log.resolve("k7")
+    log.close()
+    assert calls["put_object"] == 2 and len(failures(run)) == 100
+
+
+def test_a_table_that_was_not_replaced_whole_is_not_read(url: str) -> None:
+    run = make_run(url, [trace("q", 0), trace("q", 1)], [trace("r", 0)])
+    assert ranked(run).rows == 3
+    assert distilled(run).rows == 2
+    with pytest.raises(ZeroDivisionError), run.replacing("ranks") as write:
+        write(0, to_table("ranks", []))
+        raise ZeroDivisionError
+    assert Run(url).count("ranks") == 3
+    files().touch(f"{url}/ranks/.unfinished")  # as a process leaves it that is killed while it uploads
+    files().touch(f"{url}/ranks/part-00007.parquet")
+    files().touch(f"{url}/dataset/.unfinished")
+    with pytest.raises(RunFolderError, match="ranks: is being replaced, or was when a process was killed"):
+        distilled(run)
+    assert ranked(run).rows == 3 and Run(url).parts("ranks") == [0, 1]
+    assert distilled(run).rows == 2 and not files().exists(f"{url}/dataset/.unfinished")
+
+
+def test_runs_are_merged_wherever_they_are(rlt: Rlt, tmp_path: Path, url: str) -> None:
+    make_run(f"{url}/a", [trace("q", 0)], [trace("r", 0)])
+    make_run(tmp_path / "b", [trace("r", 0), trace("s", 0)])
+    rlt("merge", "--in", f"{url}/a", "--in", "b", "--out", f"{url}/all")
+    rlt("merge", "--in", f"{url}/a", "--in", "b", "--out", "all")
+    run = fetched(f"{url}/all", tmp_path / "fetched")
+    assert_same_tables(run, tmp_path / "all", "questions", "traces", "scores")
+    assert Run(f"{url}/all").count("traces") == 3 and not (run / ".unfinished").exists()
+    assert "is there already" in rlt("merge", "--in", f"{url}/a", "--in", "b", "--out", f"{url}/all", code=5).stderr
+    inside = rlt("merge", "--in", f"{url}/a", "--in", "b", "--out", f"{url}/a/all", code=2)
+    assert "which is merged; name a folder beside it" in inside.stderr
+    same = rlt("merge", "--in", f"{url}/a", "--in", f"{url}/a/", "--out", f"{url}/more", code=2)
+    assert "are the same folder" in same.stderr
+
+
+def test_the_page_of_a_run_in_a_store_is_that_of_one_on_a_disk(tmp_path: Path, url: str) -> None:
+    local = make_run(tmp_path / url.rpartition("/")[2], [trace("a", i, float(i)) for i in range(3)])
+    ranked(local)
+    local.record("generate", {"settings": {"n": 3}})
+    sent(Path(str(local.path)), url)
+    pages = [report(parse_settings(ReportSettings, {"in": str(run), "out": f"{k}.html"})).out
+             for k, run in enumerate([local.path, url])]  # fmt: skip
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+    one, other = (Watch(str(run)).now() for run in (local.path, url))
+    assert one["steps"] == other["steps"] and one["steps"][0]["state"] == "done"
+    assert len(one["newest"]) == 3 and other["newest"] == []
+
+
+def test_a_part_that_is_merged_while_it_is_read_is_read_again(url: str) -> None:
+    writer, reader = Run(url), Run(url)
+    rows = [trace("q", i) for i in range(4)]
+    writer.add_segment("traces", 0, to_table("traces", rows[:3]))
+    assert reader.parts("traces") == [0]
+    writer.add_segment("traces", 0, to_table("traces", rows[2:]))
+    writer.compact_all("traces")
+    assert reader.count("traces") == 4 and len(reader.read("traces", 0)) == 4
+
+
+def test_large_parts_are_read_by_column(url: str, calls: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(url)
+    rows = [trace("q", i, completion=random.Random(i).randbytes(400).hex()) for i in range(3000)]
+    run.write_part("traces", 0, to_table("traces", rows))
+    assert files().size(f"{url}/traces/part-00000.parquet") > 2**20
+    calls.clear()
+    assert run.keys("traces", 0) == {row["trace_id"] for row in rows}
+    assert run.read("traces", 0)["completion"].to_pylist() == [row["completion"] for row in rows]
+    assert run.count("traces") == 3000 and calls.total() < 20
+    monkeypatch.setattr(parquet, "_FOOTER", 16)
+    assert run.count("traces") == 3000
