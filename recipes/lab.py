@@ -31,7 +31,7 @@ from rlt_data.cli.options import prepare_libraries
 from rlt_data.errors import RltDataError
 from rlt_data.settings import Settings, parse_settings
 from rlt_data.steps.provenance import versions
-from rlt_data.storage.paths import write_json
+from rlt_data.storage.outputs import write_json
 
 #: Steps by name: settings, library function, and command.
 STEPS: dict[str, tuple[str, str, list[str]]] = {

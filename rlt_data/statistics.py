@@ -10,7 +10,6 @@ import polars as pl
 
 from rlt_data.steps.rank import bucket_sums, bucket_table
 from rlt_data.storage.errorlog import failures
-from rlt_data.storage.joins import beside
 from rlt_data.storage.paths import Place
 from rlt_data.storage.run import Run
 
@@ -46,7 +45,8 @@ class Stats:
         completion_tokens: sampled tokens in all.
         shares: share of the scored traces that are closed, truncated, empty, hold a tag, are well-formed.
         terms: one row per reward term: term, mean, std, min, q25, median, q75, max (null without values).
-        buckets: the table that ``rank`` printed; empty without ranks.
+        buckets: the table that ``rank`` printed; empty without ranks that are up to date.
+        ranks_outdated: the scores have changed since the run was ranked, so its ranks are left out.
         failed: rows in errors.jsonl by step.
         steps: what run.json says of each step.
     """
@@ -58,6 +58,7 @@ class Stats:
     shares: dict[str, float]
     terms: pl.DataFrame
     buckets: pl.DataFrame
+    ranks_outdated: bool
     failed: dict[str, int]
     steps: dict[str, Any] = field(repr=False)
 
@@ -92,6 +93,7 @@ def stats(run: Run, scores: pl.DataFrame | None = None) -> Stats:
         shares={flag: float(scores[flag].sum()) / len(scores) for flag in FLAGS} if len(scores) else {},
         terms=pl.concat([_distribution(scores, term) for term in TERMS]),
         buckets=bucket_table([bucket_sums(ranked)]) if len(ranked) else pl.DataFrame(),
+        ranks_outdated=not run.is_current("ranks"),
         failed=dict(Counter(entry["step"] for entry in failures(run))),
         steps=run.info.get("steps", {}),
     )
@@ -110,7 +112,7 @@ def scored(run: Run, *more: str) -> pl.DataFrame:
     """
     columns = list(dict.fromkeys([*more, *TERMS, *FLAGS]))
     frames = [
-        beside(run, pl.DataFrame(run.read("scores", part, ["trace_id", *columns])), "ranks", part, OF_RANKS)
+        run.join(pl.DataFrame(run.read("scores", part, ["trace_id", *columns])), "ranks", part, OF_RANKS)
         for part in run.parts("scores")
     ]
     if not frames:

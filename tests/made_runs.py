@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
@@ -63,8 +64,20 @@ def make_run(path: str | Path, *parts: Iterable[dict[str, Any]], format: str = "
         run.write_part("questions", part, to_table("questions", questions))
         run.write_part("traces", part, to_table("traces", rows))
         run.write_part("scores", part, to_table("scores", rows))
+    for name in ("questions", "traces", "scores"):
+        run.compact_all(name)
     run.record("score", {"format": load_format(format).model_dump(mode="json")})
     return run
+
+
+def drop_part(run: Run, name: str, part: int) -> None:
+    """Take a part out of a table, as if the run had never had it."""
+    manifest = f"manifests/{name}.json"
+    content = json.loads(run.folder.read(manifest))
+    del content["parts"][str(part)]
+    run.write_json(manifest, content)
+    run.folder.remove([f"{name}/part-{part:05d}.parquet"])
+    run.parts(name)
 
 
 def ranked(run: Run, **settings: Any) -> RankSummary:

@@ -15,8 +15,9 @@ from rlt_data.inputs.check import CheckReport, ReaderOf, examined_rows
 from rlt_data.inputs.presets import Row
 from rlt_data.inputs.read import input_digest
 from rlt_data.settings import InputSettings
-from rlt_data.storage.run import Run, TableWriter, content_hash
+from rlt_data.storage.run import Run, content_hash
 from rlt_data.storage.schemas import QUESTIONS_PER_PART, to_table
+from rlt_data.storage.writer import TableWriter
 
 #: ``made_by`` of traces that were not generated here.
 IMPORTED = "imported"
@@ -105,6 +106,7 @@ def _add_questions(run: Run, rows: Iterator[Row]) -> dict[str, int]:
     for chunk in _batched(new, QUESTIONS_PER_PART):
         run.write_part("questions", part, to_table("questions", chunk))
         part += 1
+    run.compact_all("questions")
     return places
 
 

@@ -8,6 +8,7 @@ back.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -32,7 +33,8 @@ from rlt_data.publish.samples import best_and_worst
 from rlt_data.publish.tables import STAGES, Config, write_configs, write_default, write_stage
 from rlt_data.settings import PushSettings
 from rlt_data.statistics import Stats, scored, stats
-from rlt_data.storage.paths import Place, disk_errors, exists, is_unfinished, place, read_bytes, refusal, writable
+from rlt_data.storage.folder import Folder, checksum, open_folder
+from rlt_data.storage.paths import disk_errors, refusal
 from rlt_data.storage.run import Run
 
 #: Of every commit, and the title of a pull request.
@@ -101,21 +103,21 @@ def push(settings: PushSettings, progress: Progress = SILENT) -> PushSummary:
         DiskError: the files cannot be written.
     """
     began = time.monotonic()
-    folder = place(settings.input)
+    folder = open_folder(settings.input)
     kind = _kind(folder)
     if kind != "model" and (settings.base_model or settings.trained_on):
         raise SettingsError("--base-model and --trained-on: go with a trained model only")
     if kind != "run" and settings.branch_per_stage:
         raise SettingsError("--branch-per-stage: goes with a run only, which has the tables of the stages")
     repository = Repository(settings.repo_id, "model" if kind == "model" else "dataset", settings.revision)
-    beside = folder if kind == "run" and isinstance(folder, Path) and writable(folder) else None
+    beside = folder.on_disk if kind == "run" and folder.on_disk and os.access(folder.on_disk, os.W_OK) else None
     with _own_folder(beside) as root:
         if kind == "model":
             summary = _push_model(settings, folder, repository, root, progress)
         elif kind == "distilled":
             summary = _push_distilled(settings, folder, repository, root, progress)
         else:
-            summary = _push_run(settings, Run(folder), repository, root, progress)
+            summary = _push_run(settings, Run.existing(folder.path), repository, root, progress)
     summary.seconds = time.monotonic() - began
     return summary
 
@@ -141,25 +143,27 @@ def _own_folder(beside: Path | None) -> Iterator[Path]:
         yield content
 
 
-def _kind(folder: Place) -> str:
+def _kind(folder: Folder) -> str:
     """Return what lies in a folder: a run, what was distilled, or a model.
 
     Raises:
         RunFolderError: something else.
     """
     try:
-        if exists(folder / "run.json"):
-            if exists(folder / "dataset" / "distill.json"):
+        if folder.exists("run.json"):
+            if folder.exists("dataset/distill.json"):
                 return "run"
-            raise RunFolderError(f"{folder}: nothing is distilled there; run rlt-data distill --in {folder} first")
-        if exists(folder / "distill.json"):
+            raise RunFolderError(
+                f"{folder.path}: nothing is distilled there; run rlt-data distill --in {folder.path} first"
+            )
+        if folder.exists("distill.json"):
             return "distilled"
-        if isinstance(folder, Path) and training_folder(folder):
+        if folder.on_disk and training_folder(folder.on_disk):
             return "model"
-        there = "there is nothing to publish" if exists(folder) else "there is no such folder"
+        there = "there is nothing to publish" if folder.exists() else "there is no such folder"
     except OSError as error:
         there = f"cannot be read: {refusal(error)}"
-    raise RunFolderError(f"{folder}: {there}; --in {_PUBLISHED}")
+    raise RunFolderError(f"{folder.path}: {there}; --in {_PUBLISHED}")
 
 
 # Data sets
@@ -167,7 +171,11 @@ def _kind(folder: Place) -> str:
 
 def _push_run(settings: PushSettings, run: Run, repository: Repository, root: Path, progress: Progress) -> PushSummary:
     distilled = run.path / "dataset"
-    made = _distill_json(distilled)
+    made = _distill_json(open_folder(distilled))
+    if not run.is_current("ranks"):
+        raise RunFolderError(f"{run.path}: the ranks are older than the scores; run rlt-data rank and distill again")
+    if made.get("made_from", {}).get("ranks", run.digest("ranks")) != run.digest("ranks"):
+        raise RunFolderError(f"{distilled}: is older than the ranks; run rlt-data distill again")
     _ask_first(settings, repository)
     main = root / "main"
     main.mkdir()
@@ -194,11 +202,11 @@ def _ask_first(settings: PushSettings, repository: Repository) -> None:
 
 
 def _push_distilled(
-    settings: PushSettings, folder: Place, repository: Repository, root: Path, progress: Progress
+    settings: PushSettings, folder: Folder, repository: Repository, root: Path, progress: Progress
 ) -> PushSummary:
     made = _distill_json(folder)
     with disk_errors(root):
-        configs = [write_default(folder, root)]
+        configs = [write_default(folder.path, root)]
     content = _data_set(settings, made, configs, root)
     return _send(settings, repository, content, root, progress)
 
@@ -244,16 +252,28 @@ def _stage(
     return _Content(_files_in(root), describe, {"stage": stage}, configs)
 
 
-def _distill_json(folder: Place) -> dict[str, Any]:
-    file = folder / "distill.json"
-    if is_unfinished(folder):
-        raise RunFolderError(f"{folder}: was not written to its end; run rlt-data distill again")
+def _distill_json(folder: Folder) -> dict[str, Any]:
+    """Read what distill says of a data set, and check that its rows are those that it wrote.
+
+    Raises:
+        RunFolderError: they are not, or ``distill.json`` cannot be read.
+    """
+    file = folder.path / "distill.json"
     try:
-        made = json.loads(read_bytes(file))
-    except (OSError, ValueError) as error:
+        made = json.loads(folder.read("distill.json"))
+        if not isinstance(made, dict) or not {"settings", "format", "counts", "steps"} <= made.keys():
+            raise RunFolderError(f"{file}: not what rlt-data distill writes")
+        files = {name: digest for name, digest in made.pop("files", {}).items() if name != "README.md"}
+        rows = {name for name in folder.below("") if name.startswith("data/") or name == "train.jsonl"}
+        other = files.keys() ^ rows if files else set()
+        if folder.on_disk and not other:
+            other = {name for name, digest in files.items() if checksum(folder.on_disk / name) != digest}
+    except (OSError, ValueError, RecursionError) as error:
         raise RunFolderError(f"{file}: cannot be read: {error}") from None
-    if not isinstance(made, dict) or not {"settings", "format", "counts", "steps"} <= made.keys():
-        raise RunFolderError(f"{file}: not what rlt-data distill writes")
+    if other:
+        raise RunFolderError(
+            f"{folder.path / min(other)}: is damaged, missing, or not from rlt-data distill; run rlt-data distill again"
+        )
     return made
 
 
@@ -275,12 +295,12 @@ def _write_image(root: Path, name: str, image: bytes) -> str:
 
 
 def _push_model(
-    settings: PushSettings, folder: Place, repository: Repository, root: Path, progress: Progress
+    settings: PushSettings, folder: Folder, repository: Repository, root: Path, progress: Progress
 ) -> PushSummary:
     from rlt_data.plots import training_image
 
-    assert isinstance(folder, Path)
-    model = read_model(folder, settings.base_model, settings.trained_on)
+    assert folder.on_disk
+    model = read_model(folder.on_disk, settings.base_model, settings.trained_on)
     with disk_errors(root):
         files = write_model(model, root)
         image = training_image(model.entries)

@@ -24,10 +24,9 @@ from rlt_data.progress import Progress
 from rlt_data.settings import DistillSettings
 from rlt_data.steps.distill import DistillSummary, Selection
 from rlt_data.steps.provenance import recorded_format
-from rlt_data.storage.index import part_name
-from rlt_data.storage.joins import beside
+from rlt_data.storage.folder import open_folder
 from rlt_data.storage.parquet import Shards, table_errors
-from rlt_data.storage.paths import Place, copy_file, names_in
+from rlt_data.storage.paths import Place
 from rlt_data.storage.run import Run
 from rlt_data.storage.schemas import SCHEMAS
 
@@ -125,13 +124,14 @@ def write_default(distilled: Place, root: Path) -> Config:
     Raises:
         RunFolderError: there is nothing, or a file is damaged.
     """
-    names = sorted(name for name in names_in(distilled / "data") if name.endswith(".parquet"))
+    source = open_folder(distilled / "data")
+    names = sorted(name for name in source.names() if name.endswith(".parquet"))
     if not names:
         raise RunFolderError(f"{distilled}: there are no rows (no data/*.parquet); distill again")
     (root / "distilled").mkdir()
     files = [root / "distilled" / name for name in names]
     for file in files:
-        copy_file(distilled / "data" / file.name, file)
+        source.fetch(file.name, file)
     return _adopted("default", files, root, distilled / "data")
 
 
@@ -144,16 +144,15 @@ def write_stage(run: Run, stage: str, root: Path, progress: Progress) -> list[Co
         root: an empty folder.
         progress: told of every part.
     """
-    copy = Run(root)
     configs = []
     for table in STAGES[stage]:
-        parts = run.parts(table)
-        for part in parts:
-            copy.adopt_part(table, part, run, part)
+        files = {part: root / table / f"{part:05d}.parquet" for part in run.parts(table)}
+        (root / table).mkdir()
+        for part, file in files.items():
+            run.export_part(table, part, file)
             progress.advance()
-        if parts:
-            files = [root / table / part_name(part) for part in parts]
-            configs.append(_adopted(table, files, root, run.path / table))
+        if files:
+            configs.append(_adopted(table, [*files.values()], root, run.path / table))
     return configs
 
 
@@ -208,7 +207,7 @@ def _traces(run: Run, root: Path, progress: Progress) -> Config:
         questions = pl.DataFrame(run.read("questions", part)).drop("source_id")
         rows = rows.join(questions, on="question_id", how="left", maintain_order="left")
         for table in ("scores", "ranks"):
-            rows = beside(run, rows, table, part, _plain(table))
+            rows = run.join(rows, table, part, _plain(table))
         table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
         writer = writer or ConfigWriter(root, "traces", table.schema)
         writer.write(table.cast(writer.config.schema))

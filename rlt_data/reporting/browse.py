@@ -9,7 +9,6 @@ from typing import Any
 import polars as pl
 
 from rlt_data.errors import SettingsError
-from rlt_data.storage.joins import beside
 from rlt_data.storage.run import Run
 
 _KEYS = ["trace_id", "question_id", "source_id"]
@@ -61,8 +60,8 @@ def _question(run: Run, part: int, question_id: str) -> ShownQuestion:
     mine = pl.col("question_id") == question_id
     traces = pl.DataFrame(run.read("traces", part, _TRACE_COLUMNS)).filter(mine)
     for table in ("scores", "ranks"):
-        if part in run.parts(table):
-            traces = beside(run, traces, table, part)
+        if part in run.parts(table) and run.is_current(table):
+            traces = run.join(traces, table, part)
     order = next((name for name in ("rank", "reward") if name in traces.columns), "sample_index")
     traces = traces.sort(order, descending=order == "reward", nulls_last=True, maintain_order=True)
     [question] = pl.DataFrame(run.read("questions", part)).filter(mine).to_dicts()

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -19,7 +18,6 @@ import polars as pl
 from rlt_data.formats.views import read_completion
 from rlt_data.statistics import OF_RANKS, TERMS
 from rlt_data.steps.provenance import recorded_format
-from rlt_data.storage.joins import beside
 from rlt_data.storage.run import Run
 
 _OF_TRACES = ("finish_reason", "completion_tokens")
@@ -194,13 +192,13 @@ class Collection:
         rows = pl.DataFrame(run.read("traces", part, ["trace_id", "question_id", "sample_index", *columns]))
         rows = rows.filter(pl.col("question_id").is_in(self._wanted))
         for table, more in others.items():
-            rows = beside(run, rows, table, part, more)
+            rows = run.join(rows, table, part, more)
         return {str(key): frame for (key,), frame in rows.partition_by("question_id", as_dict=True).items()}
 
 
 def source_name(run: Run) -> str:
     """Return what a run is called where nothing else is said: the name of its folder."""
-    return run.path.resolve().name if isinstance(run.path, Path) else run.path.name
+    return run.path.resolve().name
 
 
 def _short(value: float) -> float | None:

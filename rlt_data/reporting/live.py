@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from rlt_data.storage.errorlog import failures
-from rlt_data.storage.parquet import read_rows
 from rlt_data.storage.run import Run, content_hash
 
 #: Tables by the step that makes them, and columns that count the tokens of a row.
@@ -85,8 +84,8 @@ class Watch:
         column = _TOKENS.get(table, "question_id")
         rows = tokens = 0
         for part in run.parts(table):
-            files = _state_of(run, table, part)
-            if files is None or self._counted.get((table, part), (None,))[0] != files:
+            files = run.part_state(table, part)
+            if self._counted.get((table, part), (None,))[0] != files:
                 read = run.read(table, part, [column])
                 total = pl.DataFrame(read)[column].sum() or 0 if table in _TOKENS else 0
                 self._counted[table, part] = files, len(read), int(total)
@@ -95,34 +94,17 @@ class Watch:
         return rows, tokens
 
 
-def _state_of(run: Run, table: str, part: int) -> list[tuple[str, int]] | None:
-    """Return names and times of a part's files; None in a store, which would have to be asked for each."""
-    try:
-        return [
-            (file.name, file.stat().st_mtime_ns) for file in run.files(table, part) if isinstance(file, Path)
-        ] or None
-    except FileNotFoundError:
-        return None  # the process that works has just merged them
-
-
 def _age(run: Run, step: str) -> float:
     """Return how many seconds ago a step wrote its last rows; 0 where that cannot be seen."""
-    times = [file.stat().st_mtime for file in _files(run, _TABLES[step])]
-    return max(0.0, time.time() - max(times)) if times else 0.0
-
-
-def _files(run: Run, table: str) -> list[Path]:
-    if not isinstance(run.path, Path):
-        return []
-    found = [*run.path.glob(f"{table}/*.parquet"), *run.path.glob(f"journal/{table}/*/*.parquet")]
-    return [file for file in found if file.exists()]
+    written = run.last_written(_TABLES[step])
+    return max(0.0, time.time() - written[0][1]) if written else 0.0
 
 
 def _newest(run: Run) -> list[dict[str, Any]]:
     newest: list[dict[str, Any]] = []
     try:
-        for file in sorted(_files(run, "traces"), key=lambda file: file.stat().st_mtime, reverse=True):
-            [rows] = read_rows([file], ["trace_id", "completion"], all_columns=False)
+        for file, _ in run.last_written("traces"):
+            rows = pq.read_table(file, columns=["trace_id", "completion"])
             newest += reversed(rows.slice(max(0, len(rows) - _NEWEST)).to_pylist())
             if len(newest) >= _NEWEST:
                 break

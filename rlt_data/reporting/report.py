@@ -13,7 +13,7 @@ from rlt_data.reporting.build import write_page
 from rlt_data.reporting.collect import Collection, source_name
 from rlt_data.reporting.overview import overview
 from rlt_data.settings import ReportSettings
-from rlt_data.storage.paths import write_file
+from rlt_data.storage.outputs import write_file
 from rlt_data.storage.run import Run
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlt_data.settings import CountdownSettings
-from rlt_data.storage.paths import write_file
+from rlt_data.storage.outputs import write_file
 from rlt_data.tasks.countdown import Problem, problems
 
 

@@ -32,8 +32,10 @@ from rlt_data.settings import DistillSettings, ModelSettings
 from rlt_data.steps.provenance import recorded_format
 from rlt_data.steps.rank import PARTS_AT_A_TIME
 from rlt_data.steps.shapes import PROVENANCE, SHAPES, dataset_card, schema_of
+from rlt_data.storage.folder import checksum, open_folder
+from rlt_data.storage.outputs import new_folder
 from rlt_data.storage.parquet import Shards
-from rlt_data.storage.paths import Place, disk_errors, is_unfinished, names_in, new_folder, place
+from rlt_data.storage.paths import Place, disk_errors, place
 from rlt_data.storage.run import Run, content_hash
 
 logger = logging.getLogger(__name__)
@@ -83,6 +85,9 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
     run = Run.existing(settings.input)
     if not run.parts("ranks"):
         raise RunFolderError(f"{run.path}: there are no ranks; run rlt-data rank first")
+    if not run.is_current("ranks"):
+        raise RunFolderError(f"{run.path}: the ranks are older than the scores; run rlt-data rank again")
+    ranks = run.digest("ranks")
     format = recorded_format(run, "score")
     if format is None:
         raise RunFolderError(f"{run.path}: run.json does not say in which format the traces were scored")
@@ -104,13 +109,13 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
                 )
             summary.seconds = time.monotonic() - began
             _describe(fresh, run, settings, format, summary, digest)
+            if run.digest("ranks", again=True) != ranks:
+                raise RunFolderError(f"{run.path}: the ranks were replaced meanwhile; run rlt-data distill again")
     return summary
 
 
 def _refuse_other_content(out: Place) -> None:
-    if is_unfinished(out):
-        return  # ours, from a process that was killed
-    names = names_in(out)
+    names = open_folder(out).names()
     if names and ("distill.json" not in names or names - _CONTENT):
         others = ", ".join(sorted(names - _CONTENT)[:3]) or "no distill.json"
         raise RunFolderError(f"{out}: is there already and holds something else ({others}); choose another --out")
@@ -286,9 +291,12 @@ def _describe(
         "format": format.model_dump(mode="json"),
         "counts": {key: value for key, value in asdict(summary).items() if key not in ("out", "seconds")},
         "steps": {name: _public(step) for name, step in steps.items()},
+        "made_from": {"ranks": run.digest("ranks")},
     }
-    (folder / "distill.json").write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(dataset_card(settings, summary.rows, digest), encoding="utf-8")
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    made["files"] = {file.relative_to(folder).as_posix(): checksum(file) for file in files}
+    (folder / "distill.json").write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _public(step: dict[str, Any]) -> dict[str, Any]:

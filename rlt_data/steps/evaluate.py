@@ -27,7 +27,8 @@ from rlt_data.settings import EvaluateSettings, InputSettings
 from rlt_data.steps.provenance import choose_format, default_run, run_log, step_entry
 from rlt_data.steps.sampling import SamplingTask, Wanted, sample_questions
 from rlt_data.storage.paths import Place
-from rlt_data.storage.run import Run, TableWriter, content_hash
+from rlt_data.storage.run import Run, content_hash
+from rlt_data.storage.writer import TableWriter
 from rlt_data.tasks.benchmarks import BENCHMARKS, Benchmark, BenchmarkReader
 from rlt_data.tasks.grading import Grade, Grader, final_answer
 

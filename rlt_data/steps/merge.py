@@ -16,6 +16,7 @@ it is becomes a hard link. Places take 4 bytes for each question of each run, an
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import time
 from collections import Counter
@@ -36,7 +37,9 @@ from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import MergeSettings
 from rlt_data.steps.provenance import versions
 from rlt_data.storage.errorlog import carry_failures, failures
-from rlt_data.storage.paths import Place, disk_errors, exists, is_unfinished, new_folder, place, writable
+from rlt_data.storage.folder import open_folder
+from rlt_data.storage.outputs import new_folder
+from rlt_data.storage.paths import Place, disk_errors, place
 from rlt_data.storage.run import Run, changed_keys
 from rlt_data.storage.schemas import KEYS, QUESTIONS_PER_PART, SCHEMAS, TABLE_OF_STEP
 
@@ -85,15 +88,17 @@ def merge(settings: MergeSettings, progress: Progress = SILENT) -> MergeSummary:
     _refuse_wrong_folders(runs, out)
     with ExitStack() as locks:
         for run in runs:
-            if writable(run.path):  # else its lock cannot be taken, and nobody here can write to it either
+            folder = run.folder.on_disk
+            if folder is None or os.access(folder, os.W_OK):  # else nobody here can write to it, or lock it
                 locks.enter_context(run.locked())
         entries = _common_entries(runs)
-        with new_folder(out, replace=False) as folder:
-            merged = Run(folder)
-            _unite(runs, merged, folder / "held", progress)
+        with new_folder(out) as fresh:
+            merged = Run(fresh)
+            _unite(runs, merged, fresh / "held", progress)
             failed = carry_failures(merged, runs)
             made, read = _counts(merged), [_counts(run) for run in runs]
             _record(merged, entries, made, [_source(run, rows) for run, rows in zip(runs, read, strict=True)])
+            _refuse_what_is_there(out)
     repeated = {table: sum(rows[table] for rows in read) - made[table] for table in made}
     return MergeSummary(out, len(runs), made, repeated, failed, time.monotonic() - began)
 
@@ -111,8 +116,12 @@ def _refuse_wrong_folders(runs: list[Run], out: Place) -> None:
         if folder in out.resolve().parents:
             raise SettingsError(f"--out: {out} lies in {run.path}, which is merged; name a folder beside it")
         known[folder] = run
+    _refuse_what_is_there(out)
+
+
+def _refuse_what_is_there(out: Place) -> None:
     with disk_errors(out):
-        if exists(out) and not is_unfinished(out):
+        if open_folder(out).exists():
             raise RunFolderError(f"{out}: is there already; runs are merged into a new folder, choose another --out")
 
 
@@ -221,6 +230,8 @@ def _unite(runs: list[Run], merged: Run, waiting_in: Path, progress: Progress) -
             for table, waiting in held.items():
                 if rows := waiting.take(part):
                     merged.write_part(table, part, _in_order(table, pa.concat_tables(rows)))
+    for table in TABLES:
+        merged.compact_all(table)
     shutil.rmtree(waiting_in, ignore_errors=True)
 
 

@@ -103,7 +103,7 @@ def default_run(input: str, model: str) -> Path:
 @contextmanager
 def run_log(run: Run) -> Iterator[None]:
     """Write what the library logs into the run's run.log, with the time; into that of a store at the end."""
-    with run.appending("run.log") as file:
+    with run.folder.appending("run.log") as file:
         with disk_errors(run.path):
             handler = logging.FileHandler(file, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

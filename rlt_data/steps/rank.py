@@ -23,6 +23,7 @@ import polars as pl
 from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import RankSettings
+from rlt_data.storage.errorlog import failures
 from rlt_data.storage.paths import Place
 from rlt_data.storage.run import Run
 from rlt_data.storage.schemas import RANKS, SCORES
@@ -61,7 +62,7 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
     An earlier ranking of the run is replaced.
 
     Raises:
-        RunFolderError: there are no scores, or they were made by more than one kind of settings.
+        RunFolderError: there are no scores, traces lack theirs, or they were made by more than one kind of settings.
         SettingsError: no trace has a value to rank by.
     """
     run = Run.existing(settings.input)
@@ -70,11 +71,12 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
     if not parts:
         raise RunFolderError(f"{run.path}: there are no scores to rank; run rlt-data score first")
     with run.locked():
+        _refuse_missing_scores(run)
         edges = None if settings.buckets == "ranks" else _edges(run, parts, settings)
         rows = questions = 0
         sums: list[pl.DataFrame] = []
         makers: set[str] = set()
-        with task(progress, "rank", len(parts)), run.replacing("ranks") as write:
+        with task(progress, "rank", len(parts)), run.replacing("ranks", made_from=["scores"]) as ranks:
             for chunk in _chunks(parts):
                 ranked = _ranked(_scores(run, chunk, settings), edges)
                 makers.update(ranked["scored_by"].unique())
@@ -84,7 +86,7 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
                         "or reward settings), which do not compare; score into separate run folders"
                     )
                 for (part,), frame in ranked.partition_by("part", as_dict=True, maintain_order=True).items():
-                    write(int(part), frame.select(RANKS.names).to_arrow().cast(RANKS))
+                    ranks.write(int(part), frame.select(RANKS.names).to_arrow().cast(RANKS))
                 rows += len(ranked)
                 questions += ranked["question_id"].n_unique()
                 sums.append(bucket_sums(ranked))
@@ -99,12 +101,20 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
                         else ""
                     )
                 )
-        run.record(
-            "rank",
-            {"settings": settings.model_dump(mode="json", by_alias=True), "rows": rows, "questions": questions},
-        )
+            entry = {"settings": settings.model_dump(mode="json", by_alias=True), "rows": rows, "questions": questions}
+            ranks.record("rank", entry)
     logger.info("rank: %d traces of %d questions", rows, questions)
     return RankSummary(run.path, rows, questions, table, time.monotonic() - began)
+
+
+def _refuse_missing_scores(run: Run) -> None:
+    """Refuse to choose among the traces of a run that is not scored to its end."""
+    failed = sum(entry["step"] == "score" for entry in failures(run))
+    missing = run.count("traces") - run.count("scores") - failed
+    if missing > 0:
+        raise RunFolderError(
+            f"{run.path}: {missing:,} traces have no score yet; run rlt-data score to its end before ranking"
+        )
 
 
 def _chunks(parts: list[int]) -> Iterator[list[int]]:

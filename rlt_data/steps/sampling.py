@@ -23,7 +23,8 @@ from rlt_data.progress import Progress
 from rlt_data.settings import SamplingSettings
 from rlt_data.steps.provenance import StepSummary
 from rlt_data.storage.errorlog import ErrorLog
-from rlt_data.storage.run import Run, TableWriter, content_hash
+from rlt_data.storage.run import Run, content_hash
+from rlt_data.storage.writer import TableWriter
 
 Question = dict[str, Any]
 

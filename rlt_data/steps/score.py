@@ -41,7 +41,8 @@ from rlt_data.steps.provenance import (
 )
 from rlt_data.storage.errorlog import ErrorLog
 from rlt_data.storage.paths import is_url
-from rlt_data.storage.run import Run, TableWriter, content_hash
+from rlt_data.storage.run import Run, content_hash
+from rlt_data.storage.writer import TableWriter
 
 if TYPE_CHECKING:
     from rlt_data.engines.transformers import TransformersEngine

@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rlt_data.errors import RunFolderError
-from rlt_data.storage.paths import Place, disk_errors, read_bytes, refusal
-from rlt_data.storage.run import FLUSH_SECONDS, Run
+from rlt_data.storage.paths import disk_errors, refusal
+from rlt_data.storage.run import Run
 from rlt_data.storage.schemas import KEYS, TABLE_OF_STEP
+from rlt_data.storage.writer import FLUSH_SECONDS
 
 #: Name of the file in the run's folder.
 NAME = "errors.jsonl"
@@ -39,9 +40,9 @@ class ErrorLog:
 
     def __init__(self, run: Run, step: str, *, retry: bool = False) -> None:
         self._run = run
-        self._path = run.path / NAME
+        self._file = run.folder.on_disk / NAME if run.folder.on_disk else None
         self._step = step
-        self._entries = _latest(self._path)
+        self._entries = _latest(run)
         self._retry = {key for at, key in self._entries if at == step} if retry else set()
         self._changed = False
         self._write_again_at = 0.0
@@ -64,8 +65,9 @@ class ErrorLog:
         entry = {"key": key, "step": self._step, "reason": reason, "attempts": attempts, "source_id": source_id}
         self._entries[self._step, key] = entry
         self._retry.discard(key)
-        if isinstance(self._path, Path):
-            _append(self._path, entry)
+        if self._file:
+            with self._run.folder.appending(NAME):
+                _append(self._file, entry)
         else:
             self._changed = True
             self._write_now_and_then()
@@ -92,7 +94,7 @@ class ErrorLog:
 
 def failures(run: Run) -> list[dict[str, Any]]:
     """Return the latest entry of every row that is in errors.jsonl."""
-    return list(_latest(run.path / NAME).values())
+    return list(_latest(run).values())
 
 
 def carry_failures(run: Run, sources: Sequence[Run]) -> int:
@@ -102,7 +104,7 @@ def carry_failures(run: Run, sources: Sequence[Run]) -> int:
     """
     entries: dict[tuple[str, str], dict[str, Any]] = {}
     for source in reversed(sources):
-        entries |= _latest(source.path / NAME)
+        entries |= _latest(source)
     for step, table in TABLE_OF_STEP.items():
         failed = pa.array([key for at, key in entries if at == step], pa.string())
         for part in run.parts(table) if len(failed) else ():
@@ -114,19 +116,19 @@ def carry_failures(run: Run, sources: Sequence[Run]) -> int:
     return len(entries)
 
 
-def _latest(path: Place) -> dict[tuple[str, str], dict[str, Any]]:
+def _latest(run: Run) -> dict[tuple[str, str], dict[str, Any]]:
     entries: dict[tuple[str, str], dict[str, Any]] = {}
     try:
-        lines = read_bytes(path).decode(errors="replace").splitlines()
+        lines = run.folder.read(NAME).decode(errors="replace").splitlines()
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise RunFolderError(f"{path}: cannot be read: {refusal(error)}") from None
+        raise RunFolderError(f"{run.path / NAME}: cannot be read: {refusal(error)}") from None
     for line in lines:
         try:
             entry = json.loads(line)
             entries[entry["step"], entry["key"]] = entry
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue  # torn by a kill; the row is still owed
     return entries
 

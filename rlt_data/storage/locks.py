@@ -1,32 +1,31 @@
-"""One writer at a time: a file lock on a disk, in a store an object that says who writes and is renewed all the time.
+"""The lock of a folder in an object store: an object that names its holder and is renewed all the time.
 
-The lock on a disk ends with its process. A store knows nothing of processes, so there the object is written anew every
-:data:`REFRESH_SECONDS`; one that was not for :data:`STALE_SECONDS` is free to be taken over. Ages are taken from the
-store's own times, so clocks may differ. Nothing hinders a process that slept meanwhile (a suspended laptop) from waking
-up and writing on, so a writer makes sure that the lock is still its own before it writes, and stops if it is not.
+A store knows nothing of processes, so the holder writes the object anew every :data:`REFRESH_SECONDS`; one that is
+older than :data:`STALE_SECONDS` may be taken over. Ages come from the store's own times, so clocks may differ. A
+process that slept meanwhile (a suspended laptop) may wake up and try to continue, so a writer makes sure that it still
+has the lock before it writes, and stops if it has lost it.
+
+S3 writes an object only if it is absent, or only in place of a given version, so two processes can never both get the
+lock. Other stores offer the former at most; there a process that takes a lock over waits and looks again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
-import shutil
 import socket
-import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import filelock
-
 from rlt_data.errors import RunFolderError
-from rlt_data.storage.paths import Place, disk_errors, read_bytes, remove_objects, store_errors, upload
+from rlt_data.storage.paths import has_whole_objects, store_errors
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -37,58 +36,17 @@ logger = logging.getLogger(__name__)
 REFRESH_SECONDS = 20.0
 #: Seconds without renewal after which a lock may be taken over.
 STALE_SECONDS = 120.0
-#: Seconds after which a process that took a lock over looks whether another one did so at the same moment.
+#: Seconds after which a process that took a lock over, in a store without conditional writes, looks whether another one
+#: did so at the same moment.
 SETTLE_SECONDS = 2.0
+#: Protocols of stores that write an object in place of a given version only.
+_CONDITIONAL = {"s3", "s3a"}
 
 #: Tokens of the locks that this process holds.
 _held_here: set[str] = set()
 
 
-@contextlib.contextmanager
-def held(folder: Place) -> Iterator[Callable[[], None]]:
-    """Hold a folder for writing; hands out what a writer calls before it writes.
-
-    That raises RunFolderError if the folder is held by another process by now.
-
-    Raises:
-        RunFolderError: another process holds it.
-        DiskError: the folder cannot be made or written.
-    """
-    if isinstance(folder, Path):
-        with _held_on_disk(folder):
-            yield lambda: None
-        return
-    lock = _StoreLock(folder)
-    with disk_errors(folder):
-        lock.acquire()
-    try:
-        yield lock.check
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def _held_on_disk(folder: Path) -> Iterator[None]:
-    with disk_errors(folder):
-        is_new = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise RunFolderError(f"{folder}: another rlt-data process is writing to this run folder") from None
-    try:
-        for leftover in folder.rglob(".*.tmp"):
-            if leftover.is_file():
-                leftover.unlink(missing_ok=True)
-        yield
-    finally:
-        lock.release()
-        if is_new and not any(path.name != ".lock" for path in folder.iterdir()):
-            shutil.rmtree(folder)  # nothing came of it: a bad input, say
-
-
-class _StoreLock:
+class StoreLock:
     """A lock object; its methods raise OSError where the store refuses."""
 
     def __init__(self, folder: UPath) -> None:
@@ -96,8 +54,15 @@ class _StoreLock:
         self._path = folder / ".lock"
         self._token = uuid.uuid4().hex
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        self._content = {"token": self._token, "host": socket.gethostname(), "process": os.getpid(), "since": since}
-        self._content["machine"] = _machine()
+        self._content: dict[str, Any] = {
+            "token": self._token,
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "since": since,
+            "machine": _machine(),
+            "written": 0,
+        }
+        self._conditional = self._path.protocol in _CONDITIONAL
         self._confirmed = 0.0  # when it was certainly ours, by the clock on the wall: the other one halts in sleep
         self._lost = False
         self._mutex = threading.Lock()
@@ -112,7 +77,8 @@ class _StoreLock:
         """
         now = time.time()
         # Looking first also serves stores that ignore the condition of writing.
-        if self._holder() is not None or not self._create():
+        holder, _ = self._look()
+        if holder is not None or not self._create():
             self._take_over()
         self._confirmed = now
         _held_here.add(self._token)
@@ -137,27 +103,21 @@ class _StoreLock:
         self._stop.set()
         self._thread.join()
         _held_here.discard(self._token)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), store_errors():
             if self._is_mine():
-                remove_objects([self._path])
-
-    def _create(self) -> bool:
-        try:
-            self._write(self._path, new=True)
-        except FileExistsError:
-            return False
-        return True
+                self._path.fs.rm_file(self._path.path)
 
     def _take_over(self) -> None:
-        holder = self._holder()
+        holder, version = self._look()
         if holder and "token" in holder:  # else it is none of ours: the file lock of a run that was copied from a disk
             silent = self._silence()
             if silent < STALE_SECONDS and not _has_ended(holder):
                 raise RunFolderError(self._refusal(holder, silent))
             logger.warning("%s: %s is gone; its lock is taken over", self._folder, _named(holder))
-        self._write(self._path)
-        time.sleep(SETTLE_SECONDS)
-        if not self._is_mine():
+        taken = self._overwrite(version)
+        if not self._conditional:
+            time.sleep(SETTLE_SECONDS)
+        if not (taken and self._is_mine()):
             raise RunFolderError(f"{self._folder}: another rlt-data process began to write to it at the same moment")
 
     def _refusal(self, holder: dict[str, Any], silent: float) -> str:
@@ -169,41 +129,67 @@ class _StoreLock:
 
     def _silence(self) -> float:
         """Return the seconds since the lock was last written, both ends by the store's clock."""
-        probe = self._folder / f".lock-{self._token}"
-        self._write(probe)
+        fs, probe = self._path.fs, f"{self._path.path}-{self._token}"
+        with store_errors():
+            fs.pipe_file(probe, b"")
+            try:
+                now, written = (fs.modified(path) for path in (probe, self._path.path))
+                return float((now - written).total_seconds())
+            except FileNotFoundError:
+                return STALE_SECONDS  # released meanwhile
+            finally:
+                fs.rm_file(probe)
+
+    def _look(self) -> tuple[dict[str, Any] | None, str | None]:
+        """Return what the lock says, None if there is none, and its version in stores that write conditionally."""
+        fs, path = self._path.fs, self._path.path
         try:
             with store_errors():
-                now, written = (self._folder.fs.modified(path.path) for path in (probe, self._path))
-                return float((now - written).total_seconds())
+                version = fs.info(path)["ETag"] if self._conditional else None
+                text = fs.cat_file(path)
         except FileNotFoundError:
-            return STALE_SECONDS  # released meanwhile
-        finally:
-            remove_objects([probe])
-
-    def _holder(self) -> dict[str, Any] | None:
-        """Return what the lock says, or None if there is none."""
+            return None, None
         try:
-            content = json.loads(read_bytes(self._path))
-        except FileNotFoundError:
-            return None
+            content = json.loads(text)
         except ValueError:
-            return {}
-        return content if isinstance(content, dict) else {}
+            content = {}
+        return content if isinstance(content, dict) else {}, version
 
     def _is_mine(self) -> bool:
-        return (self._holder() or {}).get("token") == self._token
+        return ((self._look()[0]) or {}).get("token") == self._token
 
-    def _write(self, path: UPath, *, new: bool = False) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "lock"
-            file.write_text(json.dumps(self._content), encoding="utf-8")
-            upload(file, path, new=new)
+    def _create(self) -> bool:
+        """Write the lock if there is none, and return whether that was so."""
+        with store_errors():
+            if not has_whole_objects(self._path):
+                self._path.fs.makedirs(self._folder.path, exist_ok=True)
+            try:
+                self._path.fs.pipe_file(self._path.path, self._next_content(), mode="create")
+            except FileExistsError:
+                return False
+        return True
+
+    def _overwrite(self, version: str | None) -> bool:
+        """Write the lock in place of a version, and return whether that was still there."""
+        condition = {"IfMatch": version} if self._conditional and version else {}
+        try:
+            with store_errors():
+                self._path.fs.pipe_file(self._path.path, self._next_content(), **condition)
+        except OSError as error:
+            if condition and error.errno == errno.EINVAL:  # how s3fs reports a condition that failed
+                return False
+            raise
+        return True
+
+    def _next_content(self) -> bytes:
+        self._content["written"] += 1  # so that no version is like another
+        return json.dumps(self._content).encode()
 
     def _renew(self) -> None:
         with self._mutex:
             now = time.time()
-            if self._is_mine():
-                self._write(self._path)
+            holder, version = self._look()
+            if (holder or {}).get("token") == self._token and self._overwrite(version):
                 self._confirmed = now
             else:
                 self._lost = True

@@ -1,33 +1,24 @@
-"""Parquet files of a run: how they are written, and read with few requests where they are in a store."""
+"""Parquet files: how tables are written to them and read from them. Every page carries a checksum."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlt_data.errors import RunFolderError
-from rlt_data.storage.paths import Place, store_errors
+from rlt_data.storage.paths import Place
 
-if TYPE_CHECKING:
-    from upath import UPath
-
-#: Bytes that are asked of the end of a file of which some columns are wanted; a smaller file is there with them.
-_END = 2**20
-#: Bytes that are asked of the end of a file whose rows are counted; its footer is seldom longer.
-_FOOTER = 2**16
-#: Files whose ends are asked for together.
-_FILES_AT_A_TIME = 256
 _ROWS_A_SHARD = 100_000
 
 
 def write_rows(path: Path, rows: pa.Table) -> None:
     """Write rows to a file on the disk."""
-    pq.write_table(rows, path, compression="zstd", row_group_size=1024)
+    pq.write_table(rows, path, compression="zstd", row_group_size=1024, write_page_checksum=True)
 
 
 class Shards:
@@ -58,7 +49,7 @@ class Shards:
         if self._writer is None or self.rows[-1] >= _ROWS_A_SHARD:
             self.close()
             path = self.folder / f"train-{len(self.rows):05d}.parquet"
-            self._writer = pq.ParquetWriter(path, self.schema, compression="zstd")
+            self._writer = pq.ParquetWriter(path, self.schema, compression="zstd", write_page_checksum=True)
             self.rows.append(0)
         self._writer.write_table(rows)
         self.rows[-1] += len(rows)
@@ -70,81 +61,42 @@ class Shards:
             self._writer = None
 
 
-def read_rows(files: Sequence[Place], columns: Sequence[str], *, all_columns: bool) -> list[pa.Table]:
-    """Read columns of files, one table each.
+def read_file(path: Place, source: Any, schema: pa.Schema) -> pa.Table:
+    """Read the columns of a schema from one file; a column that the file lacks is null where the schema allows it.
 
     Args:
-        files: files of one run.
-        columns: which columns, in which order.
-        all_columns: whether that is about all there are, so that it pays to fetch whole files at once.
+        path: the file, for messages.
+        source: the file, or something that reads like it.
+        schema: the columns, in the order of the result.
 
     Raises:
-        FileNotFoundError: a file is not there (any more).
-        RunFolderError: a file cannot be read, or has no such column.
+        FileNotFoundError: the file does not exist (any more).
+        RunFolderError: the file is damaged, or has other columns.
     """
-    if stored := _stored(files):
-        return _from_store(stored, list(columns), all_columns=all_columns)
-    return [_read(path, path, list(columns)) for path in files]
-
-
-def _from_store(files: list[UPath], columns: list[str], *, all_columns: bool) -> list[pa.Table]:
-    fs, tables = files[0].fs, []
-    for path, end in zip(files, _ends(files, None if all_columns else _END), strict=True):
-        if all_columns or len(end) < _END:
-            tables.append(_read(path, pa.BufferReader(end), columns))
-        else:
-            with table_errors(path), store_errors(), fs.open(path.path, cache_type="none") as file:
-                tables.append(_read(path, file, columns))
-    return tables
-
-
-def _read(path: Place, source: Any, columns: list[str]) -> pa.Table:
     # read_table, which is made for many files, takes twice as long for one
-    with table_errors(path), pq.ParquetFile(source, pre_buffer=not isinstance(source, Path)) as file:
-        return file.read(columns).select(columns)
+    pre_buffer = not isinstance(source, Path)
+    with table_errors(path), pq.ParquetFile(source, pre_buffer=pre_buffer, page_checksum_verification=True) as file:
+        there = set(file.schema_arrow.names)
+        if lacking := [field.name for field in schema if field.name not in there and not field.nullable]:
+            raise KeyError(f"it has no column {lacking[0]!r}")
+        rows = file.read([name for name in schema.names if name in there])
+        columns = [rows[f.name] if f.name in there else pa.nulls(len(rows), f.type) for f in schema]
+        return pa.table(columns, names=schema.names).cast(schema)
 
 
-def count_rows(files: Sequence[Place]) -> int:
-    """Return how many rows files of one run have together, from their footers."""
-    stored = _stored(files)
-    rows = 0 if stored else sum(_count(path, path) for path in files)
-    for start in range(0, len(stored), _FILES_AT_A_TIME):
-        few = stored[start : start + _FILES_AT_A_TIME]
-        for path, end in zip(few, _ends(few, _FOOTER), strict=True):
-            footer = int.from_bytes(end[-8:-4], "little") + 8
-            if footer > len(end):
-                [end] = _ends([path], footer)
-            rows += _count(path, pa.BufferReader(end))
-    return rows
-
-
-def _count(path: Place, source: Any) -> int:
+def count_file(path: Place, source: Any) -> int:
+    """Return the rows of a file, from its footer; see :func:`read_file`."""
     with table_errors(path):
         return int(pq.read_metadata(source).num_rows)
 
 
-def _stored(files: Sequence[Place]) -> list[UPath]:
-    return [path for path in files if not isinstance(path, Path)]
-
-
-def _ends(files: list[UPath], size: int | None) -> list[bytes]:
-    """Fetch the ends of files side by side, or all of them."""
-    fs, paths = files[0].fs, [path.path for path in files]
-    starts, ends = [0] * len(paths), [None] * len(paths)
-    with table_errors(files[0].parent), store_errors():
-        if size is not None:  # not every library takes places that are counted from the end
-            ends = fs.sizes(paths)
-            starts = [max(0, end - size) for end in ends]
-        found: list[bytes] = fs.cat_ranges(paths, starts, ends, on_error="raise")
-    return found
-
-
 @contextlib.contextmanager
 def table_errors(path: Place) -> Iterator[None]:
-    """Turn what is raised of a damaged file into RunFolderError, which names a place."""
+    """Turn the errors of a damaged file into RunFolderError, which names the file."""
     try:
         yield
     except FileNotFoundError:
         raise
-    except (pa.ArrowException, KeyError, OSError) as error:
-        raise RunFolderError(f"{path}: cannot be read as a table: {error}") from None
+    except (pa.ArrowException, KeyError, OSError, ValueError) as error:
+        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise RunFolderError(f"{path}: cannot be read as a table: {reason}") from None

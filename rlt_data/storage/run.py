@@ -1,15 +1,15 @@
-"""The run folder: tables that grow durably, can be read at any moment, and end up byte for byte the same.
+"""A run folder: tables that grow durably, can be read at any moment, and end up byte for byte the same.
 
-    RUN/run.json                       what made each table (settings, fingerprints, versions)
-    RUN/<table>/part-00000.parquet     rows of 256 questions, sorted; replaced as a whole by rename
+    RUN/run.json                         what made each table (settings, fingerprints, versions)
+    RUN/<table>/part-00000.parquet       rows of 256 questions, sorted; replaced as a whole
+    RUN/manifests/<table>.json           the table's parts, with rows, sizes and checksums
     RUN/journal/<table>/00000/*.parquet  rows of a part that is not complete yet, a few seconds of work in each file
-    RUN/errors.jsonl                   rows that failed
-    RUN/run.log                        what happened when
+    RUN/errors.jsonl                     rows that failed
+    RUN/run.log                          what happened when
 
-Every file appears whole: written under another name, synchronised to disk and renamed, or uploaded to a store. So no
-reader ever meets half a file, and ``kill -9`` costs at most the seconds since the last one. When all rows of a part are
-there, its journal is merged into the part. A kill between the two leaves rows in both places; reading takes each key
-once. What is different where the folder is in a store is in places.py, and in the modules that it names.
+Rows are added to the journal, whose files appear whole, so ``kill -9`` costs at most the seconds since the last one.
+When all rows of a part are there, its journal is merged into the part. A kill between the two leaves rows in both
+places; reading takes each key once. A part is checked against the manifest when a process first reads it.
 """
 
 from __future__ import annotations
@@ -17,46 +17,34 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import threading
-import uuid
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rlt_data.errors import DiskError, RunFolderError
-from rlt_data.storage.index import listing_of, part_name
-from rlt_data.storage.locks import held
-from rlt_data.storage.parquet import count_rows, read_rows, write_rows
-from rlt_data.storage.paths import (
-    Place,
-    appending,
-    copy_file,
-    disk_errors,
-    exists,
-    is_folder,
-    json_writer,
-    new_folder,
-    place,
-    read_bytes,
-    refusal,
-    remove_empty,
-    remove_folder,
-    write_file,
-)
+from rlt_data.errors import RltDataError, RunFolderError
+from rlt_data.storage.folder import Changed, FileState, checksum, open_folder
+from rlt_data.storage.manifest import Manifest, Part
+from rlt_data.storage.parquet import write_rows
+from rlt_data.storage.paths import Place, refusal
 from rlt_data.storage.schemas import KEYS, QUESTIONS_PER_PART, SCHEMAS, TABLE_OF_STEP, VERSION, to_table
 
-#: Seconds between two writes of the journal: well under the five that a finished row may be at risk.
-FLUSH_SECONDS = 2.0
-#: Rows in memory that are written without waiting for the clock.
-FLUSH_ROWS = 4096
-#: How often a part is read again because a file of it was merged into another one.
+if TYPE_CHECKING:
+    import datasets
+
+#: How often a table is read again because its files changed meanwhile.
 _READINGS = 5
+#: The layout without manifests.
+_FIRST_LAYOUT = 1
+_SEGMENT = re.compile(r"(\d+)/(?:seg-([0-9a-f]{32})|[0-9a-f]{32})\.parquet")
+_PART = re.compile(r"part-(\d{5,})\.parquet")
+#: Files that a reader of ``RUN/<table>/*.parquet`` sees.
+_TABLE_FILE = re.compile(r"[^.].*\.parquet")
 
 
 def content_hash(*parts: Any) -> str:
@@ -65,24 +53,49 @@ def content_hash(*parts: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def part_name(part: int) -> str:
+    """Return the name of a part's file."""
+    return f"part-{part:05d}.parquet"
+
+
+@dataclass
+class _Files:
+    """The files of a table, as they were when last looked at.
+
+    Attributes:
+        manifest: of its parts.
+        own: parts whose file is there.
+        journal: names of the files of each part's journal.
+    """
+
+    manifest: Manifest
+    own: set[int]
+    journal: dict[int, list[str]]
+
+
 class Run:
     """A run folder, on the local disk or in a store.
 
     Args:
         path: the folder, or its URL.
 
+    Attributes:
+        folder: the files.
+        path: the folder.
+
     Raises:
         RunFolderError: the folder was written by a newer layout, or the URL leads nowhere.
     """
 
     def __init__(self, path: str | Place) -> None:
-        self.path = place(path)
-        self._listing = listing_of(self.path)
-        self._check_lock: Callable[[], None] = _unlocked
-        info = self.info
-        if info.get("version", VERSION) != VERSION:
+        self.folder = open_folder(path)
+        self.path = self.folder.path
+        self._tables: dict[str, _Files] = {}
+        self._is_locked = False
+        version = self.info.get("version", VERSION)
+        if version not in (_FIRST_LAYOUT, VERSION):
             raise RunFolderError(
-                f"{self.path}: written with layout version {info['version']}; this rlt-data reads version {VERSION}"
+                f"{self.path}: written with layout version {version}; this rlt-data reads version {VERSION}"
             )
 
     @classmethod
@@ -90,13 +103,18 @@ class Run:
         """Open a run folder that must be there.
 
         Raises:
-            RunFolderError: there is no folder, or it is not a run.
+            RunFolderError: there is no folder, it is not a run, or parts of its tables are missing or foreign.
         """
-        folder = place(path)
+        folder = open_folder(path)
         try:
-            if exists(folder / "run.json"):
-                return cls(folder)
-            wrong = "not a run folder (it has no run.json)" if is_folder(folder) else "no such run folder"
+            if folder.exists("run.json"):
+                folder.recover()
+                run = cls(folder.path)
+                if folder.on_disk:
+                    for table in SCHEMAS:
+                        run.parts(table)
+                return run
+            wrong = "not a run folder (it has no run.json)" if folder.exists() else "no such run folder"
         except OSError as error:
             wrong = f"cannot be read: {refusal(error)}"
         raise RunFolderError(f"{path}: {wrong}")
@@ -117,14 +135,19 @@ class Run:
 
         Raises:
             RunFolderError: another process holds it.
-            DiskError: the folder cannot be made or written.
+            DiskError: the folder cannot be created or written.
         """
-        with held(self.path) as self._check_lock:
-            self._listing.forget()
+        with self.folder.lock():
+            self._tables.clear()
+            if self.info.get("version") == _FIRST_LAYOUT:
+                self._write_first_manifests()
+            for name in self.folder.sizes("manifests"):
+                self._settle(name.removesuffix(".json"))
+            self._is_locked = True
             try:
                 yield
             finally:
-                self._check_lock = _unlocked
+                self._is_locked = False
 
     # What made the tables
 
@@ -133,16 +156,17 @@ class Run:
         """The content of run.json, empty for a new folder."""
         file = self.path / "run.json"
         try:
-            info = json.loads(read_bytes(file))
+            info = json.loads(self.folder.read("run.json"))
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except OSError as error:
             raise RunFolderError(f"{file}: cannot be read: {refusal(error)}") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunFolderError(f"{file}: not JSON: {error}") from None
-        if not isinstance(info, dict):
+        steps = info.get("steps", {}) if isinstance(info, dict) else None
+        if not isinstance(steps, dict) or not all(isinstance(entry, dict) for entry in steps.values()):
             raise RunFolderError(f"{file}: not the run.json of a run")
-        return info
+        return dict(info)
 
     def step(self, name: str) -> dict[str, Any]:
         """Return what run.json says of a step, empty if it has not run."""
@@ -150,14 +174,17 @@ class Run:
 
     def record(self, step: str, entry: dict[str, Any]) -> None:
         """Put an entry for a step into run.json; keys that are there and not in the entry stay."""
+        self.write_json("run.json", self._recorded(step, entry))
+
+    def _recorded(self, step: str, entry: Mapping[str, Any]) -> dict[str, Any]:
         info: dict[str, Any] = {"version": VERSION, "questions_per_part": QUESTIONS_PER_PART, "steps": {}} | self.info
         info["steps"][step] = info["steps"].get(step, {}) | entry
-        self.write_json("run.json", info)
+        return info
 
     def refuse_other_settings(self, step: str, depends_on: dict[str, Any]) -> None:
         """Raise RunFolderError if the folder holds rows or failures of a step that were made by other settings."""
         before = self.step(step).get("depends_on", depends_on)
-        if not self.parts(TABLE_OF_STEP[step]) and not exists(self.path / "errors.jsonl"):
+        if not self.parts(TABLE_OF_STEP[step]) and not self.folder.exists("errors.jsonl"):
             return  # an earlier start came to nothing: a wrong model, say
         if before != depends_on:
             changed = changed_keys(before, depends_on)
@@ -170,41 +197,28 @@ class Run:
     # Files
 
     def write_file(self, name: str, write: Callable[[Path], object]) -> None:
-        """Make a file of the run appear whole; see :func:`rlt_data.storage.paths.write_file`.
-
-        Raises:
-            RunFolderError: another process has taken the lock over.
-            DiskError: the file cannot be written.
-        """
-        path = self.path / name
-        with disk_errors(path):
-            self._check_lock()
-        write_file(path, write)
+        """Make a file of the run appear whole; see :meth:`rlt_data.storage.folder.Folder.write`."""
+        self.folder.write(name, write)
 
     def write_json(self, name: str, content: Any) -> None:
-        """Make a JSON file of the run appear whole; see :meth:`write_file`."""
-        self.write_file(name, json_writer(content))
-
-    @contextlib.contextmanager
-    def appending(self, name: str) -> Iterator[Path]:
-        """Hand out a file to write to the end of one of the run; see :func:`rlt_data.storage.paths.appending`."""
-        with appending(self.path / name, before=self._check_lock) as file:
-            yield file
+        """Make a JSON file of the run appear whole."""
+        self.folder.write(name, lambda path: path.write_text(_json_text(content), encoding="utf-8"))
 
     @property
     def logs(self) -> Path | None:
-        """Folder for what engines' processes write; None where that cannot be in the run's folder."""
-        return self.path / "logs" if isinstance(self.path, Path) else None
+        """Folder for the output of engine processes; None where that cannot be in the run's folder."""
+        return self.folder.on_disk / "logs" if self.folder.on_disk else None
 
-    # Tables
+    # Reading tables
 
     def parts(self, table: str) -> list[int]:
         """Return the numbers of the parts that have rows, in order.
 
         Raises:
-            RunFolderError: the table is being replaced, which can be seen in a store, or the store cannot be listed.
+            RunFolderError: parts are missing, truncated or foreign, or the store cannot be listed.
         """
-        return self._listing.parts(table)
+        files = self._files(table, again=True)
+        return sorted(files.own | files.journal.keys())
 
     def part_file(self, table: str, part: int) -> Place:
         """Return where a part's file is or will be."""
@@ -212,109 +226,151 @@ class Run:
 
     def files(self, table: str, part: int) -> list[Place]:
         """Return the files that hold rows of a part at the moment: its own, and those of its journal."""
-        return self._listing.files(table, part)
+        return [self.path / name for name in self._names(self._files(table), table, part)]
+
+    def part_state(self, table: str, part: int) -> object:
+        """Return a value that changes when the rows of a part do."""
+        files = self._files(table)
+        own = files.manifest.parts[part].state if part in files.own else None
+        return own, tuple(files.journal.get(part, ()))
+
+    def last_written(self, table: str) -> list[tuple[Path, float]]:
+        """Return a table's files with their times, the latest first; none in a store, which has no cheap times."""
+        times = []
+        for part in self.parts(table) if self.folder.on_disk else ():
+            for file in self.files(table, part):
+                with contextlib.suppress(FileNotFoundError):
+                    times.append((Path(str(file)), file.stat().st_mtime))
+        return sorted(times, key=lambda found: -found[1])
 
     def read(self, table: str, part: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read one part, journal included, each key once, in the order of questions and samples."""
+        """Read one part, journal included, each key once, in the order of questions and samples.
+
+        Raises:
+            RunFolderError: a file of the part is damaged, or not the one that was written.
+        """
         key = KEYS[table]
         schema = SCHEMAS[table]
         sort_by = [key] if table == "questions" else [key, "question_id", "sample_index"]
         wanted = list(dict.fromkeys([*(columns or schema.names), *sort_by]))
-        files, pieces = self._pieces(table, part, wanted)
+        names, pieces = self._pieces(table, part, wanted)
         if not pieces:
             return to_table(table, []).select(list(columns or schema.names))
         rows = pa.concat_tables(pieces)
-        if files != [self.part_file(table, part)]:
+        if names != [f"{table}/{part_name(part)}"]:
             rows = self._in_order(table, part, rows)
         return rows.select(list(columns or schema.names))
 
-    def _pieces(self, table: str, part: int, columns: list[str]) -> tuple[list[Place], list[pa.Table]]:
-        """Read the files of a part as they are."""
-        whole = len(columns) == len(SCHEMAS[table])
-        for _ in range(_READINGS):
-            files = self._listing.files(table, part)
-            try:
-                return files, read_rows(files, columns, all_columns=whole)
-            except FileNotFoundError:  # the process that writes has merged a journal meanwhile
-                self._listing.forget()
-        raise self._restless(table)
-
-    def _restless(self, table: str) -> RunFolderError:
-        return RunFolderError(f"{self.path / table}: changes while it is read; read it again later")
-
     def count(self, table: str) -> int:
         """Return the number of rows of a table."""
-        files = {part: self._listing.files(table, part) for part in self.parts(table)}
-        whole = [part for part in files if files[part] == [self.part_file(table, part)]]
-        growing = sum(len(self.read(table, part, [KEYS[table]])) for part in files.keys() - whole)
-        try:
-            return growing + count_rows([self.part_file(table, part) for part in whole])
-        except FileNotFoundError:
-            raise self._restless(table) from None
+        files = self._files(table, again=True)
+        whole = sum(files.manifest.parts[part].state.rows for part in files.own - files.journal.keys())
+        return whole + sum(len(self.read(table, part, [KEYS[table]])) for part in files.journal)
 
     def keys(self, table: str, part: int) -> set[str]:
         """Return the keys of the rows that a part has."""
         return set(self.read(table, part, [KEYS[table]]).column(0).to_pylist())
 
-    def write_part(self, table: str, part: int, rows: pa.Table) -> None:
-        """Write a whole part, in place of what was there."""
-        self._write_rows(table, part, f"{table}/{part_name(part)}", lambda path: write_rows(path, rows))
+    def join(self, traces: pl.DataFrame, table: str, part: int, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """Join another table to traces, in their order.
 
-    def add_segment(self, table: str, part: int, rows: pa.Table) -> None:
-        """Make rows of an incomplete part durable."""
-        name = f"journal/{table}/{part:05d}/{uuid.uuid4().hex}.parquet"
-        self._write_rows(table, part, name, lambda path: write_rows(path, rows))
+        Args:
+            traces: rows of a part, with their ``trace_id``.
+            table: the table, ``scores`` or ``ranks``.
+            part: number of the part.
+            columns: those to take; None: all. Those that the traces have already stay as they are.
 
-    def _write_rows(self, table: str, part: int, name: str, write: Callable[[Path], object]) -> None:
-        self.write_file(name, write)
-        self._listing.wrote(table, part, name)
-
-    def compact(self, table: str, part: int) -> None:
-        """Merge the journal of a part into its file."""
-        own = self.part_file(table, part)
-        journal = [file for file in self._listing.files(table, part) if file != own]
-        if journal:
-            self.write_part(table, part, self.read(table, part))
-            with disk_errors(journal[0].parent):
-                remove_folder(journal[0].parent, journal)
-            self._listing.merged(table, part)
-
-    def compact_all(self, table: str) -> None:
-        """Merge the journals of all parts of a table."""
-        for part in self.parts(table):
-            self.compact(table, part)
-        remove_folder(self.path / "journal" / table, [])
-        remove_empty(self.path / "journal")
-
-    @contextlib.contextmanager
-    def replacing(self, table: str) -> Iterator[Callable[[int, pa.Table], None]]:
-        """Write a table anew: hands out a function that writes a part, and puts all in place at the end.
-
-        The earlier table stays if anything goes wrong. In a store the parts are replaced one after the other; from the
-        first to the last the table cannot be read.
+        Returns:
+            The traces; where one has no row in the table the new columns are null, and everywhere if the table is out
+            of date.
         """
-        with new_folder(self.path / table, before_each=self._check_lock) as fresh:
-            yield lambda part, rows: write_rows(fresh / part_name(part), rows)
-        self._listing.forget()
+        wanted = SCHEMAS[table].names if columns is None else list(dict.fromkeys(["trace_id", *columns]))
+        read = self.read(table, part, wanted) if self.is_current(table) else to_table(table, []).select(wanted)
+        rows = pl.DataFrame(read)
+        new = [name for name in rows.columns if name not in traces.columns]
+        return traces.join(rows.select("trace_id", *new), on="trace_id", how="left", maintain_order="left")
 
-    def adopt(self, table: str, source: Run) -> None:
-        """Take over a table of another run, by hard links where the disk allows; parts are never changed in place."""
-        for part in source.parts(table):
-            self.adopt_part(table, part, source, part)
+    def scan(self, table: str | None = None) -> pl.LazyFrame:
+        """Return a table lazily, or all tables joined.
 
-    def adopt_part(self, table: str, part: int, source: Run, its_part: int) -> None:
-        """Take over one part of another run, if that has rows of the table, as this part."""
-        theirs = source._listing.files(table, its_part)
-        if theirs not in ([], [source.part_file(table, its_part)]):
-            self.write_part(table, part, source.read(table, its_part))
-        elif theirs and not self._has_adopted(table, part, source, its_part):
-            self._write_rows(table, part, f"{table}/{part_name(part)}", lambda path: copy_file(theirs[0], path))
+        Args:
+            table: its name; None: one row for each trace, with its question, and its score and rank where it has them.
+                Of the question's columns, ``meta`` becomes ``question_meta`` and ``source_id`` is left out.
 
-    def _has_adopted(self, table: str, part: int, source: Run, its_part: int) -> bool:
-        mine, theirs = self.part_file(table, part), source.part_file(table, its_part)
-        if isinstance(mine, Path) and isinstance(theirs, Path):
-            return mine.exists() and os.path.samefile(mine, theirs)
-        return self._listing.files(table, part) == [mine] and self.keys(table, part) == source.keys(table, its_part)
+        Raises:
+            RunFolderError: parts are missing, damaged or foreign; or there are no such tables.
+        """
+        if table is not None:
+            return self._scan(table)
+        questions = self._scan("questions").drop("source_id").rename({"meta": "question_meta"})
+        rows = self._scan("traces").join(questions, on="question_id", how="left", maintain_order="left")
+        for more in ("scores", "ranks"):
+            if self.parts(more) and self.is_current(more):
+                names = ["trace_id", *(name for name in SCHEMAS[more].names if name not in rows.collect_schema())]
+                rows = rows.join(self._scan(more).select(names), on="trace_id", how="left", maintain_order="left")
+        return rows
+
+    def to_dataset(self, table: str | None = None) -> datasets.Dataset:
+        """Return what :meth:`scan` returns as a ``datasets.Dataset``."""
+        import datasets
+
+        return datasets.Dataset(self.scan(table).collect().to_arrow(compat_level=pl.CompatLevel.oldest()))
+
+    def _scan(self, table: str) -> pl.LazyFrame:
+        parts = self.parts(table)
+        if not parts:
+            raise RunFolderError(f"{self.path}: has no {table} yet")
+        files = self._files(table)
+        for part in files.own - files.journal.keys():
+            self._pieces(table, part, [KEYS[table]])  # checks it
+        settled = sorted(files.own - files.journal.keys())
+        names = [f"{table}/{part_name(part)}" for part in settled]
+        frames = [pl.scan_pyarrow_dataset(self.folder.dataset(names, SCHEMAS[table]))] if names else []
+        frames += [pl.DataFrame(self.read(table, part)).lazy() for part in sorted(files.journal)]
+        return pl.concat(frames)
+
+    def digest(self, table: str, *, again: bool = False) -> str:
+        """Return a hash of the content of a table; ``again``: as it is now, not as it was when first looked at."""
+        files = self._files(table, again=again)
+        journal = sorted(name for names in files.journal.values() for name in names)
+        return content_hash(files.manifest.digest, journal) if journal else files.manifest.digest
+
+    def is_current(self, table: str) -> bool:
+        """Return whether a table that is made as a whole was made from the tables that are there now."""
+        made_from = self._files(table).manifest.made_from
+        if not made_from and table == "ranks":  # written in the first layout
+            return self.count("ranks") == self.count("scores")
+        return all(self.digest(source) == digest for source, digest in made_from.items())
+
+    def _names(self, files: _Files, table: str, part: int) -> list[str]:
+        own = [f"{table}/{part_name(part)}"] if part in files.own else []
+        return [*own, *files.journal.get(part, ())]
+
+    def _pieces(self, table: str, part: int, columns: list[str]) -> tuple[list[str], list[pa.Table]]:
+        """Read the files of a part as they are."""
+        schema = pa.schema([SCHEMAS[table].field(name) for name in columns])
+        whole = len(columns) == len(SCHEMAS[table])
+        seen: object = None
+        for _ in range(_READINGS):
+            files = self._files(table)
+            names = self._names(files, table, part)
+            try:
+                return names, self.folder.read_tables(names, schema, _expected(files, table, part), whole=whole)
+            except FileNotFoundError:  # the process that writes has merged a journal meanwhile
+                self._tables.pop(table, None)
+            except Changed as changed:
+                listed = files.manifest.parts.get(part)
+                if seen == listed:
+                    raise RunFolderError(
+                        f"{self.path / str(changed)}: is damaged, or not the file that rlt-data wrote (its checksum "
+                        "differs); restore it from a copy"
+                    ) from None
+                seen = listed
+                self._tables.pop(table, None)
+        raise self._restless(table)
+
+    def _restless(self, table: str) -> RunFolderError:
+        return RunFolderError(f"{self.path / table}: changes while it is read; read it again later")
 
     def _in_order(self, table: str, part: int, rows: pa.Table) -> pa.Table:
         first: dict[str, int] = {}
@@ -329,69 +385,231 @@ class Run:
         order = [("place", "ascending"), ("sample", "ascending"), ("key", "ascending")]
         return rows.take(pc.sort_indices(ordered, sort_keys=order))
 
+    # Which files there are
 
-class TableWriter:
-    """Appends rows to a table of a run; each is on disk within :data:`FLUSH_SECONDS`, whatever the caller does.
+    def _files(self, table: str, *, again: bool = False) -> _Files:
+        """Return the files of a table as they were when last looked at, with what this process has written since.
 
-    Use as a context manager. Leaving it writes what is in memory, also after an exception. A failed write is raised
-    by the next call.
+        Args:
+            table: the table.
+            again: look again, unless the lock makes sure that no other process writes.
+        """
+        if table in self._tables and (self._is_locked or not again):
+            return self._tables[table]
+        wrong = ""
+        for _ in range(_READINGS):
+            found, wrong = self._look(table)
+            if not wrong:
+                self._tables[table] = found
+                return found
+            with contextlib.suppress(OSError, RltDataError):
+                self.folder.recover()  # a process may have been killed while it replaced the table
+        if self.folder.exists(f".{table}.rlt-data/commit"):
+            wrong = f"{self.path / table}: is being replaced; read it again later"
+        raise RunFolderError(wrong)
+
+    def _look(self, table: str) -> tuple[_Files, str]:
+        """Look at the files of a table, and say what is wrong with them; empty if nothing is."""
+        try:
+            # Journals before the parts that they are merged into, so that no row is missed between the two.
+            journal: dict[int, list[str]] = {}
+            for name in self.folder.below(f"journal/{table}"):
+                if segment := _SEGMENT.fullmatch(name):
+                    journal.setdefault(int(segment[1]), []).append(f"journal/{table}/{name}")
+            manifest = self._read_manifest(table)
+            sizes = {name: size for name, size in self.folder.sizes(table).items() if _TABLE_FILE.fullmatch(name)}
+        except OSError as error:
+            raise RunFolderError(f"{self.path / table}: cannot be listed: {refusal(error)}") from None
+        own = {number for number in manifest.parts if part_name(number) in sizes}
+        return _Files(manifest, own, journal), self._problem(table, manifest, sizes)
+
+    def _problem(self, table: str, manifest: Manifest, sizes: Mapping[str, int]) -> str:
+        folder = self.path / table
+        for number, part in manifest.parts.items():
+            name = part_name(number)
+            if name not in sizes:
+                if not part.is_new:
+                    return f"{folder / name}: is missing; restore it from a copy"
+            elif sizes[name] not in {state.bytes for state in part.states}:
+                return (
+                    f"{folder / name}: is truncated, or not the file that rlt-data wrote "
+                    f"({sizes[name]:,} bytes instead of {part.state.bytes:,}); restore it from a copy"
+                )
+        if foreign := sorted(sizes.keys() - {part_name(number) for number in manifest.parts}):
+            return f"{folder / foreign[0]}: is not a part of this table (rlt-data did not write it); move it away"
+        return ""
+
+    def _read_manifest(self, table: str) -> Manifest:
+        name = _manifest_name(table)
+        try:
+            return Manifest.from_text(self.folder.read(name).decode())
+        except (FileNotFoundError, NotADirectoryError):
+            return self._first_manifest(table) if self.info.get("version") == _FIRST_LAYOUT else Manifest()
+        except ValueError as error:
+            raise RunFolderError(f"{self.path / name}: cannot be read: {error}") from None
+
+    # Writing tables
+
+    def write_part(self, table: str, part: int, rows: pa.Table) -> None:
+        """Write a whole part, in place of what was there."""
+        self._write_part(table, part, lambda path: write_rows(path, rows), len(rows))
+
+    def _write_part(self, table: str, part: int, write: Callable[[Path], object], rows: int) -> None:
+        files = self._files(table)
+
+        def ready(file: Path) -> None:
+            files.manifest.put(part, FileState(rows, file.stat().st_size, checksum(file)))
+            self._save(table, files.manifest)
+
+        self.folder.write(f"{table}/{part_name(part)}", write, ready)
+        files.own.add(part)
+
+    def add_segment(self, table: str, part: int, rows: pa.Table) -> None:
+        """Make rows of an incomplete part durable."""
+        prefix = f"journal/{table}/{part:05d}"
+        name = self.folder.write_named(prefix, lambda path: write_rows(path, rows), _segment_name)
+        self._files(table).journal.setdefault(part, []).append(f"{prefix}/{name}")
+
+    def compact(self, table: str, part: int) -> None:
+        """Merge the journal of a part into its file."""
+        journal = self._files(table).journal
+        if part in journal:
+            self.write_part(table, part, self.read(table, part))
+            self.folder.remove(journal.pop(part))
+
+    def compact_all(self, table: str) -> None:
+        """Merge the journals of all parts of a table, at the end of a step."""
+        for part in self.parts(table):
+            self.compact(table, part)
+        self._settle(table)
+
+    @contextlib.contextmanager
+    def replacing(self, table: str, made_from: Sequence[str] = ()) -> Iterator[NewTable]:
+        """Write a table anew; what was there is replaced when the block ends, and stays if it raises.
+
+        Args:
+            table: the table.
+            made_from: tables that it is made from. It is out of date once one of them changes.
+        """
+        manifest = Manifest(made_from={name: self.digest(name) for name in made_from})
+        files = [_manifest_name(table), "run.json"]
+        with self.folder.replace(table, folders=[table], files=files) as fresh:
+            new = NewTable(fresh, table, manifest)
+            yield new
+            _write_text(fresh / _manifest_name(table), manifest.text())
+            if new.entries:
+                info = self.info
+                for step, entry in new.entries.items():
+                    info = self._recorded(step, entry)
+                _write_text(fresh / "run.json", _json_text(info))
+        self._tables.pop(table, None)
+
+    def adopt(self, table: str, source: Run) -> None:
+        """Take over a table of another run, by hard links where the disk allows; parts are never changed in place."""
+        for part in source.parts(table):
+            self.adopt_part(table, part, source, part)
+        self._settle(table)
+
+    def adopt_part(self, table: str, part: int, source: Run, its_part: int) -> None:
+        """Take over one part of another run, if that has rows of the table, as this part."""
+        rows, mine = source._rows_if_whole(table, its_part), self._files(table).manifest.parts.get(part)
+        if rows is None:
+            if its_part in source._files(table).journal:
+                self.write_part(table, part, source.read(table, its_part))
+        elif mine is None or mine.state.xxh3 != source._files(table).manifest.parts[its_part].state.xxh3:
+            self._write_part(table, part, lambda path: source.export_part(table, its_part, path), rows)
+
+    def export_part(self, table: str, part: int, path: Path) -> None:
+        """Write a part to a Parquet file on the disk; as a hard link where possible, so it must not be changed."""
+        if self._rows_if_whole(table, part) is None:
+            write_rows(path, self.read(table, part))
+        else:
+            self._pieces(table, part, [KEYS[table]])  # checks it
+            self.folder.fetch(f"{table}/{part_name(part)}", path)
+
+    def _rows_if_whole(self, table: str, part: int) -> int | None:
+        """Return the rows of a part all of which are in its own file, else None."""
+        files = self._files(table)
+        whole = part in files.own and part not in files.journal
+        return files.manifest.parts[part].state.rows if whole else None
+
+    def _save(self, table: str, manifest: Manifest) -> None:
+        text = manifest.text()
+        self.folder.write(_manifest_name(table), lambda path: path.write_text(text, encoding="utf-8"))
+
+    def _settle(self, table: str) -> None:
+        """Make the manifest list the part files as they are, after a kill or at the end of a step."""
+        files = self._files(table, again=True)
+        if files.manifest.settled:
+            return
+        for number, part in list(files.manifest.parts.items()):
+            if number not in files.own:
+                del files.manifest.parts[number]
+            elif part.earlier:
+                found = self.folder.examine(f"{table}/{part_name(number)}")
+                files.manifest.parts[number] = Part(part.earlier if found == part.earlier else part.state)
+        files.manifest.settle()
+        self._save(table, files.manifest)
+
+    # Runs of the first layout, which had no manifests
+
+    def _first_manifest(self, table: str) -> Manifest:
+        """List the parts of a run of the first layout; their checksums are not known.
+
+        Raises:
+            RunFolderError: rows are missing.
+        """
+        parts = {}
+        for name, size in self.folder.sizes(table).items():
+            if found := _PART.fullmatch(name):
+                parts[int(found[1])] = Part(FileState(self.folder.count_rows([f"{table}/{name}"]), size, ""))
+        manifest = Manifest(parts)
+        recorded = {
+            TABLE_OF_STEP.get(step, "ranks" if step == "rank" else ""): entry
+            for step, entry in self.info.get("steps", {}).items()
+        }
+        rows = recorded.get(table, {}).get("rows", 0)
+        if manifest.rows < rows and not self.folder.below(f"journal/{table}"):
+            raise RunFolderError(
+                f"{self.path / table}: has {manifest.rows:,} rows, run.json counts {rows:,}; parts are missing"
+            )
+        if table == "questions" and sorted(parts) != list(range(len(parts))):
+            raise RunFolderError(f"{self.path / table}: parts are missing between those that are there")
+        return manifest
+
+    def _write_first_manifests(self) -> None:
+        """Give a run of the first layout manifests."""
+        for table in SCHEMAS:
+            files = self._files(table)
+            for number in files.own if self.folder.on_disk else ():  # a store would have to send every file
+                files.manifest.parts[number] = Part(self.folder.examine(f"{table}/{part_name(number)}"))
+            if files.own:
+                self._save(table, files.manifest)
+        self.write_json("run.json", self.info | {"version": VERSION})
+
+
+class NewTable:
+    """A table that is written anew; see :meth:`Run.replacing`.
+
+    Attributes:
+        entries: what run.json will say of steps.
     """
 
-    def __init__(self, run: Run, table: str) -> None:
-        self._run = run
-        self._table = table
-        self._rows: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        self._held = 0
-        self._buffer_lock = threading.Lock()
-        self._disk_lock = threading.Lock()
-        self._stop = threading.Event()
-        self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._flush_regularly, name=f"write-{table}", daemon=True)
+    def __init__(self, folder: Path, table: str, manifest: Manifest) -> None:
+        self._folder = folder / table
+        self._folder.mkdir()
+        self._manifest = manifest
+        self.entries: dict[str, Mapping[str, Any]] = {}
 
-    def __enter__(self) -> TableWriter:
-        self._thread.start()
-        return self
+    def write(self, part: int, rows: pa.Table) -> None:
+        """Write a part."""
+        path = self._folder / part_name(part)
+        write_rows(path, rows)
+        self._manifest.parts[part] = Part(FileState(len(rows), path.stat().st_size, checksum(path)))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-        if kind is None or not isinstance(error, DiskError):
-            self.flush()
-
-    def append(self, part: int, row: dict[str, Any]) -> None:
-        """Take one row of a part."""
-        with self._buffer_lock:
-            self._rows[part].append(row)
-            self._held += 1
-            full = self._held >= FLUSH_ROWS
-        if full or self._failure:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is in memory."""
-        if self._failure:
-            raise self._failure
-        with self._disk_lock:
-            with self._buffer_lock:
-                taken, self._rows, self._held = self._rows, defaultdict(list), 0
-            for part, rows in taken.items():
-                self._run.add_segment(self._table, part, to_table(self._table, rows))
-
-    def compact(self, part: int) -> None:
-        """Write what is in memory and merge the journal of a complete part into its file."""
-        self.flush()
-        with self._disk_lock:
-            self._run.compact(self._table, part)
-
-    def _flush_regularly(self) -> None:
-        while not self._stop.wait(FLUSH_SECONDS):
-            try:
-                self.flush()
-            except Exception as error:  # noqa: BLE001 - handed to the thread that works
-                self._failure = error
-                return
+    def record(self, step: str, entry: Mapping[str, Any]) -> None:
+        """Put an entry for a step into run.json, at the moment at which the table is replaced."""
+        self.entries[step] = entry
 
 
 def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -399,5 +617,30 @@ def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return sorted(key for key in before | now if before.get(key) != now.get(key))
 
 
-def _unlocked() -> None:
-    """Stand for the lock of a run that nobody holds."""
+def _expected(files: _Files, table: str, part: int) -> dict[str, list[FileState]]:
+    """Return the states that the files of a part may have."""
+    expected = {}
+    if part in files.own:
+        expected[f"{table}/{part_name(part)}"] = files.manifest.parts[part].states
+    for name in files.journal.get(part, ()):
+        segment = _SEGMENT.fullmatch(name.removeprefix(f"journal/{table}/"))
+        if segment and segment[2]:
+            expected[name] = [FileState(-1, -1, segment[2])]
+    return expected
+
+
+def _segment_name(file: Path) -> str:
+    return f"seg-{checksum(file)}.parquet"
+
+
+def _manifest_name(table: str) -> str:
+    return f"manifests/{table}.json"
+
+
+def _json_text(content: Any) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

@@ -10,8 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-#: Version of the schemas and of the folder layout; kept in ``run.json`` and in each file's metadata.
-VERSION = 1
+#: Version of the schemas and of the folder layout; kept in ``run.json`` and in each file's metadata. Version 1 had no
+#: manifests.
+VERSION = 2
 
 #: Part k of every table holds the rows of the questions k * 256 to k * 256 + 255, in the order of the questions.
 QUESTIONS_PER_PART = 256

@@ -17,7 +17,7 @@ from rlt_data.errors import InputError, SettingsError
 from rlt_data.formats import Format, Tokenizer, encode
 from rlt_data.progress import Progress
 from rlt_data.settings import ModelSettings, PolicySettings
-from rlt_data.storage.paths import write_file
+from rlt_data.storage.outputs import write_file
 from rlt_data.storage.run import content_hash
 from rlt_data.training.plan import PolicyPlan, policy_plan_of
 from rlt_data.training.rewards import Reward, Row

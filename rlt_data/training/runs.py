@@ -19,7 +19,7 @@ from rlt_data.formats import ChatTemplate, Format, Tokenizer
 from rlt_data.progress import Progress, speaks
 from rlt_data.settings import FineTuneSettings, ModelSettings, PolicySettings, TrainingSettings
 from rlt_data.steps.provenance import versions
-from rlt_data.storage.paths import write_file, write_json
+from rlt_data.storage.outputs import write_file, write_json
 from rlt_data.storage.run import changed_keys
 
 logger = logging.getLogger(__name__)

@@ -202,7 +202,7 @@ def test_an_interrupted_command_keeps_what_is_finished_and_goes_on_from_there(
     questions = write_questions(tmp_path / "questions.jsonl", 200)
     options = "generate", "--in", questions, "--teacher", tiny(), "--n", "3", "--max-tokens", "40", "--out", "run"
     arguments = command(*options, "--batch-size", "8")
-    arguments[2] = "import rlt_data.storage.run; rlt_data.storage.run.FLUSH_SECONDS = 0.05; " + arguments[2]
+    arguments[2] = "import rlt_data.storage.writer; rlt_data.storage.writer.FLUSH_SECONDS = 0.05; " + arguments[2]
     process = subprocess.Popen(arguments, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while not list(Path("run").glob("journal/traces/*/*.parquet")):
         assert process.poll() is None

@@ -22,7 +22,7 @@ from rlt_data.settings import PushSettings
 from rlt_data.storage.run import Run
 from tests.conftest import Rlt
 from tests.hub_server import TOKEN, Fault, HubServer, Pull
-from tests.made_runs import distilled, files_of, make_run, table, trace
+from tests.made_runs import distilled, drop_part, files_of, make_run, table, trace
 
 NAME = "tester/data"
 RLT = [sys.executable, "-c", "from rlt_data.cli.main import main; main()"]
@@ -128,7 +128,7 @@ def test_a_distilled_folder_is_a_data_set_of_its_own(hub: HubServer, run: Run, t
     again = push(PushSettings(input=str(folder), repo_id=NAME))
     assert again.plan.nothing and set(hub.uploaded.values()) == {1}
     shutil.rmtree(folder / "data")
-    with pytest.raises(RunFolderError, match="there are no rows"):
+    with pytest.raises(RunFolderError, match="is damaged, missing, or not from rlt-data distill"):
         push(PushSettings(input=str(folder), repo_id=NAME))
 
 
@@ -156,7 +156,7 @@ def test_every_stage_has_a_branch_with_its_tables_whole(hub: HubServer, run: Run
     rows = loaded(hub, tmp_path, "traces", "questions", revision="generate")
     assert rows == {name: table(run, name).to_dicts() for name in ("traces", "questions")}
 
-    (Path(str(run.path)) / "ranks" / "part-00001.parquet").unlink()
+    drop_part(run, "ranks", 1)
     distilled(run)
     pushed(run, branch_per_stage=True)
     assert "data/ranks/train-00000-of-00001.parquet" in repo.heads["rank"].files

@@ -36,8 +36,8 @@ def test_a_run_in_a_store_is_published_like_one_on_a_disk(hub: HubServer, run: R
     folder = hub.dataset("tester/folder").heads["main"].files
     [path] = [path for path in folder if path.endswith(".parquet")]
     assert folder[path].content == disk["main"][path]
-    files().touch(f"{url}/dataset/.unfinished")
-    with pytest.raises(RunFolderError, match="was not written to its end"):
+    files().rm(f"{url}/dataset/train.jsonl")
+    with pytest.raises(RunFolderError, match=r"train\.jsonl: is damaged, missing, or not from rlt-data distill"):
         push(PushSettings(input=url, repo_id="tester/store"))
     with pytest.raises(RunFolderError, match="there is no such folder; --in takes a run"):
         push(PushSettings(input=f"{bucket}/other", repo_id="tester/other"))

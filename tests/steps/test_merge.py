@@ -19,7 +19,7 @@ from rlt_data.storage.errorlog import ErrorLog, failures
 from rlt_data.storage.run import Run
 from rlt_data.storage.schemas import KEYS, QUESTIONS_PER_PART, to_table
 from tests.conftest import Rlt, write_jsonl
-from tests.made_runs import distilled, files_of, make_run, ranked, table, trace
+from tests.made_runs import distilled, drop_part, files_of, make_run, ranked, table, trace
 
 Row = dict[str, Any]
 Tiny = Callable[..., Path]
@@ -77,7 +77,7 @@ def test_a_merged_run_is_the_union_in_the_order_of_the_runs(
         runs.append(make_run(folder / f"{number}", *parts))
         for part, rows in enumerate(parts):
             if draw.random() < 0.3:
-                runs[-1].part_file("scores", part).unlink()
+                drop_part(runs[-1], "scores", part)
             else:
                 scored.update(row["trace_id"] for row in rows)
             for row in rows:
@@ -99,7 +99,10 @@ def test_a_merged_run_is_the_union_in_the_order_of_the_runs(
         ]
     counts = {name: found.count(name) for name in TABLES}
     assert counts == {"questions": len(places), "traces": len(traces), "scores": len(scored)}
-    assert {path.name for path in found.path.iterdir()} == {"run.json", *(name for name in TABLES if counts[name])}
+    assert {path.name for path in found.path.iterdir()} - {"manifests"} == {
+        "run.json",
+        *(name for name in TABLES if counts[name]),
+    }
 
 
 @pytest.fixture
@@ -160,7 +163,7 @@ def test_rows_in_journals_are_taken(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, [trace(f"{name}{i}", 0) for i in range(3)]) for name in "abc"]
     for run in runs[1:]:
         rows = run.read("traces", 0)
-        run.part_file("traces", 0).unlink()
+        drop_part(run, "traces", 0)
         for row in (2, 0):
             run.add_segment("traces", 0, rows.slice(row, 1))
     assert keys(merged(tmp_path / "merged", *runs), "traces") == [
@@ -188,7 +191,7 @@ def test_answers_and_grades_are_merged_too(tmp_path: Path) -> None:
 def test_what_made_the_rows_is_kept_of_the_first_run_that_has_them(tmp_path: Path) -> None:
     runs = [run_of(tmp_path / name, range(i, i + 1)) for i, name in enumerate("abcd")]
     for run in runs[:2]:
-        run.part_file("scores", 0).unlink()
+        drop_part(run, "scores", 0)
     runs[0].record("score", {"depends_on": {"student": "a wrong start"}})
     for run in runs[2:]:
         run.record("score", {"depends_on": {"student": "s"}, "settings": {"in": run.path.name}, "rows": 1})
@@ -236,13 +239,13 @@ def test_a_merge_that_fails_leaves_nothing_and_one_that_was_killed_is_no_hindran
     runs = [run_of(tmp_path / name, range(3 * i, 3 * i + 3)) for i, name in enumerate("ab")]
     content = runs[1].part_file("traces", 0).read_bytes()
     runs[1].part_file("traces", 0).write_bytes(b"PAR1 nonsense PAR1")
-    torn = tmp_path / ".merged.new.tmp" / "traces"
+    torn = tmp_path / ".merged.rlt-data" / "new" / "merged" / "traces"
     torn.mkdir(parents=True)
     (torn / "part-00007.parquet").touch()
     before = {path.name for path in tmp_path.iterdir()}
-    with pytest.raises(RunFolderError, match="cannot be read as a table"):
+    with pytest.raises(RunFolderError, match="is truncated, or not the file that rlt-data wrote"):
         merged(tmp_path / "merged", *runs)
-    assert {path.name for path in tmp_path.iterdir()} == before - {".merged.new.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == before
     runs[1].part_file("traces", 0).write_bytes(content)
     assert Run(merging(tmp_path / "merged", *runs).run).parts("traces") == [0]
 

@@ -15,7 +15,7 @@ from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.steps import rank as rank_module
 from rlt_data.storage.run import Run
 from rlt_data.storage.schemas import to_table
-from tests.made_runs import files_of, make_run, ranked, table, trace
+from tests.made_runs import drop_part, files_of, make_run, ranked, table, trace
 
 Row = dict[str, Any]
 NAN, INF = float("nan"), float("inf")
@@ -109,7 +109,7 @@ def test_the_order_is_that_of_a_plain_sort_whatever_the_order_of_rows(
 def test_scores_that_are_still_in_the_journal_are_ranked(tmp_path: Path) -> None:
     rows = [trace("b", 0, 1.0), trace("b", 1, 2.0), trace("a", 0, 1.0), trace("a", 1, 3.0)]
     run = make_run(tmp_path / "run", rows)
-    run.part_file("scores", 0).unlink()
+    drop_part(run, "scores", 0)
     for row in (rows[2], rows[1], rows[0], rows[3]):
         run.add_segment("scores", 0, to_table("scores", [row]))
     assert ranked(run).questions == 2
@@ -246,7 +246,7 @@ def test_scores_of_different_settings_are_not_compared(tmp_path: Path) -> None:
 #: What a run's scores hold when ranking must fail, and what the message says.
 FAILURES: dict[str, tuple[Row, str]] = {
     "mixed settings": ({"scored_by": "another student"}, "2 kinds of settings"),
-    "damaged part": ({}, "cannot be read as a table"),
+    "damaged part": ({}, "part-00001.parquet: is truncated, or not the file that rlt-data wrote"),
 }
 
 
@@ -259,6 +259,7 @@ def test_a_ranking_that_fails_leaves_the_earlier_one(
     change, message = FAILURES[name]
     if change:
         run.write_part("scores", 1, to_table("scores", [trace("b", 0, **change)]))
+        run.compact_all("scores")
     else:
         run.part_file("scores", 1).write_bytes(b"PAR1 nonsense PAR1")
     before = files_of(run.path)

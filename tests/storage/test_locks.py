@@ -20,8 +20,9 @@ from rlt_data.errors import RunFolderError
 from rlt_data.steps.provenance import run_log
 from rlt_data.storage import locks
 from rlt_data.storage.errorlog import ErrorLog
-from rlt_data.storage.run import Run, TableWriter
+from rlt_data.storage.run import Run
 from rlt_data.storage.schemas import to_table
+from rlt_data.storage.writer import TableWriter
 from tests.made_runs import trace
 
 LOCK = "/run/.lock"
@@ -140,8 +141,8 @@ def log(run: Run, line: str) -> None:
 
 
 def replace(run: Run, table: str) -> None:
-    with run.replacing(table) as write:
-        write(0, to_table(table, []))
+    with run.replacing(table) as new:
+        new.write(0, to_table(table, []))
 
 
 def test_a_lock_is_renewed_while_it_is_held_and_its_loss_is_noticed(

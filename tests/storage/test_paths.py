@@ -14,7 +14,9 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from rlt_data.errors import DiskError, RunFolderError
-from rlt_data.storage.paths import UNFINISHED, appending, names_in, new_folder, place, write_json
+from rlt_data.storage.folder import open_folder
+from rlt_data.storage.outputs import new_folder
+from rlt_data.storage.paths import place
 from rlt_data.storage.run import Run
 from tests.conftest import Rlt
 from tests.made_runs import distilled, make_run, ranked, table, trace
@@ -147,16 +149,11 @@ def test_where_half_a_file_could_be_seen_it_is_moved_into_place(tmp_path: Path) 
     assert not [path for path in (tmp_path / "run").rglob(".*") if path.is_file()]
 
 
-def test_a_folder_in_a_store_that_is_not_made_whole_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_in_a_store_that_could_not_be_written_whole_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     MemoryFileSystem.store.clear()
-    folder = place("memory://folder")
-    write_json(folder / "old.json", 1)
-    original = MemoryFileSystem.put_file
-
-    def refusing(self: MemoryFileSystem, local: str, path: str, **options: Any) -> None:
-        if path.endswith("last.json"):
-            raise ConnectionError("gone")
-        original(self, local, path, **options)
+    folder = place("memory://runs/folder")
+    content = open_folder(folder)
+    content.write("old.json", lambda path: path.write_text("1"))
 
     def write() -> None:
         with new_folder(folder) as fresh:
@@ -164,32 +161,49 @@ def test_a_folder_in_a_store_that_is_not_made_whole_says_so(monkeypatch: pytest.
                 (fresh / name).parent.mkdir(exist_ok=True)
                 (fresh / name).write_text("2")
 
+    def refusing(self: MemoryFileSystem, local: str, path: str, **options: Any) -> None:
+        if path.endswith("last.json"):
+            raise ConnectionError("gone")
+        original(self, local, path, **options)
+
+    original = MemoryFileSystem.put_file
     monkeypatch.setattr(MemoryFileSystem, "put_file", refusing)
-    with pytest.raises(DiskError, match="cannot write all of memory://folder: gone. Do this step again"):
+    with pytest.raises(DiskError, match="cannot write memory://runs/folder: gone"):
         write()
-    assert names_in(folder) == {"old.json", "inner", UNFINISHED}
+    assert content.names() == {"old.json"} and not MemoryFileSystem().find("/runs/.folder.rlt-data/new")
     monkeypatch.undo()
-    write()
-    assert names_in(folder) == {"inner", "last.json"}
-    with pytest.raises(DiskError, match="came to be there"), new_folder(folder, replace=False):
-        pass
+    moved: list[str] = []
+
+    def moving(self: MemoryFileSystem, source: str, target: str, **options: Any) -> None:
+        moved.append(target)
+        if len(moved) == 2:
+            raise ConnectionError("gone")
+        move(self, source, target, **options)
+
+    move = MemoryFileSystem.mv
+    monkeypatch.setattr(MemoryFileSystem, "mv", moving)
+    with pytest.raises(DiskError, match="run this step again, which finishes it"):
+        write()
+    monkeypatch.undo()
+    open_folder("memory://runs").recover()
+    assert content.names() == {"inner", "last.json"} and not MemoryFileSystem().find("/runs/.folder.rlt-data")
 
 
 def test_lines_come_to_the_end_of_a_file_also_after_an_error() -> None:
     MemoryFileSystem.store.clear()
-    log = place("memory://run/run.log")
-    with appending(log, before=lambda: None) as file:
+    run = open_folder("memory://run")
+    with run.appending("run.log") as file:
         file.write_text("one\n")
-    with pytest.raises(ZeroDivisionError), appending(log, before=lambda: None) as file:
+    with pytest.raises(ZeroDivisionError), run.appending("run.log") as file:
         file.write_text("two\n")
         raise ZeroDivisionError
-    with appending(log, before=lambda: None):
+    with run.appending("run.log"):
         pass
     assert MemoryFileSystem().cat_file("/run/run.log") == b"one\ntwo\n"
 
 
 def test_a_run_of_a_newer_layout_is_refused_in_a_store_too() -> None:
     MemoryFileSystem.store.clear()
-    write_json(place("memory://run/run.json"), {"version": 99})
+    MemoryFileSystem().pipe_file("/run/run.json", b'{"version": 99}')
     with pytest.raises(RunFolderError, match="layout version 99"):
         Run("memory://run")

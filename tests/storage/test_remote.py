@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import subprocess
@@ -21,14 +22,13 @@ from rlt_data.reporting.report import report
 from rlt_data.settings import GenerateSettings, ReportSettings, ScoreSettings, parse_settings
 from rlt_data.steps.generate import generate
 from rlt_data.steps.score import score
-from rlt_data.storage import parquet
-from rlt_data.storage import run as store
+from rlt_data.storage import objects, writer
 from rlt_data.storage.errorlog import ErrorLog, failures
 from rlt_data.storage.run import Run
 from rlt_data.storage.schemas import to_table
 from tests.conftest import Rlt
 from tests.killing import command, environment, table_bytes, write_questions
-from tests.made_runs import distilled, make_run, ranked, trace
+from tests.made_runs import distilled, drop_part, make_run, ranked, trace
 from tests.store_server import StoreServer, fetched, files, running_store, sent
 
 Tiny = Callable[..., Path]
@@ -150,7 +150,7 @@ def test_a_killed_process_loses_seconds_and_its_lock(rlt: Rlt, tiny: Tiny, tmp_p
     rlt(*step, "straight")
     arguments = command(*map(str, step), url)
     slowly = (  # so that it is killed before it ends, on any machine
-        "import time, rlt_data.storage.run as store; store.FLUSH_SECONDS = 0.2; append = store.TableWriter.append; "
+        "import time, rlt_data.storage.writer as store; store.FLUSH_SECONDS = 0.2; append = store.TableWriter.append; "
         "store.TableWriter.append = lambda *row: (time.sleep(0.01), append(*row)); "
     )
     arguments[2] = slowly + arguments[2]
@@ -199,7 +199,7 @@ def test_a_store_that_goes_away_ends_the_step_and_keeps_what_it_has(
     settings = {"in": str(questions), "teacher": str(tiny()), "n": 1, "max_tokens": 20}
     generate(parse_settings(GenerateSettings, {**settings, "out": "straight"}))
     settings["out"] = url
-    monkeypatch.setattr(store, "FLUSH_SECONDS", 0.2)
+    monkeypatch.setattr(writer, "FLUSH_SECONDS", 0.2)
     with pytest.raises(DiskError, match="cannot write s3://.*Could not connect to the endpoint") as error:
         generate(parse_settings(GenerateSettings, settings), StopsTheServer(server, url))
     assert error.value.exit_code == 7 and "\n" not in str(error.value)
@@ -214,7 +214,8 @@ def test_requests_grow_with_the_parts_and_no_faster(tiny: Tiny, url: str, calls:
     def scored(parts: int) -> int:
         rows = ([trace(f"{part}-{i}", 0, completion="So.") for i in range(2)] for part in range(parts))
         run = make_run(f"{url}/{parts}", *rows)
-        files().rm(f"{run.path}/scores", recursive=True)
+        for part in range(parts):
+            drop_part(run, "scores", part)
         calls.clear()
         settings = {"in": str(run.path), "student": str(tiny()), "teacher": "none"}
         assert score(parse_settings(ScoreSettings, settings)).new == 2 * parts
@@ -237,21 +238,30 @@ def test_failures_are_kept_and_not_written_one_by_one(url: str, calls: Counter[s
     assert calls["put_object"] == 2 and len(failures(run)) == 100
 
 
-def test_a_table_that_was_not_replaced_whole_is_not_read(url: str) -> None:
+def test_a_replacement_that_was_killed_is_forgotten_or_finished(tmp_path: Path, url: str) -> None:
     run = make_run(url, [trace("q", 0), trace("q", 1)], [trace("r", 0)])
     assert ranked(run).rows == 3
     assert distilled(run).rows == 2
-    with pytest.raises(ZeroDivisionError), run.replacing("ranks") as write:
-        write(0, to_table("ranks", []))
+    before = fetched(url, tmp_path / "before")
+    with pytest.raises(ZeroDivisionError), run.replacing("ranks") as new:
+        new.write(0, to_table("ranks", []))
         raise ZeroDivisionError
     assert Run(url).count("ranks") == 3
-    files().touch(f"{url}/ranks/.unfinished")  # as a process leaves it that is killed while it uploads
-    files().touch(f"{url}/ranks/part-00007.parquet")
-    files().touch(f"{url}/dataset/.unfinished")
-    with pytest.raises(RunFolderError, match="ranks: is being replaced, or was when a process was killed"):
-        distilled(run)
-    assert ranked(run).rows == 3 and Run(url).parts("ranks") == [0, 1]
-    assert distilled(run).rows == 2 and not files().exists(f"{url}/dataset/.unfinished")
+    # As a process leaves it that is killed while it uploads: nothing has happened yet.
+    files().pipe(f"{url}/.ranks.rlt-data/new/ranks/part-00000.parquet", b"half")
+    assert distilled(run).rows == 2 and Run(url).count("ranks") == 3
+    # As one leaves it that is killed while it moves what it has uploaded: the next command finishes it.
+    ranked(run, buckets=2)
+    after = fetched(url, tmp_path / "after")
+    for name in ("ranks/part-00000.parquet", "manifests/ranks.json", "run.json"):
+        files().put(str(before / name), f"{url}/{name}")
+    for name in ("ranks/part-00000.parquet", "ranks/part-00001.parquet", "manifests/ranks.json", "run.json"):
+        files().put(str(after / name), f"{url}/.ranks.rlt-data/new/{name}")
+    content = ["ranks/part-00000.parquet", "ranks/part-00001.parquet", "manifests/ranks.json", "run.json"]
+    commit = {"folders": ["ranks"], "files": ["manifests/ranks.json", "run.json"], "content": content}
+    files().pipe(f"{url}/.ranks.rlt-data/commit", json.dumps(commit).encode())
+    assert distilled(run).rows == 2 and not files().find(f"{url}/.ranks.rlt-data/new")
+    assert table_bytes(fetched(url, tmp_path / "found"), "ranks") == table_bytes(after, "ranks")
 
 
 def test_runs_are_merged_wherever_they_are(rlt: Rlt, tmp_path: Path, url: str) -> None:
@@ -261,7 +271,7 @@ def test_runs_are_merged_wherever_they_are(rlt: Rlt, tmp_path: Path, url: str) -
     rlt("merge", "--in", f"{url}/a", "--in", "b", "--out", "all")
     run = fetched(f"{url}/all", tmp_path / "fetched")
     assert_same_tables(run, tmp_path / "all", "questions", "traces", "scores")
-    assert Run(f"{url}/all").count("traces") == 3 and not (run / ".unfinished").exists()
+    assert Run(f"{url}/all").count("traces") == 3
     assert "is there already" in rlt("merge", "--in", f"{url}/a", "--in", "b", "--out", f"{url}/all", code=5).stderr
     inside = rlt("merge", "--in", f"{url}/a", "--in", "b", "--out", f"{url}/a/all", code=2)
     assert "which is merged; name a folder beside it" in inside.stderr
@@ -301,5 +311,5 @@ def test_large_parts_are_read_by_column(url: str, calls: Counter[str], monkeypat
     assert run.keys("traces", 0) == {row["trace_id"] for row in rows}
     assert run.read("traces", 0)["completion"].to_pylist() == [row["completion"] for row in rows]
     assert run.count("traces") == 3000 and calls.total() < 20
-    monkeypatch.setattr(parquet, "_FOOTER", 16)
-    assert run.count("traces") == 3000
+    monkeypatch.setattr(objects, "_FOOTER", 16)
+    assert run.folder.count_rows(["traces/part-00000.parquet"]) == 3000

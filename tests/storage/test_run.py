@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlt_data.errors import DiskError, RunFolderError
-from rlt_data.storage.run import FLUSH_SECONDS, Run, TableWriter, content_hash
+from rlt_data.storage.run import Run, content_hash
 from rlt_data.storage.schemas import to_table
+from rlt_data.storage.writer import FLUSH_SECONDS, TableWriter
 
 
 def question(i: int) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def test_a_kill_between_merging_and_clearing_the_journal_makes_no_duplicate(run:
 
 
 def test_half_written_files_are_never_seen_and_are_cleared(run: Run) -> None:
-    torn = run.path / "traces" / ".part-00000.parquet.1234.tmp"
+    torn = run.path / "traces" / f".rlt-data-{'0' * 32}.tmp"
     torn.parent.mkdir()
     torn.write_bytes(b"half a file")
     assert run.parts("traces") == []
@@ -151,12 +152,12 @@ def test_adopting_shares_the_files_and_takes_over_journals(run: Run, tmp_path: P
 
 
 def test_a_table_that_is_replaced_stays_until_the_new_one_is_whole(run: Run) -> None:
-    with run.replacing("ranks") as write:
-        write(0, to_table("ranks", []))
+    with run.replacing("ranks") as new:
+        new.write(0, to_table("ranks", []))
     before = run.part_file("ranks", 0).read_bytes()
-    with pytest.raises(ZeroDivisionError), run.replacing("ranks") as write:
-        write(0, to_table("ranks", []))
-        write(1, to_table("ranks", []))
+    with pytest.raises(ZeroDivisionError), run.replacing("ranks") as new:
+        new.write(0, to_table("ranks", []))
+        new.write(1, to_table("ranks", []))
         raise ZeroDivisionError
     assert run.parts("ranks") == [0] and run.part_file("ranks", 0).read_bytes() == before
     assert [path.name for path in run.path.iterdir() if path.name.startswith(".")] == []
@@ -176,10 +177,12 @@ def test_what_is_no_run_and_what_is_from_the_future(tmp_path: Path) -> None:
 
 
 def test_a_damaged_part_is_named(run: Run) -> None:
-    run.part_file("traces", 0).parent.mkdir()
-    run.part_file("traces", 0).write_bytes(b"PAR1 nonsense PAR1")
-    with pytest.raises(RunFolderError, match=r"part-00000\.parquet: cannot be read as a table"):
-        run.read("traces", 0)
+    run.write_part("traces", 0, to_table("traces", [trace(0)]))
+    content = bytearray(run.part_file("traces", 0).read_bytes())
+    content[100] ^= 1
+    run.part_file("traces", 0).write_bytes(content)
+    with pytest.raises(RunFolderError, match=r"part-00000\.parquet: is damaged, or not the file that rlt-data wrote"):
+        Run(run.path).read("traces", 0)
 
 
 def test_a_folder_that_cannot_be_written_is_a_clear_refusal() -> None:
@@ -200,7 +203,7 @@ def test_a_full_disk_stops_the_writer_and_keeps_what_was_there(small_disk: Path)
 
 
 def test_schemas_are_versioned_in_every_file(run: Run) -> None:
-    assert pq.read_schema(run.part_file("questions", 0)).metadata[b"rlt_data_version"] == b"1"
+    assert pq.read_schema(run.part_file("questions", 0)).metadata[b"rlt_data_version"] == b"2"
 
 
 def test_content_hashes_depend_on_content_and_borders() -> None:

@@ -1,0 +1,47 @@
+"""Files and folders outside a run: a page, a data set, a merged run. Each appears whole, written by one process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rlt_data.storage.folder import Write, open_folder
+from rlt_data.storage.local import LocalFolder
+from rlt_data.storage.paths import Place
+
+
+def write_file(path: Path, write: Write) -> None:
+    """Make a file on the disk appear whole.
+
+    Raises:
+        RunFolderError: another process is writing it.
+        DiskError: the disk is full or the folder cannot be written; nothing has changed.
+    """
+    path = path.resolve()
+    with LocalFolder(path.parent).replace(path.name, files=[path.name]) as fresh:
+        write(fresh / path.name)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Make a JSON file appear whole; see :func:`write_file`."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_file(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def new_folder(path: Place) -> Iterator[Path]:
+    """Hand out a folder on the disk to fill; when the block ends it takes the place of ``path``.
+
+    What was there stays if the block raises.
+
+    Raises:
+        RunFolderError: another process is writing it.
+        DiskError: it cannot be written; nothing has changed.
+    """
+    path = path.resolve()
+    with open_folder(path.parent).replace(path.name, folders=[path.name]) as fresh:
+        (fresh / path.name).mkdir()
+        yield fresh / path.name
