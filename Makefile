@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # A processor build of torch where the default one would bring CUDA: TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: setup demo demo-gemma recipe test test-core test-vllm test-browser lint bench clean
+.PHONY: setup demo demo-gemma recipe test test-core test-vllm test-browser lint bench torture clean
 
 setup: $(STAMP)
 
@@ -63,6 +63,10 @@ recipe: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+# Errors, signals and damage at every place where storage promises to survive them; ten minutes.
+torture: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.storage.torture
 
 clean:
 	rm -rf build $(VENV) $(CORE_VENV) $(VLLM_VENV)

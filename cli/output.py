@@ -244,6 +244,8 @@ def print_stats(stats: Stats) -> None:
         _print_frame(stats.terms)
     if len(stats.buckets):
         _print_frame(stats.buckets)
+    if stats.ranks_outdated:
+        typer.echo("the ranks are older than the scores and left out; run rlt-data rank again", err=True)
 
 
 def print_report(summary: ReportSummary) -> None:

@@ -88,6 +88,8 @@ def _cards(figures: Stats) -> dict[str, str]:
     if figures.completion_tokens:
         cards["sampled tokens"] = f"{figures.completion_tokens:,}"
     cards |= {f"tokens/s, {step}": f"{rate:,.0f}" for step, rate in figures.tokens_per_second.items()}
+    if figures.ranks_outdated:
+        cards["ranks"] = "older than the scores, left out"
     return cards | {f"failed in {step}": f"{count:,}" for step, count in figures.failed.items()}
 
 

@@ -305,7 +305,8 @@ class LocalFolder:
             OSError: a move failed.
         """
         commit = json.loads((staging / "commit").read_text(encoding="utf-8"))
-        done: list[tuple[Path, Path]] = []
+        back: list[tuple[Path, Path]] = []
+        parents = {self.path}
         try:
             for name in [*commit["folders"], *commit["files"]]:
                 source, target, earlier = staging / "new" / name, self.path / name, staging / "old" / name
@@ -313,18 +314,24 @@ class LocalFolder:
                     continue
                 for path in (target, earlier):
                     path.parent.mkdir(parents=True, exist_ok=True)
-                if target.exists():
-                    _move(target, earlier, done)
-                _move(source, target, done)
+                parents.add(target.parent)
+                overwritten = target.is_file()
+                if overwritten:  # in one step, so that the file is never missing
+                    shutil.copyfile(target, earlier)
+                elif target.exists():
+                    os.rename(target, earlier)
+                    back.append((earlier, target))
+                os.replace(source, target)
+                back.append((earlier, target) if overwritten else (target, source))
         except OSError:
             if undo:
-                for source, target in reversed(done):
-                    os.rename(target, source)
+                for source, target in reversed(back):
+                    os.replace(source, target)
                 (staging / "commit").unlink()
             raise
         with contextlib.suppress(OSError):  # the next start finds nothing left to move, and removes it
             (staging / "commit").unlink()
-        return [self.path, *{target.parent for _, target in done if target.parent.exists()}]
+        return sorted(parents)
 
     def _clear(self, staging: Path) -> None:
         """Remove a staging folder, unless it holds what is still to be put in place."""
@@ -334,11 +341,6 @@ class LocalFolder:
                     shutil.rmtree(staging / name, ignore_errors=True)
                 (staging / "lock").unlink(missing_ok=True)
                 staging.rmdir()
-
-
-def _move(source: Path, target: Path, done: list[tuple[Path, Path]]) -> None:
-    os.rename(source, target)
-    done.append((source, target))
 
 
 def _write_synchronised(path: Path, text: str) -> None:

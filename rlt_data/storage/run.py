@@ -20,6 +20,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,8 +108,8 @@ class Run:
         """
         folder = open_folder(path)
         try:
+            folder.recover()
             if folder.exists("run.json"):
-                folder.recover()
                 run = cls(folder.path)
                 if folder.on_disk:
                     for table in SCHEMAS:
@@ -323,10 +324,13 @@ class Run:
         files = self._files(table)
         for part in files.own - files.journal.keys():
             self._pieces(table, part, [KEYS[table]])  # checks it
-        settled = sorted(files.own - files.journal.keys())
-        names = [f"{table}/{part_name(part)}" for part in settled]
-        frames = [pl.scan_pyarrow_dataset(self.folder.dataset(names, SCHEMAS[table]))] if names else []
-        frames += [pl.DataFrame(self.read(table, part)).lazy() for part in sorted(files.journal)]
+        frames: list[pl.LazyFrame] = []
+        for growing, group in groupby(parts, key=lambda part: part in files.journal):
+            if growing:
+                frames += [pl.DataFrame(self.read(table, part)).lazy() for part in group]
+            else:
+                names = [f"{table}/{part_name(part)}" for part in group]
+                frames.append(pl.scan_pyarrow_dataset(self.folder.dataset(names, SCHEMAS[table])))
         return pl.concat(frames)
 
     def digest(self, table: str, *, again: bool = False) -> str:

@@ -1,0 +1,246 @@
+"""What storage promises, with faults on the way: `make torture` tries many more of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+import rlt_data as rlt
+from rlt_data.errors import RunFolderError
+from rlt_data.settings import GenerateSettings, parse_settings
+from rlt_data.steps.generate import generate
+from rlt_data.storage.run import Run
+from rlt_data.storage.schemas import to_table
+from rlt_data.storage.writer import TableWriter
+from tests.conftest import Rlt
+from tests.killing import environment
+from tests.made_runs import distilled, files_of, make_run, ranked, table, trace
+
+Tiny = Callable[..., Path]
+ROOT = Path(__file__).parents[2]
+
+
+def torture(call: str) -> dict[str, object]:
+    """Call a function of torture.py in a process that has not used polars, so that it can fork."""
+    code = f"import json; from tests.storage.torture import *; print(json.dumps({call}))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False
+    )
+    assert result.returncode == 0, result.stderr.decode()
+    return dict(json.loads(result.stdout.splitlines()[-1]))
+
+
+def test_no_fault_loses_an_earlier_result() -> None:
+    found = torture("faults(step=11)")
+    assert found.keys() == {"rank", "distill", "report", "countdown", "merge"}
+    for name, counts in found.items():
+        assert isinstance(counts, dict) and counts["faults"] > 3, name
+        assert counts["lost"] == counts["left"] == 0 and counts["old"] and counts["new"], (name, counts)
+
+
+def test_two_distills_at_a_time_make_one_data_set() -> None:
+    assert torture("pairs(2)")["wrong"] == 0
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = make_run(tmp_path / "run", *([trace(f"{part}", i, float(i)) for i in range(3)] for part in range(3)))
+    ranked(run)
+    distilled(run)
+    return run
+
+
+def path_of(run: Run, name: str) -> Path:
+    return Path(str(run.path)) / name
+
+
+def test_a_part_that_is_missing_truncated_swapped_or_foreign_is_told_in_one_line(rlt: Rlt, run: Run) -> None:
+    folder = path_of(run, "scores")
+    middle, first = folder / "part-00001.parquet", folder / "part-00000.parquet"
+    content = middle.read_bytes()
+    commands = (
+        ("rank", "--in"),
+        ("stats",),
+        ("show",),
+        ("distill", "--in"),
+        ("merge", "--out", "m", "--in", "x", "--in"),
+    )
+    shutil.copytree(run.path, "x")
+
+    def told(message: str) -> None:
+        for command in commands:
+            lines = rlt(*command, run.path, code=5).stderr.splitlines()
+            assert len(lines) == 1 and message in lines[0], (command, lines)
+
+    middle.unlink()
+    told("scores/part-00001.parquet: is missing")
+    middle.write_bytes(content[:-1])
+    told("scores/part-00001.parquet: is truncated, or not the file that rlt-data wrote")
+    middle.write_bytes(content)
+    shutil.copy(first, folder / "part-00001 (1).parquet")
+    told("scores/part-00001 (1).parquet: is not a part of this table")
+    (folder / "part-00001 (1).parquet").rename(folder / "part-00003.parquet")
+    told("scores/part-00003.parquet: is not a part of this table")
+    (folder / "part-00003.parquet").unlink()
+    pq.write_table(pq.read_table(first).slice(0, 1), first)
+    told("scores/part-00000.parquet: is truncated, or not the file that rlt-data wrote")
+
+
+def test_a_part_of_the_right_size_with_other_content_is_told(run: Run) -> None:
+    file = path_of(run, "traces/part-00001.parquet")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(RunFolderError, match=r"traces/part-00001.parquet: is damaged, or not the file"):
+        Run.existing(run.path).read("traces", 1, ["trace_id"])
+    with pytest.raises(RunFolderError, match=r"traces/part-00001.parquet: is damaged, or not the file"):
+        Run.existing(run.path).scan()
+
+
+def test_ranks_that_are_older_than_the_scores_are_not_used(rlt: Rlt, run: Run) -> None:
+    with run.locked():
+        run.write_part("traces", 3, to_table("traces", [trace("3", 0)]))
+        run.write_part("questions", 3, to_table("questions", [{"question_id": "3", "question": "?", "solution": "."}]))
+        run.write_part("scores", 3, to_table("scores", [trace("3", 0)]))
+    assert (
+        "the ranks are older than the scores; run rlt-data rank again"
+        in rlt("distill", "--in", run.path, code=5).stderr
+    )
+    pushed = rlt("push", "--in", run.path, "--repo-id", "me/data", "--dry-run", code=5)
+    assert "the ranks are older than the scores" in pushed.stderr
+    shown = rlt("stats", run.path)
+    assert "the ranks are older than the scores" in shown.stderr and "bucket" not in shown.stdout
+    assert "rank" not in Run(run.path).scan().collect_schema()
+    ranked(run)
+    pushed = rlt("push", "--in", run.path, "--repo-id", "me/data", "--dry-run", code=5)
+    assert "dataset: is older than the ranks; run rlt-data distill again" in pushed.stderr
+    assert distilled(run).questions == 4
+
+
+def test_a_run_that_is_not_scored_to_its_end_is_not_ranked(rlt: Rlt, run: Run) -> None:
+    with run.locked(), TableWriter(run, "traces") as writer:
+        writer.append(0, trace("0", 7))
+    assert "1 traces have no score yet; run rlt-data score to its end" in rlt("rank", "--in", run.path, code=5).stderr
+
+
+def test_ranks_that_change_while_a_data_set_is_written_are_noticed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = files_of(path_of(run, "dataset"))
+    from rlt_data.steps import distill as module
+
+    describe = module._describe
+
+    def rank_meanwhile(*arguments: object) -> None:
+        describe(*arguments)  # type: ignore[arg-type]
+        ranked(Run(run.path), buckets=2)
+
+    monkeypatch.setattr(module, "_describe", rank_meanwhile)
+    with pytest.raises(RunFolderError, match="the ranks were replaced meanwhile"):
+        distilled(run, select="all")
+    assert files_of(path_of(run, "dataset")) == before
+
+
+@pytest.mark.parametrize("what", ["deleted", "moved"])
+def test_a_run_folder_that_goes_away_stops_its_writer(tiny: Tiny, problems: Path, tmp_path: Path, what: str) -> None:
+    out = tmp_path / "run"
+
+    class GoesAway:
+        """Progress that takes the folder away after the third trace."""
+
+        rows = 0
+
+        def start(self, task: str, total: int, done: int = 0) -> None:
+            pass
+
+        def advance(self, rows: int = 1, tokens: int = 0) -> None:
+            self.rows += rows
+            if self.rows == 3:
+                shutil.rmtree(out) if what == "deleted" else out.rename(tmp_path / "elsewhere")
+
+        def finish(self) -> None:
+            pass
+
+    settings = {"in": str(problems), "teacher": str(tiny()), "n": 2, "max_tokens": 5, "out": str(out)}
+    with pytest.raises(RunFolderError, match="the run folder was moved or deleted while this process was writing"):
+        generate(parse_settings(GenerateSettings, settings), GoesAway())
+    assert not out.exists()
+
+
+def test_files_of_other_programs_are_never_removed(rlt: Rlt, tiny: Tiny, problems: Path) -> None:
+    theirs = [Path(".chapter1.docx.tmp"), Path("notes/.draft.tmp"), Path(".rlt-data-mine.tmp"), Path(".ranks.new.tmp")]
+    Path("notes").mkdir()
+    for file in theirs:
+        file.write_text("mine")
+    rlt("generate", "--in", problems, "--teacher", tiny(), "--n", 1, "--max-tokens", 5, "--out", ".")
+    rlt("score", "--in", ".", "--student", tiny("chat", 1))
+    rlt("rank", "--in", ".")
+    assert [file.read_text() for file in theirs] == ["mine"] * 4
+    Path(".ranks.rlt-data").mkdir()
+    Path(".ranks.rlt-data/book.txt").write_text("mine")
+    assert "holds files of another program (book.txt)" in rlt("rank", "--in", ".", code=5).stderr
+    assert Path(".ranks.rlt-data/book.txt").read_text() == "mine"
+
+
+def test_what_a_killed_command_left_beside_its_output_is_removed_by_the_next(rlt: Rlt) -> None:
+    left = Path(".problems.jsonl.rlt-data/new")
+    left.mkdir(parents=True)
+    (left / "problems.jsonl").write_text("half")
+    rlt("countdown", "make", "--rows", 3, "--out", "problems.jsonl")
+    assert [path.name for path in Path().iterdir()] == ["problems.jsonl"]
+
+
+def test_a_table_that_is_a_symbolic_link_is_refused_and_a_data_set_is_written_where_its_link_points(
+    rlt: Rlt, run: Run, tmp_path: Path
+) -> None:
+    for name in ("ranks", "dataset"):
+        path_of(run, name).rename(tmp_path / name)
+        path_of(run, name).symlink_to(tmp_path / name)
+    for _ in range(2):
+        assert "ranks: is a symbolic link" in rlt("rank", "--in", run.path, code=5).stderr
+        rlt("distill", "--in", run.path, "--select", "all")
+        assert path_of(run, "dataset").is_symlink()
+        assert len(pl.read_ndjson(tmp_path / "dataset" / "train.jsonl")) == 9
+
+
+def test_a_run_of_the_first_layout_is_read_and_gets_its_manifests_from_the_next_writer(rlt: Rlt, run: Run) -> None:
+    expected = rlt("stats", run.path).stdout
+    shutil.rmtree(path_of(run, "manifests"))
+    info = json.loads(path_of(run, "run.json").read_text())
+    info["version"] = 1
+    info["steps"]["score"]["rows"] = 9
+    path_of(run, "run.json").write_text(json.dumps(info))
+    before = files_of(run.path)
+    assert rlt("stats", run.path).stdout == expected and files_of(run.path) == before
+    hidden = path_of(run, "scores/part-00001.parquet").rename(path_of(run, "hidden"))
+    assert "scores: has 6 rows, run.json counts 9; parts are missing" in rlt("stats", run.path, code=5).stderr
+    hidden.rename(path_of(run, "scores/part-00001.parquet"))
+    ranked(Run(run.path))
+    assert json.loads(path_of(run, "run.json").read_text())["version"] == 2
+    assert {path.stem for path in path_of(run, "manifests").iterdir()} == {"questions", "traces", "scores", "ranks"}
+    path_of(run, "scores/part-00001.parquet").unlink()
+    assert "scores/part-00001.parquet: is missing" in rlt("stats", run.path, code=5).stderr
+
+
+def test_readers_get_lazy_frames_and_data_sets(run: Run) -> None:
+    scores = run.scan("scores").collect()
+    assert scores.equals(table(run, "scores"))
+    with run.locked():
+        run.add_segment("traces", 0, to_table("traces", [trace("0", 5)]))
+    joined = run.scan()
+    assert isinstance(joined, pl.LazyFrame)
+    rows = joined.collect()
+    assert len(rows) == 10 and rows["rank"].null_count() == 1
+    best = rows.filter(rank=1).select("trace_id", "question", "reward").to_dicts()
+    assert best == [{"trace_id": f"{i}/2", "question": f"What is {i}?", "reward": 2.0} for i in range(3)]
+    assert run.to_dataset("ranks").num_rows == 9 and "question_meta" in run.to_dataset().column_names
+    with pytest.raises(RunFolderError, match="has no answers yet"):
+        run.scan("answers")
+    with pytest.raises(RunFolderError):
+        rlt.Run("nowhere")

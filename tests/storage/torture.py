@@ -1,0 +1,252 @@
+"""The promises of storage, broken on purpose: ``make torture`` writes docs/results/faults.json.
+
+Faults: an error or a signal at every disk call of rank, distill, report, merge and countdown over earlier results.
+Pairs: two distills into one folder at the same time. Parts: one in the middle deleted, truncated, swapped or foreign,
+read by every command. Flips: single bits of Parquet parts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import rlt_data.reporting.report  # noqa: F401 - imported before forking, which must not wait for imports
+from rlt_data.cli.main import app
+from rlt_data.errors import RltDataError
+from rlt_data.settings import CountdownSettings, MergeSettings, ReportSettings
+from rlt_data.steps.countdown import make_countdown
+from rlt_data.steps.merge import merge
+from rlt_data.storage.run import Run
+from tests.made_runs import distilled, make_run, ranked, trace
+from tests.storage.faults import content_of, every_fault, in_child
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results" / "faults.json"
+#: Commands that read a run, with the tables that a damaged part of is read by each.
+COMMANDS: dict[str, list[str]] = {
+    "rank": ["rank", "--in", "RUN"],
+    "distill": ["distill", "--in", "RUN"],
+    "stats": ["stats", "RUN"],
+    "show": ["show", "RUN"],
+    "report": ["report", "RUN"],
+    "merge": ["merge", "--in", "RUN", "--in", "OTHER", "--out", "merged"],
+    "score": ["score", "--in", "RUN", "--student", "nano", "--teacher", "none"],
+    "push": ["push", "--in", "RUN", "--repo-id", "me/data", "--dry-run"],
+}
+
+
+def made(folder: Path, parts: int = 3) -> Run:
+    """Make a ranked and distilled run of several parts."""
+    rows = [
+        [trace(f"q{part}-{i}", sample, float(i * 7 % 5 + sample)) for i in range(4) for sample in range(3)]
+        for part in range(parts)
+    ]
+    run = make_run(folder, *rows)
+    ranked(run)
+    distilled(run)
+    return run
+
+
+def result_of(target: Path) -> str:
+    """Return a hash of what a step has written: a file, or a folder."""
+    content = {target.name: target.read_bytes()} if target.is_file() else content_of(target)
+    kept = {name: data for name, data in content.items() if not name.startswith((".", "dataset/."))}
+    return hashlib.sha256(repr(sorted(kept.items())).encode()).hexdigest()
+
+
+#: Steps over an earlier result: what each does, and the folder or file that it replaces.
+STEPS: dict[str, tuple[Callable[[], object], str]] = {
+    "rank": (lambda: ranked(Run("run"), buckets=2), "run"),
+    "distill": (lambda: distilled(Run("run"), select="all"), "run/dataset"),
+    "report": (lambda: rlt_data.reporting.report.report(ReportSettings(input="run", out="page.html")), "page.html"),
+    "countdown": (lambda: make_countdown(CountdownSettings(rows=20, seed=5, out="problems.jsonl")), "problems.jsonl"),
+    "merge": (lambda: merge(MergeSettings(input=("run", "other"), out="merged")), "merged"),
+}
+
+
+def _earlier() -> None:
+    made(Path("run"))
+    made(Path("other"), parts=1)
+    rlt_data.reporting.report.report(ReportSettings(input="other", out="page.html"))
+    make_countdown(CountdownSettings(rows=10, out="problems.jsonl"))
+
+
+def faults(step: int = 1) -> dict[str, Any]:
+    """Inject every fault at every ``step``-th disk call of each of :data:`STEPS`.
+
+    Returns:
+        For each of them: ``faults`` injected, ``old`` and ``new`` results found after them, ``lost`` (neither), and
+        ``left``: names that are still there after the step has run once more.
+    """
+    outcome: dict[str, Any] = {}
+    with _workplace():
+        assert in_child(_earlier) == 0
+        shutil.copytree(".", "../before", symlinks=True)
+        for name, (work, target) in STEPS.items():
+            place = Path(target)
+            _restore()
+            before = result_of(place) if place.exists() else ""
+            assert in_child(work) == 0
+            after = result_of(place)
+            names = set(content_of(Path()))
+            counts: Counter[str] = Counter()
+            for _ in every_fault(work, _restore, step):
+                counts["faults"] += 1
+                opened = place.parent if place.parent != Path() else place
+                in_child(lambda: Run.existing("run") and _recover(opened))
+                found = result_of(place) if place.exists() else ""
+                counts["old" if found == before else "new" if found == after else "lost"] += 1
+                in_child(work)  # of a merge that is there already, this is refused
+                counts["left"] += bool(set(content_of(Path())) - names)
+            outcome[name] = {key: counts[key] for key in ("faults", "old", "new", "lost", "left")}
+    return outcome
+
+
+def pairs(number: int) -> dict[str, int]:
+    """Start two distills into one folder at a time, and count data sets that contradict themselves."""
+    counts: Counter[str] = Counter()
+    with _workplace():
+        assert in_child(lambda: made(Path("run"), parts=40)) == 0
+        for _ in range(number):
+            started = [
+                subprocess.Popen(
+                    [sys.executable, "-c", "from rlt_data.cli.main import main; main()", *arguments],
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+                for arguments in (["distill", "--in", "run"], ["distill", "--in", "run", "--select", "top:2"])
+            ]
+            codes = sorted(process.wait() for process in started)
+            counts[f"exit codes {codes}"] += 1
+            counts["wrong"] += not _consistent(Path("run/dataset"))
+    return {"pairs": number, "wrong": 0, **counts}
+
+
+def _consistent(folder: Path) -> bool:
+    told = json.loads((folder / "distill.json").read_text())
+    rows = len((folder / "train.jsonl").read_text().splitlines())
+    expected = 160 if told["settings"]["select"] == "best" else 320
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return rows == told["counts"]["rows"] == expected and names == {*told["files"], "distill.json"}
+
+
+def parts() -> dict[str, Any]:
+    """Damage a part in the middle of every table, and count the commands that do not report it in one line."""
+    outcome: dict[str, Any] = {"tries": 0, "unreported": []}
+    with _workplace():
+        assert in_child(_earlier) == 0
+        shutil.copytree(".", "../before", symlinks=True)
+        for table in ("questions", "traces", "scores", "ranks"):
+            for damage in ("deleted", "truncated", "swapped", "foreign"):
+                for command, arguments in COMMANDS.items():
+                    if command == "rank" and table == "ranks" and damage != "foreign":
+                        continue  # it makes them anew
+                    _restore()
+                    _damage(Path("run") / table, damage)
+                    words = [{"RUN": "run", "OTHER": "other"}.get(word, word) for word in arguments]
+                    outcome["tries"] += 1
+                    if in_child(lambda: _reports(words, table)) != 0:  # noqa: B023 - called at once
+                        outcome["unreported"].append(f"{command}: {table} {damage}")
+    return outcome
+
+
+def _damage(folder: Path, damage: str) -> None:
+    first, middle = folder / "part-00000.parquet", folder / "part-00001.parquet"
+    if damage == "deleted":
+        middle.unlink()
+    elif damage == "truncated":
+        middle.write_bytes(middle.read_bytes()[:-7])
+    elif damage == "swapped":
+        first.rename(folder / "x")
+        middle.rename(first)
+        (folder / "x").rename(middle)
+    else:
+        shutil.copy(middle, folder / "part-00007.parquet")
+
+
+def _reports(arguments: list[str], table: str) -> None:
+    from click.testing import CliRunner
+    from typer.main import get_command
+
+    result = CliRunner().invoke(get_command(app), arguments)
+    lines = result.stderr.strip().splitlines()
+    assert result.exit_code == 5 and len(lines) == 1 and f"/{table}/part-0000" in lines[0], result.output
+
+
+def flips(number: int, seed: int = 0) -> dict[str, Any]:
+    """Flip single bits of parts, and count the flips that reading accepts with other values."""
+    draw = random.Random(seed)
+    outcome = {"flips": number, "unnoticed": 0}
+    with _workplace():
+        assert in_child(lambda: made(Path("run"))) == 0
+        for turn in range(number):
+            table = ("questions", "traces", "scores", "ranks")[turn % 4]
+            part = Path("run") / table / f"part-0000{draw.randrange(3)}.parquet"
+            content = part.read_bytes()
+            bit = draw.randrange(8 * len(content))
+            flipped = bytearray(content)
+            flipped[bit // 8] ^= 1 << bit % 8
+            part.write_bytes(flipped)
+            try:
+                Run("run").read(table, int(part.stem[-5:]))
+                outcome["unnoticed"] += 1
+            except RltDataError:
+                pass
+            part.write_bytes(content)
+    return outcome
+
+
+def _recover(folder: Path) -> None:
+    from rlt_data.storage.folder import open_folder
+
+    open_folder(folder if folder.is_dir() else folder.parent).recover()
+
+
+@contextlib.contextmanager
+def _workplace() -> Any:
+    here = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "now").mkdir()
+        os.chdir(Path(folder) / "now")
+        try:
+            yield
+        finally:
+            os.chdir(here)
+
+
+def _restore() -> None:
+    for path in Path().iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.copytree("../before", ".", symlinks=True, dirs_exist_ok=True)
+
+
+def main() -> None:
+    """Run everything, and write what came out."""
+    results: dict[str, Any] = {"command": "make torture"}
+    for name, work in (
+        ("faults", faults),
+        ("pairs", lambda: pairs(24)),
+        ("parts", parts),
+        ("flips", lambda: flips(600)),
+    ):
+        began = time.monotonic()
+        results[name] = work()
+        print(name, f"{time.monotonic() - began:.0f} s", json.dumps(results[name]), flush=True)
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    with contextlib.redirect_stderr(io.StringIO()):
+        main()
