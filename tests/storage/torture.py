@@ -29,6 +29,7 @@ from rlt_data.errors import RltDataError
 from rlt_data.settings import CountdownSettings, MergeSettings, ReportSettings
 from rlt_data.steps.countdown import make_countdown
 from rlt_data.steps.merge import merge
+from rlt_data.storage.folder import open_folder
 from rlt_data.storage.run import Run
 from tests.made_runs import distilled, make_run, ranked, trace
 from tests.storage.faults import content_of, every_fault, in_child
@@ -104,8 +105,7 @@ def faults(step: int = 1) -> dict[str, Any]:
             counts: Counter[str] = Counter()
             for _ in every_fault(work, _restore, step):
                 counts["faults"] += 1
-                opened = place.parent if place.parent != Path() else place
-                in_child(lambda: Run.existing("run") and _recover(opened))
+                in_child(_open)
                 found = result_of(place) if place.exists() else ""
                 counts["old" if found == before else "new" if found == after else "lost"] += 1
                 in_child(work)  # of a merge that is there already, this is refused
@@ -208,10 +208,10 @@ def flips(number: int, seed: int = 0) -> dict[str, Any]:
     return outcome
 
 
-def _recover(folder: Path) -> None:
-    from rlt_data.storage.folder import open_folder
-
-    open_folder(folder if folder.is_dir() else folder.parent).recover()
+def _open() -> None:
+    """Open what is here as the next command would."""
+    Run.existing("run")
+    open_folder(".").recover()
 
 
 @contextlib.contextmanager
