@@ -367,7 +367,8 @@ def _student_requests(groups: Groups) -> SequenceBlock:
 
 
 def _teacher_requests(groups: Groups) -> SequenceBlock:
-    return [
+    """Request the log-probs that did not come with the traces; groups that need none are left out."""
+    block = [
         [
             SequenceRequest(score.key, score.teacher.ids, score.teacher.thought, score.emit)
             for score in group
@@ -375,6 +376,7 @@ def _teacher_requests(groups: Groups) -> SequenceBlock:
         ]
         for group in groups
     ]
+    return [group for group in block if group]
 
 
 def _full_kl_requests(group: list[PendingScore]) -> tuple[list[SequenceRequest], list[SequenceRequest]]:

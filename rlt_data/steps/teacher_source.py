@@ -62,6 +62,11 @@ class TeacherSource:
                 teachers.add(row["teacher"])
         if not traces:
             raise RunFolderError(f"{run.path}: there are no traces to score")
+        if lacking and self.model and self._settings.teacher_logprobs == "trace":
+            raise SettingsError(
+                f"--teacher-logprobs trace: {lacking} of {traces} traces have no usable log-probs of this teacher; "
+                "leave the option out to compute them"
+            )
         if self.model:
             return self.model.identity.fingerprint
         if self._settings.kl == "full":

@@ -142,10 +142,13 @@ class DenseReward(Reward):
         engine = self._student.engine
         block = []
         for _, group in groupby(range(len(students)), key=lambda index: questions[index]["question_id"]):
-            fitting = [index for index in group if len(students[index].encoding) <= engine.context_length]
-            block.append(
-                [SequenceRequest(str(index), students[index].encoding.ids, students[index].scored) for index in fitting]
-            )
+            requests = []
+            for index in group:
+                student = students[index]
+                if len(student.solution) and len(student.encoding) <= engine.context_length:
+                    requests.append(SequenceRequest(str(index), student.encoding.ids, student.scored))
+            if requests:
+                block.append(requests)
         results = engine.logprobs([block], self._temperature)
         return {result.key: result.logprobs for result in results if not isinstance(result, Failure)}
 
