@@ -1,1 +1,29 @@
-"""From a trace to its row of scores: tokens and their alignment, the reward, the row. No model runs here."""
+"""From token log-probs to a row of scores. Pure: no I/O, no storage, no engine, no torch.
+
+Reading order: ``tokens`` (the tokens of a trace for student and teacher, and their alignment), ``rows``
+(:func:`score_trace`, which scores one trace), ``reward`` (the equations). The score step and the GRPO reward call the
+same function.
+"""
+
+from rlt_data.scoring.rows import RewardWeights, score_trace
+from rlt_data.scoring.tokens import (
+    Alignment,
+    StudentTokens,
+    TeacherTokens,
+    align_tokens,
+    teacher_tokens_from_ids,
+    teacher_tokens_from_text,
+    tokenize_for_student,
+)
+
+__all__ = [
+    "Alignment",
+    "RewardWeights",
+    "StudentTokens",
+    "TeacherTokens",
+    "align_tokens",
+    "score_trace",
+    "teacher_tokens_from_ids",
+    "teacher_tokens_from_text",
+    "tokenize_for_student",
+]

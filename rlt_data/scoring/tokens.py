@@ -1,12 +1,12 @@
-"""A trace as student and teacher read it: token ids, which of them count, and how the two sides pair up."""
+"""The tokens of a trace: the student's text, the teacher's text, and how the tokens of their explanations align."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from rlt_data.formats import Encoding, Format, Tokenizer, Views, align, encode, tokens_inside
 from rlt_data.formats.spans import CONTEXT_TOKENS, Ints, sampled_offsets, uncovered
@@ -14,16 +14,16 @@ from rlt_data.formats.views import Explanation, Rendered, read_completion
 
 
 @dataclass(frozen=True)
-class StudentReading:
-    """The student's text of a trace.
+class StudentTokens:
+    """The student's text of a trace, tokenised.
 
     Attributes:
         rendered: the text.
         encoding: its tokens.
         thought: positions of the explanation's tokens; none if the explanation is empty.
         solution: positions of the solution's tokens.
-        explanation: what the completion held.
-        empty: whether the explanation has no token; the student is then shown an empty thought.
+        explanation: the explanation as the completion contains it.
+        empty: whether the explanation has no token; the student then reads an empty thought.
     """
 
     rendered: Rendered
@@ -34,8 +34,8 @@ class StudentReading:
     empty: bool
 
     @property
-    def wanted(self) -> Ints:
-        """Positions of all tokens to score: the thought's, then the solution's."""
+    def scored(self) -> Ints:
+        """Positions of all scored tokens: the thought's, then the solution's."""
         return np.concatenate([self.thought, self.solution])
 
     @property
@@ -50,46 +50,93 @@ class StudentReading:
 
     @property
     def uncovered(self) -> int:
-        """Visible characters of thought and solution that share a token with a tag and are not scored."""
+        """Number of visible characters of thought and solution that share a token with a tag and are not scored."""
         text, offsets = self.rendered.text, self.encoding.offsets
         return uncovered(text, *self.rendered.thought, offsets[self.thought]) + uncovered(
             text, *self.rendered.solution, offsets[self.solution]
         )
 
 
-def read_as_student(
+@dataclass(frozen=True)
+class TeacherTokens:
+    """The teacher's text of a trace, tokenised.
+
+    Attributes:
+        ids: tokens of the whole text; None if the teacher's log-probs were stored with the trace, so that no forward
+            pass is needed.
+        thought: positions in ``ids`` of the explanation's tokens.
+        thought_ids: the explanation's tokens: those of the prefill's padding, then those of the completion.
+        padding_tokens: how many of them belong to the padding.
+        offsets: their character ranges from the start of the thought; None for sampled tokens, whose ranges take some
+            decoding and are seldom needed.
+    """
+
+    ids: Ints | None
+    thought: Ints
+    thought_ids: Ints
+    padding_tokens: int = 0
+    offsets: Ints | None = None
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Token ranges of teacher and student that cover the same characters of the explanation.
+
+    Ranges are half-open, of shape (ranges, 2), and count from the explanation's first token.
+
+    Attributes:
+        teacher: ranges of the teacher's tokens.
+        student: ranges of the student's tokens, in the same order.
+    """
+
+    teacher: Ints
+    student: Ints
+
+    def __len__(self) -> int:
+        return len(self.teacher)
+
+    @property
+    def single_tokens(self) -> Ints:
+        """Pairs of one teacher token and one student token, shape (pairs, 2): where distributions can be compared."""
+        single = (self.teacher[:, 1] - self.teacher[:, 0] == 1) & (self.student[:, 1] - self.student[:, 0] == 1)
+        return np.stack([self.teacher[single, 0], self.student[single, 0]], 1)
+
+
+def tokenize_for_student(
     tokenizer: Tokenizer, views: Views, problems: Sequence[tuple[str, str]], completions: Sequence[str]
-) -> list[StudentReading]:
-    """Render and tokenise traces as the student sees them.
+) -> list[StudentTokens]:
+    """Render and tokenise traces as the student reads them.
 
     Args:
-        tokenizer: the student's.
+        tokenizer: the student's tokenizer.
         views: the student's views.
         problems: question and solution of each trace.
         completions: raw completion of each trace.
     """
     format = views.format
     explanations = [read_completion(format, completion) for completion in completions]
-    readings = _read(tokenizer, views, problems, explanations, [format.padding + each.text for each in explanations])
-    emptied = [i for i, reading in enumerate(readings) if _says_nothing(tokenizer, reading)]
-    again = _read(
-        tokenizer, views, [problems[i] for i in emptied], [explanations[i] for i in emptied], [""] * len(emptied)
+    thoughts = [format.padding + explanation.text for explanation in explanations]
+    tokens = _tokenize(tokenizer, views, problems, explanations, thoughts)
+    empty = [i for i, student in enumerate(tokens) if _has_no_token(tokenizer, student)]
+    emptied = _tokenize(
+        tokenizer, views, [problems[i] for i in empty], [explanations[i] for i in empty], [""] * len(empty)
     )
-    for i, reading in zip(emptied, again, strict=True):
-        readings[i] = reading
-    return readings
+    for i, student in zip(empty, emptied, strict=True):
+        tokens[i] = student
+    return tokens
 
 
-def _read(
+def _tokenize(
     tokenizer: Tokenizer,
     views: Views,
     problems: Sequence[tuple[str, str]],
     explanations: Sequence[Explanation],
     thoughts: Sequence[str],
-) -> list[StudentReading]:
-    rendered = [views.student(*problem, thought) for problem, thought in zip(problems, thoughts, strict=True)]
+) -> list[StudentTokens]:
+    texts = [views.student(*problem, thought) for problem, thought in zip(problems, thoughts, strict=True)]
+    encodings = encode(tokenizer, [text.text for text in texts])
     return [
-        StudentReading(
+        StudentTokens(
             text,
             encoding,
             thought=tokens_inside(encoding, *text.thought),
@@ -97,104 +144,97 @@ def _read(
             explanation=explanation,
             empty=text.thought[0] == text.thought[1],
         )
-        for text, encoding, explanation in zip(
-            rendered, encode(tokenizer, [each.text for each in rendered]), explanations, strict=True
-        )
+        for text, encoding, explanation in zip(texts, encodings, explanations, strict=True)
     ]
 
 
-def _says_nothing(tokenizer: Tokenizer, reading: StudentReading) -> bool:
-    """Whether an explanation has no token of its own.
+def _has_no_token(tokenizer: Tokenizer, student: StudentTokens) -> bool:
+    """Whether no token belongs to the explanation alone.
 
-    That is: it has none between the tags, or only the padding's; or it has no letter or digit, and every token it has
-    there comes about only through the tags beside it (five spaces are one token alone, but four and one before a tag).
+    This is so if there is none between the tags, or only the padding's. It is also so if the explanation has no letter
+    or digit, and each of its tokens exists only because a tag follows (five spaces alone are one token; before a tag
+    they are four and one).
     """
-    if not len(reading.thought) or not reading.explanation.text:
+    if not len(student.thought) or not student.explanation.text:
         return True
-    if any(char.isalnum() for char in reading.explanation.text):
+    if any(char.isalnum() for char in student.explanation.text):
         return False
-    start, end = reading.rendered.thought
-    [alone] = encode(tokenizer, [reading.rendered.text[start:end]])
-    own = set(map(tuple, alone.offsets.tolist()))
-    return not any(tuple(pair) in own for pair in reading.thought_offsets.tolist())
+    start, end = student.rendered.thought
+    [alone] = encode(tokenizer, [student.rendered.text[start:end]])
+    ranges_alone = set(map(tuple, alone.offsets.tolist()))
+    return not any(tuple(pair) in ranges_alone for pair in student.thought_offsets.tolist())
 
 
-@dataclass(frozen=True)
-class TeacherReading:
-    """The teacher's text of a trace.
-
-    Attributes:
-        ids: tokens of the whole text; None where the trace brought its log-probs along and no pass is needed.
-        wanted: positions in ``ids`` of the explanation's tokens.
-        content_ids: the explanation's tokens: those of the prefill's padding, then those of the completion.
-        padding_tokens: how many of them are the padding's.
-        offsets: their character ranges from the start of the thought; None where they are the tokens as sampled,
-            whose ranges cost some decoding and are seldom needed.
-    """
-
-    ids: Ints | None
-    wanted: Ints
-    content_ids: Ints
-    padding_tokens: int = 0
-    offsets: Ints | None = None
-
-
-def read_sampled(trace: dict[str, Any], prompt: Encoding | None) -> TeacherReading:
-    """Read a generated trace by the tokens the teacher sampled.
+def teacher_tokens_from_ids(
+    prefill_ids: npt.ArrayLike, sampled_ids: npt.ArrayLike, prompt: Encoding | None = None
+) -> TeacherTokens:
+    """Return the teacher's tokens of a generated trace: those that it sampled.
 
     Args:
-        trace: a row of the traces table with token ids.
-        prompt: the teacher's prompt, where a forward pass is to be made over it.
+        prefill_ids: tokens of the prefill's padding, shape (padding,).
+        sampled_ids: tokens of the completion, shape (sampled,).
+        prompt: the teacher's prompt, if a forward pass is to compute the log-probs.
     """
-    padding = np.asarray(trace["prefill_token_ids"], np.int32)
-    sampled = np.asarray(trace["token_ids"], np.int32)
-    content = np.concatenate([padding, sampled])
+    padding, sampled = np.asarray(prefill_ids, np.int32), np.asarray(sampled_ids, np.int32)
+    thought_ids = np.concatenate([padding, sampled])
     ids = None if prompt is None else np.concatenate([prompt.ids, sampled])
-    first = 0 if ids is None else len(ids) - len(content)
-    return TeacherReading(ids, np.arange(first, first + len(content), dtype=np.int32), content, len(padding))
+    first = 0 if ids is None else len(ids) - len(thought_ids)
+    positions = np.arange(first, first + len(thought_ids), dtype=np.int32)
+    return TeacherTokens(ids, positions, thought_ids, len(padding))
 
 
-def read_written(tokenizer: Tokenizer, format: Format, prompt: str, completion: str) -> TeacherReading:
-    """Read a trace of any origin by its text, after the teacher's prompt."""
+def teacher_tokens_from_text(tokenizer: Tokenizer, format: Format, prompt: str, completion: str) -> TeacherTokens:
+    """Return the teacher's tokens of any trace, by tokenising prompt and explanation."""
     text = read_completion(format, completion).text
     start, end = len(prompt) - len(format.padding), len(prompt) + len(text)
     [encoding] = encode(tokenizer, [prompt + text + format.explanation_tags[1]])
-    wanted = tokens_inside(encoding, start, end)
-    offsets = encoding.offsets[wanted] - np.int32(start)
-    return TeacherReading(encoding.ids, wanted, encoding.ids[wanted], offsets=offsets)
+    thought = tokens_inside(encoding, start, end)
+    return TeacherTokens(
+        encoding.ids, thought, encoding.ids[thought], offsets=encoding.offsets[thought] - np.int32(start)
+    )
 
 
-def pair(
-    student: StudentReading, teacher: TeacherReading, tokenizer: Tokenizer, format: Format, *, same_tokenizer: bool
-) -> tuple[Ints, Ints]:
-    """Pair the explanation's tokens of teacher and student where they cover the same characters.
+def align_tokens(
+    student: StudentTokens, teacher: TeacherTokens, tokenizer: Tokenizer, format: Format, *, same_tokenizer: bool
+) -> Alignment:
+    """Align the explanation's tokens of teacher and student where they cover the same characters.
 
     Args:
-        student: the student's reading.
-        teacher: the teacher's.
-        tokenizer: the teacher's.
+        student: the student's tokens.
+        teacher: the teacher's tokens.
+        tokenizer: the teacher's tokenizer.
         format: the teacher's format.
-        same_tokenizer: whether both sides speak the same tokens.
+        same_tokenizer: whether the student has the same tokenizer.
 
     Returns:
-        Half-open ranges of the teacher's and of the student's tokens, each of shape (pairs, 2), counted from the
-        first token of the explanation. Where both sides have the same tokens every range is one token; elsewhere see
-        :func:`rlt_data.formats.align`.
+        If both sides have the same tokens, ranges of one token each; otherwise the ranges of
+        :func:`rlt_data.formats.align`. No ranges if the explanation is empty.
     """
-    mine = student.encoding.ids[student.thought]
-    count = len(mine)
-    if same_tokenizer and count <= len(teacher.content_ids) and np.array_equal(mine, teacher.content_ids[:count]):
+    if student.empty:
+        return Alignment(_as_ranges([]), _as_ranges([]))
+    student_ids = student.encoding.ids[student.thought]
+    count = len(student_ids)
+    if (
+        same_tokenizer
+        and count <= len(teacher.thought_ids)
+        and np.array_equal(student_ids, teacher.thought_ids[:count])
+    ):
         single = np.stack([np.arange(count), np.arange(1, count + 1)], 1).astype(np.int32)
-        return single, single
+        return Alignment(single, single)
     offsets = _sampled_ranges(teacher, tokenizer, format) if teacher.offsets is None else teacher.offsets
     end = student.rendered.thought[1] - student.rendered.thought[0]
     inside = offsets[: int(np.searchsorted(offsets[:, 1], end, side="right"))]
-    theirs, ours = align(inside, student.thought_offsets)
-    return np.asarray(theirs, np.int32).reshape(-1, 2), np.asarray(ours, np.int32).reshape(-1, 2)
+    of_teacher, of_student = align(inside, student.thought_offsets)
+    return Alignment(_as_ranges(of_teacher), _as_ranges(of_student))
 
 
-def _sampled_ranges(teacher: TeacherReading, tokenizer: Tokenizer, format: Format) -> Ints:
-    padding, sampled = np.split(teacher.content_ids, [teacher.padding_tokens])
+def _as_ranges(pairs: Sequence[tuple[int, int]]) -> Ints:
+    return np.asarray(pairs, np.int32).reshape(-1, 2)
+
+
+def _sampled_ranges(teacher: TeacherTokens, tokenizer: Tokenizer, format: Format) -> Ints:
+    """Return the character ranges of sampled tokens, counted from the start of the thought."""
+    padding, sampled = np.split(teacher.thought_ids, [teacher.padding_tokens])
     [context] = encode(tokenizer, [format.explanation_tags[0] + format.padding])
     of_padding = sampled_offsets(tokenizer, [], padding.tolist())
     if len(of_padding):

@@ -25,7 +25,7 @@ from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import EvaluateSettings, InputSettings
 from rlt_data.steps.provenance import choose_format, default_run, run_log, step_entry
-from rlt_data.steps.sampling import SamplingTask, Wanted, sample_questions
+from rlt_data.steps.sampling import PendingSample, SamplingTask, sample_questions
 from rlt_data.storage.paths import Place
 from rlt_data.storage.run import Run, content_hash
 from rlt_data.storage.writer import TableWriter
@@ -128,17 +128,17 @@ def _source(settings: EvaluateSettings, benchmark: Benchmark) -> InputSettings:
 def _sampling_task(settings: EvaluateSettings, model: Model, format: Format, made_by: str) -> SamplingTask:
     views = Views(format, model.template)
 
-    def row(sample: Sample, wanted: Wanted) -> dict[str, Any]:
+    def row(sample: Sample, pending: PendingSample) -> dict[str, Any]:
         return {
             "answer_id": sample.key,
-            "question_id": wanted.question["question_id"],
-            "source_id": wanted.question["source_id"],
-            "sample_index": wanted.sample_index,
+            "question_id": pending.question["question_id"],
+            "source_id": pending.question["source_id"],
+            "sample_index": pending.sample_index,
             "completion": sample.text,
             "finish_reason": sample.finish_reason,
             "prompt_tokens": sample.prompt_tokens,
             "completion_tokens": sample.completion_tokens,
-            "seed": wanted.seed,
+            "seed": pending.seed,
             "made_by": made_by,
         }
 

@@ -12,7 +12,7 @@ from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import GenerateSettings
 from rlt_data.steps.provenance import StepSummary, choose_format, default_run, outcome, run_log, step_entry
-from rlt_data.steps.sampling import SamplingTask, Wanted, sample_questions
+from rlt_data.steps.sampling import PendingSample, SamplingTask, sample_questions
 from rlt_data.storage.run import Run, content_hash
 
 logger = logging.getLogger(__name__)
@@ -58,22 +58,22 @@ def _dependencies(settings: GenerateSettings, model: Model, format: Format) -> d
 def _task(settings: GenerateSettings, model: Model, format: Format, made_by: str) -> SamplingTask:
     views = Views(format, model.template)
 
-    def row(sample: Sample, wanted: Wanted) -> dict[str, Any]:
+    def row(sample: Sample, pending: PendingSample) -> dict[str, Any]:
         return {
             "trace_id": sample.key,
-            "question_id": wanted.question["question_id"],
-            "source_id": wanted.question["source_id"],
-            "sample_index": wanted.sample_index,
+            "question_id": pending.question["question_id"],
+            "source_id": pending.question["source_id"],
+            "sample_index": pending.sample_index,
             "completion": sample.text,
             "finish_reason": sample.finish_reason,
             "token_ids": sample.token_ids,
             "logprobs": sample.logprobs,
-            "prefill_token_ids": wanted.prefill_ids,
+            "prefill_token_ids": pending.prefill_ids,
             "prefill_logprobs": sample.tail_logprobs,
             "logprob_temperature": None if sample.logprobs is None else settings.temperature or 1.0,
             "prompt_tokens": sample.prompt_tokens,
             "completion_tokens": sample.completion_tokens,
-            "seed": wanted.seed,
+            "seed": pending.seed,
             "teacher": model.identity.fingerprint,
             "made_by": made_by,
         }

@@ -1,44 +1,43 @@
-"""Sampling a model question by question into a table of a run: the work that generate and evaluate share.
+"""Sampling a model question by question into a table of a run: the part that generate and evaluate share.
 
-    for each part of 256 questions: render, tokenise, sort by length, hand to the engine as one block
-    for each sample as it finishes: append to the table; when a part has all its rows, merge its journal
+    for each part of 256 questions: render and tokenise the prompts, and hand them to the engine as one block
+    for each sample as it finishes: make its row, which the loop of resumable.py writes
 
-A row's key is a hash of its question, its number and all settings that shape it, so running again makes only what is
-missing.
+The key of a row is a hash of its question, its number and all settings that affect it, so running again makes only the
+missing rows.
 """
 
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+import pyarrow.compute as pc
+
 from rlt_data.engines import Failure, Model, PromptRequest, Sample, SampleRequest, Sampling
-from rlt_data.engines.watchdog import check_nothing_owed, describe_owed, watched
 from rlt_data.formats import Encoding, Tokenizer, encode, tokens_inside
 from rlt_data.formats.spans import Ints
 from rlt_data.progress import Progress
 from rlt_data.settings import SamplingSettings
 from rlt_data.steps.provenance import StepSummary
-from rlt_data.storage.errorlog import ErrorLog
+from rlt_data.steps.resumable import FinishedRow, ResumableTable
 from rlt_data.storage.run import Run, content_hash
-from rlt_data.storage.writer import TableWriter
 
 Question = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A sample that the engine is working on.
+class PendingSample:
+    """A sample that was requested from the engine.
 
     Attributes:
-        part: where its row goes.
+        part: the part of the table that its row belongs to.
         question: the row of the questions table.
         sample_index: 0 to n - 1.
-        seed: of this sample.
-        prefill_ids: tokens of the prompt's tail.
+        seed: the sample's seed.
+        prefill_ids: the last tokens of the prompt, whose log-probs are stored with the sample.
     """
 
     part: int
@@ -47,22 +46,27 @@ class Wanted:
     seed: int
     prefill_ids: Ints
 
+    @property
+    def source_id(self) -> str | None:
+        """The id that the user's data gives the question."""
+        return self.question["source_id"]  # type: ignore[no-any-return]
+
 
 @dataclass(frozen=True)
 class SamplingTask:
-    """What is sampled, and what becomes of it.
+    """Describes what to sample and which row to make of each sample.
 
     Attributes:
         step: the step's name.
-        table: the table that grows.
-        n: samples of each question.
-        settings: how tokens are drawn; every sample's own seed follows from its seed.
+        table: the table that receives the rows.
+        n: samples per question.
+        settings: sampling settings; the seed of every sample follows from theirs.
         stop: text that ends a sample.
-        made_by: hash of everything that a sample depends on beside its question and its number.
-        prompt: the text to go on from.
-        problem: why a question cannot be shown, or None.
-        tail: characters at the end of every prompt whose tokens' log-probs are wanted.
-        row: makes a row of the table.
+        made_by: hash of everything that a sample depends on, except its question and its number.
+        prompt: returns the prompt of a question.
+        problem: returns why a question cannot be sampled, or None.
+        tail: number of characters at the end of every prompt whose tokens get log-probs.
+        row: returns the row of a sample.
     """
 
     step: str
@@ -74,120 +78,115 @@ class SamplingTask:
     prompt: Callable[[Question], str]
     problem: Callable[[Question], str | None]
     tail: int
-    row: Callable[[Sample, Wanted], dict[str, Any]]
+    row: Callable[[Sample, PendingSample], dict[str, Any]]
 
 
 def sample_seed(seed: int, question_id: str, sample_index: int) -> int:
-    """Return a sample's own seed, 64 bits, the same wherever and beside whatever it is drawn."""
+    """Return the sample's 64-bit seed, independent of batch and machine."""
     digest = hashlib.blake2b(f"{seed}/{question_id}/{sample_index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 
 
 def sample_questions(run: Run, model: Model, task: SamplingTask, progress: Progress) -> StepSummary:
-    """Make the samples that are missing.
+    """Make the samples that a table lacks.
 
     Args:
         run: a run with questions, whose lock is held.
-        model: what is sampled.
-        task: see there.
-        progress: told of every row.
+        model: the model to sample.
+        task: what to sample.
+        progress: receives every row.
     """
-    errors = ErrorLog(run, task.step, retry=task.settings.retry_errors)
-    return _Work(run, model, task, errors).run_to_end(progress)
+    table: ResumableTable[PendingSample] = ResumableTable(
+        run,
+        task.step,
+        task.table,
+        [model.engine],
+        retry_errors=task.settings.retry_errors,
+        stall_timeout=model.settings.stall_timeout,
+    )
+    rows = _rows(model, task, table)
+    return table.fill(rows, progress, total=run.count("questions") * task.n, surplus=_surplus(run, task))
 
 
-@dataclass
-class _Work:
-    run: Run
-    model: Model
-    task: SamplingTask
-    errors: ErrorLog
-    wanted: dict[str, Wanted] = field(default_factory=dict)
-    owed: dict[int, int] = field(default_factory=dict)  # rows still to come, by part
+def _surplus(run: Run, task: SamplingTask) -> int:
+    """Count the samples that an earlier call with a larger ``n`` has made."""
+    numbers = (run.read(task.table, part, ["sample_index"]).column(0) for part in run.parts(task.table))
+    return sum(pc.sum(pc.greater_equal(column, task.n)).as_py() or 0 for column in numbers)
 
-    def run_to_end(self, progress: Progress) -> StepSummary:
-        task, errors = self.task, self.errors
-        total, before = self.run.count("questions") * task.n, self.run.count(task.table)
-        new = tokens = 0
-        engine, how = self.model.engine, task.settings
-        sampling = Sampling(how.temperature, how.top_p, how.top_k, how.max_tokens, task.stop)
-        patience = self.model.settings.stall_timeout
-        began = time.monotonic()
-        progress.start(task.step, total, before)
-        try:
-            with TableWriter(self.run, task.table) as writer, watched([engine.pulse], patience, self._report):
-                for result in engine.generate(self._blocks(), sampling):
-                    wanted = self.wanted.pop(result.key)
-                    if isinstance(result, Failure):
-                        errors.add(result.key, result.reason, wanted.question["source_id"])
-                    else:
-                        writer.append(wanted.part, task.row(result, wanted))
-                        errors.resolve(result.key)
-                        new, tokens = new + 1, tokens + result.completion_tokens
-                        progress.advance(1, result.completion_tokens)
-                    self.owed[wanted.part] -= 1
-                    if not self.owed[wanted.part]:
-                        writer.compact(wanted.part)
-                check_nothing_owed(self.wanted, engine.log_tail())
-        finally:
-            errors.close()
-            progress.finish()
-        self.run.compact_all(task.table)
-        return StepSummary(self.run.path, before + new, new, len(errors), tokens, time.monotonic() - began)
 
-    def _report(self) -> str:
-        return describe_owed(self.wanted, self.model.engine.log_tail())
+def _rows(model: Model, task: SamplingTask, table: ResumableTable[PendingSample]) -> Iterator[FinishedRow | Failure]:
+    """Sample the pending rows, and yield each as it is finished."""
+    settings = task.settings
+    sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.max_tokens, task.stop)
+    for result in model.engine.generate(_blocks(model, task, table), sampling):
+        if isinstance(result, Failure):
+            yield result
+        else:
+            row = task.row(result, table.pending[result.key])
+            yield FinishedRow(result.key, row, result.completion_tokens)
 
-    def _blocks(self) -> Iterator[list[PromptRequest]]:
-        for part in self.run.parts("questions"):
-            self.model.engine.pulse.beat()  # passing over what is done is no standing still
-            questions = self.run.read("questions", part).to_pylist()
-            block = list(self._requests(part, questions, self.run.keys(self.task.table, part)))
-            self.owed[part] = sum(sample.owed for request in block for sample in request.samples)
-            if self.owed[part]:
-                # Longest first, so that what does not fit in memory shows at once.
-                yield sorted(block, key=lambda request: -len(request.ids))
 
-    def _requests(self, part: int, questions: list[Question], made: set[str]) -> Iterator[PromptRequest]:
-        task, errors = self.task, self.errors
-        ids = [question["question_id"] for question in questions]
-        keys = {key: [content_hash(task.made_by, key, index) for index in range(task.n)] for key in ids}
-        if not any(self._is_owed(key, made, question) for question, all in keys.items() for key in all):
-            return
-        prompts = [task.prompt(question) for question in questions]
-        for question, prompt, encoding in zip(questions, prompts, encode(self.model.tokenizer, prompts), strict=True):
-            key = question["question_id"]
-            problem = task.problem(question)
-            if problem is None and (word := _unknown_word(self.model.tokenizer, prompt, encoding)) is not None:
-                problem = f"the model's vocabulary lacks words of this question, such as {word!r}"
-            if len(encoding) >= self.model.engine.context_length:
-                problem = f"the prompt has {len(encoding)} tokens, the context is {self.model.engine.context_length}"
-            if problem:
-                if not errors.settled(key):
-                    errors.add(key, problem, question["source_id"])
-                continue
-            errors.resolve(key)
-            tail = tokens_inside(encoding, len(prompt) - task.tail, len(prompt))
-            samples = []
-            for index, sample_key in enumerate(keys[key]):
-                owed = self._is_owed(sample_key, made, key)
-                seed = sample_seed(task.settings.seed, key, index)
-                samples.append(SampleRequest(sample_key, seed, owed))
-                if owed:
-                    self.wanted[sample_key] = Wanted(part, question, index, seed, encoding.ids[tail])
-            yield PromptRequest(encoding.ids, samples, tail=len(tail))
+def _blocks(model: Model, task: SamplingTask, table: ResumableTable[PendingSample]) -> Iterator[list[PromptRequest]]:
+    """Yield the requests of each part that has pending rows."""
+    for part, stored in table.parts("questions"):
+        questions = table.run.read("questions", part).to_pylist()
+        block = _block(part, questions, stored, model, task, table)
+        if any(sample.owed for request in block for sample in request.samples):
+            # The longest prompts first, so that a prompt too long for memory fails at the start.
+            yield sorted(block, key=lambda request: -len(request.ids))
 
-    def _is_owed(self, key: str, made: set[str], question_id: str) -> bool:
-        errors = self.errors
-        if self.task.settings.retry_errors:
-            return key not in made and (errors.retries(key) or errors.retries(question_id))
-        return key not in made and not errors.settled(key) and not errors.settled(question_id)
+
+def _block(
+    part: int,
+    questions: list[Question],
+    stored: set[str],
+    model: Model,
+    task: SamplingTask,
+    table: ResumableTable[PendingSample],
+) -> list[PromptRequest]:
+    """Return the requests of all samples of a part, pending or not, so that batches are the same after a resume."""
+    tokenizer, errors = model.tokenizer, table.errors
+    ids = [question["question_id"] for question in questions]
+    keys = {id: [content_hash(task.made_by, id, index) for index in range(task.n)] for id in ids}
+    pending = {key for id in ids for key in keys[id] if table.is_pending(key, stored, group=id)}
+    if not pending:
+        return []
+    block = []
+    prompts = [task.prompt(question) for question in questions]
+    for question, prompt, encoding in zip(questions, prompts, encode(tokenizer, prompts), strict=True):
+        id = question["question_id"]
+        if problem := task.problem(question) or _prompt_problem(model, prompt, encoding):
+            if not errors.settled(id):
+                errors.add(id, problem, question["source_id"])
+            continue
+        errors.resolve(id)
+        tail = tokens_inside(encoding, len(prompt) - task.tail, len(prompt))
+        samples = []
+        for index, key in enumerate(keys[id]):
+            seed = sample_seed(task.settings.seed, id, index)
+            samples.append(SampleRequest(key, seed, key in pending))
+            if key in pending:
+                table.add(key, PendingSample(part, question, index, seed, encoding.ids[tail]))
+        block.append(PromptRequest(encoding.ids, samples, tail=len(tail)))
+    return block
+
+
+def _prompt_problem(model: Model, prompt: str, encoding: Encoding) -> str | None:
+    """Return why the model cannot continue a prompt, or None."""
+    if len(encoding) >= model.engine.context_length:
+        return f"the prompt has {len(encoding)} tokens, the context is {model.engine.context_length}"
+    if (word := _unknown_word(model.tokenizer, prompt, encoding)) is not None:
+        return f"the model's vocabulary lacks words of this question, such as {word!r}"
+    return None
 
 
 def _unknown_word(tokenizer: Tokenizer, prompt: str, encoding: Encoding) -> str | None:
     """Return the first word of a prompt for which the model has no token, or None."""
     unknown = getattr(tokenizer, "unk_token_id", None)
-    if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id):  # GPT-2 has one token for all
+    if unknown is None or unknown in (
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+    ):  # GPT-2 has one token for all three
         return None
     for token, (start, end) in zip(encoding.ids.tolist(), encoding.offsets.tolist(), strict=True):
         if token == unknown:

@@ -1,18 +1,18 @@
 """Score traces with the RLT reward: traces in, one row with every reward term out.
 
-blocks of a part's traces, as student (and teacher) see them, grouped by question, go to the engines one after the other
-the student's log-probs of explanation and solution, the teacher's of the explanation (stored, or a second pass)
-for each trace that has both: the reward of reward.py, appended to the scores; a part that has all is merged
+    for each block of a part's traces: tokenise them for student and teacher, align, request log-probs from the engines
+    for each trace with all its log-probs: score_trace makes its row, which the loop of resumable.py writes
+
+Reading order of one score: this module, ``resumable``, :mod:`rlt_data.scoring` (tokens, rows, reward).
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -20,16 +20,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rlt_data.engines import Engine, Failure, Model, SequenceLogprobs, open_model
-from rlt_data.engines.watchdog import check_nothing_owed, describe_owed, watched
+from rlt_data.engines import (
+    Engine,
+    Failure,
+    Model,
+    SequenceBlock,
+    SequenceLogprobs,
+    SequenceRequest,
+    open_model,
+)
 from rlt_data.errors import SettingsError
 from rlt_data.formats import Format, Views, load_format
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress
-from rlt_data.scoring.rows import Item, full_kl_requests, score_row, student_requests, teacher_requests
-from rlt_data.scoring.teacher import TeacherLogprobs
-from rlt_data.scoring.tokens import StudentReading, TeacherReading, pair, read_as_student
-from rlt_data.settings import ScoreSettings
+from rlt_data.scoring import (
+    Alignment,
+    RewardWeights,
+    StudentTokens,
+    TeacherTokens,
+    score_trace,
+    tokenize_for_student,
+)
+from rlt_data.scoring.reward import Floats
+from rlt_data.settings import RewardSettings, ScoreSettings
 from rlt_data.steps.provenance import (
     StepSummary,
     choose_format,
@@ -39,10 +52,10 @@ from rlt_data.steps.provenance import (
     run_log,
     step_entry,
 )
-from rlt_data.storage.errorlog import ErrorLog
+from rlt_data.steps.resumable import FinishedRow, ResumableTable
+from rlt_data.steps.teacher_source import TeacherSource
 from rlt_data.storage.paths import is_url
 from rlt_data.storage.run import Run, content_hash
-from rlt_data.storage.writer import TableWriter
 
 if TYPE_CHECKING:
     from rlt_data.engines.transformers import TransformersEngine
@@ -75,8 +88,8 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
             ingest(run, settings, format, traces=True)
         elif source.path.resolve() != run.path.resolve():
             _adopt(run, source)
-        traces_from = TeacherLogprobs(settings, student, teacher, made_in or format, run)
-        depends_on = _dependencies(settings, student, format, traces_from)
+        teacher_source = TeacherSource(settings, student, teacher, made_in or format, run)
+        depends_on = _dependencies(settings, student, format, teacher_source)
         run.refuse_other_settings("score", depends_on)
         models = {"student": student} | ({"teacher": teacher} if teacher else {})
         if teacher and teacher is not student:
@@ -85,8 +98,8 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
             model.load(run.logs)
         run.record("score", {"depends_on": depends_on, **step_entry(settings, format, models)})
         with run_log(run):
-            work = _Work(run, settings, student, Views(format, student.template), traces_from, content_hash(depends_on))
-            summary = work.run_to_end(progress)
+            views, scored_by = Views(format, student.template), content_hash(depends_on)
+            summary = _Scoring(run, settings, student, views, teacher_source, scored_by).run_to_end(progress)
             logger.info("score: %d new scores, %d in all, %d failed", summary.new, summary.rows, summary.failed)
         run.record("score", outcome(run, "score", summary))
     return summary
@@ -124,7 +137,7 @@ def _adopt(run: Run, source: Run) -> None:
             run.record(step, entry)
 
 
-def _dependencies(settings: ScoreSettings, student: Model, format: Format, teacher: TeacherLogprobs) -> dict[str, Any]:
+def _dependencies(settings: ScoreSettings, student: Model, format: Format, teacher: TeacherSource) -> dict[str, Any]:
     """Return everything that a score depends on beside its trace."""
     return {
         "student": student.identity.fingerprint,
@@ -142,170 +155,189 @@ def _dependencies(settings: ScoreSettings, student: Model, format: Format, teach
 
 
 @dataclass
-class _Work:
-    run: Run
-    settings: ScoreSettings
-    student: Model
-    views: Views
-    teacher: TeacherLogprobs
-    scored_by: str
-    items: dict[str, Item] = field(default_factory=dict)  # in the engines' hands
-    owed: Counter[int] = field(default_factory=Counter)  # rows still to come, by part; one more while it is being read
+class PendingScore:
+    """A trace while it is being scored.
 
-    def run_to_end(self, progress: Progress) -> StepSummary:
-        errors = ErrorLog(self.run, "score", retry=self.settings.retry_errors)
-        before = self.run.count("scores")
-        new = tokens = 0
-        began = time.monotonic()
-        progress.start("score", self.run.count("traces"), before)
-        try:
-            with TableWriter(self.run, "scores") as writer, self._watched():
-                for item in self._scored(errors, writer):
-                    writer.append(item.part, self._row(item))
-                    errors.resolve(item.key)
-                    new, tokens = new + 1, tokens + len(item.student.wanted)
-                    progress.advance(1, len(item.student.wanted))
-                    self._settle(item.part, writer)
-                check_nothing_owed(self.items, self._log_tail())
-        finally:
-            errors.close()
-            progress.finish()
-        self.run.compact_all("scores")
-        return StepSummary(self.run.path, before + new, new, len(errors), tokens, time.monotonic() - began)
+    Attributes:
+        part: the part of the table that its score belongs to.
+        trace: its row of the traces table.
+        emit: whether its score is missing; if not, it only completes the batch of others.
+        student: the student's tokens.
+        teacher: the teacher's tokens; None without a teacher.
+        alignment: how the two align; None without a teacher.
+        student_logprobs: the student's log-probs of ``student.scored``, once they have arrived.
+        teacher_logprobs: the teacher's log-probs of ``teacher.thought_ids``, once they have arrived.
+        full_kl: with ``--kl full``, the KL at ``alignment.single_tokens``, once it has arrived.
+    """
+
+    part: int
+    trace: dict[str, Any]
+    emit: bool
+    student: StudentTokens
+    teacher: TeacherTokens | None
+    alignment: Alignment | None
+    student_logprobs: Floats | None = None
+    teacher_logprobs: Floats | None = None
+    full_kl: Floats | None = None
 
     @property
-    def _engines(self) -> list[Engine]:
-        models = [self.student] + ([self.teacher.model] if self.teacher.model and self.teacher.wanted else [])
-        return list({id(model): model.engine for model in models}.values())
+    def key(self) -> str:
+        """The trace's id."""
+        return str(self.trace["trace_id"])
 
-    def _watched(self) -> AbstractContextManager[None]:
-        def report() -> str:
-            return describe_owed(self.items, self._log_tail())
+    @property
+    def source_id(self) -> str | None:
+        """The id that the user's data gives the question."""
+        return self.trace["source_id"]  # type: ignore[no-any-return]
 
-        return watched([engine.pulse for engine in self._engines], self.settings.stall_timeout, report)
+    @property
+    def complete(self) -> bool:
+        """Whether all log-probs have arrived."""
+        without_teacher = self.teacher is None or self.student.empty
+        has_kl = without_teacher or self.teacher_logprobs is not None or self.full_kl is not None
+        return has_kl and self.student_logprobs is not None
 
-    def _log_tail(self) -> str:
-        return "\n".join(filter(None, (engine.log_tail() for engine in self._engines)))
 
-    def _row(self, item: Item) -> dict[str, Any]:
-        return score_row(item, self.settings, self.scored_by, per_token=self.settings.per_token)
+Groups = list[list[PendingScore]]
 
-    def _settle(self, part: int, writer: TableWriter) -> None:
-        """Count a row of a part as done; the part's last one merges its journal."""
-        self.owed[part] -= 1
-        if not self.owed[part]:
-            writer.compact(part)
 
-    def _scored(self, errors: ErrorLog, writer: TableWriter) -> Iterator[Item]:
-        """Yield the owed traces as they get their log-probs."""
-        for result in self._results(self._blocks(errors, writer)):
-            item = self.items.get(result.key)
-            if item is None:
+class _Scoring:
+    """Scores the pending traces of a run."""
+
+    def __init__(
+        self, run: Run, settings: ScoreSettings, student: Model, views: Views, teacher: TeacherSource, scored_by: str
+    ) -> None:
+        self._settings = settings
+        self._student = student
+        self._views = views
+        self._teacher = teacher
+        self._weights = reward_weights(settings)
+        self._scored_by = scored_by
+        models = [student] + ([teacher.model] if teacher.model and teacher.used else [])
+        self._table: ResumableTable[PendingScore] = ResumableTable(
+            run,
+            "score",
+            "scores",
+            list({id(model): model.engine for model in models}.values()),
+            retry_errors=settings.retry_errors,
+            stall_timeout=settings.stall_timeout,
+        )
+
+    def run_to_end(self, progress: Progress) -> StepSummary:
+        return self._table.fill(self._rows(), progress, total=self._table.run.count("traces"))
+
+    def _rows(self) -> Iterator[FinishedRow | Failure]:
+        """Score the pending traces, and yield each as soon as it has all its log-probs."""
+        pending = self._table.pending
+        for result in self._results(self._blocks()):
+            score = pending.get(result.key)
+            if score is None:
                 continue  # the other model failed on it
             if isinstance(result, Failure):
-                del self.items[result.key]
-                errors.add(result.key, result.reason, item.trace["source_id"])
-                self._settle(item.part, writer)
-            elif item.complete:
-                del self.items[result.key]
-                yield item
+                yield result
+            elif score.complete:
+                yield FinishedRow(score.key, self._row(score), len(score.student.scored))
 
-    def _blocks(self, errors: ErrorLog, writer: TableWriter) -> Iterator[list[list[Item]]]:
-        """Read the blocks that hold anything owed."""
-        for part in self.run.parts("traces"):
-            self.student.engine.pulse.beat()  # passing over what is done is no standing still
-            made = self.run.keys("scores", part)
-            questions = {row["question_id"]: row for row in self.run.read("questions", part).to_pylist()}
-            self.owed[part] += 1
-            for block in _cut(self.run.read("traces", part)):
-                if any(self._is_owed(key, made, errors) for key in block["trace_id"].to_pylist()):
-                    groups = self._groups(part, block.to_pylist(), questions, made, errors)
-                    self.items |= {item.key: item for group in groups for item in group if item.owed}
-                    self.owed[part] += sum(item.owed for group in groups for item in group)
+    def _row(self, score: PendingScore) -> dict[str, Any]:
+        trace, teacher = score.trace, score.teacher
+        assert score.student_logprobs is not None
+        return {
+            **{name: trace[name] for name in ("trace_id", "question_id", "source_id", "sample_index", "finish_reason")},
+            **score_trace(
+                score.student,
+                score.student_logprobs,
+                score.alignment,
+                score.teacher_logprobs,
+                self._weights,
+                truncated=trace["finish_reason"] == "length",
+                full_kl=score.full_kl,
+                per_token=self._settings.per_token,
+            ),
+            "teacher_logprobs": "none" if teacher is None else "trace" if teacher.ids is None else "computed",
+            "scored_by": self._scored_by,
+        }
+
+    def _blocks(self) -> Iterator[Groups]:
+        """Tokenise the blocks that have a pending trace."""
+        run, table = self._table.run, self._table
+        for part, stored in table.parts("traces"):
+            questions = {row["question_id"]: row for row in run.read("questions", part).to_pylist()}
+            for block in _cut(run.read("traces", part)):
+                pending = {key for key in block["trace_id"].to_pylist() if table.is_pending(key, stored)}
+                if pending:
+                    groups = self._groups(part, block.to_pylist(), questions, pending)
+                    for score in chain.from_iterable(groups):
+                        if score.emit:
+                            table.add(score.key, score)
                     yield groups
-            self._settle(part, writer)
 
     def _groups(
-        self,
-        part: int,
-        rows: list[dict[str, Any]],
-        questions: dict[str, dict[str, Any]],
-        made: set[str],
-        errors: ErrorLog,
-    ) -> list[list[Item]]:
-        """Read traces, grouped by question, longest first."""
+        self, part: int, rows: list[dict[str, Any]], questions: dict[str, dict[str, Any]], pending: set[str]
+    ) -> Groups:
+        """Tokenise traces and group them by question, longest first; traces that cannot be scored fail."""
         traces, problems = [], []
         for trace in rows:
             question = questions[trace["question_id"]]
             problem = question["question"], question["solution"]
-            if reason := self.views.format.problem_with(*problem):
-                self._fail(trace, reason, made, errors)
+            if reason := self._views.format.problem_with(*problem):
+                self._fail(trace, reason, pending)
             else:
                 traces.append(trace)
                 problems.append(problem)
-        readings = read_as_student(
-            self.student.tokenizer, self.views, problems, [trace["completion"] for trace in traces]
-        )
-        taught: Sequence[TeacherReading | None] = [None] * len(traces)
-        if self.teacher.wanted:
-            taught = self.teacher.read(traces, problems)
-        items = []
-        for trace, reading, teacher in zip(traces, readings, taught, strict=True):
-            if reason := self._problem(reading, teacher):
-                self._fail(trace, reason, made, errors)
+        completions = [trace["completion"] for trace in traces]
+        students = tokenize_for_student(self._student.tokenizer, self._views, problems, completions)
+        teachers = self._teacher.tokens(traces, problems)
+        scores = []
+        for trace, student, teacher in zip(traces, students, teachers, strict=True):
+            if reason := self._reason_to_fail(student, teacher):
+                self._fail(trace, reason, pending)
             else:
-                owed = self._is_owed(trace["trace_id"], made, errors)
-                items.append(self._item(Item(part, trace, owed, reading, teacher)))
-        groups = [list(group) for _, group in groupby(items, key=lambda item: item.trace["question_id"])]
-        return sorted(groups, key=lambda group: -max(len(item.student.encoding) for item in group))
+                alignment = self._teacher.align(student, teacher) if teacher else None
+                score = PendingScore(part, trace, trace["trace_id"] in pending, student, teacher, alignment)
+                self._add_known(score)
+                scores.append(score)
+        groups = [list(group) for _, group in groupby(scores, key=lambda score: score.trace["question_id"])]
+        return sorted(groups, key=lambda group: -max(len(score.student.encoding) for score in group))
 
-    def _item(self, item: Item) -> Item:
-        """Pair the tokens of both sides, and take over what came with the trace."""
-        teacher = item.teacher
-        if teacher and not item.student.empty:
-            same = self.teacher.same_tokenizer
-            item.pairs = pair(item.student, teacher, self.teacher.tokenizer, self.teacher.format, same_tokenizer=same)
-            if teacher.ids is None:
-                stored = [*item.trace["prefill_logprobs"], *item.trace["logprobs"]]
-                item.teacher_logprobs = np.asarray(stored, np.float32)
-            elif self.settings.kl == "full" and not len(item.compared):
-                item.full_kl = np.zeros(0, np.float32)
-        return item
+    def _add_known(self, score: PendingScore) -> None:
+        """Add the teacher's values that no forward pass is needed for."""
+        if score.teacher is None or score.alignment is None or score.student.empty:
+            return
+        if score.teacher.ids is None:
+            stored = [*score.trace["prefill_logprobs"], *score.trace["logprobs"]]
+            score.teacher_logprobs = np.asarray(stored, np.float32)
+        elif self._settings.kl == "full" and not len(score.alignment.single_tokens):
+            score.full_kl = np.zeros(0, np.float32)
 
-    def _problem(self, reading: StudentReading, teacher: TeacherReading | None) -> str | None:
-        if not len(reading.solution):
+    def _reason_to_fail(self, student: StudentTokens, teacher: TeacherTokens | None) -> str | None:
+        if not len(student.solution):
             return "the solution has no token of its own between its tags"
-        texts = [("student's", len(reading.encoding), self.student.engine)]
-        if teacher and teacher.ids is not None and self.teacher.model:
-            texts.append(("teacher's", len(teacher.ids), self.teacher.model.engine))
+        texts = [("student's", len(student.encoding), self._student.engine)]
+        if teacher and teacher.ids is not None and self._teacher.model:
+            texts.append(("teacher's", len(teacher.ids), self._teacher.model.engine))
         for whose, length, engine in texts:
             if length > engine.context_length:
                 return f"the {whose} text has {length} tokens, the context is {engine.context_length}"
         return None
 
-    def _fail(self, trace: dict[str, Any], reason: str, made: set[str], errors: ErrorLog) -> None:
-        if self._is_owed(trace["trace_id"], made, errors):
-            errors.add(trace["trace_id"], reason, trace["source_id"])
+    def _fail(self, trace: dict[str, Any], reason: str, pending: set[str]) -> None:
+        if trace["trace_id"] in pending:
+            self._table.errors.add(trace["trace_id"], reason, trace["source_id"])
 
-    def _is_owed(self, trace_id: str, made: set[str], errors: ErrorLog) -> bool:
-        if self.settings.retry_errors:
-            return trace_id not in made and errors.retries(trace_id)
-        return trace_id not in made and not errors.settled(trace_id)
-
-    def _results(self, blocks: Iterator[list[list[Item]]]) -> Iterator[SequenceLogprobs | Failure]:
-        """Run the models side by side, so that a trace is finished soon after it is begun."""
-        temperature = self.settings.temperature
-        teacher = self.teacher.model if self.teacher.wanted else None
-        mine, theirs = _twice(blocks) if teacher else (blocks, iter(()))
-        student = self.student.engine.logprobs(map(student_requests, mine), temperature)
-        streams = [_noting(student, self.items, "student_logprobs")]
+    def _results(self, blocks: Iterator[Groups]) -> Iterator[SequenceLogprobs | Failure]:
+        """Run the models in turn, so that a trace's log-probs from both arrive close together."""
+        temperature, pending = self._settings.temperature, self._table.pending
+        teacher = self._teacher.model if self._teacher.used else None
+        for_student, for_teacher = _twice(blocks) if teacher else (blocks, iter(()))
+        student = self._student.engine.logprobs(map(_student_requests, for_student), temperature)
+        streams = [_noting(student, pending, "student_logprobs")]
         if teacher:
             engine = teacher.engine
-            if self.settings.kl == "full":
-                streams.append(_noting(self._full_kl(theirs, engine), self.items, "full_kl"))
+            if self._settings.kl == "full":
+                streams.append(_noting(self._full_kl(for_teacher, engine), pending, "full_kl"))
             else:
-                computed = engine.logprobs(map(teacher_requests, theirs), temperature)
-                streams.append(_noting(computed, self.items, "teacher_logprobs"))
+                computed = engine.logprobs(map(_teacher_requests, for_teacher), temperature)
+                streams.append(_noting(computed, pending, "teacher_logprobs"))
         while streams:
             for stream in list(streams):
                 result = next(stream, None)
@@ -314,27 +346,64 @@ class _Work:
                 else:
                     yield result
 
-    def _full_kl(self, blocks: Iterator[list[list[Item]]], teacher: Engine) -> Iterator[SequenceLogprobs | Failure]:
+    def _full_kl(self, blocks: Iterator[Groups], teacher: Engine) -> Iterator[SequenceLogprobs | Failure]:
         # The settings let no other engines come so far.
-        teacher, student = cast("TransformersEngine", teacher), cast("TransformersEngine", self.student.engine)
+        teacher, student = cast("TransformersEngine", teacher), cast("TransformersEngine", self._student.engine)
         for group in chain.from_iterable(blocks):
-            theirs, ours = full_kl_requests(group)
-            yield from teacher.full_kl(theirs, student, ours, self.settings.temperature)
+            of_teacher, of_student = _full_kl_requests(group)
+            yield from teacher.full_kl(of_teacher, student, of_student, self._settings.temperature)
+
+
+def reward_weights(settings: RewardSettings) -> RewardWeights:
+    """Return the settings of the reward as the scoring function takes them."""
+    return RewardWeights(settings.lambda_, settings.alpha, settings.kl, settings.missing_tag_penalty)
+
+
+def _student_requests(groups: Groups) -> SequenceBlock:
+    return [
+        [SequenceRequest(score.key, score.student.encoding.ids, score.student.scored, score.emit) for score in group]
+        for group in groups
+    ]
+
+
+def _teacher_requests(groups: Groups) -> SequenceBlock:
+    """Request the log-probs that did not come with the traces; groups that need none are left out."""
+    block = [
+        [
+            SequenceRequest(score.key, score.teacher.ids, score.teacher.thought, score.emit)
+            for score in group
+            if score.teacher is not None and score.teacher.ids is not None and not score.student.empty
+        ]
+        for group in groups
+    ]
+    return [group for group in block if group]
+
+
+def _full_kl_requests(group: list[PendingScore]) -> tuple[list[SequenceRequest], list[SequenceRequest]]:
+    """Request the distributions of teacher and student at the tokens that can be compared."""
+    of_teacher, of_student = [], []
+    for score in group:
+        teacher, alignment = score.teacher, score.alignment
+        if score.emit and not score.student.empty and teacher and teacher.ids is not None and alignment is not None:
+            at = alignment.single_tokens
+            of_teacher.append(SequenceRequest(score.key, teacher.ids, teacher.thought[at[:, 0]]))
+            of_student.append(SequenceRequest(score.key, score.student.encoding.ids, score.student.thought[at[:, 1]]))
+    return of_teacher, of_student
 
 
 def _twice(blocks: Iterator[T]) -> tuple[Iterator[T], Iterator[T]]:
-    """Hand out blocks to two takers; ``itertools.tee`` would keep up to 57 of them after both have taken them."""
+    """Split a stream of blocks in two; ``itertools.tee`` would hold up to 57 of them after both have taken them."""
     waiting: tuple[deque[T], deque[T]] = deque(), deque()
 
-    def taker(mine: deque[T]) -> Iterator[T]:
+    def taker(queue: deque[T]) -> Iterator[T]:
         while True:
-            if not mine:
+            if not queue:
                 block = next(blocks, None)
                 if block is None:
                     return
-                for each in waiting:
-                    each.append(block)
-            yield mine.popleft()
+                for other in waiting:
+                    other.append(block)
+            yield queue.popleft()
 
     return taker(waiting[0]), taker(waiting[1])
 
@@ -353,9 +422,10 @@ def _cut(traces: pa.Table) -> Iterator[pa.Table]:
 
 
 def _noting(
-    results: Iterator[SequenceLogprobs | Failure], items: dict[str, Item], name: str
+    results: Iterator[SequenceLogprobs | Failure], pending: dict[str, PendingScore], name: str
 ) -> Iterator[SequenceLogprobs | Failure]:
+    """Pass results on, and set the named attribute of the scores that they belong to."""
     for result in results:
-        if isinstance(result, SequenceLogprobs) and result.key in items:
-            setattr(items[result.key], name, result.logprobs)
+        if isinstance(result, SequenceLogprobs) and result.key in pending:
+            setattr(pending[result.key], name, result.logprobs)
         yield result

@@ -13,12 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from rlt_data.engines import Failure, Model
+from rlt_data.engines import Failure, Model, SequenceRequest
 from rlt_data.formats import Format, Tokenizer, Views
-from rlt_data.scoring.rows import Item, score_row, student_requests
-from rlt_data.scoring.tokens import pair, read_as_student, read_sampled
+from rlt_data.scoring import (
+    StudentTokens,
+    align_tokens,
+    score_trace,
+    teacher_tokens_from_ids,
+    tokenize_for_student,
+)
+from rlt_data.scoring.reward import Floats
 from rlt_data.settings import TrainSolverSettings, TrainTeacherSettings
 from rlt_data.steps.evaluate import solution_in
+from rlt_data.steps.score import reward_weights
 from rlt_data.tasks.grading import Grader, Kind
 from rlt_data.training.rollouts import Rollout
 
@@ -91,14 +98,14 @@ def _transposed(columns: dict[str, Any], count: int) -> list[tuple[Any, ...]]:
 
 
 class DenseReward(Reward):
-    """The reward of RLT, by the code that ``rlt-data score`` scores with.
+    """The reward of RLT, computed by the function that ``rlt-data score`` scores with.
 
     Args:
         settings: weights, kind of KL and temperature.
         student: the frozen student.
-        format: how problems are shown.
-        tokenizer: the teacher's.
-        same_tokenizer: whether it speaks the student's tokens.
+        format: the format of questions, solutions and explanations.
+        tokenizer: the teacher's tokenizer.
+        same_tokenizer: whether the student has the same tokenizer.
     """
 
     def __init__(
@@ -111,7 +118,8 @@ class DenseReward(Reward):
         same_tokenizer: bool,
     ) -> None:
         super().__init__()
-        self._settings = settings
+        self._temperature = settings.temperature
+        self._weights = reward_weights(settings)
         self._student = student
         self._format = format
         self._views = Views(format, student.template)
@@ -120,49 +128,48 @@ class DenseReward(Reward):
 
     def rows(self, questions: Sequence[Row], rollouts: Sequence[Rollout]) -> list[Row]:
         """Return the terms of the reward of each sample, and signs of a collapse."""
-        items = self._items(questions, rollouts)
-        groups = [list(group) for _, group in groupby(items, key=lambda item: item.trace["question_id"])]
-        room = self._student.engine.context_length
-        fitting = [[item for item in group if len(item.student.encoding) <= room] for group in groups]
-        found = {item.key: item for item in items}
-        for result in self._student.engine.logprobs([student_requests(fitting)], self._settings.temperature):
-            if not isinstance(result, Failure):
-                found[result.key].student_logprobs = result.logprobs
-        return [self._row(item, question) for item, question in zip(items, questions, strict=True)]
-
-    def _items(self, questions: Sequence[Row], rollouts: Sequence[Rollout]) -> list[Item]:
         problems = [(question["question"], question["solution"]) for question in questions]
-        readings = read_as_student(self._student.tokenizer, self._views, problems, [each.text for each in rollouts])
-        items = []
-        for number, (question, each, reading) in enumerate(zip(questions, rollouts, readings, strict=True)):
-            trace = {
-                "trace_id": str(number),
-                "question_id": question["question_id"],
-                "source_id": question["source_id"],
-                "sample_index": number,
-                "finish_reason": each.finish_reason,
-                "token_ids": each.token_ids,
-                "prefill_token_ids": each.tail_ids,
-            }
-            item = Item(0, trace, True, reading, read_sampled(trace, None))
-            if item.teacher and not reading.empty:
-                item.pairs = pair(
-                    reading, item.teacher, self._tokenizer, self._format, same_tokenizer=self._same_tokenizer
-                )
-                item.teacher_logprobs = np.concatenate([each.tail_logprobs, each.logprobs])
-            items.append(item)
-        return items
+        completions = [rollout.text for rollout in rollouts]
+        students = tokenize_for_student(self._student.tokenizer, self._views, problems, completions)
+        logprobs = self._student_logprobs(questions, students)
+        return [
+            self._row(question, rollout, student, logprobs.get(str(index)))
+            for index, (question, rollout, student) in enumerate(zip(questions, rollouts, students, strict=True))
+        ]
 
-    def _row(self, item: Item, question: Row) -> Row:
-        explanation = item.student.explanation.text
+    def _student_logprobs(self, questions: Sequence[Row], students: Sequence[StudentTokens]) -> dict[str, Floats]:
+        """Return the student's log-probs by the index of the sample; none where a text cannot be scored."""
+        engine = self._student.engine
+        block = []
+        for _, group in groupby(range(len(students)), key=lambda index: questions[index]["question_id"]):
+            requests = []
+            for index in group:
+                student = students[index]
+                if len(student.solution) and len(student.encoding) <= engine.context_length:
+                    requests.append(SequenceRequest(str(index), student.encoding.ids, student.scored))
+            if requests:
+                block.append(requests)
+        results = engine.logprobs([block], self._temperature)
+        return {result.key: result.logprobs for result in results if not isinstance(result, Failure)}
+
+    def _row(self, question: Row, rollout: Rollout, student: StudentTokens, student_logprobs: Floats | None) -> Row:
+        explanation = student.explanation.text
         signs = {
             "explanation": explanation,
             "copied": copied(explanation, question["solution"]),
             "repeated": repeated(explanation),
         }
-        if not item.complete:
+        if student_logprobs is None:
             return {"reward": None, **signs}
-        row = score_row(item, self._settings, "")
+        teacher = teacher_tokens_from_ids(rollout.tail_ids, rollout.token_ids)
+        row = score_trace(
+            student,
+            student_logprobs,
+            align_tokens(student, teacher, self._tokenizer, self._format, same_tokenizer=self._same_tokenizer),
+            np.concatenate([rollout.tail_logprobs, rollout.logprobs]),
+            self._weights,
+            truncated=rollout.finish_reason == "length",
+        )
         if row["reward"] is not None and not np.isfinite(row["reward"]):
             row["reward"] = None
         return {name: row[name] for name in (*_TERMS, *_SHARES, "thought_tokens")} | signs

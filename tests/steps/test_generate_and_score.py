@@ -119,6 +119,21 @@ def test_an_explanation_without_a_token_of_its_own_counts_as_empty(
     assert not something["empty"] and something["thought_tokens"] == 1
 
 
+@pytest.mark.parametrize("kl", ["k1", "full"])
+def test_a_question_with_empty_explanations_alone_needs_no_pass_of_the_teacher(
+    rlt: Rlt, read: Read, tiny: Tiny, tmp_path: Path, kl: str
+) -> None:
+    explanations = [("a", "We add."), ("a", "We count."), ("empty", ""), ("b", "We add."), ("b", "We count.")]
+    rows = [
+        {"question": f"Question {name}", "solution": "2", "completion": f"{text}<|end_of_explanation|>"}
+        for name, text in explanations
+    ]
+    path = write_jsonl(tmp_path / "traces.jsonl", rows)
+    models = "--student", tiny(), "--teacher", tiny("chat", 1)
+    rlt("score", "--in", path, *models, "--kl", kl, "--out", "run")
+    assert read(Path("run"), "scores")["empty"].to_list() == [text == "" for _, text in explanations]
+
+
 @pytest.mark.parametrize("student", ["chat", "base", "sliding"])
 @pytest.mark.parametrize("teacher", ["chat", "sliding"])
 def test_scores_do_not_depend_on_where_the_teachers_logprobs_come_from(
@@ -272,6 +287,14 @@ def test_stored_logprobs_are_used_only_at_their_own_temperature_and_teacher(
     assert set(read(Path("same"), "scores")["teacher_logprobs"]) == {"trace"}
     result = rlt("score", "--in", "same", *student, "--teacher", tiny(), "--lambda", 1, code=5)
     assert "lambda was 3.0, now 1.0" in result.stderr
+
+
+def test_stored_logprobs_alone_are_used_if_asked_for_also_with_a_teacher(rlt: Rlt, tiny: Tiny, problems: Path) -> None:
+    rlt("generate", "--in", problems, "--teacher", tiny(), "--n", 1, "--max-tokens", 5, "--out", "run")
+    stored = "--in", "run", "--student", tiny("chat", 1), "--teacher-logprobs", "trace"
+    result = rlt("score", *stored, "--teacher", tiny("chat", 2), "--out", "other", code=2)
+    assert "6 of 6 traces have no usable log-probs of this teacher" in result.stderr
+    assert "6 scores (6 new)" in rlt("score", *stored, "--teacher", tiny(), "--out", "same").stdout
 
 
 def test_a_student_may_have_a_format_of_its_own_if_explanations_stay_the_same(
