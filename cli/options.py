@@ -21,38 +21,35 @@ from rlt_data.settings import Settings, parse_settings
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
-#: What a command returns: its exit code.
-Body = Callable[[AnySettings], int | None]
 
-
-def command(
-    app: typer.Typer, settings: type[AnySettings], **options: Any
-) -> Callable[[Body[AnySettings]], Body[AnySettings]]:
-    """Add a command whose flags are the fields of a settings class; its help is the function's docstring.
+def add_command(
+    app: typer.Typer,
+    name: str,
+    settings: type[AnySettings],
+    help: str,
+    body: Callable[[AnySettings], int | None],
+) -> None:
+    """Add a command whose flags are the fields of a settings class.
 
     Args:
         app: where to add it.
+        name: of the command.
         settings: the settings class.
-        options: further arguments of ``typer.Typer.command``.
+        help: what ``--help`` says.
+        body: does the work, and returns the exit code if that is not always 0.
     """
 
-    def register(body: Body[AnySettings]) -> Body[AnySettings]:
-        def run(context: typer.Context, config: str | None, **flags: Any) -> None:
-            sources = {name: context.get_parameter_source(name) for name in flags}
-            given = {name: flags[name] for name, source in sources.items() if source and source.name != "DEFAULT"}
-            keys = {_key(settings, name): value for name, value in given.items()}
-            finish(lambda: body(parse_settings(settings, (read_keys(config) if config else {}) | keys, flags=True)))
+    def run(context: typer.Context, config: str | None, **flags: Any) -> None:
+        sources = {name: context.get_parameter_source(name) for name in flags}
+        given = {name: flags[name] for name, source in sources.items() if source and source.name != "DEFAULT"}
+        keys = {_key(settings, name): value for name, value in given.items()}
+        finish(lambda: body(parse_settings(settings, (read_keys(config) if config else {}) | keys, flags=True)))
 
-        fields = sorted(settings.model_fields.items(), key=lambda item: not item[1].is_required())
-        parameters = [_parameter(name, field) for name, field in fields]
-        context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-        run.__signature__ = inspect.Signature([context, *parameters, _CONFIG])  # type: ignore[attr-defined]
-        run.__doc__ = body.__doc__
-        run.__name__ = body.__name__
-        app.command(**options)(run)
-        return body
-
-    return register
+    fields = sorted(settings.model_fields.items(), key=lambda item: not item[1].is_required())
+    parameters = [_parameter(name, field) for name, field in fields]
+    context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    run.__signature__ = inspect.Signature([context, *parameters, _CONFIG])  # type: ignore[attr-defined]
+    app.command(name, help=help)(run)
 
 
 #: A file of flags, for every command.

@@ -12,9 +12,9 @@ from typing import Any
 from rlt_data.publish.card import CITATION, Licence, command_line, data_files, licences, versions_line
 from rlt_data.publish.markdown import code, fenced, images, inline, joined, paragraphs, table
 from rlt_data.publish.public import without_places
-from rlt_data.publish.tables import Config
-from rlt_data.settings import DistillSettings, GenerateSettings, RankSettings, ScoreSettings, Settings
+from rlt_data.publish.tables import STAGES, Config
 from rlt_data.statistics import Stats
+from rlt_data.steps.registry import STEPS
 
 _TAGS = ("rlt-data", "reasoning", "distillation", "reinforcement-learned-teachers")
 #: The Hub's words for numbers of rows.
@@ -22,12 +22,6 @@ _SIZES = {
     10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M", 10**8: "10M<n<100M",
 }  # fmt: skip
 _LONGEST_SAMPLE = 4000
-_SETTINGS: dict[str, type[Settings]] = {
-    "generate": GenerateSettings,
-    "score": ScoreSettings,
-    "rank": RankSettings,
-    "distill": DistillSettings,
-}
 _SAMPLING = ("n", "temperature", "top_p", "top_k", "max_tokens", "seed")
 _REWARD = {
     "lambda": "λ",
@@ -206,7 +200,7 @@ def _holds(config: Config, facts: Facts) -> str:
 
 def _making(facts: Facts) -> str:
     steps, distilled = facts.steps, without_places(dict(facts.distilled))
-    lines = [_command(step, steps[step].get("settings", {})) for step in ("generate", "score", "rank") if step in steps]
+    lines = [_command(step, steps[step].get("settings", {})) for step in STAGES if step in steps]
     lines.append(_command("distill", distilled["settings"]))
     score = steps.get("score", {})
     settings, format_hash = score.get("settings", {}), score.get("format_hash")
@@ -245,9 +239,9 @@ def _models_table(models: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _command(step: str, settings: Mapping[str, Any]) -> str:
     """Return the command line of a step, without flags that say what is said anyway."""
-    fields = _SETTINGS[step].model_fields
+    fields = STEPS[step].settings.model_fields
     usual = {field.alias or name: field.default for name, field in fields.items()}
-    places = {"in": "questions.jsonl" if step == "generate" else "RUN", "out": None}
+    places = {"in": "RUN" if STEPS[step].reads else "questions.jsonl", "out": None}
     said = {key: value for key, value in settings.items() if value != usual.get(key) and value not in ([], "")}
     return command_line(step, places | said | places)
 

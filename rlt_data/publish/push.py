@@ -107,6 +107,8 @@ def push(settings: PushSettings, progress: Progress = SILENT) -> PushSummary:
         raise SettingsError("--base-model and --trained-on: go with a trained model only")
     if kind != "run" and settings.branch_per_stage:
         raise SettingsError("--branch-per-stage: goes with a run only, which has the tables of the stages")
+    if settings.branch_per_stage and settings.revision in STAGES:
+        raise SettingsError(f"--revision: {settings.revision} is the branch of a stage with --branch-per-stage")
     repository = Repository(settings.repo_id, "model" if kind == "model" else "dataset", settings.revision)
     beside = folder if kind == "run" and isinstance(folder, Path) and writable(folder) else None
     with _own_folder(beside) as root:
