@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import polars as pl
+
 from rlt_data.publish.card import CITATION, Licence, command_line, data_files, licences, versions_line
 from rlt_data.publish.markdown import code, fenced, images, inline, joined, paragraphs, table
-from rlt_data.publish.public import without_places
+from rlt_data.publish.redact import redact_paths
 from rlt_data.publish.tables import STAGES, Config
 from rlt_data.statistics import Stats
 from rlt_data.steps.registry import STEPS
+from rlt_data.storage.run import Run
 
 _TAGS = ("rlt-data", "reasoning", "distillation", "reinforcement-learned-teachers")
 #: The Hub's words for numbers of rows.
@@ -59,7 +62,33 @@ class Facts:
     @property
     def steps(self) -> dict[str, Any]:
         """What is recorded of each step."""
-        return dict(without_places(self.stats.steps if self.stats else self.distilled["steps"]))
+        return dict(redact_paths(self.stats.steps if self.stats else self.distilled["steps"]))
+
+
+def best_and_worst(run: Run) -> dict[str, dict[str, Any]]:
+    """Return the well-formed traces of largest and of smallest value, with their texts; none where there are none."""
+    ends: list[pl.DataFrame] = []
+    for part in run.parts("ranks"):
+        ranks = pl.DataFrame(run.read("ranks", part)).filter(pl.col("flaw").is_null(), pl.col("value").is_not_null())
+        ranks = ranks.sort("value", "trace_id").with_columns(pl.lit(part).alias("part"))
+        ends.append(pl.concat([ranks.head(1), ranks.tail(1)]))
+    if not sum(map(len, ends)):
+        return {}
+    all_ends = pl.concat(ends).sort("value", "trace_id")
+    return {name: _sample_texts(run, all_ends.row(row, named=True)) for name, row in (("Best", -1), ("Worst", 0))}
+
+
+def _sample_texts(run: Run, rank: dict[str, Any]) -> dict[str, Any]:
+    traces = pl.DataFrame(run.read("traces", rank["part"], ["trace_id", "completion"]))
+    questions = pl.DataFrame(run.read("questions", rank["part"]))
+    question = questions.row(by_predicate=pl.col("question_id") == rank["question_id"], named=True)
+    return {
+        "reward": rank["value"],
+        "thought_tokens": rank["thought_tokens"],
+        "completion": traces.row(by_predicate=pl.col("trace_id") == rank["trace_id"], named=True)["completion"],
+        "question": question["question"],
+        "solution": question["solution"],
+    }
 
 
 def dataset_metadata(facts: Facts) -> dict[str, Any]:
@@ -199,7 +228,7 @@ def _holds(config: Config, facts: Facts) -> str:
 
 
 def _making(facts: Facts) -> str:
-    steps, distilled = facts.steps, without_places(dict(facts.distilled))
+    steps, distilled = facts.steps, redact_paths(dict(facts.distilled))
     lines = [_command(step, steps[step].get("settings", {})) for step in STAGES if step in steps]
     lines.append(_command("distill", distilled["settings"]))
     score = steps.get("score", {})

@@ -23,12 +23,11 @@ import polars as pl
 from rlt_data.errors import HubError, RunFolderError, SettingsError
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.publish.card import Licence, read_card
-from rlt_data.publish.dataset_card import Facts, dataset_metadata, dataset_text, stage_text
+from rlt_data.publish.dataset_card import Facts, best_and_worst, dataset_metadata, dataset_text, stage_text
 from rlt_data.publish.hub import CARD, MANIFEST, Plan, Repository
 from rlt_data.publish.model_card import ModelFacts, model_metadata, model_text
 from rlt_data.publish.models import read_model, training_folder, write_model
-from rlt_data.publish.public import without_places
-from rlt_data.publish.samples import best_and_worst
+from rlt_data.publish.redact import redact_paths
 from rlt_data.publish.tables import STAGES, Config, write_configs, write_default, write_stage
 from rlt_data.settings import PushSettings
 from rlt_data.statistics import Stats, scored, stats
@@ -219,7 +218,7 @@ def _data_set(
         return dataset_metadata(facts), dataset_text(facts)
 
     rows = {"rows": figures.rows} if figures else {}
-    return _Content(_files_in(root), describe, {"distill": without_places(dict(made)), **rows}, configs)
+    return _Content(_files_in(root), describe, {"distill": redact_paths(dict(made)), **rows}, configs)
 
 
 def _stage(
