@@ -23,24 +23,17 @@ import pyarrow.compute as pc
 from rlt_data.engines import Engine, Failure, Model, SequenceLogprobs, open_model
 from rlt_data.engines.watchdog import check_nothing_owed, describe_owed, watched
 from rlt_data.errors import SettingsError
-from rlt_data.formats import Format, Views, load_format
+from rlt_data.formats import Format, Views, choose_format, load_format
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress
 from rlt_data.scoring.rows import Item, full_kl_requests, score_row, student_requests, teacher_requests
 from rlt_data.scoring.teacher import TeacherLogprobs
 from rlt_data.scoring.tokens import StudentReading, TeacherReading, pair, read_as_student
 from rlt_data.settings import ScoreSettings
-from rlt_data.steps.provenance import (
-    StepSummary,
-    choose_format,
-    default_run,
-    outcome,
-    recorded_format,
-    run_log,
-    step_entry,
-)
+from rlt_data.settings.base import is_url
+from rlt_data.steps.provenance import StepSummary, outcome, recorded_format, step_entry
 from rlt_data.storage.errorlog import ErrorLog
-from rlt_data.storage.paths import is_url
+from rlt_data.storage.layout import default_run, run_log
 from rlt_data.storage.run import Run, TableWriter, content_hash
 
 if TYPE_CHECKING:
@@ -101,7 +94,7 @@ def _open_teacher(settings: ScoreSettings, student: Model) -> Model | None:
 
 def _choose_format(settings: ScoreSettings, made_in: Format | None, student: Model) -> Format:
     if made_in is None:
-        return choose_format(settings.format, student.checkpoint, student.template)
+        return choose_format(settings.format, student.template, student.checkpoint.name, student.checkpoint.folder)
     if settings.format == "auto":
         return made_in
     format = load_format(settings.format)
