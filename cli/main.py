@@ -7,10 +7,15 @@ from typing import Annotated
 
 import typer
 
-from rlt_data.cli import formats, report, run, show, stats, view
-from rlt_data.cli.options import add_command
+from rlt_data.cli.formats import formats
+from rlt_data.cli.options import add_command, finishing
 from rlt_data.cli.output import print_summary
 from rlt_data.cli.progress import shown_progress
+from rlt_data.cli.report import report
+from rlt_data.cli.run import run
+from rlt_data.cli.show import show
+from rlt_data.cli.stats import stats
+from rlt_data.cli.view import view
 from rlt_data.settings import Settings
 from rlt_data.steps.registry import DATA_STEPS, MODEL_STEPS, Step
 
@@ -39,16 +44,16 @@ def _run_step(step: Step, settings: Settings) -> int:
 
 
 def _add_commands() -> None:
-    """Add the commands in the order of the help: the steps from the registry, the others from their modules."""
+    """Add the commands in the order of the help: the steps from the registry, the others from their functions."""
     groups = {name: typer.Typer(help=help, no_args_is_help=True) for name, help in _GROUPS.items()}
     for step in DATA_STEPS:
         add_command(app, step.command, step.settings, step.help, partial(_run_step, step))
-    for module in (run, show, stats, report, view):
-        module.add_to(app)
+    for command in (run, show, stats, report, view):
+        app.command()(finishing(command))
     for step in MODEL_STEPS:
         group, _, name = step.command.rpartition(" ")
         add_command(groups.get(group, app), name, step.settings, step.help, partial(_run_step, step))
-    formats.add_to(app)
+    app.command()(finishing(formats))
     for name, group_app in groups.items():
         app.add_typer(group_app, name=name)
 

@@ -291,20 +291,16 @@ def _print_text(text: str) -> None:
 
 
 def _print_frame(frame: pl.DataFrame) -> None:
+    import polars as pl
+
     table = Table(box=box.SIMPLE, show_edge=False, padding=0)
-    for name in frame.columns:
-        table.add_column(name.replace("_", " "), justify="left" if frame[name].dtype.is_(_string()) else "right")
+    for name, dtype in frame.schema.items():
+        table.add_column(name.replace("_", " "), justify="left" if dtype == pl.String else "right")
     for row in frame.iter_rows():
         table.add_row(*(_figure(value) for value in row))
     # A table that is wider than the terminal is folded by the terminal; rich would cut its figures.
     table.width = Measurement.get(_console, _console.options.update(max_width=10_000), table).maximum
     _console.print(table, crop=False)
-
-
-def _string() -> Any:
-    import polars as pl
-
-    return pl.String
 
 
 def _figure(value: Any) -> str:

@@ -18,6 +18,7 @@ import pytest
 
 from rlt_data.reporting import live
 from rlt_data.reporting.live import Watch
+from rlt_data.reporting.serve import Viewer
 from rlt_data.storage.run import Run
 from rlt_data.storage.schemas import to_table
 from tests.conftest import Rlt, write_jsonl
@@ -248,5 +249,7 @@ def test_the_progress_of_an_evaluation_is_shown(tmp_path: Path) -> None:
     answer = {"question_id": "q", "completion": "42", "completion_tokens": 7, "made_by": "m"}
     answers = [answer | {"answer_id": f"a{number}", "sample_index": number} for number in range(3)]
     run.add_segment("answers", 0, to_table("answers", answers))
-    [step] = Watch(str(run.path)).now()["steps"]
+    viewer = Viewer(str(run.path), 10)
+    assert viewer.index()["questions"] == [] and viewer.page().startswith("<!")
+    [step] = viewer.live()["steps"]
     assert (step["step"], step["done"], step["total"], step["state"]) == ("evaluate", 3, 4, "at work")
