@@ -55,6 +55,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 # One recipe at the nano scale: make recipe NAME=teacher
 NAME ?= reward_analysis

@@ -6,21 +6,9 @@ from typing import Annotated
 
 import typer
 
-from rlt_data.cli.options import finish
 
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-
-    @app.command()
-    def formats(
-        name: Annotated[str | None, typer.Argument(help="A built-in format, or a YAML file.")] = None,
-    ) -> None:
-        """List the built-in formats, or print one as YAML to start your own from."""
-        finish(lambda: _formats(name))
-
-
-def _formats(name: str | None) -> None:
+def formats(name: Annotated[str | None, typer.Argument(help="A built-in format, or a YAML file.")] = None) -> None:
+    """List the built-in formats, or print one as YAML to start your own from."""
     import yaml
 
     from rlt_data.formats import BUILT_IN, load_format

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
-from rlt_data.cli import (
-    check,
-    countdown,
-    distill,
-    evaluate,
-    formats,
-    generate,
-    merge,
-    push,
-    rank,
-    report,
-    run,
-    score,
-    show,
-    stats,
-    train_solver,
-    train_student,
-    train_teacher,
-    view,
-)
+from rlt_data.cli.formats import formats
+from rlt_data.cli.options import add_command, finishing
+from rlt_data.cli.output import print_summary
+from rlt_data.cli.progress import shown_progress
+from rlt_data.cli.report import report
+from rlt_data.cli.run import run
+from rlt_data.cli.show import show
+from rlt_data.cli.stats import stats
+from rlt_data.cli.view import view
+from rlt_data.settings import Settings
+from rlt_data.steps.registry import DATA_STEPS, MODEL_STEPS, Step
+
+#: Groups of commands, with their help.
+_GROUPS = {
+    "train-teacher": "Train a teacher: warmup (fine-tuning on explanations), then rl (GRPO on the dense reward).",
+    "countdown": "Countdown problems: reach a target from given numbers by arithmetic.",
+}
 
 app = typer.Typer(
     name="rlt-data",
@@ -38,27 +36,29 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (
-    check,
-    generate,
-    score,
-    merge,
-    rank,
-    distill,
-    push,
-    run,
-    show,
-    stats,
-    report,
-    view,
-    train_teacher,
-    train_student,
-    train_solver,
-    evaluate,
-    countdown,
-    formats,
-):
-    module.add_to(app)
+
+
+def _run_step(step: Step, settings: Settings) -> int:
+    progress = [shown_progress()] if step.has_progress else []
+    return print_summary(step, settings, step.load()(settings, *progress))
+
+
+def _add_commands() -> None:
+    """Add the commands in the order of the help: the steps from the registry, the others from their functions."""
+    groups = {name: typer.Typer(help=help, no_args_is_help=True) for name, help in _GROUPS.items()}
+    for step in DATA_STEPS:
+        add_command(app, step.command, step.settings, step.help, partial(_run_step, step))
+    for command in (run, show, stats, report, view):
+        app.command()(finishing(command))
+    for step in MODEL_STEPS:
+        group, _, name = step.command.rpartition(" ")
+        add_command(groups.get(group, app), name, step.settings, step.help, partial(_run_step, step))
+    app.command()(finishing(formats))
+    for name, group_app in groups.items():
+        app.add_typer(group_app, name=name)
+
+
+_add_commands()
 
 
 def _version(wanted: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import os
@@ -10,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from types import FrameType
-from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Any, ParamSpec, TypeVar, cast, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -20,39 +21,37 @@ from rlt_data.progress import speaks
 from rlt_data.settings import Settings, parse_settings
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
-
-#: What a command returns: its exit code.
-Body = Callable[[AnySettings], int | None]
+Parameters = ParamSpec("Parameters")
 
 
-def command(
-    app: typer.Typer, settings: type[AnySettings], **options: Any
-) -> Callable[[Body[AnySettings]], Body[AnySettings]]:
-    """Add a command whose flags are the fields of a settings class; its help is the function's docstring.
+def add_command(
+    app: typer.Typer,
+    name: str,
+    settings: type[AnySettings],
+    help: str,
+    body: Callable[[AnySettings], int | None],
+) -> None:
+    """Add a command whose flags are the fields of a settings class.
 
     Args:
         app: where to add it.
+        name: of the command.
         settings: the settings class.
-        options: further arguments of ``typer.Typer.command``.
+        help: what ``--help`` says.
+        body: does the work, and returns the exit code if that is not always 0.
     """
 
-    def register(body: Body[AnySettings]) -> Body[AnySettings]:
-        def run(context: typer.Context, config: str | None, **flags: Any) -> None:
-            sources = {name: context.get_parameter_source(name) for name in flags}
-            given = {name: flags[name] for name, source in sources.items() if source and source.name != "DEFAULT"}
-            keys = {_key(settings, name): value for name, value in given.items()}
-            finish(lambda: body(parse_settings(settings, (read_keys(config) if config else {}) | keys, flags=True)))
+    def run(context: typer.Context, config: str | None, **flags: Any) -> None:
+        sources = {name: context.get_parameter_source(name) for name in flags}
+        given = {name: flags[name] for name, source in sources.items() if source and source.name != "DEFAULT"}
+        keys = {settings.model_fields[name].alias or name: value for name, value in given.items()}
+        finish(lambda: body(parse_settings(settings, (read_keys(config) if config else {}) | keys, flags=True)))
 
-        fields = sorted(settings.model_fields.items(), key=lambda item: not item[1].is_required())
-        parameters = [_parameter(name, field) for name, field in fields]
-        context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-        run.__signature__ = inspect.Signature([context, *parameters, _CONFIG])  # type: ignore[attr-defined]
-        run.__doc__ = body.__doc__
-        run.__name__ = body.__name__
-        app.command(**options)(run)
-        return body
-
-    return register
+    fields = sorted(settings.model_fields.items(), key=lambda item: not item[1].is_required())
+    parameters = [_parameter(name, field) for name, field in fields]
+    context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    run.__signature__ = inspect.Signature([context, *parameters, _CONFIG])  # type: ignore[attr-defined]
+    app.command(name, help=help)(run)
 
 
 #: A file of flags, for every command.
@@ -82,6 +81,16 @@ def read_keys(file: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InputError(f"--config: {file}: a YAML mapping is needed, with flags such as max_tokens as keys")
     return data
+
+
+def finishing(body: Callable[Parameters, int | None]) -> Callable[Parameters, None]:
+    """Make a command's function end as :func:`finish` does; its help and its parameters stay."""
+
+    @functools.wraps(body)
+    def run(*arguments: Parameters.args, **flags: Parameters.kwargs) -> None:
+        finish(lambda: body(*arguments, **flags))
+
+    return run
 
 
 def finish(work: Callable[[], int | None]) -> None:
@@ -128,10 +137,6 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
     )
-
-
-def _key(settings: type[Settings], name: str) -> str:
-    return settings.model_fields[name].alias or name
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

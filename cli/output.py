@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -12,8 +13,10 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from rlt_data.errors import SOME_ROWS_FAILED
+from rlt_data.errors import SOME_ROWS_FAILED, InputError
 from rlt_data.progress import speaks
+from rlt_data.settings import Settings
+from rlt_data.steps.registry import Step
 
 if TYPE_CHECKING:  # the steps' modules are imported when they run
     import polars as pl
@@ -21,8 +24,9 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
     from rlt_data.inputs import CheckReport
     from rlt_data.publish.push import PushSummary
     from rlt_data.reporting.report import ReportSummary
-    from rlt_data.settings import FineTuneSettings, PolicySettings, PushSettings, TrainingSettings
+    from rlt_data.settings import CountdownSettings, FineTuneSettings, PolicySettings, PushSettings, TrainingSettings
     from rlt_data.statistics import Stats
+    from rlt_data.steps.countdown import CountdownSummary
     from rlt_data.steps.distill import DistillSummary
     from rlt_data.steps.evaluate import Evaluation
     from rlt_data.steps.merge import MergeSummary
@@ -39,14 +43,22 @@ _console = Console(highlight=False, soft_wrap=True, emoji=False, quiet=not speak
 _SHOWN_TERMS = ("reward", "r_ss", "r_kl", "solution_logprob_mean", "kl_mean", "penalty", "thought_tokens")
 
 
-def print_step(rows: str, summary: StepSummary) -> int:
-    """Print what generate or score did, and return the exit code."""
+def print_summary(step: Step, settings: Settings, summary: Any) -> int:
+    """Print what a step did, by the function that its entry in the registry names, and return the exit code."""
+    return globals()[step.output](settings, summary) or 0
+
+
+def _print_rows(rows: str, _: Settings, summary: StepSummary) -> int:
     rate = f", {summary.tokens / summary.seconds:,.0f} tokens/s" if summary.new and summary.seconds else ""
     _console.print(
         f"{summary.rows} {rows} ({summary.new} new) in {escape(str(summary.run))}; {summary.failed} failed; "
         f"{summary.tokens:,} tokens in {summary.seconds:.1f} s{rate}"
     )
     return _failures(summary.run, summary.failed)
+
+
+print_traces = partial(_print_rows, "traces")
+print_scores = partial(_print_rows, "scores")
 
 
 def _failures(run: Place, failed: int) -> int:
@@ -56,7 +68,7 @@ def _failures(run: Place, failed: int) -> int:
     return SOME_ROWS_FAILED
 
 
-def print_merge(summary: MergeSummary) -> None:
+def print_merge(_: Settings, summary: MergeSummary) -> None:
     """Print what was merged."""
     rows = ", ".join(f"{count} {table}" for table, count in summary.rows.items() if count)
     _console.print(f"{rows or 'nothing'} of {summary.runs} runs merged in {escape(str(summary.run))}")
@@ -69,13 +81,13 @@ def print_merge(summary: MergeSummary) -> None:
         _console.print("  rankings are not merged; rank again")
 
 
-def print_ranks(summary: RankSummary) -> None:
+def print_ranks(_: Settings, summary: RankSummary) -> None:
     """Print the table of buckets."""
     _console.print(f"{summary.rows} traces of {summary.questions} questions ranked in {escape(str(summary.run))}")
     _print_frame(summary.table)
 
 
-def print_dataset(summary: DistillSummary) -> None:
+def print_dataset(_: Settings, summary: DistillSummary) -> None:
     """Print what was distilled."""
     _console.print(
         f"{summary.rows} rows from {summary.questions} questions in {escape(str(summary.out))} "
@@ -125,7 +137,7 @@ def _print_pushed(summary: PushSummary) -> None:
     )
 
 
-def print_evaluation(found: Evaluation) -> int:
+def print_evaluation(_: Settings, found: Evaluation) -> int:
     """Print how a model did on a benchmark, and return the exit code."""
     chances = ", ".join(f"pass@{k} {share:.1%}" for k, share in found.pass_at.items())
     lines = [
@@ -193,8 +205,8 @@ def _print_settings(settings: TrainingSettings) -> None:
         _console.print(escape(f"{name}: {value}"))
 
 
-def print_check(report: CheckReport) -> None:
-    """Print what an input holds and what is wrong with it."""
+def print_check(_: Settings, report: CheckReport) -> int:
+    """Print what an input holds and what is wrong with it, and return the exit code."""
     _console.print(
         f"{escape(report.source)}: {report.rows} rows, {report.good} good, read as {report.preset or 'nothing'}"
     )
@@ -210,6 +222,12 @@ def print_check(report: CheckReport) -> None:
         _print_text(f"{sum(report.bad.values())} bad rows ({reasons}); the first:")
         for place, reason in report.bad_rows:
             _print_text(f"  {place}: {reason}")
+    return InputError.exit_code if report.bad or not report.good else 0
+
+
+def print_problems(settings: CountdownSettings, made: CountdownSummary) -> None:
+    """Print how many Countdown problems were written."""
+    typer.echo(f"{made.rows} problems of the {settings.split} split in {made.out}")
 
 
 def print_question(question: dict[str, Any], traces: list[dict[str, Any]]) -> None:
@@ -275,20 +293,16 @@ def _print_text(text: str) -> None:
 
 
 def _print_frame(frame: pl.DataFrame) -> None:
+    import polars as pl
+
     table = Table(box=box.SIMPLE, show_edge=False, padding=0)
-    for name in frame.columns:
-        table.add_column(name.replace("_", " "), justify="left" if frame[name].dtype.is_(_string()) else "right")
+    for name, dtype in frame.schema.items():
+        table.add_column(name.replace("_", " "), justify="left" if dtype == pl.String else "right")
     for row in frame.iter_rows():
         table.add_row(*(_figure(value) for value in row))
     # A table that is wider than the terminal is folded by the terminal; rich would cut its figures.
     table.width = Measurement.get(_console, _console.options.update(max_width=10_000), table).maximum
     _console.print(table, crop=False)
-
-
-def _string() -> Any:
-    import polars as pl
-
-    return pl.String
 
 
 def _figure(value: Any) -> str:

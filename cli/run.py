@@ -7,31 +7,16 @@ from typing import Annotated
 
 import typer
 
-from rlt_data.cli.options import finish
-from rlt_data.cli.output import print_dataset, print_ranks, print_step
+from rlt_data.cli.output import print_summary
 from rlt_data.cli.progress import shown_progress
+from rlt_data.steps.registry import STEPS
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-
-    @app.command()
-    def run(
-        pipeline: Annotated[Path, typer.Argument(help="YAML with out, generate, score, rank, distill.")],
-    ) -> None:
-        """Run the whole way from one YAML file whose keys are the commands' flags."""
-        finish(lambda: _run(pipeline))
-
-
-def _run(path: Path) -> int:
+def run(pipeline: Annotated[Path, typer.Argument(help="YAML with out, generate, score, rank, distill.")]) -> int:
+    """Run the whole way from one YAML file whose keys are the commands' flags."""
     from rlt_data.steps.pipeline import load_pipeline, run_pipeline
 
     code = 0
-    for step, _, summary in run_pipeline(load_pipeline(path), shown_progress()):
-        if step in ("generate", "score"):
-            code = max(code, print_step("traces" if step == "generate" else "scores", summary))
-        elif step == "rank":
-            print_ranks(summary)
-        else:
-            print_dataset(summary)
+    for name, settings, summary in run_pipeline(load_pipeline(pipeline), shown_progress()):
+        code = max(code, print_summary(STEPS[name], settings, summary))
     return code

@@ -6,21 +6,12 @@ from typing import Annotated
 
 import typer
 
-from rlt_data.cli.options import finish
+from rlt_data.cli.output import print_stats
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-
-    @app.command()
-    def stats(run: Annotated[str, typer.Argument(help="Run folder, or its URL.")]) -> None:
-        """Print the figures of a run: rows, lengths, shares, and the distribution of every reward term."""
-        finish(lambda: _stats(run))
-
-
-def _stats(path: str) -> None:
-    from rlt_data.cli.output import print_stats
+def stats(run: Annotated[str, typer.Argument(help="Run folder, or its URL.")]) -> None:
+    """Print the figures of a run: rows, lengths, shares, and the distribution of every reward term."""
     from rlt_data.statistics import stats
     from rlt_data.storage.run import Run
 
-    print_stats(stats(Run.existing(path)))
+    print_stats(stats(Run.existing(run)))

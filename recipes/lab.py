@@ -19,34 +19,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
-from importlib import import_module, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rlt_data import plots
-from rlt_data import settings as all_settings
 from rlt_data.cli.options import prepare_libraries
 from rlt_data.errors import RltDataError
 from rlt_data.settings import Settings, parse_settings
 from rlt_data.steps.provenance import versions
+from rlt_data.steps.registry import STEPS
 from rlt_data.storage.outputs import write_json
 
-#: Steps by name: settings, library function, and command.
-STEPS: dict[str, tuple[str, str, list[str]]] = {
-    "countdown": ("CountdownSettings", "rlt_data.steps.countdown:make_countdown", ["countdown", "make"]),
-    "generate": ("GenerateSettings", "rlt_data.steps.generate:generate", ["generate"]),
-    "score": ("ScoreSettings", "rlt_data.steps.score:score", ["score"]),
-    "rank": ("RankSettings", "rlt_data.steps.rank:rank", ["rank"]),
-    "distill": ("DistillSettings", "rlt_data.steps.distill:distill", ["distill"]),
-    "warmup": ("WarmUpSettings", "rlt_data.training.teacher:warm_up", ["train-teacher", "warmup"]),
-    "teacher": ("TrainTeacherSettings", "rlt_data.training.teacher:train_teacher", ["train-teacher", "rl"]),
-    "student": ("TrainStudentSettings", "rlt_data.training.sft:train_student", ["train-student"]),
-    "solver": ("TrainSolverSettings", "rlt_data.training.solver:train_solver", ["train-solver"]),
-    "evaluate": ("EvaluateSettings", "rlt_data.steps.evaluate:evaluate", ["evaluate"]),
-}
-_TRAININGS = {"warmup", "teacher", "student", "solver"}
 #: Quantiles of Student's t for a two-sided 95 % interval, by degrees of freedom.
 _T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -80,14 +66,14 @@ class Lab:
         """Run a step, or return what it returned before.
 
         Args:
-            name: one of :data:`STEPS`.
+            name: one of :data:`rlt_data.steps.registry.STEPS`.
             section: section of the YAML file with its settings; default: its name.
             keys: more of them, which go first; ``in_`` and ``lambda_`` stand for ``in`` and ``lambda``.
         """
-        class_name, function, _ = STEPS[name]
+        step = STEPS[name]
         content = self._section(section or name) | {key.rstrip("_"): value for key, value in keys.items()}
         where = f"{self.recipe}, section {section or name}"
-        settings = parse_settings(getattr(all_settings, class_name), content, where=where)
+        settings = parse_settings(step.settings, content, where=where)
         if self.dry_run:
             self._show(name, section or name, settings)
             return {}
@@ -96,10 +82,9 @@ class Lab:
         if kept.is_file():
             return dict(json.loads(kept.read_text(encoding="utf-8")))
         began = time.monotonic()
-        result = self._launch(name, settings) if name in _TRAININGS and self.config.get("launcher") else None
+        result = self._launch(name, settings) if step.trains and self.config.get("launcher") else None
         if result is None:
-            module, _, called = function.partition(":")
-            result = _plain(getattr(import_module(module), called)(settings))
+            result = _plain(step.load()(settings))
         result |= {"seconds": time.monotonic() - began}
         write_json(kept, result)
         return result
@@ -116,7 +101,7 @@ class Lab:
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
             yaml.safe_dump(settings.model_dump(mode="json", by_alias=True), file)
             file.flush()
-            command = ["-m", "rlt_data.cli.main", *STEPS[name][2], "--config", file.name]
+            command = ["-m", "rlt_data.cli.main", *STEPS[name].command.split(), "--config", file.name]
             shipped = resources.files("rlt_data.recipes").joinpath("accelerate", f"{self.config['launcher']}.yaml")
             launch = [
                 sys.executable,
@@ -133,7 +118,7 @@ class Lab:
     def _show(self, name: str, section: str, settings: Settings) -> None:
         if section not in self._shown:
             self._shown.add(section)
-            print(f"rlt-data {' '.join(STEPS[name][2])}  # section {section}")
+            print(f"rlt-data {STEPS[name].command}  # section {section}")
             for key, value in settings.model_dump(mode="json", by_alias=True).items():
                 print(f"  {key}: {value}")
 

@@ -94,26 +94,33 @@ __all__ = [
     "warm_up",
 ]
 
+#: Modules of the names that are neither settings nor functions of steps.
 _HOMES = {
-    "settings": {name for name in __all__ if name.endswith("Settings")},
-    "formats": {"Format", "load_format"},
-    "inputs": {"check"},
-    "steps.countdown": {"make_countdown"},
-    "steps.pipeline": {"load_pipeline", "run_pipeline"},
-    "scoring.reward": {"kl_terms", "reward_terms"},
-    "storage.run": {"Run"},
-    "publish.push": {"push"},
-    "reporting.report": {"report"},
-    "statistics": {"stats"},
-    "training.sft": {"train_student"},
-    "training.solver": {"train_solver"},
-    "training.teacher": {"train_teacher", "warm_up"},
-    **{f"steps.{step}": {step} for step in ("generate", "score", "merge", "rank", "distill", "evaluate")},
+    "Format": "formats",
+    "Run": "storage.run",
+    "kl_terms": "scoring.reward",
+    "load_format": "formats",
+    "load_pipeline": "steps.pipeline",
+    "report": "reporting.report",
+    "reward_terms": "scoring.reward",
+    "run_pipeline": "steps.pipeline",
+    "stats": "statistics",
 }
 
 
 def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"rlt_data.{home}"), name)
-    raise AttributeError(f"module 'rlt_data' has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module 'rlt_data' has no attribute {name!r}")
+    if name in _HOMES:
+        home = f"rlt_data.{_HOMES[name]}"
+    elif name.endswith("Settings"):
+        home = "rlt_data.settings"
+    else:
+        from rlt_data.steps.registry import STEPS
+
+        home = next(step.module for step in STEPS.values() if step.function_name == name)
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

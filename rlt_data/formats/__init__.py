@@ -4,6 +4,7 @@
 ``spans`` finds token ranges by character offsets. No model code is imported here.
 """
 
+from rlt_data.formats.choose import choose_format
 from rlt_data.formats.schema import BUILT_IN, Format, Shot, load_format, own_format
 from rlt_data.formats.spans import Encoding, Tokenizer, align, encode, tokens_inside
 from rlt_data.formats.views import ChatTemplate, Rendered, Views
@@ -18,6 +19,7 @@ __all__ = [
     "Tokenizer",
     "Views",
     "align",
+    "choose_format",
     "encode",
     "load_format",
     "own_format",

@@ -21,7 +21,7 @@ import xxhash
 
 from rlt_data.errors import InputError, first_line
 from rlt_data.settings import InputSettings
-from rlt_data.storage.paths import is_url
+from rlt_data.settings.base import is_url
 
 #: A longer line ends the reading; it is no row of a data set.
 LONGEST_LINE = 64 * 2**20

@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import polars as pl
+
 from rlt_data.publish.card import CITATION, Licence, command_line, data_files, licences, versions_line
 from rlt_data.publish.markdown import code, fenced, images, inline, joined, paragraphs, table
-from rlt_data.publish.public import without_places
-from rlt_data.publish.tables import Config
-from rlt_data.settings import DistillSettings, GenerateSettings, RankSettings, ScoreSettings, Settings
+from rlt_data.publish.redact import redact_paths
+from rlt_data.publish.tables import STAGES, Config
 from rlt_data.statistics import Stats
+from rlt_data.steps.registry import STEPS
+from rlt_data.storage.run import Run
 
 _TAGS = ("rlt-data", "reasoning", "distillation", "reinforcement-learned-teachers")
 #: The Hub's words for numbers of rows.
@@ -22,12 +25,6 @@ _SIZES = {
     10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M", 10**8: "10M<n<100M",
 }  # fmt: skip
 _LONGEST_SAMPLE = 4000
-_SETTINGS: dict[str, type[Settings]] = {
-    "generate": GenerateSettings,
-    "score": ScoreSettings,
-    "rank": RankSettings,
-    "distill": DistillSettings,
-}
 _SAMPLING = ("n", "temperature", "top_p", "top_k", "max_tokens", "seed")
 _REWARD = {
     "lambda": "λ",
@@ -65,7 +62,33 @@ class Facts:
     @property
     def steps(self) -> dict[str, Any]:
         """What is recorded of each step."""
-        return dict(without_places(self.stats.steps if self.stats else self.distilled["steps"]))
+        return dict(redact_paths(self.stats.steps if self.stats else self.distilled["steps"]))
+
+
+def best_and_worst(run: Run) -> dict[str, dict[str, Any]]:
+    """Return the well-formed traces of largest and of smallest value, with their texts; none where there are none."""
+    ends: list[pl.DataFrame] = []
+    for part in run.parts("ranks"):
+        ranks = pl.DataFrame(run.read("ranks", part)).filter(pl.col("flaw").is_null(), pl.col("value").is_not_null())
+        ranks = ranks.sort("value", "trace_id").with_columns(pl.lit(part).alias("part"))
+        ends.append(pl.concat([ranks.head(1), ranks.tail(1)]))
+    if not sum(map(len, ends)):
+        return {}
+    all_ends = pl.concat(ends).sort("value", "trace_id")
+    return {name: _sample_texts(run, all_ends.row(row, named=True)) for name, row in (("Best", -1), ("Worst", 0))}
+
+
+def _sample_texts(run: Run, rank: dict[str, Any]) -> dict[str, Any]:
+    traces = pl.DataFrame(run.read("traces", rank["part"], ["trace_id", "completion"]))
+    questions = pl.DataFrame(run.read("questions", rank["part"]))
+    question = questions.row(by_predicate=pl.col("question_id") == rank["question_id"], named=True)
+    return {
+        "reward": rank["value"],
+        "thought_tokens": rank["thought_tokens"],
+        "completion": traces.row(by_predicate=pl.col("trace_id") == rank["trace_id"], named=True)["completion"],
+        "question": question["question"],
+        "solution": question["solution"],
+    }
 
 
 def dataset_metadata(facts: Facts) -> dict[str, Any]:
@@ -205,8 +228,8 @@ def _holds(config: Config, facts: Facts) -> str:
 
 
 def _making(facts: Facts) -> str:
-    steps, distilled = facts.steps, without_places(dict(facts.distilled))
-    lines = [_command(step, steps[step].get("settings", {})) for step in ("generate", "score", "rank") if step in steps]
+    steps, distilled = facts.steps, redact_paths(dict(facts.distilled))
+    lines = [_command(step, steps[step].get("settings", {})) for step in STAGES if step in steps]
     lines.append(_command("distill", distilled["settings"]))
     score = steps.get("score", {})
     settings, format_hash = score.get("settings", {}), score.get("format_hash")
@@ -245,9 +268,9 @@ def _models_table(models: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _command(step: str, settings: Mapping[str, Any]) -> str:
     """Return the command line of a step, without flags that say what is said anyway."""
-    fields = _SETTINGS[step].model_fields
+    fields = STEPS[step].settings.model_fields
     usual = {field.alias or name: field.default for name, field in fields.items()}
-    places = {"in": "questions.jsonl" if step == "generate" else "RUN", "out": None}
+    places = {"in": "RUN" if STEPS[step].reads else "questions.jsonl", "out": None}
     said = {key: value for key, value in settings.items() if value != usual.get(key) and value not in ([], "")}
     return command_line(step, places | said | places)
 

@@ -22,7 +22,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundE
 from huggingface_hub.hf_api import RepoFile
 
 from rlt_data.errors import HubError, RltDataError
-from rlt_data.publish.answers import explained, patiently, reasons
+from rlt_data.publish.hub_errors import card_errors, to_user_error, with_retries
 
 Change = TypeVar("Change", bound=CommitOperationAdd | CommitOperationDelete)
 Kind = Literal["dataset", "model"]
@@ -117,14 +117,14 @@ class Repository:
             raise HubError(f"{self.name}: there is no {self.revision}; --revision takes a branch, which is made")
         api, kind = self._api, self.kind
         with self._errors():
-            patiently(lambda: api.create_repo(self.name, repo_type=kind, private=private, exist_ok=True))
+            with_retries(lambda: api.create_repo(self.name, repo_type=kind, private=private, exist_ok=True))
             if self.revision == "main":
                 return
             start = None
             if empty:
-                start = patiently(lambda: api.list_repo_commits(self.name, repo_type=kind))[-1].commit_id
+                start = with_retries(lambda: api.list_repo_commits(self.name, repo_type=kind))[-1].commit_id
             make = partial(api.create_branch, self.name, branch=self.revision, revision=start, repo_type=kind)
-            patiently(partial(make, exist_ok=True))
+            with_retries(partial(make, exist_ok=True))
 
     def check(self, card: str) -> None:
         """Ask the Hub whether it takes a card, before anything is sent.
@@ -134,15 +134,15 @@ class Repository:
         """
         with self._errors():
             try:
-                patiently(lambda: RepoCard(card, ignore_metadata_errors=True).validate(repo_type=self.kind))
+                with_retries(lambda: RepoCard(card, ignore_metadata_errors=True).validate(repo_type=self.kind))
             except ValueError as error:
-                raise HubError(f"{self.name}: the Hub refuses the card: {reasons(str(error))}") from None
+                raise HubError(f"{self.name}: the Hub refuses the card: {card_errors(str(error))}") from None
 
     def head(self) -> str | None:
         """Return the last commit; None where there is no repository or no such branch."""
         with self._errors():
             try:
-                info = patiently(lambda: self._api.repo_info(self.name, repo_type=self.kind, revision=self.revision))
+                info = with_retries(lambda: self._api.repo_info(self.name, repo_type=self.kind, revision=self.revision))
             except (RepositoryNotFoundError, RevisionNotFoundError) as error:
                 if error.response.status_code == 404:
                     return None
@@ -152,7 +152,7 @@ class Repository:
     def files(self, commit: str) -> dict[str, Remote]:
         """Return the files of a commit by their paths."""
         with self._errors():
-            found = patiently(
+            found = with_retries(
                 lambda: list(self._api.list_repo_tree(self.name, recursive=True, revision=commit, repo_type=self.kind))
             )
         return {
@@ -165,7 +165,7 @@ class Repository:
         """Return the content of a small file; None where there is none."""
         with self._errors():
             try:
-                place = patiently(
+                place = with_retries(
                     lambda: self._api.hf_hub_download(self.name, path, repo_type=self.kind, revision=commit)
                 )
             except RemoteEntryNotFoundError:
@@ -217,7 +217,7 @@ class Repository:
                 # The library would send equal files of one batch (the selection and rank 1, say) each for itself.
                 different = {each.upload_info.sha256: each for each in few if each.upload_info.sha256 not in known}
                 upload = partial(self._api.preupload_lfs_files, repo_type=self.kind, revision=self.revision)
-                patiently(partial(upload, self.name, list(different.values()), free_memory=False))
+                with_retries(partial(upload, self.name, list(different.values()), free_memory=False))
                 known |= different.keys()
                 advance(sum(each.upload_info.size for each in few))
             changes: list[CommitOperationAdd | CommitOperationDelete] = [
@@ -236,7 +236,7 @@ class Repository:
                     parent_commit=head,
                     create_pr=create_pr and not number,
                 )
-                made = patiently(commit)
+                made = with_retries(commit)
                 head = made.oid
                 revision, pull_request = made.pr_revision or revision, made.pr_url or pull_request
         return Commit(head, pull_request)
@@ -251,9 +251,9 @@ class Repository:
         api, kind = self._api, self.kind
         with self._errors():
             ask = partial(api.get_repo_discussions, self.name, repo_type=kind, discussion_type="pull_request")
-            found = [each for each in patiently(lambda: list(ask())) if each.title == title]
+            found = [each for each in with_retries(lambda: list(ask())) if each.title == title]
             for each in found:
-                details = patiently(partial(api.get_discussion_details, self.name, each.num, repo_type=kind))
+                details = with_retries(partial(api.get_discussion_details, self.name, each.num, repo_type=kind))
                 if details.status in ("open", "draft") and details.target_branch == f"refs/heads/{self.revision}":
                     proposed = Repository(self.name, kind, f"refs/pr/{each.num}")
                     head = proposed.head()
@@ -273,7 +273,7 @@ class Repository:
                 return int(pq.read_metadata(file).num_rows)
 
         with self._errors():
-            return {path: patiently(partial(count, path)) for path in paths}
+            return {path: with_retries(partial(count, path)) for path in paths}
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -283,7 +283,7 @@ class Repository:
         except RltDataError:
             raise
         except Exception as error:
-            said = explained(error, self.name, self.revision)
+            said = to_user_error(error, self.name, self.revision)
             if said is None:
                 raise
             raise said from None

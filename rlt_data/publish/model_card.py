@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,10 +171,7 @@ def _figures(model: TrainedModel) -> str:
         best = f"The best reward on held-out questions, {recorded['best_reward']:.4f}, is that of step {step}, {which}."
     rows = []
     for key, word in _LOGGED.items():
-        if entry := _last(model.entries, key):
+        entry = next((each for each in reversed(model.entries) if each.get(key) is not None), None)
+        if entry:
             rows.append({"figure": word, "last logged": float(entry[key]), "at step": entry["step"]})
     return paragraphs(f"{said} {best}".strip(), table(rows))
-
-
-def _last(entries: Sequence[Mapping[str, Any]], key: str) -> Mapping[str, Any] | None:
-    return next((entry for entry in reversed(entries) if entry.get(key) is not None), None)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlt_data.errors import RunFolderError
-from rlt_data.publish.public import hub_id, public_name, without_places
+from rlt_data.publish.redact import hub_id, public_name, redact_paths
 
 #: What belongs to the model; checkpoints, optimizer states, samples and logs do not.
 _PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "format.yaml")
@@ -106,7 +106,7 @@ def read_model(folder: Path, base: str | None = None, data: Sequence[str] = ()) 
     base = base or (began["name"] if began.get("revision") else hub_id(began.get("name", "")))
     base = base or hub_id(str(config.get("base_model_name_or_path")))
     data = data or ([rows["name"]] if rows.get("on_hub") else [])
-    return TrainedModel(folder, without_places(recorded), _entries(training / "metrics.jsonl"), config, base, data)
+    return TrainedModel(folder, redact_paths(recorded), _entries(training / "metrics.jsonl"), config, base, data)
 
 
 def write_model(model: TrainedModel, root: Path) -> dict[str, Path]:

@@ -24,12 +24,11 @@ import polars as pl
 from rlt_data.errors import HubError, RunFolderError, SettingsError
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.publish.card import Licence, read_card
-from rlt_data.publish.dataset_card import Facts, dataset_metadata, dataset_text, stage_text
+from rlt_data.publish.dataset_card import Facts, best_and_worst, dataset_metadata, dataset_text, stage_text
 from rlt_data.publish.hub import CARD, MANIFEST, Plan, Repository
 from rlt_data.publish.model_card import ModelFacts, model_metadata, model_text
 from rlt_data.publish.models import read_model, training_folder, write_model
-from rlt_data.publish.public import without_places
-from rlt_data.publish.samples import best_and_worst
+from rlt_data.publish.redact import redact_paths
 from rlt_data.publish.tables import STAGES, Config, write_configs, write_default, write_stage
 from rlt_data.settings import PushSettings
 from rlt_data.statistics import Stats, scored, stats
@@ -109,6 +108,8 @@ def push(settings: PushSettings, progress: Progress = SILENT) -> PushSummary:
         raise SettingsError("--base-model and --trained-on: go with a trained model only")
     if kind != "run" and settings.branch_per_stage:
         raise SettingsError("--branch-per-stage: goes with a run only, which has the tables of the stages")
+    if settings.branch_per_stage and settings.revision in STAGES:
+        raise SettingsError(f"--revision: {settings.revision} is the branch of a stage with --branch-per-stage")
     repository = Repository(settings.repo_id, "model" if kind == "model" else "dataset", settings.revision)
     beside = folder.on_disk if kind == "run" and folder.on_disk and os.access(folder.on_disk, os.W_OK) else None
     with _own_folder(beside) as root:
@@ -225,7 +226,7 @@ def _data_set(
         return dataset_metadata(facts), dataset_text(facts)
 
     rows = {"rows": figures.rows} if figures else {}
-    return _Content(_files_in(root), describe, {"distill": without_places(dict(made)), **rows}, configs)
+    return _Content(_files_in(root), describe, {"distill": redact_paths(dict(made)), **rows}, configs)
 
 
 def _stage(

@@ -24,6 +24,7 @@ from rlt_data.progress import Progress
 from rlt_data.settings import DistillSettings
 from rlt_data.steps.distill import DistillSummary, Selection
 from rlt_data.steps.provenance import recorded_format
+from rlt_data.steps.registry import DATA_STEPS
 from rlt_data.storage.folder import open_folder
 from rlt_data.storage.parquet import Shards, table_errors
 from rlt_data.storage.paths import Place
@@ -31,7 +32,7 @@ from rlt_data.storage.run import Run
 from rlt_data.storage.schemas import SCHEMAS
 
 #: The tables of each stage that has any.
-STAGES = {"generate": ("questions", "traces"), "score": ("scores",), "rank": ("ranks",)}
+STAGES = {step.name: step.writes for step in DATA_STEPS if step.writes}
 
 _ROWS_AT_A_TIME = 256
 

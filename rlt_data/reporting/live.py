@@ -9,12 +9,13 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 
+from rlt_data.steps.registry import STEPS
 from rlt_data.storage.errorlog import failures
 from rlt_data.storage.run import Run, content_hash
+from rlt_data.storage.schemas import TABLE_OF_STEP
 
-#: Tables by the step that makes them, and columns that count the tokens of a row.
-_TABLES = {"generate": "traces", "score": "scores"}
-_TOKENS = {"traces": "completion_tokens", "scores": "student_tokens"}
+#: Columns that count the tokens of a row.
+_TOKENS = {"traces": "completion_tokens", "scores": "student_tokens", "answers": "completion_tokens"}
 #: Seconds that throughput is taken over.
 _WINDOW = 60.0
 #: Seconds without new rows after which a step counts as stopped.
@@ -33,7 +34,7 @@ class Watch:
     def __init__(self, path: str) -> None:
         self._path = path
         self._counted: dict[tuple[str, int], tuple[Any, int, int]] = {}
-        self._seen: dict[str, deque[tuple[float, int, int]]] = {step: deque() for step in _TABLES}
+        self._seen: dict[str, deque[tuple[float, int, int]]] = {step: deque() for step in TABLE_OF_STEP}
         self._changed: dict[str, float] = {}
 
     def now(self) -> dict[str, Any]:
@@ -46,16 +47,16 @@ class Watch:
         """
         run = Run.existing(self._path)
         failed = Counter(entry["step"] for entry in failures(run))
-        steps = [self._step(run, step, failed[step]) for step in _TABLES if run.step(step)]
+        steps = [self._step(run, step, failed[step]) for step in TABLE_OF_STEP if run.step(step)]
         stamp = content_hash(run.info, [each["done"] for each in steps], run.parts("ranks"))
         return {"stamp": stamp, "steps": steps, "newest": _newest(run)}
 
     def _step(self, run: Run, step: str, failed: int) -> dict[str, Any]:
-        done, tokens = self._count(run, _TABLES[step])
-        if step == "generate":
-            total = self._count(run, "questions")[0] * int(run.step(step).get("settings", {}).get("n", 1))
-        else:
+        done, tokens = self._count(run, TABLE_OF_STEP[step])
+        if "traces" in STEPS[step].reads:
             total = self._count(run, "traces")[0]
+        else:
+            total = self._count(run, "questions")[0] * int(run.step(step).get("settings", {}).get("n", 1))
         now = time.monotonic()
         seen = self._seen[step]
         if not seen or seen[-1][1:] != (done, tokens):
@@ -96,7 +97,7 @@ class Watch:
 
 def _age(run: Run, step: str) -> float:
     """Return how many seconds ago a step wrote its last rows; 0 where that cannot be seen."""
-    written = run.last_written(_TABLES[step])
+    written = run.last_written(TABLE_OF_STEP[step])
     return max(0.0, time.time() - written[0][1]) if written else 0.0
 
 

@@ -12,7 +12,7 @@ import polars as pl
 from jinja2 import Environment, StrictUndefined, Template
 
 from rlt_data import plots
-from rlt_data.publish.public import without_places
+from rlt_data.publish.redact import redact_paths
 from rlt_data.statistics import Stats, figure, scored, stats
 from rlt_data.storage.errorlog import failures
 from rlt_data.storage.run import Run
@@ -74,7 +74,7 @@ def _source(name: str, run: Run, scores: pl.DataFrame) -> dict[str, Any]:
         "terms": figures.terms.filter(pl.col("mean").is_not_null()).to_dicts(),
         "buckets": figures.buckets.to_dicts(),
         "failures": [(step, reason, count) for (step, reason), count in reasons.most_common(_REASONS)],
-        "steps": {step: made for step, entry in figures.steps.items() if (made := _made(without_places(entry)))},
+        "steps": {step: made for step, entry in figures.steps.items() if (made := _made(redact_paths(entry)))},
     }
 
 

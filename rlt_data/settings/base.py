@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rlt_data.errors import SettingsError
-from rlt_data.storage.paths import is_url
 
 
 class Settings(BaseModel):
@@ -25,6 +25,8 @@ MODEL_HELP = "Hub id, folder, GGUF file, gemma-3-270m, or nano."
 #: What a run can be named by.
 RUN_HELP = "Run folder, or its URL such as s3://bucket/run"
 
+_URL = re.compile(r"[A-Za-z][\w+.:-]+://")
+
 INPUT, MODEL, ENGINE, OUTPUT = "Input", "Model", "Engine", "Output"
 REWARD, SAMPLING, TRAINING = "Reward", "Sampling", "Training"
 
@@ -38,6 +40,11 @@ def nano(role: str) -> BeforeValidator:
 StudentName = Annotated[str, nano("student")]
 TeacherName = Annotated[str, nano("teacher")]
 WarmTeacherName = Annotated[str, nano("teacher-warm")]
+
+
+def is_url(name: str) -> bool:
+    """Whether a name is a URL, of a known protocol or not (``C://`` is a drive)."""
+    return _URL.match(name) is not None
 
 
 def _on_this_machine(name: str) -> str:

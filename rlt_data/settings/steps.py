@@ -296,8 +296,6 @@ class PushSettings(Settings):
     def _branches_are_others(self) -> PushSettings:
         if self.branch_per_stage and self.create_pr:
             raise ValueError("branch_per_stage: does not go with create_pr, which changes no branch; push twice")
-        if self.branch_per_stage and self.revision in ("generate", "score", "rank"):
-            raise ValueError(f"revision: {self.revision} is the branch of a stage; take another with branch_per_stage")
         return self
 
 

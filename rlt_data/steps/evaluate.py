@@ -20,12 +20,13 @@ import polars as pl
 
 from rlt_data.engines import Model, Sample, open_model
 from rlt_data.errors import SettingsError
-from rlt_data.formats import Format, Views
+from rlt_data.formats import Format, Views, choose_format
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import EvaluateSettings, InputSettings
-from rlt_data.steps.provenance import choose_format, default_run, run_log, step_entry
+from rlt_data.steps.provenance import step_entry
 from rlt_data.steps.sampling import PendingSample, SamplingTask, sample_questions
+from rlt_data.storage.layout import default_run, run_log
 from rlt_data.storage.paths import Place
 from rlt_data.storage.run import Run, content_hash
 from rlt_data.storage.writer import TableWriter
@@ -90,7 +91,7 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
     source = _source(settings, benchmark)
     run = Run(settings.out or default_run(settings.benchmark, settings.model))
     model = open_model(settings.model, settings)
-    format = choose_format(settings.format, model.checkpoint, model.template)
+    format = choose_format(settings.format, model.template, model.checkpoint.name, model.checkpoint.folder)
     depends_on = {
         "model": model.identity.fingerprint,
         "dtype": model.identity.dtype,

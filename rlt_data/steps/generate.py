@@ -7,12 +7,13 @@ from contextlib import closing
 from typing import Any
 
 from rlt_data.engines import Model, Sample, open_model
-from rlt_data.formats import Format, Views
+from rlt_data.formats import Format, Views, choose_format
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import GenerateSettings
-from rlt_data.steps.provenance import StepSummary, choose_format, default_run, outcome, run_log, step_entry
+from rlt_data.steps.provenance import StepSummary, outcome, step_entry
 from rlt_data.steps.sampling import PendingSample, SamplingTask, sample_questions
+from rlt_data.storage.layout import default_run, run_log
 from rlt_data.storage.run import Run, content_hash
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
     """
     run = Run(settings.out or default_run(settings.input, settings.teacher))
     model = open_model(settings.teacher, settings)
-    format = choose_format(settings.format, model.checkpoint, model.template)
+    format = choose_format(settings.format, model.template, model.checkpoint.name, model.checkpoint.folder)
     depends_on = _dependencies(settings, model, format)
     with run.locked(), closing(model):
         run.refuse_other_settings("generate", depends_on)

@@ -11,8 +11,10 @@ import yaml
 from rlt_data.errors import InputError, SettingsError
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import PipelineSettings, Settings, parse_settings
+from rlt_data.steps.registry import DATA_STEPS
 
-_STEPS = ("generate", "score", "rank", "distill")
+#: The steps that a pipeline may have, in their order.
+PIPELINE_STEPS = [step for step in DATA_STEPS if step.name in PipelineSettings.model_fields]
 
 
 def load_pipeline(path: str | Path) -> PipelineSettings:
@@ -28,20 +30,23 @@ def load_pipeline(path: str | Path) -> PipelineSettings:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    names = [step.name for step in PIPELINE_STEPS]
     if not isinstance(content, dict):
-        raise InputError(f"{path}: a pipeline is a YAML mapping with the keys out, generate, score, rank and distill")
+        listed = f"{', '.join(['out', *names[:-1]])} and {names[-1]}"
+        raise InputError(f"{path}: a pipeline is a YAML mapping with the keys {listed}")
     run = content.get("out")
-    if not content.keys() & set(_STEPS):
-        raise SettingsError(f"{path}: has no step; takes the sections {', '.join(_STEPS)}")
-    for name in _STEPS:
-        if name not in content:
+    if not content.keys() & set(names):
+        raise SettingsError(f"{path}: has no step; takes the sections {', '.join(names)}")
+    for step in PIPELINE_STEPS:
+        if step.name not in content:
             continue
-        section = {} if content[name] is None else content[name]
+        section = {} if content[step.name] is None else content[step.name]
         if isinstance(section, dict) and run is not None:
-            defaults = {"in": run} if name != "generate" else {}
-            defaults |= {"out": run} if name in ("generate", "score") else {}
+            defaults = {"in": run} if step.reads else {}
+            if step.writes and "out" in step.settings.model_fields:
+                defaults["out"] = run
             section = defaults | section
-        content[name] = section
+        content[step.name] = section
     return parse_settings(PipelineSettings, content, where=str(path))
 
 
@@ -50,19 +55,6 @@ def run_pipeline(settings: PipelineSettings, progress: Progress = SILENT) -> Ite
 
     A step that is complete adds nothing and costs little, so a pipeline that was interrupted is run again.
     """
-    if settings.generate:
-        from rlt_data.steps.generate import generate
-
-        yield "generate", settings.generate, generate(settings.generate, progress)
-    if settings.score:
-        from rlt_data.steps.score import score
-
-        yield "score", settings.score, score(settings.score, progress)
-    if settings.rank:
-        from rlt_data.steps.rank import rank
-
-        yield "rank", settings.rank, rank(settings.rank, progress)
-    if settings.distill:
-        from rlt_data.steps.distill import distill
-
-        yield "distill", settings.distill, distill(settings.distill, progress)
+    for step in PIPELINE_STEPS:
+        if section := getattr(settings, step.name):
+            yield step.name, section, step.load()(section, progress)

@@ -30,7 +30,7 @@ from rlt_data.engines import (
     open_model,
 )
 from rlt_data.errors import SettingsError
-from rlt_data.formats import Format, Views, load_format
+from rlt_data.formats import Format, Views, choose_format, load_format
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress
 from rlt_data.scoring import (
@@ -43,18 +43,11 @@ from rlt_data.scoring import (
 )
 from rlt_data.scoring.reward import Floats
 from rlt_data.settings import RewardSettings, ScoreSettings
-from rlt_data.steps.provenance import (
-    StepSummary,
-    choose_format,
-    default_run,
-    outcome,
-    recorded_format,
-    run_log,
-    step_entry,
-)
+from rlt_data.settings.base import is_url
+from rlt_data.steps.provenance import StepSummary, outcome, recorded_format, step_entry
 from rlt_data.steps.resumable import FinishedRow, ResumableTable
 from rlt_data.steps.teacher_source import TeacherSource
-from rlt_data.storage.paths import is_url
+from rlt_data.storage.layout import default_run, run_log
 from rlt_data.storage.run import Run, content_hash
 
 if TYPE_CHECKING:
@@ -115,7 +108,7 @@ def _open_teacher(settings: ScoreSettings, student: Model) -> Model | None:
 
 def _choose_format(settings: ScoreSettings, made_in: Format | None, student: Model) -> Format:
     if made_in is None:
-        return choose_format(settings.format, student.checkpoint, student.template)
+        return choose_format(settings.format, student.template, student.checkpoint.name, student.checkpoint.folder)
     if settings.format == "auto":
         return made_in
     format = load_format(settings.format)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from rlt_data.errors import DiskError, RunFolderError, first_line
+from rlt_data.settings.base import is_url
 
 if TYPE_CHECKING:  # at run time only a URL costs the import
     from upath import UPath
@@ -25,13 +26,6 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 #: Protocols of stores in which nobody sees an object before all of it is there.
 _WHOLE_OBJECTS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "memory"}
 
-_URL = re.compile(r"([A-Za-z][\w+.:-]+)://(.*)", re.DOTALL)
-
-
-def is_url(name: str | Place) -> bool:
-    """Whether a name is a URL, of a known protocol or not (``C://`` is a drive)."""
-    return _URL.match(str(name)) is not None
-
 
 def place(name: str | Place) -> Place:
     """Return where a name or URL leads.
@@ -43,12 +37,11 @@ def place(name: str | Place) -> Place:
     """
     if not isinstance(name, (str, Path)):
         return type(name)(name, use_listings_cache=False)
-    found = _URL.fullmatch(str(name))
-    if found is None:
+    if not is_url(str(name)):
         if re.match(r"(s3|gs):/", str(name)):  # what a Path makes of a URL
             raise RunFolderError(f"{name}: a URL has two slashes after its protocol, and is no Path")
         return Path(name)
-    protocol, rest = found.groups()
+    protocol, rest = str(name).split("://", 1)
     if protocol in ("file", "local"):
         return Path(rest)
     if "::" in protocol or set(rest) & set("*?[") or not rest.strip("/"):

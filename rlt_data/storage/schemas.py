@@ -150,8 +150,18 @@ KEYS = {
     "grades": "answer_id",
 }
 
-#: The table that a step adds to row by row; rows that fail stand in errors.jsonl under the step's name.
-TABLE_OF_STEP = {"generate": "traces", "score": "scores", "evaluate": "answers"}
+#: The step that makes a table, by its name in run.json.
+MADE_BY = {
+    "questions": "generate",  # or whichever step of a run reads the input
+    "traces": "generate",
+    "scores": "score",
+    "ranks": "rank",
+    "answers": "evaluate",
+    "grades": "evaluate",
+}
+
+#: The table that a step adds to row by row; rows that fail are in errors.jsonl under the step's name.
+TABLE_OF_STEP = {MADE_BY[table]: table for table in ("traces", "scores", "answers")}
 
 
 def to_table(name: str, rows: list[dict[str, Any]]) -> pa.Table:

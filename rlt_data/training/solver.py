@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from rlt_data.formats import Views
+from rlt_data.formats import Views, choose_format
 from rlt_data.inputs.check import good_rows
 from rlt_data.inputs.ingest import question_id
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import TrainSolverSettings
-from rlt_data.steps.provenance import choose_format
 from rlt_data.tasks.benchmarks import BENCHMARKS, BenchmarkReader
 from rlt_data.tasks.grading import Grader
 from rlt_data.training.grpo import Policy, PolicySummary, train_policy
@@ -26,7 +25,7 @@ def train_solver(settings: TrainSolverSettings, progress: Progress = SILENT) -> 
     """
     benchmark = BENCHMARKS[settings.benchmark]
     checkpoint, tokenizer, template = beginning(settings)
-    format = choose_format(settings.format, checkpoint, template)
+    format = choose_format(settings.format, template, checkpoint.name, checkpoint.folder)
     views = Views(format, template)
     read = good_rows(settings, None, lambda first: BenchmarkReader(benchmark, settings, first))
     rows = [

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from rlt_data.engines import open_model
 from rlt_data.engines.models import tokenizer_fingerprint
 from rlt_data.errors import InputError
-from rlt_data.formats import ChatTemplate, Format, Views
+from rlt_data.formats import ChatTemplate, Format, Views, choose_format
 from rlt_data.inputs.check import good_rows
 from rlt_data.inputs.ingest import question_id
 from rlt_data.inputs.presets import Row
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import ModelSettings, TrainTeacherSettings, WarmUpSettings
-from rlt_data.steps.provenance import choose_format
 from rlt_data.training.examples import Text, tokenised
 from rlt_data.training.grpo import Policy, PolicySummary, train_policy
 from rlt_data.training.rewards import DenseReward
@@ -31,7 +30,7 @@ def warm_up(settings: WarmUpSettings, progress: Progress = SILENT) -> TrainingSu
         RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
     """
     checkpoint, tokenizer, template = beginning(settings)
-    format = choose_format(settings.format, checkpoint, template)
+    format = choose_format(settings.format, template, checkpoint.name, checkpoint.folder)
     texts = teacher_texts(good_rows(settings, format), format, template, settings.input)
     return fine_tune(settings, checkpoint, tokenizer, list(tokenised(texts, tokenizer)), progress, format=format)
 
@@ -49,7 +48,7 @@ def train_teacher(settings: TrainTeacherSettings, progress: Progress = SILENT) -
     checkpoint, tokenizer, template = beginning(settings)
     run_by = ModelSettings(device=settings.device, dtype=settings.student_dtype, batch_tokens=settings.batch_tokens)
     student = open_model(settings.student, run_by)
-    format = choose_format(settings.format, checkpoint, template)
+    format = choose_format(settings.format, template, checkpoint.name, checkpoint.folder)
     Views(format, student.template).check()
     views = Views(format, template)
     rows = [

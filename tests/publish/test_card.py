@@ -20,8 +20,8 @@ from markdown_it import MarkdownIt
 from rlt_data.errors import HubError
 from rlt_data.publish.card import BEGIN, END, read_card
 from rlt_data.publish.markdown import plain
-from rlt_data.publish.public import without_places
 from rlt_data.publish.push import PushSummary, push
+from rlt_data.publish.redact import redact_paths
 from rlt_data.settings import PushSettings
 from rlt_data.statistics import stats
 from rlt_data.storage.run import Run
@@ -255,10 +255,10 @@ def _assert_harmless(card: str, evil: str) -> None:
 def test_places_of_the_maker_become_names() -> None:
     cached = "/home/me/.cache/huggingface/hub/models--org--name/snapshots/0123"
     names = {"/home/me/model": "model", "C:\\models\\x": "x", "s3://bucket/run/": "run", cached: "org/name"}
-    assert without_places({"a": [*names], "format": {"text": "/x"}, "vllm_url": "http://10.0.0.1"}) == {
+    assert redact_paths({"a": [*names], "format": {"text": "/x"}, "vllm_url": "http://10.0.0.1"}) == {
         "a": [*names.values()],
         "format": {"text": "/x"},
         "vllm_url": None,
     }
-    assert without_places({"settings": {"format": "/home/me/own.yaml"}}) == {"settings": {"format": "own.yaml"}}
-    assert without_places(["org/name", "./x", "a/b/c", 1, None]) == ["org/name", "./x", "a/b/c", 1, None]
+    assert redact_paths({"settings": {"format": "/home/me/own.yaml"}}) == {"settings": {"format": "own.yaml"}}
+    assert redact_paths(["org/name", "./x", "a/b/c", 1, None]) == ["org/name", "./x", "a/b/c", 1, None]

@@ -17,8 +17,8 @@ from rlt_data.engines import find_checkpoint
 from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.formats import own_format
 from rlt_data.publish.models import read_model
-from rlt_data.publish.public import without_places
 from rlt_data.publish.push import PushSummary, push
+from rlt_data.publish.redact import redact_paths
 from rlt_data.settings import (
     PushSettings,
     TrainSolverSettings,
@@ -214,7 +214,7 @@ def test_the_command_on_the_card_is_the_one_that_trained_it(
 
     monkeypatch.setattr(f"rlt_data.training.{module}.{function}", train)
     rlt(*shlex.split(told)[1:], code=2)
-    assert json.loads(json.dumps(seen)) == [without_places(trainings[name].model_dump(mode="json"))]
+    assert json.loads(json.dumps(seen)) == [redact_paths(trainings[name].model_dump(mode="json"))]
 
 
 def test_what_is_known_of_models_and_data_is_recorded(hub: HubServer, trained: Path, trainings: dict[str, Any]) -> None:

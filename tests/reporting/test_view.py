@@ -18,6 +18,7 @@ import pytest
 
 from rlt_data.reporting import live
 from rlt_data.reporting.live import Watch
+from rlt_data.reporting.serve import Viewer
 from rlt_data.storage.run import Run
 from rlt_data.storage.schemas import to_table
 from tests.conftest import Rlt, write_jsonl
@@ -239,3 +240,16 @@ def test_throughput_time_left_and_silence(tmp_path: Path, monkeypatch: pytest.Mo
     assert step()["state"] == "done" and step()["failed"] == 14
     run.compact_all("traces")
     assert step()["done"] == 6
+
+
+def test_the_progress_of_an_evaluation_is_shown(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.write_part("questions", 0, to_table("questions", [{"question_id": "q", "question": "?", "solution": "!"}]))
+    run.record("evaluate", {"settings": {"n": 4}})
+    answer = {"question_id": "q", "completion": "42", "completion_tokens": 7, "made_by": "m"}
+    answers = [answer | {"answer_id": f"a{number}", "sample_index": number} for number in range(3)]
+    run.add_segment("answers", 0, to_table("answers", answers))
+    viewer = Viewer(str(run.path), 10)
+    assert viewer.index()["questions"] == [] and viewer.page().startswith("<!")
+    [step] = viewer.live()["steps"]
+    assert (step["step"], step["done"], step["total"], step["state"]) == ("evaluate", 3, 4, "at work")

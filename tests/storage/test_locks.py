@@ -17,9 +17,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from rlt_data.errors import RunFolderError
-from rlt_data.steps.provenance import run_log
 from rlt_data.storage import locks
 from rlt_data.storage.errorlog import ErrorLog
+from rlt_data.storage.layout import run_log
 from rlt_data.storage.run import Run
 from rlt_data.storage.schemas import to_table
 from rlt_data.storage.writer import TableWriter

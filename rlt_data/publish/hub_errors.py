@@ -1,4 +1,4 @@
-"""What the Hub answers: asking again where that may help, and errors in words for the one who pushes."""
+"""Errors of the Hub: which requests are sent again, and what the user is told."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _TOO_MANY = 429
 _COMMIT = re.compile(r"/api/\w+/[^/]+/[^/]+/commit/")
 
 
-def patiently(ask: Callable[[], T]) -> T:
-    """Ask again after errors that pass, with growing pauses; as long as Retry-After says where the Hub says so."""
+def with_retries(ask: Callable[[], T]) -> T:
+    """Send a request again after transient errors, with growing pauses or as long as Retry-After says."""
     for tries in range(1, _TRIES):
         try:
             return ask()
@@ -73,8 +73,8 @@ def _was_commit(error: BaseException) -> bool:
     return _COMMIT.search(str(request.url)) is not None
 
 
-def explained(error: Exception, name: str, revision: str) -> RltDataError | None:
-    """Return an error of the library as one of ours; None where it is no answer of the Hub. The token is in none.
+def to_user_error(error: Exception, name: str, revision: str) -> RltDataError | None:
+    """Turn an error of the library into one for the user, without the token; None if the Hub did not cause it.
 
     Args:
         error: what the library raised.
@@ -103,12 +103,12 @@ def explained(error: Exception, name: str, revision: str) -> RltDataError | None
 def _answered(error: HfHubHTTPError, name: str, revision: str) -> HubError:
     status = error.response.status_code if error.response is not None else 0
     said = _without_token(error.server_message or "").strip().splitlines()
-    said_so = f" ({said[0]})" if said else ""
+    message = f" ({said[0]})" if said else ""
     if status == 401 and not get_token():
         return _no_token(name)
     if isinstance(error, GatedRepoError) or status in (401, 403):
         return HubError(
-            f"{name}: the Hub does not let this token write there{said_so}; HF_TOKEN or hf auth login must hold one "
+            f"{name}: the Hub does not let this token write there{message}; HF_TOKEN or hf auth login must hold one "
             "that may"
         )
     if status == _MOVED:
@@ -118,15 +118,15 @@ def _answered(error: HfHubHTTPError, name: str, revision: str) -> HubError:
             moved=True,
         )
     later = "; the same command goes on later" if status in RETRIED else ""
-    return HubError(f"{name}: the Hub answers {status}{said_so}{later}")
+    return HubError(f"{name}: the Hub answers {status}{message}{later}")
 
 
 def _no_token(name: str) -> HubError:
     return HubError(f"{name}: the Hub wants a token: set HF_TOKEN, or run hf auth login")
 
 
-def reasons(answer: str) -> str:
-    """Return the errors of the Hub's check of a card, in one line."""
+def card_errors(answer: str) -> str:
+    """Return the Hub's errors about a card, in one line."""
     try:
         said = "; ".join(str(each["message"]) for each in json.loads(answer)["errors"])
     except (ValueError, KeyError, TypeError):

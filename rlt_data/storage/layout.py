@@ -1,0 +1,35 @@
+"""Where a run folder is by default, and its log."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rlt_data.storage.paths import disk_errors
+from rlt_data.storage.run import Run
+
+
+def default_run(input: str, model: str) -> Path:
+    """Name a run folder after its input and its model."""
+    stem = Path(input).name.split(".")[0] or "input"
+    parts = [re.sub(r"[^\w.-]+", "-", part).strip("-") for part in (stem, Path(model).name.removesuffix(".gguf"))]
+    return Path("runs") / "-".join(parts)
+
+
+@contextmanager
+def run_log(run: Run) -> Iterator[None]:
+    """Write what the library logs into the run's run.log, with the time; into that of a store at the end."""
+    with run.folder.appending("run.log") as file:
+        with disk_errors(run.path):
+            handler = logging.FileHandler(file, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger = logging.getLogger("rlt_data")
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
