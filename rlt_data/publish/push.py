@@ -32,7 +32,8 @@ from rlt_data.publish.redact import redact_paths
 from rlt_data.publish.tables import STAGES, Config, write_configs, write_default, write_stage
 from rlt_data.settings import PushSettings
 from rlt_data.statistics import Stats, scored, stats
-from rlt_data.storage.folder import Folder, checksum, open_folder
+from rlt_data.storage.backends import open_folder
+from rlt_data.storage.folder import Folder, checksum
 from rlt_data.storage.paths import disk_errors, refusal
 from rlt_data.storage.run import Run
 

@@ -25,7 +25,7 @@ from rlt_data.settings import DistillSettings
 from rlt_data.steps.distill import DistillSummary, Selection
 from rlt_data.steps.provenance import recorded_format
 from rlt_data.steps.registry import DATA_STEPS
-from rlt_data.storage.folder import open_folder
+from rlt_data.storage.backends import open_folder
 from rlt_data.storage.parquet import Shards, table_errors
 from rlt_data.storage.paths import Place
 from rlt_data.storage.run import Run

@@ -32,7 +32,8 @@ from rlt_data.settings import DistillSettings, ModelSettings
 from rlt_data.steps.provenance import recorded_format
 from rlt_data.steps.rank import PARTS_AT_A_TIME
 from rlt_data.steps.shapes import PROVENANCE, SHAPES, dataset_card, schema_of
-from rlt_data.storage.folder import checksum, open_folder
+from rlt_data.storage.backends import open_folder
+from rlt_data.storage.folder import checksum
 from rlt_data.storage.outputs import new_folder
 from rlt_data.storage.parquet import Shards
 from rlt_data.storage.paths import Place, disk_errors, place

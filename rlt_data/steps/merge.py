@@ -36,8 +36,8 @@ from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import MergeSettings
 from rlt_data.steps.provenance import versions
+from rlt_data.storage.backends import open_folder
 from rlt_data.storage.errorlog import carry_failures, failures
-from rlt_data.storage.folder import open_folder
 from rlt_data.storage.outputs import new_folder
 from rlt_data.storage.paths import Place, disk_errors, place
 from rlt_data.storage.run import Run, changed_keys

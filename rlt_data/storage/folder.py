@@ -20,24 +20,11 @@ from typing import Any, Protocol
 import pyarrow as pa
 import xxhash
 
-from rlt_data.storage.paths import Place, place
+from rlt_data.storage.paths import Place
 
 #: What writes a file: gets the path of an empty place on the local disk.
 Write = Callable[[Path], object]
 _BLOCK = 2**22
-
-
-def open_folder(path: str | Place) -> Folder:
-    """Return the backend for a path or URL; nothing is created.
-
-    Raises:
-        RunFolderError: the URL has an unknown protocol or is malformed, or the package for its protocol is missing.
-    """
-    from rlt_data.storage.local import LocalFolder
-    from rlt_data.storage.objects import ObjectFolder
-
-    found = place(path)
-    return LocalFolder(found) if isinstance(found, Path) else ObjectFolder(found)
 
 
 def checksum(path: Path) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlt_data.storage.folder import Write, open_folder
+from rlt_data.storage.backends import open_folder
+from rlt_data.storage.folder import Write
 from rlt_data.storage.local import LocalFolder
 from rlt_data.storage.paths import Place
 

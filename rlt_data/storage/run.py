@@ -29,7 +29,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rlt_data.errors import RltDataError, RunFolderError
-from rlt_data.storage.folder import Changed, FileState, checksum, open_folder
+from rlt_data.storage.backends import open_folder
+from rlt_data.storage.folder import Changed, FileState, checksum
 from rlt_data.storage.manifest import Manifest, Part
 from rlt_data.storage.parquet import write_rows
 from rlt_data.storage.paths import Place, refusal

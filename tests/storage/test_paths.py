@@ -14,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from rlt_data.errors import DiskError, RunFolderError
-from rlt_data.storage.folder import open_folder
+from rlt_data.storage.backends import open_folder
 from rlt_data.storage.outputs import new_folder
 from rlt_data.storage.paths import place
 from rlt_data.storage.run import Run

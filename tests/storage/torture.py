@@ -29,7 +29,7 @@ from rlt_data.errors import RltDataError
 from rlt_data.settings import CountdownSettings, MergeSettings, ReportSettings
 from rlt_data.steps.countdown import make_countdown
 from rlt_data.steps.merge import merge
-from rlt_data.storage.folder import open_folder
+from rlt_data.storage.backends import open_folder
 from rlt_data.storage.run import Run
 from tests.made_runs import distilled, make_run, ranked, trace
 from tests.storage.faults import content_of, every_fault, in_child
