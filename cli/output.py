@@ -205,6 +205,8 @@ def print_check(report: CheckReport) -> None:
         f"{report.traces} rows with a trace, {report.duplicates} duplicates (used once), "
         f"{report.repeated_questions} questions that come again with another solution"
     )
+    for line in report.conflicts:
+        _console.print(line)
     if report.bad:
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.bad.most_common())
         _print_text(f"{sum(report.bad.values())} bad rows ({reasons}); the first:")
@@ -225,6 +227,8 @@ def print_question(question: dict[str, Any], traces: list[dict[str, Any]]) -> No
         terms = [f"{name} {_figure(trace[name])}" for name in _SHOWN_TERMS if trace.get(name) is not None]
         if terms:
             _console.print(", ".join(terms))
+        if meta := trace["meta"] or question["meta"]:
+            _print_text(meta)
         _print_text(trace["completion"])
 
 

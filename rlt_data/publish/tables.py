@@ -25,7 +25,7 @@ from rlt_data.settings import DistillSettings
 from rlt_data.steps.distill import DistillSummary, Selection
 from rlt_data.steps.provenance import recorded_format
 from rlt_data.storage.index import part_name
-from rlt_data.storage.joins import beside
+from rlt_data.storage.joins import beside, with_questions
 from rlt_data.storage.parquet import Shards, table_errors
 from rlt_data.storage.paths import Place, copy_file, names_in
 from rlt_data.storage.run import Run
@@ -205,8 +205,7 @@ def _traces(run: Run, root: Path, progress: Progress) -> Config:
     writer: ConfigWriter | None = None
     for part in run.parts("traces"):
         rows = pl.DataFrame(run.read("traces", part, _plain("traces")))
-        questions = pl.DataFrame(run.read("questions", part)).drop("source_id")
-        rows = rows.join(questions, on="question_id", how="left", maintain_order="left")
+        rows = with_questions(run, rows, part)
         for table in ("scores", "ranks"):
             rows = beside(run, rows, table, part, _plain(table))
         table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())

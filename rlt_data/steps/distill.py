@@ -32,6 +32,7 @@ from rlt_data.settings import DistillSettings, ModelSettings
 from rlt_data.steps.provenance import recorded_format
 from rlt_data.steps.rank import PARTS_AT_A_TIME
 from rlt_data.steps.shapes import PROVENANCE, SHAPES, dataset_card, schema_of
+from rlt_data.storage.joins import with_questions
 from rlt_data.storage.parquet import Shards
 from rlt_data.storage.paths import Place, disk_errors, is_unfinished, names_in, new_folder, place
 from rlt_data.storage.run import Run, content_hash
@@ -194,14 +195,12 @@ class Selection:
     def rows(self, chosen: pl.DataFrame) -> Iterator[dict[str, Any]]:
         """Make the contents of chosen traces, in their order."""
         for (part,), frame in chosen.partition_by("part", as_dict=True, maintain_order=True).items():
-            traces = pl.DataFrame(self._run.read("traces", int(part), ["trace_id", "completion"])).join(
+            traces = pl.DataFrame(self._run.read("traces", int(part), ["trace_id", "completion", "meta"])).join(
                 frame.select("trace_id"), on="trace_id", how="semi"
             )
-            questions = pl.DataFrame(self._run.read("questions", int(part)))
             columns = ["trace_id", "question_id", "source_id", "rank", "bucket", "value", "thought_tokens"]
             joined = frame.select(columns).join(traces, on="trace_id", how="left", maintain_order="left")
-            joined = joined.join(questions.drop("source_id"), on="question_id", how="left", maintain_order="left")
-            for row in joined.iter_rows(named=True):
+            for row in with_questions(self._run, joined, int(part)).iter_rows(named=True):
                 thought = self.format.padding + read_completion(self.format, row["completion"]).text
                 yield row | {"thought": thought}
 

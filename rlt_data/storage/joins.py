@@ -26,3 +26,17 @@ def beside(run: Run, traces: pl.DataFrame, table: str, part: int, columns: Seque
     rows = pl.DataFrame(run.read(table, part, wanted))
     new = [name for name in rows.columns if name not in traces.columns]
     return traces.join(rows.select("trace_id", *new), on="trace_id", how="left", maintain_order="left")
+
+
+def with_questions(run: Run, traces: pl.DataFrame, part: int) -> pl.DataFrame:
+    """Return traces with the columns of their questions; ``meta`` is the trace's, or the question's where it has none.
+
+    Args:
+        run: the run.
+        traces: rows of a part, with their ``question_id`` and ``meta``.
+        part: number of the part.
+    """
+    questions = pl.DataFrame(run.read("questions", part)).drop("source_id")
+    own = traces.rename({"meta": "own_meta"})
+    joined = own.join(questions, on="question_id", how="left", maintain_order="left")
+    return joined.with_columns(pl.coalesce("own_meta", "meta").alias("meta")).drop("own_meta")

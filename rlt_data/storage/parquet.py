@@ -70,38 +70,47 @@ class Shards:
             self._writer = None
 
 
-def read_rows(files: Sequence[Place], columns: Sequence[str], *, all_columns: bool) -> list[pa.Table]:
+def read_rows(
+    files: Sequence[Place], columns: Sequence[str], *, all_columns: bool, schema: pa.Schema | None = None
+) -> list[pa.Table]:
     """Read columns of files, one table each.
 
     Args:
         files: files of one run.
         columns: which columns, in which order.
         all_columns: whether that is about all there are, so that it pays to fetch whole files at once.
+        schema: of the table; its nullable columns are null where a file was written before they existed.
 
     Raises:
         FileNotFoundError: a file is not there (any more).
         RunFolderError: a file cannot be read, or has no such column.
     """
     if stored := _stored(files):
-        return _from_store(stored, list(columns), all_columns=all_columns)
-    return [_read(path, path, list(columns)) for path in files]
+        return _from_store(stored, list(columns), schema, all_columns=all_columns)
+    return [_read(path, path, list(columns), schema) for path in files]
 
 
-def _from_store(files: list[UPath], columns: list[str], *, all_columns: bool) -> list[pa.Table]:
+def _from_store(
+    files: list[UPath], columns: list[str], schema: pa.Schema | None, *, all_columns: bool
+) -> list[pa.Table]:
     fs, tables = files[0].fs, []
     for path, end in zip(files, _ends(files, None if all_columns else _END), strict=True):
         if all_columns or len(end) < _END:
-            tables.append(_read(path, pa.BufferReader(end), columns))
+            tables.append(_read(path, pa.BufferReader(end), columns, schema))
         else:
             with table_errors(path), store_errors(), fs.open(path.path, cache_type="none") as file:
-                tables.append(_read(path, file, columns))
+                tables.append(_read(path, file, columns, schema))
     return tables
 
 
-def _read(path: Place, source: Any, columns: list[str]) -> pa.Table:
+def _read(path: Place, source: Any, columns: list[str], schema: pa.Schema | None) -> pa.Table:
     # read_table, which is made for many files, takes twice as long for one
     with table_errors(path), pq.ParquetFile(source, pre_buffer=not isinstance(source, Path)) as file:
-        return file.read(columns).select(columns)
+        rows = file.read(columns)
+        for field in schema or ():
+            if field.nullable and field.name in columns and field.name not in rows.column_names:
+                rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+        return rows.select(columns)
 
 
 def count_rows(files: Sequence[Place]) -> int:

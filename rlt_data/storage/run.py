@@ -234,7 +234,7 @@ class Run:
         for _ in range(_READINGS):
             files = self._listing.files(table, part)
             try:
-                return files, read_rows(files, columns, all_columns=whole)
+                return files, read_rows(files, columns, all_columns=whole, schema=SCHEMAS[table])
             except FileNotFoundError:  # the process that writes has merged a journal meanwhile
                 self._listing.forget()
         raise self._restless(table)
