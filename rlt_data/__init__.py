@@ -17,7 +17,19 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from rlt_data.libraries import prepare_libraries
+
 if TYPE_CHECKING:
+    from rlt_data.errors import (
+        DiskError,
+        EngineError,
+        HubError,
+        InputError,
+        ModelError,
+        RltDataError,
+        RunFolderError,
+        SettingsError,
+    )
     from rlt_data.formats import Format, load_format
     from rlt_data.inputs import check
     from rlt_data.publish.push import push
@@ -57,17 +69,25 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckSettings",
     "CountdownSettings",
+    "DiskError",
     "DistillSettings",
+    "EngineError",
     "EvaluateSettings",
     "Format",
     "GenerateSettings",
+    "HubError",
+    "InputError",
     "MergeSettings",
+    "ModelError",
     "PipelineSettings",
     "PushSettings",
     "RankSettings",
     "ReportSettings",
+    "RltDataError",
     "Run",
+    "RunFolderError",
     "ScoreSettings",
+    "SettingsError",
     "TrainSolverSettings",
     "TrainStudentSettings",
     "TrainTeacherSettings",
@@ -95,6 +115,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "errors": {name for name in __all__ if name.endswith("Error")},
     "settings": {name for name in __all__ if name.endswith("Settings")},
     "formats": {"Format", "load_format"},
     "inputs": {"check"},
@@ -110,6 +131,8 @@ _HOMES = {
     "training.teacher": {"train_teacher", "warm_up"},
     **{f"steps.{step}": {step} for step in ("generate", "score", "merge", "rank", "distill", "evaluate")},
 }
+
+prepare_libraries()  # before any of them is imported
 
 
 def __getattr__(name: str) -> Any:

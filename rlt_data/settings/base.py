@@ -3,19 +3,56 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
-from rlt_data.errors import SettingsError
+from rlt_data.errors import InputError, SettingsError, one_line
 from rlt_data.storage.paths import is_url
+
+#: Characters that neither a file name nor a file of text can have.
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 class Settings(BaseModel):
     """Immutable settings that know all their keys; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        """Check the values.
+
+        Raises:
+            SettingsError: one line for each unknown, missing or wrong key.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _settings_error(type(self), error) from None
+
+    # Settings inside others are checked with them, so that a message names the whole path of a key.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @field_validator("*")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        if isinstance(value, str) and (found := _NO_TEXT.search(value)):
+            raise ValueError(f"must not hold {'half of a surrogate pair' if ord(found[0]) else 'a NUL character'}")
+        return value
+
+    def not_default(self, *names: str) -> list[str]:
+        """Return those of the fields whose values are not their defaults."""
+        return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -72,9 +109,31 @@ def parse_settings(
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
-        lines = [_explain(model, problem, flags) for problem in error.errors()]
+        raise _settings_error(model, error, where=where, flags=flags) from None
+
+
+def _settings_error(
+    model: type[Settings], error: ValidationError, *, where: str = "", flags: bool = False
+) -> SettingsError:
     prefix = f"{where}: " if where else ""
-    raise SettingsError("\n".join(prefix + line for line in lines))
+    return SettingsError("\n".join(prefix + _explain(model, problem, flags) for problem in error.errors()))
+
+
+def parse_yaml(text: str, where: str) -> dict[str, Any] | None:
+    """Read YAML text; None where it is not a mapping.
+
+    Raises:
+        InputError: it is not YAML.
+    """
+    import yaml  # here, so that --help does not wait for it
+
+    try:
+        data = yaml.safe_load(text)
+    except RecursionError:
+        raise InputError(f"{where}: not YAML: nested too deeply") from None
+    except Exception as error:  # noqa: BLE001 - for a date or number that is none, PyYAML raises what Python does
+        raise InputError(f"{where}: not YAML: {one_line(error)}") from None
+    return data if isinstance(data, dict) else None
 
 
 def _explain(model: type[Settings], problem: Any, flags: bool) -> str:

@@ -98,11 +98,10 @@ class ModelSettings(Settings):
 
     @model_validator(mode="after")
     def _options_fit_the_engine(self) -> ModelSettings:
-        fields = type(self).model_fields
         for engine, names in _FIELDS_OF.items():
-            for name in names:
-                if self.engine != engine and name in fields and getattr(self, name) != fields[name].default:
-                    raise ValueError(f"{name}: goes with --engine {engine}, not with {self.engine}")
+            known = [name for name in names if name in type(self).model_fields]
+            if self.engine != engine and (wrong := self.not_default(*known)):
+                raise ValueError(f"{wrong[0]}: goes with --engine {engine}, not with {self.engine}")
         if self.engine == "server" and not self.url:
             raise ValueError("url: is needed with --engine server")
         if self.engine == "server" and self.ray:

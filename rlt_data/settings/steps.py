@@ -66,6 +66,10 @@ class InputSettings(Settings):
     skip_bad_rows: bool = field(False, INPUT, "Leave bad rows out instead of stopping.")
 
 
+#: Fields of InputSettings about traces.
+_OF_TRACES = ("explanation_column", "completion_column")
+
+
 class FormatSettings(Settings):
     """How problems are shown."""
 
@@ -102,6 +106,12 @@ class GenerateSettings(InputSettings, FormatSettings, ModelSettings, SamplingSet
     teacher: TeacherName = field(..., MODEL, MODEL_HELP)
     out: str | None = field(None, OUTPUT, f"{RUN_HELP}; default: runs/<input>-<teacher>.")
     n: int = field(16, SAMPLING, "Traces per question.", ge=1)
+
+    @model_validator(mode="after")
+    def _traces_are_not_read(self) -> GenerateSettings:
+        if wrong := self.not_default(*_OF_TRACES):
+            raise ValueError(f"{wrong[0]}: has no effect; generate reads questions and solutions, score reads traces")
+        return self
 
 
 class RewardSettings(Settings):

@@ -93,7 +93,7 @@ class TrainStudentSettings(FineTuneSettings):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_preset(cls, data: Any) -> Any:
-        return STUDENT_PRESETS.get(data.get("preset", "none"), {}) | data if isinstance(data, dict) else data
+        return STUDENT_PRESETS.get(str(data.get("preset")), {}) | data if isinstance(data, dict) else data
 
 
 class WarmUpSettings(FineTuneSettings, InputSettings, FormatSettings):
@@ -184,3 +184,12 @@ class TrainSolverSettings(PolicySettings):
     unformatted_reward: float = field(-1.0, REWARD, "Of an answer that is not thought and solution in their tags.")
     wrong_reward: float = field(-0.5, REWARD, "Of a wrong answer in its tags.")
     correct_reward: float = field(1.0, REWARD, "Of a right answer in its tags.")
+
+    @model_validator(mode="after")
+    def _only_what_is_read_is_given(self) -> TrainSolverSettings:
+        columns = ("solution_column", "explanation_column", "completion_column", "id_column", "keep")
+        if wrong := self.not_default("preset", "max_chars", *columns):
+            raise ValueError(
+                f"{wrong[0]}: has no effect; --benchmark says what rows hold, or --question-column and --answer-column"
+            )
+        return self

@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rlt_data.errors import InputError, SettingsError
 from rlt_data.progress import SILENT, Progress
-from rlt_data.settings import PipelineSettings, Settings, parse_settings
+from rlt_data.settings import PipelineSettings, Settings, parse_settings, parse_yaml
 
 _STEPS = ("generate", "score", "rank", "distill")
 
@@ -23,15 +21,15 @@ def load_pipeline(path: str | Path) -> PipelineSettings:
         SettingsError: a key is unknown, missing or wrong.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+        content = parse_yaml(Path(path).read_text(encoding="utf-8-sig"), str(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start + 1}") from None
+    if content is None:
         raise InputError(f"{path}: a pipeline is a YAML mapping with the keys out, generate, score, rank and distill")
     run = content.get("out")
-    if not content.keys() & set(_STEPS):
+    if not content.keys() & set(_STEPS) and content.keys() <= {"out"}:  # else a key is unknown, perhaps misspelt
         raise SettingsError(f"{path}: has no step; takes the sections {', '.join(_STEPS)}")
     for name in _STEPS:
         if name not in content:

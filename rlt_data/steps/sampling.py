@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow.compute as pc
+
 from rlt_data.engines import Failure, Model, PromptRequest, Sample, SampleRequest, Sampling
 from rlt_data.engines.watchdog import check_nothing_owed, describe_owed, watched
 from rlt_data.formats import Encoding, Tokenizer, encode, tokens_inside
@@ -106,7 +108,8 @@ class _Work:
 
     def run_to_end(self, progress: Progress) -> StepSummary:
         task, errors = self.task, self.errors
-        total, before = self.run.count("questions") * task.n, self.run.count(task.table)
+        before = self.run.count(task.table)
+        total = self.run.count("questions") * task.n + self._beyond_n()
         new = tokens = 0
         engine, how = self.model.engine, task.settings
         sampling = Sampling(how.temperature, how.top_p, how.top_k, how.max_tokens, task.stop)
@@ -133,6 +136,12 @@ class _Work:
             progress.finish()
         self.run.compact_all(task.table)
         return StepSummary(self.run.path, before + new, new, len(errors), tokens, time.monotonic() - began)
+
+    def _beyond_n(self) -> int:
+        """Count the rows that an earlier start with a larger n made."""
+        table, n = self.task.table, self.task.n
+        indices = (self.run.read(table, part, ["sample_index"])[0] for part in self.run.parts(table))
+        return sum(pc.sum(pc.greater_equal(each, n)).as_py() or 0 for each in indices)
 
     def _report(self) -> str:
         return describe_owed(self.wanted, self.model.engine.log_tail())

@@ -29,7 +29,7 @@ from rlt_data.progress import SILENT, Progress
 from rlt_data.scoring.rows import Item, full_kl_requests, score_row, student_requests, teacher_requests
 from rlt_data.scoring.teacher import TeacherLogprobs
 from rlt_data.scoring.tokens import StudentReading, TeacherReading, pair, read_as_student
-from rlt_data.settings import ScoreSettings
+from rlt_data.settings import InputSettings, ScoreSettings
 from rlt_data.steps.provenance import (
     StepSummary,
     choose_format,
@@ -63,6 +63,9 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
     """
     source = Run.existing(settings.input) if is_url(settings.input) or Run.is_at(settings.input) else None
+    if source and (unread := settings.not_default(*(InputSettings.model_fields.keys() - {"input"}))):
+        flags = ", ".join("--" + name.replace("_", "-") for name in sorted(unread))
+        raise SettingsError(f"{flags}: no effect with a run, all of whose traces are scored; for files of traces only")
     run = Run(settings.out or (source.path if source else default_run(settings.input, settings.student)))
     student = open_model(settings.student, settings, scoring=True)
     teacher = _open_teacher(settings, student)

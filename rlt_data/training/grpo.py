@@ -15,6 +15,7 @@ from rlt_data.engines.config import load_config, longest_text
 from rlt_data.engines.models import Checkpoint, weights_fingerprint
 from rlt_data.errors import InputError, SettingsError
 from rlt_data.formats import Format, Tokenizer, encode
+from rlt_data.libraries import quiet_bars
 from rlt_data.progress import Progress
 from rlt_data.settings import ModelSettings, PolicySettings
 from rlt_data.storage.paths import write_file
@@ -255,6 +256,7 @@ def _order(settings: PolicySettings, questions: int) -> list[int]:
     return order[: settings.steps * settings.questions]
 
 
+@quiet_bars(data=True)
 def _trainer(
     settings: PolicySettings,
     policy: Policy,

@@ -11,6 +11,7 @@ from rlt_data.engines.config import load_config
 from rlt_data.engines.models import Checkpoint, weights_fingerprint
 from rlt_data.errors import InputError
 from rlt_data.formats import Format, own_format
+from rlt_data.libraries import quiet_bars
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import FineTuneSettings, ModelSettings, TrainStudentSettings
 from rlt_data.storage.run import content_hash
@@ -114,6 +115,7 @@ def _fitting(settings: FineTuneSettings, examples: list[dict[str, list[int]]]) -
     return kept
 
 
+@quiet_bars(data=True)
 def _trainer(
     settings: FineTuneSettings,
     checkpoint: Checkpoint,
