@@ -145,6 +145,10 @@ def examined_rows(
             row = reader(record.data, number)
             if format and (problem := format.problem_with(row.question, row.solution)):
                 raise BadRow(problem)
+            if re.search("[\ud800-\udfff]", f"{row.source_id}{row.answer}{row.meta}"):
+                raise BadRow(
+                    "the id, the answer or a kept column holds half of a surrogate pair, which is no Unicode text"
+                )
         except BadRow as bad:
             report.bad[re.sub(r"\d[\d,]*", "N", str(bad))] += 1
             if len(report.bad_rows) < SHOWN_BAD_ROWS:

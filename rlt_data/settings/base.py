@@ -46,7 +46,8 @@ class Settings(BaseModel):
     @field_validator("*")
     @classmethod
     def _is_text(cls, value: Any) -> Any:
-        if isinstance(value, str) and (found := _NO_TEXT.search(value)):
+        texts = [text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str)]
+        if found := _NO_TEXT.search("".join(texts)):
             raise ValueError(f"must not hold {'half of a surrogate pair' if ord(found[0]) else 'a NUL character'}")
         return value
 

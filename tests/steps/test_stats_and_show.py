@@ -206,3 +206,8 @@ def test_a_trace_is_shown_with_its_own_kept_columns_or_those_of_its_question(rlt
     lines = rlt("show", run.path).stdout.splitlines()
     assert lines[lines.index("Thought 0 about a.") - 1] == '{"m": "A"}'
     assert lines[lines.index("Thought 1 about a.") - 1] == '{"q": 1}'
+
+
+def test_a_run_that_is_not_there_has_no_figures(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="nosuch: no such run folder"):
+        stats(Run(tmp_path / "nosuch"))
