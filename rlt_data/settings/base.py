@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -16,9 +16,13 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
+from pydantic.fields import FieldInfo
 
 from rlt_data.errors import InputError, SettingsError, one_line
 from rlt_data.storage.paths import is_url
+
+#: What a setting can affect; see :func:`field`.
+Affects = Literal["rows", "speed", "output"]
 
 #: Characters that neither a file name nor a file of text can have.
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
@@ -50,6 +54,21 @@ class Settings(BaseModel):
         if found := _NO_TEXT.search("".join(texts)):
             raise ValueError(f"must not hold {'half of a surrogate pair' if ord(found[0]) else 'a NUL character'}")
         return value
+
+    def depends_on(self, **content: Any) -> dict[str, Any]:
+        """Return what the step's rows depend on: the values of the fields that affect them, by key.
+
+        Args:
+            content: what the fields that are given by content stand for, and anything else that rows depend on.
+        """
+        names = [
+            name
+            for name, info in type(self).model_fields.items()
+            if (how := declared(info))["affects"] == "rows"
+            and not how["by_content"]
+            and (not how["omit_default"] or self.not_default(name))
+        ]
+        return self.model_dump(mode="json", include=set(names), by_alias=True) | content
 
     def not_default(self, *names: str) -> list[str]:
         """Return those of the fields whose values are not their defaults."""
@@ -88,9 +107,36 @@ def _on_this_machine(name: str) -> str:
 LocalName = Annotated[str, AfterValidator(_on_this_machine)]
 
 
-def field(default: Any, panel: str | None, help: str, **options: Any) -> Any:
-    """Describe one setting: its default, the panel of ``--help`` that it stands in, and its help."""
-    return Field(default, description=help, json_schema_extra={"panel": panel}, **options)
+def field(
+    default: Any,
+    panel: str | None,
+    help: str,
+    *,
+    affects: Affects,
+    by_content: bool = False,
+    omit_default: bool = False,
+    **options: Any,
+) -> Any:
+    """Describe one setting.
+
+    Args:
+        default: its default.
+        panel: the panel of ``--help`` that shows it.
+        help: its help.
+        affects: ``rows``: what the step makes; ``speed``: how it is computed, and how fast; ``output``: where results
+            go, and what is shown.
+        by_content: rows depend on what the value names (a model's weights, a file's rows), not on the name; the step
+            tells :meth:`Settings.depends_on` what that is.
+        omit_default: rows with the default were made before the setting existed.
+        options: further arguments of ``pydantic.Field``.
+    """
+    extra: Any = {"panel": panel, "affects": affects, "by_content": by_content, "omit_default": omit_default}
+    return Field(default, description=help, json_schema_extra=extra, **options)
+
+
+def declared(info: FieldInfo) -> Mapping[str, Any]:
+    """Return what :func:`field` declared of a field; empty if it was not used."""
+    return info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
 
 
 def parse_settings(

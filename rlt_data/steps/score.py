@@ -128,19 +128,14 @@ def _adopt(run: Run, source: Run) -> None:
 
 def _dependencies(settings: ScoreSettings, student: Model, format: Format, teacher: TeacherLogprobs) -> dict[str, Any]:
     """Return everything that a score depends on beside its trace."""
-    return {
-        "student": student.identity.fingerprint,
-        "chat_template": student.identity.chat_template,
-        "dtype": student.identity.dtype,
-        "format": format.hash,
-        "teacher": teacher.fingerprint,
-        "temperature": settings.temperature,
-        "lambda": settings.lambda_,
-        "alpha": settings.alpha,
-        "kl": settings.kl,
-        "missing_tag_penalty": settings.missing_tag_penalty,
-        "per_token": settings.per_token,
-    }
+    read_by = student.identity
+    return settings.depends_on(
+        student=read_by.fingerprint,
+        chat_template=read_by.chat_template,
+        dtype=read_by.dtype,
+        format=format.hash,
+        teacher=teacher.fingerprint,
+    )
 
 
 @dataclass

@@ -96,12 +96,12 @@ class BenchmarkReader:
         self._benchmark = benchmark
         named = {"question": settings.question_column, "answer": settings.answer_column}
         self._named = {field: column for field, column in named.items() if column}
-        if len(self._named) == 1:
-            given, missing = ("question", "answer") if "question" in self._named else ("answer", "question")
-            raise SettingsError(f"--{given}-column: has no effect without --{missing}-column")
         for column in self._named.values():
             if column not in first:
                 raise InputError(f"{settings.input}: no column {column!r}; the columns are {', '.join(first)}")
+        if len(self._named) == 1:
+            given, missing = ("question", "answer") if "question" in self._named else ("answer", "question")
+            raise SettingsError(f"--{given}-column: has no effect without --{missing}-column")
 
     def __call__(self, data: Fields, number: int) -> Row:
         """Make a row of a record.

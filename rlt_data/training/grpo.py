@@ -112,13 +112,12 @@ def train_policy(
         student=student,
     )
     _check_vllm(settings)
-    depends_on = {
-        "model": weights_fingerprint(policy.checkpoint),
-        "student": weights_fingerprint(policy.student) if policy.student else None,
-        "data": content_hash(train, held_out),
-        "format": policy.format.hash,
-        **settings.depends_on,
-    }
+    depends_on = settings.depends_on(
+        model=weights_fingerprint(policy.checkpoint),
+        student=weights_fingerprint(policy.student) if policy.student else None,
+        data=content_hash(train, held_out),
+        format=policy.format.hash,
+    )
     made = making(settings, model=policy.checkpoint, student=policy.student)
     run = TrainingRun(Path(settings.out), depends_on, made)
     if settings.dry_run:

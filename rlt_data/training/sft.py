@@ -82,7 +82,7 @@ def fine_tune(
     kept = _fitting(settings, examples)
     config = load_config(checkpoint, ModelSettings())
     plan = plan_of(settings, config, kept, left_out=len(examples) - len(kept))
-    depends_on = {"model": weights_fingerprint(checkpoint), "data": content_hash(kept), **settings.depends_on}
+    depends_on = settings.depends_on(model=weights_fingerprint(checkpoint), data=content_hash(kept))
     run = TrainingRun(Path(settings.out), depends_on, making(settings, model=checkpoint))
     if settings.dry_run:
         return TrainingSummary(run.out, plan, 0, None)
