@@ -533,5 +533,9 @@ def test_flags_that_cannot_matter_are_refused(refused: Refused, run: Path, made:
     refused(*solver, "--keep", "id", code=2, says="keep: has no effect")
     evaluated = "evaluate", "--benchmark", "math", "--in", made / "good.jsonl", "--model", tiny(), "--out", "new"
     refused(
-        *evaluated, "--question-column", "q", code=2, says="--question-column: has no effect without --answer-column"
+        *evaluated,
+        "--question-column",
+        "question",
+        code=2,
+        says="--question-column: has no effect without --answer-column",
     )
