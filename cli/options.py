@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable
 from types import FrameType
 from typing import Annotated, Any, ParamSpec, TypeVar, cast, get_args, get_origin
@@ -16,9 +16,11 @@ from typing import Annotated, Any, ParamSpec, TypeVar, cast, get_args, get_origi
 import typer
 from pydantic.fields import FieldInfo
 
-from rlt_data.errors import INTERRUPTED, InputError, RltDataError
+from rlt_data.cli.output import printable
+from rlt_data.errors import INTERRUPTED, InputError, RltDataError, one_line
+from rlt_data.libraries import show_bars
 from rlt_data.progress import speaks
-from rlt_data.settings import Settings, parse_settings
+from rlt_data.settings import Settings, parse_settings, parse_yaml
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 Parameters = ParamSpec("Parameters")
@@ -71,14 +73,12 @@ def read_keys(file: str) -> dict[str, Any]:
     Raises:
         InputError: there is no such file, or it is no YAML mapping.
     """
-    import yaml
-
     try:
         with open(file, encoding="utf-8-sig") as opened:
-            data = yaml.safe_load(opened)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"--config: {file}: cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
+            data = parse_yaml(opened.read(), f"--config: {file}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--config: {file}: cannot be read: {one_line(error)}") from None
+    if data is None:
         raise InputError(f"--config: {file}: a YAML mapping is needed, with flags such as max_tokens as keys")
     return data
 
@@ -99,13 +99,14 @@ def finish(work: Callable[[], int | None]) -> None:
     Raises:
         typer.Exit: with an exit code other than 0.
     """
-    prepare_libraries()
+    prepare_output()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = work() or 0
+        sys.stdout.flush()
     except RltDataError as error:
         for line in str(error).splitlines():
-            typer.echo(f"error: {line}" if not line.startswith("  ") else line, err=True)
+            typer.echo(printable(f"error: {line}" if not line.startswith("  ") else line), err=True)
         code = error.exit_code
     except KeyboardInterrupt:
         typer.echo("interrupted; what is finished is kept, and the same command goes on from there", err=True)
@@ -143,15 +144,11 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def prepare_libraries() -> None:
-    """Keep other libraries' notices out of ours, and their threads polite; they are imported after this."""
-    # Threads of libgomp that spin while they wait make a model ten times slower as soon as another program wants a
-    # core; a short spin costs nothing on an idle machine.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    if not sys.stderr.isatty():
+def prepare_output() -> None:
+    """Show the library's notices, and on a terminal other libraries' progress bars."""
+    if sys.stderr.isatty():
+        show_bars()
+    else:  # for child processes too
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logger = logging.getLogger("rlt_data")
     if not any(isinstance(handler, _Notices) for handler in logger.handlers):
@@ -165,4 +162,5 @@ class _Notices(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if not record.name.startswith("rlt_data.steps"):
-            typer.echo(record.getMessage(), err=True)
+            with contextlib.suppress(BrokenPipeError):  # whoever reads the notices may leave; the work goes on
+                typer.echo(printable(record.getMessage()), err=True)

@@ -36,8 +36,17 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
     from rlt_data.training.grpo import PolicySummary
     from rlt_data.training.sft import TrainingSummary
 
+
+class _Console(Console):
+    """A console that leaves a broken pipe to the command, which ends as if all had been read."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error again; called while it is handled."""
+        raise
+
+
 #: Of several processes that train together, the first one speaks.
-_console = Console(highlight=False, soft_wrap=True, emoji=False, quiet=not speaks())
+_console = _Console(highlight=False, soft_wrap=True, emoji=False, quiet=not speaks())
 
 #: Columns of a trace that ``show`` prints above its text.
 _SHOWN_TERMS = ("reward", "r_ss", "r_kl", "solution_logprob_mean", "kl_mean", "penalty", "thought_tokens")
@@ -51,7 +60,7 @@ def print_summary(step: Step, settings: Settings, summary: Any) -> int:
 def _print_rows(rows: str, _: Settings, summary: StepSummary) -> int:
     rate = f", {summary.tokens / summary.seconds:,.0f} tokens/s" if summary.new and summary.seconds else ""
     _console.print(
-        f"{summary.rows} {rows} ({summary.new} new) in {escape(str(summary.run))}; {summary.failed} failed; "
+        f"{summary.rows} {rows} ({summary.new} new) in {_plain(summary.run)}; {summary.failed} failed; "
         f"{summary.tokens:,} tokens in {summary.seconds:.1f} s{rate}"
     )
     return _failures(summary.run, summary.failed)
@@ -64,14 +73,14 @@ print_scores = partial(_print_rows, "scores")
 def _failures(run: Place, failed: int) -> int:
     if not failed:
         return 0
-    _console.print(f"the reasons are in {escape(str(run / 'errors.jsonl'))}; --retry-errors runs those rows again")
+    _console.print(f"the reasons are in {_plain(run / 'errors.jsonl')}; --retry-errors runs those rows again")
     return SOME_ROWS_FAILED
 
 
 def print_merge(_: Settings, summary: MergeSummary) -> None:
     """Print what was merged."""
     rows = ", ".join(f"{count} {table}" for table, count in summary.rows.items() if count)
-    _console.print(f"{rows or 'nothing'} of {summary.runs} runs merged in {escape(str(summary.run))}")
+    _console.print(f"{rows or 'nothing'} of {summary.runs} runs merged in {_plain(summary.run)}")
     repeated = ", ".join(f"{count} {table}" for table, count in summary.repeated.items() if count)
     if repeated:
         _console.print(f"  {repeated} that several runs have were taken once")
@@ -83,14 +92,14 @@ def print_merge(_: Settings, summary: MergeSummary) -> None:
 
 def print_ranks(_: Settings, summary: RankSummary) -> None:
     """Print the table of buckets."""
-    _console.print(f"{summary.rows} traces of {summary.questions} questions ranked in {escape(str(summary.run))}")
+    _console.print(f"{summary.rows} traces of {summary.questions} questions ranked in {_plain(summary.run)}")
     _print_frame(summary.table)
 
 
 def print_dataset(_: Settings, summary: DistillSummary) -> None:
     """Print what was distilled."""
     _console.print(
-        f"{summary.rows} rows from {summary.questions} questions in {escape(str(summary.out))} "
+        f"{summary.rows} rows from {summary.questions} questions in {_plain(summary.out)} "
         f"(mean explanation: {summary.mean_thought_tokens:.0f} tokens)"
     )
     notes = {
@@ -125,7 +134,7 @@ def _print_dry_push(summary: PushSummary) -> None:
 
 def _print_pushed(summary: PushSummary) -> None:
     plan, sizes = summary.plan, summary.sizes
-    where = escape(f"{summary.repo_id} ({summary.pull_request or summary.revision})")
+    where = _plain(f"{summary.repo_id} ({summary.pull_request or summary.revision})")
     rows = "; rows: " + ", ".join(f"{name} {count:,}" for name, count in summary.rows.items()) if summary.rows else ""
     if summary.commit is None:
         _console.print(f"{where} has all of it already, at {summary.head}{rows}")
@@ -152,7 +161,7 @@ def print_evaluation(_: Settings, found: Evaluation) -> int:
     if found.failed:
         lines.append(f"{found.failed} failed and count nowhere")
     for line in lines:
-        _console.print(escape(line))
+        _console.print(_plain(line))
     return _failures(found.run, found.failed)
 
 
@@ -172,7 +181,7 @@ def print_training(settings: FineTuneSettings, summary: TrainingSummary) -> None
     )
     if not settings.dry_run:
         loss = f", loss {summary.loss:.4f}" if summary.loss is not None else ""
-        _console.print(escape(f"{summary.steps} steps done{loss}; the model is in {summary.out}"))
+        _console.print(_plain(f"{summary.steps} steps done{loss}; the model is in {summary.out}"))
 
 
 def print_policy_training(settings: PolicySettings, summary: PolicySummary) -> None:
@@ -196,19 +205,19 @@ def print_policy_training(settings: PolicySettings, summary: PolicySummary) -> N
     if not settings.dry_run:
         best = f"; the best, {summary.best_reward:.4f} on held-out questions, in {summary.best}" if summary.best else ""
         _console.print(
-            escape(f"{summary.steps} steps done, reward {summary.reward:.4f}; the model is in {summary.out}{best}")
+            _plain(f"{summary.steps} steps done, reward {summary.reward:.4f}; the model is in {summary.out}{best}")
         )
 
 
 def _print_settings(settings: TrainingSettings) -> None:
     for name, value in settings.model_dump(mode="json", by_alias=True).items():
-        _console.print(escape(f"{name}: {value}"))
+        _console.print(_plain(f"{name}: {value}"))
 
 
 def print_check(_: Settings, report: CheckReport) -> int:
     """Print what an input holds and what is wrong with it, and return the exit code."""
     _console.print(
-        f"{escape(report.source)}: {report.rows} rows, {report.good} good, read as {report.preset or 'nothing'}"
+        f"{_plain(report.source)}: {report.rows} rows, {report.good} good, read as {report.preset or 'nothing'}"
     )
     _print_text("columns: " + ", ".join(report.columns))
     for name, longest in report.longest.items():
@@ -217,6 +226,8 @@ def print_check(_: Settings, report: CheckReport) -> int:
         f"{report.traces} rows with a trace, {report.duplicates} duplicates (used once), "
         f"{report.repeated_questions} questions that come again with another solution"
     )
+    for line in report.conflicts:
+        _console.print(line)
     if report.bad:
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.bad.most_common())
         _print_text(f"{sum(report.bad.values())} bad rows ({reasons}); the first:")
@@ -243,6 +254,8 @@ def print_question(question: dict[str, Any], traces: list[dict[str, Any]]) -> No
         terms = [f"{name} {_figure(trace[name])}" for name in _SHOWN_TERMS if trace.get(name) is not None]
         if terms:
             _console.print(", ".join(terms))
+        if meta := trace["meta"] or question["meta"]:
+            _print_text(meta)
         _print_text(trace["completion"])
 
 
@@ -272,7 +285,7 @@ def print_report(summary: ReportSummary) -> None:
     if summary.traces < summary.all_traces:
         shown = f"{summary.traces:,} of {summary.all_traces:,} traces (--limit)"
     _console.print(
-        f"{escape(str(summary.out))}: {shown} of {summary.questions:,} questions, {summary.size / 2**20:.1f} MiB, in "
+        f"{_plain(summary.out)}: {shown} of {summary.questions:,} questions, {summary.size / 2**20:.1f} MiB, in "
         f"{summary.seconds:.1f} s"
     )
     if not summary.per_token:
@@ -286,6 +299,11 @@ def printable(text: str) -> str:
 
 def _is_visible(char: str) -> bool:
     return char.isprintable() or char in "\n\t" or unicodedata.category(char) == "Zs"
+
+
+def _plain(value: object) -> str:
+    """Return a value as text that neither the terminal nor rich takes for a command."""
+    return escape(printable(str(value)))
 
 
 def _print_text(text: str) -> None:
@@ -312,4 +330,4 @@ def _figure(value: Any) -> str:
 
 
 def _rule(title: str) -> None:
-    _console.print(f"[bold]--- {escape(printable(title))}[/bold]")
+    _console.print(f"[bold]--- {_plain(title)}[/bold]")

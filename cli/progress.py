@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from datetime import timedelta
@@ -88,4 +89,5 @@ class Lines:
         rate = f", {self._tokens / seconds:,.0f} tok/s" if self._tokens else ""
         percent = 100 * self._done // max(self._total, 1)
         end = f", {left} left" if self._done < self._total else f" in {seconds:.1f} s"
-        print(f"{self._task}: {self._done}/{self._total} ({percent} %){rate}{end}", file=sys.stderr, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # whoever reads this may leave; the work goes on
+            print(f"{self._task}: {self._done}/{self._total} ({percent} %){rate}{end}", file=sys.stderr, flush=True)

@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 from rlt_data import plots
-from rlt_data.cli.options import prepare_libraries
+from rlt_data.cli.options import prepare_output
 from rlt_data.errors import RltDataError
 from rlt_data.settings import Settings, parse_settings
 from rlt_data.steps.provenance import versions
@@ -158,7 +158,7 @@ def _called(task: tuple[int, Callable[..., Any], Lab, tuple[Any, ...]]) -> tuple
 def _quiet() -> None:
     import logging
 
-    prepare_libraries()
+    prepare_output()
     logging.getLogger("rlt_data").setLevel(logging.WARNING)
 
 

@@ -30,6 +30,12 @@ def questions(lab: Lab, name: str, seed: int = 0) -> dict[str, Any]:
     return {"in": file}
 
 
+def problems(lab: Lab, name: str, seed: int = 0) -> dict[str, Any]:
+    """Return those of the keys of :func:`questions` that say where problems without solutions are."""
+    read = ("in", "subset", "split", "limit", "question_column", "answer_column")
+    return {key: value for key, value in questions(lab, name, seed).items() if key in read}
+
+
 def trained_teacher(lab: Lab, name: str, seed: int, *, asked: str = "train", **keys: Any) -> str:
     """Train a teacher by RL, on the same questions with every seed.
 

@@ -17,7 +17,19 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from rlt_data.libraries import prepare_libraries
+
 if TYPE_CHECKING:
+    from rlt_data.errors import (
+        DiskError,
+        EngineError,
+        HubError,
+        InputError,
+        ModelError,
+        RltDataError,
+        RunFolderError,
+        SettingsError,
+    )
     from rlt_data.formats import Format, load_format
     from rlt_data.inputs import check
     from rlt_data.publish.push import push
@@ -57,17 +69,25 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckSettings",
     "CountdownSettings",
+    "DiskError",
     "DistillSettings",
+    "EngineError",
     "EvaluateSettings",
     "Format",
     "GenerateSettings",
+    "HubError",
+    "InputError",
     "MergeSettings",
+    "ModelError",
     "PipelineSettings",
     "PushSettings",
     "RankSettings",
     "ReportSettings",
+    "RltDataError",
     "Run",
+    "RunFolderError",
     "ScoreSettings",
+    "SettingsError",
     "TrainSolverSettings",
     "TrainStudentSettings",
     "TrainTeacherSettings",
@@ -107,6 +127,8 @@ _HOMES = {
     "stats": "statistics",
 }
 
+prepare_libraries()  # before any of them is imported
+
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
@@ -115,6 +137,8 @@ def __getattr__(name: str) -> Any:
         home = f"rlt_data.{_HOMES[name]}"
     elif name.endswith("Settings"):
         home = "rlt_data.settings"
+    elif name.endswith("Error"):
+        home = "rlt_data.errors"
     else:
         from rlt_data.steps.registry import STEPS
 

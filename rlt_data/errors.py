@@ -6,6 +6,8 @@ A bug of ours is none of these classes and shows its traceback.
 
 from __future__ import annotations
 
+import textwrap
+
 
 class RltDataError(Exception):
     """A mistake or a limit that the user can do something about; the message needs no traceback."""
@@ -73,3 +75,8 @@ INTERRUPTED = 130
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's message, or the error's kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def one_line(error: BaseException) -> str:
+    """Return another library's message with its lines joined and cut, or the error's kind where it says nothing."""
+    return textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__

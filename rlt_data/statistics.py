@@ -75,7 +75,11 @@ def stats(run: Run, scores: pl.DataFrame | None = None) -> Stats:
     Args:
         run: the run.
         scores: what :func:`scored` returns of it, where that is at hand.
+
+    Raises:
+        RunFolderError: there is no such run.
     """
+    Run.existing(run.path)
     rows = {table: run.count(table) for table in ("questions", "traces", "scores", "ranks")}
     reasons: Counter[str] = Counter()
     tokens = 0

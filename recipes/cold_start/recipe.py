@@ -9,15 +9,12 @@ import polars as pl
 
 from rlt_data.plots import bars
 from rlt_data.recipes.lab import Lab, estimate, publish, table
-from rlt_data.recipes.pieces import accuracy, base_accuracy, imported_traces, questions, ranked_traces, student_of
+from rlt_data.recipes.pieces import accuracy, base_accuracy, imported_traces, problems, ranked_traces, student_of
 from rlt_data.steps.evaluate import solution_in
 from rlt_data.steps.provenance import recorded_format
 from rlt_data.storage.run import Run
 
 BASE, RLT, RAW, EDITED = "base", "student of an RLT", "student of an RL solver, raw", "student of an RL solver, edited"
-
-#: Input keys that an evaluation takes.
-_ASKED = ("in", "subset", "split", "limit", "question_column", "answer_column")
 
 
 def run(lab: Lab) -> None:
@@ -66,7 +63,7 @@ def _solver(lab: Lab, arm: str, model: str, seed: int) -> dict[str, Any]:
     """Train a model on the correctness of its answers, and measure it."""
     name = f"{arm}-{seed}".replace(", ", "-").replace(" ", "-")
     out = lab.path("solvers", name)
-    lab.step("solver", model=model, out=out, seed=seed, **questions(lab, "train", seed))
+    lab.step("solver", model=model, out=out, seed=seed, **problems(lab, "train", seed))
     return {"out": out, **accuracy(lab, out, f"solver-{name}", seed)}
 
 
@@ -77,8 +74,7 @@ def _taught_by_rlt(lab: Lab, seed: int) -> dict[str, Any]:
 def _answers(lab: Lab, solver: str, seed: int) -> str:
     """Return the run with a solver's own answers to the training questions."""
     out = lab.path("answers", seed)
-    asked = {key: value for key, value in questions(lab, "train", seed).items() if key in _ASKED}
-    lab.step("evaluate", "answers", model=solver, out=out, seed=seed, **asked)
+    lab.step("evaluate", "answers", model=solver, out=out, seed=seed, **problems(lab, "train", seed))
     return out
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from rlt_data.plots import bars
 from rlt_data.recipes.lab import Lab, estimate, publish, table
 from rlt_data.recipes.nano.corpus import warm_up_rows
-from rlt_data.recipes.pieces import accuracy, questions, ranked_traces, trained_student, trained_teacher, write_rows
+from rlt_data.recipes.pieces import accuracy, problems, ranked_traces, trained_student, trained_teacher, write_rows
 
 ARMS = {
     "base": "the base, as it is",
@@ -70,7 +70,7 @@ def _arm(lab: Lab, arm: str, seed: int, teachers: dict[str, str]) -> dict[str, f
         model = str(lab.config["student"]["model"])
     elif arm.endswith("solver"):
         model = lab.path("solvers", name)
-        lab.step("solver", f"solver-{domain}", out=model, seed=seed, **questions(lab, f"train-{domain}", seed))
+        lab.step("solver", f"solver-{domain}", out=model, seed=seed, **problems(lab, f"train-{domain}", seed))
     else:
         teacher = teachers["before" if arm == "before" else "after"]
         traces = ranked_traces(lab, teacher, name, seed, asked=f"train-{domain}")

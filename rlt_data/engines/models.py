@@ -18,6 +18,7 @@ from typing import Any
 import xxhash
 
 from rlt_data.errors import ModelError, first_line
+from rlt_data.libraries import quiet_bars
 from rlt_data.storage.paths import disk_errors
 
 logger = logging.getLogger(__name__)
@@ -145,6 +146,7 @@ def _file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+@quiet_bars()
 def _from_hub(name: str, tokenizer_only: bool) -> Checkpoint:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -188,6 +190,7 @@ def _converted(gguf: Path, name: str) -> Path:
     return folder
 
 
+@quiet_bars()
 def _convert(gguf: Path, folder: Path, name: str) -> None:
     """Turn a GGUF file into a folder of safetensors, in bfloat16."""
     if find_spec("gguf") is None:

@@ -17,6 +17,7 @@ from rlt_data.engines.models import (
 )
 from rlt_data.engines.protocol import Engine, ModelIdentity
 from rlt_data.formats import ChatTemplate, Tokenizer
+from rlt_data.libraries import quiet_bars
 from rlt_data.settings import ModelSettings
 
 
@@ -82,7 +83,8 @@ class Model:
             ModelError: the engine cannot run the model.
         """
         self.logs = logs
-        _ = self.engine
+        with quiet_bars():
+            _ = self.engine
 
     def close(self) -> None:
         """Give back what the engine holds, if there is one."""

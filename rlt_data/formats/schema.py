@@ -6,13 +6,11 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
-import yaml
 from pydantic import Field, model_validator
 
 from rlt_data.errors import InputError, SettingsError
-from rlt_data.settings import Settings, parse_settings
+from rlt_data.settings import Settings, parse_settings, parse_yaml
 
 #: Names of the formats inside the package.
 BUILT_IN = ("rlt", "rlt-shots", "think")
@@ -116,18 +114,26 @@ def load_format(name_or_file: str) -> Format:
         SettingsError: neither a built-in name nor a file, or a key is unknown, missing or wrong.
         InputError: the file is not YAML.
     """
+    return _load(name_or_file, ())
+
+
+def _load(name_or_file: str, extending: tuple[str, ...]) -> Format:
+    """Load a format that other ones extend, the last one directly."""
+    if name_or_file in extending:
+        raise SettingsError(f"{extending[-1]}: extends {name_or_file!r}, which extends it")
+    extending = (*extending, name_or_file)
     if name_or_file in BUILT_IN:
         text = resources.files(__package__).joinpath(f"{name_or_file}.yaml").read_text(encoding="utf-8")
-        return _parse(text, name_or_file)
+        return _parse(text, extending)
     try:
         text = Path(name_or_file).read_text(encoding="utf-8-sig")
-    except OSError:
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        if isinstance(error, UnicodeDecodeError):
+            raise InputError(f"{name_or_file}: not UTF-8 at byte {error.start + 1}") from None
         raise SettingsError(
             f"--format: {name_or_file!r} is neither a built-in format ({', '.join(BUILT_IN)}) nor a YAML file"
         ) from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name_or_file}: not UTF-8 at byte {error.start + 1}") from None
-    return _parse(text, name_or_file)
+    return _parse(text, extending)
 
 
 def own_format(folder: Path) -> Format | None:
@@ -141,13 +147,11 @@ def own_format(folder: Path) -> Format | None:
     return load_format(str(file)) if file.is_file() else None
 
 
-def _parse(text: str, where: str) -> Format:
-    try:
-        data: Any = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
-        raise InputError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
+def _parse(text: str, extending: tuple[str, ...]) -> Format:
+    where = extending[-1]
+    data = parse_yaml(text, where)
+    if data is None:
         raise InputError(f"{where}: a format is a YAML mapping with keys such as name and teacher_system")
     if "extends" in data:
-        data = load_format(str(data.pop("extends"))).model_dump(mode="json") | data
+        data = _load(str(data.pop("extends")), extending).model_dump(mode="json") | data
     return parse_settings(Format, data, where=where)

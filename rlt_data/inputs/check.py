@@ -31,6 +31,8 @@ class CheckReport:
         traces: good rows that carry a trace (an explanation or a completion).
         duplicates: good rows whose question, solution and trace were there before.
         repeated_questions: good rows whose question was there before with another solution.
+        disagreements: questions whose good rows have different answers; the first row's answer is used.
+        other_meta: duplicates whose ``--keep`` columns differ from those of the row that is used.
         bad: bad rows by reason, with N for numbers.
         bad_rows: place and reason of the first bad rows.
         longest: largest number of characters by field.
@@ -45,10 +47,21 @@ class CheckReport:
     traces: int = 0
     duplicates: int = 0
     repeated_questions: int = 0
+    disagreements: int = 0
+    other_meta: int = 0
     bad: Counter[str] = field(default_factory=Counter)
     bad_rows: list[tuple[str, str]] = field(default_factory=list)
     longest: dict[str, int] = field(default_factory=dict)
     mean: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def conflicts(self) -> list[str]:
+        """Lines about rows of which only the first one's values are used."""
+        counts = {
+            "questions whose rows disagree about the answer (the first row's is used)": self.disagreements,
+            "duplicates whose --keep columns differ (the first row's are used)": self.other_meta,
+        }
+        return [f"{count} {what}" for what, count in counts.items() if count]
 
     def refuse_bad_rows(self, *, skip: bool) -> None:
         """Raise InputError if nothing is left, or if there are bad rows that are not to be skipped."""
@@ -115,8 +128,10 @@ def examined_rows(
         reader_of: reads other shapes than the presets.
     """
     reader: Reader | None = None
-    seen: set[bytes] = set()
+    seen: dict[bytes, bytes] = {}  # the kept columns of each row
     questions: set[bytes] = set()
+    answers: dict[bytes, bytes] = {}
+    disputed: set[bytes] = set()
     characters: Counter[str] = Counter()
     for number, record in enumerate(read_records(settings)):
         report.rows += 1
@@ -130,6 +145,10 @@ def examined_rows(
             row = reader(record.data, number)
             if format and (problem := format.problem_with(row.question, row.solution)):
                 raise BadRow(problem)
+            if re.search("[\ud800-\udfff]", f"{row.source_id}{row.answer}{row.meta}"):
+                raise BadRow(
+                    "the id, the answer or a kept column holds half of a surrogate pair, which is no Unicode text"
+                )
         except BadRow as bad:
             report.bad[re.sub(r"\d[\d,]*", "N", str(bad))] += 1
             if len(report.bad_rows) < SHOWN_BAD_ROWS:
@@ -144,14 +163,25 @@ def examined_rows(
                 characters[name + " rows"] += 1
                 report.longest[name] = max(report.longest.get(name, 0), len(text))
                 report.mean[name] = characters[name] / characters[name + " rows"]
+        problem_key, answer = _digest(row.question, row.solution), _digest(row.answer)
+        if answers.setdefault(problem_key, answer) != answer:
+            disputed.add(problem_key)
+            report.disagreements = len(disputed)
         trace = [row.completion, row.explanation, row.source_id if row.has_id else None] if has_trace else []
-        digest = bytes.fromhex(content_hash(row.question, row.solution, *trace))
+        digest = _digest(row.question, row.solution, *trace) if has_trace else problem_key
+        meta = _digest(row.meta) if settings.keep else b""
         if digest in seen:
             report.duplicates += 1
+            report.other_meta += seen[digest] != meta
             continue
-        seen.add(digest)
-        question = bytes.fromhex(content_hash(row.question))
+        seen[digest] = meta
+        question = _digest(row.question)
         if not has_trace:
             report.repeated_questions += question in questions
         questions.add(question)
         yield row
+
+
+def _digest(*parts: str | None) -> bytes:
+    """Hash texts to 16 bytes: one is kept for every row of the input."""
+    return bytes.fromhex(content_hash(*parts))

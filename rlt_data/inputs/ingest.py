@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -18,6 +19,8 @@ from rlt_data.settings import InputSettings
 from rlt_data.storage.run import Run, content_hash
 from rlt_data.storage.schemas import QUESTIONS_PER_PART, to_table
 from rlt_data.storage.writer import TableWriter
+
+logger = logging.getLogger(__name__)
 
 #: ``made_by`` of traces that were not generated here.
 IMPORTED = "imported"
@@ -56,7 +59,9 @@ def ingest(run: Run, settings: InputSettings, format: Format, *, traces: bool, r
             f"{settings.input}: {report.good - report.traces} of {report.good} rows have no explanation or completion "
             "to score; generate traces first, or name the column with --explanation-column or --completion-column"
         )
-    places = _add_questions(run, examined_rows(settings, format, CheckReport(settings.input), reader))
+    for line in report.conflicts:
+        logger.warning("%s: %s", settings.input, line)
+    places = _add_questions(run, examined_rows(settings, format, CheckReport(settings.input), reader), traces=traces)
     if traces:
         _add_traces(run, examined_rows(settings, format, CheckReport(settings.input)), format, places)
     counts = {
@@ -73,8 +78,11 @@ def question_id(question: str, solution: str) -> str:
     return content_hash(question, solution)
 
 
-def _add_questions(run: Run, rows: Iterator[Row]) -> dict[str, int]:
-    """Append the new questions to the table, and return the place of every question of the table."""
+def _add_questions(run: Run, rows: Iterator[Row], *, traces: bool) -> dict[str, int]:
+    """Append the new questions to the table, and return the place of every question of the table.
+
+    Where the rows are traces, what ``--keep`` names belongs to them: several may have the same question.
+    """
     places: dict[str, int] = {}
     for part in run.parts("questions"):
         for key in run.read("questions", part, ["question_id"]).column(0).to_pylist():
@@ -92,7 +100,7 @@ def _add_questions(run: Run, rows: Iterator[Row]) -> dict[str, int]:
                     "question": row.question,
                     "solution": row.solution,
                     "answer": row.answer,
-                    "meta": row.meta,
+                    "meta": None if traces else row.meta,
                 }
 
     new = new_questions()
@@ -138,6 +146,7 @@ def _add_traces(run: Run, rows: Iterator[Row], format: Format, places: dict[str,
                     "completion": completion,
                     "finish_reason": row.finish_reason or ("stop" if closed else None),
                     "made_by": IMPORTED,
+                    "meta": row.meta,
                 },
             )
             samples[key] += 1

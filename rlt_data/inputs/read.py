@@ -8,6 +8,7 @@ import io
 import json
 import re
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,12 +20,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from rlt_data.errors import InputError, first_line
+from rlt_data.errors import InputError, one_line
+from rlt_data.libraries import quiet_bars
 from rlt_data.settings import InputSettings
 from rlt_data.settings.base import is_url
 
 #: A longer line ends the reading; it is no row of a data set.
 LONGEST_LINE = 64 * 2**20
+
+#: What files, decompressors and Arrow raise for damaged content, and for values that are none in Python.
+_UNREADABLE = (OSError, EOFError, ValueError, ArithmeticError, LookupError, zlib.error, pa.ArrowException)
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -91,8 +96,8 @@ def _records(settings: InputSettings) -> Iterator[Record]:
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, EOFError, pa.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except _UNREADABLE as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise InputError(f"{path}: cannot be read: {reason}") from None
 
 
@@ -133,9 +138,14 @@ def _json_record(place: str, line: bytes) -> Record:
         return Record(place, None, f"not UTF-8 at byte {error.start + 1}")
     except json.JSONDecodeError as error:
         return Record(place, None, f"not JSON at column {error.colno}: {error.msg}")
-    except RecursionError:
-        return Record(place, None, "not a JSON object of text columns: nested too deeply")
+    except (ValueError, RecursionError) as error:
+        return Record(place, None, _refused_json(error))
     return _object_record(place, data)
+
+
+def _refused_json(error: ValueError | RecursionError) -> str:
+    """Say why Python does not read JSON that is well-formed."""
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
 def _object_record(place: str, data: Any) -> Record:
@@ -156,6 +166,8 @@ def _from_json(path: Path) -> Iterator[Record]:
             yield from _from_jsonl(path)
             return
         raise InputError(f"{path}:{error.lineno}: not JSON at column {error.colno}: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: {_refused_json(error)}") from None
     if isinstance(content, dict):  # {"data": [...]} and the like
         lists = [value for value in content.values() if isinstance(value, list)]
         content = lists[0] if len(lists) == 1 else content
@@ -194,45 +206,73 @@ def _from_parquet(path: Path) -> Iterator[Record]:
                 number += 1
 
 
-def _from_dataset(rows: Iterable[dict[str, Any]]) -> Iterator[Record]:
-    for number, data in enumerate(rows):
-        yield Record(f"row {number}", dict(data))
+@dataclass(frozen=True)
+class _Piece:
+    """Rows of a data set that are read together: those of a file, where it is known, or all."""
+
+    name: str
+    rows: Iterable[dict[str, Any]]
 
 
-def _load_folder(path: Path, settings: InputSettings) -> Iterable[dict[str, Any]]:
+def _from_dataset(pieces: Iterable[_Piece]) -> Iterator[Record]:
+    number = 0
+    for piece in pieces:
+        try:
+            for data in piece.rows:
+                yield Record(f"row {number}", dict(data))
+                number += 1
+        except Exception as error:  # noqa: BLE001 - the library raises many kinds while it reads
+            raise InputError(f"{piece.name}: cannot be read: {_dataset_error(error)}") from None
+
+
+def _dataset_error(error: Exception) -> str:
+    from datasets.table import CastError
+
+    if isinstance(error, CastError):
+        return f"its columns are not those of the first file: {error.details()}"
+    return one_line(error)
+
+
+def _load_folder(path: Path, settings: InputSettings) -> Iterable[_Piece]:
     import datasets
 
     if not any(path.iterdir()):
         raise InputError(f"{path}: the folder is empty")
     try:
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            loaded = datasets.load_from_disk(str(path))
-        else:
-            # Streamed, because the cache goes by a folder's name: another folder's rows could come out of it.
-            loaded = datasets.load_dataset(str(path), settings.subset, streaming=True)
+            return [_Piece(str(path), _split_of(datasets.load_from_disk(str(path)), str(path), settings))]
+        builder = datasets.load_dataset_builder(str(path), settings.subset)
+        # Streamed, because the cache goes by a folder's name: another folder's rows could come out of it.
+        rows = _split_of(builder.as_streaming_dataset(), str(path), settings)
+        files = [str(file) for file in (builder.config.data_files or {}).get(settings.split, ())]
+    except InputError:
+        raise
     except Exception as error:  # noqa: BLE001 - the library raises many kinds for a wrong folder
-        raise InputError(f"{path}: not a datasets folder: {first_line(error)}") from None
-    return _split_of(loaded, str(path), settings)
+        raise InputError(f"{path}: not a datasets folder: {one_line(error)}") from None
+    if rows.num_shards != len(files):
+        return [_Piece(str(path), rows)]
+    return [_Piece(file, rows.shard(len(files), number)) for number, file in enumerate(files)]
 
 
-def _load_hub(settings: InputSettings) -> Iterable[dict[str, Any]]:
+@quiet_bars(data=True)
+def _load_hub(settings: InputSettings) -> Iterable[_Piece]:
     import datasets
 
     try:
         loaded = datasets.load_dataset(settings.input, settings.subset, revision=settings.revision)
     except Exception as error:  # noqa: BLE001 - network, permission, missing: the message says which
         raise InputError(
-            f"{settings.input}: no such file, and the Hub did not give a data set of that name: {first_line(error)}"
+            f"{settings.input}: no such file, and the Hub did not give a data set of that name: {one_line(error)}"
         ) from None
-    return _split_of(loaded, settings.input, settings)
+    return [_Piece(settings.input, _split_of(loaded, settings.input, settings))]
 
 
-def _split_of(loaded: Any, name: str, settings: InputSettings) -> Iterable[dict[str, Any]]:
+def _split_of(loaded: Any, name: str, settings: InputSettings) -> Any:
     if not isinstance(loaded, dict):
-        return cast(Iterable[dict[str, Any]], loaded)
+        return loaded
     if settings.split not in loaded:
         raise InputError(f"{name}: no split {settings.split!r}; --split takes one of {', '.join(map(str, loaded))}")
-    return cast(Iterable[dict[str, Any]], loaded[settings.split])
+    return loaded[settings.split]
 
 
 def _without_mark(path: Path, raw: bytes) -> bytes:

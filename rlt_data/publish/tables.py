@@ -205,8 +205,7 @@ def _traces(run: Run, root: Path, progress: Progress) -> Config:
     writer: ConfigWriter | None = None
     for part in run.parts("traces"):
         rows = pl.DataFrame(run.read("traces", part, _plain("traces")))
-        questions = pl.DataFrame(run.read("questions", part)).drop("source_id")
-        rows = rows.join(questions, on="question_id", how="left", maintain_order="left")
+        rows = run.join_questions(rows, part)
         for table in ("scores", "ranks"):
             rows = run.join(rows, table, part, _plain(table))
         table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())

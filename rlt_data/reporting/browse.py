@@ -12,7 +12,7 @@ from rlt_data.errors import SettingsError
 from rlt_data.storage.run import Run
 
 _KEYS = ["trace_id", "question_id", "source_id"]
-_TRACE_COLUMNS = [*_KEYS, "sample_index", "completion", "finish_reason"]
+_TRACE_COLUMNS = [*_KEYS, "sample_index", "completion", "finish_reason", "meta"]
 
 
 @dataclass(frozen=True)

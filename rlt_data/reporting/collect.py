@@ -133,10 +133,11 @@ class Collection:
         """Return a question and its traces as the page shows them, JSON-ready.
 
         ``contents`` are the solution as each source's student reads it. A trace's ``thought`` is what the student read:
-        the explanation with the format's padding; ``completion`` is there where it holds something else. With scores
-        that were made with ``--per-token`` there are ``thought_tokens``, ``kl_tokens`` (of the thought) and
-        ``solution_tokens`` (of the contents): the first token begins at the character ``begin``, each spans ``lengths``
-        characters, ``values`` are hundredths; ``kl_tokens`` lack the former two where they are those of the thought.
+        the explanation with the format's padding; ``completion`` is there where it holds something else, ``meta`` where
+        the trace has its own. With scores that were made with ``--per-token`` there are ``thought_tokens``,
+        ``kl_tokens`` (of the thought) and ``solution_tokens`` (of the contents): the first token begins at the
+        character ``begin``, each spans ``lengths`` characters, ``values`` are hundredths; ``kl_tokens`` lack the former
+        two where they are those of the thought.
         """
         question = self._questions(chosen.parts[0])[chosen.question_id]
         contents = [format and format.solution_content(question["solution"]) for format in self.formats]
@@ -151,6 +152,8 @@ class Collection:
     def _trace(self, source: int, row: dict[str, Any], content: str) -> dict[str, Any]:
         completion, format = row["completion"], self.formats[source]
         shown: dict[str, Any] = {"source": source, "trace_id": row["trace_id"], "completion": completion}
+        if row["meta"] is not None:
+            shown["meta"] = row["meta"]
         if format is None:
             return shown
         explanation = read_completion(format, completion)
@@ -182,7 +185,7 @@ class Collection:
         return self._read(source, part, _OF_TRACES, {"scores": (*TERMS, "well_formed"), "ranks": OF_RANKS})
 
     def _read_texts(self, source: int, part: int) -> dict[str, pl.DataFrame]:
-        return self._read(source, part, ("completion",), {"scores": _TEXTS_OF_SCORES})
+        return self._read(source, part, ("completion", "meta"), {"scores": _TEXTS_OF_SCORES})
 
     def _read(
         self, source: int, part: int, columns: Sequence[str], others: Mapping[str, Sequence[str]]

@@ -4,7 +4,7 @@ Nothing heavy is imported here, so that ``rlt-data --help`` stays fast. Values a
 made; :func:`parse_settings` turns what pydantic finds into one line per mistake, with the nearest valid key.
 """
 
-from rlt_data.settings.base import Settings, parse_settings
+from rlt_data.settings.base import Settings, parse_settings, parse_yaml
 from rlt_data.settings.engines import ModelSettings
 from rlt_data.settings.steps import (
     CheckSettings,
@@ -57,4 +57,5 @@ __all__ = [
     "TrainingSettings",
     "WarmUpSettings",
     "parse_settings",
+    "parse_yaml",
 ]

@@ -5,17 +5,73 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
+from pydantic.fields import FieldInfo
 
-from rlt_data.errors import SettingsError
+from rlt_data.errors import InputError, SettingsError, one_line
+
+#: What a setting can affect; see :func:`field`.
+Affects = Literal["rows", "speed", "output"]
+
+#: Characters that neither a file name nor a file of text can have.
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 class Settings(BaseModel):
     """Immutable settings that know all their keys; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        """Check the values.
+
+        Raises:
+            SettingsError: one line for each unknown, missing or wrong key.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _settings_error(type(self), error) from None
+
+    # Settings inside others are checked with them, so that a message names the whole path of a key.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @field_validator("*")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        texts = [text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str)]
+        if found := _NO_TEXT.search("".join(texts)):
+            raise ValueError(f"must not hold {'half of a surrogate pair' if ord(found[0]) else 'a NUL character'}")
+        return value
+
+    def depends_on(self, **content: Any) -> dict[str, Any]:
+        """Return what the step's rows depend on: the values of the fields that affect them, by key.
+
+        Args:
+            content: what the fields that are given by content stand for, and anything else that rows depend on.
+        """
+        names = [
+            name
+            for name, info in type(self).model_fields.items()
+            if (how := declared(info))["affects"] == "rows"
+            and not how["by_content"]
+            and (not how["omit_default"] or self.not_default(name))
+        ]
+        return self.model_dump(mode="json", include=set(names), by_alias=True) | content
+
+    def not_default(self, *names: str) -> list[str]:
+        """Return those of the fields whose values are not their defaults."""
+        return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -57,9 +113,36 @@ def _on_this_machine(name: str) -> str:
 LocalName = Annotated[str, AfterValidator(_on_this_machine)]
 
 
-def field(default: Any, panel: str | None, help: str, **options: Any) -> Any:
-    """Describe one setting: its default, the panel of ``--help`` that it stands in, and its help."""
-    return Field(default, description=help, json_schema_extra={"panel": panel}, **options)
+def field(
+    default: Any,
+    panel: str | None,
+    help: str,
+    *,
+    affects: Affects,
+    by_content: bool = False,
+    omit_default: bool = False,
+    **options: Any,
+) -> Any:
+    """Describe one setting.
+
+    Args:
+        default: its default.
+        panel: the panel of ``--help`` that shows it.
+        help: its help.
+        affects: ``rows``: what the step makes; ``speed``: how it is computed, and how fast; ``output``: where results
+            go, and what is shown.
+        by_content: rows depend on what the value names (a model's weights, a file's rows), not on the name; the step
+            tells :meth:`Settings.depends_on` what that is.
+        omit_default: rows with the default were made before the setting existed.
+        options: further arguments of ``pydantic.Field``.
+    """
+    extra: Any = {"panel": panel, "affects": affects, "by_content": by_content, "omit_default": omit_default}
+    return Field(default, description=help, json_schema_extra=extra, **options)
+
+
+def declared(info: FieldInfo) -> Mapping[str, Any]:
+    """Return what :func:`field` declared of a field; empty if it was not used."""
+    return info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
 
 
 def parse_settings(
@@ -79,9 +162,31 @@ def parse_settings(
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
-        lines = [_explain(model, problem, flags) for problem in error.errors()]
+        raise _settings_error(model, error, where=where, flags=flags) from None
+
+
+def _settings_error(
+    model: type[Settings], error: ValidationError, *, where: str = "", flags: bool = False
+) -> SettingsError:
     prefix = f"{where}: " if where else ""
-    raise SettingsError("\n".join(prefix + line for line in lines))
+    return SettingsError("\n".join(prefix + _explain(model, problem, flags) for problem in error.errors()))
+
+
+def parse_yaml(text: str, where: str) -> dict[str, Any] | None:
+    """Read YAML text; None where it is not a mapping.
+
+    Raises:
+        InputError: it is not YAML.
+    """
+    import yaml  # here, so that --help does not wait for it
+
+    try:
+        data = yaml.safe_load(text)
+    except RecursionError:
+        raise InputError(f"{where}: not YAML: nested too deeply") from None
+    except Exception as error:  # noqa: BLE001 - for a date or number that is none, PyYAML raises what Python does
+        raise InputError(f"{where}: not YAML: {one_line(error)}") from None
+    return data if isinstance(data, dict) else None
 
 
 def _explain(model: type[Settings], problem: Any, flags: bool) -> str:

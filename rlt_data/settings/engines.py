@@ -26,45 +26,84 @@ _FIELDS_OF = {
     ),
 }
 
+EngineName = Literal["transformers", "vllm", "server"]
+ENGINE_HELP = "What runs the models; server: an OpenAI-compatible one, see --url."
+
 
 class ModelSettings(Settings):
     """How models are loaded and run."""
 
-    engine: Literal["transformers", "vllm", "server"] = field(
-        "transformers", MODEL, "What runs the models; server: an OpenAI-compatible one, see --url."
+    engine: EngineName = field(  # other engines draw other samples from the same seed
+        "transformers", MODEL, ENGINE_HELP, affects="rows", omit_default=True
     )
-    device: str = field("auto", MODEL, "auto, cpu, cuda, cuda:1, mps, ...")
+    device: str = field("auto", MODEL, "auto, cpu, cuda, cuda:1, mps, ...", affects="speed")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        "auto", MODEL, "auto: the checkpoint's, or float32 on a CPU without bfloat16 arithmetic."
+        "auto",
+        MODEL,
+        "auto: the checkpoint's, or float32 on a CPU without bfloat16 arithmetic.",
+        affects="rows",
+        by_content=True,
     )
-    batch_size: int | None = field(None, MODEL, "Samples generated at a time; default: what fits, 32 on CPU.", ge=1)
-    batch_tokens: int | None = field(None, MODEL, "Tokens scored at a time; default: 4096 on CPU, else 16384.", ge=1)
-    chat_template: str | None = field(None, MODEL, "Jinja file, or 'plain' for ours; default: the model's own.")
-    trust_remote_code: bool = field(False, MODEL, "Run Python code that comes with a checkpoint.")
+    batch_size: int | None = field(
+        None, MODEL, "Samples generated at a time; default: what fits, 32 on CPU.", affects="speed", ge=1
+    )
+    batch_tokens: int | None = field(
+        None, MODEL, "Tokens scored at a time; default: 4096 on CPU, else 16384.", affects="speed", ge=1
+    )
+    chat_template: str | None = field(
+        None, MODEL, "Jinja file, or 'plain' for ours; default: the model's own.", affects="rows", by_content=True
+    )
+    trust_remote_code: bool = field(False, MODEL, "Run Python code that comes with a checkpoint.", affects="speed")
     stall_timeout: float = field(
-        900.0, ENGINE, "Seconds without any sign of life from an engine after which the run is ended.", gt=0
+        900.0,
+        ENGINE,
+        "Seconds without any sign of life from an engine after which the run is ended.",
+        affects="speed",
+        gt=0,
     )
-    data_parallel: int = field(1, ENGINE, "vllm: engine processes, each on GPUs of its own.", ge=1)
-    tensor_parallel: int = field(1, ENGINE, "vllm: GPUs that share one engine.", ge=1)
-    gpu_memory: float = field(0.9, ENGINE, "vllm: share of GPU memory to use, for all models together.", gt=0, lt=1)
-    max_model_len: int | None = field(None, ENGINE, "vllm: longest text; default: the model's context.", ge=2)
+    data_parallel: int = field(1, ENGINE, "vllm: engine processes, each on GPUs of its own.", affects="speed", ge=1)
+    tensor_parallel: int = field(1, ENGINE, "vllm: GPUs that share one engine.", affects="speed", ge=1)
+    gpu_memory: float = field(
+        0.9, ENGINE, "vllm: share of GPU memory to use, for all models together.", affects="speed", gt=0, lt=1
+    )
+    max_model_len: int | None = field(
+        None, ENGINE, "vllm: longest text; default: the model's context.", affects="speed", ge=2
+    )
     url: tuple[str, ...] = field(
-        (), ENGINE, "server: base URL such as http://host:8000/v1; may be repeated, requests go to all."
+        (),
+        ENGINE,
+        "server: base URL such as http://host:8000/v1; may be repeated, requests go to all.",
+        affects="speed",
     )
-    served_model: str | None = field(None, ENGINE, "server: the model's name there; default: the one it serves.")
-    api_key_env: str = field("OPENAI_API_KEY", ENGINE, "server: environment variable that holds the key, if any.")
-    concurrency: int = field(64, ENGINE, "server: requests at a time to each URL.", ge=1)
-    connect_timeout: float = field(10.0, ENGINE, "server: seconds for a connection.", gt=0)
-    read_timeout: float = field(600.0, ENGINE, "server: seconds for an answer.", gt=0)
-    retries: int = field(8, ENGINE, "server: tries of a request after the first.", ge=0)
+    served_model: str | None = field(
+        None, ENGINE, "server: the model's name there; default: the one it serves.", affects="speed"
+    )
+    api_key_env: str = field(
+        "OPENAI_API_KEY", ENGINE, "server: environment variable that holds the key, if any.", affects="speed"
+    )
+    concurrency: int = field(64, ENGINE, "server: requests at a time to each URL.", affects="speed", ge=1)
+    connect_timeout: float = field(10.0, ENGINE, "server: seconds for a connection.", affects="speed", gt=0)
+    read_timeout: float = field(600.0, ENGINE, "server: seconds for an answer.", affects="speed", gt=0)
+    retries: int = field(8, ENGINE, "server: tries of a request after the first.", affects="speed", ge=0)
     ray: str | None = field(
-        None, ENGINE, "Run engines on a Ray cluster: its address, auto for the one of this machine, local to start one."
+        None,
+        ENGINE,
+        "Run engines on a Ray cluster: its address, auto for the one of this machine, local to start one.",
+        affects="speed",
     )
     engines: int | None = field(
-        None, ENGINE, "With --ray: engines; default: as many as have GPUs, or one a machine without.", ge=1
+        None,
+        ENGINE,
+        "With --ray: engines; default: as many as have GPUs, or one a machine without.",
+        affects="speed",
+        ge=1,
     )
     gpus_per_engine: float | None = field(
-        None, ENGINE, "With --ray: GPUs of each engine; default: --tensor-parallel, or 0 without GPUs.", ge=0
+        None,
+        ENGINE,
+        "With --ray: GPUs of each engine; default: --tensor-parallel, or 0 without GPUs.",
+        affects="speed",
+        ge=0,
     )
 
     @field_validator("ray")
@@ -91,18 +130,12 @@ class ModelSettings(Settings):
             raise ValueError("one URL is given twice; --concurrency says how many requests each gets at a time")
         return urls
 
-    @property
-    def drawn_by(self) -> dict[str, str]:
-        """What a sample depends on of these: other engines draw other samples from the same seed."""
-        return {} if self.engine == "transformers" else {"engine": self.engine}
-
     @model_validator(mode="after")
     def _options_fit_the_engine(self) -> ModelSettings:
-        fields = type(self).model_fields
         for engine, names in _FIELDS_OF.items():
-            for name in names:
-                if self.engine != engine and name in fields and getattr(self, name) != fields[name].default:
-                    raise ValueError(f"{name}: goes with --engine {engine}, not with {self.engine}")
+            known = [name for name in names if name in type(self).model_fields]
+            if self.engine != engine and (wrong := self.not_default(*known)):
+                raise ValueError(f"{wrong[0]}: goes with --engine {engine}, not with {self.engine}")
         if self.engine == "server" and not self.url:
             raise ValueError("url: is needed with --engine server")
         if self.engine == "server" and self.ray:

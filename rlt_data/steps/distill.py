@@ -200,14 +200,12 @@ class Selection:
     def rows(self, chosen: pl.DataFrame) -> Iterator[dict[str, Any]]:
         """Make the contents of chosen traces, in their order."""
         for (part,), frame in chosen.partition_by("part", as_dict=True, maintain_order=True).items():
-            traces = pl.DataFrame(self._run.read("traces", int(part), ["trace_id", "completion"])).join(
+            traces = pl.DataFrame(self._run.read("traces", int(part), ["trace_id", "completion", "meta"])).join(
                 frame.select("trace_id"), on="trace_id", how="semi"
             )
-            questions = pl.DataFrame(self._run.read("questions", int(part)))
             columns = ["trace_id", "question_id", "source_id", "rank", "bucket", "value", "thought_tokens"]
             joined = frame.select(columns).join(traces, on="trace_id", how="left", maintain_order="left")
-            joined = joined.join(questions.drop("source_id"), on="question_id", how="left", maintain_order="left")
-            for row in joined.iter_rows(named=True):
+            for row in self._run.join_questions(joined, int(part)).iter_rows(named=True):
                 thought = self.format.padding + read_completion(self.format, row["completion"]).text
                 yield row | {"thought": thought}
 

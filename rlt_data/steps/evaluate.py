@@ -92,15 +92,7 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
     run = Run(settings.out or default_run(settings.benchmark, settings.model))
     model = open_model(settings.model, settings)
     format = choose_format(settings.format, model.template, model.checkpoint.name, model.checkpoint.folder)
-    depends_on = {
-        "model": model.identity.fingerprint,
-        "dtype": model.identity.dtype,
-        "chat_template": model.identity.chat_template,
-        "format": format.hash,
-        "benchmark": settings.benchmark,
-        **settings.sampled_by,
-        **settings.drawn_by,
-    }
+    depends_on = _dependencies(settings, model, format)
     with run.locked(), Grader() as grader, closing(model):
         run.refuse_other_settings("evaluate", depends_on)
         ingest(run, source, format, traces=False, reader=lambda first: BenchmarkReader(benchmark, settings, first))
@@ -115,6 +107,17 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
         figures = {name: value for name, value in asdict(found).items() if name != "run"}
         run.write_json("evaluation.json", figures)
     return found
+
+
+def _dependencies(settings: EvaluateSettings, model: Model, format: Format) -> dict[str, Any]:
+    """Return everything that an answer depends on beside its question and its number."""
+    made_with = model.identity
+    return settings.depends_on(
+        model=made_with.fingerprint,
+        dtype=made_with.dtype,
+        chat_template=made_with.chat_template,
+        format=format.hash,
+    )
 
 
 def _source(settings: EvaluateSettings, benchmark: Benchmark) -> InputSettings:

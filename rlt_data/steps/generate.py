@@ -46,14 +46,13 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
 
 def _dependencies(settings: GenerateSettings, model: Model, format: Format) -> dict[str, Any]:
     """Return everything that a trace depends on beside its question and its number."""
-    return {
-        "teacher": model.identity.fingerprint,
-        "dtype": model.identity.dtype,
-        "chat_template": model.identity.chat_template,
-        "format": format.hash,
-        **settings.sampled_by,
-        **settings.drawn_by,
-    }
+    made_with = model.identity
+    return settings.depends_on(
+        teacher=made_with.fingerprint,
+        dtype=made_with.dtype,
+        chat_template=made_with.chat_template,
+        format=format.hash,
+    )
 
 
 def _task(settings: GenerateSettings, model: Model, format: Format, made_by: str) -> SamplingTask:

@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rlt_data.errors import InputError, SettingsError
 from rlt_data.progress import SILENT, Progress
-from rlt_data.settings import PipelineSettings, Settings, parse_settings
+from rlt_data.settings import PipelineSettings, Settings, parse_settings, parse_yaml
 from rlt_data.steps.registry import DATA_STEPS
 
 #: The steps that a pipeline may have, in their order.
@@ -25,17 +23,17 @@ def load_pipeline(path: str | Path) -> PipelineSettings:
         SettingsError: a key is unknown, missing or wrong.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+        content = parse_yaml(Path(path).read_text(encoding="utf-8-sig"), str(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start + 1}") from None
     names = [step.name for step in PIPELINE_STEPS]
-    if not isinstance(content, dict):
+    if content is None:
         listed = f"{', '.join(['out', *names[:-1]])} and {names[-1]}"
         raise InputError(f"{path}: a pipeline is a YAML mapping with the keys {listed}")
     run = content.get("out")
-    if not content.keys() & set(names):
+    if not content.keys() & set(names) and content.keys() <= {"out"}:  # else a key is unknown, perhaps misspelt
         raise SettingsError(f"{path}: has no step; takes the sections {', '.join(names)}")
     for step in PIPELINE_STEPS:
         if step.name not in content:

@@ -42,7 +42,7 @@ from rlt_data.scoring import (
     tokenize_for_student,
 )
 from rlt_data.scoring.reward import Floats
-from rlt_data.settings import RewardSettings, ScoreSettings
+from rlt_data.settings import InputSettings, RewardSettings, ScoreSettings
 from rlt_data.settings.base import is_url
 from rlt_data.steps.provenance import StepSummary, outcome, recorded_format, step_entry
 from rlt_data.steps.resumable import FinishedRow, ResumableTable
@@ -70,6 +70,9 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
     """
     source = Run.existing(settings.input) if is_url(settings.input) or Run.is_at(settings.input) else None
+    if source and (unread := settings.not_default(*(InputSettings.model_fields.keys() - {"input"}))):
+        flags = ", ".join("--" + name.replace("_", "-") for name in sorted(unread))
+        raise SettingsError(f"{flags}: no effect with a run, all of whose traces are scored; for files of traces only")
     run = Run(settings.out or (source.path if source else default_run(settings.input, settings.student)))
     student = open_model(settings.student, settings, scoring=True)
     teacher = _open_teacher(settings, student)
@@ -132,19 +135,14 @@ def _adopt(run: Run, source: Run) -> None:
 
 def _dependencies(settings: ScoreSettings, student: Model, format: Format, teacher: TeacherSource) -> dict[str, Any]:
     """Return everything that a score depends on beside its trace."""
-    return {
-        "student": student.identity.fingerprint,
-        "chat_template": student.identity.chat_template,
-        "dtype": student.identity.dtype,
-        "format": format.hash,
-        "teacher": teacher.fingerprint,
-        "temperature": settings.temperature,
-        "lambda": settings.lambda_,
-        "alpha": settings.alpha,
-        "kl": settings.kl,
-        "missing_tag_penalty": settings.missing_tag_penalty,
-        "per_token": settings.per_token,
-    }
+    read_by = student.identity
+    return settings.depends_on(
+        student=read_by.fingerprint,
+        chat_template=read_by.chat_template,
+        dtype=read_by.dtype,
+        format=format.hash,
+        teacher=teacher.fingerprint,
+    )
 
 
 @dataclass

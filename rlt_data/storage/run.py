@@ -292,12 +292,23 @@ class Run:
         new = [name for name in rows.columns if name not in traces.columns]
         return traces.join(rows.select("trace_id", *new), on="trace_id", how="left", maintain_order="left")
 
+    def join_questions(self, traces: pl.DataFrame, part: int) -> pl.DataFrame:
+        """Join their questions to traces; ``meta`` is the trace's, or the question's where it has none.
+
+        Args:
+            traces: rows of a part, with their ``question_id`` and ``meta``.
+            part: number of the part.
+        """
+        questions = pl.DataFrame(self.read("questions", part)).drop("source_id").rename({"meta": "question_meta"})
+        joined = traces.join(questions, on="question_id", how="left", maintain_order="left")
+        return joined.with_columns(pl.coalesce("meta", "question_meta").alias("meta")).drop("question_meta")
+
     def scan(self, table: str | None = None) -> pl.LazyFrame:
         """Return a table lazily, or all tables joined.
 
         Args:
             table: its name; None: one row for each trace, with its question, and its score and rank where it has them.
-                Of the question's columns, ``meta`` becomes ``question_meta`` and ``source_id`` is left out.
+                ``meta`` is the trace's, or the question's where it has none.
 
         Raises:
             RunFolderError: parts are missing, damaged or foreign; or there are no such tables.
@@ -306,6 +317,7 @@ class Run:
             return self._scan(table)
         questions = self._scan("questions").drop("source_id").rename({"meta": "question_meta"})
         rows = self._scan("traces").join(questions, on="question_id", how="left", maintain_order="left")
+        rows = rows.with_columns(pl.coalesce("meta", "question_meta").alias("meta")).drop("question_meta")
         for more in ("scores", "ranks"):
             if self.parts(more) and self.is_current(more):
                 names = ["trace_id", *(name for name in SCHEMAS[more].names if name not in rows.collect_schema())]

@@ -34,7 +34,7 @@ QUESTIONS = _schema(
     _needed("question", pa.string()),
     _needed("solution", pa.string()),
     pa.field("answer", pa.string()),  # short final answer, where the source has one
-    pa.field("meta", pa.string()),  # JSON of the columns named by --keep
+    pa.field("meta", pa.string()),  # JSON of the columns named by --keep, where the rows hold no traces
 )
 
 TRACES = _schema(
@@ -54,6 +54,7 @@ TRACES = _schema(
     pa.field("seed", pa.uint64()),
     pa.field("teacher", pa.string()),  # fingerprint of model and tokenizer; null for imported traces
     _needed("made_by", pa.string()),  # hash of the settings that made it
+    pa.field("meta", pa.string()),  # JSON of the columns named by --keep; null for generated traces
 )
 
 SCORES = _schema(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rlt_data.errors import InputError
+from rlt_data.errors import InputError, SettingsError
 from rlt_data.inputs.presets import BadRow, Row
 from rlt_data.settings import EvaluateSettings, TrainSolverSettings
 from rlt_data.tasks.countdown import question_text
@@ -86,6 +86,7 @@ class BenchmarkReader:
         first: the first record.
 
     Raises:
+        SettingsError: only one of the two is named.
         InputError: a named column is not there.
     """
 
@@ -98,6 +99,9 @@ class BenchmarkReader:
         for column in self._named.values():
             if column not in first:
                 raise InputError(f"{settings.input}: no column {column!r}; the columns are {', '.join(first)}")
+        if len(self._named) == 1:
+            given, missing = ("question", "answer") if "question" in self._named else ("answer", "question")
+            raise SettingsError(f"--{given}-column: has no effect without --{missing}-column")
 
     def __call__(self, data: Fields, number: int) -> Row:
         """Make a row of a record.
@@ -105,7 +109,7 @@ class BenchmarkReader:
         Raises:
             BadRow: a field is missing or of the wrong type.
         """
-        if {"question", "answer"} <= self._named.keys():
+        if self._named:
             question, gold = _text(data, self._named["question"]), _text(data, self._named["answer"])
             problem: Fields = {}
         else:

@@ -15,6 +15,7 @@ from rlt_data.engines.config import load_config, longest_text
 from rlt_data.engines.models import Checkpoint, weights_fingerprint
 from rlt_data.errors import InputError, SettingsError
 from rlt_data.formats import Format, Tokenizer, encode
+from rlt_data.libraries import quiet_bars
 from rlt_data.progress import Progress
 from rlt_data.settings import ModelSettings, PolicySettings
 from rlt_data.storage.outputs import write_file
@@ -111,13 +112,12 @@ def train_policy(
         student=student,
     )
     _check_vllm(settings)
-    depends_on = {
-        "model": weights_fingerprint(policy.checkpoint),
-        "student": weights_fingerprint(policy.student) if policy.student else None,
-        "data": content_hash(train, held_out),
-        "format": policy.format.hash,
-        **settings.depends_on,
-    }
+    depends_on = settings.depends_on(
+        model=weights_fingerprint(policy.checkpoint),
+        student=weights_fingerprint(policy.student) if policy.student else None,
+        data=content_hash(train, held_out),
+        format=policy.format.hash,
+    )
     made = making(settings, model=policy.checkpoint, student=policy.student)
     run = TrainingRun(Path(settings.out), depends_on, made)
     if settings.dry_run:
@@ -255,6 +255,7 @@ def _order(settings: PolicySettings, questions: int) -> list[int]:
     return order[: settings.steps * settings.questions]
 
 
+@quiet_bars(data=True)
 def _trainer(
     settings: PolicySettings,
     policy: Policy,

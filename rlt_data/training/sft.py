@@ -11,6 +11,7 @@ from rlt_data.engines.config import load_config
 from rlt_data.engines.models import Checkpoint, weights_fingerprint
 from rlt_data.errors import InputError
 from rlt_data.formats import Format, own_format
+from rlt_data.libraries import quiet_bars
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import FineTuneSettings, ModelSettings, TrainStudentSettings
 from rlt_data.storage.run import content_hash
@@ -81,7 +82,7 @@ def fine_tune(
     kept = _fitting(settings, examples)
     config = load_config(checkpoint, ModelSettings())
     plan = plan_of(settings, config, kept, left_out=len(examples) - len(kept))
-    depends_on = {"model": weights_fingerprint(checkpoint), "data": content_hash(kept), **settings.depends_on}
+    depends_on = settings.depends_on(model=weights_fingerprint(checkpoint), data=content_hash(kept))
     run = TrainingRun(Path(settings.out), depends_on, making(settings, model=checkpoint))
     if settings.dry_run:
         return TrainingSummary(run.out, plan, 0, None)
@@ -114,6 +115,7 @@ def _fitting(settings: FineTuneSettings, examples: list[dict[str, list[int]]]) -
     return kept
 
 
+@quiet_bars(data=True)
 def _trainer(
     settings: FineTuneSettings,
     checkpoint: Checkpoint,

@@ -216,3 +216,78 @@ def test_an_interrupted_command_keeps_what_is_finished_and_goes_on_from_there(
     assert f"600 traces ({600 - len(kept)} new)" in rlt(*options).stdout
     traces = pl.read_parquet("run/traces/*.parquet")
     assert traces["trace_id"].n_unique() == len(traces) == 600 and set(kept["trace_id"]) <= set(traces["trace_id"])
+
+
+def test_the_total_counts_what_an_earlier_start_with_a_larger_n_made(rlt: Rlt, tiny: Tiny, tmp_path: Path) -> None:
+    questions = write_questions(tmp_path / "questions.jsonl", 8)
+    first = tmp_path / "first.jsonl"
+    first.write_text("".join(questions.read_text().splitlines(keepends=True)[:4]))
+    options = "--teacher", tiny(), "--max-tokens", 4, "--out", "run"
+    rlt("generate", "--in", first, "--n", 4, *options)
+    result = rlt("generate", "--in", questions, "--n", 1, *options)
+    assert "20 traces (4 new)" in result.stdout
+    assert re.findall(r"generate: (\d+/\d+ \(\d+ %\))", result.stderr) == ["20/20 (100 %)"]
+
+
+def piped(command: list[str], *, closed: str) -> tuple[int, str]:
+    """Run a command whose reader leaves before anything is written, and return its exit code and stderr."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, closed: writing}
+    process = subprocess.Popen(command, env=environment(), text=True, **streams)  # type: ignore[call-overload]
+    os.close(writing)
+    _, errors = process.communicate(timeout=120)
+    return process.returncode, errors or ""
+
+
+@pytest.mark.parametrize("name", ["stats", "show", "rank", "check", "formats"])
+def test_a_reader_that_leaves_ends_a_command_quietly(tmp_path: Path, name: str) -> None:
+    run = make_run(tmp_path / "run", [trace("a", 0, 1.0), trace("a", 1, 2.0)])
+    questions = write_questions(tmp_path / "questions.jsonl", 2)
+    options = {"rank": ("--in", run.path), "check": ("--in", questions), "formats": ()}
+    code, errors = piped(command(name, *map(str, options.get(name, (run.path,)))), closed="stdout")
+    assert code == 0 and not re.search("error|Traceback|Exception", errors), errors
+
+
+def test_a_reader_of_notices_that_leaves_does_not_end_the_work(tiny: Tiny, tmp_path: Path) -> None:
+    questions = write_questions(tmp_path / "questions.jsonl", 4)
+    options = "generate", "--in", questions, "--teacher", tiny("base"), "--n", "2", "--max-tokens", "4", "--out", "run"
+    assert piped(command(*options), closed="stderr")[0] == 0
+    assert len(pl.read_parquet("run/traces/*.parquet")) == 8
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.3])
+def test_ctrl_c_while_modules_are_imported_is_one_line(delay: float) -> None:
+    code = (
+        "import sys, time, threading, signal, os; from rlt_data import cli\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'rlt_data.cli.options': print(flush=True); [time.sleep(0.01) for _ in range(6000)]\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        "cli.start()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout and process.stdout.readline()
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "interrupted\n")
+
+
+def test_the_library_shows_no_bars_and_leaves_those_of_others(tiny: Tiny) -> None:
+    code = (
+        "from transformers import AutoModelForCausalLM\n"  # before rlt_data: the environment would be too late
+        "import sys, rlt_data as rlt\n"
+        f"settings = dict(teacher={str(tiny())!r}, input='questions.jsonl', out='run', n=1, max_tokens=4)\n"
+        "rlt.generate(rlt.GenerateSettings(**settings))\n"
+        "print('between', file=sys.stderr)\n"
+        f"AutoModelForCausalLM.from_pretrained({str(tiny())!r})\n"
+    )
+    write_questions(Path("questions.jsonl"), 2)
+    hidden = ("HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_VERBOSITY")
+    variables = {key: value for key, value in environment().items() if key not in hidden}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
+    before, _, after = done.stderr.partition("between\n")
+    assert (before, done.stdout) == ("", "") and "Loading weights" in after

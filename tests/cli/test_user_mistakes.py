@@ -99,6 +99,10 @@ BAD_ROWS: dict[str, tuple[bytes, str]] = {
     ),
     "a NUL character": (lines(*GOOD, {"question": "q\0", "solution": "s"}), "line 5: question: holds a NUL character"),
     "NUL bytes": (lines(*GOOD[:1], b"\0" * 4096, *GOOD[1:]), "line 2: not JSON"),
+    "half a surrogate pair in an id": (
+        lines(*GOOD, {"question": "q", "solution": "s", "id": "\ud83d"}),
+        "line 5: the id, the answer or a kept column holds half of a surrogate pair",
+    ),
     "half a surrogate pair": (lines(*GOOD, {"question": "\ud83d", "solution": "s"}), "line 5: question: holds half of"),
     "Latin-1": (lines(*GOOD) + '{"question": "é"}'.encode("latin-1"), "line 5: not UTF-8 at byte 15"),
 }
@@ -485,3 +489,53 @@ def test_a_run_that_cannot_be_written_can_still_be_looked_at(
     other = make_run(tmp_path / "other", [trace("b", 0)]).path
     assert "2 questions" in rlt("merge", "--in", read_only, "--in", other, "--out", "merged").stdout
     assert files_of(read_only) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "says"),
+    [
+        ("n: 2001-99-99", 3, "--config: flags.yaml: not YAML: month must be in 1..12"),
+        ("n: " + "[" * 1500, 3, "--config: flags.yaml: not YAML: nested too deeply"),
+        ("? [a]\n: 3", 3, "--config: flags.yaml: not YAML: "),
+        ("- in", 3, "--config: flags.yaml: a YAML mapping is needed"),
+        ("3: 4", 2, "--3: "),
+        ('in: "a\\0b"', 2, "--in: must not hold a NUL character"),
+    ],
+)
+def test_a_settings_file_that_is_none(refused: Refused, tmp_path: Path, text: str, code: int, says: str) -> None:
+    (tmp_path / "flags.yaml").write_text(text)
+    given = () if text.startswith("in") else ("--in", "x")
+    refused("check", *given, "--config", "flags.yaml", code=code, says=says)
+
+
+def test_the_name_of_a_file_cannot_drive_the_terminal(rlt: Rlt, refused: Refused, tiny: Tiny, tmp_path: Path) -> None:
+    name = "\x1b[31mred\x07.jsonl"
+    refused("check", "--in", name, code=3, says="\ufffd[31mred\ufffd.jsonl: no such file")
+    write_jsonl(tmp_path / name, [*GOOD, {"question": ""}])
+    options = "--in", name, "--teacher", tiny(), "--n", 1, "--max-tokens", 4, "--out", "\x1b[1mrun"
+    results = [rlt("check", "--in", name, code=3), rlt("generate", *options, code=3)]
+    results.append(rlt("generate", *options, "--skip-bad-rows"))
+    for result in results:
+        assert "\ufffd[" in result.output and not {"\x1b", "\x07"} & set(result.output)
+
+
+def test_flags_that_cannot_matter_are_refused(refused: Refused, run: Path, made: Path, tiny: Tiny) -> None:
+    scored = "score", "--in", run, "--student", tiny()
+    says = "--limit, --preset, --question-column: no effect with a run"
+    refused(*scored, "--limit", 1, "--question-column", "nonsense", "--preset", "s1k", code=2, says=says)
+    refused(*scored, "--skip-bad-rows", code=2, says="--skip-bad-rows: no effect with a run")
+    refused(
+        "generate", "--in", made / "good.jsonl", "--teacher", tiny(), "--explanation-column", "x", "--out", run,
+        code=2, says="explanation_column: has no effect; generate reads questions and solutions",
+    )  # fmt: skip
+    solver = "train-solver", "--in", made / "good.jsonl", "--model", tiny(), "--out", "new"
+    refused(*solver, "--preset", "s1k", code=2, says="preset: has no effect; --benchmark says what rows hold")
+    refused(*solver, "--keep", "id", code=2, says="keep: has no effect")
+    evaluated = "evaluate", "--benchmark", "math", "--in", made / "good.jsonl", "--model", tiny(), "--out", "new"
+    refused(
+        *evaluated,
+        "--question-column",
+        "question",
+        code=2,
+        says="--question-column: has no effect without --answer-column",
+    )

@@ -53,5 +53,5 @@ def test_options_of_other_engines_are_refused(rlt: Rlt, tmp_path: object) -> Non
 def test_samples_of_engines_are_kept_apart() -> None:
     """The same seed gives other samples in vLLM, so a run must not mix them unnoticed."""
     common = {"teacher": "nano", "input": "x.jsonl"}
-    assert GenerateSettings(**common).drawn_by == {}  # runs from before there were others go on
-    assert GenerateSettings(**common, engine="vllm").drawn_by == {"engine": "vllm"}
+    assert "engine" not in GenerateSettings(**common).depends_on()  # runs from before there were others go on
+    assert GenerateSettings(**common, engine="vllm").depends_on()["engine"] == "vllm"

@@ -83,3 +83,20 @@ def test_a_solution_in_its_own_tags_is_taken_out_of_them() -> None:
     assert format.problem_with("1 + 1?", "<|begin_of_solution|>2<|end_of_solution|>") is None
     assert format.solution_content("<|begin_of_solution|>\n\n2\n\n<|end_of_solution|>") == "\n\n2\n\n"
     assert format.solution_content("  indented\n") == "\n\n  indented\n\n"
+
+
+def test_formats_that_extend_one_another_are_refused(tmp_path: Path) -> None:
+    own, one, other = (str(tmp_path / f"{name}.yaml") for name in ("own", "one", "other"))
+    Path(own).write_text(f"extends: {own}")
+    Path(one).write_text(f"extends: {other}")
+    Path(other).write_text(f"extends: {one}")
+    with pytest.raises(SettingsError, match=f"^{own}: extends '{own}', which extends it$"):
+        load_format(own)
+    with pytest.raises(SettingsError, match=f"^{other}: extends '{one}', which extends it$"):
+        load_format(one)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_name_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(SettingsError, match="neither a built-in format"):
+        load_format(name)

@@ -8,7 +8,7 @@ import pytest
 from rlt_data.errors import InputError
 from rlt_data.inputs import CheckReport, check
 from rlt_data.settings import CheckSettings, parse_settings
-from tests.conftest import write_jsonl
+from tests.conftest import Rlt, write_jsonl
 
 
 def report(path: Path, **settings: Any) -> CheckReport:
@@ -64,3 +64,22 @@ def test_a_format_decides_which_tags_a_solution_must_not_hold(tmp_path: Path) ->
     path = write_jsonl(tmp_path / "rows.jsonl", [{"question": "q", "solution": "</answer> s"}])
     assert report(path).good == 1
     assert report(path, format="think").good == 0
+
+
+def test_rows_that_disagree_about_the_answer_or_differ_in_kept_columns_are_counted(tmp_path: Path, rlt: Rlt) -> None:
+    problem = {"question": "q", "solution": "s", "answer": "1"}
+    rows: list[dict[str, Any]] = [
+        {**problem, "completion": "a", "model": "A"},
+        {**problem, "completion": "a", "model": "B"},
+        {**problem, "completion": "a", "model": "A"},
+        {**problem, "completion": "b", "model": "B", "answer": "2"},
+        {**problem, "completion": "c", "model": "B", "answer": None},
+        {"question": "r", "solution": "s", "answer": "3", "completion": "a", "model": "B"},
+    ]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    found = report(path, keep=["model"])
+    assert (found.duplicates, found.other_meta, found.disagreements) == (2, 1, 1)
+    printed = rlt("check", "--in", path, "--keep", "model").stdout
+    assert "1 questions whose rows disagree about the answer (the first row's is used)" in printed
+    assert "1 duplicates whose --keep columns differ (the first row's are used)" in printed
+    assert not report(path).other_meta and "--keep" not in rlt("check", "--in", path).stdout

@@ -76,3 +76,25 @@ def test_rows_without_a_trace_are_refused_where_traces_are_needed(tmp_path: Path
     path = write_jsonl(tmp_path / "rows.jsonl", rows(2))
     with pytest.raises(InputError, match="2 of 2 rows have no explanation or completion to score"):
         take(Run(tmp_path / "run"), path, traces=True)
+
+
+def test_kept_columns_belong_to_the_row_they_came_with(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    problem = {"question": "q", "solution": "s", "answer": "1"}
+    traces = [
+        {**problem, "completion": "a", "model": "A"},
+        {**problem, "completion": "b", "model": "B", "answer": "2"},
+        {**problem, "completion": "a", "model": "B"},
+    ]
+    path = write_jsonl(tmp_path / "traces.jsonl", traces)
+    kept, bare = Run(tmp_path / "kept"), Run(tmp_path / "bare")
+    take(kept, path, traces=True, keep=["model"])
+    take(bare, path, traces=True)
+    assert kept.read("traces", 0)["meta"].to_pylist() == ['{"model": "A"}', '{"model": "B"}']
+    assert kept.read("questions", 0).select(["answer", "meta"]).to_pylist() == [{"answer": "1", "meta": None}]
+    assert kept.read("traces", 0, ["trace_id"]) == bare.read("traces", 0, ["trace_id"])
+    assert bare.read("traces", 0)["meta"].to_pylist() == [None, None]
+    assert f"{path}: 1 questions whose rows disagree about the answer" in caplog.text
+    assert caplog.text.count("1 duplicates whose --keep columns differ") == 1  # bare has no such columns
+    questions_only = Run(tmp_path / "questions")
+    take(questions_only, path, keep=["model"])
+    assert questions_only.read("questions", 0)["meta"].to_pylist() == ['{"model": "A"}']

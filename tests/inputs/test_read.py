@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rlt_data.errors import InputError
@@ -117,3 +118,80 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "splits")
     with pytest.raises(InputError, match="no split 'test'; --split takes one of train"):
         read(tmp_path / "splits", split="test")
+
+
+def test_a_folder_whose_files_have_other_columns_is_one_line_that_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl(ROWS))
+    (tmp_path / "b.jsonl").write_bytes(jsonl([{"question": "q", "numbers": [1, 2]}]))
+    with pytest.raises(InputError) as error:
+        read(tmp_path)
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path / 'b.jsonl'}: cannot be read: its columns are not those of the first file")
+    assert "numbers" in message and "\n" not in message
+
+
+def test_a_broken_file_in_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl(ROWS))
+    (tmp_path / "b.jsonl").write_bytes(b'{"id": "a", "question":\n')
+    with pytest.raises(InputError, match=f"^{tmp_path / 'b.jsonl'}: cannot be read: JSON parse error") as error:
+        read(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_gives_the_rows_of_all_its_files_in_order(tmp_path: Path) -> None:
+    for name, row in zip("ab", ROWS, strict=True):
+        (tmp_path / f"{name}.jsonl").write_bytes(jsonl([row]))
+    assert [(record.place, record.data) for record in read(tmp_path)] == [("row 0", ROWS[0]), ("row 1", ROWS[1])]
+
+
+def test_a_damaged_saved_data_set_is_one_line(tmp_path: Path) -> None:
+    datasets.Dataset.from_list(ROWS * 100).save_to_disk(tmp_path / "saved")
+    file = next((tmp_path / "saved").glob("*.arrow"))
+    content = file.read_bytes()
+    file.write_bytes(content[:200] + b"\xff" * 400 + content[600:])
+    with pytest.raises(InputError, match=f"^{tmp_path / 'saved'}: "):
+        read(tmp_path / "saved")
+
+
+def _every_damage(content: bytes) -> list[bytes]:
+    return [content[:i] + bytes([content[i] ^ 0x55]) + content[i + 1 :] for i in range(0, len(content), 2)]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.jsonl.zst", "rows.parquet"])
+def test_no_damage_of_a_compressed_file_is_a_traceback(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name)
+    refused = 0
+    for damaged in _every_damage((tmp_path / name).read_bytes()):
+        (tmp_path / name).write_bytes(damaged)
+        try:
+            read(tmp_path / name)
+        except InputError as error:
+            assert str(error).startswith(f"{tmp_path / name}: ") and "\n" not in str(error)
+            refused += 1
+    assert refused > 10
+
+
+HUGE, DEEP = "9" * 5000, "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [(HUGE, "a number has too many digits"), (DEEP, "nested too deeply")], ids=["digits", "depth"]
+)
+def test_json_that_python_does_not_read_is_a_bad_row_or_one_line(tmp_path: Path, value: str, reason: str) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(ROWS[:1]) + f'{{"id": {value}}}\n'.encode() + jsonl(ROWS[1:]))
+    good, bad, other = read(tmp_path / "rows.jsonl")
+    assert (good.data, other.data) == (ROWS[0], ROWS[1]) and (bad.place, bad.problem) == ("line 2", reason)
+    (tmp_path / "rows.json").write_text(f'[{{"id": {value}}}]')
+    with pytest.raises(InputError, match=f"rows.json: {reason}"):
+        read(tmp_path / "rows.json")
+
+
+def test_parquet_values_that_python_has_not(tmp_path: Path) -> None:
+    far = pa.array([2**62], pa.int64()).cast(pa.timestamp("us"))
+    pq.write_table(pa.table({"question": ["q"], "solution": ["s"], "when": far}), tmp_path / "far.parquet")
+    with pytest.raises(InputError, match="far.parquet: cannot be read: "):
+        read(tmp_path / "far.parquet")
+    text = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
+    pq.write_table(pa.table({"question": text}), tmp_path / "latin.parquet")
+    with pytest.raises(InputError, match="latin.parquet: cannot be read: "):
+        read(tmp_path / "latin.parquet")

@@ -22,7 +22,7 @@ from rlt_data.settings import PushSettings
 from rlt_data.storage.run import Run
 from tests.conftest import Rlt
 from tests.hub_server import TOKEN, Fault, HubServer, Pull
-from tests.made_runs import distilled, drop_part, files_of, make_run, table, trace
+from tests.made_runs import distilled, drop_part, files_of, make_run, ranked, table, trace
 
 NAME = "tester/data"
 RLT = [sys.executable, "-c", "from rlt_data.cli.main import main; main()"]
@@ -64,6 +64,16 @@ def test_every_configuration_comes_back_row_for_row(hub: HubServer, run: Run, tm
     assert [row["trace_id"] for row in rows["traces"]] == ["a/0", "a/1", "a/2", "b/0", "c/0", "c/1"]
     assert [row["rank"] for row in rows["traces"]] == [3, 2, 1, 1, 2, 1]
     assert rows["traces"][0]["question"] == "What is a?" and rows["traces"][0]["reward"] == 0.0
+
+
+def test_every_trace_is_published_with_its_own_kept_columns(hub: HubServer, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [trace("a", 0, 1.0, meta='{"m": "A"}'), trace("a", 1, meta='{"m": "B"}')])
+    ranked(run)
+    distilled(run)
+    pushed(run)
+    found = loaded(hub, tmp_path, "default", "rank_02", "traces")
+    assert [row["meta"] for row in found["traces"]] == ['{"m": "A"}', '{"m": "B"}']
+    assert [found[name][0]["meta"] for name in ("default", "rank_02")] == ['{"m": "A"}', '{"m": "B"}']
 
 
 def test_a_second_push_sends_nothing(hub: HubServer, run: Run, real_plots: None) -> None:

@@ -109,3 +109,9 @@ def test_a_completion_that_is_more_than_its_thought_is_shown_too(tmp_path: Path,
     one, other = (lambda c: c.texts(c.chosen[0]))(Collection({"run": run}, 10))["traces"]
     assert one["completion"] == completion and "completion" not in other
     assert pl.Series([one["thought"], other["thought"]]).str.contains("<|end_of", literal=True).sum() == 0
+
+
+def test_a_trace_brings_its_own_kept_columns(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [trace("a", 0, meta='{"m": "A"}'), trace("a", 1)])
+    one, other = (lambda c: c.texts(c.chosen[0]))(Collection({"run": run}, 10))["traces"]
+    assert one["meta"] == '{"m": "A"}' and "meta" not in other

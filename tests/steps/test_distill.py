@@ -18,6 +18,7 @@ from rlt_data.inputs.read import read_records
 from rlt_data.settings import InputSettings
 from rlt_data.steps import distill as distill_module
 from rlt_data.storage.run import Run
+from rlt_data.storage.schemas import to_table
 from tests.made_runs import distilled, files_of, make_run, ranked, trace
 
 Tiny = Callable[..., Path]
@@ -388,3 +389,18 @@ def test_a_folder_of_the_same_name_is_not_mistaken_for_another(run: Run, tmp_pat
         (foreign / "README.md").write_text(card)
         [row] = read_records(InputSettings(input=str(foreign)))
         assert row.data == {"question": place, "solution": "s"}
+
+
+def test_a_row_keeps_the_columns_of_its_own_trace(tmp_path: Path) -> None:
+    run = make_run(
+        tmp_path / "run", [trace("a", 0, meta='{"m": "A"}'), trace("a", 1, meta='{"m": "B"}'), trace("b", 0)]
+    )
+    questions = run.read("questions", 0).to_pylist()
+    run.write_part("questions", 0, to_table("questions", [{**row, "meta": '{"q": 1}'} for row in questions]))
+    ranked(run)
+    found = rows(distilled(run, select="all").out)
+    assert dict(found.select("trace_id", "meta").iter_rows()) == {
+        "a/0": '{"m": "A"}',
+        "a/1": '{"m": "B"}',
+        "b/0": '{"q": 1}',
+    }

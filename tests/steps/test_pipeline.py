@@ -164,6 +164,12 @@ def test_a_file_that_cannot_be_read_is_named(rlt: Rlt, tmp_path: Path) -> None:
     for name, message in {
         "nothing.yaml": "cannot be read: No such file or directory",
         "folder.yaml": "cannot be read: Is a directory",
-        "latin.yaml": "not YAML: 'utf-8' codec can't decode byte",
+        "latin.yaml": "not UTF-8 at byte 6",
     }.items():
         assert rlt("run", tmp_path / name, code=3).stderr.startswith(f"error: {tmp_path / name}: {message}")
+
+
+def test_the_only_section_misspelt_is_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "pipeline.yaml", {"out": "run", "genrate": {"in": "x", "teacher": "t"}})
+    with pytest.raises(SettingsError, match="genrate: unknown key; did you mean 'generate'"):
+        load_pipeline(file)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from rlt_data.cli.output import printable
@@ -13,9 +14,9 @@ from rlt_data.reporting.browse import find
 from rlt_data.statistics import TERMS, stats
 from rlt_data.storage.errorlog import ErrorLog
 from rlt_data.storage.run import Run
-from rlt_data.storage.schemas import to_table
+from rlt_data.storage.schemas import SCHEMAS, to_table
 from tests.conftest import Rlt
-from tests.made_runs import make_run, ranked, trace
+from tests.made_runs import distilled, make_run, ranked, trace
 
 Read = Callable[[Path, str], pl.DataFrame]
 
@@ -180,3 +181,33 @@ def test_an_id_is_printed_as_it_is(rlt: Rlt, tmp_path: Path, source: str) -> Non
     [question] = run.read("questions", 0).to_pylist()
     run.write_part("questions", 0, to_table("questions", [question | {"source_id": source}]))
     assert f"--- question a (source {source})\n" in rlt("show", run.path).stdout
+
+
+def test_a_table_from_before_a_nullable_column_existed_is_read_with_nulls(tmp_path: Path) -> None:
+    made = make_run(tmp_path / "run", [trace("a", 0), trace("b", 0)])
+    ranked(made)
+    before = distilled(made, out=str(tmp_path / "before"))
+    file = made.part_file("traces", 0)
+    pq.write_table(pq.read_table(file).drop_columns(["meta"]), file)
+    again = Run(made.path)
+    assert again.read("traces", 0)["meta"].to_pylist() == [None, None]
+    assert again.read("traces", 0).schema.names == SCHEMAS["traces"].names
+    assert stats(again).rows["traces"] == 2 and find(again, "b").traces[0]["meta"] is None
+    assert distilled(again, out=str(tmp_path / "after")).rows == before.rows
+    pq.write_table(pq.read_table(file).drop_columns(["completion"]), file)
+    with pytest.raises(RunFolderError, match="cannot be read as a table"):
+        Run(made.path).read("traces", 0)
+
+
+def test_a_trace_is_shown_with_its_own_kept_columns_or_those_of_its_question(rlt: Rlt, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [trace("a", 0, meta='{"m": "A"}'), trace("a", 1)])
+    [question] = run.read("questions", 0).to_pylist()
+    run.write_part("questions", 0, to_table("questions", [{**question, "meta": '{"q": 1}'}]))
+    lines = rlt("show", run.path).stdout.splitlines()
+    assert lines[lines.index("Thought 0 about a.") - 1] == '{"m": "A"}'
+    assert lines[lines.index("Thought 1 about a.") - 1] == '{"q": 1}'
+
+
+def test_a_run_that_is_not_there_has_no_figures(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="nosuch: no such run folder"):
+        stats(Run(tmp_path / "nosuch"))

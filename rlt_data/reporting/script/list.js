@@ -136,7 +136,7 @@ const search = async () => {
       const each = await question(start);
       if (mine !== searching) return;
       if (!each) continue;
-      const texts = new Map(each.traces.map((trace) => [trace.trace_id, `${trace.trace_id}\n${trace.thought ?? ""}\n${trace.completion ?? ""}`.toLowerCase()]));
+      const texts = new Map(each.traces.map((trace) => [trace.trace_id, `${trace.trace_id}\n${trace.meta ?? ""}\n${trace.thought ?? ""}\n${trace.completion ?? ""}`.toLowerCase()]));
       const common = [each.question_id, each.source_id, each.question, each.solution, each.answer, each.meta].join("\n").toLowerCase();
       haystacks[start] = [common, grouped[start].map((i) => texts.get(at("trace_id", i)) || "")];
     }

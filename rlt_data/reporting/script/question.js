@@ -157,6 +157,8 @@ const card = (trace, chosen) => {
     if (found !== null && !(name === "penalty" && found === 0)) terms.append(make("span", "", `${words(name)} ${figure(found)}`));
   }
   terms.append(make("span", "", `trace ${trace.trace_id.slice(0, 12)}`));
+  const meta = trace.meta ?? state.current.each.meta;
+  if (meta) terms.append(make("span", "", visible(meta)));
   header.append(terms);
   node.append(header);
   return node;
