@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
-from rlt_data.engines.vllm import _environments, check_version
+from rlt_data.engines import find_checkpoint, vllm
+from rlt_data.engines.vllm import _environments, check_version, open_pool, picks_tokens, scored
 from rlt_data.errors import ModelError, SettingsError
 from rlt_data.settings import GenerateSettings, ModelSettings
 from tests.conftest import Rlt
@@ -55,3 +61,34 @@ def test_samples_of_engines_are_kept_apart() -> None:
     common = {"teacher": "nano", "input": "x.jsonl"}
     assert GenerateSettings(**common).drawn_by == {}  # runs from before there were others go on
     assert GenerateSettings(**common, engine="vllm").drawn_by == {"engine": "vllm"}
+
+
+@pytest.mark.parametrize(
+    ("version", "v2", "picks"),
+    [("0.31.0", True, False), ("0.32.0", True, True), ("0.33.1", True, True), ("0.33.1", False, False)],
+)
+def test_texts_are_scored_in_the_form_that_a_version_takes(version: str, v2: bool, picks: bool) -> None:
+    """vLLM 0.31 takes one list of at most 20 tokens for all positions, and refuses an array of a token for each."""
+    found = picks_tokens(version, SimpleNamespace(use_v2_model_runner=v2))
+    assert found == picks
+    asked = scored(np.arange(200, dtype=np.int32), 50, picks_tokens=found)
+    if picks:
+        assert asked["prompt_logprob_token_ids"].shape == (149, 1) and asked["prompt_logprob_start"] == 50
+        assert asked["prompt_logprob_token_ids"][0, 0] == 51
+    else:
+        assert asked["prompt_logprobs"] == 0 and "prompt_logprob_token_ids" not in asked
+
+
+def test_a_model_that_does_not_fit_is_refused_with_the_cause_and_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """On a GPU vLLM itself says no more than that its engine could not be initialised."""
+    monkeypatch.setattr(vllm, "_CORE", "tests.engines.cores:too_large")
+    monkeypatch.setattr(vllm, "_installed_version", lambda: "0.33.0")
+    checkpoint = find_checkpoint(str(tiny()))
+    with pytest.raises(ModelError) as error:
+        open_pool(checkpoint, ModelSettings(engine="vllm"), scoring=False, logs=tmp_path / "logs")
+    first, *log, remedy = str(error.value).splitlines()
+    assert first.endswith(f"See root cause above.; its log ({tmp_path}/logs/{tiny().name}-0.log) ends with:")
+    assert [line.split(" at least")[0] for line in log] == ["  (EngineCore pid=7) ValueError: To serve"]
+    assert "--max-model-len" in remedy and "2048 tokens" in remedy and "--gpu-memory (now 0.9)" in remedy
