@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from rlt_data.engines import Model, find_checkpoint, open_tokenizer
+from rlt_data.engines.results import problem_with_logprobs
 from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.formats import Format, Tokenizer, Views, encode
 from rlt_data.scoring.tokens import TeacherReading, read_sampled, read_written
@@ -101,17 +105,27 @@ class TeacherLogprobs:
     def read(self, traces: Sequence[dict[str, Any]], problems: Sequence[tuple[str, str]]) -> list[TeacherReading]:
         """Read traces as the teacher sees them."""
         if self.model is None or self.views is None:
-            return [read_sampled(trace, None) for trace in traces]
+            return [_read_stored(trace) for trace in traces]
         prompts = {problem: self.views.teacher_prompt(*problem) for problem in dict.fromkeys(problems)}
         encoded = dict(zip(prompts, encode(self.model.tokenizer, list(prompts.values())), strict=True))
         readings = []
         for trace, problem in zip(traces, problems, strict=True):
             own = trace["teacher"] == self.model.identity.fingerprint
             if self.stored(trace):
-                readings.append(read_sampled(trace, None))
+                readings.append(_read_stored(trace))
             elif own and trace["token_ids"] is not None:
                 readings.append(read_sampled(trace, encoded[problem]))
             else:
                 completion = trace["completion"]
                 readings.append(read_written(self.model.tokenizer, self.format, prompts[problem], completion))
         return readings
+
+
+def _read_stored(trace: dict[str, Any]) -> TeacherReading:
+    """Read a trace that brought its log-probs along; earlier versions stored whatever a server sent."""
+    reading = read_sampled(trace, None)
+    stored = np.asarray([*(trace["prefill_logprobs"] or ()), *(trace["logprobs"] or ())], np.float32)
+    if problem := problem_with_logprobs(stored, len(reading.content_ids)):
+        reason = f"the trace was stored with {problem}; --teacher-logprobs compute does not use stored ones"
+        return replace(reading, problem=reason)
+    return reading

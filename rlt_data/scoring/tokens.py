@@ -130,6 +130,7 @@ class TeacherReading:
         padding_tokens: how many of them are the padding's.
         offsets: their character ranges from the start of the thought; None where they are the tokens as sampled,
             whose ranges cost some decoding and are seldom needed.
+        problem: why the stored log-probs cannot be those of the tokens, or None.
     """
 
     ids: Ints | None
@@ -137,6 +138,7 @@ class TeacherReading:
     content_ids: Ints
     padding_tokens: int = 0
     offsets: Ints | None = None
+    problem: str | None = None
 
 
 def read_sampled(trace: dict[str, Any], prompt: Encoding | None) -> TeacherReading:

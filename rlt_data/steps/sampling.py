@@ -115,7 +115,7 @@ class _Work:
         progress.start(task.step, total, before)
         try:
             with TableWriter(self.run, task.table) as writer, watched([engine.pulse], patience, self._report):
-                for result in engine.generate(self._blocks(), sampling):
+                for result in self.model.generate(self._blocks(), sampling):
                     wanted = self.wanted.pop(result.key)
                     if isinstance(result, Failure):
                         errors.add(result.key, result.reason, wanted.question["source_id"])

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from itertools import chain, groupby
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -43,9 +43,6 @@ from rlt_data.storage.errorlog import ErrorLog
 from rlt_data.storage.paths import is_url
 from rlt_data.storage.run import Run, TableWriter, content_hash
 
-if TYPE_CHECKING:
-    from rlt_data.engines.transformers import TransformersEngine
-
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
@@ -64,7 +61,8 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
     """
     source = Run.existing(settings.input) if is_url(settings.input) or Run.is_at(settings.input) else None
     run = Run(settings.out or (source.path if source else default_run(settings.input, settings.student)))
-    student = open_model(settings.student, settings, scoring=True)
+    served = settings.served_temperature
+    student = open_model(settings.student, settings, scoring=True, served_temperature=served)
     teacher = _open_teacher(settings, student)
     made_in = recorded_format(source, "generate") if source else None
     format = _choose_format(settings, made_in, student)
@@ -78,10 +76,8 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         depends_on = _dependencies(settings, student, format, traces_from)
         run.refuse_other_settings("score", depends_on)
         models = {"student": student} | ({"teacher": teacher} if teacher else {})
-        if teacher and teacher is not student:
-            student.share = teacher.share = 0.5
         for model in models.values():
-            model.load(run.logs)
+            model.load(run.logs, memory_share=0.5 if teacher and teacher is not student else 1.0)
         run.record("score", {"depends_on": depends_on, **step_entry(settings, format, models)})
         with run_log(run):
             work = _Work(run, settings, student, Views(format, student.template), traces_from, content_hash(depends_on))
@@ -275,6 +271,8 @@ class _Work:
         if not len(reading.solution):
             return "the solution has no token of its own between its tags"
         texts = [("student's", len(reading.encoding), self.student.engine)]
+        if teacher and teacher.problem:
+            return teacher.problem
         if teacher and teacher.ids is not None and self.teacher.model:
             texts.append(("teacher's", len(teacher.ids), self.teacher.model.engine))
         for whose, length, engine in texts:
@@ -296,14 +294,13 @@ class _Work:
         temperature = self.settings.temperature
         teacher = self.teacher.model if self.teacher.wanted else None
         mine, theirs = _twice(blocks) if teacher else (blocks, iter(()))
-        student = self.student.engine.logprobs(map(student_requests, mine), temperature)
+        student = self.student.logprobs(map(student_requests, mine), temperature)
         streams = [_noting(student, self.items, "student_logprobs")]
         if teacher:
-            engine = teacher.engine
             if self.settings.kl == "full":
-                streams.append(_noting(self._full_kl(theirs, engine), self.items, "full_kl"))
+                streams.append(_noting(self._full_kl(theirs, teacher), self.items, "full_kl"))
             else:
-                computed = engine.logprobs(map(teacher_requests, theirs), temperature)
+                computed = teacher.logprobs(map(teacher_requests, theirs), temperature)
                 streams.append(_noting(computed, self.items, "teacher_logprobs"))
         while streams:
             for stream in list(streams):
@@ -313,12 +310,10 @@ class _Work:
                 else:
                     yield result
 
-    def _full_kl(self, blocks: Iterator[list[list[Item]]], teacher: Engine) -> Iterator[SequenceLogprobs | Failure]:
-        # The settings let no other engines come so far.
-        teacher, student = cast("TransformersEngine", teacher), cast("TransformersEngine", self.student.engine)
+    def _full_kl(self, blocks: Iterator[list[list[Item]]], teacher: Model) -> Iterator[SequenceLogprobs | Failure]:
         for group in chain.from_iterable(blocks):
             theirs, ours = full_kl_requests(group)
-            yield from teacher.full_kl(theirs, student, ours, self.settings.temperature)
+            yield from teacher.full_kl(theirs, self.student, ours, self.settings.temperature)
 
 
 def _twice(blocks: Iterator[T]) -> tuple[Iterator[T], Iterator[T]]:

@@ -125,7 +125,7 @@ class DenseReward(Reward):
         room = self._student.engine.context_length
         fitting = [[item for item in group if len(item.student.encoding) <= room] for group in groups]
         found = {item.key: item for item in items}
-        for result in self._student.engine.logprobs([student_requests(fitting)], self._settings.temperature):
+        for result in self._student.logprobs([student_requests(fitting)], self._settings.temperature):
             if not isinstance(result, Failure):
                 found[result.key].student_logprobs = result.logprobs
         return [self._row(item, question) for item, question in zip(items, questions, strict=True)]
