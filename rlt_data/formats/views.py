@@ -54,7 +54,7 @@ class ChatTemplate:
     Attributes:
         source: where the template came from: ``"own"``, ``"plain"`` or the file's name.
         merges_system: whether the system text goes to the head of the first user message, because the template
-            takes no system message.
+            refuses system messages or leaves them out (some show one only before the last message).
     """
 
     def __init__(self, tokenizer: Tokenizer, override: str | None = None) -> None:
@@ -79,12 +79,13 @@ class ChatTemplate:
         self.end = _within(_PROBE_SECONDS, self._find_end)
 
     def _find_end(self) -> str:
-        """Find out how the template takes a system text, and return what it writes after the assistant's text."""
+        """Find out whether the template takes a system text, and return what it writes after the assistant's text."""
+        *conversation, _ = _PROBE
+        system = conversation[0]["content"]
         try:
-            self._render(_PROBE)
+            self.merges_system = system not in self.split(conversation)[0]
         except ModelError:
             self.merges_system = True
-        *conversation, _ = _PROBE
         self.check_shows(conversation)
         return self.split(conversation)[1]
 

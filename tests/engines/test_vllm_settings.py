@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,3 +93,12 @@ def test_a_model_that_does_not_fit_is_refused_with_the_cause_and_a_remedy(
     assert first.endswith(f"See root cause above.; its log ({tmp_path}/logs/{tiny().name}-0.log) ends with:")
     assert [line.split(" at least")[0] for line in log] == ["  (EngineCore pid=7) ValueError: To serve"]
     assert "--max-model-len" in remedy and "2048 tokens" in remedy and "--gpu-memory (now 0.9)" in remedy
+
+
+def test_the_versions_of_the_extra_and_the_documentation_are_those_that_run() -> None:
+    (first, end), root = vllm.SUPPORTED, Path(__file__).parents[2]
+    last = f"{end[0]}.{end[1] - 1}"
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert extras["vllm"] == [f"vllm>={first[0]}.{first[1]},<{end[0]}.{end[1]}"]
+    for page in ("docs/engines.md", "CHANGELOG.md"):
+        assert f"vLLM {first[0]}.{first[1]} to {last}" in (root / page).read_text()

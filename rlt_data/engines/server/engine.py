@@ -10,8 +10,6 @@ from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
-import numpy as np
-
 from rlt_data.engines.config import load_config, longest_text
 from rlt_data.engines.models import Checkpoint
 from rlt_data.engines.protocol import (
@@ -33,7 +31,7 @@ from rlt_data.engines.server.background import Background, Once
 from rlt_data.engines.server.completions import Completions, find_end_tokens
 from rlt_data.engines.server.probing import Probe, refuse_different_models
 from rlt_data.engines.server.routing import Endpoint, GaveUp, Router
-from rlt_data.engines.server.scoring import read_prompt_logprobs
+from rlt_data.engines.server.scoring import read_floats, read_prompt_logprobs
 from rlt_data.engines.server.transport import Refusal, Transport
 from rlt_data.engines.watchdog import Pulse
 from rlt_data.errors import ModelError
@@ -197,7 +195,7 @@ class ServerEngine:
                 logger.warning("the servers do not tell the log-prob of a prompt's last token; %s", _WITHOUT)
             self._noted_tails = True
             return None
-        return np.asarray(values, np.float32)
+        return read_floats(values)
 
     async def _token(self, before: Ints, token: int, asked: Completions) -> float | None:
         try:
