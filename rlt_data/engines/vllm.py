@@ -187,13 +187,15 @@ class _Prompt:
     Attributes:
         number: of its job.
         request: the prompt.
-        tail: log-probs of its last tokens, NaN where they are not there yet.
+        tail: log-probs of its last tokens, as far as they are there.
+        missing: how many of them are not.
         finished: samples that wait for them.
     """
 
     number: int
     request: PromptRequest
     tail: Floats
+    missing: int
     finished: list[tuple[SampleRequest, Any]] = field(default_factory=list)
 
 
@@ -265,7 +267,7 @@ class VllmCore:
     # Samples
 
     def _add_prompt(self, number: int, request: PromptRequest, how: Sampling) -> None:
-        prompt = _Prompt(number, request, np.full(request.tail, np.nan, np.float32))
+        prompt = _Prompt(number, request, np.zeros(request.tail, np.float32), missing=request.tail)
         first = len(request.ids) - request.tail
         for place, token in enumerate(request.ids[first:].tolist()):
             # A token's log-prob is that of what follows the tokens before it; they stay in the cache for the samples.
@@ -285,13 +287,14 @@ class VllmCore:
 
     def _take_tail(self, output: Any, prompt: _Prompt, place: int, token: int) -> list[tuple[int, Result]]:
         prompt.tail[place] = output.outputs[0].logprobs[0][token].logprob
-        if np.isnan(prompt.tail).any():
+        prompt.missing -= 1
+        if prompt.missing:
             return []
         waiting, prompt.finished = prompt.finished, []
         return [(prompt.number, self._sample(prompt, request, completion)) for request, completion in waiting]
 
     def _take_sample(self, output: Any, prompt: _Prompt, request: SampleRequest) -> list[tuple[int, Result]]:
-        if np.isnan(prompt.tail).any():
+        if prompt.missing:
             prompt.finished.append((request, output.outputs[0]))
             return []
         return [(prompt.number, self._sample(prompt, request, output.outputs[0]))]
@@ -318,16 +321,23 @@ class VllmCore:
     # Log-probs of texts
 
     def _add_text(self, number: int, request: SequenceRequest) -> None:
-        start = int(request.wanted[0]) - 1
-        take = self._take_text, number, request, start
-        asked = scored(request.scored_ids, start, picks_tokens=self._picks_tokens)
-        self._submit(f"{number}", request.scored_ids, take, **asked)
+        ids, start = request.scored_ids, int(request.wanted[0]) - 1
+        last = int(ids[-1]) if len(ids) == self.context_length else None
+        take = self._take_text, number, request, start, last
+        asked = scored(ids if last is None else ids[:-1], start, last, picks_tokens=self._picks_tokens)
+        self._submit(f"{number}", ids if last is None else ids[:-1], take, **asked)
 
-    def _take_text(self, output: Any, number: int, request: SequenceRequest, start: int) -> list[tuple[int, Result]]:
-        found = output.prompt_token_id_logprobs if self._picks_tokens else output.prompt_logprobs
-        if found is None:
-            return [(number, Failure(request.key, "vLLM returned no log-probs"))]
-        values = np.asarray(found)[:, 0] if self._picks_tokens else np.asarray(_flat(found)[start:])
+    def _take_text(
+        self, output: Any, number: int, request: SequenceRequest, start: int, last: int | None
+    ) -> list[tuple[int, Result]]:
+        values = np.zeros(0, np.float32)
+        if last is None or start < self.context_length - 2:
+            found = output.prompt_token_id_logprobs if self._picks_tokens else output.prompt_logprobs
+            if found is None:
+                return [(number, Failure(request.key, "vLLM returned no log-probs"))]
+            values = np.asarray(found)[:, 0] if self._picks_tokens else np.asarray(_flat(found)[start:])
+        if last is not None:
+            values = np.append(values, output.outputs[0].logprobs[0][last].logprob)
         wanted = values[request.wanted - 1 - start].astype(np.float32)
         return [(number, SequenceLogprobs(request.key, wanted))]
 
@@ -352,15 +362,21 @@ def picks_tokens(version: str, config: Any) -> bool:
     return _numbers(version) >= _TOKENS_BY_POSITION and bool(getattr(config, "use_v2_model_runner", False))
 
 
-def scored(ids: Ints, start: int, *, picks_tokens: bool) -> dict[str, Any]:
+def scored(ids: Ints, start: int, last: int | None = None, *, picks_tokens: bool) -> dict[str, Any]:
     """Return vLLM's sampling parameters of a text whose tokens after a position are scored.
 
     Args:
         ids: token ids of the text, shape (tokens,).
         start: the position before the first scored token.
+        last: a token behind the text that is scored too. vLLM always samples a token, so of a text that fills the
+            context it gets all tokens but this one.
         picks_tokens: see the function of that name.
     """
-    common = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
+    common: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
+    if last is not None:
+        common["logprob_token_ids"] = [last]
+    if start + 1 == len(ids):
+        return common
     if not picks_tokens:
         return common | {"prompt_logprobs": 0}
     # The model computes logits from the position on, and returns the log-probs of the text's tokens alone.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlt_data.engines import find_checkpoint, vllm
+from rlt_data.engines import PromptRequest, Sample, SampleRequest, find_checkpoint, open_tokenizer, vllm
 from rlt_data.engines.vllm import _environments, check_version, open_pool, picks_tokens, scored
 from rlt_data.errors import ModelError, SettingsError
 from rlt_data.settings import GenerateSettings, ModelSettings
@@ -102,3 +102,19 @@ def test_the_versions_of_the_extra_and_the_documentation_are_those_that_run() ->
     assert extras["vllm"] == [f"vllm>={first[0]}.{first[1]},<{end[0]}.{end[1]}"]
     for page in ("docs/engines.md", "CHANGELOG.md"):
         assert f"vLLM {first[0]}.{first[1]} to {last}" in (root / page).read_text()
+
+
+def test_a_log_prob_that_is_no_number_keeps_no_sample_waiting(tiny: Callable[..., Path]) -> None:
+    """Samples wait for the log-probs of the prompt's end; a damaged model gives NaN for it."""
+    scheduler, model = SimpleNamespace(max_num_seqs=4), SimpleNamespace(max_model_len=100)
+    engine = SimpleNamespace(vllm_config=SimpleNamespace(scheduler_config=scheduler, model_config=model))
+    tokenizer, _ = open_tokenizer(find_checkpoint(str(tiny())), ModelSettings())
+    core = vllm.VllmCore(SimpleNamespace(llm_engine=engine), tokenizer)
+    sample = SampleRequest("a", 1)
+    prompt = vllm._Prompt(3, PromptRequest(np.arange(9, dtype=np.int32), [sample], tail=1), np.zeros(1, np.float32), 1)
+    logprobs = SimpleNamespace(start_indices=[0], end_indices=[1], logprobs=[-1.0])
+    completion = SimpleNamespace(finish_reason="length", stop_reason=None, token_ids=[7], logprobs=logprobs)
+    assert core._take_sample(SimpleNamespace(outputs=[completion]), prompt, sample) == []
+    tail = SimpleNamespace(outputs=[SimpleNamespace(logprobs=[{8: SimpleNamespace(logprob=float("nan"))}])])
+    [(number, result)] = core._take_tail(tail, prompt, 0, 8)
+    assert number == 3 and isinstance(result, Sample) and np.isnan(result.tail_logprobs).all()  # type: ignore[arg-type]

@@ -102,6 +102,17 @@ def test_scores_are_those_of_transformers(
         np.testing.assert_allclose(found[request.key], expected[request.key], atol=1e-4)
 
 
+@pytest.mark.parametrize("first", [1, 100, 511])
+def test_a_text_that_fills_the_context_is_scored(
+    engines: dict[str, Engine], prompts: list[np.ndarray], first: int
+) -> None:
+    """A second pass over a sample that ran into the end of the context; vLLM has no room for the token it samples."""
+    text = np.resize(np.concatenate(prompts), 512)
+    requests = [SequenceRequest("full", text, np.arange(first, 512, dtype=np.int32))]
+    found = logprobs(engines["scoring"], requests, 0.7)
+    np.testing.assert_allclose(found["full"], logprobs(engines["transformers"], requests, 0.7)["full"], atol=1e-4)
+
+
 def test_samples_end_as_those_of_transformers(engines: dict[str, Engine], prompts: list[np.ndarray]) -> None:
     """At temperature 0 both engines take the same tokens, and must come to the same text, end and length."""
     for tokens in (1, 24):
