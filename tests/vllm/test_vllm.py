@@ -16,6 +16,7 @@ from rlt_data.engines.vllm import picks_tokens, scored
 from rlt_data.settings import ModelSettings
 
 vllm = pytest.importorskip("vllm")
+pytest.importorskip("vllm.exceptions")
 
 PROMPTS = [
     "The number 17 times 23 is",
@@ -139,5 +140,5 @@ def test_the_installed_version_takes_the_form_that_texts_are_scored_in(picks: bo
     asked = vllm.SamplingParams(**scored(np.arange(200, dtype=np.int32), 50, picks_tokens=picks))
     config = SimpleNamespace(max_logprobs=20, max_model_len=512, get_vocab_size=lambda: 400)
     asked._validate_logprobs(config)
-    with pytest.raises(ValueError, match="prompt_logprob"):
+    with pytest.raises(vllm.exceptions.VLLMValidationError, match="prompt_logprob_token_ids"):
         vllm.SamplingParams(prompt_logprob_token_ids=np.zeros((1, 30), np.int32))._validate_logprobs(config)
