@@ -22,7 +22,7 @@ def load_config(checkpoint: Checkpoint, settings: ModelSettings) -> Any:
 
     try:
         return AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # noqa: BLE001 - wrong types in the file raise anything
         raise ModelError(f"{checkpoint.name}: its configuration cannot be loaded: {first_line(error)}") from None
 
 
@@ -37,7 +37,8 @@ def open_tokenizer(checkpoint: Checkpoint, settings: ModelSettings) -> tuple[Tok
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        tokenizer("a")
+    except Exception as error:  # noqa: BLE001 - likewise
         raise ModelError(f"{checkpoint.name}: its tokenizer cannot be loaded: {first_line(error)}") from None
     if not tokenizer.is_fast:
         raise ModelError(f"{checkpoint.name}: its tokenizer gives no character offsets (a fast tokenizer is needed)")
@@ -47,6 +48,11 @@ def open_tokenizer(checkpoint: Checkpoint, settings: ModelSettings) -> tuple[Tok
 def longest_text(config: Any) -> int:
     """Return the most tokens of a text by a configuration; without any limit, what 32 bits hold."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31 - 1)
+
+
+def vocabulary_size(config: Any) -> int:
+    """Return how many tokens a model has by a configuration; without a number, what 32 bits hold."""
+    return int(getattr(config.get_text_config(), "vocab_size", 0) or 2**31 - 1)
 
 
 def pick_device(name: str) -> torch.device:

@@ -92,9 +92,24 @@ def weights_fingerprint(checkpoint: Checkpoint) -> str:
     files = _weight_files(checkpoint)
     if not files:
         raise ModelError(f"{checkpoint.name}: the folder holds no weights (no *.safetensors or *.bin file)")
-    config = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(checkpoint.folder / "config.json")
     config = {key: value for key, value in config.items() if key not in _VOLATILE}
     return _hash([json.dumps(config, sort_keys=True), *(_file_hash(file) for file in files)])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file of a checkpoint that holds a JSON object.
+
+    Raises:
+        ModelError: it holds none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: cannot be read: {first_line(error)}") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: is no JSON object")
+    return content
 
 
 def _weight_files(checkpoint: Checkpoint) -> list[Path]:

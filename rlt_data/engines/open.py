@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
-from rlt_data.engines.config import load_config, longest_text, open_tokenizer, pick_device, pick_dtype
+from rlt_data.engines.config import (
+    load_config,
+    longest_text,
+    open_tokenizer,
+    pick_device,
+    pick_dtype,
+    vocabulary_size,
+)
 from rlt_data.engines.models import (
     Checkpoint,
     find_checkpoint,
@@ -15,7 +24,19 @@ from rlt_data.engines.models import (
     tokenizer_fingerprint,
     weights_fingerprint,
 )
-from rlt_data.engines.protocol import Engine, ModelIdentity
+from rlt_data.engines.protocol import (
+    Engine,
+    Failure,
+    ModelIdentity,
+    PromptRequest,
+    Sample,
+    Sampling,
+    SequenceBlock,
+    SequenceLogprobs,
+    SequenceRequest,
+)
+from rlt_data.engines.results import checked_full_kl, checked_logprobs, checked_samples
+from rlt_data.errors import ModelError
 from rlt_data.formats import ChatTemplate, Tokenizer
 from rlt_data.libraries import quiet_bars
 from rlt_data.settings import ModelSettings
@@ -23,17 +44,18 @@ from rlt_data.settings import ModelSettings
 
 @dataclass
 class Model:
-    """A model that has been found and examined; its weights are loaded when :attr:`engine` is first asked for.
+    """A model that has been found and examined; :meth:`load` loads its weights.
+
+    Steps ask the model, not its engine, for samples and log-probs, so that every result is checked.
 
     Attributes:
-        checkpoint: where it lies.
+        checkpoint: where its files are.
         settings: how it is run.
         tokenizer: its tokenizer.
         template: its chat template.
         identity: which model it is.
         scoring: what the engine is for: log-probs of texts, or samples.
-        share: of the GPUs that the settings allow, where another model runs beside it.
-        logs: folder for what the engine's processes write.
+        served_temperature: temperature of the log-probs of texts, if servers run the model.
     """
 
     checkpoint: Checkpoint
@@ -42,27 +64,40 @@ class Model:
     template: ChatTemplate
     identity: ModelIdentity
     scoring: bool = False
-    share: float = 1.0
-    logs: Path | None = None
+    served_temperature: float = 1.0
 
     @cached_property
     def engine(self) -> Engine:
-        """The engine that runs the model."""
+        """The engine that runs the model; without a :meth:`load` before, it is loaded now."""
+        return self._open_engine(None, 1.0)
+
+    def _open_engine(self, logs: Path | None, memory_share: float) -> Engine:
         if self.settings.ray:
             from rlt_data.engines.ray import RayEngine
 
             without = self.settings.model_copy(update={"ray": None, "engines": None, "gpus_per_engine": None})
-            return RayEngine(self, partial(open_model, self.checkpoint.name, without, scoring=self.scoring))
+            name, fingerprint = self.checkpoint.name, self.identity.fingerprint
+            return RayEngine(
+                self.settings,
+                partial(open_same_engine, name, without, scoring=self.scoring, fingerprint=fingerprint),
+                context_length=self.context_length,
+                share=memory_share,
+            )
         if self.settings.engine == "vllm":
             from rlt_data.engines.vllm import open_pool
 
-            memory = self.settings.gpu_memory * self.share
-            settings = self.settings.model_copy(update={"gpu_memory": memory})
-            return open_pool(self.checkpoint, settings, scoring=self.scoring, logs=self.logs)
+            settings = self.settings.model_copy(update={"gpu_memory": self.settings.gpu_memory * memory_share})
+            return open_pool(self.checkpoint, settings, scoring=self.scoring, logs=logs)
         if self.settings.engine == "server":
             from rlt_data.engines.server import ServerEngine
 
-            return ServerEngine(self.checkpoint, self.tokenizer, self.settings, scoring=self.scoring)
+            return ServerEngine(
+                self.checkpoint,
+                self.tokenizer,
+                self.settings,
+                scoring=self.scoring,
+                served_temperature=self.served_temperature,
+            )
         from rlt_data.engines.transformers import TransformersEngine
 
         return TransformersEngine.load(self.checkpoint, self.tokenizer, self.settings)
@@ -73,18 +108,46 @@ class Model:
         longest = longest_text(load_config(self.checkpoint, self.settings))
         return min(longest, self.settings.max_model_len or longest)
 
-    def load(self, logs: Path | None = None) -> None:
-        """Load the weights now, so that a model that will not do is refused before anything is written.
+    def load(self, logs: Path | None = None, *, memory_share: float = 1.0) -> None:
+        """Load the weights, unless they are loaded, so that an unusable model is refused before anything is written.
 
         Args:
             logs: folder for what the engine's processes write.
+            memory_share: part of the GPU memory (on a cluster: of the GPUs) that the settings allow, where other
+                models need the rest.
 
         Raises:
             ModelError: the engine cannot run the model.
         """
-        self.logs = logs
-        with quiet_bars():
-            _ = self.engine
+        if "engine" not in self.__dict__:
+            with quiet_bars():
+                self.engine = self._open_engine(logs, memory_share)
+
+    def generate(self, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling) -> Iterator[Sample | Failure]:
+        """Sample completions by :meth:`rlt_data.engines.Engine.generate`; results that cannot be true are failures."""
+        return checked_samples(self.engine, blocks, sampling, self._vocabulary)
+
+    def logprobs(self, blocks: Iterable[SequenceBlock], temperature: float) -> Iterator[SequenceLogprobs | Failure]:
+        """Score texts by :meth:`rlt_data.engines.Engine.logprobs`; results that cannot be true are failures."""
+        return checked_logprobs(self.engine, blocks, temperature, self._vocabulary)
+
+    def full_kl(
+        self,
+        group: Sequence[SequenceRequest],
+        other: Model,
+        other_group: Sequence[SequenceRequest],
+        temperature: float,
+    ) -> Iterator[SequenceLogprobs | Failure]:
+        """Return KL(this model || other) at the wanted tokens; see :class:`~rlt_data.engines.protocol.FullKL`.
+
+        Raises:
+            ModelError: the engines cannot compare distributions.
+        """
+        return checked_full_kl(self.engine, group, other.engine, other_group, temperature)
+
+    @cached_property
+    def _vocabulary(self) -> int:
+        return vocabulary_size(load_config(self.checkpoint, self.settings))
 
     def close(self) -> None:
         """Give back what the engine holds, if there is one."""
@@ -92,13 +155,14 @@ class Model:
             engine.close()
 
 
-def open_model(name: str, settings: ModelSettings, *, scoring: bool = False) -> Model:
+def open_model(name: str, settings: ModelSettings, *, scoring: bool = False, served_temperature: float = 1.0) -> Model:
     """Find a model, load its tokenizer and take its fingerprint.
 
     Args:
         name: Hub id, folder, GGUF file or packaged name.
         settings: how it is run.
         scoring: whether it is to score texts.
+        served_temperature: temperature of the log-probs of texts, if servers run the model.
 
     Raises:
         ModelError: there is no such model, or its tokenizer cannot be used.
@@ -117,7 +181,26 @@ def open_model(name: str, settings: ModelSettings, *, scoring: bool = False) -> 
         chat_template=text_fingerprint(template.text),
         dtype=dtype.removeprefix("torch."),
     )
-    return Model(checkpoint, settings, tokenizer, template, identity, scoring)
+    return Model(checkpoint, settings, tokenizer, template, identity, scoring, served_temperature)
+
+
+def open_same_engine(name: str, settings: ModelSettings, *, scoring: bool, fingerprint: str) -> Engine:
+    """Open and load a model on another machine, and make sure that it is the same one; can be pickled.
+
+    Args:
+        name: as for :func:`open_model`.
+        settings: how it is run.
+        scoring: whether it is to score texts.
+        fingerprint: of the model that it has to be.
+
+    Raises:
+        ModelError: this machine has none, or another one, or cannot run it.
+    """
+    model = open_model(name, settings, scoring=scoring)
+    if model.identity.fingerprint != fingerprint:
+        raise ModelError(f"{name}: {os.uname().nodename} has another model under this name")
+    model.load()
+    return model.engine
 
 
 def _served_fingerprint(checkpoint: Checkpoint, settings: ModelSettings) -> str:

@@ -116,6 +116,7 @@ class Pool:
         self._loaded = False
         self._failure: EngineError | None = None
         self._closed = False
+        self.keeps_logs = logs is not None
         self._temporary = tempfile.TemporaryDirectory() if logs is None else None
         folder = Path(self._temporary.name) if self._temporary else Path(str(logs))
         folder.mkdir(parents=True, exist_ok=True)
@@ -138,14 +139,12 @@ class Pool:
             self._note_loading()
             for worker in self._workers:
                 if worker.refused:
-                    raise ModelError(worker.refused)
+                    raise ModelError(worker.refused + worker.log_end())
             if self._failure:
                 raise ModelError(f"{self.name}: {self._failure}")
             if self.pulse.idle > patience:
-                raise EngineError(
-                    f"{self.name}: loading made no progress for {patience:g} s (--stall-timeout); its log ends with:\n"
-                    + indented(self.log_tail())
-                )
+                ends = "".join(worker.log_end() for worker in self._workers)
+                raise EngineError(f"{self.name}: loading made no progress for {patience:g} s (--stall-timeout){ends}")
         self._loaded = True
         self.context_length = min(worker.ready.context_length for worker in self._workers if worker.ready)
 
@@ -258,8 +257,7 @@ class Pool:
                 worker.start()
             elif not self._loaded or all(each.gone for each in self._workers):
                 times = f"{worker.deaths} times in a row" if self._loaded else "when it was started"
-                tail = indented("\n".join(worker.log_tail()))
-                self._failure = EngineError(f"the engine died {times}; its log ends with:\n{tail}")
+                self._failure = EngineError(f"the engine died {times}{worker.log_end()}")
             self._dispatch()
 
 
@@ -286,7 +284,7 @@ class Worker:
         self._core = core
         self._environment = environment
         self._log = log
-        self._log_size = 0
+        self._log_size = self._log_start = log.stat().st_size if log.exists() else 0  # of earlier runs
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
 
@@ -351,11 +349,17 @@ class Worker:
         before, self._log_size = self._log_size, self._log.stat().st_size if self._log.exists() else 0
         return self._log_size > before
 
+    def log_end(self) -> str:
+        """Return how the process's log ends, to be added to a message; empty where it wrote nothing."""
+        tail = "\n".join(self.log_tail())
+        name = f" ({self._log})" if self._pool.keeps_logs else ""
+        return f"; its log{name} ends with:\n{indented(tail)}" if tail else ""
+
     def log_tail(self) -> list[str]:
         """Return the last lines that the process wrote."""
         if not self._log.exists():
             return []
         with self._log.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - 8192))
+            log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - 8192))
             lines = log.read().decode(errors="replace").splitlines()
         return [line for line in lines if line.strip()][-_LOG_LINES:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -214,4 +214,25 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back what the engine holds: processes, connections."""
+        ...
+
+
+@runtime_checkable
+class FullKL(Protocol):
+    """What engines can do beyond :class:`Engine` that see the whole distribution of each token."""
+
+    def full_kl(
+        self,
+        group: Sequence[SequenceRequest],
+        other: Engine,
+        other_group: Sequence[SequenceRequest],
+        temperature: float,
+    ) -> Iterator[SequenceLogprobs | Failure]:
+        """Return KL(this model || other) over the whole vocabulary at the wanted tokens, in nats.
+
+        The two groups hold the same keys, and as many wanted tokens under each.
+
+        Raises:
+            ModelError: the two engines cannot compare distributions.
+        """
         ...

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import count
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from rlt_data.engines.protocol import (
     Engine,
@@ -39,9 +39,6 @@ from rlt_data.engines.protocol import (
 from rlt_data.engines.watchdog import Pulse, take
 from rlt_data.errors import EngineError, ModelError, RltDataError, SettingsError, first_line
 from rlt_data.settings import ModelSettings
-
-if TYPE_CHECKING:  # models open this engine, not the other way round
-    from rlt_data.engines.open import Model
 
 #: Results of a batch, about: enough that Ray's work for a batch is little, few enough to spread over many engines.
 BATCH = 64
@@ -65,8 +62,10 @@ class RayEngine:
     """A pool of engines on a Ray cluster; an :class:`~rlt_data.engines.Engine`.
 
     Args:
-        model: the model, found and examined here.
-        open: opens it where an engine runs, by its name; it loads the weights.
+        settings: how the model is run.
+        open_engine: opens the model's engine where an actor runs; can be pickled.
+        context_length: the most tokens of a text.
+        share: of the cluster that this engine may use.
 
     Raises:
         ModelError: Ray is not installed.
@@ -74,16 +73,17 @@ class RayEngine:
         SettingsError: the cluster is too small.
     """
 
-    def __init__(self, model: Model, open: Callable[[], Model]) -> None:
+    def __init__(
+        self, settings: ModelSettings, open_engine: Callable[[], Engine], *, context_length: int, share: float
+    ) -> None:
         self.pulse = Pulse()
-        self.context_length = model.context_length
-        self._fingerprint = model.identity.fingerprint
-        self._open = open
+        self.context_length = context_length
+        self._open_engine = open_engine
         # Batches that an engine works on at the same time: one, where it batches within a batch alone.
-        self._concurrency = 4 if model.settings.engine == "vllm" else 1
-        self._owns_connection = _connect(str(model.settings.ray))
+        self._concurrency = 4 if settings.engine == "vllm" else 1
+        self._owns_connection = _connect(str(settings.ray))
         try:
-            self._gpus, self._engines = _shares(model.settings, model.share)
+            self._gpus, self._engines = _shares(settings, share)
         except BaseException:
             self.close()
             raise
@@ -176,7 +176,7 @@ class RayEngine:
             .flat_map(_tickets, fn_kwargs={"feed": feed}, num_cpus=0, **_here())
             .map_batches(
                 _Runner,
-                fn_constructor_kwargs={"open": self._open, "fingerprint": self._fingerprint, "feed": feed},
+                fn_constructor_kwargs={"open_engine": self._open_engine, "feed": feed},
                 batch_size=1,
                 compute=pool,
                 num_cpus=1,
@@ -242,17 +242,13 @@ def _tickets(_row: dict[str, Any], feed: Any) -> Iterator[dict[str, Any]]:
 class _Runner:
     """An engine on one machine of the cluster; an actor."""
 
-    def __init__(self, open: Callable[[], Model], fingerprint: str, feed: Any) -> None:
+    def __init__(self, open_engine: Callable[[], Engine], feed: Any) -> None:
         self._feed = feed
         self._engine: Engine | None = None
         self._problem: RltDataError | None = None
         threading.Thread(target=self._give_signs, daemon=True).start()
         try:
-            model = open()
-            if model.identity.fingerprint != fingerprint:
-                raise ModelError(f"{model.checkpoint.name}: {os.uname().nodename} has another model under this name")
-            model.load()
-            self._engine = model.engine
+            self._engine = open_engine()
         except RltDataError as error:
             self._problem = error
 

@@ -46,8 +46,18 @@ from rlt_data.settings import ModelSettings
 #: Versions that this module was written for: from the first, below the second.
 SUPPORTED = (0, 31), (0, 34)
 
+#: From this version on ``prompt_logprob_token_ids`` names the tokens of each position. 0.31 takes one list for all
+#: positions, of at most 20 tokens, and is asked for ``prompt_logprobs`` instead.
+_TOKENS_BY_POSITION = (0, 32)
+
 #: vLLM takes memory for log-probs of prompts that it has not planned for, in proportion to these tokens.
 _SCORING_BATCH_TOKENS = 2048
+
+#: What makes an engine, by module and function.
+_CORE = "rlt_data.engines.vllm:open_core"
+
+#: How vLLM says that a model, or the keys and values of one text, do not fit into a GPU's memory.
+_MEMORY_PROBLEMS = "max seq len|memory for the cache blocks|out of memory|free memory on device"
 
 #: Keys and values on a CPU; VLLM_CPU_KVCACHE_SPACE, in GiB, goes before it.
 _CPU_CACHE_BYTES = 2 * 2**30
@@ -67,14 +77,23 @@ def open_pool(checkpoint: Checkpoint, settings: ModelSettings, *, scoring: bool,
         SettingsError: there are too few GPUs.
     """
     check_version(_installed_version())
-    return Pool(
-        "rlt_data.engines.vllm:open_core",
-        (checkpoint, settings, scoring),
-        _environments(settings),
-        name=checkpoint.name,
-        logs=logs,
-        patience=settings.stall_timeout,
-    )
+    try:
+        return Pool(
+            _CORE,
+            (checkpoint, settings, scoring),
+            _environments(settings),
+            name=checkpoint.name,
+            logs=logs,
+            patience=settings.stall_timeout,
+        )
+    except ModelError as error:
+        if not re.search(_MEMORY_PROBLEMS, str(error), re.I):
+            raise
+        raise ModelError(
+            f"{error}\nA smaller --max-model-len needs less GPU memory for a text's keys and values (the model's "
+            f"context is {longest_text(load_config(checkpoint, settings))} tokens); --gpu-memory (now "
+            f"{settings.gpu_memory:g}) sets vLLM's share of the GPU."
+        ) from None
 
 
 def check_version(version: str | None) -> None:
@@ -85,9 +104,12 @@ def check_version(version: str | None) -> None:
         raise ModelError(
             f"--engine vllm: needs {wanted}; pip install 'rlt-data[vllm]', or, without a GPU, docs/engines.md"
         )
-    numbers = tuple(int(digits) for digits in re.findall(r"\d+", version)[:2])
-    if not SUPPORTED[0] <= numbers < SUPPORTED[1]:
+    if not SUPPORTED[0] <= _numbers(version) < SUPPORTED[1]:
         raise ModelError(f"--engine vllm: needs {wanted}, and {version} is installed")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(digits) for digits in re.findall(r"\d+", version)[:2])
 
 
 def _installed_version() -> str | None:
@@ -165,13 +187,15 @@ class _Prompt:
     Attributes:
         number: of its job.
         request: the prompt.
-        tail: log-probs of its last tokens, NaN where they are not there yet.
+        tail: log-probs of its last tokens, as far as they are there.
+        missing: how many of them are not.
         finished: samples that wait for them.
     """
 
     number: int
     request: PromptRequest
     tail: Floats
+    missing: int
     finished: list[tuple[SampleRequest, Any]] = field(default_factory=list)
 
 
@@ -191,7 +215,7 @@ class VllmCore:
         self.llm = llm
         self._engine = llm.llm_engine
         self._tokenizer = tokenizer
-        self._picks_tokens = bool(getattr(config, "use_v2_model_runner", False))
+        self._picks_tokens = picks_tokens(_installed_version() or "", config)
         self._temperature = 1.0
         self._at_work: dict[str, tuple[Any, ...]] = {}  # by vLLM's id: what to do with the output
 
@@ -243,7 +267,7 @@ class VllmCore:
     # Samples
 
     def _add_prompt(self, number: int, request: PromptRequest, how: Sampling) -> None:
-        prompt = _Prompt(number, request, np.full(request.tail, np.nan, np.float32))
+        prompt = _Prompt(number, request, np.zeros(request.tail, np.float32), missing=request.tail)
         first = len(request.ids) - request.tail
         for place, token in enumerate(request.ids[first:].tolist()):
             # A token's log-prob is that of what follows the tokens before it; they stay in the cache for the samples.
@@ -263,13 +287,14 @@ class VllmCore:
 
     def _take_tail(self, output: Any, prompt: _Prompt, place: int, token: int) -> list[tuple[int, Result]]:
         prompt.tail[place] = output.outputs[0].logprobs[0][token].logprob
-        if np.isnan(prompt.tail).any():
+        prompt.missing -= 1
+        if prompt.missing:
             return []
         waiting, prompt.finished = prompt.finished, []
         return [(prompt.number, self._sample(prompt, request, completion)) for request, completion in waiting]
 
     def _take_sample(self, output: Any, prompt: _Prompt, request: SampleRequest) -> list[tuple[int, Result]]:
-        if np.isnan(prompt.tail).any():
+        if prompt.missing:
             prompt.finished.append((request, output.outputs[0]))
             return []
         return [(prompt.number, self._sample(prompt, request, output.outputs[0]))]
@@ -296,20 +321,23 @@ class VllmCore:
     # Log-probs of texts
 
     def _add_text(self, number: int, request: SequenceRequest) -> None:
-        ids = request.scored_ids
-        start = int(request.wanted[0]) - 1
-        asked: dict[str, Any] = {"prompt_logprobs": 0}
-        if self._picks_tokens:
-            # The model computes logits from the first wanted token on, and gives the numbers that are asked for alone.
-            asked = {"prompt_logprob_token_ids": ids[start + 1 :, None], "prompt_logprob_start": start}
-        take = self._take_text, number, request, start
-        self._submit(f"{number}", ids, take, max_tokens=1, temperature=0.0, detokenize=False, **asked)
+        ids, start = request.scored_ids, int(request.wanted[0]) - 1
+        last = int(ids[-1]) if len(ids) == self.context_length else None
+        take = self._take_text, number, request, start, last
+        asked = scored(ids if last is None else ids[:-1], start, last, picks_tokens=self._picks_tokens)
+        self._submit(f"{number}", ids if last is None else ids[:-1], take, **asked)
 
-    def _take_text(self, output: Any, number: int, request: SequenceRequest, start: int) -> list[tuple[int, Result]]:
-        if self._picks_tokens:
-            values = np.asarray(output.prompt_token_id_logprobs)[:, 0]
-        else:
-            values = np.asarray(_flat(output.prompt_logprobs)[start:])
+    def _take_text(
+        self, output: Any, number: int, request: SequenceRequest, start: int, last: int | None
+    ) -> list[tuple[int, Result]]:
+        values = np.zeros(0, np.float32)
+        if last is None or start < self.context_length - 2:
+            found = output.prompt_token_id_logprobs if self._picks_tokens else output.prompt_logprobs
+            if found is None:
+                return [(number, Failure(request.key, "vLLM returned no log-probs"))]
+            values = np.asarray(found)[:, 0] if self._picks_tokens else np.asarray(_flat(found)[start:])
+        if last is not None:
+            values = np.append(values, output.outputs[0].logprobs[0][last].logprob)
         wanted = values[request.wanted - 1 - start].astype(np.float32)
         return [(number, SequenceLogprobs(request.key, wanted))]
 
@@ -327,6 +355,32 @@ def drawn(sample: SampleRequest, how: Sampling, room: int) -> dict[str, Any]:
         "skip_special_tokens": False,
         "logprobs": 0,
     }
+
+
+def picks_tokens(version: str, config: Any) -> bool:
+    """Whether vLLM, by its version and configuration, returns log-probs of tokens that are named by position."""
+    return _numbers(version) >= _TOKENS_BY_POSITION and bool(getattr(config, "use_v2_model_runner", False))
+
+
+def scored(ids: Ints, start: int, last: int | None = None, *, picks_tokens: bool) -> dict[str, Any]:
+    """Return vLLM's sampling parameters of a text whose tokens after a position are scored.
+
+    Args:
+        ids: token ids of the text, shape (tokens,).
+        start: the position before the first scored token.
+        last: a token behind the text that is scored too. vLLM always samples a token, so of a text that fills the
+            context it gets all tokens but this one.
+        picks_tokens: see the function of that name.
+    """
+    common: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
+    if last is not None:
+        common["logprob_token_ids"] = [last]
+    if start + 1 == len(ids):
+        return common
+    if not picks_tokens:
+        return common | {"prompt_logprobs": 0}
+    # The model computes logits from the position on, and returns the log-probs of the text's tokens alone.
+    return common | {"prompt_logprob_token_ids": ids[start + 1 :, None], "prompt_logprob_start": start}
 
 
 def _flat(logprobs: Any) -> list[float]:

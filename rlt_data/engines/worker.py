@@ -106,6 +106,7 @@ def main() -> None:
         module, function = factory.split(":")
         core: Core = getattr(import_module(module), function)(*arguments)
     except RltDataError as error:
+        sys.stdout.flush()  # the pool shows the end of the log
         connection.send(Refused(str(error)))
         return
     connection.send(Ready(core.context_length, core.window))

@@ -7,15 +7,15 @@ message. Models without a chat template get :data:`PLAIN`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import queue
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
-from rlt_data.errors import ModelError, SettingsError
+from rlt_data.errors import ModelError, SettingsError, first_line
 from rlt_data.formats.schema import Format
 from rlt_data.formats.spans import Tokenizer
 
@@ -35,6 +35,14 @@ _PLACEHOLDER = "RLTDATAPLACEHOLDER"
 
 Message = dict[str, str]
 
+#: A conversation to try templates with; no template has these texts of its own.
+_PROBE: Sequence[Message] = (
+    {"role": "system", "content": "RLTDATASYSTEM"},
+    {"role": "user", "content": "RLTDATAQUESTION"},
+    {"role": "assistant", "content": "RLTDATAANSWER"},
+)
+_PROBE_SECONDS = 20.0
+
 
 class ChatTemplate:
     """A tokenizer's chat template, split around the assistant's text.
@@ -46,7 +54,7 @@ class ChatTemplate:
     Attributes:
         source: where the template came from: ``"own"``, ``"plain"`` or the file's name.
         merges_system: whether the system text goes to the head of the first user message, because the template
-            takes no system message.
+            refuses system messages or leaves them out (some show one only before the last message).
     """
 
     def __init__(self, tokenizer: Tokenizer, override: str | None = None) -> None:
@@ -59,23 +67,27 @@ class ChatTemplate:
             path = Path(override)
             if not path.is_file():
                 raise SettingsError(f"--chat-template: {override!r} is neither 'plain' nor a file")
-            self._template, self.source = path.read_text(encoding="utf-8"), path.name
+            try:
+                self._template, self.source = path.read_text(encoding="utf-8"), path.name
+            except (OSError, ValueError) as error:
+                raise SettingsError(f"--chat-template: {override}: {first_line(error)}") from None
         #: The template's Jinja text.
         self.text: str = str(tokenizer.chat_template) if self._template is None else self._template
         first = tokenizer("a")["input_ids"][:1]
         self._plain_bos = bool(tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id])
         self.merges_system = False
+        self.end = _within(_PROBE_SECONDS, self._find_end)
+
+    def _find_end(self) -> str:
+        """Find out whether the template takes a system text, and return what it writes after the assistant's text."""
+        *conversation, _ = _PROBE
+        system = conversation[0]["content"]
         try:
-            self._render(_probe("system"))
-        except TemplateError:
+            self.merges_system = system not in self.split(conversation)[0]
+        except ModelError:
             self.merges_system = True
-        try:
-            self.end = self.split(_probe("system")[:-1])[1]
-        except TemplateError as error:
-            raise ModelError(
-                f"the chat template of {tokenizer.name_or_path} cannot show a system, a user and an assistant text: "
-                f"{error}; --chat-template plain uses ours"
-            ) from None
+        self.check_shows(conversation)
+        return self.split(conversation)[1]
 
     def split(self, messages: Sequence[Message]) -> tuple[str, str]:
         """Render a conversation up to its assistant's text, and what follows that text.
@@ -89,11 +101,22 @@ class ChatTemplate:
         text = self._render([*messages, {"role": "assistant", "content": _PLACEHOLDER}])
         before, found, after = text.rpartition(_PLACEHOLDER)
         if not found:
-            raise ModelError(
-                f"the chat template of {self._tokenizer.name_or_path} leaves out the assistant's text; "
-                "--chat-template plain uses ours"
-            )
+            raise ModelError(self._refusal("leaves out the assistant's text"))
         return before, after
+
+    def check_shows(self, messages: Sequence[Message]) -> None:
+        """Make sure that the template shows the texts before an assistant's, so that no instruction is lost.
+
+        Args:
+            messages: as for :meth:`split`. White space around their texts may be lost.
+
+        Raises:
+            ModelError: the template leaves one out, or changes it.
+        """
+        before, _ = self.split(messages)
+        for message in messages:
+            if message["content"].strip() not in before:
+                raise ModelError(self._refusal(f"leaves out or changes a text of the {message['role']}"))
 
     def check_keeps(self, content: str) -> None:
         """Make sure that the template writes an assistant's text as it is, since students are trained through it.
@@ -101,9 +124,9 @@ class ChatTemplate:
         Raises:
             ModelError: it does not; the message shows the first difference.
         """
-        messages = _probe("system")[:-1]
-        expected = content.join(self.split(messages))
-        got = self._render([*messages, {"role": "assistant", "content": content}])
+        *conversation, _ = _PROBE
+        expected = content.join(self.split(conversation))
+        got = self._render([*conversation, {"role": "assistant", "content": content}])
         if got != expected:
             at = next((i for i, (x, y) in enumerate(zip(got, expected, strict=False)) if x != y), len(expected))
             raise ModelError(
@@ -120,15 +143,37 @@ class ChatTemplate:
         options: dict[str, Any] = {"plain_bos": self._plain_bos}
         if self._template is not None:
             options["chat_template"] = self._template
-        return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+        try:
+            return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+        except Exception as error:  # noqa: BLE001 - templates are programs and raise anything
+            raise ModelError(self._refusal(f"cannot show a conversation ({first_line(error)})")) from None
+
+    def _refusal(self, problem: str) -> str:
+        return f"the chat template of {self._tokenizer.name_or_path} {problem}; --chat-template plain uses ours"
 
 
-def _probe(system: str) -> list[Message]:
-    return [
-        {"role": "system", "content": system},
-        {"role": "user", "content": "question"},
-        {"role": "assistant", "content": "answer"},
-    ]
+def _within(seconds: float, work: Callable[[], str]) -> str:
+    """Return what a function returns, unless it takes too long: then its thread is left behind.
+
+    Raises:
+        ModelError: it takes too long.
+    """
+    done: queue.SimpleQueue[str | BaseException] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            done.put(work())
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            done.put(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        found = done.get(timeout=seconds)
+    except queue.Empty:
+        raise ModelError(f"the chat template takes more than {seconds:g} s for a short conversation") from None
+    if isinstance(found, BaseException):
+        raise found
+    return found
 
 
 @dataclass(frozen=True)
@@ -146,6 +191,7 @@ class Views:
     def __init__(self, format: Format, template: ChatTemplate) -> None:
         self.format = format
         self.template = template
+        self._checked: set[tuple[str, Sequence[tuple[str, str]]]] = set()
         padding = format.padding
         self._teacher_shots = tuple(
             (shot.question, self._prefill(shot.solution) + format.completion_of(shot.explanation))
@@ -184,8 +230,9 @@ class Views:
         return self._before(system, self._student_shots, question)
 
     def check(self) -> None:
-        """Raise ModelError if the template would change a student's text of this format."""
+        """Raise ModelError if the template would change a student's text or prompt of this format."""
         padding = self.format.padding
+        self._before(self.format.student_system, self._student_shots, "a question")
         thought = f"{padding}First this.\n\nThen that.{padding}"
         self.template.check_keeps(student_message(self.format, "an answer", thought))
 
@@ -197,8 +244,10 @@ class Views:
         messages = [{"role": "system", "content": system}]
         for asked, answered in shots:
             messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-        messages.append({"role": "user", "content": question})
-        return self.template.split(messages)[0]
+        if (system, shots) not in self._checked:
+            self.template.check_shows([*messages, _PROBE[1]])
+            self._checked.add((system, shots))
+        return self.template.split([*messages, {"role": "user", "content": question}])[0]
 
 
 def student_message(format: Format, solution: str, thought: str) -> str:

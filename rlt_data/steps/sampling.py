@@ -118,7 +118,7 @@ def _rows(model: Model, task: SamplingTask, table: ResumableTable[PendingSample]
     """Sample the pending rows, and yield each as it is finished."""
     settings = task.settings
     sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.max_tokens, task.stop)
-    for result in model.engine.generate(_blocks(model, task, table), sampling):
+    for result in model.generate(_blocks(model, task, table), sampling):
         if isinstance(result, Failure):
             yield result
         else:

@@ -14,14 +14,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rlt_data.engines import (
-    Engine,
     Failure,
     Model,
     SequenceBlock,
@@ -29,6 +28,7 @@ from rlt_data.engines import (
     SequenceRequest,
     open_model,
 )
+from rlt_data.engines.results import problem_with_logprobs
 from rlt_data.errors import SettingsError
 from rlt_data.formats import Format, Views, choose_format, load_format
 from rlt_data.inputs import ingest
@@ -49,9 +49,6 @@ from rlt_data.steps.resumable import FinishedRow, ResumableTable
 from rlt_data.steps.teacher_source import TeacherSource
 from rlt_data.storage.layout import default_run, run_log
 from rlt_data.storage.run import Run, content_hash
-
-if TYPE_CHECKING:
-    from rlt_data.engines.transformers import TransformersEngine
 
 T = TypeVar("T")
 
@@ -74,7 +71,8 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         flags = ", ".join("--" + name.replace("_", "-") for name in sorted(unread))
         raise SettingsError(f"{flags}: no effect with a run, all of whose traces are scored; for files of traces only")
     run = Run(settings.out or (source.path if source else default_run(settings.input, settings.student)))
-    student = open_model(settings.student, settings, scoring=True)
+    served = settings.served_temperature
+    student = open_model(settings.student, settings, scoring=True, served_temperature=served)
     teacher = _open_teacher(settings, student)
     made_in = recorded_format(source, "generate") if source else None
     format = _choose_format(settings, made_in, student)
@@ -88,10 +86,8 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         depends_on = _dependencies(settings, student, format, teacher_source)
         run.refuse_other_settings("score", depends_on)
         models = {"student": student} | ({"teacher": teacher} if teacher else {})
-        if teacher and teacher is not student:
-            student.share = teacher.share = 0.5
         for model in models.values():
-            model.load(run.logs)
+            model.load(run.logs, memory_share=0.5 if teacher and teacher is not student else 1.0)
         run.record("score", {"depends_on": depends_on, **step_entry(settings, format, models)})
         with run_log(run):
             views, scored_by = Views(format, student.template), content_hash(depends_on)
@@ -280,7 +276,7 @@ class _Scoring:
         teachers = self._teacher.tokens(traces, problems)
         scores = []
         for trace, student, teacher in zip(traces, students, teachers, strict=True):
-            if reason := self._reason_to_fail(student, teacher):
+            if reason := self._reason_to_fail(trace, student, teacher):
                 self._fail(trace, reason, pending)
             else:
                 alignment = self._teacher.align(student, teacher) if teacher else None
@@ -295,14 +291,18 @@ class _Scoring:
         if score.teacher is None or score.alignment is None or score.student.empty:
             return
         if score.teacher.ids is None:
-            stored = [*score.trace["prefill_logprobs"], *score.trace["logprobs"]]
-            score.teacher_logprobs = np.asarray(stored, np.float32)
+            score.teacher_logprobs = _stored_logprobs(score.trace)
         elif self._settings.kl == "full" and not len(score.alignment.single_tokens):
             score.full_kl = np.zeros(0, np.float32)
 
-    def _reason_to_fail(self, student: StudentTokens, teacher: TeacherTokens | None) -> str | None:
+    def _reason_to_fail(
+        self, trace: dict[str, Any], student: StudentTokens, teacher: TeacherTokens | None
+    ) -> str | None:
         if not len(student.solution):
             return "the solution has no token of its own between its tags"
+        if teacher and teacher.ids is None:  # earlier versions stored whatever a server had sent
+            if problem := problem_with_logprobs(_stored_logprobs(trace), len(teacher.thought_ids)):
+                return f"the trace was stored with {problem}; --teacher-logprobs compute does not use stored ones"
         texts = [("student's", len(student.encoding), self._student.engine)]
         if teacher and teacher.ids is not None and self._teacher.model:
             texts.append(("teacher's", len(teacher.ids), self._teacher.model.engine))
@@ -320,14 +320,13 @@ class _Scoring:
         temperature, pending = self._settings.temperature, self._table.pending
         teacher = self._teacher.model if self._teacher.used else None
         for_student, for_teacher = _twice(blocks) if teacher else (blocks, iter(()))
-        student = self._student.engine.logprobs(map(_student_requests, for_student), temperature)
+        student = self._student.logprobs(map(_student_requests, for_student), temperature)
         streams = [_noting(student, pending, "student_logprobs")]
         if teacher:
-            engine = teacher.engine
             if self._settings.kl == "full":
-                streams.append(_noting(self._full_kl(for_teacher, engine), pending, "full_kl"))
+                streams.append(_noting(self._full_kl(for_teacher, teacher), pending, "full_kl"))
             else:
-                computed = engine.logprobs(map(_teacher_requests, for_teacher), temperature)
+                computed = teacher.logprobs(map(_teacher_requests, for_teacher), temperature)
                 streams.append(_noting(computed, pending, "teacher_logprobs"))
         while streams:
             for stream in list(streams):
@@ -337,12 +336,15 @@ class _Scoring:
                 else:
                     yield result
 
-    def _full_kl(self, blocks: Iterator[Groups], teacher: Engine) -> Iterator[SequenceLogprobs | Failure]:
-        # The settings let no other engines come so far.
-        teacher, student = cast("TransformersEngine", teacher), cast("TransformersEngine", self._student.engine)
+    def _full_kl(self, blocks: Iterator[Groups], teacher: Model) -> Iterator[SequenceLogprobs | Failure]:
         for group in chain.from_iterable(blocks):
             of_teacher, of_student = _full_kl_requests(group)
-            yield from teacher.full_kl(of_teacher, student, of_student, self._settings.temperature)
+            yield from teacher.full_kl(of_teacher, self._student, of_student, self._settings.temperature)
+
+
+def _stored_logprobs(trace: dict[str, Any]) -> Floats:
+    """Return the teacher's log-probs of the prefill's padding and of the completion, shape (tokens,)."""
+    return np.asarray([*(trace["prefill_logprobs"] or ()), *(trace["logprobs"] or ())], np.float32)
 
 
 def reward_weights(settings: RewardSettings) -> RewardWeights:

@@ -139,17 +139,16 @@ class DenseReward(Reward):
 
     def _student_logprobs(self, questions: Sequence[Row], students: Sequence[StudentTokens]) -> dict[str, Floats]:
         """Return the student's log-probs by the index of the sample; none where a text cannot be scored."""
-        engine = self._student.engine
         block = []
         for _, group in groupby(range(len(students)), key=lambda index: questions[index]["question_id"]):
             requests = []
             for index in group:
                 student = students[index]
-                if len(student.solution) and len(student.encoding) <= engine.context_length:
+                if len(student.solution) and len(student.encoding) <= self._student.engine.context_length:
                     requests.append(SequenceRequest(str(index), student.encoding.ids, student.scored))
             if requests:
                 block.append(requests)
-        results = engine.logprobs([block], self._temperature)
+        results = self._student.logprobs([block], self._temperature)
         return {result.key: result.logprobs for result in results if not isinstance(result, Failure)}
 
     def _row(self, question: Row, rollout: Rollout, student: StudentTokens, student_logprobs: Floats | None) -> Row:

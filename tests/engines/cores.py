@@ -50,9 +50,22 @@ class TroubledCore:
         return [(number, SequenceLogprobs(request.key, np.full(len(request.wanted), os.getpid(), np.float32)))]
 
 
+def too_large(*_: object) -> TroubledCore:
+    """Fail as vLLM does where the keys and values of one text do not fit into a GPU."""
+    print(
+        "(EngineCore pid=7) ValueError: To serve at least one request with the model's max seq len (131072), 16.0 GiB "
+        "KV cache is needed, which is larger than the available KV cache memory (5.2 GiB).",
+        file=sys.stderr,
+    )
+    raise ModelError("model: vLLM cannot run it: Engine core initialization failed. See root cause above.")
+
+
 def troubled(trouble: str = "") -> TroubledCore:
     """Make a core, or fail to."""
     if trouble == "refuse":
+        raise ModelError("model: cannot be run")
+    if trouble == "refuse after words":
+        print("INFO loading\n\nValueError: the cause", file=sys.stderr)
         raise ModelError("model: cannot be run")
     if trouble == "die":
         print("no such thing as this model", file=sys.stderr)

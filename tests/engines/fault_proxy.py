@@ -3,7 +3,8 @@
 python -m tests.engines.fault_proxy http://127.0.0.1:PORT [--after N] TURN [TURN ...]
 
 The first N completions pass; from then on each takes the next turn: ok, 500, 503, 418, 429 (with Retry-After: 1),
-busy (429 without), hang (until the client goes away), cut (in the middle of the body), torn (half of the JSON).
+busy (429 without), hang (until the client goes away), cut (in the middle of the body), torn (half of the JSON), deep
+(JSON that is nested too deeply), large (more than is read), and those of LIES, which change a good answer.
 POST /turns with a list of turns begins anew with those. GET /seen tells the turns that were taken and the most
 requests at a time; everything else passes through.
 """
@@ -24,6 +25,56 @@ from typing import Any
 from tests.engines.completion_server import Listening, Places, send
 
 ERROR = b'{"error": {"message": "it is a bad day"}}'
+
+Choice = dict[str, Any]
+
+
+def first_logprob(value: Any) -> Callable[[Choice], None]:
+    """Replace the log-prob of the first sampled token, and of the last token of a text that is scored."""
+
+    def lie(choice: Choice) -> None:
+        if "token_logprobs" in choice.get("logprobs", {}):
+            choice["logprobs"]["token_logprobs"][0] = value
+        if "prompt_logprobs" in choice:
+            [entry] = choice["prompt_logprobs"][-1].values()
+            entry["logprob"] = value
+
+    return lie
+
+
+def tokens(change: Callable[[list[int]], list[int]]) -> Callable[[Choice], None]:
+    """Change the sampled tokens, with a log-prob of -1 for each."""
+
+    def lie(choice: Choice) -> None:
+        if "token_ids" in choice and "logprobs" in choice:
+            ids = choice["token_ids"] = change(choice["token_ids"])
+            choice["logprobs"] |= {"tokens": [f"token_id:{id}" for id in ids], "token_logprobs": [-1.0] * len(ids)}
+
+    return lie
+
+
+def too_few(choice: Choice) -> None:
+    for name in ("token_logprobs", "prompt_logprobs"):
+        for told in (choice, choice.get("logprobs", {})):
+            if name in told:
+                told[name] = told[name][:2]
+
+
+LIES: dict[str, Callable[[Choice], None]] = {
+    "nan": first_logprob(float("nan")),
+    "infinite": first_logprob(float("inf")),
+    "null": first_logprob(None),
+    "lowest": first_logprob(-1e300),
+    "positive": first_logprob(0.5),
+    "word": first_logprob("much"),
+    "few": too_few,
+    "many": tokens(lambda ids: ids * 1000),
+    "unknown": tokens(lambda ids: [10**6, *ids[1:]]),
+    "negative": tokens(lambda ids: [-5, *ids[1:]]),
+    "fraction": tokens(lambda ids: [1.5, *ids[1:]]),  # type: ignore[list-item]
+    "surrogate": lambda choice: choice.update(text="half \ud83d a face"),
+    "no text": lambda choice: choice.update(text=None),
+}
 
 
 class Faults:
@@ -75,6 +126,12 @@ def serve(target: str, turns: list[str], after: int, port: int) -> None:
                 return self.close
             if turn == "cut":
                 return self.cut
+            if turn == "deep":
+                return lambda: send(self, 200, b'{"choices": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+            if turn == "large":
+                return lambda: send(self, 200, b'{"choices": "' + b"x" * 70 * 2**20 + b'"}')
+            if turn in LIES:
+                return self.forward(body, LIES[turn])
             if turn == "torn":
                 return lambda: send(self, 200, b'{"choices": [{"text": "half an ans')
             if turn == "429":
@@ -88,12 +145,16 @@ def serve(target: str, turns: list[str], after: int, port: int) -> None:
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b'{"choices": [')
             self.close()
 
-        def forward(self, body: bytes | None) -> Callable[[], None]:
+        def forward(self, body: bytes | None, lie: Callable[[Choice], None] | None = None) -> Callable[[], None]:
             passed = {name: self.headers[name] for name in ("Authorization", "Content-Type") if self.headers[name]}
             request = urllib.request.Request(target + self.path, body, passed)
             try:
                 with urllib.request.urlopen(request) as answer:
                     status, content = answer.status, answer.read()
+                if lie:
+                    told = json.loads(content)
+                    lie(told["choices"][0])
+                    content = json.dumps(told).encode()
             except urllib.error.HTTPError as error:
                 status, content = error.code, error.read()
             return lambda: send(self, status, content)

@@ -25,13 +25,18 @@ from transformers import (
     MambaForCausalLM,
     PhiConfig,
     PhiForCausalLM,
+    PreTrainedModel,
     Qwen2Config,
     Qwen2Model,
 )
 
-from rlt_data.engines import find_checkpoint, open_model
+from rlt_data.engines import find_checkpoint, open_model, vllm
 from rlt_data.engines.config import pick_dtype
+from rlt_data.engines.protocol import FullKL
+from rlt_data.engines.server.completions import find_end_tokens
 from rlt_data.engines.transformers import TransformersEngine
+from rlt_data.engines.transformers.model import CausalModel
+from rlt_data.engines.watchdog import Pulse
 from rlt_data.errors import ModelError, SettingsError
 from rlt_data.settings import ModelSettings
 
@@ -249,3 +254,92 @@ def _write_gguf(gguf: Any, path: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "[]"),
+        ("config.json", DEEP),
+        ("config.json", {"num_attention_heads": "x"}),
+        ("config.json", {"hidden_size": 7}),
+        ("config.json", {"layer_types": [[1]]}),
+        ("tokenizer.json", "[]"),
+        ("tokenizer.json", DEEP),
+        ("tokenizer.json", {"model": {"a": 1}}),
+        ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", DEEP),
+        ("tokenizer_config.json", {"model_max_length": "x"}),
+        ("tokenizer_config.json", {"eos_token": [1]}),
+        ("tokenizer_config.json", {"chat_template": "{{ 1 // 0 }}"}),
+        ("generation_config.json", DEEP),
+    ],
+    ids=lambda value: DEEP[:5] if value == DEEP else None,
+)
+def test_damaged_files_are_refused_in_one_line(
+    tiny: Callable[..., Path], tmp_path: Path, file: str, content: str | dict[str, Any]
+) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny(), folder)
+    if isinstance(content, dict):
+        content = json.dumps(json.loads((folder / file).read_text()) | content)
+    (folder / file).write_text(content)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(ModelError) as error:
+        open_model(str(folder), ModelSettings()).load()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("ends", [[[]], {"a": 1}, ["x", None], "x"])
+def test_end_tokens_that_are_none_are_passed_over(tiny: Callable[..., Path], tmp_path: Path, ends: Any) -> None:
+    folder = tmp_path / "endless"
+    shutil.copytree(tiny(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    tokenizer = open_model(str(folder), ModelSettings()).tokenizer
+    assert find_end_tokens(folder, tokenizer) == {config["eos_token_id"]}
+    try:
+        model = CausalModel.load(find_checkpoint(str(folder)), ModelSettings())
+    except ModelError as error:  # later versions of Transformers refuse some of them
+        assert "\n" not in str(error)
+    else:
+        assert model.end_tokens <= {config["eos_token_id"]}
+
+
+def test_a_model_that_does_not_fit_into_memory(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 28.00 GiB.\nSee the documentation")
+
+    monkeypatch.setattr(PreTrainedModel, "to", full)
+    model = open_model(str(tiny()), ModelSettings())
+    with pytest.raises(ModelError, match=r"cannot be run on cpu: CUDA out of memory. Tried to allocate 28.00 GiB.$"):
+        model.load()
+
+
+def test_comparing_distributions_is_something_that_some_engines_can(tiny: Callable[..., Path]) -> None:
+    model, other = (open_model(str(tiny()), ModelSettings()) for _ in range(2))
+    assert isinstance(model.engine, FullKL)
+
+    class Plain:
+        """An engine that gives log-probs of single tokens only, as vLLM's and servers do."""
+
+        context_length, pulse = 100, Pulse()
+        generate = logprobs = log_tail = close = lambda *_: None
+
+    other.engine = Plain()  # type: ignore[assignment]
+    for one, two in ((model, other), (other, model)):
+        with pytest.raises(ModelError, match="the full KL needs"):
+            list(one.full_kl([], two, [], 0.7))
+
+
+def test_the_share_of_memory_reaches_the_engine(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(vllm, "open_pool", lambda _, settings, **more: seen.append((settings.gpu_memory, more)))
+    for share, expected in ((1.0, 0.8), (0.5, 0.4)):
+        model = open_model(str(tiny()), ModelSettings(engine="vllm", gpu_memory=0.8), scoring=True)
+        model.load(Path("logs"), memory_share=share)
+        model.load(memory_share=0.1)  # it is loaded
+        assert seen.pop() == (expected, {"scoring": True, "logs": Path("logs")}) and not seen

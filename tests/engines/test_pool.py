@@ -102,6 +102,11 @@ def test_an_engine_that_never_answers_is_given_up(make: MakePool, tmp_path: Path
 def test_a_core_that_cannot_is_refused_at_once(make: MakePool) -> None:
     with pytest.raises(ModelError, match=r"^model: cannot be run$"):
         make(trouble="refuse")
+    with pytest.raises(ModelError, match=r"(?s)^model: cannot be run; its log \(.*logs/model-0.log\) ends with:\n"
+                                         r"  INFO loading\n  ValueError: the cause$"):  # fmt: skip
+        make(trouble="refuse after words")
+    with pytest.raises(ModelError, match=r"^model: cannot be run$"):  # the log of the pool before is not its own
+        make(trouble="refuse")
     with pytest.raises(ModelError, match=r"(?s)died when it was started.*no such thing as this model"):
         make(trouble="die")
     with pytest.raises(EngineError, match=r"loading made no progress for 2 s \(--stall-timeout\)"):

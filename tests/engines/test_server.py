@@ -33,7 +33,7 @@ from rlt_data.engines import (
     open_model,
 )
 from rlt_data.errors import ModelError, SettingsError
-from rlt_data.settings import GenerateSettings, ModelSettings, ScoreSettings, parse_settings
+from rlt_data.settings import GenerateSettings, ModelSettings, parse_settings
 from tests.conftest import Rlt, write_jsonl
 from tests.engines.conftest import divided
 from tests.engines.serving import Process, unused_port
@@ -49,14 +49,15 @@ PROMPTS = [np.random.default_rng(0).integers(10, 300, length).astype(np.int32) f
 
 @pytest.fixture
 def opened(tiny: Tiny) -> Iterator[Open]:
-    """Open the server engine for a URL: opened(url, model="chat", scoring=False, **settings)."""
+    """Open the server engine for URLs: opened(url, model="chat", scoring=False, served_temperature=1.0, **settings)."""
     engines = []
 
-    def open_engine(*urls: str, model: str = "chat", scoring: bool = False, **settings: Any) -> Engine:
-        kind: Any = ScoreSettings if scoring else ModelSettings
-        more = {"input": "x", "student": "x", "temperature": 1.0} if scoring else {}
-        settings = {"engine": "server", "url": urls, **more, **settings}
-        engines.append(open_model(str(tiny(model)), kind(**settings), scoring=scoring).engine)
+    def open_engine(
+        *urls: str, model: str = "chat", scoring: bool = False, served_temperature: float = 1.0, **settings: Any
+    ) -> Engine:
+        how = ModelSettings(engine="server", url=urls, **settings)
+        found = open_model(str(tiny(model)), how, scoring=scoring, served_temperature=served_temperature)
+        engines.append(found.engine)
         return engines[-1]
 
     yield open_engine
@@ -232,7 +233,7 @@ def test_a_copy_with_a_divided_head_gives_logprobs_at_the_temperature(
 ) -> None:
     groups = texts()
     ours = scores(local(tiny()), groups, 0.7)
-    warm = opened(server.url("vllm", "copy"), scoring=True, temperature=0.7, served_temperature=0.7)
+    warm = opened(server.url("vllm", "copy"), scoring=True, served_temperature=0.7)
     for key, values in scores(warm, groups, 0.7).items():
         assert np.allclose(values, ours[key], atol=1e-4)
     with pytest.raises(ModelError, match="at temperature 0.7"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from rlt_data.engines import (
 )
 from rlt_data.engines.transformers import TransformersEngine
 from rlt_data.engines.transformers import scoring as scoring_module
+from rlt_data.engines.transformers.generation import Generator
 from rlt_data.settings import ModelSettings
 
 KINDS = ("chat", "base", "sliding")
@@ -325,3 +327,17 @@ def test_short_beginnings_are_not_split_off() -> None:
 def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
+
+
+def test_memory_that_pytorch_keeps_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that every block gets the batches of the first, though the driver sees less and less free memory."""
+    model: Any = SimpleNamespace(device=torch.device("cuda"), bytes_per_token=1000, context_length=2000)
+    generator = Generator(model, None, batch_size=None, batch_tokens=100)  # type: ignore[arg-type]
+    block = [PromptRequest(np.arange(1000, dtype=np.int32), [SampleRequest("a", seed=0)])]
+    sizes = []
+    for driver, reserved, allocated in [(100e6, 0, 0), (30e6, 75e6, 5e6), (0, 100e6, 0)]:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=driver: (int(free), 10**9))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _, bytes=reserved: int(bytes))
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _, bytes=allocated: int(bytes))
+        sizes.append(generator._fitting_size(block, WARM))
+    assert sizes == [67, 67, 67]

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from rlt_data.errors import ModelError, SettingsError
 from rlt_data.formats import BUILT_IN, ChatTemplate, Views, encode, load_format, tokens_inside
+from rlt_data.formats import views as views_module
 from rlt_data.formats.views import read_completion
 
 TRIMMING = (
@@ -87,6 +88,26 @@ def test_a_template_without_system_text_gets_it_in_the_question(tiny: Callable[.
     assert before == "[user] S\n\nQ\n[assistant] " and after == "\n"
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for message in messages if message.role != 'system' %}{{ message.content }}\n{% endfor %}",
+        # Mistral's templates show the system text in the last message, if that is the user's.
+        "{% for message in messages if message.role != 'system' %}{% if message.role == 'user' and loop.last and "
+        "messages[0].role == 'system' %}{{ messages[0].content }}\n{% endif %}{{ message.content }}\n{% endfor %}",
+    ],
+)
+def test_a_template_that_leaves_the_system_text_out_gets_it_in_the_question(
+    tiny: Callable[..., Path], tmp_path: Path, template: str
+) -> None:
+    found = ChatTemplate(_tokenizer(tiny()), write(tmp_path, template))
+    assert found.merges_system
+    format = load_format("rlt")
+    views = Views(format, found)
+    views.check()
+    assert views.teacher_prompt("What?", "S").startswith(format.teacher_system + "\n\nWhat?\n")
+
+
 def test_a_template_that_trims_keeps_our_texts(tiny: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "trimming.jinja").write_text(TRIMMING)
     views = Views(load_format("rlt"), ChatTemplate(_tokenizer(tiny()), str(tmp_path / "trimming.jinja")))
@@ -137,3 +158,58 @@ def test_a_completion_is_taken_apart_at_its_first_closing_tag(
 ) -> None:
     explanation = read_completion(load_format("rlt"), completion)
     assert (explanation.text, explanation.closed, explanation.holds_tag) == (text, closed, tag)
+
+
+# Templates that will not do
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "template.jinja"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    {
+        "{% for message in messages if message.role != 'user' %}{{ message.content }}\n{% endfor %}":
+            "leaves out or changes a text of the user",
+        "{{ 10 ** 400 * 1.5 }}": "cannot show a conversation \\(int too large to convert to float\\)",
+        "{{ messages[0] + 1 }}": "cannot show a conversation \\(unsupported operand",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}": "a conversation \\(maximum recursion",
+        "{% if %}": "cannot show a conversation",
+        "{% for a in range(99999) %}{% for b in range(300) %}{% endfor %}{% endfor %}": "takes more than 0.3 s",
+    }.items(),
+)  # fmt: skip
+def test_templates_that_lose_a_text_or_fail_are_refused_in_one_line(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, message: str
+) -> None:
+    monkeypatch.setattr(views_module, "_PROBE_SECONDS", 0.3)
+    with pytest.raises(ModelError, match=message) as error:
+        ChatTemplate(_tokenizer(tiny()), write(tmp_path, template))
+    assert "\n" not in str(error.value)
+
+
+def test_a_template_that_fails_on_some_texts_only(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    text = "{% if 'trap' in messages[1].content %}{{ 1 // 0 }}{% endif %}" + TRIMMING
+    views = Views(load_format("rlt"), ChatTemplate(_tokenizer(tiny()), write(tmp_path, text)))
+    assert "What?" in views.teacher_prompt("What?", "S")
+    with pytest.raises(ModelError, match="cannot show a conversation \\(integer division or modulo by zero\\)"):
+        views.teacher_prompt("a trap", "S")
+
+
+def test_a_template_that_drops_what_came_before_the_last_question(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """Its prompts hold the instructions and the question, but none of the format's examples."""
+    text = "{{ messages[0].content }}{% for message in messages[-2:] %}\n{{ message.content }}{% endfor %}"
+    template = ChatTemplate(_tokenizer(tiny()), write(tmp_path, text))
+    Views(load_format("rlt"), template).teacher_prompt("Q", "S")
+    shots = Views(load_format("rlt-shots"), template)
+    for ask in (lambda: shots.teacher_prompt("Q", "S"), shots.check):
+        with pytest.raises(ModelError, match="leaves out or changes a text of the user"):
+            ask()
+
+
+def test_a_template_file_that_is_no_text(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "binary.jinja").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SettingsError, match="--chat-template: .*binary.jinja: .*can't decode"):
+        ChatTemplate(_tokenizer(tiny()), str(tmp_path / "binary.jinja"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 
 from rlt_data.engines import Failure, PromptRequest, Sample, SampleRequest, Sampling, SequenceRequest, open_model
 from rlt_data.engines.protocol import Engine
+from rlt_data.engines.vllm import picks_tokens, scored
 from rlt_data.settings import ModelSettings
 
-pytest.importorskip("vllm")
+vllm = pytest.importorskip("vllm")
+pytest.importorskip("vllm.exceptions")
 
 PROMPTS = [
     "The number 17 times 23 is",
@@ -100,6 +103,17 @@ def test_scores_are_those_of_transformers(
         np.testing.assert_allclose(found[request.key], expected[request.key], atol=1e-4)
 
 
+@pytest.mark.parametrize("first", [1, 100, 511])
+def test_a_text_that_fills_the_context_is_scored(
+    engines: dict[str, Engine], prompts: list[np.ndarray], first: int
+) -> None:
+    """A second pass over a sample that ran into the end of the context; vLLM has no room for the token it samples."""
+    text = np.resize(np.concatenate(prompts), 512)
+    requests = [SequenceRequest("full", text, np.arange(first, 512, dtype=np.int32))]
+    found = logprobs(engines["scoring"], requests, 0.7)
+    np.testing.assert_allclose(found["full"], logprobs(engines["transformers"], requests, 0.7)["full"], atol=1e-4)
+
+
 def test_samples_end_as_those_of_transformers(engines: dict[str, Engine], prompts: list[np.ndarray]) -> None:
     """At temperature 0 both engines take the same tokens, and must come to the same text, end and length."""
     for tokens in (1, 24):
@@ -116,3 +130,15 @@ def test_a_sample_depends_on_its_seed_alone(engines: dict[str, Engine], prompts:
     alone = sample(engines["sampling"], prompts[:1], range(1, 2))
     assert together["0/1"].text == alone["0/1"].text
     assert len({found.text for found in together.values()}) > 8
+
+
+@pytest.mark.parametrize("picks", [True, False])
+def test_the_installed_version_takes_the_form_that_texts_are_scored_in(picks: bool) -> None:
+    """Without a GPU the form of the V2 runner cannot run, but vLLM's own validation of it can."""
+    if picks:
+        assert picks_tokens(vllm.__version__, SimpleNamespace(use_v2_model_runner=True))
+    asked = vllm.SamplingParams(**scored(np.arange(200, dtype=np.int32), 50, picks_tokens=picks))
+    config = SimpleNamespace(max_logprobs=20, max_model_len=512, get_vocab_size=lambda: 400)
+    asked._validate_logprobs(config)
+    with pytest.raises(vllm.exceptions.VLLMValidationError, match="prompt_logprob_token_ids"):
+        vllm.SamplingParams(prompt_logprob_token_ids=np.zeros((1, 30), np.int32))._validate_logprobs(config)

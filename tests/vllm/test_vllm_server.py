@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from rlt_data.engines import Engine, PromptRequest, Sample, SampleRequest, Sampling, SequenceRequest, open_model
-from rlt_data.settings import ModelSettings, ScoreSettings
+from rlt_data.settings import ModelSettings
 from tests.engines.conftest import divided
 from tests.engines.serving import unused_port, wait_until
 from tests.killing import environment
@@ -80,10 +80,10 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         vllm_server(copy, logs / "copy.log") as part,
     ):
 
-        def open_engine(which: str = "whole", scoring: bool = False, **settings: Any) -> Engine:
-            kind: Any = ScoreSettings if scoring else ModelSettings
+        def open_engine(which: str = "whole", scoring: bool = False, served_temperature: float = 1.0) -> Engine:
             url = {"whole": whole, "copy": part}[which]
-            opened = open_model(str(model), kind(engine="server", url=(url(),), **settings), scoring=scoring)
+            how = ModelSettings(engine="server", url=(url(),))
+            opened = open_model(str(model), how, scoring=scoring, served_temperature=served_temperature)
             engines.append(opened.engine)
             return engines[-1]
 
@@ -179,9 +179,8 @@ def texts() -> list[SequenceRequest]:
 
 
 def test_scoring_gives_the_log_probs_of_the_transformers_engine(served: Served, ours: Engine) -> None:
-    asked = {"input": "x", "student": "x"}
-    whole = logprobs(served(scoring=True, temperature=1.0, **asked), texts(), 1.0)
-    part = logprobs(served("copy", scoring=True, temperature=0.7, served_temperature=0.7, **asked), texts(), 0.7)
+    whole = logprobs(served(scoring=True), texts(), 1.0)
+    part = logprobs(served("copy", scoring=True, served_temperature=0.7), texts(), 0.7)
     for temperature, found in ((1.0, whole), (0.7, part)):
         expected = logprobs(ours, texts(), temperature)
         assert found.keys() == expected.keys()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rlt_data.engines.models import read_json
 from rlt_data.engines.protocol import Floats, Ints, PromptRequest, Sample, SampleRequest, Sampling
 from rlt_data.engines.server.probing import MORE_PARAMETERS, Dialect, token_id, told_stop, top_logprobs
+from rlt_data.engines.server.scoring import read_floats
 from rlt_data.engines.server.transport import Refusal, Trouble
 from rlt_data.formats import Tokenizer
 from rlt_data.formats.spans import CONTEXT_TOKENS, decode_after
@@ -60,7 +61,7 @@ class Completions:
         Raises:
             Trouble: the server gave up on the sample.
             Refusal: it ended it for a reason of its own.
-            KeyError, TypeError, IndexError, ValueError: the answer is not as it should be.
+            LookupError, TypeError, ValueError, OverflowError: the answer is not as it should be.
         """
         choice = answer["choices"][0]
         finish = choice["finish_reason"]
@@ -70,7 +71,9 @@ class Completions:
             raise Refusal(f"the server ended the sample: {finish}", 200)
         if dialect.returns_ids:
             return self._from_ids(prompt, request, choice)
-        text, stop = str(choice["text"]), self.sampling.stop
+        text, stop = choice["text"], self.sampling.stop
+        if not isinstance(text, str):
+            raise TypeError("the text is none")
         if dialect.stop == "told" and told_stop(choice) == stop:
             text += stop
         before, found, _ = text.partition(stop)
@@ -81,7 +84,9 @@ class Completions:
         return Sample(request.key, text, None, None, None, reason, len(prompt.ids), tokens)
 
     def _from_ids(self, prompt: PromptRequest, request: SampleRequest, choice: Mapping[str, Any]) -> Sample:
-        ids = [int(token) for token in choice["token_ids"]]
+        ids = list(choice["token_ids"])
+        if not all(isinstance(token, int) for token in ids):
+            raise TypeError("a token is no number")
         values = self._logprobs(choice, ids) if self.with_logprobs else None
         stop, told, end = self.sampling.stop, told_stop(choice), None
         if choice["finish_reason"] != "length" and told != stop and ids and ids[-1] in {*self.end_tokens, told}:
@@ -108,7 +113,7 @@ class Completions:
         told = choice["logprobs"]
         if [token_id(token) for token in told["tokens"]] != ids:
             raise ValueError("log-probs of other tokens")
-        return np.asarray(told["token_logprobs"], np.float32)
+        return read_floats(told["token_logprobs"])
 
     def token_body(self, dialect: Dialect, ids: Ints, token: int) -> dict[str, Any]:
         """Return the parameters that ask for the log-prob of a token after others.
@@ -141,6 +146,6 @@ def find_end_tokens(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
     ends = {tokenizer.eos_token_id}
     for name in ("config.json", "generation_config.json"):
         if (folder / name).is_file():
-            found = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
-            ends |= set(found if isinstance(found, list) else [found])
+            found = read_json(folder / name).get("eos_token_id")
+            ends |= {token for token in (found if isinstance(found, list) else [found]) if isinstance(token, int)}
     return frozenset(ends - {None})

@@ -10,8 +10,6 @@ from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
-import numpy as np
-
 from rlt_data.engines.config import load_config, longest_text
 from rlt_data.engines.models import Checkpoint
 from rlt_data.engines.protocol import (
@@ -33,12 +31,12 @@ from rlt_data.engines.server.background import Background, Once
 from rlt_data.engines.server.completions import Completions, find_end_tokens
 from rlt_data.engines.server.probing import Probe, refuse_different_models
 from rlt_data.engines.server.routing import Endpoint, GaveUp, Router
-from rlt_data.engines.server.scoring import read_prompt_logprobs
+from rlt_data.engines.server.scoring import read_floats, read_prompt_logprobs
 from rlt_data.engines.server.transport import Refusal, Transport
 from rlt_data.engines.watchdog import Pulse
 from rlt_data.errors import ModelError
 from rlt_data.formats import Tokenizer
-from rlt_data.settings import ModelSettings, ScoreSettings
+from rlt_data.settings import ModelSettings
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +53,7 @@ class ServerEngine:
         tokenizer: its tokenizer.
         settings: the URLs, and how they are to be used.
         scoring: whether texts are to be scored; else samples are to be made.
+        served_temperature: temperature of the servers' log-probs of texts.
 
     Raises:
         ModelError: a URL cannot be used, serves another model, or cannot do what it is for.
@@ -62,14 +61,20 @@ class ServerEngine:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, tokenizer: Tokenizer, settings: ModelSettings, *, scoring: bool = False
+        self,
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer,
+        settings: ModelSettings,
+        *,
+        scoring: bool = False,
+        served_temperature: float = 1.0,
     ) -> None:
         self.pulse = Pulse()
         self._tokenizer = tokenizer
         self._settings = settings
         self._noted_tails = False
         self._end_tokens = find_end_tokens(checkpoint.folder, tokenizer)
-        self._served_temperature = settings.served_temperature if isinstance(settings, ScoreSettings) else 1.0
+        self._served_temperature = served_temperature
         # As many requests as there are places, and a successor for each, so that none stands empty.
         self._window = 2 * settings.concurrency * len(settings.url)
         longest = longest_text(load_config(checkpoint, settings))
@@ -190,7 +195,7 @@ class ServerEngine:
                 logger.warning("the servers do not tell the log-prob of a prompt's last token; %s", _WITHOUT)
             self._noted_tails = True
             return None
-        return np.asarray(values, np.float32)
+        return read_floats(values)
 
     async def _token(self, before: Ints, token: int, asked: Completions) -> float | None:
         try:

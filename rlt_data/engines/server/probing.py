@@ -127,14 +127,18 @@ class Probe:
             self._served = Served(self._settings.served_model or self._name)
         else:
             try:
-                cards = {str(card["id"]): card for card in listing["data"]}
-            except (KeyError, TypeError):
+                with reading():
+                    cards = {str(card["id"]): dict(card) for card in listing["data"]}
+            except Trouble:
                 raise ModelError(
                     f"{self._url}: its list of models cannot be read; is it an OpenAI-compatible server?"
                 ) from None
             name = self._choose(list(cards))
             card = cards.get(name, {})
-            self._served = Served(name, card.get("root"), card.get("max_model_len"))
+            root, context = card.get("root"), card.get("max_model_len")
+            self._served = Served(
+                name, root if isinstance(root, str) else None, context if isinstance(context, int) else None
+            )
         return self._served
 
     def _choose(self, names: list[str]) -> str:
@@ -177,7 +181,10 @@ class Probe:
                 break
         else:
             raise ModelError(f"{self._url}: refuses requests ({refusals[-1]})")
-        returns_ids, stop = await self._stopping(story, ways)
+        try:
+            returns_ids, stop = await self._stopping(story, ways)
+        except Trouble as trouble:
+            raise ModelError(f"{self._url}: {trouble}") from None
         logprobs = await self._logprobs(story, ways) if returns_ids else None
         return Dialect(takes_ids, takes_more, adds_bos, returns_ids, stop, logprobs)
 
@@ -226,14 +233,15 @@ class Probe:
         """Find out whether sampled tokens come back, and what becomes of a stop text."""
         for seed in range(_STOP_TRIES):
             answer = await self._complete(story, max_tokens=32, stop=_STOPS, seed=seed, **ways)
-            choice = answer["choices"][0]
-            ids = choice.get("token_ids")
-            whole = decode_after(self._tokenizer, self._ids(_STORY), ids) if ids else ""
-            returns_ids = any(stop in whole for stop in _STOPS)
-            if any(stop in choice["text"] for stop in _STOPS):
-                return returns_ids, "kept"
-            if told_stop(choice) in _STOPS:
-                return returns_ids, "told"
+            with reading():
+                choice = answer["choices"][0]
+                ids = choice.get("token_ids")
+                whole = decode_after(self._tokenizer, self._ids(_STORY), ids) if ids else ""
+                returns_ids = any(stop in whole for stop in _STOPS)
+                if any(stop in choice["text"] for stop in _STOPS):
+                    return returns_ids, "kept"
+                if told_stop(choice) in _STOPS:
+                    return returns_ids, "told"
         return False, "silent"
 
     async def _logprobs(self, story: str | list[int], ways: dict[str, Any]) -> Literal["raw", "processed"] | None:
@@ -256,7 +264,7 @@ class Probe:
         async def ask() -> dict[str, Any]:
             answer: dict[str, Any] = await self._transport.post(f"{self._url}/completions", body, PROBE_SECONDS)
             with reading():
-                str(answer["choices"][0]["text"])
+                _ = answer["choices"][0]["text"] + ""  # it is a text
             return answer
 
         return await self._patiently(ask)
@@ -323,4 +331,4 @@ def token_id(token: str) -> int:
 def _prompt_tokens(answer: Mapping[str, Any]) -> int | None:
     usage = answer.get("usage")
     count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-    return int(count) if count else None
+    return count if isinstance(count, int) and count else None

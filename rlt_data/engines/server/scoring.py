@@ -30,7 +30,7 @@ def read_prompt_logprobs(answer: Mapping[str, Any], ids: Sequence[int]) -> Float
 
     Raises:
         Refusal: they are of other tokens than those of the prompt.
-        KeyError, TypeError, IndexError, ValueError: the answer holds none.
+        LookupError, TypeError, ValueError, OverflowError: the answer holds none.
     """
     choice = answer["choices"][0]
     if choice.get("prompt_logprobs") is None:
@@ -40,4 +40,16 @@ def read_prompt_logprobs(answer: Mapping[str, Any], ids: Sequence[int]) -> Float
         values = [entry.get(str(id), {}).get("logprob") for entry, id in zip(entries[1:], ids[1:], strict=False)]
     if len(values) != len(ids) - 1 or None in values:
         raise Refusal("the server's log-probs are of other tokens than those that were sent", 200)
-    return np.asarray([np.nan, *values], np.float32)
+    return read_floats([np.nan, *values])
+
+
+def read_floats(values: Sequence[Any]) -> Floats:
+    """Return log-probs as an answer holds them, shape (values,); null is NaN, and what float32 cannot hold infinite.
+
+    Raises:
+        TypeError, ValueError, OverflowError: they are no numbers.
+    """
+    if not all(value is None or isinstance(value, (int, float)) for value in values):
+        raise TypeError("a log-prob is no number")
+    with np.errstate(over="ignore"):
+        return np.asarray(values, np.float32)

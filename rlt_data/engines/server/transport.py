@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import unicodedata
@@ -17,6 +18,9 @@ from rlt_data.errors import SettingsError
 from rlt_data.settings import ModelSettings
 
 _LONGEST_MESSAGE = 300
+
+#: The largest body that is read. Log-probs of a text of 131,072 tokens take 18 MB in the longest form.
+_LARGEST_BODY = 64 * 2**20
 
 #: Servers close idle connections after a few seconds; a request that is just then sent on one would be lost.
 _KEEP_IDLE_SECONDS = 2.0
@@ -114,8 +118,8 @@ class Transport:
         hint = " (--read-timeout)" if self._read_timeout <= limit else ""
         limit = min(limit, self._read_timeout)
         try:
-            async with asyncio.timeout(limit):
-                response = await self._client.request(method, url, json=body)
+            async with asyncio.timeout(limit), self._client.stream(method, url, json=body) as response:
+                content = await _body(response)
         except TimeoutError:
             raise Trouble(f"no answer within {limit:g} s{hint}") from None
         except httpx2.ConnectTimeout:
@@ -126,8 +130,8 @@ class Transport:
             raise Trouble(f"the connection broke: {self._shown(_cause(error))}") from None
         if response.is_success:
             with reading():
-                return response.json()
-        reason = f"HTTP {response.status_code}: {self._shown(_message(response)) or response.reason_phrase}"
+                return json.loads(content)
+        reason = f"HTTP {response.status_code}: {self._shown(_message(content)) or response.reason_phrase}"
         if response.status_code in RETRIED:
             wait = retry_after(response.headers.get("Retry-After"))
             raise Trouble(reason, wait, busy=response.status_code == 429 or wait is not None)
@@ -146,7 +150,7 @@ def reading() -> Iterator[None]:
     """Read an answer: where it is not as it should be, that is trouble like a broken connection."""
     try:
         yield
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise Trouble(f"an answer that cannot be read ({type(error).__name__})") from None
 
 
@@ -160,13 +164,30 @@ def _cause(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _message(response: httpx2.Response) -> str:
+async def _body(response: httpx2.Response) -> bytes:
+    """Read a body, or of an error that is too large, its beginning.
+
+    Raises:
+        Refusal: an answer is larger than :data:`_LARGEST_BODY`.
+    """
+    body = bytearray()
+    async for piece in response.aiter_bytes():
+        body += piece
+        if len(body) > _LARGEST_BODY:
+            if response.is_success:
+                raise Refusal(f"an answer of more than {_LARGEST_BODY // 2**20} MiB", response.status_code)
+            break
+    return bytes(body)
+
+
+def _message(body: bytes) -> str:
     """Return what the body of an error says; servers have several ways."""
+    text = body.decode(errors="replace")
     try:
-        content = response.json()
-    except ValueError:
-        return response.text
-    for name in ("error", "detail", "message"):
-        if isinstance(content, dict) and name in content:
-            content = content[name]
-    return content if isinstance(content, str) else str(content)
+        content = json.loads(text)
+        for name in ("error", "detail", "message"):
+            if isinstance(content, dict) and name in content:
+                content = content[name]
+        return content if isinstance(content, str) else str(content)
+    except (ValueError, RecursionError):
+        return text

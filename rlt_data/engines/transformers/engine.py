@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from rlt_data.engines.models import Checkpoint
 from rlt_data.engines.protocol import (
+    Engine,
     Failure,
     PromptRequest,
     Sample,
@@ -17,6 +18,7 @@ from rlt_data.engines.protocol import (
 from rlt_data.engines.transformers.generation import Generator
 from rlt_data.engines.transformers.model import CausalModel
 from rlt_data.engines.transformers.scoring import Scorer
+from rlt_data.errors import ModelError
 from rlt_data.formats import Tokenizer
 from rlt_data.settings import ModelSettings
 
@@ -59,14 +61,13 @@ class TransformersEngine:
     def full_kl(
         self,
         group: Sequence[SequenceRequest],
-        other: TransformersEngine,
+        other: Engine,
         other_group: Sequence[SequenceRequest],
         temperature: float,
     ) -> Iterator[SequenceLogprobs | Failure]:
-        """Return KL(this model || other) over the whole vocabulary at the wanted tokens, in nats.
-
-        The two groups hold the same keys, and as many wanted tokens under each.
-        """
+        """Compare distributions; see :class:`~rlt_data.engines.protocol.FullKL`."""
+        if not isinstance(other, TransformersEngine):
+            raise ModelError("the full KL needs both models in the transformers engine")
         theirs = other._scorer.hidden(other_group)
         for key, mine in self._scorer.hidden(group).items():
             if key in theirs:

@@ -85,7 +85,10 @@ class Generator:
         expected = min(longest + (sampling.max_tokens or 4096), self._model.context_length)
         if self._model.device.type != "cuda":
             return 32
-        free, _ = torch.cuda.mem_get_info(self._model.device)
+        device = self._model.device
+        free, _ = torch.cuda.mem_get_info(device)
+        # PyTorch keeps the memory of earlier batches, which the driver does not count as free.
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(min(max(0.7 * free / (self._model.bytes_per_token * expected), 1), 256))
 
     def _run_batch(self, batch: list[PromptRequest], sampling: Sampling) -> Iterator[Sample | Failure]:

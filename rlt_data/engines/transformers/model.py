@@ -96,8 +96,13 @@ class CausalModel:
             missing = ", ".join(sorted(info["missing_keys"])[:3])
             raise ModelError(f"{name}: not a causal language model with a head; the checkpoint lacks {missing}")
         exact = dtype == torch.float32 and device.type == "cpu"
-        causal = cls(model.to(device).eval(), name, exact=exact)
-        causal._check()
+        try:
+            causal = cls(model.to(device).eval(), name, exact=exact)
+            causal._check()
+        except ModelError:
+            raise
+        except Exception as error:  # noqa: BLE001 - too little memory, or sizes that do not fit together
+            raise ModelError(f"{name}: cannot be run on {device}: {first_line(error)}") from None
         return causal
 
     @property
@@ -109,7 +114,7 @@ class CausalModel:
     def end_tokens(self) -> set[int]:
         """Tokens with which the model ends a text."""
         ends = self._model.generation_config.eos_token_id or self._text_config.eos_token_id
-        return set(ends if isinstance(ends, list) else [ends]) - {None}
+        return {token for token in (ends if isinstance(ends, list) else [ends]) if isinstance(token, int)}
 
     @property
     def bytes_per_token(self) -> int:
