@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable
 from types import FrameType
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
@@ -16,6 +15,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from rlt_data.errors import INTERRUPTED, InputError, RltDataError
+from rlt_data.libraries import quiet_libraries
 from rlt_data.progress import speaks
 from rlt_data.settings import Settings, parse_settings
 
@@ -139,15 +139,8 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 
 def prepare_libraries() -> None:
-    """Keep other libraries' notices out of ours, and their threads polite; they are imported after this."""
-    # Threads of libgomp that spin while they wait make a model ten times slower as soon as another program wants a
-    # core; a short spin costs nothing on an idle machine.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    """Quieten other libraries, which are imported after this, and show our own notices."""
+    quiet_libraries()
     logger = logging.getLogger("rlt_data")
     if not any(isinstance(handler, _Notices) for handler in logger.handlers):
         logger.addHandler(_Notices())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -18,8 +19,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib import import_module, resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +30,8 @@ import yaml
 
 from rlt_data import plots
 from rlt_data import settings as all_settings
-from rlt_data.cli.options import prepare_libraries
-from rlt_data.errors import RltDataError
+from rlt_data.errors import RltDataError, SettingsError
+from rlt_data.libraries import quiet_libraries
 from rlt_data.settings import Settings, parse_settings
 from rlt_data.steps.provenance import versions
 from rlt_data.storage.paths import write_json
@@ -47,8 +50,6 @@ STEPS: dict[str, tuple[str, str, list[str]]] = {
     "evaluate": ("EvaluateSettings", "rlt_data.steps.evaluate:evaluate", ["evaluate"]),
 }
 _TRAININGS = {"warmup", "teacher", "student", "solver"}
-#: Quantiles of Student's t for a two-sided 95 % interval, by degrees of freedom.
-_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 @dataclass
@@ -98,8 +99,7 @@ class Lab:
         began = time.monotonic()
         result = self._launch(name, settings) if name in _TRAININGS and self.config.get("launcher") else None
         if result is None:
-            module, _, called = function.partition(":")
-            result = _plain(getattr(import_module(module), called)(settings))
+            result = _in_own_process(function, settings) if _uses_gpu(settings) else _run(function, settings)
         result |= {"seconds": time.monotonic() - began}
         write_json(kept, result)
         return result
@@ -113,6 +113,8 @@ class Lab:
 
     def _launch(self, name: str, settings: Settings) -> dict[str, Any]:
         """Run a training by ``accelerate launch``, with the shipped file that the recipe names as its launcher."""
+        if self.config["launcher"] == "zero3" and find_spec("deepspeed") is None:
+            raise SettingsError("launcher: zero3 needs DeepSpeed; pip install deepspeed, or take launcher: fsdp2")
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
             yaml.safe_dump(settings.model_dump(mode="json", by_alias=True), file)
             file.flush()
@@ -126,7 +128,9 @@ class Lab:
                 "--config_file",
                 str(shipped),
             ]
-            subprocess.run([*launch, *command], check=True)
+            code = subprocess.run([*launch, *command], check=False).returncode
+            if code:
+                raise RltDataError(f"{self.recipe}: {name} for {settings.out} ended with code {code}; see above")  # type: ignore[attr-defined]
         found = json.loads((Path(settings.out) / "training.json").read_text(encoding="utf-8"))  # type: ignore[attr-defined]
         return {"out": str(settings.out), **found}  # type: ignore[attr-defined]
 
@@ -171,10 +175,27 @@ def _called(task: tuple[int, Callable[..., Any], Lab, tuple[Any, ...]]) -> tuple
 
 
 def _quiet() -> None:
-    import logging
-
-    prepare_libraries()
+    quiet_libraries()
     logging.getLogger("rlt_data").setLevel(logging.WARNING)
+
+
+def _uses_gpu(settings: Settings) -> bool:
+    """Whether a step runs a model on a GPU."""
+    import torch
+
+    return getattr(settings, "device", "cpu") not in ("cpu", "mps") and torch.cuda.is_available()
+
+
+def _in_own_process(function: str, settings: Settings) -> dict[str, Any]:
+    """Run a step in a process that ends, and so gives all GPU memory back to the next step."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _quiet) as pool:
+        return pool.submit(_run, function, settings).result()
+
+
+def _run(function: str, settings: Settings) -> dict[str, Any]:
+    """Call a step's library function, named ``module:function``; return what it returns as plain values."""
+    module, _, called = function.partition(":")
+    return _plain(getattr(import_module(module), called)(settings))
 
 
 def _plain(result: Any) -> dict[str, Any]:
@@ -201,21 +222,23 @@ def estimate(values: Sequence[float]) -> Estimate:
     if count < 2:
         return Estimate(mean, math.nan, tuple(values))
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
-    return Estimate(mean, _T95.get(count - 1, 1.96) * deviation / math.sqrt(count), tuple(values))
+    from scipy.stats import t
+
+    return Estimate(mean, float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count), tuple(values))
 
 
 def pearson(one: Sequence[float], other: Sequence[float]) -> float:
     """Return the linear correlation of two columns."""
-    import numpy as np
+    from scipy.stats import pearsonr
 
-    return float(np.corrcoef(one, other)[0, 1])
+    return float(pearsonr(one, other).statistic)
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float:
     """Return the rank correlation of two columns, ties sharing their mean rank."""
-    import polars as pl
+    from scipy.stats import spearmanr
 
-    return pearson(pl.Series(one).rank().to_list(), pl.Series(other).rank().to_list())
+    return float(spearmanr(one, other).statistic)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

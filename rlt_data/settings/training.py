@@ -45,9 +45,12 @@ class TrainingSettings(Settings):
     leave_out_long: bool = field(False, TRAINING, "Leave rows out that are too long instead of stopping.")
     activation_checkpointing: bool = field(True, TRAINING, "Compute activations again instead of keeping them.")
     seed: int = field(0, TRAINING, "Seed of everything random.")
-    dtype: Literal["float32", "bfloat16"] = field("float32", MODEL, "Type of the trained weights.")
+    dtype: Literal["float32", "bfloat16"] = field(
+        "float32", MODEL, "Type of the weights in training. The model is saved in the type of the one it begins from."
+    )
     device: str = field("auto", MODEL, "auto, cpu, cuda, mps.")
     chat_template: str | None = field(None, MODEL, "Jinja file, or 'plain' for ours; default: the model's own.")
+    trust_remote_code: bool = field(False, MODEL, "Run Python code that comes with a checkpoint.")
     save_steps: int = field(100, OUTPUT, "Steps between two checkpoints.", ge=1)
     keep_checkpoints: int = field(2, OUTPUT, "Checkpoints to keep.", ge=1)
     log_to: Literal["none", "tensorboard", "trackio", "wandb"] = field("none", OUTPUT, "Where curves go.")
@@ -58,7 +61,7 @@ class TrainingSettings(Settings):
         """What the trained weights depend on of these, beside model and data."""
         shown = set(InputSettings.model_fields) | set(FormatSettings.model_fields)  # in the data, as it was shown
         kept = {"out", "keep_checkpoints", "sample_rows", "log_to", "dry_run"}
-        run_by = {"model", "student", "device", "chat_template", "micro_batch_size", "vllm_memory"}
+        run_by = {"model", "student", "device", "chat_template", "micro_batch_size", "vllm_memory", "trust_remote_code"}
         return self.model_dump(mode="json", exclude=shown | kept | run_by)
 
 

@@ -20,7 +20,7 @@ from rlt_data.engines import Failure, PromptRequest, SampleRequest, Sampling
 from rlt_data.engines.protocol import Floats, Ints
 from rlt_data.engines.transformers import TransformersEngine
 from rlt_data.engines.transformers.model import CausalModel
-from rlt_data.errors import ModelError
+from rlt_data.errors import ModelError, RunFolderError
 from rlt_data.formats import encode, tokens_inside
 from rlt_data.formats.spans import CONTEXT_TOKENS, decode_after
 from rlt_data.settings import ModelSettings, PolicySettings
@@ -265,8 +265,10 @@ class Rollouts:
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
-        file = Path(resume_from_checkpoint) / _REFERENCE
-        if file.is_file():
+        if self.args.sync_ref_model:
+            file = Path(resume_from_checkpoint) / _REFERENCE
+            if not file.is_file():
+                raise RunFolderError(f"{resume_from_checkpoint}: {_REFERENCE} is missing; remove this checkpoint")
             _load_full_state(self.ref_model, file)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
