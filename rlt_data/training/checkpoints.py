@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 #: Record of a checkpoint's files, in its folder.
 RECORD = "checkpoint.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
+#: States that a training continues with, and how several processes name them.
+_STATES = {"optimizer.pt": "optimizer*", "scheduler.pt": "scheduler*.pt", "rng_state.pth": "rng_state*.pth"}
 #: What the trainer writes last.
 _STATE = "trainer_state.json"
 
@@ -145,10 +147,10 @@ def _seen_damage(checkpoint: Path) -> str | None:
     sharded = any(path.is_dir() for path in checkpoint.glob("pytorch_model_fsdp*"))
     if not sharded and (problem := weights_damage(checkpoint)):
         return problem
-    for pattern in ("optimizer*", "scheduler.pt", "rng_state*.pth"):
+    for name, pattern in _STATES.items():
         found = list(checkpoint.glob(pattern))
         if not found:
-            return f"{pattern.replace('*', '')} is missing"
+            return f"{name} is missing"
         for file in found:
             if file.is_file() and not zipfile.is_zipfile(file):  # what torch.save writes is one
                 return f"{file.name} is cut off or damaged"

@@ -213,8 +213,8 @@ def check_sharding(trainer: Any) -> None:
     fsdp = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if fsdp is not None and "FULL_STATE_DICT" not in str(fsdp.state_dict_type):
         raise SettingsError(
-            "fsdp_state_dict_type: the trainer saves no model with this value; set FULL_STATE_DICT in the file given to "
-            "accelerate, as recipes/accelerate/fsdp2.yaml does"
+            "fsdp_state_dict_type: the trainer saves no model with this value; set FULL_STATE_DICT, as "
+            "recipes/accelerate/fsdp2.yaml does"
         )
     deepspeed = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
     if deepspeed is not None and deepspeed.zero_stage == 3 and getattr(trainer.args, "sync_ref_model", False):

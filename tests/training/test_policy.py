@@ -393,3 +393,17 @@ def test_rewards_that_are_none_have_no_advantage(settings: Settings) -> None:
     steps = [each for each in metrics("out") if "reward" in each]
     assert all(each["unrewarded"] == 0.5 and np.isfinite(each["reward"]) for each in steps)
     assert rewards.DenseReward is DenseReward
+
+
+def test_figures_are_logged_whichever_sample_cannot_be_scored() -> None:
+    from rlt_data.training.rewards import Reward
+
+    class Given(Reward):
+        def rows(self, questions: Any, rollouts: Any) -> Any:
+            return [{"reward": None, "explanation": ""}, {"reward": 1.0, "explanation": "e", "r_ss": -2.0}]
+
+    nothing = np.zeros(0, np.float32)
+    rollouts = [Rollout("", np.zeros(3, np.int32), nothing, nothing.astype(np.int32), nothing, "stop")] * 2
+    logged: dict[str, float] = {}
+    Given()(rollout=rollouts, log_metric=logged.__setitem__, question=["a", "b"])
+    assert logged == {"r_ss": -2.0, "completion_tokens": 3.0, "unrewarded": 0.5}
