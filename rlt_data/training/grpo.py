@@ -24,7 +24,6 @@ from rlt_data.storage.paths import write_file
 from rlt_data.storage.run import content_hash
 from rlt_data.training.plan import PolicyPlan, policy_plan_of
 from rlt_data.training.rewards import Reward, Row
-from rlt_data.training.rollouts import policy_trainer
 from rlt_data.training.runs import (
     TrainingRun,
     copy_model,
@@ -39,6 +38,7 @@ from rlt_data.training.runs import (
     told,
     trainer_arguments,
 )
+from rlt_data.training.trl_patches import policy_trainer
 
 logger = logging.getLogger(__name__)
 

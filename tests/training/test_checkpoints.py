@@ -152,13 +152,13 @@ def test_a_damaged_record_of_the_training_is_one_line(train: Train, content: str
 
 
 def test_an_old_checkpoint_without_the_reference_is_refused(tmp_path: Path) -> None:
-    from rlt_data.training.rollouts import Rollouts
+    from rlt_data.training.trl_patches import PolicyTrainer
 
     class Loading:
         def _load_from_checkpoint(self, *_: Any) -> None:
             pass
 
-    class Trainer(Rollouts, Loading):
+    class Trainer(PolicyTrainer, Loading):
         class args:  # noqa: N801
             sync_ref_model = True
 
