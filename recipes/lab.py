@@ -1,8 +1,9 @@
 """What recipes share: settings by scale, steps that are done once, work side by side, figures, table and plot.
 
-A recipe is a package with ``recipe.py`` (a function ``run(lab)``) and one YAML file for each scale. A YAML file holds
-the settings of each step in a section of its own, by the keys of the step's command; ``lab.step`` runs a step with
-them. What a step returned is kept under its settings, so an interrupted recipe goes on where it was.
+``python -m rlt_data.recipes NAME --scale SCALE`` runs a recipe: a package with ``recipe.py`` (a function ``run(lab)``)
+and one YAML file for each scale. A YAML file holds the settings of each step in its own section, by the keys of the
+step's command; ``lab.step`` runs a step with them. What a step returned is kept under its settings, so an interrupted
+recipe continues where it was.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import yaml
 
 from rlt_data import plots
 from rlt_data import settings as all_settings
-from rlt_data.errors import RltDataError, SettingsError
+from rlt_data.errors import RltDataError, SettingsError, first_line
 from rlt_data.libraries import quiet_libraries
 from rlt_data.settings import Settings, parse_settings
 from rlt_data.steps.provenance import versions
@@ -258,7 +259,7 @@ def publish(lab: Lab, figures: Mapping[str, Any], text: str, draw: Callable[[Any
     """
     folder = lab.out / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    command = f"python -m rlt_data.recipes.{lab.recipe} --scale {lab.scale}"
+    command = f"python -m rlt_data.recipes {lab.recipe} --scale {lab.scale}"
     text = f"`{command}`, {len(lab.seeds)} seeds; means with 95 % intervals (Student's t) over them.\n\n{text}"
     content = {"command": command, "versions": versions("trl"), "config": lab.config, **figures}
     (folder / f"{lab.recipe}.json").write_text(json.dumps(content, indent=2, default=_json) + "\n", encoding="utf-8")
@@ -273,33 +274,51 @@ def _json(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
-def main(recipe: str, run: Callable[[Lab], None], arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run a recipe from the command line.
 
     Args:
-        recipe: its name.
-        run: does it.
         arguments: of the command line; default: the process's.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m rlt_data.recipes.{recipe}")
+    parser = argparse.ArgumentParser(prog="python -m rlt_data.recipes")
+    parser.add_argument("recipe", choices=recipes(), metavar="NAME", help=", ".join(recipes()))
     parser.add_argument("--scale", default="nano", help="nano, single-gpu, paper, or a YAML file of your own")
-    parser.add_argument("--out", help="folder for everything; default: runs/RECIPE-SCALE")
+    parser.add_argument("--out", help="folder for everything; default: runs/NAME-SCALE")
     parser.add_argument("--dry-run", action="store_true", help="check and show every step's settings")
     chosen = parser.parse_args(arguments)
-    out = Path(chosen.out or f"runs/{recipe}-{Path(chosen.scale).stem}")
+    out = Path(chosen.out or f"runs/{chosen.recipe}-{Path(chosen.scale).stem}")
     try:
         _quiet()
         began = time.monotonic()
-        run(Lab(recipe, load_config(recipe, chosen.scale), out, chosen.dry_run, chosen.scale))
+        lab = Lab(chosen.recipe, load_config(chosen.recipe, chosen.scale), out, chosen.dry_run, chosen.scale)
+        import_module(f"rlt_data.recipes.{chosen.recipe}.recipe").run(lab)
         if not chosen.dry_run:
-            print(f"{recipe}: {(time.monotonic() - began) / 60:.1f} min; results in {out / 'results'}")
+            print(f"{chosen.recipe}: {(time.monotonic() - began) / 60:.1f} min; results in {out / 'results'}")
     except RltDataError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 
+def recipes() -> list[str]:
+    """Return the names of all recipes."""
+    folders = resources.files("rlt_data.recipes").iterdir()
+    return sorted(folder.name for folder in folders if folder.joinpath("recipe.py").is_file())
+
+
 def load_config(recipe: str, scale: str) -> dict[str, Any]:
-    """Read a scale's settings: a YAML file of the recipe by name, or any other by path."""
+    """Read a scale's settings: a YAML file of the recipe by name, or any other by path.
+
+    Raises:
+        SettingsError: there is no such file, or it is no YAML mapping.
+    """
     own = resources.files(f"rlt_data.recipes.{recipe}").joinpath(f"{scale}.yaml")
-    text = own.read_text(encoding="utf-8") if own.is_file() else Path(scale).read_text(encoding="utf-8")
-    return dict(yaml.safe_load(text))
+    try:
+        text = own.read_text(encoding="utf-8") if own.is_file() else Path(scale).read_text(encoding="utf-8")
+        found = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(
+            f"--scale: {scale}: cannot be read ({first_line(error)}); takes nano, single-gpu, paper, or a YAML file"
+        ) from None
+    if not isinstance(found, dict):
+        raise SettingsError(f"--scale: {scale}: a YAML mapping is needed, with a section for each step")
+    return found

@@ -45,8 +45,8 @@ class PolicyTrainer:
     loss_type: str
     model: Any
     model_wrapped: Any
-    num_generations: int
-    num_generations_eval: int
+    num_generations: Any
+    num_generations_eval: Any
     processing_class: Any
     ref_model: Any
     state: Any
@@ -214,7 +214,7 @@ def policy_trainer(settings: PolicySettings, *, stop: str, tail_characters: int,
     class Trainer(PolicyTrainer, GRPOTrainer):
         """GRPO with rollouts of ours."""
 
-    rollouts = Rollouts(settings, stop=stop, tail_characters=tail_characters)
+    rollouts: Any = Rollouts(settings, stop=stop, tail_characters=tail_characters)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "You are using 'rollout_func'")  # that it is experimental: hence the pin
         return Trainer(rollout_func=rollouts, **options)

@@ -208,3 +208,18 @@ def test_a_launched_training_that_fails_is_one_line(tmp_path: Path, tiny: Callab
         Lab("teacher", config, tmp_path).step("student", out="out")
     with pytest.raises(SettingsError, match="launcher: zero3 needs DeepSpeed"):
         Lab("teacher", config | {"launcher": "zero3"}, tmp_path).step("student", out="out")
+
+
+def test_a_recipe_is_run_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    lab.main(["teacher", "--scale", "paper", "--dry-run"])
+    assert "rlt-data train-teacher rl  # section teacher" in capsys.readouterr().out
+    assert tuple(lab.recipes()) == tuple(sorted(RECIPES))
+    Path("mine.yaml").write_text("[")
+    for arguments, code, message in (
+        (["taecher"], 2, "invalid choice: 'taecher'"),
+        (["teacher", "--scale", "huge"], SettingsError.exit_code, "error: --scale: huge: cannot be read"),
+        (["teacher", "--scale", "mine.yaml"], SettingsError.exit_code, "error: --scale: mine.yaml: cannot be read"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            lab.main(arguments)
+        assert ended.value.code == code and message in capsys.readouterr().err
