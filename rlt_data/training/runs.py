@@ -106,7 +106,8 @@ class TrainingRun:
                 f"{self.out}: the training is finished, but {problem}, and no checkpoint is left to make the model "
                 "from; restore the file, or remove the folder to train again"
             )
-        logger.warning("%s: %s; making the model again from the last checkpoint", self.out, problem)
+        if speaks():
+            logger.warning("%s: %s; making the model again from the last checkpoint", self.out, problem)
         return None
 
     def _recorded(self) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from rlt_data.errors import InputError
 from rlt_data.formats import Format, own_format
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import FineTuneSettings, TrainStudentSettings
+from rlt_data.storage.paths import write_json
 from rlt_data.storage.run import content_hash
 from rlt_data.training.examples import conversations, tokenised
 from rlt_data.training.plan import Plan, plan_of
@@ -95,6 +97,8 @@ def fine_tune(
     trainer = _trainer(settings, checkpoint, tokenizer, kept, plan, progress, dtype)
     run.record(plan=asdict(plan))
     run.train(trainer, tokenizer, plan.steps, progress, settings=settings, dtype=dtype, format=format)
+    if settings.lora_rank and trainer.args.should_save:
+        _name_base(run.out / "adapter_config.json", checkpoint)
     loss = lately(trainer, "loss")
     summary = TrainingSummary(run.out, plan, int(trainer.state.global_step), loss)
     run.record_end(plan=asdict(plan), steps=summary.steps, loss=loss)
@@ -154,7 +158,6 @@ def _trainer(
             lora_alpha=2 * settings.lora_rank,
             target_modules="all-linear",
             task_type="CAUSAL_LM",
-            revision=checkpoint.revision,
         )
     trainer: Any = SFTTrainer(
         model=str(checkpoint.folder),
@@ -164,10 +167,13 @@ def _trainer(
         peft_config=lora,
         callbacks=[told(progress)],
     )
-    if lora:
-        # The folder is a place in this machine's cache for models of the Hub; others find the model by its name.
-        own = Path(checkpoint.name)
-        base = str(own.resolve()) if own.exists() else checkpoint.name
-        trainer.model.peft_config["default"].base_model_name_or_path = base
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _name_base(config: Path, checkpoint: Checkpoint) -> None:
+    """Let an adapter name its base model as others find it, and not as a folder in this machine's cache."""
+    folder = Path(checkpoint.name)
+    name = str(folder.resolve()) if folder.exists() else checkpoint.name
+    content = json.loads(config.read_text(encoding="utf-8"))
+    write_json(config, content | {"base_model_name_or_path": name, "revision": checkpoint.revision})
