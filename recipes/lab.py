@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib import import_module, resources
 from importlib.util import find_spec
@@ -151,28 +151,24 @@ class Lab:
         began, done = time.monotonic(), 0
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         results: list[Any] = [None] * len(calls)
-        with multiprocessing.get_context("spawn").Pool(workers, _quiet) as pool:
-            for place, result in pool.imap_unordered(
-                _called, [(place, work, self, c) for place, c in enumerate(calls)]
-            ):
-                results[place] = result
-                done += 1
-                left = (time.monotonic() - began) / done * (len(calls) - done)
-                print(
-                    f"{self.recipe}: {work.__name__} {done} of {len(calls)}, about {left / 60:.1f} min left", flush=True
-                )
-            pool.close()
-            pool.join()
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _quiet) as pool:
+            places = {pool.submit(work, self, *call): place for place, call in enumerate(calls)}
+            try:
+                for future in as_completed(places):
+                    results[places[future]] = future.result()
+                    done += 1
+                    left = (time.monotonic() - began) / done * (len(calls) - done) / 60
+                    print(
+                        f"{self.recipe}: {work.__name__} {done} of {len(calls)}, about {left:.1f} min left", flush=True
+                    )
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         return results
 
     def path(self, *parts: Any) -> str:
         """Return a path in the recipe's folder."""
         return str(self.out.joinpath(*map(str, parts)))
-
-
-def _called(task: tuple[int, Callable[..., Any], Lab, tuple[Any, ...]]) -> tuple[int, Any]:
-    place, work, lab, call = task
-    return place, work(lab, *call)
 
 
 def _quiet() -> None:

@@ -1,4 +1,4 @@
-"""Other libraries, before they are imported: fewer notices, polite threads."""
+"""Settings of other libraries, made before they are imported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """Keep other libraries' notices out of ours, and their threads polite; they are imported after this."""
+    """Silence notices of other libraries, and let their idle threads sleep; call it before they are imported."""
     # Threads of libgomp that spin while they wait make a model ten times slower as soon as another program wants a
     # core; a short spin costs nothing on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

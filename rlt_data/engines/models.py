@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
+from filelock import FileLock
 
 from rlt_data.errors import ModelError, first_line
 from rlt_data.storage.paths import disk_errors
@@ -223,8 +224,11 @@ def _merged(adapter: Path, name: str) -> Path:
     texts = [file for pattern in _BESIDE_WEIGHTS for file in sorted(adapter.glob(pattern))]
     parts = [weights_fingerprint(begun), json.dumps(config, sort_keys=True), *map(file_hash, [*weights, *texts])]
     folder = cache_folder() / "models" / f"{adapter.resolve().name}-{_hash(parts)}"
-    if not folder.is_dir():
-        _merge(adapter, begun, folder, name)
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):  # of the processes of a training, one merges
+            if not folder.is_dir():
+                _merge(adapter, begun, folder, name)
     return folder
 
 
@@ -248,8 +252,7 @@ def _merge(adapter: Path, base: Checkpoint, folder: Path, name: str) -> None:
         temporary.rename(folder)
     except Exception as error:  # noqa: BLE001 - damaged weights raise errors of several libraries
         shutil.rmtree(temporary, ignore_errors=True)
-        if not folder.is_dir():  # it is there if another process was faster
-            raise ModelError(f"{name}: the adapter cannot be merged into {base.name}: {first_line(error)}") from None
+        raise ModelError(f"{name}: the adapter cannot be merged into {base.name}: {first_line(error)}") from None
 
 
 def _convert(gguf: Path, folder: Path, name: str) -> None:

@@ -172,7 +172,7 @@ def _trainer(
 
 
 def _name_base(config: Path, checkpoint: Checkpoint) -> None:
-    """Let an adapter name its base model as others find it, and not as a folder in this machine's cache."""
+    """Name an adapter's base model by its Hub id and commit, not by a folder in this machine's cache."""
     folder = Path(checkpoint.name)
     name = str(folder.resolve()) if folder.exists() else checkpoint.name
     content = json.loads(config.read_text(encoding="utf-8"))

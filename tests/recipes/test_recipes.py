@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -200,6 +201,23 @@ def test_a_step_on_a_gpu_runs_in_a_process_that_ends(tmp_path: Path, monkeypatch
     made = Lab("teacher", {"generate": {"teacher": "t", "in": "i"}}, tmp_path)
     assert made.step("generate", out="on-gpu")["result"]["process"] != os.getpid()
     assert made.step("generate", out="on-cpu", device="cpu")["result"]["process"] == os.getpid()
+
+
+def generated(made: Lab, place: int) -> tuple[int, int]:
+    """A piece of work with a step."""
+    time.sleep(0.2 * (place == 0))
+    if place == 9:
+        raise SettingsError("nine is too many")
+    return place, os.getpid()
+
+
+def test_work_is_shared_among_processes_and_returned_in_order(tmp_path: Path) -> None:
+    shared = Lab("teacher", {"workers": 2}, tmp_path)
+    results = shared.each(generated, [(place,) for place in range(4)])
+    assert [place for place, _ in results] == [0, 1, 2, 3]
+    assert os.getpid() not in {process for _, process in results}
+    with pytest.raises(SettingsError, match="nine is too many"):
+        shared.each(generated, [(9,), (1,)])
 
 
 def test_a_launched_training_that_fails_is_one_line(tmp_path: Path, tiny: Callable[..., Path]) -> None:
