@@ -57,10 +57,11 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# One recipe at the nano scale: make recipe NAME=teacher
+# One recipe: make recipe NAME=teacher SCALE=nano
 NAME ?= reward_analysis
+SCALE ?= nano
 recipe: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m rlt_data.recipes.$(NAME)
+	OMP_NUM_THREADS=1 $(BIN)/python -m rlt_data.recipes $(NAME) --scale $(SCALE)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

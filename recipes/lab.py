@@ -1,8 +1,9 @@
 """What recipes share: settings by scale, steps that are done once, work side by side, figures, table and plot.
 
-A recipe is a package with ``recipe.py`` (a function ``run(lab)``) and one YAML file for each scale. A YAML file holds
-the settings of each step in a section of its own, by the keys of the step's command; ``lab.step`` runs a step with
-them. What a step returned is kept under its settings, so an interrupted recipe goes on where it was.
+``python -m rlt_data.recipes NAME --scale SCALE`` runs a recipe: a package with ``recipe.py`` (a function ``run(lab)``)
+and one YAML file for each scale. A YAML file holds the settings of each step in its own section, by the keys of the
+step's command; ``lab.step`` runs a step with them. What a step returned is kept under its settings, so an interrupted
+recipe continues where it was.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -18,23 +20,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, is_dataclass
-from importlib import resources
+from importlib import import_module, resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rlt_data import plots
-from rlt_data.cli.options import prepare_output
-from rlt_data.errors import RltDataError
+from rlt_data.errors import RltDataError, SettingsError, first_line
 from rlt_data.settings import Settings, parse_settings
 from rlt_data.steps.provenance import versions
-from rlt_data.steps.registry import STEPS
+from rlt_data.steps.registry import STEPS, Step
 from rlt_data.storage.outputs import write_json
-
-#: Quantiles of Student's t for a two-sided 95 % interval, by degrees of freedom.
-_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Lab:
         began = time.monotonic()
         result = self._launch(name, settings) if step.trains and self.config.get("launcher") else None
         if result is None:
-            result = _plain(step.load()(settings))
+            result = _in_own_process(step, settings) if _uses_gpu(settings) else _run(step, settings)
         result |= {"seconds": time.monotonic() - began}
         write_json(kept, result)
         return result
@@ -98,6 +98,8 @@ class Lab:
 
     def _launch(self, name: str, settings: Settings) -> dict[str, Any]:
         """Run a training by ``accelerate launch``, with the shipped file that the recipe names as its launcher."""
+        if self.config["launcher"] == "zero3" and find_spec("deepspeed") is None:
+            raise SettingsError("launcher: zero3 needs DeepSpeed; pip install deepspeed, or take launcher: fsdp2")
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
             yaml.safe_dump(settings.model_dump(mode="json", by_alias=True), file)
             file.flush()
@@ -111,7 +113,9 @@ class Lab:
                 "--config_file",
                 str(shipped),
             ]
-            subprocess.run([*launch, *command], check=True)
+            code = subprocess.run([*launch, *command], check=False).returncode
+            if code:
+                raise RltDataError(f"{self.recipe}: {name} for {settings.out} ended with code {code}; see above")  # type: ignore[attr-defined]
         found = json.loads((Path(settings.out) / "training.json").read_text(encoding="utf-8"))  # type: ignore[attr-defined]
         return {"out": str(settings.out), **found}  # type: ignore[attr-defined]
 
@@ -131,18 +135,19 @@ class Lab:
         began, done = time.monotonic(), 0
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         results: list[Any] = [None] * len(calls)
-        with multiprocessing.get_context("spawn").Pool(workers, _quiet) as pool:
-            for place, result in pool.imap_unordered(
-                _called, [(place, work, self, c) for place, c in enumerate(calls)]
-            ):
-                results[place] = result
-                done += 1
-                left = (time.monotonic() - began) / done * (len(calls) - done)
-                print(
-                    f"{self.recipe}: {work.__name__} {done} of {len(calls)}, about {left / 60:.1f} min left", flush=True
-                )
-            pool.close()
-            pool.join()
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _quiet) as pool:
+            places = {pool.submit(work, self, *call): place for place, call in enumerate(calls)}
+            try:
+                for future in as_completed(places):
+                    results[places[future]] = future.result()
+                    done += 1
+                    left = (time.monotonic() - began) / done * (len(calls) - done) / 60
+                    print(
+                        f"{self.recipe}: {work.__name__} {done} of {len(calls)}, about {left:.1f} min left", flush=True
+                    )
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         return results
 
     def path(self, *parts: Any) -> str:
@@ -150,19 +155,27 @@ class Lab:
         return str(self.out.joinpath(*map(str, parts)))
 
 
-def _called(task: tuple[int, Callable[..., Any], Lab, tuple[Any, ...]]) -> tuple[int, Any]:
-    place, work, lab, call = task
-    return place, work(lab, *call)
-
-
 def _quiet() -> None:
-    import logging
-
-    prepare_output()
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("rlt_data").setLevel(logging.WARNING)
 
 
-def _plain(result: Any) -> dict[str, Any]:
+def _uses_gpu(settings: Settings) -> bool:
+    """Whether a step runs a model on a GPU."""
+    import torch
+
+    return getattr(settings, "device", "cpu") not in ("cpu", "mps") and torch.cuda.is_available()
+
+
+def _in_own_process(step: Step, settings: Settings) -> dict[str, Any]:
+    """Run a step in a process that ends, and so gives all GPU memory back to the next step."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _quiet) as pool:
+        return pool.submit(_run, step, settings).result()
+
+
+def _run(step: Step, settings: Settings) -> dict[str, Any]:
+    """Call a step's function, and return what it returns as plain values."""
+    result = step.load()(settings)
     content = asdict(result) if is_dataclass(result) and not isinstance(result, type) else {"result": result}
     return dict(json.loads(json.dumps(content, default=str)))
 
@@ -186,21 +199,23 @@ def estimate(values: Sequence[float]) -> Estimate:
     if count < 2:
         return Estimate(mean, math.nan, tuple(values))
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
-    return Estimate(mean, _T95.get(count - 1, 1.96) * deviation / math.sqrt(count), tuple(values))
+    from scipy.stats import t
+
+    return Estimate(mean, float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count), tuple(values))
 
 
 def pearson(one: Sequence[float], other: Sequence[float]) -> float:
     """Return the linear correlation of two columns."""
-    import numpy as np
+    from scipy.stats import pearsonr
 
-    return float(np.corrcoef(one, other)[0, 1])
+    return float(pearsonr(one, other).statistic)
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float:
     """Return the rank correlation of two columns, ties sharing their mean rank."""
-    import polars as pl
+    from scipy.stats import spearmanr
 
-    return pearson(pl.Series(one).rank().to_list(), pl.Series(other).rank().to_list())
+    return float(spearmanr(one, other).statistic)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -220,7 +235,7 @@ def publish(lab: Lab, figures: Mapping[str, Any], text: str, draw: Callable[[Any
     """
     folder = lab.out / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    command = f"python -m rlt_data.recipes.{lab.recipe} --scale {lab.scale}"
+    command = f"python -m rlt_data.recipes {lab.recipe} --scale {lab.scale}"
     text = f"`{command}`, {len(lab.seeds)} seeds; means with 95 % intervals (Student's t) over them.\n\n{text}"
     content = {"command": command, "versions": versions("trl"), "config": lab.config, **figures}
     (folder / f"{lab.recipe}.json").write_text(json.dumps(content, indent=2, default=_json) + "\n", encoding="utf-8")
@@ -235,33 +250,51 @@ def _json(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
-def main(recipe: str, run: Callable[[Lab], None], arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run a recipe from the command line.
 
     Args:
-        recipe: its name.
-        run: does it.
         arguments: of the command line; default: the process's.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m rlt_data.recipes.{recipe}")
+    parser = argparse.ArgumentParser(prog="python -m rlt_data.recipes")
+    parser.add_argument("recipe", choices=recipes(), metavar="NAME", help=", ".join(recipes()))
     parser.add_argument("--scale", default="nano", help="nano, single-gpu, paper, or a YAML file of your own")
-    parser.add_argument("--out", help="folder for everything; default: runs/RECIPE-SCALE")
+    parser.add_argument("--out", help="folder for everything; default: runs/NAME-SCALE")
     parser.add_argument("--dry-run", action="store_true", help="check and show every step's settings")
     chosen = parser.parse_args(arguments)
-    out = Path(chosen.out or f"runs/{recipe}-{Path(chosen.scale).stem}")
+    out = Path(chosen.out or f"runs/{chosen.recipe}-{Path(chosen.scale).stem}")
     try:
         _quiet()
         began = time.monotonic()
-        run(Lab(recipe, load_config(recipe, chosen.scale), out, chosen.dry_run, chosen.scale))
+        lab = Lab(chosen.recipe, load_config(chosen.recipe, chosen.scale), out, chosen.dry_run, chosen.scale)
+        import_module(f"rlt_data.recipes.{chosen.recipe}.recipe").run(lab)
         if not chosen.dry_run:
-            print(f"{recipe}: {(time.monotonic() - began) / 60:.1f} min; results in {out / 'results'}")
+            print(f"{chosen.recipe}: {(time.monotonic() - began) / 60:.1f} min; results in {out / 'results'}")
     except RltDataError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 
+def recipes() -> list[str]:
+    """Return the names of all recipes."""
+    folders = resources.files("rlt_data.recipes").iterdir()
+    return sorted(folder.name for folder in folders if folder.joinpath("recipe.py").is_file())
+
+
 def load_config(recipe: str, scale: str) -> dict[str, Any]:
-    """Read a scale's settings: a YAML file of the recipe by name, or any other by path."""
+    """Read a scale's settings: a YAML file of the recipe by name, or any other by path.
+
+    Raises:
+        SettingsError: there is no such file, or it is no YAML mapping.
+    """
     own = resources.files(f"rlt_data.recipes.{recipe}").joinpath(f"{scale}.yaml")
-    text = own.read_text(encoding="utf-8") if own.is_file() else Path(scale).read_text(encoding="utf-8")
-    return dict(yaml.safe_load(text))
+    try:
+        text = own.read_text(encoding="utf-8") if own.is_file() else Path(scale).read_text(encoding="utf-8")
+        found = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(
+            f"--scale: {scale}: cannot be read ({first_line(error)}); takes nano, single-gpu, paper, or a YAML file"
+        ) from None
+    if not isinstance(found, dict):
+        raise SettingsError(f"--scale: {scale}: a YAML mapping is needed, with a section for each step")
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, cast
 
 import torch
@@ -58,26 +59,40 @@ def vocabulary_size(config: Any) -> int:
 def pick_device(name: str) -> torch.device:
     """Turn ``--device`` into a device that is there.
 
+    If ``accelerate launch`` or torchrun started several processes, ``auto`` and ``cuda`` are a different GPU for each.
+
     Raises:
         SettingsError: there is no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if name == "cuda" and launched:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(name)
+        if device.type == "cuda" and launched:
+            # The default device is GPU 0, where every process would open a context of half a gigabyte.
+            torch.cuda.set_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise SettingsError(f"--device: {name!r} cannot be used here: {first_line(error)}") from None
     return device
 
 
+def stored_dtype(config: Any) -> torch.dtype:
+    """Return the type of a checkpoint's weights by its configuration; float32 if that does not say."""
+    stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    return cast(torch.dtype, stored or torch.float32)
+
+
 def pick_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
     """Turn ``--dtype`` into a type; ``auto`` is the checkpoint's unless a CPU would have to emulate it."""
     if name != "auto":
         return cast(torch.dtype, getattr(torch, name))
-    stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
+    stored = stored_dtype(config)
     if device.type != "cpu":
-        return cast(torch.dtype, stored)
+        return stored
     native = torch.cpu.get_capabilities()
     has_bfloat16 = any(native.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return torch.bfloat16 if stored == torch.bfloat16 and has_bfloat16 else torch.float32

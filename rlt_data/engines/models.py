@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
+from filelock import FileLock
 
 from rlt_data.errors import ModelError, first_line
 from rlt_data.libraries import quiet_bars
@@ -31,6 +32,9 @@ _NANO = {"nano-student": "student", "nano-teacher-warm": "teacher-warm", "nano-t
 
 #: Config keys that say how a checkpoint was saved, not what the model computes.
 _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")
+
+#: Files of a model's tokenizer, chat template and format.
+_BESIDE_WEIGHTS = ("*token*.json", "*.jinja", "vocab.*", "merges.txt", "*.model", "format.yaml")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ def cache_folder() -> Path:
 def find_checkpoint(name: str, *, tokenizer_only: bool = False) -> Checkpoint:
     """Find a model by Hub id, folder, GGUF file or packaged name, and convert or download it where needed.
 
+    A folder or Hub repository that holds a LoRA adapter is merged with its base model, once, into the cache.
+
     Raises:
         ModelError: there is no such model, or what is there is not a checkpoint.
     """
@@ -67,15 +73,21 @@ def find_checkpoint(name: str, *, tokenizer_only: bool = False) -> Checkpoint:
             raise ModelError(f"{name}: not a model; takes a folder, a .gguf file, or a Hub id")
         return Checkpoint(name, _converted(path, name))
     if path.is_dir():
+        if _is_adapter(path):
+            return Checkpoint(name, _merged(path, name))
         if not (path / "config.json").is_file():
-            raise ModelError(f"{name}: the folder holds no model (no config.json)")
+            raise ModelError(f"{name}: the folder holds no model (no config.json and no adapter_config.json)")
         return Checkpoint(name, path)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ModelError(
             f"{name}: no such model; takes a folder, a .gguf file, a Hub id such as Qwen/Qwen2.5-7B-Instruct, or one "
             f"of {', '.join(PACKAGED)}"
         )
-    return _from_hub(name, tokenizer_only)
+    found = _from_hub(name, tokenizer_only)
+    if _is_adapter(found.folder):
+        folder = _from_hub(name, False).folder if tokenizer_only else found.folder
+        return Checkpoint(name, _merged(folder, name), found.revision)
+    return found
 
 
 def has_weights(checkpoint: Checkpoint) -> bool:
@@ -94,7 +106,7 @@ def weights_fingerprint(checkpoint: Checkpoint) -> str:
         raise ModelError(f"{checkpoint.name}: the folder holds no weights (no *.safetensors or *.bin file)")
     config = read_json(checkpoint.folder / "config.json")
     config = {key: value for key, value in config.items() if key not in _VOLATILE}
-    return _hash([json.dumps(config, sort_keys=True), *(_file_hash(file) for file in files)])
+    return _hash([json.dumps(config, sort_keys=True), *(file_hash(file) for file in files)])
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -137,7 +149,8 @@ def _hash(parts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """Hash a file's bytes, 32 hex digits; remembered by its size and time of change."""
     status = path.resolve().stat()
     remembered = cache_folder() / "fingerprints" / _hash([str(path.resolve())])
     stamp = f"{status.st_size} {status.st_mtime_ns} "
@@ -162,16 +175,16 @@ def _file_hash(path: Path) -> str:
 
 
 @quiet_bars()
-def _from_hub(name: str, tokenizer_only: bool) -> Checkpoint:
+def _from_hub(name: str, tokenizer_only: bool, revision: str | None = None) -> Checkpoint:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     patterns = ["*.json", "*.jinja", "*.txt", "*.model", "*.py", "format.yaml"]
     patterns += [] if tokenizer_only else ["*.safetensors"]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=patterns))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
         if not tokenizer_only and not list(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=[*patterns, "*.bin"]))
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*patterns, "*.bin"]))
     except RepositoryNotFoundError:
         raise ModelError(f"{name}: no such folder, and no such model on the Hub (or it is gated; log in with hf auth)")  # noqa: B904
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
@@ -199,10 +212,65 @@ def _gemma() -> Path:
 
 
 def _converted(gguf: Path, name: str) -> Path:
-    folder = cache_folder() / "models" / f"{gguf.stem}-{_file_hash(gguf)[:16]}"
+    folder = cache_folder() / "models" / f"{gguf.stem}-{file_hash(gguf)[:16]}"
     if not folder.is_dir():
         _convert(gguf, folder, name)
     return folder
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def _merged(adapter: Path, name: str) -> Path:
+    """Return the cached folder of an adapter merged with its base model; made at the first use."""
+    try:
+        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        base, revision = config.pop("base_model_name_or_path"), config.pop("revision", None)
+        if not isinstance(base, str):
+            raise TypeError("base_model_name_or_path is no text")
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ModelError(f"{name}: adapter_config.json names no base model: {first_line(error)}") from None
+    if not (weights := sorted(adapter.glob("adapter_model.*"))):
+        raise ModelError(f"{name}: the folder holds no weights of an adapter (no adapter_model.safetensors)")
+    try:
+        on_hub = revision and not Path(base).exists() and base.count("/") == 1
+        begun = _from_hub(base, False, revision) if on_hub else find_checkpoint(base)
+    except ModelError as error:
+        raise ModelError(f"{name}: the base model of this adapter cannot be opened: {error}") from None
+    texts = [file for pattern in _BESIDE_WEIGHTS for file in sorted(adapter.glob(pattern))]
+    parts = [weights_fingerprint(begun), json.dumps(config, sort_keys=True), *map(file_hash, [*weights, *texts])]
+    folder = cache_folder() / "models" / f"{adapter.resolve().name}-{_hash(parts)}"
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):  # of the processes of a training, one merges
+            if not folder.is_dir():
+                _merge(adapter, begun, folder, name)
+    return folder
+
+
+@quiet_bars()
+def _merge(adapter: Path, base: Checkpoint, folder: Path, name: str) -> None:
+    """Write a base model with an adapter's changes in its weights, in the base's type."""
+    if find_spec("peft") is None:
+        raise ModelError(f"{name}: a LoRA adapter needs the package peft; pip install 'rlt-data[train]'")
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    logger.info("merging %s into %s once, in %s", name, base.name, folder)
+    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(base.folder, dtype="auto")
+        PeftModel.from_pretrained(loaded, adapter).merge_and_unload(safe_merge=True).save_pretrained(temporary)
+        has_tokenizer = (adapter / "tokenizer_config.json").is_file()
+        for source in [base.folder, adapter]:  # the adapter's files replace the base's
+            for file in [file for pattern in _BESIDE_WEIGHTS for file in source.glob(pattern)]:
+                if source is adapter or not has_tokenizer or file.name == "format.yaml":
+                    shutil.copyfile(file, temporary / file.name)
+        temporary.rename(folder)
+    except Exception as error:  # noqa: BLE001 - damaged weights raise errors of several libraries
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise ModelError(f"{name}: the adapter cannot be merged into {base.name}: {first_line(error)}") from None
 
 
 @quiet_bars()

@@ -53,11 +53,17 @@ class TrainingSettings(Settings):
         True, TRAINING, "Compute activations again instead of keeping them.", affects="rows"
     )
     seed: int = field(0, TRAINING, "Seed of everything random.", affects="rows")
-    dtype: Literal["float32", "bfloat16"] = field("float32", MODEL, "Type of the trained weights.", affects="rows")
+    dtype: Literal["float32", "bfloat16"] = field(
+        "float32",
+        MODEL,
+        "Type of the weights in training. The model is saved in the type of the one it begins from.",
+        affects="rows",
+    )
     device: str = field("auto", MODEL, "auto, cpu, cuda, mps.", affects="speed")
     chat_template: str | None = field(
         None, MODEL, "Jinja file, or 'plain' for ours; default: the model's own.", affects="rows", by_content=True
     )
+    trust_remote_code: bool = field(False, MODEL, "Run Python code that comes with a checkpoint.", affects="speed")
     save_steps: int = field(100, OUTPUT, "Steps between two checkpoints.", affects="rows", ge=1)
     keep_checkpoints: int = field(2, OUTPUT, "Checkpoints to keep.", affects="output", ge=1)
     log_to: Literal["none", "tensorboard", "trackio", "wandb"] = field(

@@ -11,18 +11,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from rlt_data.engines import Model
 from rlt_data.engines.config import load_config, longest_text
 from rlt_data.engines.models import Checkpoint, weights_fingerprint
 from rlt_data.errors import InputError, SettingsError
 from rlt_data.formats import Format, Tokenizer, encode
 from rlt_data.libraries import quiet_bars
 from rlt_data.progress import Progress
-from rlt_data.settings import ModelSettings, PolicySettings
+from rlt_data.settings import PolicySettings
 from rlt_data.storage.outputs import write_file
 from rlt_data.storage.run import content_hash
 from rlt_data.training.plan import PolicyPlan, policy_plan_of
 from rlt_data.training.rewards import Reward, Row
-from rlt_data.training.rollouts import policy_trainer
+from rlt_data.training.rollouts import Rollouts
 from rlt_data.training.runs import (
     TrainingRun,
     copy_model,
@@ -30,10 +33,14 @@ from rlt_data.training.runs import (
     making,
     missing,
     pad_token,
+    run_by,
     save_format,
+    saved_dtype,
+    store_as,
     told,
     trainer_arguments,
 )
+from rlt_data.training.trl_patches import policy_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +83,7 @@ class Policy:
         rows: ``prompt`` (rendered), ``question_id``, ``question``, ``solution`` and what else the reward needs.
         stop: text that ends a sample.
         tail_characters: characters at a prompt's end whose tokens belong to the sample.
-        student: the checkpoint of the frozen student, where there is one.
+        student: the frozen student, where there is one.
     """
 
     checkpoint: Checkpoint
@@ -85,7 +92,7 @@ class Policy:
     rows: Sequence[Row]
     stop: str
     tail_characters: int = 0
-    student: Checkpoint | None = None
+    student: Model | None = None
 
 
 def train_policy(
@@ -99,36 +106,39 @@ def train_policy(
         open_reward: loads what rewards it; called when everything else is known to be right.
         progress: told of every step.
     """
-    config = load_config(policy.checkpoint, ModelSettings())
+    config = load_config(policy.checkpoint, run_by(settings))
     kept, lengths = _fitting(settings, policy, config)
     train, held_out = _split(settings, kept)
-    student = load_config(policy.student, ModelSettings()) if policy.student else None
+    student = policy.student
     plan = policy_plan_of(
         settings,
         config,
         [lengths[row["question_id"]] for row in train],
         held_out=len(held_out),
         left_out=len(policy.rows) - len(kept),
-        student=student,
+        student=load_config(student.checkpoint, student.settings) if student else None,
+        student_dtype=getattr(torch, student.identity.dtype) if student else torch.float32,
     )
     _check_vllm(settings)
     depends_on = settings.depends_on(
         model=weights_fingerprint(policy.checkpoint),
-        student=weights_fingerprint(policy.student) if policy.student else None,
+        student=student.identity.weights if student else None,
         data=content_hash(train, held_out),
         format=policy.format.hash,
     )
-    made = making(settings, model=policy.checkpoint, student=policy.student)
+    made = making(settings, model=policy.checkpoint, student=student.checkpoint if student else None)
     run = TrainingRun(Path(settings.out), depends_on, made)
     if settings.dry_run:
         return PolicySummary(run.out, plan, 0)
     best = run.out / "best" if held_out else None
     if done := run.finished:
         return PolicySummary(run.out, plan, done["steps"], done["reward"], best, done["best_reward"])
+    # Before there is a trainer: in a process group with FSDP, Transformers loads weights in the first process alone.
     reward = open_reward()
     trainer = _trainer(settings, policy, plan, reward, train, held_out, progress)
     run.record(plan=asdict(plan))
-    run.train(trainer, policy.tokenizer, plan.steps, progress, policy.format)
+    dtype = saved_dtype(settings, config)
+    run.train(trainer, policy.tokenizer, plan.steps, progress, settings=settings, dtype=dtype, format=policy.format)
     summary = PolicySummary(
         run.out,
         plan,
@@ -139,8 +149,9 @@ def train_policy(
     )
     if best and trainer.args.should_save:
         copy_model(Path(trainer.state.best_model_checkpoint), best)
+        store_as(best, dtype)
         save_format(policy.format, best)
-    run.record(
+    run.record_end(
         plan=asdict(plan),
         steps=summary.steps,
         reward=summary.reward,
@@ -185,8 +196,6 @@ def _check_vllm(settings: PolicySettings) -> None:
     """Refuse a vLLM that cannot work, before anything is loaded."""
     if settings.vllm == "none":
         return
-    import torch
-
     stated = f"TRL states vLLM {_VLLM[0][0]}.{_VLLM[0][1]} to {_VLLM[1][0]}.{_VLLM[1][1]}"
     if find_spec("vllm") is None:
         raise SettingsError(f"--vllm: vLLM is not installed ({stated})")
@@ -272,9 +281,7 @@ def _trainer(
     except ImportError as error:
         raise missing("TRL", error) from None
     trainer = policy_trainer(
-        settings,
-        stop=policy.stop,
-        tail_characters=policy.tail_characters,
+        rollout_func=Rollouts(settings, stop=policy.stop, tail_characters=policy.tail_characters),
         model=str(policy.checkpoint.folder),
         reward_funcs=[reward],
         args=GRPOConfig(**grpo_arguments(settings, plan, stop=policy.stop)),

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from rlt_data.errors import SettingsError
 from rlt_data.settings import FineTuneSettings, PolicySettings, TrainingSettings
-from rlt_data.training.runs import missing
+from rlt_data.training.runs import missing, saved_dtype
 
 #: Bytes that full fine-tuning keeps for each parameter: weights, gradients and AdamW's two moments in float32.
 _BYTES_FULL = 16
-#: Bytes of a frozen bfloat16 parameter under LoRA.
-_BYTES_FROZEN = 2
 _GIB = 2**30
 
 
@@ -73,8 +73,8 @@ def plan_of(settings: FineTuneSettings, config: Any, rows: Sequence[dict[str, li
     lengths = [len(row["input_ids"]) for row in rows]
     packs = _packed(rows, settings.max_length) if settings.packing else len(rows)
     steps = settings.max_steps or math.ceil(packs / settings.batch_size) * settings.epochs
-    parameters, trained = _parameters(config, settings.lora_rank)
-    frozen = parameters if settings.lora_rank else 0
+    parameters, trained = _parameters(config, settings, settings.lora_rank)
+    frozen = parameters * saved_dtype(settings, config).itemsize if settings.lora_rank else 0
     width = settings.micro_batch_size * (settings.max_length if settings.packing else max(lengths))
     return Plan(
         rows=len(rows),
@@ -86,7 +86,7 @@ def plan_of(settings: FineTuneSettings, config: Any, rows: Sequence[dict[str, li
         processes=processes,
         accumulation=accumulation,
         parameters=parameters,
-        state_gib=(_BYTES_FULL * trained + _BYTES_FROZEN * frozen) / processes / _GIB,
+        state_gib=(_BYTES_FULL * trained + frozen) / processes / _GIB,
         activations_gib=_activations(config, width) / _GIB,
     )
 
@@ -119,7 +119,7 @@ class PolicyPlan:
         parameters: parameters of the policy.
         state_gib: memory of weights, gradients, optimizer and reference model on each GPU, in GiB, if they are sharded
             over all.
-        student_gib: memory of the frozen student on each GPU in bfloat16, in GiB; 0 without one.
+        student_gib: memory of the frozen student's weights on each GPU, in GiB; 0 without one.
         activations_gib: see :class:`Plan`.
     """
 
@@ -140,7 +140,14 @@ class PolicyPlan:
 
 
 def policy_plan_of(
-    settings: PolicySettings, config: Any, prompts: Sequence[int], *, held_out: int, left_out: int, student: Any = None
+    settings: PolicySettings,
+    config: Any,
+    prompts: Sequence[int],
+    *,
+    held_out: int,
+    left_out: int,
+    student: Any = None,
+    student_dtype: torch.dtype = torch.bfloat16,
 ) -> PolicyPlan:
     """Work out a training by GRPO.
 
@@ -151,16 +158,17 @@ def policy_plan_of(
         held_out: questions that are kept out.
         left_out: questions that were too long.
         student: the frozen student's configuration, if there is one.
+        student_dtype: type in which it runs.
 
     Raises:
         SettingsError: the samples of a step cannot be divided among the processes.
     """
     processes = world_size()
     samples = settings.questions * settings.group
-    parameters, _ = _parameters(config, 0)
+    parameters, _ = _parameters(config, settings)
     longest = max(prompts)
     reference = (4 if settings.dtype == "float32" else 2) if settings.beta else 0
-    student_bytes = _BYTES_FROZEN * _parameters(student, 0)[0] if student is not None else 0
+    student_bytes = _parameters(student, settings)[0] * student_dtype.itemsize if student is not None else 0
     width = settings.micro_batch_size * (longest + settings.max_tokens)
     return PolicyPlan(
         questions=len(prompts),
@@ -198,13 +206,14 @@ def _activations(config: Any, width: int) -> int:
     return int(width * (2 * text.hidden_size * text.num_hidden_layers + inside) + 4 * 1024 * text.vocab_size)
 
 
-def _parameters(config: Any, lora_rank: int) -> tuple[int, int]:
+def _parameters(config: Any, settings: TrainingSettings, lora_rank: int = 0) -> tuple[int, int]:
     """Count the parameters of a model, and those that are trained, without allocating them."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, trust_remote_code=settings.trust_remote_code
+        )
     total = sum(parameter.numel() for parameter in model.parameters())
     if not lora_rank:
         return total, total

@@ -78,7 +78,8 @@ class Reward:
             {"question": question["question"], "completion": each.text, **row}
             for question, each, row in zip(questions, rollout, rows, strict=True)
         ]
-        for name in [name for name, value in rows[0].items() if not isinstance(value, str)]:
+        named = {name: None for row in rows for name, value in row.items() if not isinstance(value, str)}
+        for name in named:  # a sample that could not be scored has fewer figures than others
             values = [float(row[name]) for row in rows if row.get(name) is not None]
             if values and name != "reward":
                 log_metric(name, float(np.mean(values)))

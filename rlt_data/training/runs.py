@@ -6,27 +6,39 @@ import json
 import logging
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from rlt_data.engines import Checkpoint, find_checkpoint, open_tokenizer
-from rlt_data.engines.config import pick_device
-from rlt_data.errors import RunFolderError, SettingsError
+from rlt_data.engines.config import pick_device, stored_dtype
+from rlt_data.errors import RunFolderError, SettingsError, first_line
 from rlt_data.formats import ChatTemplate, Format, Tokenizer
 from rlt_data.progress import Progress, speaks
 from rlt_data.settings import FineTuneSettings, ModelSettings, PolicySettings, TrainingSettings
 from rlt_data.steps.provenance import versions
 from rlt_data.storage.outputs import write_file, write_json
 from rlt_data.storage.run import changed_keys
+from rlt_data.training.checkpoints import (
+    RECORD,
+    checkpoints,
+    damage,
+    described,
+    last_whole_checkpoint,
+    sealing,
+    step_of,
+    weights_damage,
+)
 
 logger = logging.getLogger(__name__)
 
 #: What of a checkpoint belongs to the model and not to the training.
-_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
-_TRAINING_FILES = {"trainer_state.json"}
+_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
+_TRAINING_FILES = {"trainer_state.json", RECORD}
 #: What is logged of a step where a trainer knows it, and how.
 _LOGGED = {
     "loss": "loss {:.4f}",
@@ -77,20 +89,64 @@ class TrainingRun:
 
     @property
     def finished(self) -> dict[str, Any] | None:
-        """What was recorded of the training when it came to its end; None before."""
+        """What was recorded of the training when it came to its end; None before, or if the model is to be made again.
+
+        Raises:
+            RunFolderError: the model is missing or damaged, and there is no checkpoint to make it from again.
+        """
         found = self._recorded()
-        return found if found and "steps" in found else None
+        if not found or "steps" not in found:
+            return None
+        recorded = found.get("weights")
+        problem = damage(self.out, recorded) if recorded else weights_damage(self.out)
+        if problem is None:
+            return found
+        if not checkpoints(self.out):
+            raise RunFolderError(
+                f"{self.out}: the training is finished, but {problem}, and no checkpoint is left to make the model "
+                "from; restore the file, or remove the folder to train again"
+            )
+        if speaks():
+            logger.warning("%s: %s; making the model again from the last checkpoint", self.out, problem)
+        return None
 
     def _recorded(self) -> dict[str, Any] | None:
         file = self.out / "training.json"
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+        if not file.is_file():
+            return None
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{file}: cannot be read ({first_line(error)}); choose another --out") from None
+        if not isinstance(found, dict) or not all(
+            isinstance(found.get(key, {}), dict) for key in ("depends_on", "weights")
+        ):
+            raise RunFolderError(f"{file}: not what a training of rlt-data writes; choose another --out")
+        return found
 
     def record(self, **content: Any) -> None:
         """Write training.json: what the training depends on, how it was made, and more."""
         if speaks():
             write_json(self.out / "training.json", {"depends_on": self.depends_on, **self.made, **content})
 
-    def train(self, trainer: Any, tokenizer: Any, steps: int, progress: Progress, format: Format | None = None) -> None:
+    def record_end(self, **content: Any) -> None:
+        """Write training.json at the end, with the files that hold the trained weights."""
+        if speaks():
+            folders = [self.out, self.out / "best"]
+            weights = described(self.out, [file for folder in folders for file in folder.glob("*.safetensors")])
+            self.record(**content, weights=weights)
+
+    def train(
+        self,
+        trainer: Any,
+        tokenizer: Any,
+        steps: int,
+        progress: Progress,
+        *,
+        settings: TrainingSettings,
+        dtype: torch.dtype,
+        format: Format | None = None,
+    ) -> None:
         """Train from the last whole checkpoint to the end, and save the model.
 
         Args:
@@ -98,19 +154,30 @@ class TrainingRun:
             tokenizer: saved with the model.
             steps: how many there are in all.
             progress: told of every step.
+            settings: of the training.
+            dtype: type of the saved weights, see :func:`saved_dtype`.
             format: saved with the model, which is shown problems in it from then on.
+
+        Raises:
+            RunFolderError: checkpoints are damaged, and none is left to continue from.
         """
+        from accelerate.utils import broadcast_object_list
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        last = last_whole_checkpoint(self.out)
-        progress.start("train", steps, int(last.name.rpartition("-")[2]) if last else 0)
+        check_sharding(trainer)
+        # One process looks, because looking reads every byte of a checkpoint and removes what is damaged.
+        found = [last_whole_checkpoint(self.out) if trainer.args.process_index == 0 else None]
+        last = broadcast_object_list(found)[0]
+        trainer.add_callback(sealing(settings.keep_checkpoints))
+        progress.start("train", steps, step_of(last) if last else 0)
         try:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         finally:
             progress.finish()
         trainer.save_model(str(self.out))
         if trainer.args.should_save:
+            store_as(self.out, dtype)
             tokenizer.save_pretrained(str(self.out))
             lines = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
             write_file(self.out / "metrics.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
@@ -138,17 +205,63 @@ def making(settings: FineTuneSettings | PolicySettings, **models: Checkpoint | N
     }
 
 
-def last_whole_checkpoint(out: Path) -> Path | None:
-    """Return the latest checkpoint that was written to its end; a torn one, from a kill, is removed."""
-    found = sorted(out.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for path in found:
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # written last
-        except (OSError, ValueError):
-            shutil.rmtree(path, ignore_errors=True)  # every process does this
-        else:
-            return path
-    return None
+def check_sharding(trainer: Any) -> None:
+    """Refuse ways to shard a model in which the trainer would not save all of it.
+
+    Raises:
+        SettingsError: the file given to accelerate has to be changed.
+    """
+    fsdp = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if fsdp is not None and "FULL_STATE_DICT" not in str(fsdp.state_dict_type):
+        raise SettingsError(
+            "fsdp_state_dict_type: the trainer saves no model with this value; set FULL_STATE_DICT, as "
+            "recipes/accelerate/fsdp2.yaml does"
+        )
+    deepspeed = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    if deepspeed is not None and deepspeed.zero_stage == 3 and getattr(trainer.args, "sync_ref_model", False):
+        raise SettingsError(
+            "--sync-steps: checkpoints cannot hold a reference model that DeepSpeed ZeRO-3 shards; use FSDP2 "
+            "(recipes/accelerate/fsdp2.yaml), or --sync-steps 0"
+        )
+
+
+def saved_dtype(settings: TrainingSettings, config: Any) -> torch.dtype:
+    """Return the type in which a trained model is saved: that of its beginning, or bfloat16 if it was trained in it.
+
+    With LoRA it is also the type of the frozen weights.
+
+    Args:
+        settings: of the training.
+        config: configuration of the model it begins from.
+    """
+    return torch.bfloat16 if settings.dtype == "bfloat16" else stored_dtype(config)
+
+
+def store_as(folder: Path, dtype: torch.dtype) -> None:
+    """Rewrite the weights of a saved model in a type; adapters stay as they are."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    size = 0
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata()
+        weights = load_file(file)
+        if any(each.is_floating_point() and each.dtype != dtype for each in weights.values()):
+            weights = {name: each.to(dtype) if each.is_floating_point() else each for name, each in weights.items()}
+            write_file(file, partial(save_file, weights, metadata=metadata))
+        size += sum(each.nbytes for each in weights.values())
+    config, index = folder / "config.json", folder / "model.safetensors.index.json"
+    if size and config.is_file():
+        content = json.loads(config.read_text(encoding="utf-8"))
+        for part in [content, *(each for each in content.values() if isinstance(each, dict))]:
+            if "dtype" in part or part is content:
+                part["dtype"] = str(dtype).removeprefix("torch.")
+        write_json(config, content)
+    if index.is_file():
+        content = json.loads(index.read_text(encoding="utf-8"))
+        content["metadata"]["total_size"] = size
+        write_json(index, content)
 
 
 def save_format(format: Format, folder: Path) -> None:
@@ -183,6 +296,7 @@ def trainer_arguments(
         "use_cpu": device.type == "cpu",
         "bf16": device.type == "cuda",
         "model_init_kwargs": {"dtype": settings.dtype},
+        "trust_remote_code": settings.trust_remote_code,
         "per_device_train_batch_size": settings.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
         "learning_rate": settings.learning_rate,
@@ -198,7 +312,6 @@ def trainer_arguments(
         # A training without a checkpoint on its way needs none at its end, where the model itself is saved.
         "save_strategy": "steps" if settings.save_steps <= steps or checkpoints else "no",
         "save_steps": settings.save_steps,
-        "save_total_limit": settings.keep_checkpoints,
         "logging_steps": max(1, steps // 100),
         "report_to": settings.log_to,
         "disable_tqdm": True,
@@ -215,8 +328,16 @@ def beginning(settings: TrainingSettings) -> tuple[Checkpoint, Tokenizer, ChatTe
     if settings.log_to != "none" and find_spec(settings.log_to) is None:
         raise SettingsError(f"--log-to: {settings.log_to} is not installed; pip install {settings.log_to}")
     checkpoint = find_checkpoint(settings.model)
-    run_by = ModelSettings(device=settings.device, chat_template=settings.chat_template)
-    return checkpoint, *open_tokenizer(checkpoint, run_by)
+    return checkpoint, *open_tokenizer(checkpoint, run_by(settings))
+
+
+def run_by(settings: TrainingSettings) -> ModelSettings:
+    """Return how the model of a training is opened."""
+    return ModelSettings(
+        device=settings.device,
+        chat_template=settings.chat_template,
+        trust_remote_code=settings.trust_remote_code,
+    )
 
 
 def lately(trainer: Any, name: str) -> float | None:

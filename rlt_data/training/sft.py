@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from rlt_data.engines.config import load_config
 from rlt_data.engines.models import Checkpoint, weights_fingerprint
@@ -13,7 +16,8 @@ from rlt_data.errors import InputError
 from rlt_data.formats import Format, own_format
 from rlt_data.libraries import quiet_bars
 from rlt_data.progress import SILENT, Progress
-from rlt_data.settings import FineTuneSettings, ModelSettings, TrainStudentSettings
+from rlt_data.settings import FineTuneSettings, TrainStudentSettings
+from rlt_data.storage.outputs import write_json
 from rlt_data.storage.run import content_hash
 from rlt_data.training.examples import conversations, tokenised
 from rlt_data.training.plan import Plan, plan_of
@@ -24,6 +28,8 @@ from rlt_data.training.runs import (
     making,
     missing,
     pad_token,
+    run_by,
+    saved_dtype,
     told,
     trainer_arguments,
 )
@@ -80,7 +86,7 @@ def fine_tune(
         format: the format the examples are in, saved with the trained model.
     """
     kept = _fitting(settings, examples)
-    config = load_config(checkpoint, ModelSettings())
+    config = load_config(checkpoint, run_by(settings))
     plan = plan_of(settings, config, kept, left_out=len(examples) - len(kept))
     depends_on = settings.depends_on(model=weights_fingerprint(checkpoint), data=content_hash(kept))
     run = TrainingRun(Path(settings.out), depends_on, making(settings, model=checkpoint))
@@ -88,12 +94,15 @@ def fine_tune(
         return TrainingSummary(run.out, plan, 0, None)
     if done := run.finished:
         return TrainingSummary(run.out, plan, done["steps"], done["loss"])
-    trainer = _trainer(settings, checkpoint, tokenizer, kept, plan, progress)
+    dtype = saved_dtype(settings, config)
+    trainer = _trainer(settings, checkpoint, tokenizer, kept, plan, progress, dtype)
     run.record(plan=asdict(plan))
-    run.train(trainer, tokenizer, plan.steps, progress, format)
+    run.train(trainer, tokenizer, plan.steps, progress, settings=settings, dtype=dtype, format=format)
+    if settings.lora_rank and trainer.args.should_save:
+        _name_base(run.out / "adapter_config.json", checkpoint)
     loss = lately(trainer, "loss")
     summary = TrainingSummary(run.out, plan, int(trainer.state.global_step), loss)
-    run.record(plan=asdict(plan), steps=summary.steps, loss=loss)
+    run.record_end(plan=asdict(plan), steps=summary.steps, loss=loss)
     return summary
 
 
@@ -123,6 +132,7 @@ def _trainer(
     rows: Iterable[dict[str, list[int]]],
     plan: Plan,
     progress: Progress,
+    dtype: torch.dtype,
 ) -> Any:
     try:
         from datasets import Dataset
@@ -130,7 +140,7 @@ def _trainer(
         from trl import SFTConfig, SFTTrainer
     except ImportError as error:
         raise missing("TRL", error) from None
-    arguments = SFTConfig(
+    arguments: Any = SFTConfig(
         **trainer_arguments(settings, plan.accumulation, plan.steps),
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
@@ -140,14 +150,18 @@ def _trainer(
     )
     lora = None
     if settings.lora_rank:
+        arguments.model_init_kwargs["dtype"] = dtype  # frozen weights; PEFT makes the adapters float32
         try:
             from peft import LoraConfig
         except ImportError as error:
             raise missing("peft for --lora-rank", error) from None
         lora = LoraConfig(
-            r=settings.lora_rank, lora_alpha=2 * settings.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"
+            r=settings.lora_rank,
+            lora_alpha=2 * settings.lora_rank,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
         )
-    trainer = SFTTrainer(
+    trainer: Any = SFTTrainer(
         model=str(checkpoint.folder),
         args=arguments,
         train_dataset=Dataset.from_list(list(rows)),
@@ -157,3 +171,11 @@ def _trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _name_base(config: Path, checkpoint: Checkpoint) -> None:
+    """Name an adapter's base model by its Hub id and commit, not by a folder in this machine's cache."""
+    folder = Path(checkpoint.name)
+    name = str(folder.resolve()) if folder.exists() else checkpoint.name
+    content = json.loads(config.read_text(encoding="utf-8"))
+    write_json(config, content | {"base_model_name_or_path": name, "revision": checkpoint.revision})

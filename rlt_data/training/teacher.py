@@ -46,8 +46,15 @@ def train_teacher(settings: TrainTeacherSettings, progress: Progress = SILENT) -
         RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
     """
     checkpoint, tokenizer, template = beginning(settings)
-    run_by = ModelSettings(device=settings.device, dtype=settings.student_dtype, batch_tokens=settings.batch_tokens)
-    student = open_model(settings.student, run_by)
+    student = open_model(
+        settings.student,
+        ModelSettings(
+            device=settings.device,
+            dtype=settings.student_dtype,
+            batch_tokens=settings.batch_tokens,
+            trust_remote_code=settings.trust_remote_code,
+        ),
+    )
     format = choose_format(settings.format, template, checkpoint.name, checkpoint.folder)
     Views(format, student.template).check()
     views = Views(format, template)
@@ -62,9 +69,7 @@ def train_teacher(settings: TrainTeacherSettings, progress: Progress = SILENT) -
         for row in good_rows(settings, format)
     ]
     same = tokenizer_fingerprint(tokenizer) == student.identity.tokenizer
-    policy = Policy(
-        checkpoint, tokenizer, format, rows, format.explanation_tags[1], len(format.padding), student.checkpoint
-    )
+    policy = Policy(checkpoint, tokenizer, format, rows, format.explanation_tags[1], len(format.padding), student)
 
     def reward() -> DenseReward:
         student.load()

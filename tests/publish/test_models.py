@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlt_data.engines import find_checkpoint
+from rlt_data.engines.models import weights_fingerprint
 from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.formats import own_format
 from rlt_data.publish.models import read_model
@@ -254,6 +255,22 @@ def test_a_published_teacher_is_trained_and_used_by_its_name(
     assert model["name"] == NAME and model["revision"] == commit and rows["name"] == "org/rows"
     card = push(PushSettings(input=str(out), repo_id="tester/more", dry_run=True, base_model="org/first")).card
     assert ModelCard(card).data.base_model == "org/first" and commit not in card
+
+
+def test_a_published_adapter_is_used_by_its_name(hub: HubServer, trained: Path, tmp_path: Path) -> None:
+    base = pushed(trained / "teacher").commit
+    turns = [{"role": "user", "content": "3?"}, {"role": "assistant", "content": "It is 3."}]
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"messages": turns}] * 2)
+    adapter = tmp_path / "adapter"
+    options: dict[str, Any] = {"lora_rank": 2, "max_steps": 1, "batch_size": 2, "device": "cpu"}
+    train_student(TrainStudentSettings(model=NAME, input=str(rows), out=str(adapter), **options))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == (NAME, base)
+    commit = push(PushSettings(input=str(adapter), repo_id="tester/adapter")).commit
+    own = find_checkpoint(str(adapter))
+    for tokenizer_only in (True, False):
+        found = find_checkpoint("tester/adapter", tokenizer_only=tokenizer_only)
+        assert found.revision == commit and weights_fingerprint(found) == weights_fingerprint(own)
 
 
 @pytest.mark.parametrize(

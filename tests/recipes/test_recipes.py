@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 
+from rlt_data.errors import RltDataError, SettingsError
+from rlt_data.recipes import lab
 from rlt_data.recipes.lab import Lab, estimate, load_config, pearson, spearman
 from rlt_data.settings import TrainTeacherSettings, WarmUpSettings, parse_settings
 from tests.training.test_policy import RELEASED
@@ -132,6 +138,15 @@ def test_every_scale_is_understood(recipe: str, scale: str, tmp_path: Path, caps
     printed = capsys.readouterr().out
     assert "rlt-data evaluate" in printed and "rlt-data train-student" in printed
     assert not list(tmp_path.rglob("*.json"))
+    steps = printed.split("rlt-data ")[1:]
+    run_by = {each.partition("  #")[0]: _engine(each) for each in steps if each.startswith(("gen", "sco", "eva"))}
+    wanted = {"nano": ("transformers", 1), "single-gpu": ("vllm", 1), "paper": ("vllm", 8)}[scale]
+    assert len(run_by) == 3 and set(run_by.values()) == {wanted}, run_by
+
+
+def _engine(shown: str) -> tuple[str, int]:
+    settings = yaml.safe_load("\n".join(line for line in shown.splitlines() if line.startswith("  ")))
+    return settings["engine"], settings["data_parallel"]
 
 
 def test_the_papers_scale_is_the_released_one() -> None:
@@ -161,7 +176,7 @@ def test_the_papers_scale_is_the_released_one() -> None:
         "packing": False,
     }
     assert warm.model_dump(include=set(released)) == released
-    assert config["launcher"] == "zero3" and warm.model == teacher.model == "Qwen/Qwen2.5-7B-Instruct"
+    assert config["launcher"] == "fsdp2" and warm.model == teacher.model == "Qwen/Qwen2.5-7B-Instruct"
     assert teacher.student == "bespokelabs/Bespoke-Stratos-7B"
 
 
@@ -169,4 +184,60 @@ def test_statistics() -> None:
     found = estimate([1.0, 2.0, 3.0])
     assert found.mean == 2.0 and found.half == pytest.approx(4.303 / 3**0.5, abs=1e-3)
     assert str(estimate([0.5])) == "0.500"
+    many = estimate([float(value) for value in range(11)])
+    assert many.half == pytest.approx(2.228 * 11**0.5 / 11**0.5, abs=1e-3)  # the deviation of 0 to 10 is the root of 11
+    assert spearman([1, 1, 2], [1, 1, 3]) == pytest.approx(1)
     assert pearson([1, 2, 3], [2, 4, 6]) == pytest.approx(1) and spearman([1, 2, 3], [9, 4, 1]) == pytest.approx(-1)
+
+
+def where(settings: Any) -> dict[str, int]:
+    """A step that tells its process."""
+    return {"process": os.getpid()}
+
+
+def test_a_step_on_a_gpu_runs_in_a_process_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(lab.STEPS, "generate", ("GenerateSettings", "tests.recipes.test_recipes:where", ["generate"]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    made = Lab("teacher", {"generate": {"teacher": "t", "in": "i"}}, tmp_path)
+    assert made.step("generate", out="on-gpu")["result"]["process"] != os.getpid()
+    assert made.step("generate", out="on-cpu", device="cpu")["result"]["process"] == os.getpid()
+
+
+def generated(made: Lab, place: int) -> tuple[int, int]:
+    """A piece of work with a step."""
+    time.sleep(0.2 * (place == 0))
+    if place == 9:
+        raise SettingsError("nine is too many")
+    return place, os.getpid()
+
+
+def test_work_is_shared_among_processes_and_returned_in_order(tmp_path: Path) -> None:
+    shared = Lab("teacher", {"workers": 2}, tmp_path)
+    results = shared.each(generated, [(place,) for place in range(4)])
+    assert [place for place, _ in results] == [0, 1, 2, 3]
+    assert os.getpid() not in {process for _, process in results}
+    with pytest.raises(SettingsError, match="nine is too many"):
+        shared.each(generated, [(9,), (1,)])
+
+
+def test_a_launched_training_that_fails_is_one_line(tmp_path: Path, tiny: Callable[..., Path]) -> None:
+    config = {"launcher": "fsdp2", "student": {"model": str(tiny()), "in": "nowhere.jsonl"}}
+    with pytest.raises(RltDataError, match=r"^teacher: student for out ended with code \d+; see above$"):
+        Lab("teacher", config, tmp_path).step("student", out="out")
+    with pytest.raises(SettingsError, match="launcher: zero3 needs DeepSpeed"):
+        Lab("teacher", config | {"launcher": "zero3"}, tmp_path).step("student", out="out")
+
+
+def test_a_recipe_is_run_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    lab.main(["teacher", "--scale", "paper", "--dry-run"])
+    assert "rlt-data train-teacher rl  # section teacher" in capsys.readouterr().out
+    assert tuple(lab.recipes()) == tuple(sorted(RECIPES))
+    Path("mine.yaml").write_text("[")
+    for arguments, code, message in (
+        (["taecher"], 2, "invalid choice: 'taecher'"),
+        (["teacher", "--scale", "huge"], SettingsError.exit_code, "error: --scale: huge: cannot be read"),
+        (["teacher", "--scale", "mine.yaml"], SettingsError.exit_code, "error: --scale: mine.yaml: cannot be read"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            lab.main(arguments)
+        assert ended.value.code == code and message in capsys.readouterr().err

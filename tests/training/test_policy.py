@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -166,33 +167,40 @@ def test_the_training_scores_as_score_does(rlt: Rlt, tiny: Tiny, rows: Path, set
 def test_sampled_logprobs_are_those_of_the_policy_in_training(tiny: Tiny, settings: Settings, kind: str) -> None:
     """Held against TRL's own forward pass, and against the way that is taken with vLLM, of which a stand-in samples."""
     seen: list[tuple[Any, list[list[int]], list[list[int]], list[Rollout]]] = []
-    from rlt_data.training import rollouts
+    from rlt_data.training import trl_patches
+    from rlt_data.training.rollouts import Rollouts
 
-    class Noting(rollouts.Rollouts):
-        def _generate(self, prompts: list[str]) -> Any:
-            output = super()._generate(prompts)
-            seen.append((self, output[0], output[1], list(self._rollouts)))
+    class Noting(Rollouts):
+        def __call__(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
+            output = super().__call__(prompts, trainer)
+            asked, sampled, found = output["prompt_ids"], output["completion_ids"], output["rollout"]
+            seen.append((trainer, asked, sampled, found))
             if len(seen) == 1:
-                for prompt, ids, each in zip(*output[:2], self._rollouts, strict=True):
+                for prompt, ids, each in zip(asked, sampled, found, strict=True):
                     whole = torch.tensor([[*prompt, *ids]])
                     keep = len(ids) + len(each.tail_ids)
                     with torch.no_grad():
-                        values, *_ = self._get_per_token_logps_and_entropies(  # type: ignore[attr-defined]
-                            self.model, whole, torch.ones_like(whole), keep
+                        values, *_ = trainer._get_per_token_logps_and_entropies(
+                            trainer.model, whole, torch.ones_like(whole), keep
                         )
                     expected = np.concatenate([each.tail_logprobs, each.logprobs])
                     assert values[0][: len(expected)].numpy() == pytest.approx(expected, abs=1e-4)
                     assert list(each.tail_ids) == prompt[len(prompt) - len(each.tail_ids) :]
-                logprobs = [[*each.logprobs.tolist(), None] for each in self._rollouts]
-                again = self._read_vllm(*output[:2], logprobs)
-                for one, other in zip(again, self._rollouts, strict=True):
+                # as vLLM returns them: the likeliest tokens of each place, the sampled one first; None for NaN
+                returned = [[[value] for value in [*each.logprobs.tolist(), None]] for each in found]
+                trainer.vllm_generation = SimpleNamespace(generate=lambda *_: (None, sampled, returned, None))
+                trainer.use_vllm = True
+                again = super().__call__(prompts, trainer)
+                trainer.use_vllm = False
+                assert again["completion_ids"] == sampled and again["prompt_ids"] == asked
+                for one, other in zip(again["rollout"], found, strict=True):
                     assert (one.text, one.finish_reason) == (other.text, other.finish_reason)
                     assert one.logprobs == pytest.approx(other.logprobs)
                     assert one.tail_logprobs == pytest.approx(other.tail_logprobs, abs=1e-4)
             return output
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rollouts, "Rollouts", Noting)
+        patch.setattr(trl_patches, "Rollouts", Noting)
         train_teacher(settings(model=str(tiny(kind)), steps=1, held_out=0, max_tokens=20))
     _, prompts, completions, found = seen[0]
     assert len(prompts) == len(completions) == len(found) == 8
@@ -205,7 +213,7 @@ def test_sampled_logprobs_are_those_of_the_policy_in_training(tiny: Tiny, settin
 def test_padding_is_left_out_and_changes_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     from trl import GRPOTrainer
 
-    from rlt_data.training import rollouts
+    from rlt_data.training import trl_patches
 
     own = GRPOTrainer._get_per_token_logps_and_entropies
     tokens: list[int] = []
@@ -214,7 +222,7 @@ def test_padding_is_left_out_and_changes_nothing(settings: Settings, monkeypatch
         tokens.append(ids.numel())
         return own(trainer, model, ids, *rest, **options)
 
-    class AsInTrl(rollouts.Rollouts):
+    class AsInTrl(trl_patches.PolicyTrainer):
         def _prepare_inputs(self, *given: Any) -> Any:
             return GRPOTrainer._prepare_inputs(self, *given)  # type: ignore[arg-type]
 
@@ -228,16 +236,16 @@ def test_padding_is_left_out_and_changes_nothing(settings: Settings, monkeypatch
     # the second step follows from the first one's update; its loss holds the KL to the model before it
     sizes = {"steps": 2, "questions": 4, "group": 8, "max_tokens": 110, "held_out": 0, "temperature": 1.0, "beta": 0.5}
     passed = []
-    for way in (rollouts.Rollouts, AsInTrl):
-        monkeypatch.setattr(rollouts, "Rollouts", way)
+    for way in (trl_patches.PolicyTrainer, AsInTrl):
+        monkeypatch.setattr(trl_patches, "PolicyTrainer", way)
         train_teacher(settings(way.__name__, learning_rate=1e-4, sync_steps=0, **models, **sizes))
         passed.append(sum(tokens))
         tokens.clear()
     assert passed[0] < 0.75 * passed[1]
-    for ours, trls in zip(metrics("Rollouts")[:2], metrics("AsInTrl")[:2], strict=True):
+    for ours, trls in zip(metrics("PolicyTrainer")[:2], metrics("AsInTrl")[:2], strict=True):
         for name in ("loss", "grad_norm", "reward"):  # the others are means over micro-batches
             assert ours[name] == pytest.approx(trls[name], rel=1e-3, abs=1e-6), name
-    assert metrics("Rollouts")[1]["kl"] > 0
+    assert metrics("PolicyTrainer")[1]["kl"] > 0
 
 
 def test_a_teacher_of_other_tokens_than_the_student_is_trained_too(tiny: Tiny, settings: Settings) -> None:
@@ -393,3 +401,17 @@ def test_rewards_that_are_none_have_no_advantage(settings: Settings) -> None:
     steps = [each for each in metrics("out") if "reward" in each]
     assert all(each["unrewarded"] == 0.5 and np.isfinite(each["reward"]) for each in steps)
     assert rewards.DenseReward is DenseReward
+
+
+def test_figures_are_logged_whichever_sample_cannot_be_scored() -> None:
+    from rlt_data.training.rewards import Reward
+
+    class Given(Reward):
+        def rows(self, questions: Any, rollouts: Any) -> Any:
+            return [{"reward": None, "explanation": ""}, {"reward": 1.0, "explanation": "e", "r_ss": -2.0}]
+
+    nothing = np.zeros(0, np.float32)
+    rollouts = [Rollout("", np.zeros(3, np.int32), nothing, nothing.astype(np.int32), nothing, "stop")] * 2
+    logged: dict[str, float] = {}
+    Given()(rollout=rollouts, log_metric=logged.__setitem__, question=["a", "b"])
+    assert logged == {"r_ss": -2.0, "completion_tokens": 3.0, "unrewarded": 0.5}

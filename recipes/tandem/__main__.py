@@ -1,9 +1,0 @@
-"""``python -m rlt_data.recipes.tandem``."""
-
-from __future__ import annotations
-
-from rlt_data.recipes.lab import main
-from rlt_data.recipes.tandem.recipe import run
-
-if __name__ == "__main__":
-    main("tandem", run)

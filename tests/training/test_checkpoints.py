@@ -1,0 +1,166 @@
+"""Checkpoints that lost something: noticed before a training continues, and never continued from silently."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlt_data.errors import RunFolderError
+from rlt_data.training.checkpoints import RECORD, checkpoints, last_whole_checkpoint
+from tests.conftest import Rlt, write_jsonl
+
+pytest.importorskip("trl", reason="needs the extra train")
+Tiny = Callable[..., Path]
+Train = Callable[..., str]
+
+
+@pytest.fixture
+def train(rlt: Rlt, tiny: Tiny, tmp_path: Path) -> Train:
+    """Train for six steps with a checkpoint every two; return what is printed."""
+    turns = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"It is {n}."}] for n in range(12)]
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"messages": each} for each in turns])
+
+    def train(out: str, code: int = 0, **changes: Any) -> str:
+        flags = {"batch-size": 2, "micro-batch-size": 2, "epochs": 1, "learning-rate": 1e-3, "save-steps": 2} | changes
+        options = [each for name, value in flags.items() for each in (f"--{name.replace('_', '-')}", value)]
+        fixed = "--model", tiny(), "--in", rows, "--device", "cpu", "--keep-checkpoints", 3, "--out", out
+        return rlt("train-student", *fixed, *options, code=code).output
+
+    return train
+
+
+@pytest.fixture
+def interrupted(train: Train) -> Path:
+    """A training that was stopped after step 4."""
+    train("straight")
+    shutil.copytree("straight", "cut")
+    shutil.rmtree("cut/checkpoint-6")
+    for file in Path("cut").glob("*.safetensors"):
+        file.unlink()
+    recorded = json.loads(Path("cut/training.json").read_text())
+    Path("cut/training.json").write_text(json.dumps({key: recorded[key] for key in ("depends_on", "plan")}))
+    return Path("cut")
+
+
+def same_model(one: str, other: str) -> bool:
+    return Path(one, "model.safetensors").read_bytes() == Path(other, "model.safetensors").read_bytes()
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "model.safetensors cut off": lambda path: (path / "model.safetensors").write_bytes(b"\0" * 1000),
+    "model.safetensors empty": lambda path: (path / "model.safetensors").write_bytes(b""),
+    "optimizer.pt gone": lambda path: (path / "optimizer.pt").unlink(),
+    "optimizer.pt cut off": lambda path: (path / "optimizer.pt").write_bytes(
+        (path / "optimizer.pt").read_bytes()[:-2000]
+    ),
+    "scheduler.pt gone": lambda path: (path / "scheduler.pt").unlink(),
+    "rng_state.pth gone": lambda path: (path / "rng_state.pth").unlink(),
+}
+
+
+@pytest.mark.parametrize("record", [True, False], ids=["with a record", "of an earlier version"])
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_checkpoint_is_left_for_the_one_before(
+    train: Train, interrupted: Path, kind: str, record: bool
+) -> None:
+    if not record:
+        for checkpoint in checkpoints(interrupted):
+            (checkpoint / RECORD).unlink()
+    DAMAGES[kind](interrupted / "checkpoint-4")
+    told = " ".join(train("cut").split())
+    assert "checkpoint-4 is damaged and is removed (" in told
+    assert kind.split()[0].removesuffix(".pth") in told and "continuing from cut/checkpoint-2" in told
+    assert same_model("cut", "straight")
+
+
+def test_one_changed_bit_is_noticed(train: Train, interrupted: Path) -> None:
+    flipped(interrupted / "checkpoint-4" / "optimizer.pt")
+    assert "the content of optimizer.pt has changed" in train("cut") and same_model("cut", "straight")
+    (interrupted / "checkpoint-6" / RECORD).write_text("{")
+    assert last_whole_checkpoint(interrupted) == interrupted / "checkpoint-4"
+
+
+def test_without_a_whole_checkpoint_a_training_is_refused_and_nothing_removed(train: Train, interrupted: Path) -> None:
+    for checkpoint in checkpoints(interrupted):
+        (checkpoint / "model.safetensors").write_bytes(b"")
+    told = " ".join(train("cut", code=5).split())
+    assert "error: cut: no checkpoint is left to continue from (checkpoint-4: the content of model.safetensors" in told
+    assert [path.name for path in checkpoints(interrupted)] == ["checkpoint-4", "checkpoint-2"]
+
+
+def test_what_was_never_finished_does_not_count(train: Train, interrupted: Path) -> None:
+    (interrupted / "checkpoint-4" / RECORD).unlink()
+    (interrupted / "checkpoint-4" / "trainer_state.json").write_text('{"epo')
+    foreign = interrupted / "checkpoint-old"
+    foreign.mkdir()
+    (foreign / "mine.txt").write_text("mine")
+    train("cut")
+    assert same_model("cut", "straight") and (foreign / "mine.txt").read_text() == "mine"
+    only = Path("only")
+    (only / "checkpoint-2").mkdir(parents=True)
+    (only / "checkpoint-2" / "model.safetensors").write_bytes(b"half")
+    assert last_whole_checkpoint(only) is None and not (only / "checkpoint-2").exists()
+
+
+def test_every_checkpoint_that_is_kept_has_a_record(train: Train) -> None:
+    train("out", keep_checkpoints=1)
+    assert [path.name for path in checkpoints(Path("out"))] == ["checkpoint-6"]
+    record = json.loads((Path("out/checkpoint-6") / RECORD).read_text())["files"]
+    names = {path.name for path in Path("out/checkpoint-6").iterdir()}
+    assert set(record) == names - {RECORD} and record["model.safetensors"]["bytes"] > 1000
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["with a record", "of an earlier version"])
+def test_a_finished_training_whose_model_is_gone_makes_it_again(train: Train, old: bool) -> None:
+    train("out")
+    shutil.copytree("out", "straight")
+    if old:
+        recorded = json.loads(Path("out/training.json").read_text())
+        del recorded["weights"]
+        Path("out/training.json").write_text(json.dumps(recorded))
+    Path("out/model.safetensors").unlink()
+    told = train("out")
+    assert "making the model again from the last checkpoint" in told and same_model("out", "straight")
+    assert json.loads(Path("out/training.json").read_text()) == json.loads(Path("straight/training.json").read_text())
+    if not old:
+        flipped(Path("out/model.safetensors"))
+        assert "the content of model.safetensors has changed" in train("out") and same_model("out", "straight")
+    Path("out/model.safetensors").unlink()
+    for checkpoint in checkpoints(Path("out")):
+        shutil.rmtree(checkpoint)
+    told = " ".join(train("out", code=5).split())
+    assert "error: out: the training is finished, but" in told and "no checkpoint is left to make the model" in told
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"depends_on": 3}', '{"depends_on": {}, "weights": []}', "\x00"])
+def test_a_damaged_record_of_the_training_is_one_line(train: Train, content: str) -> None:
+    Path("out").mkdir()
+    Path("out/training.json").write_text(content)
+    told = train("out", code=5)
+    assert "training.json" in told and "choose another --out" in " ".join(told.split())
+
+
+def test_an_old_checkpoint_without_the_reference_is_refused(tmp_path: Path) -> None:
+    from rlt_data.training.trl_patches import PolicyTrainer
+
+    class Loading:
+        def _load_from_checkpoint(self, *_: Any) -> None:
+            pass
+
+    class Trainer(PolicyTrainer, Loading):
+        class args:  # noqa: N801
+            sync_ref_model = True
+
+    with pytest.raises(RunFolderError, match="reference/model.safetensors is missing"):
+        Trainer()._load_from_checkpoint(str(tmp_path))

@@ -1,0 +1,150 @@
+"""How trainings open models, plan their memory, save what was trained, and are sharded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from rlt_data.engines import open_model
+from rlt_data.engines.config import pick_dtype
+from rlt_data.errors import ModelError, SettingsError
+from rlt_data.settings import ModelSettings, TrainStudentSettings, TrainTeacherSettings
+from rlt_data.training.checkpoints import checkpoints
+from rlt_data.training.runs import check_sharding
+from rlt_data.training.sft import train_student
+from rlt_data.training.teacher import train_teacher
+from tests.conftest import write_jsonl
+
+pytest.importorskip("trl", reason="needs the extra train")
+Tiny = Callable[..., Path]
+
+
+@pytest.fixture
+def half(tiny: Tiny, tmp_path: Path) -> Path:
+    """A model in bfloat16, as most are published."""
+    folder = tmp_path / "half"
+    AutoModelForCausalLM.from_pretrained(tiny(), dtype=torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    turns = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"It is {n}."}] for n in range(8)]
+    return write_jsonl(tmp_path / "rows.jsonl", [{"messages": each} for each in turns])
+
+
+def student(model: Path, rows: Path, out: str = "out", **changes: Any) -> TrainStudentSettings:
+    small = {"batch_size": 2, "max_steps": 2, "save_steps": 1, "learning_rate": 1e-3, "device": "cpu"}
+    return TrainStudentSettings(model=str(model), input=str(rows), out=out, **(small | changes))
+
+
+def dtypes(folder: Path | str) -> set[torch.dtype]:
+    return {each.dtype for each in load_file(Path(folder, "model.safetensors")).values()}
+
+
+def test_a_model_is_saved_in_the_type_it_began_in(tiny: Tiny, half: Path, rows: Path) -> None:
+    train_student(student(half, rows))
+    assert dtypes("out") == {torch.bfloat16} and dtypes(checkpoints(Path("out"))[0]) == {torch.float32}
+    assert pick_dtype("auto", AutoConfig.from_pretrained("out"), torch.device("cuda")) == torch.bfloat16
+    trained = load_file(checkpoints(Path("out"))[0] / "model.safetensors")
+    saved = load_file("out/model.safetensors")
+    assert all(torch.equal(saved[name], trained[name].bfloat16()) for name in trained)
+    open_model("out", ModelSettings()).load()
+    train_student(student(tiny(), rows, "full"))
+    assert dtypes("full") == {torch.float32} and json.loads(Path("full/config.json").read_text())["dtype"] == "float32"
+    train_student(student(tiny(), rows, "chosen", dtype="bfloat16"))
+    assert dtypes("chosen") == {torch.bfloat16}
+
+
+def test_the_best_policy_is_saved_in_the_type_it_began_in(tiny: Tiny, half: Path, problems: Path) -> None:
+    sizes = {"steps": 2, "questions": 2, "group": 2, "held_out": 2, "save_steps": 1, "max_tokens": 8, "device": "cpu"}
+    asked: dict[str, Any] = {"model": str(half), "student": str(tiny("chat", 1)), "in": str(problems), "out": "out"}
+    train_teacher(TrainTeacherSettings(**(sizes | asked)))
+    assert dtypes("out") == dtypes("out/best") == {torch.bfloat16}
+    assert AutoConfig.from_pretrained("out/best").dtype == torch.bfloat16
+    assert dtypes(checkpoints(Path("out"))[0]) == {torch.float32}
+    assert set(json.loads(Path("out/training.json").read_text())["weights"]) == {
+        "model.safetensors",
+        "best/model.safetensors",
+    }
+
+
+def test_plans_count_frozen_weights_in_their_type(tiny: Tiny, half: Path, rows: Path, problems: Path) -> None:
+    def frozen(model: Path) -> float:
+        without = train_student(student(model, rows, dry_run=True, lora_rank=1)).plan
+        more = train_student(student(model, rows, dry_run=True, lora_rank=2)).plan
+        return without.state_gib - (more.state_gib - without.state_gib)  # what does not grow with the rank
+
+    parameters = sum(each.numel() for each in load_file(tiny() / "model.safetensors").values())
+    assert frozen(half) * 2**30 == pytest.approx(2 * parameters) and frozen(tiny()) == pytest.approx(2 * frozen(half))
+
+    def plan(rewarding: Path, dtype: str = "auto") -> float:
+        sizes = {"questions": 2, "group": 2, "held_out": 2, "max_tokens": 8, "device": "cpu", "dry_run": True}
+        asked: dict[str, Any] = {"model": str(tiny()), "student": str(rewarding), "in": str(problems), "out": "out"}
+        return train_teacher(TrainTeacherSettings(**(sizes | asked), student_dtype=dtype)).plan.student_gib
+
+    assert plan(tiny("chat", 1)) * 2**30 == pytest.approx(4 * parameters)
+    assert plan(tiny("chat", 1), "bfloat16") == pytest.approx(plan(tiny("chat", 1)) / 2)
+
+
+def test_adapters_are_trained_over_weights_in_their_first_type(half: Path, rows: Path) -> None:
+    train_student(student(half, rows, lora_rank=2))
+    assert {each.dtype for each in load_file("out/adapter_model.safetensors").values()} == {torch.float32}
+    assert set(json.loads(Path("out/training.json").read_text())["weights"]) == {"adapter_model.safetensors"}
+    merged = open_model("out", ModelSettings(dtype="bfloat16"))
+    assert dtypes(merged.checkpoint.folder) == {torch.bfloat16}
+    assert merged.identity.weights != open_model(str(half), ModelSettings()).identity.weights
+
+
+def test_a_model_with_code_is_trained_if_that_is_allowed(
+    tiny: Tiny, rows: Path, problems: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny(), tmp_path / "coded")
+    config = json.loads((folder / "config.json").read_text())
+    code = {"AutoConfig": "coded.CodedConfig", "AutoModelForCausalLM": "coded.CodedModel"}
+    config |= {"model_type": "coded", "architectures": ["CodedModel"], "auto_map": code}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "coded.py").write_text(
+        "from transformers import Qwen2Config, Qwen2ForCausalLM\n"
+        "class CodedConfig(Qwen2Config):\n    model_type = 'coded'\n"
+        "class CodedModel(Qwen2ForCausalLM):\n    config_class = CodedConfig\n"
+    )
+    with pytest.raises(ModelError, match="coded"):
+        train_student(student(folder, rows))
+    train_student(student(folder, rows, trust_remote_code=True))
+    sizes = {"steps": 1, "questions": 2, "group": 2, "held_out": 2, "save_steps": 1, "max_tokens": 8, "device": "cpu"}
+    asked: dict[str, Any] = {"model": "out", "student": str(folder), "in": str(problems), "out": "teacher"}
+    with pytest.raises(ModelError, match="contains custom code"):
+        train_teacher(TrainTeacherSettings(**(sizes | asked)))
+    train_teacher(TrainTeacherSettings(**(sizes | asked), trust_remote_code=True))
+    for trained in ("out", "teacher", "teacher/best"):
+        open_model(trained, ModelSettings(trust_remote_code=True)).load()
+
+
+def test_sharding_that_would_save_no_model_is_refused() -> None:
+    from accelerate import FullyShardedDataParallelPlugin
+
+    def trainer(fsdp: Any = None, zero: Any = None, sync: bool = False) -> Any:
+        state = SimpleNamespace(fsdp_plugin=fsdp, deepspeed_plugin=zero)
+        return SimpleNamespace(accelerator=SimpleNamespace(state=state), args=SimpleNamespace(sync_ref_model=sync))
+
+    def sharded(kind: str) -> Any:
+        return FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type=kind)
+
+    check_sharding(trainer(fsdp=sharded("FULL_STATE_DICT"), sync=True))
+    with pytest.raises(SettingsError, match="set FULL_STATE_DICT"):
+        check_sharding(trainer(fsdp=sharded("SHARDED_STATE_DICT")))
+    check_sharding(trainer(zero=SimpleNamespace(zero_stage=3)))
+    check_sharding(trainer(zero=SimpleNamespace(zero_stage=2), sync=True))
+    with pytest.raises(SettingsError, match="--sync-steps"):
+        check_sharding(trainer(zero=SimpleNamespace(zero_stage=3), sync=True))
