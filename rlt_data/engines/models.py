@@ -76,7 +76,7 @@ def find_checkpoint(name: str, *, tokenizer_only: bool = False) -> Checkpoint:
         if _is_adapter(path):
             return Checkpoint(name, _merged(path, name))
         if not (path / "config.json").is_file():
-            raise ModelError(f"{name}: the folder holds no model (no config.json and no adapter_config.json)")
+            raise ModelError(f"{name}: the folder holds no model (no config.json or adapter_config.json)")
         return Checkpoint(name, path)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ModelError(

@@ -256,7 +256,7 @@ def _no_model(folder: Path, tiny: Tiny) -> dict[str, str]:
     return {
         "nowhere": "nowhere: no such model",
         "nobody/nothing": "nobody/nothing: no such folder, and the Hub did not give the model",
-        "hollow": "hollow: the folder holds no model (no config.json)",
+        "hollow": "hollow: the folder holds no model (no config.json or adapter_config.json)",
         "torn": "torn: the folder holds no weights",
         "notes.txt": "notes.txt: not a model",
     }
