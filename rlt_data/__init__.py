@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rlt_data.inputs import check
     from rlt_data.publish.push import push
     from rlt_data.reporting.report import report
+    from rlt_data.run import Run
     from rlt_data.scoring.reward import kl_terms, reward_terms
     from rlt_data.settings import (
         CheckSettings,
@@ -61,7 +62,6 @@ if TYPE_CHECKING:
     from rlt_data.steps.pipeline import load_pipeline, run_pipeline
     from rlt_data.steps.rank import rank
     from rlt_data.steps.score import score
-    from rlt_data.storage.run import Run
     from rlt_data.training.sft import train_student
     from rlt_data.training.solver import train_solver
     from rlt_data.training.teacher import train_teacher, warm_up
@@ -117,7 +117,7 @@ __all__ = [
 #: Modules of the names that are neither settings nor functions of steps.
 _HOMES = {
     "Format": "formats",
-    "Run": "storage.run",
+    "Run": "run",
     "kl_terms": "scoring.reward",
     "load_format": "formats",
     "load_pipeline": "steps.pipeline",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from os import PathLike, fspath
 from typing import Any
 
 import polars as pl
@@ -69,17 +70,19 @@ class Stats:
         return {step: each["tokens"] / each["seconds"] for step, each in work.items() if each and each["seconds"]}
 
 
-def stats(run: Run, scores: pl.DataFrame | None = None) -> Stats:
+def stats(run: Run | str | PathLike[str], scores: pl.DataFrame | None = None) -> Stats:
     """Compute the figures of a run.
 
     Args:
-        run: the run.
+        run: the run, or its folder or URL.
         scores: what :func:`scored` returns of it, where that is at hand.
 
     Raises:
         RunFolderError: there is no such run.
     """
-    Run.existing(run.path)
+    run = run if isinstance(run, Run) else Run.existing(fspath(run))
+    if not run.info:
+        run = Run.existing(run.path)
     rows = {table: run.count(table) for table in ("questions", "traces", "scores", "ranks")}
     reasons: Counter[str] = Counter()
     tokens = 0

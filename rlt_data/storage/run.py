@@ -595,13 +595,19 @@ class Run:
         return manifest
 
     def _write_first_manifests(self) -> None:
-        """Give a run of the first layout manifests."""
+        """Give a run of the first layout manifests, and its traces the column that they lack.
+
+        Other programs read a table only if all its files have the same columns.
+        """
         for table in SCHEMAS:
             files = self._files(table)
             for number in files.own if self.folder.on_disk else ():  # a store would have to send every file
                 files.manifest.parts[number] = Part(self.folder.examine(f"{table}/{part_name(number)}"))
             if files.own:
                 self._save(table, files.manifest)
+            for number in files.own if table == "traces" else ():
+                self.write_part(table, number, self.read(table, number))
+            self._settle(table)
         self.write_json("run.json", self.info | {"version": VERSION})
 
 
