@@ -140,7 +140,7 @@ class LocalFolder:
             try:
                 lock.acquire(timeout=0)
             except filelock.Timeout:
-                raise RunFolderError(f"{self.path}: another rlt-data process is writing to this run folder") from None
+                raise RunFolderError(f"{self.path}: another rlt-data process is writing to this folder") from None
             self._lock_file = (self.path / ".lock").stat()
         try:
             with disk_errors(self.path):

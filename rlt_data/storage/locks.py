@@ -123,7 +123,7 @@ class StoreLock:
     def _refusal(self, holder: dict[str, Any], silent: float) -> str:
         free = datetime.now(UTC) + timedelta(seconds=STALE_SECONDS - silent)
         return (
-            f"{self._folder}: another rlt-data process is writing to this run folder: {_named(holder)}, heard of "
+            f"{self._folder}: another rlt-data process is writing to this folder: {_named(holder)}, heard of "
             f"{silent:.0f} s ago. If it was killed, the folder is free from {free.astimezone():%H:%M:%S}"
         )
 

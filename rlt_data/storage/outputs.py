@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,16 @@ def write_json(path: Path, content: Any) -> None:
     """Make a JSON file appear whole; see :func:`write_file`."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     write_file(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def lock_folder(path: Path) -> AbstractContextManager[None]:
+    """Hold a folder on the disk for writing, while other libraries write to it.
+
+    Raises:
+        RunFolderError: another process holds it.
+        DiskError: it cannot be created or written.
+    """
+    return LocalFolder(path).lock()
 
 
 @contextlib.contextmanager

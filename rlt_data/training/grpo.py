@@ -133,31 +133,32 @@ def train_policy(
     best = run.out / "best" if held_out else None
     if done := run.finished:
         return PolicySummary(run.out, plan, done["steps"], done["reward"], best, done["best_reward"])
-    # Before there is a trainer: in a process group with FSDP, Transformers loads weights in the first process alone.
-    reward = open_reward()
-    trainer = _trainer(settings, policy, plan, reward, train, held_out, progress)
-    run.record(plan=asdict(plan))
-    dtype = saved_dtype(settings, config)
-    run.train(trainer, policy.tokenizer, plan.steps, progress, settings=settings, dtype=dtype, format=policy.format)
-    summary = PolicySummary(
-        run.out,
-        plan,
-        int(trainer.state.global_step),
-        lately(trainer, "reward"),
-        best,
-        trainer.state.best_metric,
-    )
-    if best and trainer.args.should_save:
-        copy_model(Path(trainer.state.best_model_checkpoint), best)
-        store_as(best, dtype)
-        save_format(policy.format, best)
-    run.record_end(
-        plan=asdict(plan),
-        steps=summary.steps,
-        reward=summary.reward,
-        best_reward=summary.best_reward,
-        best_step=getattr(trainer.state, "best_global_step", None),
-    )
+    with run.locked():
+        # Before there is a trainer: in a process group with FSDP, Transformers loads weights in one process only.
+        reward = open_reward()
+        trainer = _trainer(settings, policy, plan, reward, train, held_out, progress)
+        run.record(plan=asdict(plan))
+        dtype = saved_dtype(settings, config)
+        run.train(trainer, policy.tokenizer, plan.steps, progress, settings=settings, dtype=dtype, format=policy.format)
+        summary = PolicySummary(
+            run.out,
+            plan,
+            int(trainer.state.global_step),
+            lately(trainer, "reward"),
+            best,
+            trainer.state.best_metric,
+        )
+        if best and trainer.args.should_save:
+            copy_model(Path(trainer.state.best_model_checkpoint), best)
+            store_as(best, dtype)
+            save_format(policy.format, best)
+        run.record_end(
+            plan=asdict(plan),
+            steps=summary.steps,
+            reward=summary.reward,
+            best_reward=summary.best_reward,
+            best_step=getattr(trainer.state, "best_global_step", None),
+        )
     return summary
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -21,7 +23,7 @@ from rlt_data.formats import ChatTemplate, Format, Tokenizer
 from rlt_data.progress import Progress, speaks
 from rlt_data.settings import FineTuneSettings, ModelSettings, PolicySettings, TrainingSettings
 from rlt_data.steps.provenance import versions
-from rlt_data.storage.outputs import write_file, write_json
+from rlt_data.storage.outputs import lock_folder, write_file, write_json
 from rlt_data.storage.run import changed_keys
 from rlt_data.training.checkpoints import (
     RECORD,
@@ -76,7 +78,7 @@ class TrainingRun:
         if out.exists() and not out.is_dir():
             raise RunFolderError(f"{out}: is a file; --out takes a folder")
         if (recorded := self._recorded()) is None:
-            if out.is_dir() and any(out.iterdir()):
+            if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
                 raise RunFolderError(f"{out}: is there already and holds no training; choose another --out")
             return
         before = recorded.get("depends_on", {})
@@ -86,6 +88,16 @@ class TrainingRun:
                 f"{out}: holds a training with other settings or data ({changed} differ); "
                 "use the same to continue it, or another --out"
             )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for writing, in the first of the processes of a training.
+
+        Raises:
+            RunFolderError: another training is writing to it.
+        """
+        with lock_folder(self.out) if speaks() else nullcontext():
+            yield
 
     @property
     def finished(self) -> dict[str, Any] | None:

@@ -94,15 +94,16 @@ def fine_tune(
         return TrainingSummary(run.out, plan, 0, None)
     if done := run.finished:
         return TrainingSummary(run.out, plan, done["steps"], done["loss"])
-    dtype = saved_dtype(settings, config)
-    trainer = _trainer(settings, checkpoint, tokenizer, kept, plan, progress, dtype)
-    run.record(plan=asdict(plan))
-    run.train(trainer, tokenizer, plan.steps, progress, settings=settings, dtype=dtype, format=format)
-    if settings.lora_rank and trainer.args.should_save:
-        _name_base(run.out / "adapter_config.json", checkpoint)
-    loss = lately(trainer, "loss")
-    summary = TrainingSummary(run.out, plan, int(trainer.state.global_step), loss)
-    run.record_end(plan=asdict(plan), steps=summary.steps, loss=loss)
+    with run.locked():
+        dtype = saved_dtype(settings, config)
+        trainer = _trainer(settings, checkpoint, tokenizer, kept, plan, progress, dtype)
+        run.record(plan=asdict(plan))
+        run.train(trainer, tokenizer, plan.steps, progress, settings=settings, dtype=dtype, format=format)
+        if settings.lora_rank and trainer.args.should_save:
+            _name_base(run.out / "adapter_config.json", checkpoint)
+        loss = lately(trainer, "loss")
+        summary = TrainingSummary(run.out, plan, int(trainer.state.global_step), loss)
+        run.record_end(plan=asdict(plan), steps=summary.steps, loss=loss)
     return summary
 
 

@@ -332,7 +332,7 @@ def test_a_run_that_another_process_writes_to_is_left_alone(
     merged = "merge", "--in", made / "run", "--in", run, "--out", "merged"
     with held(run):
         for command in (generated, ("score", "--in", run, "--student", tiny()), ("rank", "--in", run), merged):
-            refused(*command, code=5, says=f"{run}: another rlt-data process is writing to this run folder")
+            refused(*command, code=5, says=f"{run}: another rlt-data process is writing to this folder")
         assert "4 scores" in rlt("stats", run).stdout
     rlt("rank", "--in", run)
 

@@ -267,7 +267,7 @@ def test_folders_that_cannot_be_merged(tmp_path: Path) -> None:
     for out in (a.path, tmp_path / "link"):
         with pytest.raises(RunFolderError, match="is there already; runs are merged into a new folder"):
             merged(out, a, b)
-    with b.locked(), pytest.raises(RunFolderError, match="b: another rlt-data process is writing to this run folder"):
+    with b.locked(), pytest.raises(RunFolderError, match="b: another rlt-data process is writing to this folder"):
         merged(tmp_path / "merged", a, Run(b.path))
     assert not (tmp_path / "merged").exists()
 

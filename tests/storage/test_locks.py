@@ -62,7 +62,7 @@ def test_a_second_writer_is_refused_and_told_until_when(run: Run, files: MemoryF
             pass
         run.record("generate", {"rows": 1})
     said = str(refused.value)
-    assert said.startswith("memory://run: another rlt-data process is writing to this run folder: process ")
+    assert said.startswith("memory://run: another rlt-data process is writing to this folder: process ")
     assert ", heard of 0 s ago. If it was killed, the folder is free from " in said and "\n" not in said
     with Run("memory://run").locked():
         pass
@@ -177,7 +177,7 @@ def test_of_two_that_take_a_lock_over_one_gets_it(
 def test_a_lock_on_a_disk_is_as_before(tmp_path: Path) -> None:
     run = Run((tmp_path / "run").as_uri())
     assert run.path == tmp_path / "run"
-    with run.locked(), pytest.raises(RunFolderError, match="another rlt-data process is writing to this run folder$"):
+    with run.locked(), pytest.raises(RunFolderError, match="another rlt-data process is writing to this folder$"):
         with Run(tmp_path / "run").locked():
             pass
     assert not (tmp_path / "run").exists()

@@ -159,7 +159,7 @@ def test_a_killed_process_loses_seconds_and_its_lock(rlt: Rlt, tiny: Tiny, tmp_p
         assert process.poll() is None
         time.sleep(0.2)
     with (
-        pytest.raises(RunFolderError, match=f"is writing to this run folder: process {process.pid} on .* free from"),
+        pytest.raises(RunFolderError, match=f"is writing to this folder: process {process.pid} on .* free from"),
         Run(url).locked(),
     ):
         pass

@@ -16,8 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rlt_data.engines import open_model
 from rlt_data.engines.config import pick_dtype
-from rlt_data.errors import ModelError, SettingsError
+from rlt_data.errors import ModelError, RunFolderError, SettingsError
 from rlt_data.settings import ModelSettings, TrainStudentSettings, TrainTeacherSettings
+from rlt_data.storage.outputs import lock_folder
 from rlt_data.training.checkpoints import checkpoints
 from rlt_data.training.runs import check_sharding
 from rlt_data.training.sft import train_student
@@ -148,3 +149,13 @@ def test_sharding_that_would_save_no_model_is_refused() -> None:
     check_sharding(trainer(zero=SimpleNamespace(zero_stage=2), sync=True))
     with pytest.raises(SettingsError, match="--sync-steps"):
         check_sharding(trainer(zero=SimpleNamespace(zero_stage=3), sync=True))
+
+
+def test_one_training_at_a_time_writes_to_a_folder(tiny: Tiny, rows: Path) -> None:
+    settings = student(tiny(), rows)
+    with (
+        lock_folder(Path("out")),
+        pytest.raises(RunFolderError, match="out: another rlt-data process is writing to this folder"),
+    ):
+        train_student(settings)
+    assert train_student(settings).steps == 2
