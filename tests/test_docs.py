@@ -54,8 +54,8 @@ def test_the_readme_lists_every_command_and_exit_code() -> None:
         assert re.search(rf"^\| {code} \|", text, re.M), code
 
 
-def test_the_rooms_are_those_of_the_design() -> None:
-    rooms = section("docs/design.md", "The rooms")
+def test_the_layout_in_the_design_is_complete() -> None:
+    layout = section("docs/design.md", "Layout")
     for path in (ROOT / "rlt_data").iterdir():
         if path.name not in ("__init__.py", "py.typed", "__pycache__"):
-            assert re.search(rf"^  {path.name}/? ", rooms, re.M), path.name
+            assert re.search(rf"^  {path.name}/? ", layout, re.M), path.name
