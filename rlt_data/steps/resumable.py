@@ -102,10 +102,10 @@ class ResumableTable(Generic[P]):
         """
         if key in stored:
             return False
-        names = (key,) if group is None else (key, group)
+        errors = self.errors
         if self._retry_errors:
-            return any(self.errors.retries(name) for name in names)
-        return not any(self.errors.settled(name) for name in names)
+            return errors.retries(key) or (group is not None and errors.retries(group))
+        return not errors.settled(key) and (group is None or not errors.settled(group))
 
     def add(self, key: str, row: P) -> None:
         """Note a row that is requested from the engines."""
