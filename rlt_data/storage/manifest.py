@@ -48,6 +48,7 @@ class Manifest:
 
     parts: dict[int, Part] = field(default_factory=dict)
     made_from: dict[str, str] = field(default_factory=dict)
+    _digest: str | None = field(default=None, repr=False, compare=False)
 
     @property
     def rows(self) -> int:
@@ -57,8 +58,10 @@ class Manifest:
     @property
     def digest(self) -> str:
         """A hash of the content of all parts."""
-        states = [(number, part.state.xxh3) for number, part in sorted(self.parts.items())]
-        return xxhash.xxh3_128_hexdigest(json.dumps(states).encode())
+        if self._digest is None:
+            states = [(number, part.state.xxh3) for number, part in sorted(self.parts.items())]
+            self._digest = xxhash.xxh3_128_hexdigest(json.dumps(states).encode())
+        return self._digest
 
     @property
     def settled(self) -> bool:
@@ -68,6 +71,7 @@ class Manifest:
     def settle(self) -> None:
         """Forget earlier states, once all part files are written."""
         self.parts = {number: Part(part.state) for number, part in self.parts.items()}
+        self._digest = None
 
     def put(self, number: int, state: FileState) -> None:
         """List a new state of a part; its file is written next."""
