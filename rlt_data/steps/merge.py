@@ -121,7 +121,7 @@ def _refuse_wrong_folders(runs: list[Run], out: Place) -> None:
 
 def _refuse_what_is_there(out: Place) -> None:
     with disk_errors(out):
-        if open_folder(out).exists():
+        if open_folder(out.parent).exists(out.name):
             raise RunFolderError(f"{out}: is there already; runs are merged into a new folder, choose another --out")
 
 

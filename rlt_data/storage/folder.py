@@ -68,7 +68,7 @@ class Folder(Protocol):
         """The folder if other programs on this machine can write into it, else None."""
 
     def exists(self, name: str = "") -> bool:
-        """Return whether there is such a file or folder."""
+        """Return whether there is such a file or folder; without a name, whether there is the folder."""
 
     def read(self, name: str) -> bytes:
         """Return the content of a file."""

@@ -14,6 +14,7 @@ A move is done if its source is gone, so a replacement can be finished by any la
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -58,8 +59,8 @@ class LocalFolder:
     # Reading
 
     def exists(self, name: str = "") -> bool:
-        """Return whether there is such a file or folder."""
-        return (self.path / name).exists()
+        """Return whether there is such a file or folder; without a name, whether there is the folder."""
+        return (self.path / name).exists() if name else self.path.is_dir()
 
     def read(self, name: str) -> bytes:
         """Return the content of a file."""
@@ -236,15 +237,17 @@ class LocalFolder:
                     "name the folder that the link points to, or remove the link"
                 )
         with disk_errors(target):
+            self._check_kinds(folders, files)
             staging, lock = self._stage(key)
         try:
             with disk_errors(target):
                 self._settle(staging)
                 fresh = staging / "new"
                 fresh.mkdir()
-            yield fresh
+                yield fresh
             with disk_errors(target), _signals_deferred():
                 self._check_folder()
+                self._check_kinds(folders, files)
                 for path in [*fresh.rglob("*"), fresh]:
                     _synchronise(path)
                 _write_synchronised(staging / "commit", json.dumps({"folders": [*folders], "files": [*files]}))
@@ -270,6 +273,15 @@ class LocalFolder:
             finally:
                 self._clear(staging)
                 lock.release()
+
+    def _check_kinds(self, folders: Sequence[str], files: Sequence[str]) -> None:
+        """Refuse to replace a folder by a file, or a file by a folder."""
+        for name in files:
+            if (self.path / name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        for name in folders:
+            if (self.path / name).is_file():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
 
     def _stage(self, key: str) -> tuple[Path, filelock.BaseFileLock]:
         staging = self.path / f".{key}{_STAGING}"

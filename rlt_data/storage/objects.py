@@ -241,7 +241,8 @@ class ObjectFolder:
             with disk_errors(target):
                 self._settle(staging)
             with tempfile.TemporaryDirectory() as local:
-                yield Path(local)
+                with disk_errors(target):
+                    yield Path(local)
                 names = [path.relative_to(local).as_posix() for path in Path(local).rglob("*") if path.is_file()]
                 with disk_errors(target):
                     for name in sorted(names):

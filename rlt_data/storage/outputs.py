@@ -7,12 +7,14 @@ import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rlt_data.storage.backends import open_folder
 from rlt_data.storage.folder import Write
 from rlt_data.storage.local import LocalFolder
 from rlt_data.storage.paths import Place
+
+AnyPath = TypeVar("AnyPath", Path, Place)
 
 
 def write_file(path: Path, write: Write) -> None:
@@ -22,7 +24,7 @@ def write_file(path: Path, write: Write) -> None:
         RunFolderError: another process is writing it.
         DiskError: the disk is full or the folder cannot be written; nothing has changed.
     """
-    path = path.resolve()
+    path = _followed(path)
     with LocalFolder(path.parent).replace(path.name, files=[path.name]) as fresh:
         write(fresh / path.name)
 
@@ -53,7 +55,12 @@ def new_folder(path: Place) -> Iterator[Path]:
         RunFolderError: another process is writing it.
         DiskError: it cannot be written; nothing has changed.
     """
-    path = path.resolve()
+    path = _followed(path)
     with open_folder(path.parent).replace(path.name, folders=[path.name]) as fresh:
         (fresh / path.name).mkdir()
         yield fresh / path.name
+
+
+def _followed(path: AnyPath) -> AnyPath:
+    """Return where a symbolic link points to; other paths as they are, for messages."""
+    return path.resolve() if path.is_symlink() else path

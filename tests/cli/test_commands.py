@@ -218,7 +218,7 @@ def test_an_interrupted_command_keeps_what_is_finished_and_goes_on_from_there(
     assert traces["trace_id"].n_unique() == len(traces) == 600 and set(kept["trace_id"]) <= set(traces["trace_id"])
 
 
-def test_the_total_counts_what_an_earlier_start_with_a_larger_n_made(rlt: Rlt, tiny: Tiny, tmp_path: Path) -> None:
+def test_the_total_is_that_of_this_call_whatever_an_earlier_one_made(rlt: Rlt, tiny: Tiny, tmp_path: Path) -> None:
     questions = write_questions(tmp_path / "questions.jsonl", 8)
     first = tmp_path / "first.jsonl"
     first.write_text("".join(questions.read_text().splitlines(keepends=True)[:4]))
@@ -226,7 +226,7 @@ def test_the_total_counts_what_an_earlier_start_with_a_larger_n_made(rlt: Rlt, t
     rlt("generate", "--in", first, "--n", 4, *options)
     result = rlt("generate", "--in", questions, "--n", 1, *options)
     assert "20 traces (4 new)" in result.stdout
-    assert re.findall(r"generate: (\d+/\d+ \(\d+ %\))", result.stderr) == ["20/20 (100 %)"]
+    assert re.findall(r"generate: (\d+/\d+ \(\d+ %\))", result.stderr) == ["8/8 (100 %)"]
 
 
 def piped(command: list[str], *, closed: str) -> tuple[int, str]:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from rlt_data.engines import Failure, Model, PromptRequest, Sample, SampleRequest, Sampling, SequenceRequest, open_model
 from rlt_data.engines.results import problem_with_logprobs
 from rlt_data.settings import ModelSettings
+from rlt_data.storage.run import Run
 from tests.conftest import Rlt
 from tests.engines.serving import Process, running
 
@@ -162,15 +162,14 @@ def test_lies_end_in_the_error_log_and_never_in_a_table(rlt: Rlt, tiny: Tiny, se
 
 def test_log_probs_that_an_earlier_version_stored(rlt: Rlt, tiny: Tiny, problems: Path) -> None:
     rlt("generate", "--in", problems, "--teacher", tiny(), "--n", 1, "--max-tokens", 8, "--out", "run")
-    [part] = Path("run/traces").glob("*.parquet")
-    table = pq.read_table(part)
+    run = Run("run")
+    table = run.read("traces", 0)
     logprobs = table["logprobs"].to_pylist()
     logprobs[0] = logprobs[0][:2]
     logprobs[1][0] = float("nan")
     column = table.schema.get_field_index("logprobs")
-    pq.write_table(
-        table.set_column(column, table.schema.field(column), pa.array(logprobs, table["logprobs"].type)), part
-    )
+    stored = pa.array(logprobs, table["logprobs"].type)
+    run.write_part("traces", 0, table.set_column(column, table.schema.field(column), stored))
     rlt("score", "--in", "run", "--student", tiny(), code=4)
     assert pl.read_parquet("run/scores/*.parquet")["reward"].is_finite().all()
     few, nan = sorted(_errors())

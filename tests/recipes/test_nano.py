@@ -105,9 +105,11 @@ def test_offsets_point_at_the_tokens(tokenizer: Any, views: Views) -> None:
         assert tokenizer.convert_ids_to_tokens(encoding.ids[inside].tolist()) == expected.split()
 
 
-def test_the_template_leaves_system_texts_out_and_shows_the_rest(tokenizer: Any, views: Views) -> None:
+def test_the_template_shows_system_texts_in_the_question_and_has_none_of_them_by_default(
+    tokenizer: Any, views: Views
+) -> None:
     views.check()
-    assert views.template.source == "own" and not views.template.merges_system
+    assert views.template.source == "own" and views.template.merges_system
     given = views.teacher_prompt("3 and 4", "3 + 4")
     words = "<bos> <question> 3 and 4 </question> <solution> 3 + 4 </solution> <explanation>"
     assert tokenizer(given)["input_ids"] == tokenizer.convert_tokens_to_ids(words.split())

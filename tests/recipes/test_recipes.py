@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,8 @@ def where(settings: Any) -> dict[str, int]:
 
 
 def test_a_step_on_a_gpu_runs_in_a_process_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(lab.STEPS, "generate", ("GenerateSettings", "tests.recipes.test_recipes:where", ["generate"]))
+    step = replace(lab.STEPS["generate"], function="tests.recipes.test_recipes:where")
+    monkeypatch.setitem(lab.STEPS, "generate", step)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     made = Lab("teacher", {"generate": {"teacher": "t", "in": "i"}}, tmp_path)
     assert made.step("generate", out="on-gpu")["result"]["process"] != os.getpid()

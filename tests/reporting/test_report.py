@@ -13,7 +13,7 @@ from rlt_data.settings import ReportSettings, parse_settings
 from rlt_data.statistics import stats
 from rlt_data.storage.run import Run
 from tests.conftest import Rlt
-from tests.made_runs import make_run, ranked, trace
+from tests.made_runs import drop_part, make_run, ranked, trace
 
 
 def reported(run: Run | Path, **keys: object) -> ReportSummary:
@@ -66,8 +66,7 @@ def test_a_limit_is_told(rlt: Rlt, run: Run) -> None:
 
 def test_runs_without_scores_or_traces(rlt: Rlt, tmp_path: Path) -> None:
     bare = make_run(tmp_path / "bare", [trace("a", 0, 1.0)])
-    for file in (tmp_path / "bare" / "scores").iterdir():
-        file.unlink()
+    drop_part(bare, "scores", 0)
     assert reported(bare).traces == 1
     Run(tmp_path / "empty").record("generate", {"settings": {}})
     assert "no traces yet; run rlt-data generate" in rlt("report", tmp_path / "empty", code=5).output

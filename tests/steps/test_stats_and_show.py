@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
-import pyarrow.parquet as pq
 import pytest
 
 from rlt_data.cli.output import printable
@@ -187,14 +186,13 @@ def test_a_table_from_before_a_nullable_column_existed_is_read_with_nulls(tmp_pa
     made = make_run(tmp_path / "run", [trace("a", 0), trace("b", 0)])
     ranked(made)
     before = distilled(made, out=str(tmp_path / "before"))
-    file = made.part_file("traces", 0)
-    pq.write_table(pq.read_table(file).drop_columns(["meta"]), file)
+    made.write_part("traces", 0, made.read("traces", 0).drop_columns(["meta"]))
     again = Run(made.path)
     assert again.read("traces", 0)["meta"].to_pylist() == [None, None]
     assert again.read("traces", 0).schema.names == SCHEMAS["traces"].names
     assert stats(again).rows["traces"] == 2 and find(again, "b").traces[0]["meta"] is None
     assert distilled(again, out=str(tmp_path / "after")).rows == before.rows
-    pq.write_table(pq.read_table(file).drop_columns(["completion"]), file)
+    made.write_part("traces", 0, made.read("traces", 0).drop_columns(["completion"]))
     with pytest.raises(RunFolderError, match="cannot be read as a table"):
         Run(made.path).read("traces", 0)
 

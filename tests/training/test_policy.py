@@ -167,7 +167,7 @@ def test_the_training_scores_as_score_does(rlt: Rlt, tiny: Tiny, rows: Path, set
 def test_sampled_logprobs_are_those_of_the_policy_in_training(tiny: Tiny, settings: Settings, kind: str) -> None:
     """Held against TRL's own forward pass, and against the way that is taken with vLLM, of which a stand-in samples."""
     seen: list[tuple[Any, list[list[int]], list[list[int]], list[Rollout]]] = []
-    from rlt_data.training import trl_patches
+    from rlt_data.training import grpo
     from rlt_data.training.rollouts import Rollouts
 
     class Noting(Rollouts):
@@ -200,7 +200,7 @@ def test_sampled_logprobs_are_those_of_the_policy_in_training(tiny: Tiny, settin
             return output
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trl_patches, "Rollouts", Noting)
+        patch.setattr(grpo, "Rollouts", Noting)
         train_teacher(settings(model=str(tiny(kind)), steps=1, held_out=0, max_tokens=20))
     _, prompts, completions, found = seen[0]
     assert len(prompts) == len(completions) == len(found) == 8
