@@ -249,7 +249,7 @@ class ObjectFolder:
                         lock.check()
                         upload(Path(local) / name, self._at(f"{staging}/new/{name}"))
                     commit = {"folders": [*folders], "files": [*files], "content": sorted(names)}
-                    self._check_lock()
+                    lock.check()
                     self.write(f"{staging}/commit", lambda path: path.write_text(json.dumps(commit)))
             try:
                 self._settle(staging)
@@ -278,8 +278,8 @@ class ObjectFolder:
                 lock = StoreLock(self._at(name))
                 try:
                     lock.acquire()
-                except RunFolderError:
-                    continue  # another process is at work
+                except (RunFolderError, OSError):
+                    continue  # another process is at work, or this one may only read
                 try:
                     self._settle(name)
                 finally:
