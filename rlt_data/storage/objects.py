@@ -151,7 +151,11 @@ class ObjectFolder:
                 found = path.fs.find(path.path, detail=True)
         except FileNotFoundError:
             return {}
-        return {key.removeprefix(path.path).lstrip("/"): int(entry["size"]) for key, entry in found.items()}
+        return {
+            key.removeprefix(path.path).lstrip("/"): int(entry["size"])
+            for key, entry in found.items()
+            if not key.endswith("/")  # what a console puts there for a folder
+        }
 
     def _at(self, name: str) -> UPath:
         return self.path / name if name else self.path
@@ -259,7 +263,8 @@ class ObjectFolder:
                     "again, which finishes it."
                 ) from None
         except BaseException:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, RunFolderError):
+                lock.check()  # another process that took it over may have begun to stage
                 if not self.exists(f"{staging}/commit"):
                     self._settle(staging)
             raise
