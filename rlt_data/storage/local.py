@@ -248,7 +248,9 @@ class LocalFolder:
                 )
         for name in files:
             if (self.path / name).exists() and not (self.path / name).is_file():
-                raise RunFolderError(f"{self.path / name}: is not a file, and rlt-data replaces files only; name a file")
+                raise RunFolderError(
+                    f"{self.path / name}: is not a file, and rlt-data replaces files only; name a file"
+                )
         with disk_errors(target):
             staging, lock = self._stage(key)
         try:
@@ -284,6 +286,9 @@ class LocalFolder:
             try:
                 with _signals_deferred():
                     self._settle(staging)
+            except OSError:
+                if (staging / "commit").exists():
+                    raise  # else it is only litter, which this process may not remove
             finally:
                 self._clear(staging)
                 lock.release()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -194,3 +195,15 @@ def test_a_staging_folder_that_another_process_removes_is_made_again(
     removed = 0
     LocalFolder(tmp_path).recover()
     assert removed and listdir(tmp_path) == ["page"]
+
+
+def test_litter_that_cannot_be_removed_does_not_keep_a_run_from_being_read(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run.path / ".ranks.rlt-data/new/ranks").mkdir(parents=True)
+
+    def refuse(path: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)  # tests may run as root, who may remove everything
+    assert Run.existing(run.path).count("ranks") == 6
