@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -45,6 +46,7 @@ logger = logging.getLogger(__name__)
 _ROWS_AT_A_TIME = 256
 #: What the folder of a data set holds; a folder with anything else is never replaced.
 _CONTENT = {"data", "train.jsonl", "distill.json", "README.md"}
+_SHARD = re.compile(r"train-\d{5,}(-[0-9a-f]+)?\.parquet")
 
 
 @dataclass
@@ -116,9 +118,11 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
 
 
 def _refuse_other_content(out: Place) -> None:
-    names = open_folder(out).names()
-    if names and ("distill.json" not in names or names - _CONTENT):
-        others = ", ".join(sorted(names - _CONTENT)[:3]) or "no distill.json"
+    folder = open_folder(out)
+    names = folder.names()
+    foreign = names - _CONTENT | {f"data/{name}" for name in folder.below("data") if not _SHARD.fullmatch(name)}
+    if names and ("distill.json" not in names or foreign):
+        others = ", ".join(sorted(foreign)[:3]) or "no distill.json"
         raise RunFolderError(f"{out}: is there already and holds something else ({others}); choose another --out")
 
 

@@ -76,9 +76,14 @@ class LocalFolder:
         """Return the files directly in a folder, by name, with their sizes."""
         try:
             with os.scandir(self.path / name) as entries:
-                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+                files = [entry for entry in entries if entry.is_file()]
         except (FileNotFoundError, NotADirectoryError):
             return {}
+        sizes = {}
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):  # a temporary file that was renamed meanwhile
+                sizes[file.name] = file.stat().st_size
+        return sizes
 
     def fetch(self, name: str, target: Path) -> None:
         """Copy a file, by a hard link where possible."""
@@ -90,7 +95,13 @@ class LocalFolder:
     def below(self, name: str) -> list[str]:
         """Return all files below a folder."""
         folder = self.path / name
-        return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+        def refuse(error: OSError) -> None:
+            if not isinstance(error, (FileNotFoundError, NotADirectoryError)):  # removed meanwhile, or never there
+                raise error
+
+        paths = [Path(parent, file) for parent, _, files in os.walk(folder, onerror=refuse) for file in files]
+        return sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
 
     def examine(self, name: str) -> FileState:
         """Read a Parquet file whole, and return its state."""
@@ -150,12 +161,12 @@ class LocalFolder:
             yield
         finally:
             self._lock_file = None
-            lock.release()
             if is_new:  # remove the folder if nothing came of it, because of a bad input for instance
                 with contextlib.suppress(OSError):
                     if os.listdir(self.path) == [".lock"]:
-                        (self.path / ".lock").unlink()
+                        (self.path / ".lock").unlink()  # while the lock is held, so that it is not another process's
                         self.path.rmdir()
+            lock.release()
 
     def write(self, name: str, write: Write, ready: Callable[[Path], None] = lambda file: None) -> None:
         """Make one file appear whole."""
@@ -260,7 +271,10 @@ class LocalFolder:
     def recover(self) -> None:
         """Finish replacements that killed processes had completed, and clear away what others left."""
         for staging in self.path.glob(f".*{_STAGING}"):
-            if not staging.is_dir() or set(os.listdir(staging)) - _STAGED:
+            try:
+                if set(os.listdir(staging)) - _STAGED:
+                    continue
+            except OSError:  # removed meanwhile, no folder, or not ours to read
                 continue
             lock = filelock.FileLock(staging / "lock")
             try:
@@ -270,15 +284,18 @@ class LocalFolder:
             try:
                 with _signals_deferred():
                     self._settle(staging)
+            except OSError:
+                if (staging / "commit").exists():
+                    raise  # else it is only litter, which this process may not remove
             finally:
                 self._clear(staging)
                 lock.release()
 
     def _check_kinds(self, folders: Sequence[str], files: Sequence[str]) -> None:
-        """Refuse to replace a folder by a file, or a file by a folder."""
+        """Refuse to replace a folder or a pipe by a file, or a file by a folder."""
         for name in files:
-            if (self.path / name).is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if (self.path / name).exists() and not (self.path / name).is_file():
+                raise IsADirectoryError(errno.EISDIR, "it exists and is not a file")
         for name in folders:
             if (self.path / name).is_file():
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -287,10 +304,10 @@ class LocalFolder:
         staging = self.path / f".{key}{_STAGING}"
         while True:
             staging.mkdir(parents=True, exist_ok=True)
-            if foreign := sorted(set(os.listdir(staging)) - _STAGED):
-                raise RunFolderError(f"{staging}: holds files of another program ({foreign[0]}); move it away")
             lock = filelock.FileLock(staging / "lock")
             try:
+                if foreign := sorted(set(os.listdir(staging)) - _STAGED):
+                    raise RunFolderError(f"{staging}: holds files of another program ({foreign[0]}); move it away")
                 lock.acquire(timeout=_PATIENCE)
                 return staging, lock
             except filelock.Timeout:
@@ -302,6 +319,7 @@ class LocalFolder:
         """Finish a replacement that was committed, or forget one that was not."""
         if (staging / "commit").exists():
             self._finish(staging, undo=False)
+            (staging / "commit").unlink(missing_ok=True)  # it must not count for what is staged next
         for name in ("new", "old"):
             if (staging / name).exists():
                 shutil.rmtree(staging / name)
@@ -334,12 +352,20 @@ class LocalFolder:
                     os.rename(target, earlier)
                     back.append((earlier, target))
                 os.replace(source, target)
-                back.append((earlier, target) if overwritten else (target, source))
+                back += [(earlier, target)] if overwritten else []
+                back.append((target, source))
         except OSError:
             if undo:
-                for source, target in reversed(back):
-                    os.replace(source, target)
-                (staging / "commit").unlink()
+                # The commit goes last, and new content goes back first: a kill on the way leaves what can be finished.
+                try:
+                    for source, target in reversed(back):
+                        os.replace(source, target)
+                    (staging / "commit").unlink()
+                except OSError as error:
+                    raise DiskError(
+                        f"cannot write all of {self.path}: {refusal(error)}. It is complete in {staging}; the next "
+                        "command that uses the folder finishes it."
+                    ) from None
             raise
         with contextlib.suppress(OSError):  # the next start finds nothing left to move, and removes it
             (staging / "commit").unlink()

@@ -151,7 +151,11 @@ class ObjectFolder:
                 found = path.fs.find(path.path, detail=True)
         except FileNotFoundError:
             return {}
-        return {key.removeprefix(path.path).lstrip("/"): int(entry["size"]) for key, entry in found.items()}
+        return {
+            key.removeprefix(path.path).lstrip("/"): int(entry["size"])
+            for key, entry in found.items()
+            if not key.endswith("/")  # what a console puts there for a folder
+        }
 
     def _at(self, name: str) -> UPath:
         return self.path / name if name else self.path
@@ -250,7 +254,7 @@ class ObjectFolder:
                         lock.check()
                         upload(Path(local) / name, self._at(f"{staging}/new/{name}"))
                     commit = {"folders": [*folders], "files": [*files], "content": sorted(names)}
-                    self._check_lock()
+                    lock.check()
                     self.write(f"{staging}/commit", lambda path: path.write_text(json.dumps(commit)))
             try:
                 self._settle(staging)
@@ -260,7 +264,8 @@ class ObjectFolder:
                     "again, which finishes it."
                 ) from None
         except BaseException:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, RunFolderError):
+                lock.check()  # another process that took it over may have begun to stage
                 if not self.exists(f"{staging}/commit"):
                     self._settle(staging)
             raise
@@ -279,8 +284,8 @@ class ObjectFolder:
                 lock = StoreLock(self._at(name))
                 try:
                     lock.acquire()
-                except RunFolderError:
-                    continue  # another process is at work
+                except (RunFolderError, OSError):
+                    continue  # another process is at work, or this one may only read
                 try:
                     self._settle(name)
                 finally:

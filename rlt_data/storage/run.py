@@ -143,8 +143,10 @@ class Run:
             self._tables.clear()
             if self.info.get("version") == _FIRST_LAYOUT:
                 self._write_first_manifests()
-            for name in self.folder.sizes("manifests"):
-                self._settle(name.removesuffix(".json"))
+            there = self.folder.sizes("manifests")
+            for table in SCHEMAS:
+                if f"{table}.json" in there:
+                    self._settle(table)
             self._is_locked = True
             try:
                 yield
@@ -384,6 +386,8 @@ class Run:
                     ) from None
                 seen = listed
                 self._tables.pop(table, None)
+                with contextlib.suppress(OSError, RltDataError):
+                    self.folder.recover()  # a table that is being replaced has its parts before their manifest
         raise self._restless(table)
 
     def _restless(self, table: str) -> RunFolderError:
@@ -472,13 +476,19 @@ class Run:
         self._write_part(table, part, lambda path: write_rows(path, rows), len(rows))
 
     def _write_part(self, table: str, part: int, write: Callable[[Path], object], rows: int) -> None:
+        if table not in self._tables:
+            self._settle(table)  # a write that failed may have left either state of its part
         files = self._files(table)
 
         def ready(file: Path) -> None:
             files.manifest.put(part, FileState(rows, file.stat().st_size, checksum(file)))
             self._save(table, files.manifest)
 
-        self.folder.write(f"{table}/{part_name(part)}", write, ready)
+        try:
+            self.folder.write(f"{table}/{part_name(part)}", write, ready)
+        except BaseException:
+            self._tables.pop(table, None)  # what is on the disk counts
+            raise
         files.own.add(part)
 
     def add_segment(self, table: str, part: int, rows: pa.Table) -> None:
@@ -509,6 +519,11 @@ class Run:
             made_from: tables that it is made from. It is out of date once one of them changes.
         """
         manifest = Manifest(made_from={name: self.digest(name) for name in made_from})
+        if foreign := [name for name in self.folder.below(table) if not _PART.fullmatch(name)]:
+            raise RunFolderError(
+                f"{self.path / table / foreign[0]}: is not a part of this table, whose folder is replaced as a whole; "
+                "move it away"
+            )
         files = [_manifest_name(table), "run.json"]
         with self.folder.replace(table, folders=[table], files=files) as fresh:
             new = NewTable(fresh, table, manifest)
@@ -564,7 +579,8 @@ class Run:
                 del files.manifest.parts[number]
             elif part.earlier:
                 found = self.folder.examine(f"{table}/{part_name(number)}")
-                files.manifest.parts[number] = Part(part.earlier if found == part.earlier else part.state)
+                is_earlier = found != part.state and part.earlier.matches(found.bytes, found.xxh3)
+                files.manifest.parts[number] = Part(part.earlier if is_earlier else part.state)
         files.manifest.settle()
         self._save(table, files.manifest)
 
@@ -600,6 +616,7 @@ class Run:
         Other programs read a table only if all its files have the same columns.
         """
         for table in SCHEMAS:
+            self._settle(table)  # an earlier start may have been killed here
             files = self._files(table)
             for number in files.own if self.folder.on_disk else ():  # a store would have to send every file
                 files.manifest.parts[number] = Part(self.folder.examine(f"{table}/{part_name(number)}"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 import s3fs
 
@@ -22,7 +23,8 @@ from rlt_data.reporting.report import report
 from rlt_data.settings import GenerateSettings, ReportSettings, ScoreSettings, parse_settings
 from rlt_data.steps.generate import generate
 from rlt_data.steps.score import score
-from rlt_data.storage import objects, writer
+from rlt_data.storage import locks, objects, writer
+from rlt_data.storage.backends import open_folder
 from rlt_data.storage.errorlog import ErrorLog, failures
 from rlt_data.storage.run import Run
 from rlt_data.storage.schemas import to_table
@@ -313,3 +315,74 @@ def test_large_parts_are_read_by_column(url: str, calls: Counter[str], monkeypat
     assert run.count("traces") == 3000 and calls.total() < 20
     monkeypatch.setattr(objects, "_FOOTER", 16)
     assert run.folder.count_rows(["traces/part-00000.parquet"]) == 3000
+
+
+def test_a_replacement_whose_lock_was_taken_over_changes_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    files().pipe_file(f"{url}/page", b"old")
+    monkeypatch.setattr(locks, "STALE_SECONDS", 0.0)  # so that the store is asked each time
+    upload = objects.upload
+
+    def upload_and_lose(file: Path, path: Any) -> None:
+        upload(file, path)
+        files().pipe_file(f"{url}/.page.rlt-data/.lock", b'{"token": "other"}')
+        files().pipe_file(f"{url}/.page.rlt-data/new/page", b"of the other")
+
+    monkeypatch.setattr(objects, "upload", upload_and_lose)
+    with pytest.raises(RunFolderError, match="has taken this run folder over"):
+        with open_folder(url).replace("page", files=["page"]) as fresh:
+            (fresh / "page").write_text("new")
+    assert files().cat_file(f"{url}/page") == b"old"
+    assert files().cat_file(f"{url}/.page.rlt-data/new/page") == b"of the other"
+
+
+def test_who_may_only_read_reads_a_run_beside_what_a_killed_process_left(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(url, [trace("a", 0)])
+    files().pipe_file(f"{url}/.ranks.rlt-data/new/ranks/part-00000.parquet", b"half")
+
+    original = s3fs.S3FileSystem._call_s3
+
+    async def reading(self: Any, method: str, *args: Any, **options: Any) -> Any:
+        if method in ("put_object", "delete_object", "delete_objects"):
+            raise PermissionError("Access Denied")
+        return await original(self, method, *args, **options)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", reading)
+    assert Run.existing(url).read("scores", 0) == run.read("scores", 0)
+
+
+def test_objects_that_stand_for_folders_do_no_harm(url: str) -> None:
+    run = make_run(url, [trace("a", 0, 1.0), trace("a", 1, 2.0)])
+    ranked(run)
+    distilled(run)
+    for name in ("ranks", "dataset", "dataset/data"):
+        files().call_s3("put_object", Bucket="bucket", Key=f"{url.removeprefix('s3://bucket/')}/{name}/", Body=b"")
+    assert ranked(run, buckets=2).rows == 2 and distilled(run, select="all").rows == 2
+
+
+def test_a_kill_while_a_run_of_the_first_layout_gets_its_manifests_loses_nothing(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(url, *([trace(str(part), 0)] for part in range(3)))
+    expected = [run.read("traces", part) for part in range(3)]
+    files().rm(f"{url}/manifests", recursive=True)
+    for part in range(3):  # as an earlier version wrote it: without a column, in files of another size
+        pq.write_table(expected[part].drop(["meta"]), f"{part}.parquet")
+        files().put_file(f"{part}.parquet", f"{url}/traces/part-{part:05d}.parquet")
+    run.write_json("run.json", {"version": 1, "steps": {}})
+    upload = objects.upload
+
+    def upload_others(file: Path, path: Any) -> None:
+        if str(path).endswith("traces/part-00001.parquet"):
+            raise KeyboardInterrupt
+        upload(file, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "upload", upload_others)
+        with pytest.raises(KeyboardInterrupt), Run(url).locked():
+            pass
+    with Run(url).locked():
+        pass
+    found = Run.existing(url)
+    assert found.info["version"] == 2 and [found.read("traces", part) for part in range(3)] == expected
