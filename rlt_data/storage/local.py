@@ -248,9 +248,7 @@ class LocalFolder:
                 )
         for name in files:
             if (self.path / name).exists() and not (self.path / name).is_file():
-                raise RunFolderError(
-                    f"{self.path / name}: is not a file, and rlt-data replaces files only; name a file"
-                )
+                raise DiskError(f"cannot write {self.path / name}: it is there already and is not a file")
         with disk_errors(target):
             staging, lock = self._stage(key)
         try:

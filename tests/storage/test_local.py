@@ -124,8 +124,9 @@ def test_a_file_does_not_take_the_place_of_a_folder_or_a_pipe(rlt: Rlt, run: Run
     Path("folder/file").write_text("mine")
     os.mkfifo("pipe")
     for out in ("folder", "pipe"):
-        assert f"{out}: is not a file" in rlt("report", run.path, "--out", out, code=5).stderr
-        assert f"{out}: is not a file" in rlt("countdown", "make", "--rows", 3, "--out", out, code=5).stderr
+        told = f"{out}: it is there already and is not a file"
+        assert told in rlt("report", run.path, "--out", out, code=7).stderr
+        assert told in rlt("countdown", "make", "--rows", 3, "--out", out, code=7).stderr
     assert Path("folder/file").read_text() == "mine" and Path("pipe").is_fifo()
 
 
