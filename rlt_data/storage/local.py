@@ -261,9 +261,12 @@ class LocalFolder:
                 self._check_kinds(folders, files)
                 for path in [*fresh.rglob("*"), fresh]:
                     _synchronise(path)
-                _write_synchronised(staging / "commit", json.dumps({"folders": [*folders], "files": [*files]}))
-                parents = self._finish(staging, undo=True)
-            _confirm(target, parents)
+                try:
+                    _write_synchronised(staging / "commit", json.dumps({"folders": [*folders], "files": [*files]}))
+                except OSError:
+                    (staging / "commit").unlink(missing_ok=True)
+                    raise
+                self._finish(staging, undo=True)
         finally:
             self._clear(staging)
             lock.release()
@@ -324,8 +327,8 @@ class LocalFolder:
             if (staging / name).exists():
                 shutil.rmtree(staging / name)
 
-    def _finish(self, staging: Path, *, undo: bool) -> list[Path]:
-        """Move the staged content into place, and return the folders to synchronise.
+    def _finish(self, staging: Path, *, undo: bool) -> None:
+        """Move the staged content into place.
 
         Args:
             staging: the staging folder, with its commit.
@@ -367,9 +370,11 @@ class LocalFolder:
                         "command that uses the folder finishes it."
                     ) from None
             raise
-        with contextlib.suppress(OSError):  # the next start finds nothing left to move, and removes it
-            (staging / "commit").unlink()
-        return sorted(parents)
+        try:
+            _confirm(self.path, sorted(parents))
+        finally:
+            with contextlib.suppress(OSError):  # the next start finds nothing left to move, and removes it
+                (staging / "commit").unlink()
 
     def _clear(self, staging: Path) -> None:
         """Remove a staging folder, unless it holds what is still to be put in place."""
@@ -390,7 +395,11 @@ def _write_synchronised(path: Path, text: str) -> None:
 
 
 def _confirm(target: Path, folders: Sequence[Path]) -> None:
-    """Synchronise folders after files in them were renamed."""
+    """Synchronise folders after files in them were renamed.
+
+    Raises:
+        DiskError: the disk refuses; the files are in place all the same.
+    """
     try:
         for folder in folders:
             _synchronise(folder)

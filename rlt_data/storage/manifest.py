@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import xxhash
@@ -70,7 +71,7 @@ class Manifest:
 
     def settle(self) -> None:
         """Forget earlier states, once all part files are written."""
-        self.parts = {number: Part(part.state) for number, part in self.parts.items()}
+        self.parts |= {n: Part(part.state) for n, part in self.parts.items() if part.earlier or part.is_new}
         self._digest = None
 
     def put(self, number: int, state: FileState) -> None:
@@ -81,7 +82,7 @@ class Manifest:
 
     def text(self) -> str:
         """Return the manifest as JSON, one part a line."""
-        lines = ",\n".join(f'    "{number}": {json.dumps(_entry(part))}' for number, part in sorted(self.parts.items()))
+        lines = ",\n".join(_line(number, part) for number, part in sorted(self.parts.items()))
         return f'{{\n  "made_from": {json.dumps(self.made_from)},\n  "parts": {{\n{lines}\n  }}\n}}\n'
 
     @classmethod
@@ -99,13 +100,14 @@ class Manifest:
             raise ValueError(f"no manifest of a table ({error!r})") from None
 
 
-def _entry(part: Part) -> dict[str, Any]:
+@lru_cache(maxsize=2**16)  # a manifest is written again with every part
+def _line(number: int, part: Part) -> str:
     entry: dict[str, Any] = dict(vars(part.state))
     if part.earlier:
         entry["earlier"] = vars(part.earlier)
     if part.is_new:
         entry["is_new"] = True
-    return entry
+    return f'    "{number}": {json.dumps(entry)}'
 
 
 def _part(entry: Mapping[str, Any]) -> Part:
