@@ -28,7 +28,6 @@ from typing import Any
 
 import filelock
 import pyarrow as pa
-import pyarrow.dataset
 
 from rlt_data.errors import DiskError, RunFolderError
 from rlt_data.storage.folder import Changed, FileState, Write, checksum
@@ -138,6 +137,8 @@ class LocalFolder:
 
     def dataset(self, names: Sequence[str], schema: pa.Schema) -> Any:
         """Return a ``pyarrow.dataset.Dataset`` over Parquet files."""
+        import pyarrow.dataset  # here, because it imports pandas
+
         return pyarrow.dataset.dataset([str(self.path / name) for name in names], schema=schema, format="parquet")
 
     # Writing

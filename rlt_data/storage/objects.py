@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.dataset
 import xxhash
 
 from rlt_data.errors import DiskError, RltDataError, RunFolderError
@@ -126,6 +125,8 @@ class ObjectFolder:
 
     def dataset(self, names: Sequence[str], schema: pa.Schema) -> Any:
         """Return a ``pyarrow.dataset.Dataset`` over Parquet files."""
+        import pyarrow.dataset  # here, because it imports pandas
+
         files = [self._at(name).path for name in names]
         return pyarrow.dataset.dataset(files, schema=schema, format="parquet", filesystem=self.path.fs)
 

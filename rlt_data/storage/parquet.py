@@ -77,11 +77,14 @@ def read_file(path: Place, source: Any, schema: pa.Schema) -> pa.Table:
     pre_buffer = not isinstance(source, Path)
     with table_errors(path), pq.ParquetFile(source, pre_buffer=pre_buffer, page_checksum_verification=True) as file:
         there = set(file.schema_arrow.names)
-        if lacking := [field.name for field in schema if field.name not in there and not field.nullable]:
-            raise KeyError(f"it has no column {lacking[0]!r}")
+        lacking = [field for field in schema if field.name not in there]
+        if needed := [field.name for field in lacking if not field.nullable]:
+            raise KeyError(f"it has no column {needed[0]!r}")
         rows = file.read([name for name in schema.names if name in there])
-        columns = [rows[f.name] if f.name in there else pa.nulls(len(rows), f.type) for f in schema]
-        return pa.table(columns, names=schema.names).cast(schema)
+        for field in lacking:
+            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+        rows = rows.select(schema.names)
+        return rows if rows.schema.equals(schema) else rows.cast(schema)
 
 
 def count_file(path: Place, source: Any) -> int:
