@@ -34,7 +34,7 @@ from rlt_data.steps.provenance import recorded_format
 from rlt_data.steps.rank import PARTS_AT_A_TIME
 from rlt_data.steps.shapes import PROVENANCE, SHAPES, dataset_card, schema_of
 from rlt_data.storage.backends import open_folder
-from rlt_data.storage.folder import checksum
+from rlt_data.storage.folder import checksum, json_text
 from rlt_data.storage.outputs import new_folder
 from rlt_data.storage.parquet import Shards
 from rlt_data.storage.paths import Place, disk_errors, place
@@ -299,7 +299,7 @@ def _describe(
     (folder / "README.md").write_text(dataset_card(settings, summary.rows, digest), encoding="utf-8")
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     made["files"] = {file.relative_to(folder).as_posix(): checksum(file) for file in files}
-    (folder / "distill.json").write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "distill.json").write_text(json_text(made), encoding="utf-8")
 
 
 def _public(step: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,14 @@ from rlt_data.storage.paths import Place
 
 #: What writes a file: gets the path of an empty place on the local disk.
 Write = Callable[[Path], object]
+#: Ends the name of the folder in which a replacement is staged, next to its target: ``.ranks.rlt-data``.
+STAGING = ".rlt-data"
 _BLOCK = 2**22
+
+
+def json_text(content: Any) -> str:
+    """Return content as the JSON of a file that people read."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def checksum(path: Path) -> str:
@@ -110,8 +118,8 @@ class Folder(Protocol):
             RunFolderError: a file is damaged, or has other columns.
         """
 
-    def count_rows(self, names: Sequence[str]) -> int:
-        """Return the rows of Parquet files together, from their footers."""
+    def count_rows(self, name: str) -> int:
+        """Return the rows of a Parquet file, from its footer."""
 
     def dataset(self, names: Sequence[str], schema: pa.Schema) -> Any:
         """Return a ``pyarrow.dataset.Dataset`` over Parquet files."""
@@ -163,9 +171,3 @@ class Folder(Protocol):
 
     def recover(self) -> None:
         """Finish replacements that a killed process had completed, and remove what other killed ones left."""
-
-
-def batches(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    """Cut names into groups of at most ``size``."""
-    for start in range(0, len(names), size):
-        yield names[start : start + size]

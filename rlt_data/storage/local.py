@@ -30,13 +30,12 @@ import filelock
 import pyarrow as pa
 
 from rlt_data.errors import DiskError, RunFolderError
-from rlt_data.storage.folder import Changed, FileState, Write, checksum
+from rlt_data.storage.folder import STAGING, Changed, FileState, Write, checksum
 from rlt_data.storage.parquet import count_file, read_file
 from rlt_data.storage.paths import disk_errors, refusal
 from rlt_data.storage.schemas import SCHEMAS
 
 _TEMPORARY = re.compile(r"\.rlt-data-[0-9a-f]{32}\.tmp")
-_STAGING = ".rlt-data"
 _STAGED = {"lock", "new", "old", "commit"}
 #: Seconds to wait for a process that only finishes or clears what another one left.
 _PATIENCE = 2.0
@@ -131,9 +130,9 @@ class LocalFolder:
         if not any(state.matches(found.st_size, digest) for state in states):
             raise Changed(name)
 
-    def count_rows(self, names: Sequence[str]) -> int:
-        """Return the rows of Parquet files together."""
-        return sum(count_file(self.path / name, self.path / name) for name in names)
+    def count_rows(self, name: str) -> int:
+        """Return the rows of a Parquet file."""
+        return count_file(self.path / name, self.path / name)
 
     def dataset(self, names: Sequence[str], schema: pa.Schema) -> Any:
         """Return a ``pyarrow.dataset.Dataset`` over Parquet files."""
@@ -274,7 +273,7 @@ class LocalFolder:
 
     def recover(self) -> None:
         """Finish replacements that killed processes had completed, and clear away what others left."""
-        for staging in self.path.glob(f".*{_STAGING}"):
+        for staging in self.path.glob(f".*{STAGING}"):
             try:
                 if set(os.listdir(staging)) - _STAGED:
                     continue
@@ -305,7 +304,7 @@ class LocalFolder:
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
 
     def _stage(self, key: str) -> tuple[Path, filelock.BaseFileLock]:
-        staging = self.path / f".{key}{_STAGING}"
+        staging = self.path / f".{key}{STAGING}"
         while True:
             staging.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(staging / "lock")

@@ -19,7 +19,7 @@ import pyarrow as pa
 import xxhash
 
 from rlt_data.errors import DiskError, RltDataError, RunFolderError
-from rlt_data.storage.folder import Changed, FileState, Write, batches
+from rlt_data.storage.folder import STAGING, Changed, FileState, Write
 from rlt_data.storage.locks import StoreLock
 from rlt_data.storage.parquet import count_file, read_file, table_errors
 from rlt_data.storage.paths import disk_errors, has_whole_objects, refusal, store_errors
@@ -27,13 +27,10 @@ from rlt_data.storage.paths import disk_errors, has_whole_objects, refusal, stor
 if TYPE_CHECKING:
     from upath import UPath
 
-_STAGING = ".rlt-data"
 #: Bytes to fetch from the end of a file of which some columns are wanted; a smaller file is fetched whole.
 _END = 2**20
 #: Bytes to fetch from the end of a file to count its rows; its footer is seldom longer.
 _FOOTER = 2**16
-#: Files whose ends are fetched together.
-_FILES_AT_A_TIME = 256
 
 
 class ObjectFolder:
@@ -112,16 +109,13 @@ class ObjectFolder:
                     tables.append(read_file(path, file, schema))
         return tables
 
-    def count_rows(self, names: Sequence[str]) -> int:
-        """Return the rows of Parquet files together."""
-        rows = 0
-        for few in batches(names, _FILES_AT_A_TIME):
-            for name, end, _ in self._ends(few, _FOOTER):
-                footer = int.from_bytes(end[-8:-4], "little") + 8
-                if footer > len(end):
-                    [(_, end, _)] = self._ends([name], footer)
-                rows += count_file(self._at(name), pa.BufferReader(end))
-        return rows
+    def count_rows(self, name: str) -> int:
+        """Return the rows of a Parquet file."""
+        [(_, end, _)] = self._ends([name], _FOOTER)
+        footer = int.from_bytes(end[-8:-4], "little") + 8
+        if footer > len(end):
+            [(_, end, _)] = self._ends([name], footer)
+        return count_file(self._at(name), pa.BufferReader(end))
 
     def dataset(self, names: Sequence[str], schema: pa.Schema) -> Any:
         """Return a ``pyarrow.dataset.Dataset`` over Parquet files."""
@@ -236,7 +230,7 @@ class ObjectFolder:
     @contextlib.contextmanager
     def replace(self, key: str, folders: Sequence[str] = (), files: Sequence[str] = ()) -> Iterator[Path]:
         """Hand out an empty local folder; when the block ends, its content takes the place of what is here."""
-        target, staging = self._at(key), f".{key}{_STAGING}"
+        target, staging = self._at(key), f".{key}{STAGING}"
         if not key:
             raise RunFolderError(f"{self.path}: name a folder inside the bucket")
         lock = StoreLock(self._at(staging))
@@ -281,7 +275,7 @@ class ObjectFolder:
         except FileNotFoundError:
             return
         for name in (path.rstrip("/").rpartition("/")[2] for path in found):
-            if name.startswith(".") and name.endswith(_STAGING):
+            if name.startswith(".") and name.endswith(STAGING):
                 lock = StoreLock(self._at(name))
                 try:
                     lock.acquire()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rlt_data.storage.backends import open_folder
-from rlt_data.storage.folder import Write
+from rlt_data.storage.folder import Write, json_text
 from rlt_data.storage.local import LocalFolder
 from rlt_data.storage.paths import Place
 
@@ -31,8 +30,7 @@ def write_file(path: Path, write: Write) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Make a JSON file appear whole; see :func:`write_file`."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_file(path, lambda file: file.write_text(text, encoding="utf-8"))
+    write_file(path, lambda file: file.write_text(json_text(content), encoding="utf-8"))
 
 
 def lock_folder(path: Path) -> AbstractContextManager[None]:

@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 
 from rlt_data.errors import RltDataError, RunFolderError
 from rlt_data.storage.backends import open_folder
-from rlt_data.storage.folder import Changed, FileState, checksum
+from rlt_data.storage.folder import STAGING, Changed, FileState, checksum, json_text
 from rlt_data.storage.manifest import Manifest, Part
 from rlt_data.storage.parquet import write_rows
 from rlt_data.storage.paths import Place, refusal
@@ -206,7 +206,7 @@ class Run:
 
     def write_json(self, name: str, content: Any) -> None:
         """Make a JSON file of the run appear whole."""
-        self.folder.write(name, lambda path: path.write_text(_json_text(content), encoding="utf-8"))
+        self.folder.write(name, lambda path: path.write_text(json_text(content), encoding="utf-8"))
 
     @property
     def logs(self) -> Path | None:
@@ -388,10 +388,7 @@ class Run:
                 self._tables.pop(table, None)
                 with contextlib.suppress(OSError, RltDataError):
                     self.folder.recover()  # a table that is being replaced has its parts before their manifest
-        raise self._restless(table)
-
-    def _restless(self, table: str) -> RunFolderError:
-        return RunFolderError(f"{self.path / table}: changes while it is read; read it again later")
+        raise RunFolderError(f"{self.path / table}: changes while it is read; read it again later")
 
     def _in_order(self, table: str, part: int, rows: pa.Table) -> pa.Table:
         first: dict[str, int] = {}
@@ -425,7 +422,7 @@ class Run:
                 return found
             with contextlib.suppress(OSError, RltDataError):
                 self.folder.recover()  # a process may have been killed while it replaced the table
-        if self.folder.exists(f".{table}.rlt-data/commit"):
+        if self.folder.exists(f".{table}{STAGING}/commit"):
             wrong = f"{self.path / table}: is being replaced; read it again later"
         raise RunFolderError(wrong)
 
@@ -529,11 +526,8 @@ class Run:
             new = NewTable(fresh, table, manifest)
             yield new
             _write_text(fresh / _manifest_name(table), manifest.text())
-            if new.entries:
-                info = self.info
-                for step, entry in new.entries.items():
-                    info = self._recorded(step, entry)
-                _write_text(fresh / "run.json", _json_text(info))
+            if new.entry:
+                _write_text(fresh / "run.json", json_text(self._recorded(*new.entry)))
         self._tables.pop(table, None)
 
     def adopt(self, table: str, source: Run) -> None:
@@ -595,7 +589,7 @@ class Run:
         parts = {}
         for name, size in self.folder.sizes(table).items():
             if found := _PART.fullmatch(name):
-                parts[int(found[1])] = Part(FileState(self.folder.count_rows([f"{table}/{name}"]), size, ""))
+                parts[int(found[1])] = Part(FileState(self.folder.count_rows(f"{table}/{name}"), size, ""))
         manifest = Manifest(parts)
         recorded = {
             TABLE_OF_STEP.get(step, "ranks" if step == "rank" else ""): entry
@@ -632,14 +626,14 @@ class NewTable:
     """A table that is written anew; see :meth:`Run.replacing`.
 
     Attributes:
-        entries: what run.json will say of steps.
+        entry: a step, and what run.json will say of it.
     """
 
     def __init__(self, folder: Path, table: str, manifest: Manifest) -> None:
         self._folder = folder / table
         self._folder.mkdir()
         self._manifest = manifest
-        self.entries: dict[str, Mapping[str, Any]] = {}
+        self.entry: tuple[str, Mapping[str, Any]] | None = None
 
     def write(self, part: int, rows: pa.Table) -> None:
         """Write a part."""
@@ -648,8 +642,8 @@ class NewTable:
         self._manifest.parts[part] = Part(FileState(len(rows), path.stat().st_size, checksum(path)))
 
     def record(self, step: str, entry: Mapping[str, Any]) -> None:
-        """Put an entry for a step into run.json, at the moment at which the table is replaced."""
-        self.entries[step] = entry
+        """Put an entry for the step into run.json, at the moment at which the table is replaced."""
+        self.entry = step, entry
 
 
 def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -675,10 +669,6 @@ def _segment_name(file: Path) -> str:
 
 def _manifest_name(table: str) -> str:
     return f"manifests/{table}.json"
-
-
-def _json_text(content: Any) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _write_text(path: Path, text: str) -> None:

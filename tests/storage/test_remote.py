@@ -314,7 +314,7 @@ def test_large_parts_are_read_by_column(url: str, calls: Counter[str], monkeypat
     assert run.read("traces", 0)["completion"].to_pylist() == [row["completion"] for row in rows]
     assert run.count("traces") == 3000 and calls.total() < 20
     monkeypatch.setattr(objects, "_FOOTER", 16)
-    assert run.folder.count_rows(["traces/part-00000.parquet"]) == 3000
+    assert run.folder.count_rows("traces/part-00000.parquet") == 3000
 
 
 def test_a_replacement_whose_lock_was_taken_over_changes_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
