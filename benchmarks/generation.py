@@ -34,7 +34,7 @@ class Recorder:
         self.engine = engine
         self.inside = 0.0
         self.context_length = engine.context_length
-        self.pulse = engine.pulse
+        self.heartbeat = engine.heartbeat
         self.blocks: list[Sequence[PromptRequest]] = []
         self.sampling: Sampling | None = None
 

@@ -39,7 +39,7 @@ from rlt_data.engines import (
     find_checkpoint,
     open_tokenizer,
 )
-from rlt_data.engines.watchdog import Pulse
+from rlt_data.engines.watchdog import Heartbeat
 from rlt_data.settings import GenerateSettings, ModelSettings, ScoreSettings
 
 PER_QUESTION = 16
@@ -60,7 +60,7 @@ class InstantEngine:
     context_length = 2**20
 
     def __init__(self, text: str) -> None:
-        self.pulse = Pulse()
+        self.heartbeat = Heartbeat()
         tokenizer, _ = open_tokenizer(find_checkpoint(MODEL), ModelSettings())
         self._text = text + "<|end_of_explanation|>"
         self._ids = np.asarray(tokenizer(self._text, add_special_tokens=False)["input_ids"], np.int32)  # type: ignore[operator]
@@ -79,7 +79,7 @@ class InstantEngine:
         for block in blocks:
             for group in block:
                 for request in group:
-                    yield SequenceLogprobs(request.key, np.zeros(len(request.wanted), np.float32))
+                    yield SequenceLogprobs(request.key, np.zeros(len(request.positions), np.float32))
 
     def log_tail(self) -> str:
         return ""

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from benchmarks.process import measure
 from benchmarks.report import print_table, save
 from rlt_data.formats import load_format
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import QUESTIONS_PER_PART, SCHEMAS
 from tests.killing import command
 
@@ -98,13 +98,13 @@ def measure_steps(folder: Path, size: int, arguments: argparse.Namespace) -> lis
         if step == "merge":
             for name in names:
                 shutil.rmtree(name)
-    assert Run(run).count("ranks") == questions * arguments.traces
+    assert RunFolder(run).count("ranks") == questions * arguments.traces
     return rows
 
 
 def make_run(path: Path, questions: int, traces: int, words: int, seed: int) -> None:
     """Write a run with questions, traces and scores, as if its traces had been imported and scored."""
-    run = Run(path)
+    run = RunFolder(path)
     random = np.random.default_rng(seed)
     known = np.array(["".join(random.choice(list("etaoinshrdlu"), random.integers(2, 10))) for _ in range(2000)])
     pool = pa.array([" ".join(random.choice(known, words)) for _ in range(TEXTS)])

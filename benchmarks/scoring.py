@@ -133,7 +133,7 @@ def _plain_logprobs(model: torch.nn.Module, request: SequenceRequest) -> torch.T
     with torch.no_grad():
         logits = model(input_ids=ids).logits.float() / TEMPERATURE
         logprobs = logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])[0, :, 0]
-    return logprobs[torch.from_numpy(request.wanted.astype(np.int64)) - 1]
+    return logprobs[torch.from_numpy(request.positions.astype(np.int64)) - 1]
 
 
 def _check(engine: TransformersEngine, plain: torch.nn.Module, groups: list[list[SequenceRequest]]) -> None:

@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from rlt_data.cli.output import printable
 from rlt_data.errors import INTERRUPTED, InputError, RltDataError, one_line
 from rlt_data.libraries import show_bars
-from rlt_data.progress import speaks
+from rlt_data.progress import is_main_process
 from rlt_data.settings import Settings, parse_settings, parse_yaml
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -153,7 +153,7 @@ def prepare_output() -> None:
     logger = logging.getLogger("rlt_data")
     if not any(isinstance(handler, _Notices) for handler in logger.handlers):
         logger.addHandler(_Notices())
-        logger.setLevel(logging.INFO if speaks() else logging.WARNING)
+        logger.setLevel(logging.INFO if is_main_process() else logging.WARNING)
         logger.propagate = False
 
 

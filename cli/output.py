@@ -14,7 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from rlt_data.errors import SOME_ROWS_FAILED, InputError
-from rlt_data.progress import speaks
+from rlt_data.progress import is_main_process
 from rlt_data.settings import Settings
 from rlt_data.steps.registry import Step
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
     from rlt_data.steps.merge import MergeSummary
     from rlt_data.steps.provenance import StepSummary
     from rlt_data.steps.rank import RankSummary
-    from rlt_data.storage.paths import Place
+    from rlt_data.storage.paths import StoragePath
     from rlt_data.training.grpo import PolicySummary
     from rlt_data.training.sft import TrainingSummary
 
@@ -46,7 +46,7 @@ class _Console(Console):
 
 
 #: Of several processes that train together, the first one speaks.
-_console = _Console(highlight=False, soft_wrap=True, emoji=False, quiet=not speaks())
+_console = _Console(highlight=False, soft_wrap=True, emoji=False, quiet=not is_main_process())
 
 #: Columns of a trace that ``show`` prints above its text.
 _SHOWN_TERMS = ("reward", "r_ss", "r_kl", "solution_logprob_mean", "kl_mean", "penalty", "thought_tokens")
@@ -70,7 +70,7 @@ print_traces = partial(_print_rows, "traces")
 print_scores = partial(_print_rows, "scores")
 
 
-def _failures(run: Place, failed: int) -> int:
+def _failures(run: StoragePath, failed: int) -> int:
     if not failed:
         return 0
     _console.print(f"the reasons are in {_plain(run / 'errors.jsonl')}; --retry-errors runs those rows again")

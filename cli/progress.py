@@ -8,7 +8,7 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from rlt_data.progress import SILENT, Progress, speaks
+from rlt_data.progress import SILENT, Progress, is_main_process
 
 #: Seconds between two lines in a log.
 LOG_SECONDS = 10.0
@@ -16,7 +16,7 @@ LOG_SECONDS = 10.0
 
 def shown_progress() -> Progress:
     """Return the progress that fits where stderr goes."""
-    if not speaks():
+    if not is_main_process():
         return SILENT
     return Bar() if sys.stderr.isatty() else Lines()
 

@@ -18,8 +18,8 @@ def show(
 ) -> None:
     """Print a question and its traces with their scores, the best first."""
     from rlt_data.reporting.browse import find
-    from rlt_data.storage.run import Run
+    from rlt_data.storage.run import RunFolder
 
-    shown = find(Run.existing(run), key)
+    shown = find(RunFolder.existing(run), key)
     traces = shown.traces
     print_question(shown.question, [traces[0], traces[-1]] if ends and len(traces) > 1 else traces)

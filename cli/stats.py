@@ -12,6 +12,6 @@ from rlt_data.cli.output import print_stats
 def stats(run: Annotated[str, typer.Argument(help="Run folder, or its URL.")]) -> None:
     """Print the figures of a run: rows, lengths, shares, and the distribution of every reward term."""
     from rlt_data.statistics import stats
-    from rlt_data.storage.run import Run
+    from rlt_data.storage.run import RunFolder
 
-    print_stats(stats(Run.existing(run)))
+    print_stats(stats(RunFolder.existing(run)))

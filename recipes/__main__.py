@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlt_data.recipes.lab import main
+from rlt_data.recipes.experiment import main
 
 if __name__ == "__main__":
     main()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 
-def speaks() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the first of those that ``accelerate launch`` started; the others are quiet."""
     return os.environ.get("RANK", "0") == "0"
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import ReportSettings, parse_settings
 from rlt_data.steps.registry import STEPS
-from rlt_data.storage.paths import Place
-from rlt_data.storage.run import Run as StoredRun
+from rlt_data.storage.paths import StoragePath
+from rlt_data.storage.run import RunFolder
 
 if TYPE_CHECKING:
     import datasets
@@ -37,7 +37,7 @@ class Run:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._run = StoredRun.existing(path)
+        self._run = RunFolder.existing(path)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -46,7 +46,7 @@ class Run:
         return str(self.path)
 
     @property
-    def path(self) -> Place:
+    def path(self) -> StoragePath:
         """The folder."""
         return self._run.path
 

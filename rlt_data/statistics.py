@@ -11,8 +11,8 @@ import polars as pl
 
 from rlt_data.steps.rank import bucket_sums, bucket_table
 from rlt_data.storage.errorlog import failures
-from rlt_data.storage.paths import Place
-from rlt_data.storage.run import Run
+from rlt_data.storage.paths import StoragePath
+from rlt_data.storage.run import RunFolder
 
 #: Columns of scores whose distribution is shown.
 TERMS = (
@@ -52,7 +52,7 @@ class Stats:
         steps: what run.json says of each step.
     """
 
-    run: Place
+    run: StoragePath
     rows: dict[str, int]
     finish_reasons: dict[str, int]
     completion_tokens: int
@@ -70,7 +70,7 @@ class Stats:
         return {step: each["tokens"] / each["seconds"] for step, each in work.items() if each and each["seconds"]}
 
 
-def stats(run: Run | str | PathLike[str], scores: pl.DataFrame | None = None) -> Stats:
+def stats(run: RunFolder | str | PathLike[str], scores: pl.DataFrame | None = None) -> Stats:
     """Compute the figures of a run.
 
     Args:
@@ -80,9 +80,9 @@ def stats(run: Run | str | PathLike[str], scores: pl.DataFrame | None = None) ->
     Raises:
         RunFolderError: there is no such run.
     """
-    run = run if isinstance(run, Run) else Run.existing(fspath(run))
+    run = run if isinstance(run, RunFolder) else RunFolder.existing(fspath(run))
     if not run.info:
-        run = Run.existing(run.path)
+        run = RunFolder.existing(run.path)
     rows = {table: run.count(table) for table in ("questions", "traces", "scores", "ranks")}
     reasons: Counter[str] = Counter()
     tokens = 0
@@ -106,7 +106,7 @@ def stats(run: Run | str | PathLike[str], scores: pl.DataFrame | None = None) ->
     )
 
 
-def scored(run: Run, *more: str) -> pl.DataFrame:
+def scored(run: RunFolder, *more: str) -> pl.DataFrame:
     """Return what the figures of a run are made of.
 
     Args:

@@ -14,7 +14,7 @@ from rlt_data.formats import load_format
 from rlt_data.settings import DistillSettings, RankSettings, parse_settings
 from rlt_data.steps.distill import DistillSummary, distill
 from rlt_data.steps.rank import RankSummary, rank
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 
 _TERMS = ("penalty", "r_ss", "r_kl", "solution_logprob_mean", "solution_logprob_min", "kl_mean", "kl_max")
@@ -46,9 +46,9 @@ def trace(question: str, sample: int, reward: float | None = 0.0, **more: Any) -
     }
 
 
-def make_run(path: str | Path, *parts: Iterable[dict[str, Any]], format: str = "rlt") -> Run:
+def make_run(path: str | Path, *parts: Iterable[dict[str, Any]], format: str = "rlt") -> RunFolder:
     """Make a run folder of whole parts of scored traces, the traces of a question one after the other."""
-    run = Run(path)
+    run = RunFolder(path)
     for part, traces in enumerate(parts):
         rows = list(traces)
         questions = [
@@ -70,7 +70,7 @@ def make_run(path: str | Path, *parts: Iterable[dict[str, Any]], format: str = "
     return run
 
 
-def drop_part(run: Run, name: str, part: int) -> None:
+def drop_part(run: RunFolder, name: str, part: int) -> None:
     """Take a part out of a table, as if the run had never had it."""
     manifest = f"manifests/{name}.json"
     content = json.loads(run.folder.read(manifest))
@@ -80,17 +80,17 @@ def drop_part(run: Run, name: str, part: int) -> None:
     run.parts(name)
 
 
-def ranked(run: Run, **settings: Any) -> RankSummary:
+def ranked(run: RunFolder, **settings: Any) -> RankSummary:
     """Rank a run."""
     return rank(parse_settings(RankSettings, {"in": str(run.path), **settings}))
 
 
-def distilled(run: Run, **settings: Any) -> DistillSummary:
+def distilled(run: RunFolder, **settings: Any) -> DistillSummary:
     """Distill a run."""
     return distill(parse_settings(DistillSettings, {"in": str(run.path), **settings}))
 
 
-def table(run: Run, name: str) -> pl.DataFrame:
+def table(run: RunFolder, name: str) -> pl.DataFrame:
     """Read a table of a run as a user would."""
     return pl.read_parquet(run.path / name / "*.parquet")
 

@@ -8,28 +8,36 @@ from typing import Any
 import polars as pl
 
 from rlt_data.plots import bars
-from rlt_data.recipes.lab import Lab, estimate, publish, table
-from rlt_data.recipes.pieces import accuracy, base_accuracy, imported_traces, problems, ranked_traces, student_of
+from rlt_data.recipes.experiment import Experiment, estimate, publish, table
+from rlt_data.recipes.stages import accuracy, base_accuracy, imported_traces, problems, ranked_traces, student_of
 from rlt_data.steps.evaluate import solution_in
 from rlt_data.steps.provenance import recorded_format
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 
 BASE, RLT, RAW, EDITED = "base", "student of an RLT", "student of an RL solver, raw", "student of an RL solver, edited"
 
 
-def run(lab: Lab) -> None:
+def run(experiment: Experiment) -> None:
     """Train solvers from four starts and measure each before and after."""
-    solvers = lab.each(_solver, [(BASE, lab.config["student"]["model"], seed) for seed in lab.seeds])
-    taught = lab.each(_taught_by_rlt, [(seed,) for seed in lab.seeds])
-    answers = lab.each(_answers, [(solver["out"], seed) for solver, seed in zip(solvers, lab.seeds, strict=True)])
-    calls = [(run, seed, edited) for run, seed in zip(answers, lab.seeds, strict=True) for edited in (False, True)]
-    own = lab.each(_taught_by_solver, calls)
-    base = lab.each(base_accuracy, [(seed,) for seed in lab.seeds])
+    solvers = experiment.each(
+        _solver, [(BASE, experiment.config["student"]["model"], seed) for seed in experiment.seeds]
+    )
+    taught = experiment.each(_taught_by_rlt, [(seed,) for seed in experiment.seeds])
+    answers = experiment.each(
+        _answers, [(solver["out"], seed) for solver, seed in zip(solvers, experiment.seeds, strict=True)]
+    )
+    calls = [
+        (run, seed, edited) for run, seed in zip(answers, experiment.seeds, strict=True) for edited in (False, True)
+    ]
+    own = experiment.each(_taught_by_solver, calls)
+    base = experiment.each(base_accuracy, [(seed,) for seed in experiment.seeds])
     before: dict[str, list[dict[str, Any]]] = {BASE: base, RLT: taught, RAW: own[::2], EDITED: own[1::2]}
     taught_arms = (RLT, RAW, EDITED)
-    starts = [(arm, before[arm][place]["out"], seed) for arm in taught_arms for place, seed in enumerate(lab.seeds)]
-    trained = lab.each(_solver, starts)
-    if lab.dry_run:
+    starts = [
+        (arm, before[arm][place]["out"], seed) for arm in taught_arms for place, seed in enumerate(experiment.seeds)
+    ]
+    trained = experiment.each(_solver, starts)
+    if experiment.dry_run:
         return
     after = {BASE: solvers}
     for (arm, _, _), result in zip(starts, trained, strict=True):
@@ -56,40 +64,45 @@ def run(lab: Lab) -> None:
             {f"{when} RL": [each[when] for each in figures.values()] for when in ("before", "after")},
         )
 
-    publish(lab, {"arms": figures}, table(columns, rows), draw)
+    publish(experiment, {"arms": figures}, table(columns, rows), draw)
 
 
-def _solver(lab: Lab, arm: str, model: str, seed: int) -> dict[str, Any]:
+def _solver(experiment: Experiment, arm: str, model: str, seed: int) -> dict[str, Any]:
     """Train a model on the correctness of its answers, and measure it."""
     name = f"{arm}-{seed}".replace(", ", "-").replace(" ", "-")
-    out = lab.path("solvers", name)
-    lab.step("solver", model=model, out=out, seed=seed, **problems(lab, "train", seed))
-    return {"out": out, **accuracy(lab, out, f"solver-{name}", seed)}
+    out = experiment.path("solvers", name)
+    experiment.step("solver", model=model, out=out, seed=seed, **problems(experiment, "train", seed))
+    return {"out": out, **accuracy(experiment, out, f"solver-{name}", seed)}
 
 
-def _taught_by_rlt(lab: Lab, seed: int) -> dict[str, Any]:
-    return student_of(lab, ranked_traces(lab, lab.config["generate"]["teacher"], f"rlt-{seed}", seed), "rlt", seed)
+def _taught_by_rlt(experiment: Experiment, seed: int) -> dict[str, Any]:
+    return student_of(
+        experiment,
+        ranked_traces(experiment, experiment.config["generate"]["teacher"], f"rlt-{seed}", seed),
+        "rlt",
+        seed,
+    )
 
 
-def _answers(lab: Lab, solver: str, seed: int) -> str:
+def _answers(experiment: Experiment, solver: str, seed: int) -> str:
     """Return the run with a solver's own answers to the training questions."""
-    out = lab.path("answers", seed)
-    lab.step("evaluate", "answers", model=solver, out=out, seed=seed, **problems(lab, "train", seed))
+    out = experiment.path("answers", seed)
+    experiment.step("evaluate", "answers", model=solver, out=out, seed=seed, **problems(experiment, "train", seed))
     return out
 
 
-def _taught_by_solver(lab: Lab, run: str, seed: int, edited: bool) -> dict[str, Any]:
+def _taught_by_solver(experiment: Experiment, run: str, seed: int, edited: bool) -> dict[str, Any]:
     """Train a student on the right answers of a solver, as they are or edited."""
     name = "edited" if edited else "raw"
-    if lab.dry_run:
-        return student_of(lab, "", name, seed)
-    rows = right_answers(Run.existing(run))
+    if experiment.dry_run:
+        return student_of(experiment, "", name, seed)
+    rows = right_answers(RunFolder.existing(run))
     if edited:
         rows = [row | {"explanation": edit(row["explanation"])} for row in rows]
-    return student_of(lab, imported_traces(lab, rows, f"{name}-{seed}"), name, seed)
+    return student_of(experiment, imported_traces(experiment, rows, f"{name}-{seed}"), name, seed)
 
 
-def right_answers(run: Run) -> list[dict[str, Any]]:
+def right_answers(run: RunFolder) -> list[dict[str, Any]]:
     """Return the first right answer to each question of an evaluation, as question, solution and explanation."""
     format = recorded_format(run, "evaluate")
     assert format is not None

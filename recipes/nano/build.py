@@ -28,7 +28,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from rlt_data.formats import ChatTemplate, Views, load_format
-from rlt_data.progress import speaks
+from rlt_data.progress import is_main_process
 from rlt_data.recipes.nano.corpus import (
     LARGE,
     MOST_ATTEMPTS,
@@ -202,7 +202,7 @@ def make_base(out: Path, *, steps: int, batch_size: int, rate: float, seed: int)
         rate=rate,
         seed=seed,
     )
-    if not speaks():
+    if not is_main_process():
         return
     for name, found in all_skills(model, tokenizer, views).items():
         logger.info("%s: %s", name, found)
@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=4e-3, help="largest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    logging.basicConfig(format="%(message)s", level=logging.INFO if speaks() else logging.WARNING)
+    logging.basicConfig(format="%(message)s", level=logging.INFO if is_main_process() else logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if given.step == "base":
         make_base(given.out, steps=given.steps, batch_size=given.batch_size, rate=given.rate, seed=given.seed)

@@ -5,23 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from rlt_data.plots import bars
-from rlt_data.recipes.lab import Lab, estimate, publish, table
+from rlt_data.recipes.experiment import Experiment, estimate, publish, table
 from rlt_data.recipes.nano.rivals import rival_rows
-from rlt_data.recipes.pieces import base_accuracy, imported_traces, questions, ranked_traces, student_of
+from rlt_data.recipes.stages import base_accuracy, imported_traces, questions, ranked_traces, student_of
 
 
-def run(lab: Lab) -> None:
+def run(experiment: Experiment) -> None:
     """Train students on the traces of each source, all of them and a subset, and on none."""
-    sources = list(lab.config["sources"])
-    pairs = [(source, seed) for source in sources for seed in lab.seeds]
-    traces = dict(zip(pairs, lab.each(_traces, pairs), strict=True))
-    sizes = {"all": None, "subset": int(lab.config["subset"])}
+    sources = list(experiment.config["sources"])
+    pairs = [(source, seed) for source in sources for seed in experiment.seeds]
+    traces = dict(zip(pairs, experiment.each(_traces, pairs), strict=True))
+    sizes = {"all": None, "subset": int(experiment.config["subset"])}
     calls = [
         (source, traces[source, seed], size, limit, seed) for source, seed in traces for size, limit in sizes.items()
     ]
-    results = lab.each(_student, calls)
-    base = lab.each(base_accuracy, [(seed,) for seed in lab.seeds])
-    if lab.dry_run:
+    results = experiment.each(_student, calls)
+    base = experiment.each(base_accuracy, [(seed,) for seed in experiment.seeds])
+    if experiment.dry_run:
         return
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for (source, _, size, _, _), result in zip(calls, results, strict=True):
@@ -46,25 +46,27 @@ def run(lab: Lab) -> None:
         bars(axes, sources, groups, "accuracy of the students")
         axes.axhline(figures["none (base)"]["accuracy"].mean, color="gray", linestyle="--", linewidth=1)
 
-    publish(lab, {"arms": figures}, text, draw)
+    publish(experiment, {"arms": figures}, text, draw)
 
 
-def _traces(lab: Lab, source: str, seed: int) -> str:
+def _traces(experiment: Experiment, source: str, seed: int) -> str:
     """Return a run with the ranked traces of a source: a teacher's, a rule's, or those of a file or data set."""
-    section = dict(lab.config["sources"][source])
+    section = dict(experiment.config["sources"][source])
     name = f"{source}-{seed}".replace(" ", "-")
     if "teacher" in section:
-        return ranked_traces(lab, section["teacher"], name, seed, n=section["n"])
+        return ranked_traces(experiment, section["teacher"], name, seed, n=section["n"])
     if "rule" in section:
-        if lab.dry_run:
+        if experiment.dry_run:
             return ""
-        rows = rival_rows(questions(lab, "train", seed)["in"], section["rule"], seed)
-        return imported_traces(lab, rows, name)
-    folder = lab.path("traces", name)
-    lab.step("score", out=folder, teacher="none", **section)
-    lab.step("rank", in_=folder, by="reward_without_entropy")
+        rows = rival_rows(questions(experiment, "train", seed)["in"], section["rule"], seed)
+        return imported_traces(experiment, rows, name)
+    folder = experiment.path("traces", name)
+    experiment.step("score", out=folder, teacher="none", **section)
+    experiment.step("rank", in_=folder, by="reward_without_entropy")
     return folder
 
 
-def _student(lab: Lab, source: str, traces: str, size: str, limit: int | None, seed: int) -> dict[str, Any]:
-    return student_of(lab, traces, f"{source}-{size}".replace(" ", "-"), seed, limit=limit)
+def _student(
+    experiment: Experiment, source: str, traces: str, size: str, limit: int | None, seed: int
+) -> dict[str, Any]:
+    return student_of(experiment, traces, f"{source}-{size}".replace(" ", "-"), seed, limit=limit)

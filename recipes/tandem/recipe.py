@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlt_data.recipes.lab import Lab, estimate, publish, table
-from rlt_data.recipes.pieces import ranked_traces, taught_by, trained_student, trained_teacher
+from rlt_data.recipes.experiment import Experiment, estimate, publish, table
+from rlt_data.recipes.stages import ranked_traces, train_and_eval_student, trained_student, trained_teacher
 
 ARMS = {
     "fixed": "the student stays the base",
@@ -14,16 +14,16 @@ ARMS = {
 }
 
 
-def run(lab: Lab) -> None:
+def run(experiment: Experiment) -> None:
     """Train a teacher in rounds, with three kinds of rewarding student; train fresh students on its traces."""
-    calls = [(arm, seed) for arm in ARMS for seed in lab.seeds]
-    results = lab.each(_arm, calls)
-    if lab.dry_run:
+    calls = [(arm, seed) for arm in ARMS for seed in experiment.seeds]
+    results = experiment.each(_arm, calls)
+    if experiment.dry_run:
         return
-    rounds = int(lab.config["rounds"])
+    rounds = int(experiment.config["rounds"])
     figures: dict[str, Any] = {}
     for number, arm in enumerate(ARMS):
-        seeds = results[number * len(lab.seeds) : (number + 1) * len(lab.seeds)]
+        seeds = results[number * len(experiment.seeds) : (number + 1) * len(experiment.seeds)]
         figures[arm] = {
             name: [estimate([each[turn][name] for each in seeds]) for turn in range(rounds)]
             for name in ("accuracy", "reward", "thought_tokens", "truncated")
@@ -35,21 +35,21 @@ def run(lab: Lab) -> None:
         for arm, each in figures.items()
     ]
     text = table(columns, rows) + "\nAccuracy is that of fresh students from the base, on one trace per question.\n"
-    publish(lab, {"arms": figures}, text, lambda axes: _draw(axes, figures, rounds))
+    publish(experiment, {"arms": figures}, text, lambda axes: _draw(axes, figures, rounds))
 
 
-def _arm(lab: Lab, arm: str, seed: int) -> list[dict[str, float]]:
+def _arm(experiment: Experiment, arm: str, seed: int) -> list[dict[str, float]]:
     """Return what fresh students learn from the teacher after each round."""
-    teacher, student = str(lab.config["teacher"]["model"]), str(lab.config["teacher"]["student"])
+    teacher, student = str(experiment.config["teacher"]["model"]), str(experiment.config["teacher"]["student"])
     found = []
-    rounds = int(lab.config["rounds"])
+    rounds = int(experiment.config["rounds"])
     for turn in range(rounds):
         name = f"{arm}-{turn}"
-        teacher = trained_teacher(lab, f"{name}-{seed}", 100 * turn + seed, model=teacher, student=student)
-        found.append(taught_by(lab, teacher, name, seed))
+        teacher = trained_teacher(experiment, f"{name}-{seed}", 100 * turn + seed, model=teacher, student=student)
+        found.append(train_and_eval_student(experiment, teacher, name, seed))
         if arm == "tandem" and turn + 1 < rounds:
-            best = ranked_traces(lab, teacher, f"{name}-best-{seed}", seed, "refresh")
-            student, _ = trained_student(lab, best, f"{name}-best", seed)
+            best = ranked_traces(experiment, teacher, f"{name}-best-{seed}", seed, "refresh")
+            student, _ = trained_student(experiment, best, f"{name}-best", seed)
         elif arm == "one-model":
             student = teacher
     return found

@@ -5,25 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from rlt_data.plots import bars
-from rlt_data.recipes.lab import Lab, estimate, publish, table
-from rlt_data.recipes.pieces import base_accuracy, taught_by, trained_teacher
+from rlt_data.recipes.experiment import Experiment, estimate, publish, table
+from rlt_data.recipes.stages import base_accuracy, train_and_eval_student, trained_teacher
 
 _FIGURES = ("reward", "r_ss", "r_kl", "thought_tokens", "well_formed", "truncated", "copied")
 
 
-def run(lab: Lab) -> None:
+def run(experiment: Experiment) -> None:
     """Warm a teacher up, train it with and without the KL term; train students on one trace per question of each."""
-    warm = _warm(lab)
-    lambdas = [float(each) for each in lab.config["lambdas"]]
-    trained = lab.each(_teacher, [(warm, seed, weight) for weight in lambdas for seed in lab.seeds])
-    arms: dict[str, list[str]] = {"before RL": [warm] * len(lab.seeds)}
+    warm = _warm(experiment)
+    lambdas = [float(each) for each in experiment.config["lambdas"]]
+    trained = experiment.each(_teacher, [(warm, seed, weight) for weight in lambdas for seed in experiment.seeds])
+    arms: dict[str, list[str]] = {"before RL": [warm] * len(experiment.seeds)}
     for number, weight in enumerate(lambdas):
-        first = number * len(lab.seeds)
-        arms[f"after RL, λ = {weight:g}"] = trained[first : first + len(lab.seeds)]
-    calls = [(arm, model, seed) for arm, models in arms.items() for seed, model in zip(lab.seeds, models, strict=True)]
-    results = lab.each(_student, calls)
-    base = lab.each(base_accuracy, [(seed,) for seed in lab.seeds])
-    if lab.dry_run:
+        first = number * len(experiment.seeds)
+        arms[f"after RL, λ = {weight:g}"] = trained[first : first + len(experiment.seeds)]
+    calls = [
+        (arm, model, seed) for arm, models in arms.items() for seed, model in zip(experiment.seeds, models, strict=True)
+    ]
+    results = experiment.each(_student, calls)
+    base = experiment.each(base_accuracy, [(seed,) for seed in experiment.seeds])
+    if experiment.dry_run:
         return
     found: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
     for (arm, _, _), result in zip(calls, results, strict=True):
@@ -45,21 +47,21 @@ def run(lab: Lab) -> None:
     def draw(axes: Any) -> None:
         bars(axes, list(figures), {"": [each["accuracy"] for each in figures.values()]}, "accuracy of the students")
 
-    publish(lab, {"arms": figures, "gain": estimate(gains)}, text, draw)
+    publish(experiment, {"arms": figures, "gain": estimate(gains)}, text, draw)
 
 
-def _warm(lab: Lab) -> str:
+def _warm(experiment: Experiment) -> str:
     """Return the warmed-up teacher: the configured one, or one that is warmed up here."""
-    if "warmup" not in lab.config:
-        return str(lab.config["teacher"]["model"])
-    out = lab.path("teachers", "warm")
-    lab.step("warmup", out=out)
+    if "warmup" not in experiment.config:
+        return str(experiment.config["teacher"]["model"])
+    out = experiment.path("teachers", "warm")
+    experiment.step("warmup", out=out)
     return out
 
 
-def _teacher(lab: Lab, warm: str, seed: int, weight: float) -> str:
-    return trained_teacher(lab, f"lambda-{weight:g}-{seed}", seed, model=warm, lambda_=weight)
+def _teacher(experiment: Experiment, warm: str, seed: int, weight: float) -> str:
+    return trained_teacher(experiment, f"lambda-{weight:g}-{seed}", seed, model=warm, lambda_=weight)
 
 
-def _student(lab: Lab, arm: str, model: str, seed: int) -> dict[str, float]:
-    return taught_by(lab, model, arm.replace(", λ = ", "-lambda-").replace(" ", "-"), seed)
+def _student(experiment: Experiment, arm: str, model: str, seed: int) -> dict[str, float]:
+    return train_and_eval_student(experiment, model, arm.replace(", λ = ", "-lambda-").replace(" ", "-"), seed)

@@ -34,10 +34,10 @@ from rlt_data.engines.protocol import (
     Sampling,
     SequenceBlock,
     SequenceLogprobs,
-    owed_groups,
-    owed_prompts,
+    groups_to_emit,
+    prompts_to_emit,
 )
-from rlt_data.engines.watchdog import Pulse, indented, take
+from rlt_data.engines.watchdog import Heartbeat, indented, take
 from rlt_data.engines.worker import Job, Ready, Refused, Results
 from rlt_data.errors import EngineError, ModelError
 
@@ -51,7 +51,7 @@ _LOG_LINES = 15
 
 
 @dataclass
-class Order:
+class InFlightJob:
     """A job on its way.
 
     Attributes:
@@ -66,7 +66,7 @@ class Order:
     job: Job
     inbox: queue.SimpleQueue[Result]
     pending: set[str]
-    company: int = sys.maxsize
+    max_concurrent: int = sys.maxsize
 
     def finish(self, result: Result) -> None:
         """Pass a result on."""
@@ -108,10 +108,10 @@ class Pool:
         logs: Path | None = None,
         patience: float = 900.0,
     ) -> None:
-        self.pulse = Pulse()
+        self.heartbeat = Heartbeat()
         self.name = name
         self._lock = threading.RLock()
-        self._waiting: deque[Order] = deque()
+        self._waiting: deque[InFlightJob] = deque()
         self._numbers = count()
         self._loaded = False
         self._failure: EngineError | None = None
@@ -122,7 +122,7 @@ class Pool:
         folder.mkdir(parents=True, exist_ok=True)
         stem = Path(name).name
         self._workers = [
-            Worker(self, (factory, arguments), environment, folder / f"{stem}-{index}.log")
+            WorkerProcess(self, (factory, arguments), environment, folder / f"{stem}-{index}.log")
             for index, environment in enumerate(environments)
         ]
         try:
@@ -142,7 +142,7 @@ class Pool:
                     raise ModelError(worker.refused + worker.log_end())
             if self._failure:
                 raise ModelError(f"{self.name}: {self._failure}")
-            if self.pulse.idle > patience:
+            if self.heartbeat.idle > patience:
                 ends = "".join(worker.log_end() for worker in self._workers)
                 raise EngineError(f"{self.name}: loading made no progress for {patience:g} s (--stall-timeout){ends}")
         self._loaded = True
@@ -150,12 +150,12 @@ class Pool:
 
     def generate(self, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling) -> Iterator[Sample | Failure]:
         """Sample completions; see :class:`~rlt_data.engines.Engine`."""
-        jobs = (Job(prompt, sampling) for prompt in owed_prompts(blocks))
+        jobs = (Job(prompt, sampling) for prompt in prompts_to_emit(blocks))
         return cast(Iterator[Sample | Failure], self._run(jobs))
 
     def logprobs(self, blocks: Iterable[SequenceBlock], temperature: float) -> Iterator[SequenceLogprobs | Failure]:
         """Score texts; see :class:`~rlt_data.engines.Engine`."""
-        jobs = (Job(request, temperature) for request in chain.from_iterable(owed_groups(blocks)))
+        jobs = (Job(request, temperature) for request in chain.from_iterable(groups_to_emit(blocks)))
         return cast(Iterator[SequenceLogprobs | Failure], self._run(jobs))
 
     def log_tail(self) -> str:
@@ -184,7 +184,7 @@ class Pool:
                     self._enqueue(job, inbox)
             if not owed:
                 return
-            yield take(inbox, self.pulse, self._look)
+            yield take(inbox, self.heartbeat, self._look)
             owed -= 1
 
     def _look(self) -> None:
@@ -196,11 +196,11 @@ class Pool:
     def _note_loading(self) -> None:
         """Take what a process writes while it loads its model for a sign of life."""
         if any([worker.log_has_grown() for worker in self._workers if not worker.ready]):
-            self.pulse.note()
+            self.heartbeat.touch()
 
     def _enqueue(self, job: Job, inbox: queue.SimpleQueue[Result]) -> None:
         with self._lock:
-            self._waiting.append(Order(next(self._numbers), job, inbox, set(job.keys)))
+            self._waiting.append(InFlightJob(next(self._numbers), job, inbox, set(job.keys)))
             self._dispatch()
 
     def _has_room(self) -> bool:
@@ -218,9 +218,9 @@ class Pool:
 
     # What the processes report, each in the thread that reads from it
 
-    def received(self, worker: Worker, message: Any) -> None:
+    def received(self, worker: WorkerProcess, message: Any) -> None:
         """Take a message of a process."""
-        self.pulse.note()
+        self.heartbeat.touch()
         with self._lock:
             if isinstance(message, Ready):
                 worker.ready = message
@@ -236,7 +236,7 @@ class Pool:
                             del worker.orders[number]
             self._dispatch()
 
-    def lost(self, worker: Worker) -> None:
+    def lost(self, worker: WorkerProcess) -> None:
         """Take note that a process has ended, hand its orders on, and start it again."""
         with self._lock:
             if self._closed or worker.refused:
@@ -246,10 +246,10 @@ class Pool:
             last = (worker.log_tail() or ["no word"])[-1].strip()
             logger.warning("%s: an engine process died (%s); %d of its jobs wait", self.name, last, len(orders))
             for order in orders:
-                if order.company == 1:
+                if order.max_concurrent == 1:
                     for key in list(order.pending):
                         order.finish(Failure(key, f"the engine died of it, again when it was alone ({last})"))
-                order.company = max(1, len(orders) // 2)
+                order.max_concurrent = max(1, len(orders) // 2)
             self._waiting.extendleft(order for order in reversed(orders) if order.pending)
             worker.ready = None
             worker.gone = worker.deaths >= worker.most_deaths or not self._loaded
@@ -261,7 +261,7 @@ class Pool:
             self._dispatch()
 
 
-class Worker:
+class WorkerProcess:
     """A process of a pool.
 
     Args:
@@ -274,7 +274,7 @@ class Worker:
     def __init__(
         self, pool: Pool, core: tuple[str, tuple[Any, ...]], environment: Mapping[str, str], log: Path
     ) -> None:
-        self.orders: dict[int, Order] = {}
+        self.orders: dict[int, InFlightJob] = {}
         self.ready: Ready | None = None
         self.refused: str | None = None
         self.gone = False
@@ -298,12 +298,14 @@ class Worker:
         """Results that it owes."""
         return sum(len(order.pending) for order in self.orders.values())
 
-    def has_room(self, order: Order | None = None) -> bool:
+    def has_room(self, order: InFlightJob | None = None) -> bool:
         """Whether it can take an order more."""
         if self.ready is None:
             return False
-        company = min((each.company for each in [*self.orders.values(), *([order] if order else [])]), default=1)
-        return self.load < self.ready.window and len(self.orders) < company
+        max_concurrent = min(
+            (each.max_concurrent for each in [*self.orders.values(), *([order] if order else [])]), default=1
+        )
+        return self.load < self.ready.window and len(self.orders) < max_concurrent
 
     def start(self) -> None:
         """Start the process, and a thread that reads from it."""
@@ -323,7 +325,7 @@ class Worker:
         self._connection.send(self._core)
         threading.Thread(target=self._read, args=(self._connection,), daemon=True).start()
 
-    def send(self, order: Order) -> None:
+    def send(self, order: InFlightJob) -> None:
         """Hand an order to the process."""
         assert self._connection is not None
         self.orders[order.number] = order

@@ -10,7 +10,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from rlt_data.engines.watchdog import Pulse
+from rlt_data.engines.watchdog import Heartbeat
 
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
@@ -65,13 +65,13 @@ class SampleRequest:
     Attributes:
         key: the caller's name for it.
         seed: everything random about it, 64 bits.
-        owed: whether the caller wants it; a sample that is not owed is there so that an engine whose results depend
+        emit: whether the caller wants it; a sample that is not owed is there so that an engine whose results depend
             on the batch in their last bits can rebuild the batch it ran before an interruption.
     """
 
     key: str
     seed: int
-    owed: bool = True
+    emit: bool = True
 
     @property
     def signed_seed(self) -> int:
@@ -137,19 +137,19 @@ class SequenceRequest:
     Attributes:
         key: the caller's name for it.
         ids: token ids of the whole text, shape (tokens,).
-        wanted: ascending positions, from 1, of the tokens whose log-probs are wanted.
-        owed: see :class:`SampleRequest`.
+        positions: ascending positions, from 1, of the tokens whose log-probs are wanted.
+        emit: see :class:`SampleRequest`.
     """
 
     key: str
     ids: Ints
-    wanted: Ints
-    owed: bool = True
+    positions: Ints
+    emit: bool = True
 
     @property
     def scored_ids(self) -> Ints:
         """The tokens up to the last wanted one; those after it play no part in any log-prob."""
-        return self.ids[: int(self.wanted[-1]) + 1]
+        return self.ids[: int(self.positions[-1]) + 1]
 
 
 @dataclass(frozen=True)
@@ -166,17 +166,17 @@ Result = Sample | SequenceLogprobs | Failure
 SequenceBlock = Sequence[Sequence[SequenceRequest]]
 
 
-def owed_prompts(blocks: Iterable[Sequence[PromptRequest]]) -> Iterator[PromptRequest]:
+def prompts_to_emit(blocks: Iterable[Sequence[PromptRequest]]) -> Iterator[PromptRequest]:
     """Yield the prompts with owed samples, with those alone: for engines whose results know no block."""
     for prompt in chain.from_iterable(blocks):
-        if owed := [sample for sample in prompt.samples if sample.owed]:
+        if owed := [sample for sample in prompt.samples if sample.emit]:
             yield replace(prompt, samples=owed)
 
 
-def owed_groups(blocks: Iterable[SequenceBlock]) -> Iterator[list[SequenceRequest]]:
+def groups_to_emit(blocks: Iterable[SequenceBlock]) -> Iterator[list[SequenceRequest]]:
     """Yield the texts of each group that are owed and have a wanted token, likewise."""
     for group in chain.from_iterable(blocks):
-        if owed := [request for request in group if request.owed and len(request.wanted)]:
+        if owed := [request for request in group if request.emit and len(request.positions)]:
             yield owed
 
 
@@ -187,11 +187,11 @@ class Engine(Protocol):
 
     Attributes:
         context_length: the most tokens of a text.
-        pulse: signs of life, for the watchdog.
+        heartbeat: signs of life, for the watchdog.
     """
 
     context_length: int
-    pulse: Pulse
+    heartbeat: Heartbeat
 
     def generate(self, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling) -> Iterator[Sample | Failure]:
         """Sample completions, each returned as soon as it is finished.

@@ -33,10 +33,10 @@ from rlt_data.engines.protocol import (
     Sampling,
     SequenceBlock,
     SequenceLogprobs,
-    owed_groups,
-    owed_prompts,
+    groups_to_emit,
+    prompts_to_emit,
 )
-from rlt_data.engines.watchdog import Pulse, take
+from rlt_data.engines.watchdog import Heartbeat, take
 from rlt_data.errors import EngineError, ModelError, RltDataError, SettingsError, first_line
 from rlt_data.settings import ModelSettings
 
@@ -76,7 +76,7 @@ class RayEngine:
     def __init__(
         self, settings: ModelSettings, open_engine: Callable[[], Engine], *, context_length: int, share: float
     ) -> None:
-        self.pulse = Pulse()
+        self.heartbeat = Heartbeat()
         self.context_length = context_length
         self._open_engine = open_engine
         # Batches that an engine works on at the same time: one, where it batches within a batch alone.
@@ -90,12 +90,12 @@ class RayEngine:
 
     def generate(self, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling) -> Iterator[Sample | Failure]:
         """Sample completions; see :class:`~rlt_data.engines.Engine`."""
-        batches = _batches(owed_prompts(blocks), lambda prompt: len(prompt.samples))
+        batches = _batches(prompts_to_emit(blocks), lambda prompt: len(prompt.samples))
         return cast(Iterator[Sample | Failure], self._run(Work(batch, sampling) for batch in batches))
 
     def logprobs(self, blocks: Iterable[SequenceBlock], temperature: float) -> Iterator[SequenceLogprobs | Failure]:
         """Score texts; see :class:`~rlt_data.engines.Engine`."""
-        batches = _batches(owed_groups(blocks), len)
+        batches = _batches(groups_to_emit(blocks), len)
         return cast(Iterator[SequenceLogprobs | Failure], self._run(Work(batch, temperature) for batch in batches))
 
     def log_tail(self) -> str:
@@ -132,7 +132,7 @@ class RayEngine:
 
         def look() -> None:
             if ray.get(feed.idle.remote()) < 2 * _ALIVE_SECONDS:
-                self.pulse.note()
+                self.heartbeat.touch()
 
         while True:
             while more and len(owed) < room:
@@ -146,10 +146,10 @@ class RayEngine:
                     feed.close.remote(tickets)  # the last results come only at the end of Ray Data's input
             if not owed:
                 return
-            found = take(inbox, self.pulse, look)
+            found = take(inbox, self.heartbeat, look)
             if isinstance(found, Exception):
                 raise found
-            self.pulse.beat()
+            self.heartbeat.touch_or_raise()
             ticket, results = found
             if ticket in owed:
                 owed.remove(ticket)
@@ -269,7 +269,7 @@ class _Runner:
 
     def _give_signs(self) -> None:
         while self._problem is None:
-            if self._engine is None or self._engine.pulse.idle < 2 * _ALIVE_SECONDS:
+            if self._engine is None or self._engine.heartbeat.idle < 2 * _ALIVE_SECONDS:
                 self._feed.note.remote()
             time.sleep(_ALIVE_SECONDS)
 

@@ -69,7 +69,7 @@ def checked_samples(
         for block in blocks:
             fitting = []
             for prompt in block:
-                owed = [sample.key for sample in prompt.samples if sample.owed]
+                owed = [sample.key for sample in prompt.samples if sample.emit]
                 if reason := _problem_with_ids(prompt.ids, vocabulary):
                     refused.extend(Failure(key, f"the prompt holds {reason}") for key in owed)
                 else:
@@ -103,11 +103,11 @@ def checked_logprobs(
 
     def fits(request: SequenceRequest) -> bool:
         reason = _problem_with_ids(request.ids, vocabulary)
-        if request.owed and len(request.wanted):
+        if request.emit and len(request.positions):
             if reason:
                 refused.append(Failure(request.key, f"the text holds {reason}"))
             else:
-                wanted[request.key] = len(request.wanted)
+                wanted[request.key] = len(request.positions)
         return reason is None
 
     def passed() -> Iterator[SequenceBlock]:
@@ -136,7 +136,7 @@ def checked_full_kl(
     """
     if not isinstance(engine, FullKL):
         raise ModelError("the full KL needs an engine that sees whole distributions (--engine transformers)")
-    wanted = {request.key: len(request.wanted) for request in group}
+    wanted = {request.key: len(request.positions) for request in group}
     for result in engine.full_kl(group, other, other_group, temperature):
         if isinstance(result, SequenceLogprobs):
             values, tokens = result.logprobs, wanted[result.key]

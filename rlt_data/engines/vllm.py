@@ -321,7 +321,7 @@ class VllmCore:
     # Log-probs of texts
 
     def _add_text(self, number: int, request: SequenceRequest) -> None:
-        ids, start = request.scored_ids, int(request.wanted[0]) - 1
+        ids, start = request.scored_ids, int(request.positions[0]) - 1
         last = int(ids[-1]) if len(ids) == self.context_length else None
         take = self._take_text, number, request, start, last
         asked = scored(ids if last is None else ids[:-1], start, last, picks_tokens=self._picks_tokens)
@@ -338,7 +338,7 @@ class VllmCore:
             values = np.asarray(found)[:, 0] if self._picks_tokens else np.asarray(_flat(found)[start:])
         if last is not None:
             values = np.append(values, output.outputs[0].logprobs[0][last].logprob)
-        wanted = values[request.wanted - 1 - start].astype(np.float32)
+        wanted = values[request.positions - 1 - start].astype(np.float32)
         return [(number, SequenceLogprobs(request.key, wanted))]
 
 

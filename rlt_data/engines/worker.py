@@ -70,7 +70,7 @@ class Results:
     results: Sequence[tuple[int, Result]] = ()
 
 
-class Core(Protocol):
+class EngineCore(Protocol):
     """Runs one model, a step at a time."""
 
     context_length: int
@@ -104,7 +104,7 @@ def main() -> None:
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
     try:
         module, function = factory.split(":")
-        core: Core = getattr(import_module(module), function)(*arguments)
+        core: EngineCore = getattr(import_module(module), function)(*arguments)
     except RltDataError as error:
         sys.stdout.flush()  # the pool shows the end of the log
         connection.send(Refused(str(error)))
@@ -118,7 +118,7 @@ def main() -> None:
         os._exit(1)  # an engine that is broken may hang when it is taken down
 
 
-def _serve(core: Core, connection: Connection, inbox: queue.SimpleQueue[tuple[int, Job]]) -> None:
+def _serve(core: EngineCore, connection: Connection, inbox: queue.SimpleQueue[tuple[int, Job]]) -> None:
     spoken = time.monotonic()
     while True:
         results: list[tuple[int, Result]] = []

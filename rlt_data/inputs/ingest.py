@@ -16,7 +16,7 @@ from rlt_data.inputs.check import CheckReport, ReaderOf, examined_rows
 from rlt_data.inputs.presets import Row
 from rlt_data.inputs.read import input_digest
 from rlt_data.settings import InputSettings
-from rlt_data.storage.run import Run, content_hash
+from rlt_data.storage.run import RunFolder, content_hash
 from rlt_data.storage.schemas import QUESTIONS_PER_PART, to_table
 from rlt_data.storage.writer import TableWriter
 
@@ -26,7 +26,9 @@ logger = logging.getLogger(__name__)
 IMPORTED = "imported"
 
 
-def ingest(run: Run, settings: InputSettings, format: Format, *, traces: bool, reader: ReaderOf | None = None) -> None:
+def ingest(
+    run: RunFolder, settings: InputSettings, format: Format, *, traces: bool, reader: ReaderOf | None = None
+) -> None:
     """Check an input whole, then add its questions (and traces) to the run; what is there already stays.
 
     An input file that was read before with the same settings is not read again.
@@ -78,7 +80,7 @@ def question_id(question: str, solution: str) -> str:
     return content_hash(question, solution)
 
 
-def _add_questions(run: Run, rows: Iterator[Row], *, traces: bool) -> dict[str, int]:
+def _add_questions(run: RunFolder, rows: Iterator[Row], *, traces: bool) -> dict[str, int]:
     """Append the new questions to the table, and return the place of every question of the table.
 
     Where the rows are traces, what ``--keep`` names belongs to them: several may have the same question.
@@ -118,7 +120,7 @@ def _add_questions(run: Run, rows: Iterator[Row], *, traces: bool) -> dict[str, 
     return places
 
 
-def _add_traces(run: Run, rows: Iterator[Row], format: Format, places: dict[str, int]) -> None:
+def _add_traces(run: RunFolder, rows: Iterator[Row], format: Format, places: dict[str, int]) -> None:
     known: set[str] = set()
     samples: Counter[str] = Counter()
     for part in run.parts("traces"):

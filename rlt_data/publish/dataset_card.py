@@ -17,7 +17,7 @@ from rlt_data.publish.redact import redact_paths
 from rlt_data.publish.tables import STAGES, Config
 from rlt_data.statistics import Stats
 from rlt_data.steps.registry import STEPS
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 
 _TAGS = ("rlt-data", "reasoning", "distillation", "reinforcement-learned-teachers")
 #: The Hub's words for numbers of rows.
@@ -65,7 +65,7 @@ class Facts:
         return dict(redact_paths(self.stats.steps if self.stats else self.distilled["steps"]))
 
 
-def best_and_worst(run: Run) -> dict[str, dict[str, Any]]:
+def best_and_worst(run: RunFolder) -> dict[str, dict[str, Any]]:
     """Return the well-formed traces of largest and of smallest value, with their texts; none where there are none."""
     ends: list[pl.DataFrame] = []
     for part in run.parts("ranks"):
@@ -78,7 +78,7 @@ def best_and_worst(run: Run) -> dict[str, dict[str, Any]]:
     return {name: _sample_texts(run, all_ends.row(row, named=True)) for name, row in (("Best", -1), ("Worst", 0))}
 
 
-def _sample_texts(run: Run, rank: dict[str, Any]) -> dict[str, Any]:
+def _sample_texts(run: RunFolder, rank: dict[str, Any]) -> dict[str, Any]:
     traces = pl.DataFrame(run.read("traces", rank["part"], ["trace_id", "completion"]))
     questions = pl.DataFrame(run.read("questions", rank["part"]))
     question = questions.row(by_predicate=pl.col("question_id") == rank["question_id"], named=True)

@@ -35,7 +35,7 @@ from rlt_data.statistics import Stats, scored, stats
 from rlt_data.storage.backends import open_folder
 from rlt_data.storage.folder import Folder, checksum
 from rlt_data.storage.paths import disk_errors, refusal
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 
 #: Of every commit, and the title of a pull request.
 _MESSAGE = "Push by rlt-data"
@@ -119,7 +119,7 @@ def push(settings: PushSettings, progress: Progress = SILENT) -> PushSummary:
         elif kind == "distilled":
             summary = _push_distilled(settings, folder, repository, root, progress)
         else:
-            summary = _push_run(settings, Run.existing(folder.path), repository, root, progress)
+            summary = _push_run(settings, RunFolder.existing(folder.path), repository, root, progress)
     summary.seconds = time.monotonic() - began
     return summary
 
@@ -171,7 +171,9 @@ def _kind(folder: Folder) -> str:
 # Data sets
 
 
-def _push_run(settings: PushSettings, run: Run, repository: Repository, root: Path, progress: Progress) -> PushSummary:
+def _push_run(
+    settings: PushSettings, run: RunFolder, repository: Repository, root: Path, progress: Progress
+) -> PushSummary:
     distilled = run.path / "dataset"
     made = _distill_json(open_folder(distilled))
     if not run.is_current("ranks"):
@@ -232,7 +234,7 @@ def _data_set(
 
 def _stage(
     settings: PushSettings,
-    run: Run,
+    run: RunFolder,
     made: Mapping[str, Any],
     figures: Stats,
     stage: str,

@@ -27,8 +27,8 @@ from rlt_data.steps.provenance import recorded_format
 from rlt_data.steps.registry import DATA_STEPS
 from rlt_data.storage.backends import open_folder
 from rlt_data.storage.parquet import Shards, table_errors
-from rlt_data.storage.paths import Place
-from rlt_data.storage.run import Run
+from rlt_data.storage.paths import StoragePath
+from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import SCHEMAS
 
 #: The tables of each stage that has any.
@@ -102,7 +102,9 @@ def _file_name(number: int, files: int) -> str:
     return f"train-{number:05d}-of-{files:05d}.parquet"
 
 
-def write_configs(run: Run, distilled: Place, made: Mapping[str, Any], root: Path, progress: Progress) -> list[Config]:
+def write_configs(
+    run: RunFolder, distilled: StoragePath, made: Mapping[str, Any], root: Path, progress: Progress
+) -> list[Config]:
     """Write all configurations of a run.
 
     Args:
@@ -119,7 +121,7 @@ def write_configs(run: Run, distilled: Place, made: Mapping[str, Any], root: Pat
     return [config for config in configs if config.rows]
 
 
-def write_default(distilled: Place, root: Path) -> Config:
+def write_default(distilled: StoragePath, root: Path) -> Config:
     """Write the configuration of what was distilled.
 
     Raises:
@@ -136,7 +138,7 @@ def write_default(distilled: Place, root: Path) -> Config:
     return _adopted("default", files, root, distilled / "data")
 
 
-def write_stage(run: Run, stage: str, root: Path, progress: Progress) -> list[Config]:
+def write_stage(run: RunFolder, stage: str, root: Path, progress: Progress) -> list[Config]:
     """Write the tables of a stage whole, as they are in the run; none of those that are not there.
 
     Args:
@@ -157,7 +159,7 @@ def write_stage(run: Run, stage: str, root: Path, progress: Progress) -> list[Co
     return configs
 
 
-def _adopted(name: str, files: list[Path], root: Path, source: Place) -> Config:
+def _adopted(name: str, files: list[Path], root: Path, source: StoragePath) -> Config:
     """Make a configuration of files that are there already, in the folder of the data set.
 
     Raises:
@@ -175,7 +177,7 @@ def _adopted(name: str, files: list[Path], root: Path, source: Place) -> Config:
     return config
 
 
-def _by_rank(run: Run, made: Mapping[str, Any], root: Path, progress: Progress) -> Iterator[Config]:
+def _by_rank(run: RunFolder, made: Mapping[str, Any], root: Path, progress: Progress) -> Iterator[Config]:
     """Write the configurations by rank, or by bucket where buckets are not ranks."""
     format = recorded_format(run, "score")
     if format is None or not run.parts("ranks"):
@@ -200,7 +202,7 @@ def _plain(table: str) -> list[str]:
     return [field.name for field in SCHEMAS[table] if not pa.types.is_list(field.type)]
 
 
-def _traces(run: Run, root: Path, progress: Progress) -> Config:
+def _traces(run: RunFolder, root: Path, progress: Progress) -> Config:
     """Write every trace with its question, its scores and its rank."""
     writer: ConfigWriter | None = None
     for part in run.parts("traces"):

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from rlt_data.errors import SettingsError
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 
 _KEYS = ["trace_id", "question_id", "source_id"]
 _TRACE_COLUMNS = [*_KEYS, "sample_index", "completion", "finish_reason", "meta"]
@@ -23,7 +23,7 @@ class ShownQuestion:
     traces: list[dict[str, Any]]
 
 
-def find(run: Run, key: str | None = None) -> ShownQuestion:
+def find(run: RunFolder, key: str | None = None) -> ShownQuestion:
     """Return a question and its traces; with the key of a trace, that trace alone; without key the first question.
 
     Args:
@@ -56,7 +56,7 @@ def find(run: Run, key: str | None = None) -> ShownQuestion:
     )
 
 
-def _question(run: Run, part: int, question_id: str) -> ShownQuestion:
+def _question(run: RunFolder, part: int, question_id: str) -> ShownQuestion:
     mine = pl.col("question_id") == question_id
     traces = pl.DataFrame(run.read("traces", part, _TRACE_COLUMNS)).filter(mine)
     for table in ("scores", "ranks"):

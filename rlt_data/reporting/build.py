@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rlt_data.progress import Progress
-from rlt_data.reporting.collect import TOKENS, Collection
+from rlt_data.reporting.collect import TOKENS, TraceSelection
 from rlt_data.reporting.overview import asset, rendered
 
 #: Traces of one block.
@@ -26,7 +26,7 @@ _SCRIPTS = ("data", "list", "question", "main")
 _INDEX, _CHUNKS = "<!-- index -->", "<!-- chunks -->"
 
 
-def write_page(file: Path, title: str, overview: str, collection: Collection, progress: Progress) -> None:
+def write_page(file: Path, title: str, overview: str, collection: TraceSelection, progress: Progress) -> None:
     """Write the page as one file that needs nothing else.
 
     Args:

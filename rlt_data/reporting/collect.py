@@ -18,7 +18,7 @@ import polars as pl
 from rlt_data.formats.views import read_completion
 from rlt_data.statistics import OF_RANKS, TERMS
 from rlt_data.steps.provenance import recorded_format
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 
 _OF_TRACES = ("finish_reason", "completion_tokens")
 _TEXTS_OF_SCORES = (
@@ -31,7 +31,7 @@ _SNIPPET = 160
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SelectedQuestion:
     """A question to show: its id, its number of traces, and the part it is in, by the number of the run."""
 
     question_id: str
@@ -39,7 +39,7 @@ class Chosen:
     parts: tuple[int, ...]
 
 
-class Collection:
+class TraceSelection:
     """Questions of one run or several, with their traces.
 
     Args:
@@ -53,7 +53,7 @@ class Collection:
         traces: their traces.
     """
 
-    def __init__(self, runs: Mapping[str, Run], limit: int, only: str | None = None) -> None:
+    def __init__(self, runs: Mapping[str, RunFolder], limit: int, only: str | None = None) -> None:
         self.runs = dict(runs)
         self.formats = [recorded_format(run, "score") or recorded_format(run, "generate") for run in runs.values()]
         self.questions = self.traces = 0
@@ -64,7 +64,7 @@ class Collection:
         self._texts = lru_cache(len(self.runs))(self._read_texts)
         self._questions = lru_cache(1)(self._read_questions)
 
-    def _choose(self, limit: int, only: str | None) -> list[Chosen]:
+    def _choose(self, limit: int, only: str | None) -> list[SelectedQuestion]:
         found: list[dict[str, tuple[int, int]]] = []
         for run in self.runs.values():
             counts: dict[str, tuple[int, int]] = {}
@@ -84,14 +84,14 @@ class Collection:
                 break
             kept.add(key)
         return [
-            Chosen(key, sum(counts[key][0] for counts in found), tuple(counts[key][1] for counts in found))
+            SelectedQuestion(key, sum(counts[key][0] for counts in found), tuple(counts[key][1] for counts in found))
             for key in everywhere
             if key in kept
         ]
 
-    def chunks(self, traces: int) -> Iterator[list[Chosen]]:
+    def chunks(self, traces: int) -> Iterator[list[SelectedQuestion]]:
         """Return the questions in groups of about so many traces."""
-        group: list[Chosen] = []
+        group: list[SelectedQuestion] = []
         for each in self.chosen:
             if group and sum(other.traces for other in group) + each.traces > traces:
                 yield group
@@ -129,7 +129,7 @@ class Collection:
                 columns[name] = [_short(value) if isinstance(value, float) else value for value in values]
         return {"questions": questions, "columns": columns}
 
-    def texts(self, chosen: Chosen) -> dict[str, Any]:
+    def texts(self, chosen: SelectedQuestion) -> dict[str, Any]:
         """Return a question and its traces as the page shows them, JSON-ready.
 
         ``contents`` are the solution as each source's student reads it. A trace's ``thought`` is what the student read:
@@ -199,7 +199,7 @@ class Collection:
         return {str(key): frame for (key,), frame in rows.partition_by("question_id", as_dict=True).items()}
 
 
-def source_name(run: Run) -> str:
+def source_name(run: RunFolder) -> str:
     """Return what a run is called where nothing else is said: the name of its folder."""
     return run.path.resolve().name
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from rlt_data.steps.registry import STEPS
 from rlt_data.storage.errorlog import failures
-from rlt_data.storage.run import Run, content_hash
+from rlt_data.storage.run import RunFolder, content_hash
 from rlt_data.storage.schemas import TABLE_OF_STEP
 
 #: Columns that count the tokens of a row.
@@ -45,13 +45,13 @@ class Watch:
             total, ``tokens_per_second`` and ``seconds_left`` (null while nothing moves) and ``state`` in words;
             ``newest``: key and beginning of the traces that were written last.
         """
-        run = Run.existing(self._path)
+        run = RunFolder.existing(self._path)
         failed = Counter(entry["step"] for entry in failures(run))
         steps = [self._step(run, step, failed[step]) for step in TABLE_OF_STEP if run.step(step)]
         stamp = content_hash(run.info, [each["done"] for each in steps], run.parts("ranks"))
         return {"stamp": stamp, "steps": steps, "newest": _newest(run)}
 
-    def _step(self, run: Run, step: str, failed: int) -> dict[str, Any]:
+    def _step(self, run: RunFolder, step: str, failed: int) -> dict[str, Any]:
         done, tokens = self._count(run, TABLE_OF_STEP[step])
         if "traces" in STEPS[step].reads:
             total = self._count(run, "traces")[0]
@@ -80,7 +80,7 @@ class Watch:
             "state": state,
         }
 
-    def _count(self, run: Run, table: str) -> tuple[int, int]:
+    def _count(self, run: RunFolder, table: str) -> tuple[int, int]:
         """Return rows and tokens of a table; a part whose files are as before is not read again."""
         column = _TOKENS.get(table, "question_id")
         rows = tokens = 0
@@ -95,13 +95,13 @@ class Watch:
         return rows, tokens
 
 
-def _age(run: Run, step: str) -> float:
+def _age(run: RunFolder, step: str) -> float:
     """Return how many seconds ago a step wrote its last rows; 0 where that cannot be seen."""
     written = run.last_written(TABLE_OF_STEP[step])
     return max(0.0, time.time() - written[0][1]) if written else 0.0
 
 
-def _newest(run: Run) -> list[dict[str, Any]]:
+def _newest(run: RunFolder) -> list[dict[str, Any]]:
     newest: list[dict[str, Any]] = []
     try:
         for file, _ in run.last_written("traces"):

@@ -15,7 +15,7 @@ from rlt_data import plots
 from rlt_data.publish.redact import redact_paths
 from rlt_data.statistics import Stats, figure, scored, stats
 from rlt_data.storage.errorlog import failures
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 
 #: Reasons of failures that are listed.
 _REASONS = 10
@@ -23,7 +23,7 @@ _REASONS = 10
 _LEFT_OUT = ("in", "input", "out")
 
 
-def overview(runs: Mapping[str, Run], note: str = "") -> str:
+def overview(runs: Mapping[str, RunFolder], note: str = "") -> str:
     """Return an HTML fragment; every text in it is escaped.
 
     Args:
@@ -64,7 +64,7 @@ def _words(name: Any) -> str:
     return str(name) if str(name).startswith("r_") else str(name).replace("_", " ")
 
 
-def _source(name: str, run: Run, scores: pl.DataFrame) -> dict[str, Any]:
+def _source(name: str, run: RunFolder, scores: pl.DataFrame) -> dict[str, Any]:
     figures = stats(run, scores)
     reasons = Counter((entry["step"], str(entry.get("reason", ""))) for entry in failures(run))
     return {
@@ -140,7 +140,7 @@ def _comparison(frames: Mapping[str, pl.DataFrame]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _warning(runs: Mapping[str, Run]) -> str:
+def _warning(runs: Mapping[str, RunFolder]) -> str:
     """Say in what the scores of several sources were made differently, and so do not compare."""
     made = [run.step("score").get("depends_on", {}) for run in runs.values()]
     keys = sorted({key for each in made for key in each if any(each.get(key) != other.get(key) for other in made)})

@@ -10,11 +10,11 @@ from pathlib import Path
 from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.reporting.build import write_page
-from rlt_data.reporting.collect import Collection, source_name
+from rlt_data.reporting.collect import TraceSelection, source_name
 from rlt_data.reporting.overview import overview
 from rlt_data.settings import ReportSettings
 from rlt_data.storage.outputs import write_file
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def report(settings: ReportSettings, progress: Progress = SILENT) -> ReportSumma
     """
     began = time.monotonic()
     runs = _sources(settings)
-    collection = Collection(runs, settings.limit)
+    collection = TraceSelection(runs, settings.limit)
     if not collection.chosen:
         raise SettingsError(f"--against: {settings.input} and {settings.against} have no question in common")
     title = settings.title or " against ".join(runs)
@@ -67,13 +67,13 @@ def report(settings: ReportSettings, progress: Progress = SILENT) -> ReportSumma
     )
 
 
-def _sources(settings: ReportSettings) -> Mapping[str, Run]:
+def _sources(settings: ReportSettings) -> Mapping[str, RunFolder]:
     """Open the runs of a report by the names of their sources: of their folders, with more of the path if need be.
 
     Raises:
         RunFolderError: a run is not there, or has no traces.
     """
-    runs = [Run.existing(path) for path in (settings.input, settings.against) if path]
+    runs = [RunFolder.existing(path) for path in (settings.input, settings.against) if path]
     for run in runs:
         if not run.parts("traces"):
             raise RunFolderError(f"{run.path}: no traces yet; run rlt-data generate, or score a file that has some")
@@ -85,7 +85,7 @@ def _sources(settings: ReportSettings) -> Mapping[str, Run]:
     return dict(zip(names, runs, strict=True))
 
 
-def _note_on(collection: Collection, shown: int) -> str:
+def _note_on(collection: TraceSelection, shown: int) -> str:
     """Say which traces can be read, if not all of them."""
     if shown == collection.traces:
         return ""

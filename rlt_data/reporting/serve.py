@@ -18,10 +18,10 @@ from aiohttp import web
 
 from rlt_data.errors import RltDataError, SettingsError
 from rlt_data.reporting.build import page
-from rlt_data.reporting.collect import Collection, source_name
+from rlt_data.reporting.collect import TraceSelection, source_name
 from rlt_data.reporting.live import Watch
 from rlt_data.reporting.overview import overview
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 
 T = TypeVar("T")
 
@@ -69,16 +69,16 @@ class Viewer:
 
     def __init__(self, path: str, limit: int) -> None:
         self._path, self._limit = path, limit
-        self._name = source_name(Run.existing(path))
+        self._name = source_name(RunFolder.existing(path))
         self._watch = Watch(path)
         self._overview = Kept(lambda: overview(self._runs()))
         self._index = Kept(self._collected)
 
-    def _runs(self) -> dict[str, Run]:
-        return {self._name: Run.existing(self._path)}
+    def _runs(self) -> dict[str, RunFolder]:
+        return {self._name: RunFolder.existing(self._path)}
 
-    def _collected(self) -> tuple[Collection, dict[str, Any]]:
-        collection = Collection(self._runs(), self._limit)
+    def _collected(self) -> tuple[TraceSelection, dict[str, Any]]:
+        collection = TraceSelection(self._runs(), self._limit)
         return collection, collection.index()
 
     def page(self) -> str:
@@ -106,11 +106,11 @@ class Viewer:
 
     def trace(self, key: str) -> dict[str, Any] | None:
         """Return the question of any trace of the run, with the figures of its traces."""
-        run = Run.existing(self._path)
+        run = RunFolder.existing(self._path)
         for part in run.parts("traces"):
             found = pl.DataFrame(run.read("traces", part, ["trace_id", "question_id"])).filter(trace_id=key)
             if len(found):
-                collection = Collection({self._name: run}, 1, only=found["question_id"][0])
+                collection = TraceSelection({self._name: run}, 1, only=found["question_id"][0])
                 columns = collection.index()["columns"]
                 shown = collection.texts(collection.chosen[0])
                 for trace in shown["traces"]:

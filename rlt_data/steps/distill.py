@@ -30,15 +30,15 @@ from rlt_data.formats import Format, Views, encode
 from rlt_data.formats.views import read_completion, student_message
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import DistillSettings, ModelSettings
+from rlt_data.steps.export_shapes import PROVENANCE, SHAPES, dataset_card, schema_of
 from rlt_data.steps.provenance import recorded_format
 from rlt_data.steps.rank import PARTS_AT_A_TIME
-from rlt_data.steps.shapes import PROVENANCE, SHAPES, dataset_card, schema_of
 from rlt_data.storage.backends import open_folder
 from rlt_data.storage.folder import checksum, json_text
 from rlt_data.storage.outputs import new_folder
 from rlt_data.storage.parquet import Shards
-from rlt_data.storage.paths import Place, disk_errors, place
-from rlt_data.storage.run import Run, content_hash
+from rlt_data.storage.paths import StoragePath, disk_errors, storage_path
+from rlt_data.storage.run import RunFolder, content_hash
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class DistillSummary:
         seconds: time spent.
     """
 
-    out: Place
+    out: StoragePath
     rows: int = 0
     questions: int = 0
     malformed: int = 0
@@ -85,7 +85,7 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
         ModelError: the tokenizer's chat template would change the rows.
     """
     began = time.monotonic()
-    run = Run.existing(settings.input)
+    run = RunFolder.existing(settings.input)
     if not run.parts("ranks"):
         raise RunFolderError(f"{run.path}: there are no ranks; run rlt-data rank first")
     if not run.is_current("ranks"):
@@ -94,7 +94,7 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
     format = recorded_format(run, "score")
     if format is None:
         raise RunFolderError(f"{run.path}: run.json does not say in which format the traces were scored")
-    out = place(settings.out) if settings.out else run.path / "dataset"
+    out = storage_path(settings.out) if settings.out else run.path / "dataset"
     summary = DistillSummary(out)
     selection = Selection(run, settings, format, summary)
     chosen = selection.chosen(progress)
@@ -117,7 +117,7 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
     return summary
 
 
-def _refuse_other_content(out: Place) -> None:
+def _refuse_other_content(out: StoragePath) -> None:
     folder = open_folder(out)
     names = folder.names()
     foreign = names - _CONTENT | {f"data/{name}" for name in folder.below("data") if not _SHARD.fullmatch(name)}
@@ -129,7 +129,7 @@ def _refuse_other_content(out: Place) -> None:
 class Selection:
     """Chooses traces part by part, and makes rows of them."""
 
-    def __init__(self, run: Run, settings: DistillSettings, format: Format, summary: DistillSummary) -> None:
+    def __init__(self, run: RunFolder, settings: DistillSettings, format: Format, summary: DistillSummary) -> None:
         self._run = run
         self._settings = settings
         self.format = format
@@ -286,7 +286,7 @@ def _write(folder: Path, selection: Selection, chosen: Iterator[pl.DataFrame]) -
 
 
 def _describe(
-    folder: Path, run: Run, settings: DistillSettings, format: Format, summary: DistillSummary, digest: str
+    folder: Path, run: RunFolder, settings: DistillSettings, format: Format, summary: DistillSummary, digest: str
 ) -> None:
     steps = run.info.get("steps", {})
     made = {

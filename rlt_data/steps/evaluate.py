@@ -27,8 +27,8 @@ from rlt_data.settings import EvaluateSettings, InputSettings
 from rlt_data.steps.provenance import step_entry
 from rlt_data.steps.sampling import PendingSample, SamplingTask, sample_questions
 from rlt_data.storage.layout import default_run, run_log
-from rlt_data.storage.paths import Place
-from rlt_data.storage.run import Run, content_hash
+from rlt_data.storage.paths import StoragePath
+from rlt_data.storage.run import RunFolder, content_hash
 from rlt_data.storage.writer import TableWriter
 from rlt_data.tasks.benchmarks import BENCHMARKS, Benchmark, BenchmarkReader
 from rlt_data.tasks.grading import Grade, Grader, final_answer
@@ -61,7 +61,7 @@ class Evaluation:
         mean_tokens: mean length of the answers.
     """
 
-    run: Place
+    run: StoragePath
     benchmark: str
     model: str
     questions: int
@@ -89,7 +89,7 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
     """
     benchmark = BENCHMARKS[settings.benchmark]
     source = _source(settings, benchmark)
-    run = Run(settings.out or default_run(settings.benchmark, settings.model))
+    run = RunFolder(settings.out or default_run(settings.benchmark, settings.model))
     model = open_model(settings.model, settings)
     format = choose_format(settings.format, model.template, model.checkpoint.name, model.checkpoint.folder)
     depends_on = _dependencies(settings, model, format)
@@ -175,7 +175,7 @@ def solution_in(format: Format, completion: str) -> tuple[str, bool]:
     return rest.partition(format.solution_tags[1])[0].strip(), False
 
 
-def _grade(run: Run, benchmark: Benchmark, format: Format, grader: Grader, progress: Progress) -> None:
+def _grade(run: RunFolder, benchmark: Benchmark, format: Format, grader: Grader, progress: Progress) -> None:
     """Grade the answers that have no grade yet."""
     parts = run.parts("answers")
     with task(progress, "grade", run.count("answers")), TableWriter(run, "grades") as writer:
@@ -206,7 +206,7 @@ def _graded(answer: dict[str, Any], solution: str, formatted: bool, grade: Grade
     }
 
 
-def _figures(run: Run, settings: EvaluateSettings, failed: int) -> Evaluation:
+def _figures(run: RunFolder, settings: EvaluateSettings, failed: int) -> Evaluation:
     parts = run.parts("grades")
     if not parts:
         raise SettingsError(f"{run.path}: no question could be answered; the reasons are in errors.jsonl")

@@ -39,8 +39,8 @@ from rlt_data.steps.provenance import versions
 from rlt_data.storage.backends import open_folder
 from rlt_data.storage.errorlog import carry_failures, failures
 from rlt_data.storage.outputs import new_folder
-from rlt_data.storage.paths import Place, disk_errors, place
-from rlt_data.storage.run import Run, changed_keys
+from rlt_data.storage.paths import StoragePath, disk_errors, storage_path
+from rlt_data.storage.run import RunFolder, changed_keys
 from rlt_data.storage.schemas import KEYS, QUESTIONS_PER_PART, SCHEMAS, TABLE_OF_STEP
 
 #: Tables that are united.
@@ -63,7 +63,7 @@ class MergeSummary:
         seconds: time spent.
     """
 
-    run: Place
+    run: StoragePath
     runs: int
     rows: dict[str, int]
     repeated: dict[str, int]
@@ -83,8 +83,8 @@ def merge(settings: MergeSettings, progress: Progress = SILENT) -> MergeSummary:
         DiskError: the merged run cannot be written.
     """
     began = time.monotonic()
-    out = place(settings.out)
-    runs = [Run.existing(path) for path in settings.input]
+    out = storage_path(settings.out)
+    runs = [RunFolder.existing(path) for path in settings.input]
     _refuse_wrong_folders(runs, out)
     with ExitStack() as locks:
         for run in runs:
@@ -93,7 +93,7 @@ def merge(settings: MergeSettings, progress: Progress = SILENT) -> MergeSummary:
                 locks.enter_context(run.locked())
         entries = _common_entries(runs)
         with new_folder(out) as fresh:
-            merged = Run(fresh)
+            merged = RunFolder(fresh)
             _unite(runs, merged, fresh / "held", progress)
             failed = carry_failures(merged, runs)
             made, read = _counts(merged), [_counts(run) for run in runs]
@@ -103,12 +103,12 @@ def merge(settings: MergeSettings, progress: Progress = SILENT) -> MergeSummary:
     return MergeSummary(out, len(runs), made, repeated, failed, time.monotonic() - began)
 
 
-def _counts(run: Run) -> dict[str, int]:
+def _counts(run: RunFolder) -> dict[str, int]:
     return {table: run.count(table) for table in TABLES}
 
 
-def _refuse_wrong_folders(runs: list[Run], out: Place) -> None:
-    known: dict[Place, Run] = {}
+def _refuse_wrong_folders(runs: list[RunFolder], out: StoragePath) -> None:
+    known: dict[StoragePath, RunFolder] = {}
     for run in runs:
         folder = run.path.resolve()
         if folder in known:
@@ -119,7 +119,7 @@ def _refuse_wrong_folders(runs: list[Run], out: Place) -> None:
     _refuse_what_is_there(out)
 
 
-def _refuse_what_is_there(out: Place) -> None:
+def _refuse_what_is_there(out: StoragePath) -> None:
     with disk_errors(out):
         if open_folder(out.parent).exists(out.name):
             raise RunFolderError(f"{out}: is there already; runs are merged into a new folder, choose another --out")
@@ -128,13 +128,13 @@ def _refuse_what_is_there(out: Place) -> None:
 # What made the rows
 
 
-def _common_entries(runs: list[Run]) -> dict[str, dict[str, Any]]:
+def _common_entries(runs: list[RunFolder]) -> dict[str, dict[str, Any]]:
     """Return what run.json will say of each step: the entry of the first run that has it.
 
     Raises:
         RunFolderError: runs have rows of a step that was done by different settings.
     """
-    entries: dict[str, tuple[Run, dict[str, Any]]] = {}
+    entries: dict[str, tuple[RunFolder, dict[str, Any]]] = {}
     for run in runs:
         for step in ("input", *TABLE_OF_STEP):
             entry = run.step(step)
@@ -153,11 +153,11 @@ def _common_entries(runs: list[Run]) -> dict[str, dict[str, Any]]:
     return {step: entry for step, (_, entry) in entries.items()}
 
 
-def _came_to_something(run: Run, step: str) -> bool:
+def _came_to_something(run: RunFolder, step: str) -> bool:
     return bool(run.parts(TABLE_OF_STEP[step])) or any(entry["step"] == step for entry in failures(run))
 
 
-def _source(run: Run, rows: dict[str, int]) -> dict[str, Any]:
+def _source(run: RunFolder, rows: dict[str, int]) -> dict[str, Any]:
     """Return what the merged run's run.json keeps of one of the runs."""
     entry = {"run": str(run.path), "rows": rows, "input": run.step("input").get("digest")}
     earlier = run.step("merge").get("sources")
@@ -165,7 +165,7 @@ def _source(run: Run, rows: dict[str, int]) -> dict[str, Any]:
 
 
 def _record(
-    merged: Run, entries: dict[str, dict[str, Any]], rows: dict[str, int], sources: list[dict[str, Any]]
+    merged: RunFolder, entries: dict[str, dict[str, Any]], rows: dict[str, int], sources: list[dict[str, Any]]
 ) -> None:
     failed = Counter(entry["step"] for entry in failures(merged))
     for step, entry in entries.items():
@@ -194,7 +194,7 @@ class _Piece:
     parts: list[int]
 
 
-def _pieces(runs: list[Run]) -> list[_Piece]:
+def _pieces(runs: list[RunFolder]) -> list[_Piece]:
     """Find the place of every question, and return all parts in the order in which they are wanted."""
     origins = [(source, part) for source, run in enumerate(runs) for part in run.parts("questions")]
     digests = [_digests(runs[source].read("questions", part, ["question_id"])) for source, part in origins]
@@ -213,7 +213,7 @@ def _digests(questions: pa.Table) -> pa.Array:
     return pa.array([hashlib.blake2b(key.encode(), digest_size=16).digest() for key in keys], pa.binary(16))
 
 
-def _unite(runs: list[Run], merged: Run, waiting_in: Path, progress: Progress) -> None:
+def _unite(runs: list[RunFolder], merged: RunFolder, waiting_in: Path, progress: Progress) -> None:
     pieces = _pieces(runs)
     shares = Counter(part for piece in pieces for part in piece.parts)
     beginning = {part: list(some) for part, some in groupby(pieces, key=lambda piece: piece.parts[0])}
@@ -235,7 +235,7 @@ def _unite(runs: list[Run], merged: Run, waiting_in: Path, progress: Progress) -
     shutil.rmtree(waiting_in, ignore_errors=True)
 
 
-def _read(run: Run, piece: _Piece, held: dict[str, _Held]) -> None:
+def _read(run: RunFolder, piece: _Piece, held: dict[str, _Held]) -> None:
     """Read a part of a run, and note with each row its run and the place of its question."""
     questions = run.read("questions", piece.part)["question_id"].combine_chunks()
     for table, waiting in held.items():

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlt_data.formats import Format
 from rlt_data.settings import Settings, parse_settings
-from rlt_data.storage.paths import Place
-from rlt_data.storage.run import Run
+from rlt_data.storage.paths import StoragePath
+from rlt_data.storage.run import RunFolder
 
 if TYPE_CHECKING:  # at run time this module must not cost an import of torch
     from rlt_data.engines import Model
@@ -31,7 +31,7 @@ class StepSummary:
         seconds: time spent on them, models loaded.
     """
 
-    run: Place
+    run: StoragePath
     rows: int
     new: int
     failed: int
@@ -50,7 +50,7 @@ def step_entry(settings: Settings, format: Format, models: dict[str, Model]) -> 
     }
 
 
-def outcome(run: Run, step: str, summary: StepSummary) -> dict[str, Any]:
+def outcome(run: RunFolder, step: str, summary: StepSummary) -> dict[str, Any]:
     """Return what run.json keeps of what a step did; its work adds up over starts that came to their end."""
     before = run.step(step).get("work", {"tokens": 0, "seconds": 0.0})
     work = {"tokens": before["tokens"] + summary.tokens, "seconds": before["seconds"] + summary.seconds}
@@ -63,7 +63,7 @@ def versions(*more: str) -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def recorded_format(run: Run, step: str) -> Format | None:
+def recorded_format(run: RunFolder, step: str) -> Format | None:
     """Return the format that run.json keeps for a step."""
     content = run.step(step).get("format")
     return parse_settings(Format, content, where=str(run.path / "run.json")) if content else None

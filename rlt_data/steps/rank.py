@@ -24,8 +24,8 @@ from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import RankSettings
 from rlt_data.storage.errorlog import failures
-from rlt_data.storage.paths import Place
-from rlt_data.storage.run import Run
+from rlt_data.storage.paths import StoragePath
+from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import RANKS, SCORES
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class RankSummary:
         seconds: time spent.
     """
 
-    run: Place
+    run: StoragePath
     rows: int
     questions: int
     table: pl.DataFrame
@@ -65,7 +65,7 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
         RunFolderError: there are no scores, traces lack theirs, or they were made by more than one kind of settings.
         SettingsError: no trace has a value to rank by.
     """
-    run = Run.existing(settings.input)
+    run = RunFolder.existing(settings.input)
     began = time.monotonic()
     parts = run.parts("scores")
     if not parts:
@@ -107,7 +107,7 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
     return RankSummary(run.path, rows, questions, table, time.monotonic() - began)
 
 
-def _refuse_missing_scores(run: Run) -> None:
+def _refuse_missing_scores(run: RunFolder) -> None:
     """Refuse to choose among the traces of a run that is not scored to its end."""
     failed = sum(entry["step"] == "score" for entry in failures(run))
     missing = run.count("traces") - run.count("scores") - failed
@@ -122,7 +122,7 @@ def _chunks(parts: list[int]) -> Iterator[list[int]]:
         yield parts[start : start + PARTS_AT_A_TIME]
 
 
-def _scores(run: Run, parts: list[int], settings: RankSettings) -> pl.DataFrame:
+def _scores(run: RunFolder, parts: list[int], settings: RankSettings) -> pl.DataFrame:
     """Read scores, in order, with the number of their part and the value to rank by (null where it is not finite)."""
     columns = [name for name in RANKS.names if name in SCORES.names]
     frames = []
@@ -158,7 +158,7 @@ def _ranked(scores: pl.DataFrame, edges: list[float] | None) -> pl.DataFrame:
     return ranked.with_columns(bucket.alias("bucket"))
 
 
-def _edges(run: Run, parts: list[int], settings: RankSettings) -> list[float]:
+def _edges(run: RunFolder, parts: list[int], settings: RankSettings) -> list[float]:
     """Return the values between the quantiles, ascending."""
     number = int(settings.buckets)
     frames = [_scores(run, chunk, settings).filter("well_formed")["value"].drop_nulls() for chunk in _chunks(parts)]

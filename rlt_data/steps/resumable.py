@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from rlt_data.engines import Engine, Failure
-from rlt_data.engines.watchdog import check_nothing_owed, describe_owed, watched
+from rlt_data.engines.watchdog import check_all_returned, describe_missing, watched
 from rlt_data.progress import Progress
 from rlt_data.steps.provenance import StepSummary
 from rlt_data.storage.errorlog import ErrorLog
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from rlt_data.storage.writer import TableWriter
 
 
@@ -66,7 +66,14 @@ class ResumableTable(Generic[P]):
     """
 
     def __init__(
-        self, run: Run, step: str, table: str, engines: Sequence[Engine], *, retry_errors: bool, stall_timeout: float
+        self,
+        run: RunFolder,
+        step: str,
+        table: str,
+        engines: Sequence[Engine],
+        *,
+        retry_errors: bool,
+        stall_timeout: float,
     ) -> None:
         self.run = run
         self.pending: dict[str, P] = {}
@@ -87,7 +94,7 @@ class ResumableTable(Generic[P]):
         """
         for part in self.run.parts(source):
             for engine in self._engines:
-                engine.pulse.beat()  # skipping finished parts can take longer than the watchdog waits
+                engine.heartbeat.touch_or_raise()  # skipping finished parts can take longer than the watchdog waits
             self._unfinished[part] += 1
             yield part, self.run.keys(self._table, part)
             self._finish(part)
@@ -130,8 +137,8 @@ class ResumableTable(Generic[P]):
         began = time.monotonic()
         progress.start(self._step, total, rows - surplus)
         try:
-            pulses = [engine.pulse for engine in self._engines]
-            with self._writer, watched(pulses, self._stall_timeout, self._describe_pending):
+            heartbeats = [engine.heartbeat for engine in self._engines]
+            with self._writer, watched(heartbeats, self._stall_timeout, self._describe_pending):
                 for result in results:
                     pending = self.pending.pop(result.key)
                     if isinstance(result, Failure):
@@ -142,7 +149,7 @@ class ResumableTable(Generic[P]):
                         new, tokens = new + 1, tokens + result.tokens
                         progress.advance(1, result.tokens)
                     self._finish(pending.part)
-                check_nothing_owed(self.pending, self._log_tail())
+                check_all_returned(self.pending, self._log_tail())
         finally:
             self.errors.close()
             progress.finish()
@@ -155,7 +162,7 @@ class ResumableTable(Generic[P]):
             self._writer.compact(part)
 
     def _describe_pending(self) -> str:
-        return describe_owed(self.pending, self._log_tail())
+        return describe_missing(self.pending, self._log_tail())
 
     def _log_tail(self) -> str:
         return "\n".join(filter(None, (engine.log_tail() for engine in self._engines)))

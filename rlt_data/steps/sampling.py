@@ -23,7 +23,7 @@ from rlt_data.progress import Progress
 from rlt_data.settings import SamplingSettings
 from rlt_data.steps.provenance import StepSummary
 from rlt_data.steps.resumable import FinishedRow, ResumableTable
-from rlt_data.storage.run import Run, content_hash
+from rlt_data.storage.run import RunFolder, content_hash
 
 Question = dict[str, Any]
 
@@ -87,7 +87,7 @@ def sample_seed(seed: int, question_id: str, sample_index: int) -> int:
     return int.from_bytes(digest, "big")
 
 
-def sample_questions(run: Run, model: Model, task: SamplingTask, progress: Progress) -> StepSummary:
+def sample_questions(run: RunFolder, model: Model, task: SamplingTask, progress: Progress) -> StepSummary:
     """Make the samples that a table lacks.
 
     Args:
@@ -108,7 +108,7 @@ def sample_questions(run: Run, model: Model, task: SamplingTask, progress: Progr
     return table.fill(rows, progress, total=run.count("questions") * task.n, surplus=_surplus(run, task))
 
 
-def _surplus(run: Run, task: SamplingTask) -> int:
+def _surplus(run: RunFolder, task: SamplingTask) -> int:
     """Count the samples that an earlier call with a larger ``n`` has made."""
     numbers = (run.read(task.table, part, ["sample_index"]).column(0) for part in run.parts(task.table))
     return sum(pc.sum(pc.greater_equal(column, task.n)).as_py() or 0 for column in numbers)
@@ -131,7 +131,7 @@ def _blocks(model: Model, task: SamplingTask, table: ResumableTable[PendingSampl
     for part, stored in table.parts("questions"):
         questions = table.run.read("questions", part).to_pylist()
         block = _block(part, questions, stored, model, task, table)
-        if any(sample.owed for request in block for sample in request.samples):
+        if any(sample.emit for request in block for sample in request.samples):
             # The longest prompts first, so that a prompt too long for memory fails at the start.
             yield sorted(block, key=lambda request: -len(request.ids))
 

@@ -48,7 +48,7 @@ from rlt_data.steps.provenance import StepSummary, outcome, recorded_format, ste
 from rlt_data.steps.resumable import FinishedRow, ResumableTable
 from rlt_data.steps.teacher_source import TeacherSource
 from rlt_data.storage.layout import default_run, run_log
-from rlt_data.storage.run import Run, content_hash
+from rlt_data.storage.run import RunFolder, content_hash
 
 T = TypeVar("T")
 
@@ -66,11 +66,11 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
     Raises:
         RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
     """
-    source = Run.existing(settings.input) if is_url(settings.input) or Run.is_at(settings.input) else None
+    source = RunFolder.existing(settings.input) if is_url(settings.input) or RunFolder.is_at(settings.input) else None
     if source and (unread := settings.not_default(*(InputSettings.model_fields.keys() - {"input"}))):
         flags = ", ".join("--" + name.replace("_", "-") for name in sorted(unread))
         raise SettingsError(f"{flags}: no effect with a run, all of whose traces are scored; for files of traces only")
-    run = Run(settings.out or (source.path if source else default_run(settings.input, settings.student)))
+    run = RunFolder(settings.out or (source.path if source else default_run(settings.input, settings.student)))
     served = settings.served_temperature
     student = open_model(settings.student, settings, scoring=True, served_temperature=served)
     teacher = _open_teacher(settings, student)
@@ -120,7 +120,7 @@ def _choose_format(settings: ScoreSettings, made_in: Format | None, student: Mod
     return format
 
 
-def _adopt(run: Run, source: Run) -> None:
+def _adopt(run: RunFolder, source: RunFolder) -> None:
     """Take questions and traces over from another run, with what is known of how they were made."""
     for table in ("questions", "traces"):
         run.adopt(table, source)
@@ -192,7 +192,13 @@ class _Scoring:
     """Scores the pending traces of a run."""
 
     def __init__(
-        self, run: Run, settings: ScoreSettings, student: Model, views: Views, teacher: TeacherSource, scored_by: str
+        self,
+        run: RunFolder,
+        settings: ScoreSettings,
+        student: Model,
+        views: Views,
+        teacher: TeacherSource,
+        scored_by: str,
     ) -> None:
         self._settings = settings
         self._student = student

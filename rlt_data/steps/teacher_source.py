@@ -18,7 +18,7 @@ from rlt_data.scoring import (
     teacher_tokens_from_text,
 )
 from rlt_data.settings import ScoreSettings
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 
 
 class TeacherSource:
@@ -40,7 +40,9 @@ class TeacherSource:
         SettingsError: some traces lack usable log-probs and no teacher was named.
     """
 
-    def __init__(self, settings: ScoreSettings, student: Model, model: Model | None, format: Format, run: Run) -> None:
+    def __init__(
+        self, settings: ScoreSettings, student: Model, model: Model | None, format: Format, run: RunFolder
+    ) -> None:
         self.used = settings.teacher != "none"
         self.model = model
         self._format = format
@@ -50,7 +52,7 @@ class TeacherSource:
         self._generated_by = run.step("generate").get("models", {}).get("teacher", {})
         self.fingerprint = self._check(run) if self.used else "none"
 
-    def _check(self, run: Run) -> str:
+    def _check(self, run: RunFolder) -> str:
         """Return whose log-probs will be used; raise if some traces will have none."""
         traces = lacking = 0
         teachers = set()

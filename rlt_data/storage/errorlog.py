@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from rlt_data.errors import RunFolderError
 from rlt_data.storage.paths import disk_errors, refusal
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import KEYS, TABLE_OF_STEP
 from rlt_data.storage.writer import FLUSH_SECONDS
 
@@ -38,7 +38,7 @@ class ErrorLog:
         retry: whether failed rows are to be run again.
     """
 
-    def __init__(self, run: Run, step: str, *, retry: bool = False) -> None:
+    def __init__(self, run: RunFolder, step: str, *, retry: bool = False) -> None:
         self._run = run
         self._file = run.folder.on_disk / NAME if run.folder.on_disk else None
         self._step = step
@@ -92,12 +92,12 @@ class ErrorLog:
             self._write_again_at = began + max(FLUSH_SECONDS, 10 * took)  # a long file must not take all of the time
 
 
-def failures(run: Run) -> list[dict[str, Any]]:
+def failures(run: RunFolder) -> list[dict[str, Any]]:
     """Return the latest entry of every row that is in errors.jsonl."""
     return list(_latest(run).values())
 
 
-def carry_failures(run: Run, sources: Sequence[Run]) -> int:
+def carry_failures(run: RunFolder, sources: Sequence[RunFolder]) -> int:
     """Take over what failed in other runs and has no row in this one, and return how much that is.
 
     Of a key that failed in several runs the entry of the first counts.
@@ -116,7 +116,7 @@ def carry_failures(run: Run, sources: Sequence[Run]) -> int:
     return len(entries)
 
 
-def _latest(run: Run) -> dict[tuple[str, str], dict[str, Any]]:
+def _latest(run: RunFolder) -> dict[tuple[str, str], dict[str, Any]]:
     entries: dict[tuple[str, str], dict[str, Any]] = {}
     try:
         lines = run.folder.read(NAME).decode(errors="replace").splitlines()
@@ -148,6 +148,6 @@ def _line(entry: dict[str, Any]) -> str:
     return json.dumps(entry) + "\n"
 
 
-def _write_whole(run: Run, entries: Iterable[dict[str, Any]]) -> None:
+def _write_whole(run: RunFolder, entries: Iterable[dict[str, Any]]) -> None:
     text = "".join(_line(entry) for entry in entries)
     run.write_file(NAME, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import xxhash
 
-from rlt_data.storage.paths import Place
+from rlt_data.storage.paths import StoragePath
 
 #: What writes a file: gets the path of an empty place on the local disk.
 Write = Callable[[Path], object]
@@ -68,7 +68,7 @@ class Folder(Protocol):
     """A folder of files. Names are relative to it and use ``/``; reading raises OSError."""
 
     @property
-    def path(self) -> Place:
+    def path(self) -> StoragePath:
         """The folder."""
 
     @property

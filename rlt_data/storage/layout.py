@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlt_data.storage.paths import disk_errors
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 
 
 def default_run(input: str, model: str) -> Path:
@@ -20,7 +20,7 @@ def default_run(input: str, model: str) -> Path:
 
 
 @contextmanager
-def run_log(run: Run) -> Iterator[None]:
+def run_log(run: RunFolder) -> Iterator[None]:
     """Write what the library logs into the run's run.log, with the time; into that of a store at the end."""
     with run.folder.appending("run.log") as file:
         with disk_errors(run.path):

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from rlt_data.storage.backends import open_folder
 from rlt_data.storage.folder import Write, json_text
 from rlt_data.storage.local import LocalFolder
-from rlt_data.storage.paths import Place
+from rlt_data.storage.paths import StoragePath
 
-AnyPath = TypeVar("AnyPath", Path, Place)
+AnyPath = TypeVar("AnyPath", Path, StoragePath)
 
 
 def write_file(path: Path, write: Write) -> None:
@@ -44,7 +44,7 @@ def lock_folder(path: Path) -> AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def new_folder(path: Place) -> Iterator[Path]:
+def new_folder(path: StoragePath) -> Iterator[Path]:
     """Hand out a folder on the disk to fill; when the block ends it takes the place of ``path``.
 
     What was there stays if the block raises.

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlt_data.errors import RunFolderError
-from rlt_data.storage.paths import Place
+from rlt_data.storage.paths import StoragePath
 
 _ROWS_A_SHARD = 100_000
 
@@ -61,7 +61,7 @@ class Shards:
             self._writer = None
 
 
-def read_file(path: Place, source: Any, schema: pa.Schema) -> pa.Table:
+def read_file(path: StoragePath, source: Any, schema: pa.Schema) -> pa.Table:
     """Read the columns of a schema from one file; a column that the file lacks is null where the schema allows it.
 
     Args:
@@ -87,14 +87,14 @@ def read_file(path: Place, source: Any, schema: pa.Schema) -> pa.Table:
         return rows if rows.schema.equals(schema) else rows.cast(schema)
 
 
-def count_file(path: Place, source: Any) -> int:
+def count_file(path: StoragePath, source: Any) -> int:
     """Return the rows of a file, from its footer; see :func:`read_file`."""
     with table_errors(path):
         return int(pq.read_metadata(source).num_rows)
 
 
 @contextlib.contextmanager
-def table_errors(path: Place) -> Iterator[None]:
+def table_errors(path: StoragePath) -> Iterator[None]:
     """Turn the errors of a damaged file into RunFolderError, which names the file."""
     try:
         yield

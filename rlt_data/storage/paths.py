@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # at run time only a URL costs the import
     from upath import UPath
 
 #: A place on a disk, or in a store.
-Place: TypeAlias = "Path | UPath"
+StoragePath: TypeAlias = "Path | UPath"
 
 #: Extras that bring the packages of the usual stores, by protocol.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
@@ -27,7 +27,7 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _WHOLE_OBJECTS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "memory"}
 
 
-def place(name: str | Place) -> Place:
+def storage_path(name: str | StoragePath) -> StoragePath:
     """Return where a name or URL leads.
 
     What a store once listed is not remembered by its library, for other machines write there too.
@@ -69,7 +69,7 @@ def _in_store(url: str, protocol: str) -> UPath:
 
 
 @contextlib.contextmanager
-def disk_errors(path: Place) -> Iterator[None]:
+def disk_errors(path: StoragePath) -> Iterator[None]:
     """Turn the refusals of the operating system, or of a store, into DiskError."""
     try:
         yield

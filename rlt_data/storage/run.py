@@ -33,7 +33,7 @@ from rlt_data.storage.backends import open_folder
 from rlt_data.storage.folder import STAGING, Changed, FileState, checksum, json_text
 from rlt_data.storage.manifest import Manifest, Part
 from rlt_data.storage.parquet import write_rows
-from rlt_data.storage.paths import Place, refusal
+from rlt_data.storage.paths import StoragePath, refusal
 from rlt_data.storage.schemas import KEYS, QUESTIONS_PER_PART, SCHEMAS, TABLE_OF_STEP, VERSION, to_table
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class _Files:
     journal: dict[int, list[str]]
 
 
-class Run:
+class RunFolder:
     """A run folder, on the local disk or in a store.
 
     Args:
@@ -89,7 +89,7 @@ class Run:
         RunFolderError: the folder was written by a newer layout, or the URL leads nowhere.
     """
 
-    def __init__(self, path: str | Place) -> None:
+    def __init__(self, path: str | StoragePath) -> None:
         self.folder = open_folder(path)
         self.path = self.folder.path
         self._tables: dict[str, _Files] = {}
@@ -101,7 +101,7 @@ class Run:
             )
 
     @classmethod
-    def existing(cls, path: str | Place) -> Run:
+    def existing(cls, path: str | StoragePath) -> RunFolder:
         """Open a run folder that must be there.
 
         Raises:
@@ -224,11 +224,11 @@ class Run:
         files = self._files(table, again=True)
         return sorted(files.own | files.journal.keys())
 
-    def part_file(self, table: str, part: int) -> Place:
+    def part_file(self, table: str, part: int) -> StoragePath:
         """Return where a part's file is or will be."""
         return self.path / table / part_name(part)
 
-    def files(self, table: str, part: int) -> list[Place]:
+    def files(self, table: str, part: int) -> list[StoragePath]:
         """Return the files that hold rows of a part at the moment: its own, and those of its journal."""
         return [self.path / name for name in self._names(self._files(table), table, part)]
 
@@ -530,13 +530,13 @@ class Run:
                 _write_text(fresh / "run.json", json_text(self._recorded(*new.entry)))
         self._tables.pop(table, None)
 
-    def adopt(self, table: str, source: Run) -> None:
+    def adopt(self, table: str, source: RunFolder) -> None:
         """Take over a table of another run, by hard links where the disk allows; parts are never changed in place."""
         for part in source.parts(table):
             self.adopt_part(table, part, source, part)
         self._settle(table)
 
-    def adopt_part(self, table: str, part: int, source: Run, its_part: int) -> None:
+    def adopt_part(self, table: str, part: int, source: RunFolder, its_part: int) -> None:
         """Take over one part of another run, if that has rows of the table, as this part."""
         rows, mine = source._rows_if_whole(table, its_part), self._files(table).manifest.parts.get(part)
         if rows is None:
@@ -623,7 +623,7 @@ class Run:
 
 
 class NewTable:
-    """A table that is written anew; see :meth:`Run.replacing`.
+    """A table that is written anew; see :meth:`RunFolder.replacing`.
 
     Attributes:
         entry: a step, and what run.json will say of it.

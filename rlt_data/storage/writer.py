@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from rlt_data.errors import DiskError
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 
 #: Seconds between two writes of the journal: well under the five that a finished row may be at risk.
@@ -24,7 +24,7 @@ class TableWriter:
     by the next call.
     """
 
-    def __init__(self, run: Run, table: str) -> None:
+    def __init__(self, run: RunFolder, table: str) -> None:
         self._run = run
         self._table = table
         self._rows: dict[int, list[dict[str, Any]]] = defaultdict(list)

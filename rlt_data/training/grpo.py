@@ -28,17 +28,17 @@ from rlt_data.training.rewards import Reward, Row
 from rlt_data.training.rollouts import Rollouts
 from rlt_data.training.runs import (
     TrainingRun,
+    base_model_settings,
     copy_model,
-    lately,
-    making,
-    missing,
+    missing_dependency,
     pad_token,
-    run_by,
+    progress_callback,
+    recent_mean,
     save_format,
     saved_dtype,
     store_as,
-    told,
     trainer_arguments,
+    training_provenance,
 )
 from rlt_data.training.trl_patches import policy_trainer
 
@@ -106,7 +106,7 @@ def train_policy(
         open_reward: loads what rewards it; called when everything else is known to be right.
         progress: told of every step.
     """
-    config = load_config(policy.checkpoint, run_by(settings))
+    config = load_config(policy.checkpoint, base_model_settings(settings))
     kept, lengths = _fitting(settings, policy, config)
     train, held_out = _split(settings, kept)
     student = policy.student
@@ -126,7 +126,7 @@ def train_policy(
         data=content_hash(train, held_out),
         format=policy.format.hash,
     )
-    made = making(settings, model=policy.checkpoint, student=student.checkpoint if student else None)
+    made = training_provenance(settings, model=policy.checkpoint, student=student.checkpoint if student else None)
     run = TrainingRun(Path(settings.out), depends_on, made)
     if settings.dry_run:
         return PolicySummary(run.out, plan, 0)
@@ -144,7 +144,7 @@ def train_policy(
             run.out,
             plan,
             int(trainer.state.global_step),
-            lately(trainer, "reward"),
+            recent_mean(trainer, "reward"),
             best,
             trainer.state.best_metric,
         )
@@ -280,7 +280,7 @@ def _trainer(
         from transformers.trainer_callback import PrinterCallback
         from trl import GRPOConfig
     except ImportError as error:
-        raise missing("TRL", error) from None
+        raise missing_dependency("TRL", error) from None
     trainer = policy_trainer(
         rollout_func=Rollouts(settings, stop=policy.stop, tail_characters=policy.tail_characters),
         model=str(policy.checkpoint.folder),
@@ -289,7 +289,7 @@ def _trainer(
         train_dataset=Dataset.from_list(train).select(_order(settings, len(train))),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
         processing_class=pad_token(policy.tokenizer),
-        callbacks=[told(progress), _watching(settings, reward)],
+        callbacks=[progress_callback(progress), _collapse_monitor(settings, reward)],
     )
     if not trainer.use_vllm and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise SettingsError("--vllm: a policy that is sharded over GPUs is sampled by vLLM only (colocate or server)")
@@ -297,14 +297,14 @@ def _trainer(
     return trainer
 
 
-def _watching(settings: PolicySettings, reward: Reward) -> Any:
+def _collapse_monitor(settings: PolicySettings, reward: Reward) -> Any:
     """Return a callback that keeps samples of each checkpoint as a table, and tells of signs of a collapse."""
     import polars as pl
     from transformers import TrainerCallback
 
     told_of: set[str] = set()
 
-    class Watching(TrainerCallback):
+    class CollapseMonitor(TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if settings.sample_rows and state.is_world_process_zero:
                 rows = [{"step": state.global_step, **row} for row in reward.latest[: settings.sample_rows]]
@@ -324,4 +324,4 @@ def _watching(settings: PolicySettings, reward: Reward) -> Any:
                 told_of.add(sign)
                 logger.warning("step %d: samples %s; look at %s/samples", state.global_step, sign, settings.out)
 
-    return Watching()
+    return CollapseMonitor()

@@ -12,7 +12,7 @@ import torch
 
 from rlt_data.errors import SettingsError
 from rlt_data.settings import FineTuneSettings, PolicySettings, TrainingSettings
-from rlt_data.training.runs import missing, saved_dtype
+from rlt_data.training.runs import missing_dependency, saved_dtype
 
 #: Bytes that full fine-tuning keeps for each parameter: weights, gradients and AdamW's two moments in float32.
 _BYTES_FULL = 16
@@ -97,7 +97,7 @@ def _packed(rows: Sequence[dict[str, list[int]]], length: int) -> int:
         from datasets import Dataset
         from trl import pack_dataset
     except ImportError as error:
-        raise missing("TRL", error) from None
+        raise missing_dependency("TRL", error) from None
     return len(pack_dataset(Dataset.from_dict({"input_ids": [row["input_ids"] for row in rows]}), length, "bfd"))
 
 

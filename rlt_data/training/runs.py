@@ -20,7 +20,7 @@ from rlt_data.engines import Checkpoint, find_checkpoint, open_tokenizer
 from rlt_data.engines.config import pick_device, stored_dtype
 from rlt_data.errors import RunFolderError, SettingsError, first_line
 from rlt_data.formats import ChatTemplate, Format, Tokenizer
-from rlt_data.progress import Progress, speaks
+from rlt_data.progress import Progress, is_main_process
 from rlt_data.settings import FineTuneSettings, ModelSettings, PolicySettings, TrainingSettings
 from rlt_data.steps.provenance import versions
 from rlt_data.storage.outputs import lock_folder, write_file, write_json
@@ -96,7 +96,7 @@ class TrainingRun:
         Raises:
             RunFolderError: another training is writing to it.
         """
-        with lock_folder(self.out) if speaks() else nullcontext():
+        with lock_folder(self.out) if is_main_process() else nullcontext():
             yield
 
     @property
@@ -118,7 +118,7 @@ class TrainingRun:
                 f"{self.out}: the training is finished, but {problem}, and no checkpoint is left to make the model "
                 "from; restore the file, or remove the folder to train again"
             )
-        if speaks():
+        if is_main_process():
             logger.warning("%s: %s; making the model again from the last checkpoint", self.out, problem)
         return None
 
@@ -138,12 +138,12 @@ class TrainingRun:
 
     def record(self, **content: Any) -> None:
         """Write training.json: what the training depends on, how it was made, and more."""
-        if speaks():
+        if is_main_process():
             write_json(self.out / "training.json", {"depends_on": self.depends_on, **self.made, **content})
 
     def record_end(self, **content: Any) -> None:
         """Write training.json at the end, with the files that hold the trained weights."""
-        if speaks():
+        if is_main_process():
             folders = [self.out, self.out / "best"]
             weights = described(self.out, [file for folder in folders for file in folder.glob("*.safetensors")])
             self.record(**content, weights=weights)
@@ -197,7 +197,7 @@ class TrainingRun:
                 save_format(format, self.out)
 
 
-def making(settings: FineTuneSettings | PolicySettings, **models: Checkpoint | None) -> dict[str, Any]:
+def training_provenance(settings: FineTuneSettings | PolicySettings, **models: Checkpoint | None) -> dict[str, Any]:
     """Return what is told of a training's making: the command, and the names of models and data.
 
     A folder that is moved, or a model of another name, is no other training, so nothing of this is compared.
@@ -330,7 +330,7 @@ def trainer_arguments(
     }
 
 
-def beginning(settings: TrainingSettings) -> tuple[Checkpoint, Tokenizer, ChatTemplate]:
+def find_base_model(settings: TrainingSettings) -> tuple[Checkpoint, Tokenizer, ChatTemplate]:
     """Find the model that a training begins from; nothing of its weights is loaded.
 
     Raises:
@@ -340,10 +340,10 @@ def beginning(settings: TrainingSettings) -> tuple[Checkpoint, Tokenizer, ChatTe
     if settings.log_to != "none" and find_spec(settings.log_to) is None:
         raise SettingsError(f"--log-to: {settings.log_to} is not installed; pip install {settings.log_to}")
     checkpoint = find_checkpoint(settings.model)
-    return checkpoint, *open_tokenizer(checkpoint, run_by(settings))
+    return checkpoint, *open_tokenizer(checkpoint, base_model_settings(settings))
 
 
-def run_by(settings: TrainingSettings) -> ModelSettings:
+def base_model_settings(settings: TrainingSettings) -> ModelSettings:
     """Return how the model of a training is opened."""
     return ModelSettings(
         device=settings.device,
@@ -352,7 +352,7 @@ def run_by(settings: TrainingSettings) -> ModelSettings:
     )
 
 
-def lately(trainer: Any, name: str) -> float | None:
+def recent_mean(trainer: Any, name: str) -> float | None:
     """Return the mean of the last ten values that were logged under a name, None if there are none."""
     values = [float(entry[name]) for entry in trainer.state.log_history if name in entry][-10:]
     return sum(values) / len(values) if values else None
@@ -365,16 +365,16 @@ def pad_token(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def missing(package: str, error: ImportError) -> SettingsError:
+def missing_dependency(package: str, error: ImportError) -> SettingsError:
     """Say which package a training needs."""
     return SettingsError(f"training needs {package} ({error}); pip install 'rlt-data[train]'")
 
 
-def told(progress: Progress) -> Any:
+def progress_callback(progress: Progress) -> Any:
     """Return a callback that tells of every step, and notes the figures that are logged."""
     from transformers import TrainerCallback
 
-    class Told(TrainerCallback):
+    class ProgressCallback(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             progress.advance()
 
@@ -383,4 +383,4 @@ def told(progress: Progress) -> Any:
             if values and state.is_world_process_zero:
                 logger.info("step %d: %s", state.global_step, ", ".join(values))
 
-    return Told()
+    return ProgressCallback()

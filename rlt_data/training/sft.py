@@ -23,15 +23,15 @@ from rlt_data.training.examples import conversations, tokenised
 from rlt_data.training.plan import Plan, plan_of
 from rlt_data.training.runs import (
     TrainingRun,
-    beginning,
-    lately,
-    making,
-    missing,
+    base_model_settings,
+    find_base_model,
+    missing_dependency,
     pad_token,
-    run_by,
+    progress_callback,
+    recent_mean,
     saved_dtype,
-    told,
     trainer_arguments,
+    training_provenance,
 )
 
 
@@ -61,7 +61,7 @@ def train_student(settings: TrainStudentSettings, progress: Progress = SILENT) -
     Raises:
         RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
     """
-    checkpoint, tokenizer, template = beginning(settings)
+    checkpoint, tokenizer, template = find_base_model(settings)
     examples = list(tokenised(conversations(settings.input, template), tokenizer))
     return fine_tune(settings, checkpoint, tokenizer, examples, progress, format=own_format(checkpoint.folder))
 
@@ -86,10 +86,10 @@ def fine_tune(
         format: the format the examples are in, saved with the trained model.
     """
     kept = _fitting(settings, examples)
-    config = load_config(checkpoint, run_by(settings))
+    config = load_config(checkpoint, base_model_settings(settings))
     plan = plan_of(settings, config, kept, left_out=len(examples) - len(kept))
     depends_on = settings.depends_on(model=weights_fingerprint(checkpoint), data=content_hash(kept))
-    run = TrainingRun(Path(settings.out), depends_on, making(settings, model=checkpoint))
+    run = TrainingRun(Path(settings.out), depends_on, training_provenance(settings, model=checkpoint))
     if settings.dry_run:
         return TrainingSummary(run.out, plan, 0, None)
     if done := run.finished:
@@ -101,7 +101,7 @@ def fine_tune(
         run.train(trainer, tokenizer, plan.steps, progress, settings=settings, dtype=dtype, format=format)
         if settings.lora_rank and trainer.args.should_save:
             _name_base(run.out / "adapter_config.json", checkpoint)
-        loss = lately(trainer, "loss")
+        loss = recent_mean(trainer, "loss")
         summary = TrainingSummary(run.out, plan, int(trainer.state.global_step), loss)
         run.record_end(plan=asdict(plan), steps=summary.steps, loss=loss)
     return summary
@@ -140,7 +140,7 @@ def _trainer(
         from transformers.trainer_callback import PrinterCallback
         from trl import SFTConfig, SFTTrainer
     except ImportError as error:
-        raise missing("TRL", error) from None
+        raise missing_dependency("TRL", error) from None
     arguments: Any = SFTConfig(
         **trainer_arguments(settings, plan.accumulation, plan.steps),
         num_train_epochs=settings.epochs,
@@ -155,7 +155,7 @@ def _trainer(
         try:
             from peft import LoraConfig
         except ImportError as error:
-            raise missing("peft for --lora-rank", error) from None
+            raise missing_dependency("peft for --lora-rank", error) from None
         lora = LoraConfig(
             r=settings.lora_rank,
             lora_alpha=2 * settings.lora_rank,
@@ -168,7 +168,7 @@ def _trainer(
         train_dataset=Dataset.from_list(list(rows)),
         processing_class=pad_token(tokenizer),
         peft_config=lora,
-        callbacks=[told(progress)],
+        callbacks=[progress_callback(progress)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

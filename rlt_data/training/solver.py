@@ -11,7 +11,7 @@ from rlt_data.tasks.benchmarks import BENCHMARKS, BenchmarkReader
 from rlt_data.tasks.grading import Grader
 from rlt_data.training.grpo import Policy, PolicySummary, train_policy
 from rlt_data.training.rewards import CorrectnessReward
-from rlt_data.training.runs import beginning
+from rlt_data.training.runs import find_base_model
 
 
 def train_solver(settings: TrainSolverSettings, progress: Progress = SILENT) -> PolicySummary:
@@ -24,7 +24,7 @@ def train_solver(settings: TrainSolverSettings, progress: Progress = SILENT) -> 
         RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
     """
     benchmark = BENCHMARKS[settings.benchmark]
-    checkpoint, tokenizer, template = beginning(settings)
+    checkpoint, tokenizer, template = find_base_model(settings)
     format = choose_format(settings.format, template, checkpoint.name, checkpoint.folder)
     views = Views(format, template)
     read = good_rows(settings, None, lambda first: BenchmarkReader(benchmark, settings, first))

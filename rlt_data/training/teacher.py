@@ -16,7 +16,7 @@ from rlt_data.settings import ModelSettings, TrainTeacherSettings, WarmUpSetting
 from rlt_data.training.examples import Text, tokenised
 from rlt_data.training.grpo import Policy, PolicySummary, train_policy
 from rlt_data.training.rewards import DenseReward
-from rlt_data.training.runs import beginning
+from rlt_data.training.runs import find_base_model
 from rlt_data.training.sft import TrainingSummary, fine_tune
 
 
@@ -29,7 +29,7 @@ def warm_up(settings: WarmUpSettings, progress: Progress = SILENT) -> TrainingSu
     Raises:
         RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
     """
-    checkpoint, tokenizer, template = beginning(settings)
+    checkpoint, tokenizer, template = find_base_model(settings)
     format = choose_format(settings.format, template, checkpoint.name, checkpoint.folder)
     texts = teacher_texts(good_rows(settings, format), format, template, settings.input)
     return fine_tune(settings, checkpoint, tokenizer, list(tokenised(texts, tokenizer)), progress, format=format)
@@ -45,7 +45,7 @@ def train_teacher(settings: TrainTeacherSettings, progress: Progress = SILENT) -
     Raises:
         RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
     """
-    checkpoint, tokenizer, template = beginning(settings)
+    checkpoint, tokenizer, template = find_base_model(settings)
     student = open_model(
         settings.student,
         ModelSettings(

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rlt_data.cli.main import app
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from tests.browser.conftest import Shown, reported
 from tests.made_runs import make_run, ranked, trace
 
@@ -228,7 +228,7 @@ def test_keys_are_explained(shown: Show, page: Path) -> None:
 # Many traces
 
 
-def large_run(folder: Path, tokens: int) -> Run:
+def large_run(folder: Path, tokens: int) -> RunFolder:
     """Make 10,000 traces of 625 questions, of random words and values, which do not compress better than real ones."""
     random = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlu"))

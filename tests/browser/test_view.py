@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 from tests.browser.conftest import Shown
 from tests.reporting.test_view import Viewed
@@ -16,8 +16,8 @@ Show = Callable[..., Shown]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    run = Run(tmp_path / "growing")
+def run(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path / "growing")
     questions = [{"question_id": f"q{i}", "question": f"What is {i}?", "solution": f"{i}"} for i in range(10)]
     run.write_part("questions", 0, to_table("questions", questions))
     run.record("generate", {"settings": {"n": 2}})
@@ -25,7 +25,7 @@ def run(tmp_path: Path) -> Run:
     return run
 
 
-def add(run: Run, *numbers: int) -> None:
+def add(run: RunFolder, *numbers: int) -> None:
     rows = [
         {"trace_id": f"t{k}", "question_id": f"q{k // 2}", "sample_index": k % 2, "made_by": "m",
          "completion": f"<b>text</b> {k}", "completion_tokens": 100}
@@ -35,14 +35,14 @@ def add(run: Run, *numbers: int) -> None:
 
 
 @pytest.fixture
-def server(run: Run) -> Iterator[Viewed]:
+def server(run: RunFolder) -> Iterator[Viewed]:
     server = Viewed(run.path)
     yield server
     server.process.kill()
     server.process.wait()
 
 
-def test_the_page_follows_the_run(shown: Show, server: Viewed, run: Run) -> None:
+def test_the_page_follows_the_run(shown: Show, server: Viewed, run: RunFolder) -> None:
     found = shown(server.address)
     value = "document.querySelector('#live progress')?.value"
     found.wait(value, 2)
@@ -62,7 +62,7 @@ def test_the_page_follows_the_run(shown: Show, server: Viewed, run: Run) -> None
     assert found.complaints == [] and all(each.startswith(server.address) for each in found.requests)
 
 
-def test_a_server_that_ends_is_told_and_may_come_back(shown: Show, server: Viewed, run: Run) -> None:
+def test_a_server_that_ends_is_told_and_may_come_back(shown: Show, server: Viewed, run: RunFolder) -> None:
     found = shown(server.address)
     found.wait("document.querySelector('#live progress') !== null")
     server.process.kill()

@@ -312,8 +312,8 @@ def test_a_run_of_other_settings_is_not_mixed_with(
 def held(run: Path) -> Iterator[None]:
     """Let another process write to the run."""
     code = (
-        "import sys; from rlt_data.storage.run import Run\n"
-        "with Run(sys.argv[1]).locked(): print(flush=True); sys.stdin.read()"
+        "import sys; from rlt_data.storage.run import RunFolder\n"
+        "with RunFolder(sys.argv[1]).locked(): print(flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()

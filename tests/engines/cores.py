@@ -47,7 +47,7 @@ class TroubledCore:
         number, request = self._jobs.pop(0)
         if request.key == "fail":
             return [(number, Failure(request.key, "no"))]
-        return [(number, SequenceLogprobs(request.key, np.full(len(request.wanted), os.getpid(), np.float32)))]
+        return [(number, SequenceLogprobs(request.key, np.full(len(request.positions), os.getpid(), np.float32)))]
 
 
 def too_large(*_: object) -> TroubledCore:

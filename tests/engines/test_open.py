@@ -36,7 +36,7 @@ from rlt_data.engines.protocol import FullKL
 from rlt_data.engines.server.completions import find_end_tokens
 from rlt_data.engines.transformers import TransformersEngine
 from rlt_data.engines.transformers.model import CausalModel
-from rlt_data.engines.watchdog import Pulse
+from rlt_data.engines.watchdog import Heartbeat
 from rlt_data.errors import ModelError, SettingsError
 from rlt_data.settings import ModelSettings
 
@@ -326,7 +326,7 @@ def test_comparing_distributions_is_something_that_some_engines_can(tiny: Callab
     class Plain:
         """An engine that gives log-probs of single tokens only, as vLLM's and servers do."""
 
-        context_length, pulse = 100, Pulse()
+        context_length, heartbeat = 100, Heartbeat()
         generate = logprobs = log_tail = close = lambda *_: None
 
     other.engine = Plain()  # type: ignore[assignment]

@@ -17,7 +17,7 @@ import pytest
 
 from rlt_data.engines import Failure, SequenceRequest
 from rlt_data.engines.pool import Pool
-from rlt_data.engines.watchdog import describe_owed, watched
+from rlt_data.engines.watchdog import describe_missing, watched
 from rlt_data.errors import EngineError, ModelError
 
 MakePool = Callable[..., Pool]
@@ -117,14 +117,14 @@ def test_a_hanging_engine_ends_the_work_and_names_what_is_owed(make: MakePool) -
     pool = make()
     began = time.monotonic()
     with pytest.raises(EngineError, match=r"no progress for 2 s \(--stall-timeout\); 2 rows .*\(hang, b;"):
-        with watched([pool.pulse], 2.0, lambda: describe_owed(["hang", "b"], pool.log_tail())):
+        with watched([pool.heartbeat], 2.0, lambda: describe_missing(["hang", "b"], pool.log_tail())):
             ask(pool, ["a", "hang", "b"])
     assert time.monotonic() - began < 8
 
 
 def test_slow_is_not_standing_still(make: MakePool) -> None:
     pool = make()
-    with watched([pool.pulse], 1.0, lambda: ""):
+    with watched([pool.heartbeat], 1.0, lambda: ""):
         assert len(ask(pool, [str(key) for key in range(300)])) == 300
 
 

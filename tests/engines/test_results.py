@@ -15,7 +15,7 @@ import pytest
 from rlt_data.engines import Failure, Model, PromptRequest, Sample, SampleRequest, Sampling, SequenceRequest, open_model
 from rlt_data.engines.results import problem_with_logprobs
 from rlt_data.settings import ModelSettings
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from tests.conftest import Rlt
 from tests.engines.serving import Process, running
 
@@ -162,7 +162,7 @@ def test_lies_end_in_the_error_log_and_never_in_a_table(rlt: Rlt, tiny: Tiny, se
 
 def test_log_probs_that_an_earlier_version_stored(rlt: Rlt, tiny: Tiny, problems: Path) -> None:
     rlt("generate", "--in", problems, "--teacher", tiny(), "--n", 1, "--max-tokens", 8, "--out", "run")
-    run = Run("run")
+    run = RunFolder("run")
     table = run.read("traces", 0)
     logprobs = table["logprobs"].to_pylist()
     logprobs[0] = logprobs[0][:2]

@@ -178,7 +178,7 @@ def test_a_sample_that_is_not_owed_is_not_asked_for_and_one_that_is_refused_fail
 ) -> None:
     engine = opened(server.url())
     before = server.seen()["requests"]
-    some = [SampleRequest("owed", 1), SampleRequest("there", 2, owed=False)]
+    some = [SampleRequest("owed", 1), SampleRequest("there", 2, emit=False)]
     requests = [PromptRequest(PROMPTS[0], some), PromptRequest(np.asarray([9999], np.int32), [SampleRequest("bad", 3)])]
     results = {result.key: result for result in engine.generate([requests], WARM)}
     assert results.keys() == {"owed", "bad"} and isinstance(results["owed"], Sample)
@@ -221,7 +221,7 @@ def scores(engine: Engine, groups: list[list[SequenceRequest]], temperature: flo
 def test_scoring_gives_the_models_logprobs(server: Process, opened: Open, tiny: Tiny, kind: str) -> None:
     groups = texts()
     groups[0].append(SequenceRequest("nothing", groups[0][0].ids, np.zeros(0, np.int32)))
-    groups[1].append(SequenceRequest("made", groups[1][0].ids, groups[1][0].wanted, owed=False))
+    groups[1].append(SequenceRequest("made", groups[1][0].ids, groups[1][0].wanted, emit=False))
     served = scores(opened(server.url(kind), scoring=True), groups, 1.0)
     assert len(served) == 12
     for key, values in scores(local(tiny()), groups, 1.0).items():

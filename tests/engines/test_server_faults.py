@@ -16,7 +16,7 @@ import pytest
 
 from rlt_data.engines import Failure, PromptRequest, SampleRequest, Sampling, open_model, retries
 from rlt_data.engines.server import ServerEngine
-from rlt_data.engines.watchdog import Pulse, watched
+from rlt_data.engines.watchdog import Heartbeat, watched
 from rlt_data.errors import EngineError, ModelError
 from rlt_data.settings import ModelSettings
 from tests.conftest import Rlt
@@ -148,10 +148,10 @@ def test_an_outage_costs_no_row(opened: Open) -> None:
         results = engine.generate(prompts(200), SAMPLING)
         keys = [next(results).key for _ in range(50)]
         only.kill()
-        with pytest.raises(EngineError, match="no progress for 2 s"), watched([engine.pulse], 2.0, engine.log_tail):
+        with pytest.raises(EngineError, match="no progress for 2 s"), watched([engine.heartbeat], 2.0, engine.log_tail):
             keys += [result.key for result in results]
         assert len(set(keys)) == len(keys) < 200
-        engine.pulse = Pulse()
+        engine.heartbeat = Heartbeat()
         results = engine.generate(prompts(200), SAMPLING)
         threading.Timer(1.0, only.restart).start()
         assert {result.key for result in results if not isinstance(result, Failure)} == set(map(str, range(200)))

@@ -237,7 +237,7 @@ def test_scores_are_those_of_a_forward_pass_whatever_the_batch(engine_of: Any, k
     found = scored(engine, block, 0.7)
     assert found.keys() == {request.key for group in block for request in group}
     for request in (request for group in block for request in group):
-        expected = plain_logprobs(engine, request.ids, 0.7)[request.wanted - 1, request.ids[request.wanted]]
+        expected = plain_logprobs(engine, request.ids, 0.7)[request.positions - 1, request.ids[request.positions]]
         assert np.allclose(found[request.key], expected.numpy(), atol=1e-4)
 
 
@@ -272,7 +272,7 @@ def test_a_block_scores_to_the_same_bits_if_only_some_texts_are_owed(engine_of: 
     engine = engine_of(batch_tokens=64)
     block = groups(engine)
     whole = scored(engine, block, 0.7)
-    partly = [[SequenceRequest(r.key, r.ids, r.wanted, r.key in ("0-2", "2-1")) for r in group] for group in block]
+    partly = [[SequenceRequest(r.key, r.ids, r.positions, r.key in ("0-2", "2-1")) for r in group] for group in block]
     again = scored(engine, partly, 0.7)
     assert again.keys() == {"0-2", "2-1"}
     assert all(again[key].tobytes() == whole[key].tobytes() for key in again)
@@ -305,8 +305,8 @@ def test_full_kl_is_the_divergence_of_the_two_distributions(engine_of: Any, kind
     [group, *_] = groups(student)
     results = {r.key: r.logprobs for r in teacher.full_kl(group, student, group, 0.7)}
     for request in group:
-        p = plain_logprobs(teacher, request.ids, 0.7)[request.wanted - 1]
-        q = plain_logprobs(student, request.ids, 0.7)[request.wanted - 1]
+        p = plain_logprobs(teacher, request.ids, 0.7)[request.positions - 1]
+        q = plain_logprobs(student, request.ids, 0.7)[request.positions - 1]
         assert np.allclose(results[request.key], (p.exp() * (p - q)).sum(-1).numpy(), atol=1e-3)
         assert (results[request.key] > -1e-5).all()
 

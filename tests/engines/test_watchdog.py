@@ -15,7 +15,7 @@ import pytest
 
 from rlt_data.engines.transformers import TransformersEngine
 from rlt_data.engines.transformers.model import CausalModel
-from rlt_data.engines.watchdog import Pulse, watched
+from rlt_data.engines.watchdog import Heartbeat, watched
 from rlt_data.errors import EngineError
 from tests.conftest import Rlt
 
@@ -59,7 +59,7 @@ def test_an_engine_that_loses_rows_does_not_end_the_run_well(
 def test_a_process_that_hangs_in_another_library_is_ended() -> None:
     script = (
         "import time\nfrom rlt_data.engines import watchdog\nwatchdog.GRACE_SECONDS = 0.5\n"
-        "with watchdog.watched([watchdog.Pulse()], 1.0, lambda: 'these rows are owed'):\n    time.sleep(60)\n"
+        "with watchdog.watched([watchdog.Heartbeat()], 1.0, lambda: 'these rows are owed'):\n    time.sleep(60)\n"
     )
     began = time.monotonic()
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -69,13 +69,13 @@ def test_a_process_that_hangs_in_another_library_is_ended() -> None:
 
 
 def test_one_engine_at_work_is_enough() -> None:
-    busy, idle = Pulse(), Pulse()
+    busy, idle = Heartbeat(), Heartbeat()
     with watched([busy, idle], 0.4, lambda: ""):
         for _ in range(10):
             time.sleep(0.1)
-            busy.beat()
+            busy.touch_or_raise()
     with pytest.raises(EngineError):
         with watched([busy, idle], 0.4, lambda: ""):
             for _ in range(30):
                 time.sleep(0.1)
-                idle.check()
+                idle.raise_if_stopped()

@@ -9,17 +9,17 @@ from rlt_data.errors import InputError
 from rlt_data.formats import load_format
 from rlt_data.inputs import ingest
 from rlt_data.settings import InputSettings, parse_settings
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import QUESTIONS_PER_PART
 from tests.conftest import write_jsonl
 
 
-def take(run: Run, path: Path, *, traces: bool = False, **settings: Any) -> None:
+def take(run: RunFolder, path: Path, *, traces: bool = False, **settings: Any) -> None:
     with run.locked():
         ingest(run, parse_settings(InputSettings, {"in": str(path), **settings}), load_format("rlt"), traces=traces)
 
 
-def questions(run: Run) -> list[str]:
+def questions(run: RunFolder) -> list[str]:
     return [q for part in run.parts("questions") for q in run.read("questions", part)["question"].to_pylist()]
 
 
@@ -28,14 +28,14 @@ def rows(count: int, first: int = 0) -> list[dict[str, Any]]:
 
 
 def test_parts_hold_256_questions_in_the_order_of_the_input(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     take(run, write_jsonl(tmp_path / "rows.jsonl", rows(QUESTIONS_PER_PART + 10)))
     assert run.parts("questions") == [0, 1]
     assert questions(run) == [f"q{i}" for i in range(QUESTIONS_PER_PART + 10)]
 
 
 def test_a_longer_input_adds_its_new_questions_and_moves_none(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     take(run, write_jsonl(tmp_path / "rows.jsonl", rows(300)))
     take(run, write_jsonl(tmp_path / "rows.jsonl", [*rows(300, first=300), *reversed(rows(300))]))
     assert questions(run) == [f"q{i}" for i in range(600)]
@@ -44,7 +44,7 @@ def test_a_longer_input_adds_its_new_questions_and_moves_none(tmp_path: Path) ->
 
 
 def test_bad_rows_stop_before_anything_is_written_or_are_left_out(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     path = write_jsonl(tmp_path / "rows.jsonl", [*rows(2), {"question": "no solution"}])
     with pytest.raises(InputError, match="line 3: solution: missing"):
         take(run, path)
@@ -54,7 +54,7 @@ def test_bad_rows_stop_before_anything_is_written_or_are_left_out(tmp_path: Path
 
 
 def test_traces_are_grouped_by_their_question_and_bare_explanations_get_a_closing_tag(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     problem, other = {"question": "q", "solution": "s"}, {"question": "r", "solution": "s"}
     traces = [
         {**problem, "explanation": " why "},
@@ -75,7 +75,7 @@ def test_traces_are_grouped_by_their_question_and_bare_explanations_get_a_closin
 def test_rows_without_a_trace_are_refused_where_traces_are_needed(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", rows(2))
     with pytest.raises(InputError, match="2 of 2 rows have no explanation or completion to score"):
-        take(Run(tmp_path / "run"), path, traces=True)
+        take(RunFolder(tmp_path / "run"), path, traces=True)
 
 
 def test_kept_columns_belong_to_the_row_they_came_with(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -86,7 +86,7 @@ def test_kept_columns_belong_to_the_row_they_came_with(tmp_path: Path, caplog: p
         {**problem, "completion": "a", "model": "B"},
     ]
     path = write_jsonl(tmp_path / "traces.jsonl", traces)
-    kept, bare = Run(tmp_path / "kept"), Run(tmp_path / "bare")
+    kept, bare = RunFolder(tmp_path / "kept"), RunFolder(tmp_path / "bare")
     take(kept, path, traces=True, keep=["model"])
     take(bare, path, traces=True)
     assert kept.read("traces", 0)["meta"].to_pylist() == ['{"model": "A"}', '{"model": "B"}']
@@ -95,6 +95,6 @@ def test_kept_columns_belong_to_the_row_they_came_with(tmp_path: Path, caplog: p
     assert bare.read("traces", 0)["meta"].to_pylist() == [None, None]
     assert f"{path}: 1 questions whose rows disagree about the answer" in caplog.text
     assert caplog.text.count("1 duplicates whose --keep columns differ") == 1  # bare has no such columns
-    questions_only = Run(tmp_path / "questions")
+    questions_only = RunFolder(tmp_path / "questions")
     take(questions_only, path, keep=["model"])
     assert questions_only.read("questions", 0)["meta"].to_pylist() == ['{"model": "A"}']

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from tests.hub_server import HubServer
 from tests.made_runs import distilled, make_run, ranked, trace
 
@@ -44,7 +44,7 @@ END = "<|end_of_explanation|>"
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> RunFolder:
     run = make_run(
         tmp_path / "run",
         [*(trace("a", i, float(i)) for i in range(3)), trace("b", 0, 9.0, truncated=True, closed=False)],

@@ -24,7 +24,7 @@ from rlt_data.publish.push import PushSummary, push
 from rlt_data.publish.redact import redact_paths
 from rlt_data.settings import PushSettings
 from rlt_data.statistics import stats
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from tests.conftest import write_jsonl
 from tests.hub_server import File, HubServer
 from tests.made_runs import distilled, make_run, ranked, table, trace
@@ -36,7 +36,7 @@ EVIL = (
 )
 
 
-def pushed(source: Run | str, **settings: Any) -> PushSummary:
+def pushed(source: RunFolder | str, **settings: Any) -> PushSummary:
     path = source if isinstance(source, str) else str(source.path)
     return push(PushSettings(input=path, repo_id=NAME, **settings))
 
@@ -86,7 +86,7 @@ def counted(sentence: str) -> dict[str, float]:
 
 
 @pytest.fixture
-def large(tmp_path: Path) -> Run:
+def large(tmp_path: Path) -> RunFolder:
     """A run of random figures: rewards that are not there, traces with flaws, rows that failed."""
     draw = random.Random(0)
     parts = []
@@ -109,7 +109,7 @@ def large(tmp_path: Path) -> Run:
     return run
 
 
-def test_every_figure_is_that_of_stats(hub: HubServer, large: Run) -> None:
+def test_every_figure_is_that_of_stats(hub: HubServer, large: RunFolder) -> None:
     card, figures = pushed(large, dry_run=True).card, stats(large)
     text = section(card, "Figures")
     buckets, terms = tables(text)
@@ -145,7 +145,7 @@ def test_every_figure_is_that_of_stats(hub: HubServer, large: Run) -> None:
     ]
 
 
-def test_the_metadata_are_valid_and_say_what_the_files_hold(hub: HubServer, run: Run, real_plots: None) -> None:
+def test_the_metadata_are_valid_and_say_what_the_files_hold(hub: HubServer, run: RunFolder, real_plots: None) -> None:
     summary = pushed(run, license="apache-2.0", title="A: *title*")
     files = hub.dataset(NAME).heads["main"].files
     card = DatasetCard(files["README.md"].content.decode())
@@ -164,7 +164,7 @@ def test_the_metadata_are_valid_and_say_what_the_files_hold(hub: HubServer, run:
     assert len(images) > 2 and all(path in listed and files[path].content[1:4] == b"PNG" for _, path in images)
 
 
-def test_a_card_that_is_there_keeps_what_others_wrote(hub: HubServer, run: Run) -> None:
+def test_a_card_that_is_there_keeps_what_others_wrote(hub: HubServer, run: RunFolder) -> None:
     pushed(run, license="apache-2.0")
     edit_card(
         hub,
@@ -186,7 +186,7 @@ def test_a_card_that_is_there_keeps_what_others_wrote(hub: HubServer, run: Run) 
         pushed(run)
 
 
-def test_ranks_that_are_no_more_are_taken_out(hub: HubServer, run: Run) -> None:
+def test_ranks_that_are_no_more_are_taken_out(hub: HubServer, run: RunFolder) -> None:
     pushed(run)
     ranked(run, buckets=2)
     distilled(run)
@@ -197,7 +197,7 @@ def test_ranks_that_are_no_more_are_taken_out(hub: HubServer, run: Run) -> None:
     assert set(names) == {"default", "bucket_1", "bucket_2", "traces"}
 
 
-def test_the_title_is_the_given_one_else_the_one_that_is_there(hub: HubServer, run: Run) -> None:
+def test_the_title_is_the_given_one_else_the_one_that_is_there(hub: HubServer, run: RunFolder) -> None:
     def shown() -> tuple[str, str]:
         card = DatasetCard(hub.dataset(NAME).heads["main"].files["README.md"].content.decode())
         return str(card.data.pretty_name), re.findall(r"^# (.*)$", card.text, re.M)[0]

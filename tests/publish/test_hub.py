@@ -15,7 +15,7 @@ from rlt_data.publish import hub as hub_module
 from rlt_data.publish.hub import MANIFEST, Repository
 from rlt_data.publish.push import push as push_folder
 from rlt_data.settings import PushSettings
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from tests.hub_server import TOKEN, Fault, File, HubServer
 
 NAME = "tester/data"
@@ -114,7 +114,7 @@ REQUESTS = {
 
 
 @pytest.mark.parametrize("kind", REQUESTS)
-def test_errors_that_pass(hub: HubServer, run: Run, kind: str, waits: list[float]) -> None:
+def test_errors_that_pass(hub: HubServer, run: RunFolder, kind: str, waits: list[float]) -> None:
     if kind != "create":  # then the card of somebody else is read, and a branch is made
         Repository(NAME, "dataset").create(private=True)
         files = {"README.md": File(b"Theirs.\n", lfs=False)}

@@ -19,7 +19,7 @@ from rlt_data.errors import RunFolderError
 from rlt_data.publish.push import PushSummary, push
 from rlt_data.publish.tables import STAGES
 from rlt_data.settings import PushSettings
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from tests.conftest import Rlt
 from tests.hub_server import TOKEN, Fault, HubServer, Pull
 from tests.made_runs import distilled, drop_part, files_of, make_run, ranked, table, trace
@@ -37,7 +37,7 @@ for name in sys.argv[3:]:
 """
 
 
-def pushed(run: Run, **settings: Any) -> PushSummary:
+def pushed(run: RunFolder, **settings: Any) -> PushSummary:
     return push(PushSettings(input=str(run.path), repo_id=NAME, **settings))
 
 
@@ -53,7 +53,7 @@ def loaded(hub: HubServer, tmp_path: Path, *configs: str, revision: str = "main"
     return found
 
 
-def test_every_configuration_comes_back_row_for_row(hub: HubServer, run: Run, tmp_path: Path) -> None:
+def test_every_configuration_comes_back_row_for_row(hub: HubServer, run: RunFolder, tmp_path: Path) -> None:
     summary = pushed(run)
     assert summary.rows == {"default": 2, "rank_01": 2, "rank_02": 2, "rank_03": 1, "traces": 6}
     assert hub.dataset(NAME).private and len(hub.dataset(NAME).history()) == 2
@@ -76,7 +76,7 @@ def test_every_trace_is_published_with_its_own_kept_columns(hub: HubServer, tmp_
     assert [found[name][0]["meta"] for name in ("default", "rank_02")] == ['{"m": "A"}', '{"m": "B"}']
 
 
-def test_a_second_push_sends_nothing(hub: HubServer, run: Run, real_plots: None) -> None:
+def test_a_second_push_sends_nothing(hub: HubServer, run: RunFolder, real_plots: None) -> None:
     first = pushed(run)
     before, asked = dict(hub.uploaded), len(hub.requests)
     again = pushed(run)
@@ -85,13 +85,13 @@ def test_a_second_push_sends_nothing(hub: HubServer, run: Run, real_plots: None)
     assert not [each for each in hub.requests[asked:] if each.startswith(("PUT", "DELETE")) or "/commit/" in each]
 
 
-def test_a_dry_run_changes_nothing(hub: HubServer, run: Run) -> None:
+def test_a_dry_run_changes_nothing(hub: HubServer, run: RunFolder) -> None:
     summary = pushed(run, dry_run=True)
     assert not hub.repos and set(summary.plan.new) == set(summary.sizes)
     assert not [path for path in Path(str(run.path)).iterdir() if path.name.startswith(".push")]
 
 
-def test_branches_and_pull_requests(hub: HubServer, run: Run) -> None:
+def test_branches_and_pull_requests(hub: HubServer, run: RunFolder) -> None:
     made = pushed(run, revision="second", public=True)
     repo = hub.dataset(NAME)
     assert not repo.private and repo.heads["second"].oid == made.commit and "data" not in str(repo.heads["main"].files)
@@ -99,7 +99,7 @@ def test_branches_and_pull_requests(hub: HubServer, run: Run) -> None:
     assert "README.md" in repo.heads["refs/pr/1"].files and "README.md" not in repo.heads["main"].files
 
 
-def test_a_pull_request_is_not_opened_twice(rlt: Rlt, hub: HubServer, run: Run) -> None:
+def test_a_pull_request_is_not_opened_twice(rlt: Rlt, hub: HubServer, run: RunFolder) -> None:
     command = "push", "--in", run.path, "--repo-id", NAME, "--create-pr"
     hub.faults.append(Fault("/commit/", "lost"))
     assert "the same command goes on later" in rlt(*command, code=9).output
@@ -128,7 +128,7 @@ def test_what_is_there_is_said_where_nothing_can_be_published(hub: HubServer, tm
     assert not hub.requests
 
 
-def test_a_distilled_folder_is_a_data_set_of_its_own(hub: HubServer, run: Run, tmp_path: Path) -> None:
+def test_a_distilled_folder_is_a_data_set_of_its_own(hub: HubServer, run: RunFolder, tmp_path: Path) -> None:
     folder = shutil.copytree(Path(str(run.path)) / "dataset", tmp_path / "moved")
     summary = push(PushSettings(input=str(folder), repo_id=NAME))
     assert summary.rows == {"default": 2} and "In the selection: 2 rows of 2 questions, 10.0 tokens" in summary.card
@@ -142,7 +142,7 @@ def test_a_distilled_folder_is_a_data_set_of_its_own(hub: HubServer, run: Run, t
         push(PushSettings(input=str(folder), repo_id=NAME))
 
 
-def test_every_stage_has_a_branch_with_its_tables_whole(hub: HubServer, run: Run, tmp_path: Path) -> None:
+def test_every_stage_has_a_branch_with_its_tables_whole(hub: HubServer, run: RunFolder, tmp_path: Path) -> None:
     made_by = {"in": "/home/me/questions.jsonl", "teacher": "/home/me/teacher", "n": 3, "url": "http://10.0.0.1"}
     run.record("generate", {"settings": made_by})
     pushed(run, branch_per_stage=True)
@@ -173,7 +173,7 @@ def test_every_stage_has_a_branch_with_its_tables_whole(hub: HubServer, run: Run
     assert "data/ranks/train-00001-of-00002.parquet" not in repo.heads["rank"].files
 
 
-def test_a_branch_cut_off_at_its_beginning_is_completed(hub: HubServer, run: Run) -> None:
+def test_a_branch_cut_off_at_its_beginning_is_completed(hub: HubServer, run: RunFolder) -> None:
     pushed(run, license="mit")
     repo = hub.dataset(NAME)
     repo.heads["rank"] = repo.heads["main"]
@@ -184,7 +184,7 @@ def test_a_branch_cut_off_at_its_beginning_is_completed(hub: HubServer, run: Run
     assert card.data.license == "mit"
 
 
-def test_settings_that_do_not_go_together(rlt: Rlt, hub: HubServer, run: Run) -> None:
+def test_settings_that_do_not_go_together(rlt: Rlt, hub: HubServer, run: RunFolder) -> None:
     for options, said in {
         ("--branch-per-stage", "--create-pr"): "does not go with create_pr",
         ("--branch-per-stage", "--revision", "rank"): "rank is the branch of a stage",
@@ -218,7 +218,7 @@ def test_settings_that_do_not_go_together(rlt: Rlt, hub: HubServer, run: Run) ->
     ],
 )
 def test_a_token_that_is_none(
-    rlt: Rlt, hub: HubServer, run: Run, monkeypatch: pytest.MonkeyPatch, token: str | None, said: str
+    rlt: Rlt, hub: HubServer, run: RunFolder, monkeypatch: pytest.MonkeyPatch, token: str | None, said: str
 ) -> None:
     pushed(run)
     before = len(hub.dataset(NAME).commits)
@@ -230,7 +230,7 @@ def test_a_token_that_is_none(
     assert len(hub.dataset(NAME).commits) == before and "somebody" not in output
 
 
-def test_a_damaged_file_is_named(rlt: Rlt, hub: HubServer, run: Run) -> None:
+def test_a_damaged_file_is_named(rlt: Rlt, hub: HubServer, run: RunFolder) -> None:
     [file] = (Path(str(run.path)) / "dataset" / "data").iterdir()
     file.write_bytes(file.read_bytes()[:-5])
     for folder in (run.path, run.path / "dataset"):
@@ -239,7 +239,7 @@ def test_a_damaged_file_is_named(rlt: Rlt, hub: HubServer, run: Run) -> None:
     assert not hub.repos
 
 
-def test_a_full_disk_changes_nothing(rlt: Rlt, hub: HubServer, run: Run, small_disk: Path) -> None:
+def test_a_full_disk_changes_nothing(rlt: Rlt, hub: HubServer, run: RunFolder, small_disk: Path) -> None:
     here = shutil.copytree(Path(str(run.path)), small_disk / "run")
     before = files_of(here)
     with pytest.raises(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
@@ -255,7 +255,7 @@ def test_a_full_disk_changes_nothing(rlt: Rlt, hub: HubServer, run: Run, small_d
     rlt("push", "--in", here, "--repo-id", NAME)
 
 
-def test_the_token_is_nowhere(hub: HubServer, run: Run) -> None:
+def test_the_token_is_nowhere(hub: HubServer, run: RunFolder) -> None:
     pushed(run, branch_per_stage=True)
     texts = [file.content for head in hub.dataset(NAME).heads.values() for file in head.files.values()]
     texts += [file.read_bytes() for file in Path(str(run.path)).rglob("*") if file.is_file()]
@@ -264,14 +264,14 @@ def test_the_token_is_nowhere(hub: HubServer, run: Run) -> None:
 
 @pytest.mark.parametrize("request_kind", ["GET /api/datasets", "create", "preupload", "objects/batch", "/commit/"])
 def test_a_server_that_repeats_the_token_does_not_make_us_say_it(
-    rlt: Rlt, hub: HubServer, run: Run, request_kind: str
+    rlt: Rlt, hub: HubServer, run: RunFolder, request_kind: str
 ) -> None:
     hub.faults.append(Fault(request_kind, "echo", 99))
     result = rlt("push", "--in", run.path, "--repo-id", NAME, code=9)
     assert "cannot do this for Bearer ***" in result.output and TOKEN not in result.output
 
 
-def run_push(hub: HubServer, run: Run, tmp_path: Path, *more: str) -> subprocess.Popen[str]:
+def run_push(hub: HubServer, run: RunFolder, tmp_path: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*RLT, "push", "--in", str(run.path), "--repo-id", NAME, *more],
         env={**os.environ, **hub.environment, "HF_HOME": str(tmp_path / "home")},
@@ -281,7 +281,7 @@ def run_push(hub: HubServer, run: Run, tmp_path: Path, *more: str) -> subprocess
     )
 
 
-def test_a_killed_push_goes_on_where_it_was(hub: HubServer, run: Run, tmp_path: Path) -> None:
+def test_a_killed_push_goes_on_where_it_was(hub: HubServer, run: RunFolder, tmp_path: Path) -> None:
     hub.faults.append(Fault("PUT /upload", "hang", after=3))
     killed = run_push(hub, run, tmp_path)
     assert hub.hanging.wait(60)
@@ -309,7 +309,7 @@ def test_a_killed_push_goes_on_where_it_was(hub: HubServer, run: Run, tmp_path: 
         (Fault("create", 401), "does not let this token write there"),
     ],
 )
-def test_what_the_command_says(rlt: Rlt, hub: HubServer, run: Run, fault: Fault, message: str) -> None:
+def test_what_the_command_says(rlt: Rlt, hub: HubServer, run: RunFolder, fault: Fault, message: str) -> None:
     hub.faults.append(fault)
     assert message in rlt("push", "--in", run.path, "--repo-id", NAME, code=9).output
     hub.faults.clear()

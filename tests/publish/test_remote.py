@@ -10,7 +10,7 @@ import pytest
 from rlt_data.errors import RunFolderError
 from rlt_data.publish.push import push
 from rlt_data.settings import PushSettings
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from tests.hub_server import HubServer
 from tests.store_server import files, running_store, sent
 
@@ -21,7 +21,7 @@ def bucket() -> Iterator[str]:
         yield "s3://bucket"
 
 
-def test_a_run_in_a_store_is_published_like_one_on_a_disk(hub: HubServer, run: Run, bucket: str) -> None:
+def test_a_run_in_a_store_is_published_like_one_on_a_disk(hub: HubServer, run: RunFolder, bucket: str) -> None:
     url = sent(Path(str(run.path)), f"{bucket}/run")
     for source, name in ((str(run.path), "tester/disk"), (url, "tester/store"), (f"{url}/dataset", "tester/folder")):
         push(PushSettings(input=source, repo_id=name, branch_per_stage=not source.endswith("dataset"), title="Same"))

@@ -16,8 +16,8 @@ import torch
 import yaml
 
 from rlt_data.errors import RltDataError, SettingsError
-from rlt_data.recipes import lab
-from rlt_data.recipes.lab import Lab, estimate, load_config, pearson, spearman
+from rlt_data.recipes import experiment
+from rlt_data.recipes.experiment import Experiment, estimate, load_config, pearson, spearman
 from rlt_data.settings import TrainTeacherSettings, WarmUpSettings, parse_settings
 from tests.training.test_policy import RELEASED
 
@@ -39,15 +39,15 @@ def run(tmp_path: Path) -> Run:
             config[name] = keys if whole else config[name] | keys
         for section in [name for name in config if name.startswith("test")]:
             config[section] = {"countdown": config[section]["countdown"] | {"rows": 300}}
-        work: Callable[[Lab], None] = import_module(f"rlt_data.recipes.{recipe}.recipe").run
-        lab = Lab(recipe, config, tmp_path / recipe)
-        work(lab)
+        work: Callable[[Experiment], None] = import_module(f"rlt_data.recipes.{recipe}.recipe").run
+        experiment = Experiment(recipe, config, tmp_path / recipe)
+        work(experiment)
         for suffix in ("json", "md", "svg"):
-            assert (lab.out / "results" / f"{recipe}.{suffix}").stat().st_size > 100
-        before = {path: path.stat().st_mtime_ns for path in (lab.out / "steps").iterdir()}
-        work(lab)  # all of it is done already
-        assert before == {path: path.stat().st_mtime_ns for path in (lab.out / "steps").iterdir()}
-        return dict(json.loads((lab.out / "results" / f"{recipe}.json").read_text()))
+            assert (experiment.out / "results" / f"{recipe}.{suffix}").stat().st_size > 100
+        before = {path: path.stat().st_mtime_ns for path in (experiment.out / "steps").iterdir()}
+        work(experiment)  # all of it is done already
+        assert before == {path: path.stat().st_mtime_ns for path in (experiment.out / "steps").iterdir()}
+        return dict(json.loads((experiment.out / "results" / f"{recipe}.json").read_text()))
 
     return run
 
@@ -135,7 +135,7 @@ def test_teacher_and_student_in_turns(run: Run) -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_scale_is_understood(recipe: str, scale: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = import_module(f"rlt_data.recipes.{recipe}.recipe").run
-    work(Lab(recipe, load_config(recipe, scale), tmp_path / "dry", dry_run=True))
+    work(Experiment(recipe, load_config(recipe, scale), tmp_path / "dry", dry_run=True))
     printed = capsys.readouterr().out
     assert "rlt-data evaluate" in printed and "rlt-data train-student" in printed
     assert not list(tmp_path.rglob("*.json"))
@@ -197,15 +197,15 @@ def where(settings: Any) -> dict[str, int]:
 
 
 def test_a_step_on_a_gpu_runs_in_a_process_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = replace(lab.STEPS["generate"], function="tests.recipes.test_recipes:where")
-    monkeypatch.setitem(lab.STEPS, "generate", step)
+    step = replace(experiment.STEPS["generate"], function="tests.recipes.test_recipes:where")
+    monkeypatch.setitem(experiment.STEPS, "generate", step)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    made = Lab("teacher", {"generate": {"teacher": "t", "in": "i"}}, tmp_path)
+    made = Experiment("teacher", {"generate": {"teacher": "t", "in": "i"}}, tmp_path)
     assert made.step("generate", out="on-gpu")["result"]["process"] != os.getpid()
     assert made.step("generate", out="on-cpu", device="cpu")["result"]["process"] == os.getpid()
 
 
-def generated(made: Lab, place: int) -> tuple[int, int]:
+def generated(made: Experiment, place: int) -> tuple[int, int]:
     """A piece of work with a step."""
     time.sleep(0.2 * (place == 0))
     if place == 9:
@@ -214,7 +214,7 @@ def generated(made: Lab, place: int) -> tuple[int, int]:
 
 
 def test_work_is_shared_among_processes_and_returned_in_order(tmp_path: Path) -> None:
-    shared = Lab("teacher", {"workers": 2}, tmp_path)
+    shared = Experiment("teacher", {"workers": 2}, tmp_path)
     results = shared.each(generated, [(place,) for place in range(4)])
     assert [place for place, _ in results] == [0, 1, 2, 3]
     assert os.getpid() not in {process for _, process in results}
@@ -225,15 +225,15 @@ def test_work_is_shared_among_processes_and_returned_in_order(tmp_path: Path) ->
 def test_a_launched_training_that_fails_is_one_line(tmp_path: Path, tiny: Callable[..., Path]) -> None:
     config = {"launcher": "fsdp2", "student": {"model": str(tiny()), "in": "nowhere.jsonl"}}
     with pytest.raises(RltDataError, match=r"^teacher: student for out ended with code \d+; see above$"):
-        Lab("teacher", config, tmp_path).step("student", out="out")
+        Experiment("teacher", config, tmp_path).step("student", out="out")
     with pytest.raises(SettingsError, match="launcher: zero3 needs DeepSpeed"):
-        Lab("teacher", config | {"launcher": "zero3"}, tmp_path).step("student", out="out")
+        Experiment("teacher", config | {"launcher": "zero3"}, tmp_path).step("student", out="out")
 
 
 def test_a_recipe_is_run_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
-    lab.main(["teacher", "--scale", "paper", "--dry-run"])
+    experiment.main(["teacher", "--scale", "paper", "--dry-run"])
     assert "rlt-data train-teacher rl  # section teacher" in capsys.readouterr().out
-    assert tuple(lab.recipes()) == tuple(sorted(RECIPES))
+    assert tuple(experiment.recipes()) == tuple(sorted(RECIPES))
     Path("mine.yaml").write_text("[")
     for arguments, code, message in (
         (["taecher"], 2, "invalid choice: 'taecher'"),
@@ -241,5 +241,5 @@ def test_a_recipe_is_run_by_its_name(capsys: pytest.CaptureFixture[str]) -> None
         (["teacher", "--scale", "mine.yaml"], SettingsError.exit_code, "error: --scale: mine.yaml: cannot be read"),
     ):
         with pytest.raises(SystemExit) as ended:
-            lab.main(arguments)
+            experiment.main(arguments)
         assert ended.value.code == code and message in capsys.readouterr().err

@@ -11,36 +11,36 @@ from rlt_data.reporting.overview import overview
 from rlt_data.reporting.report import ReportSummary, report
 from rlt_data.settings import ReportSettings, parse_settings
 from rlt_data.statistics import stats
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from tests.conftest import Rlt
 from tests.made_runs import drop_part, make_run, ranked, trace
 
 
-def reported(run: Run | Path, **keys: object) -> ReportSummary:
-    path = run.path if isinstance(run, Run) else run
+def reported(run: RunFolder | Path, **keys: object) -> ReportSummary:
+    path = run.path if isinstance(run, RunFolder) else run
     return report(parse_settings(ReportSettings, {"in": str(path), **keys}))
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> RunFolder:
     run = make_run(tmp_path / "run", [trace(q, i, i - 0.5) for q in "abc" for i in range(2)])
     ranked(run)
     return run
 
 
-def test_the_same_run_gives_the_same_file(run: Run) -> None:
+def test_the_same_run_gives_the_same_file(run: RunFolder) -> None:
     one, other = reported(run, out="one.html"), reported(run, out="other.html")
     assert one.out.read_bytes() == other.out.read_bytes()
     assert (one.traces, one.all_traces, one.questions, one.size) == (6, 6, 3, one.out.stat().st_size)
 
 
-def test_nothing_in_it_comes_from_elsewhere(run: Run) -> None:
+def test_nothing_in_it_comes_from_elsewhere(run: RunFolder) -> None:
     text = reported(run).out.read_text()
     assert not re.search(r"""(src|href)\s*=\s*["'](?!#|data:,)""", text) and "@import" not in text
     assert "default-src 'none'" in text and "unsafe-eval" not in text and str(Path.cwd()) not in text
 
 
-def test_the_overview_says_what_stats_says(run: Run) -> None:
+def test_the_overview_says_what_stats_says(run: RunFolder) -> None:
     figures, text = stats(run), overview({"run": run})
     cells = [re.sub("<.*?>", "", cell) for cell in re.findall(r"<t[dh].*?>.*?</t[dh]>", text)]
     for frame in (figures.buckets, figures.terms.filter(figures.terms["mean"].is_not_null())):
@@ -55,7 +55,7 @@ def test_the_overview_says_what_stats_says(run: Run) -> None:
     assert cards["traces"] == "6" and cards["mean reward"] == "0.000" and cards["well formed"] == "100.0%"
 
 
-def test_a_limit_is_told(rlt: Rlt, run: Run) -> None:
+def test_a_limit_is_told(rlt: Rlt, run: RunFolder) -> None:
     found = rlt("report", run.path, "--limit", 3)
     assert "2 of 6 traces (--limit) of 1 questions" in found.output
     assert "scored with --per-token" in found.output
@@ -68,11 +68,11 @@ def test_runs_without_scores_or_traces(rlt: Rlt, tmp_path: Path) -> None:
     bare = make_run(tmp_path / "bare", [trace("a", 0, 1.0)])
     drop_part(bare, "scores", 0)
     assert reported(bare).traces == 1
-    Run(tmp_path / "empty").record("generate", {"settings": {}})
+    RunFolder(tmp_path / "empty").record("generate", {"settings": {}})
     assert "no traces yet; run rlt-data generate" in rlt("report", tmp_path / "empty", code=5).output
 
 
-def test_mistakes(rlt: Rlt, run: Run, tmp_path: Path) -> None:
+def test_mistakes(rlt: Rlt, run: RunFolder, tmp_path: Path) -> None:
     other = make_run(tmp_path / "other", [trace("z", 0, 1.0)])
     (tmp_path / "folder").mkdir()
     for options, code, message in [
@@ -89,13 +89,13 @@ def test_mistakes(rlt: Rlt, run: Run, tmp_path: Path) -> None:
     assert not list((tmp_path / "folder").iterdir())
 
 
-def test_runs_of_the_same_name_are_told_apart(run: Run, tmp_path: Path) -> None:
+def test_runs_of_the_same_name_are_told_apart(run: RunFolder, tmp_path: Path) -> None:
     other = make_run(tmp_path / "elsewhere" / "run", [trace("a", 0, 1.0)])
     text = reported(run, against=str(other.path)).out.read_text()
     assert f'"{run.path}", "{other.path}"' in text
 
 
-def test_scores_that_do_not_compare_are_told(run: Run, tmp_path: Path) -> None:
+def test_scores_that_do_not_compare_are_told(run: RunFolder, tmp_path: Path) -> None:
     other = make_run(tmp_path / "other", [trace("a", 0, 1.0)])
     run.record("score", {"depends_on": {"lambda": 3.0, "student": "x", "teacher": "t"}})
     other.record("score", {"depends_on": {"lambda": 1.0, "student": "x", "teacher": "u"}})
@@ -103,7 +103,7 @@ def test_scores_that_do_not_compare_are_told(run: Run, tmp_path: Path) -> None:
     assert "made with different settings (lambda), so their rewards do not compare" in text
 
 
-def test_places_of_this_machine_stay_here(run: Run) -> None:
+def test_places_of_this_machine_stay_here(run: RunFolder) -> None:
     settings = {"teacher": "/home/me/models/teacher", "url": ["http://10.0.0.1:8000/v1"], "n": 2}
     run.record("generate", {"settings": settings, "models": {"teacher": {
         "name": "/home/me/models/teacher", "dtype": "float32", "weights": "0a"}}})  # fmt: skip

@@ -19,7 +19,7 @@ import pytest
 from rlt_data.reporting import live
 from rlt_data.reporting.live import Watch
 from rlt_data.reporting.serve import Viewer
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 from tests.conftest import Rlt, write_jsonl
 from tests.made_runs import make_run, ranked, trace
@@ -71,7 +71,7 @@ def viewed() -> Iterator[Callable[..., Viewed]]:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> RunFolder:
     run = make_run(tmp_path / "run", [trace("a", i, float(i)) for i in range(3)], [trace("b", 0, 1.0)])
     run.record("generate", {"settings": {"n": 3}})
     ranked(run)
@@ -88,7 +88,7 @@ def until(happens: Callable[[], bool], seconds: float = 120.0) -> None:
 # Who may read it
 
 
-def test_it_listens_on_loopback_alone(viewed: Callable[..., Viewed], run: Run) -> None:
+def test_it_listens_on_loopback_alone(viewed: Callable[..., Viewed], run: RunFolder) -> None:
     server = viewed(run.path)
     assert server.address == f"http://127.0.0.1:{server.port}/"
     sockets = [
@@ -102,7 +102,7 @@ def test_it_listens_on_loopback_alone(viewed: Callable[..., Viewed], run: Run) -
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example:1", "localhost.evil.example"]
 )
-def test_foreign_hosts_are_refused(viewed: Callable[..., Viewed], run: Run, host: str) -> None:
+def test_foreign_hosts_are_refused(viewed: Callable[..., Viewed], run: RunFolder, host: str) -> None:
     server = viewed(run.path)
     for path in ("/", "/live", "/index", "/question/a", "/trace/a%2F0", "/overview", "/nothing"):
         status, text = server.ask(path, host)
@@ -111,7 +111,7 @@ def test_foreign_hosts_are_refused(viewed: Callable[..., Viewed], run: Run, host
         assert server.ask("/live", own)[0] == 200
 
 
-def test_answers_are_what_the_run_holds(viewed: Callable[..., Viewed], run: Run) -> None:
+def test_answers_are_what_the_run_holds(viewed: Callable[..., Viewed], run: RunFolder) -> None:
     server = viewed(run.path, "--limit", 3, "--port", 0)
     status, text = server.ask("/")
     assert status == 200 and "connect-src 'self'" in text and 'id="live"' in text
@@ -124,7 +124,7 @@ def test_answers_are_what_the_run_holds(viewed: Callable[..., Viewed], run: Run)
     assert {each["trace_id"] for each in server.get("/live")["newest"]} == {"a/0", "a/1", "a/2", "b/0"}
 
 
-def test_mistakes(viewed: Callable[..., Viewed], run: Run) -> None:
+def test_mistakes(viewed: Callable[..., Viewed], run: RunFolder) -> None:
     taken = str(viewed(run.path).port)
     for options, code, message in [
         ([str(run.path), "--port", taken], 2, f"error: --port: {taken} is taken; --port 0 takes a free one\n"),
@@ -134,7 +134,9 @@ def test_mistakes(viewed: Callable[..., Viewed], run: Run) -> None:
         assert (done.returncode, done.stderr, done.stdout) == (code, message, "")
 
 
-def test_a_run_that_is_gone_is_told_and_may_come_back(viewed: Callable[..., Viewed], run: Run, tmp_path: Path) -> None:
+def test_a_run_that_is_gone_is_told_and_may_come_back(
+    viewed: Callable[..., Viewed], run: RunFolder, tmp_path: Path
+) -> None:
     server = viewed(run.path)
     Path(str(run.path)).rename(tmp_path / "elsewhere")
     status, text = server.ask("/live")
@@ -168,7 +170,7 @@ def test_it_follows_a_run_through_its_kill_and_resume(viewed: Callable[..., View
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     process = start()
-    until(lambda: Run.is_at("run"))
+    until(lambda: RunFolder.is_at("run"))
     server = viewed("run")
     seen: list[dict[str, Any]] = []
 
@@ -205,7 +207,7 @@ def test_it_follows_a_run_through_its_kill_and_resume(viewed: Callable[..., View
 def test_throughput_time_left_and_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(live.time, "monotonic", lambda: now)
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     questions = [{"question_id": f"q{i}", "question": "?", "solution": "!"} for i in range(10)]
     run.write_part("questions", 0, to_table("questions", questions))
     run.record("generate", {"settings": {"n": 2}})
@@ -243,7 +245,7 @@ def test_throughput_time_left_and_silence(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_progress_of_an_evaluation_is_shown(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     run.write_part("questions", 0, to_table("questions", [{"question_id": "q", "question": "?", "solution": "!"}]))
     run.record("evaluate", {"settings": {"n": 4}})
     answer = {"question_id": "q", "completion": "42", "completion_tokens": 7, "made_by": "m"}

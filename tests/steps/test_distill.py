@@ -17,7 +17,7 @@ from rlt_data.formats.views import PLAIN, student_message
 from rlt_data.inputs.read import read_records
 from rlt_data.settings import InputSettings
 from rlt_data.steps import distill as distill_module
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 from tests.made_runs import distilled, files_of, make_run, ranked, trace
 
@@ -30,13 +30,13 @@ def rows(folder: Path) -> pl.DataFrame:
     return pl.read_ndjson(folder / "train.jsonl", infer_schema_length=None)
 
 
-def taken(run: Run, **settings: Any) -> list[str]:
+def taken(run: RunFolder, **settings: Any) -> list[str]:
     """Distill, and return the ids of the traces in the order of the data set."""
     return rows(distilled(run, **settings).out)["trace_id"].to_list()
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> RunFolder:
     """Three questions: one with three good traces, one with a good and two bad ones, one with bad ones alone."""
     run = make_run(
         tmp_path / "run",
@@ -65,7 +65,7 @@ def run(tmp_path: Path) -> Run:
         "all": ["a/2", "a/1", "a/0", "b/1"],
     }.items(),
 )
-def test_only_well_formed_traces_are_selected(run: Run, select: str, expected: list[str]) -> None:
+def test_only_well_formed_traces_are_selected(run: RunFolder, select: str, expected: list[str]) -> None:
     assert taken(run, select=select) == expected
 
 
@@ -79,7 +79,7 @@ def test_only_well_formed_traces_are_selected(run: Run, select: str, expected: l
     }.items(),
 )
 def test_truncated_traces_are_taken_if_asked_for_and_other_flaws_never(
-    run: Run, select: str, expected: list[str]
+    run: RunFolder, select: str, expected: list[str]
 ) -> None:
     assert taken(run, select=select, include_truncated=True) == expected
 
@@ -137,7 +137,7 @@ def test_a_limit_over_parts_that_give_nothing(tmp_path: Path, monkeypatch: pytes
     assert taken(run, select="rank:2", limit=5) == ["b/1"]
 
 
-def test_what_was_left_out_is_counted(run: Run) -> None:
+def test_what_was_left_out_is_counted(run: RunFolder) -> None:
     best = distilled(run)
     assert (best.rows, best.questions, best.malformed, best.without_row) == (2, 2, 0, 1)
     every = distilled(run, select="all")
@@ -177,7 +177,9 @@ ROLES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_datasets_loads_the_folder_and_finds_the_rows_of_the_jsonl_file(run: Run, tmp_path: Path, shape: str) -> None:
+def test_datasets_loads_the_folder_and_finds_the_rows_of_the_jsonl_file(
+    run: RunFolder, tmp_path: Path, shape: str
+) -> None:
     summary = distilled(run, shape=shape, select="all")
     loaded = datasets.load_dataset(str(summary.out), cache_dir=str(tmp_path / "cache"))
     assert list(loaded) == ["train"]
@@ -202,7 +204,7 @@ def test_datasets_loads_the_folder_and_finds_the_rows_of_the_jsonl_file(run: Run
 
 
 @pytest.mark.parametrize("shape", ["messages", "prompt-completion"])
-def test_trl_trains_on_the_data_set_as_it_is(run: Run, tiny: Tiny, tmp_path: Path, shape: str) -> None:
+def test_trl_trains_on_the_data_set_as_it_is(run: RunFolder, tiny: Tiny, tmp_path: Path, shape: str) -> None:
     trl = pytest.importorskip("trl")
     summary = distilled(run, shape=shape, select="all")
     data = datasets.load_dataset(str(summary.out), split="train", cache_dir=str(tmp_path / "cache"))
@@ -225,7 +227,7 @@ def test_trl_trains_on_the_data_set_as_it_is(run: Run, tiny: Tiny, tmp_path: Pat
 
 
 @pytest.fixture
-def long_and_short(tmp_path: Path) -> Run:
+def long_and_short(tmp_path: Path) -> RunFolder:
     """Question a: its best trace is long. Question b: all are long. Question c: all are short."""
     words = {"a": [2, 3, 300], "b": [300, 301, 302], "c": [1, 2, 3]}
     run = make_run(
@@ -242,7 +244,7 @@ def long_and_short(tmp_path: Path) -> Run:
 
 @pytest.mark.parametrize("kind", ["chat", "base", "sliding"])
 def test_no_row_is_longer_than_the_limit_and_none_is_left_out_for_less(
-    long_and_short: Run, tiny: Tiny, kind: str
+    long_and_short: RunFolder, tiny: Tiny, kind: str
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny(kind))
     template = {} if tokenizer.chat_template else {"chat_template": PLAIN, "plain_bos": True}
@@ -267,21 +269,21 @@ def test_no_row_is_longer_than_the_limit_and_none_is_left_out_for_less(
     ],
 )
 def test_the_next_best_trace_is_taken_where_the_best_is_too_long(
-    long_and_short: Run, tiny: Tiny, select: str, expected: list[str], counts: dict[str, int]
+    long_and_short: RunFolder, tiny: Tiny, select: str, expected: list[str], counts: dict[str, int]
 ) -> None:
     summary = distilled(long_and_short, select=select, tokenizer=str(tiny()), max_tokens=600)
     assert rows(summary.out)["trace_id"].to_list() == expected
     assert {name: getattr(summary, name) for name in counts} == counts
 
 
-def test_a_limit_in_tokens_needs_a_tokenizer(run: Run) -> None:
+def test_a_limit_in_tokens_needs_a_tokenizer(run: RunFolder) -> None:
     with pytest.raises(SettingsError, match="--max-tokens: needs --tokenizer"):
         distilled(run, max_tokens=100)
     with pytest.raises(ModelError, match="nowhere: no such model"):
         distilled(run, max_tokens=100, tokenizer="nowhere")
 
 
-def test_a_chat_template_that_would_change_the_rows_is_refused(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+def test_a_chat_template_that_would_change_the_rows_is_refused(run: RunFolder, tiny: Tiny, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny())
     content = "message['content']"
     cut = "(message['content'].split('<|end_of_thought|>')[-1])"  # as templates of reasoning models do
@@ -317,7 +319,7 @@ def test_a_selection_that_gives_nothing_leaves_the_earlier_data_set(
     assert files_of(run.path) == before
 
 
-def test_distilling_again_replaces_the_data_set(run: Run) -> None:
+def test_distilling_again_replaces_the_data_set(run: RunFolder) -> None:
     out = distilled(run).out
     first = files_of(out)
     distilled(run, select="all", shape="sharegpt")
@@ -337,7 +339,7 @@ OBSTACLES: dict[str, dict[str, str] | None] = {
 
 
 @pytest.mark.parametrize("name", OBSTACLES)
-def test_what_is_no_data_set_is_not_replaced(run: Run, tmp_path: Path, name: str) -> None:
+def test_what_is_no_data_set_is_not_replaced(run: RunFolder, tmp_path: Path, name: str) -> None:
     out, content = tmp_path / "out", OBSTACLES[name]
     if content is None:
         out.write_text("mine")
@@ -350,14 +352,14 @@ def test_what_is_no_data_set_is_not_replaced(run: Run, tmp_path: Path, name: str
     assert files_of(tmp_path) == before
 
 
-def test_a_run_folder_is_not_replaced_and_an_empty_folder_is_used(run: Run, tmp_path: Path) -> None:
+def test_a_run_folder_is_not_replaced_and_an_empty_folder_is_used(run: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="holds something else"):
         distilled(run, out=str(run.path))
     (tmp_path / "empty").mkdir()
     assert len(rows(distilled(run, out=str(tmp_path / "empty")).out)) == 2
 
 
-def test_how_it_was_made_is_written_beside_it(run: Run) -> None:
+def test_how_it_was_made_is_written_beside_it(run: RunFolder) -> None:
     out = distilled(run, select="top:2", seed=7).out
     made = json.loads((out / "distill.json").read_text())
     assert made["settings"]["select"] == "top:2" and made["settings"]["seed"] == 7
@@ -365,7 +367,7 @@ def test_how_it_was_made_is_written_beside_it(run: Run) -> None:
     assert made["counts"]["rows"] == 3 and "--select top:2" in (out / "README.md").read_text()
 
 
-def test_a_run_without_ranks_or_format_is_refused(run: Run, tmp_path: Path) -> None:
+def test_a_run_without_ranks_or_format_is_refused(run: RunFolder, tmp_path: Path) -> None:
     unranked = make_run(tmp_path / "unranked", [trace("a", 0)])
     with pytest.raises(RunFolderError, match="there are no ranks; run rlt-data rank first"):
         distilled(unranked)
@@ -375,7 +377,7 @@ def test_a_run_without_ranks_or_format_is_refused(run: Run, tmp_path: Path) -> N
         distilled(unranked)
 
 
-def test_a_folder_of_the_same_name_is_not_mistaken_for_another(run: Run, tmp_path: Path) -> None:
+def test_a_folder_of_the_same_name_is_not_mistaken_for_another(run: RunFolder, tmp_path: Path) -> None:
     """Neither by ``datasets``, whose cache goes by folder names and README patterns, nor by our reader."""
     for place, rank in (("one", 1), ("other", 2)):
         (tmp_path / place).mkdir()

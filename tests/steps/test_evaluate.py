@@ -16,7 +16,7 @@ from rlt_data.inputs.presets import BadRow
 from rlt_data.progress import SILENT
 from rlt_data.settings import EvaluateSettings
 from rlt_data.steps.evaluate import _figures, _grade, solution_in
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 from rlt_data.tasks.benchmarks import BENCHMARKS
 from rlt_data.tasks.grading import Grader
@@ -36,9 +36,9 @@ def answered(thought: str, solution: str) -> str:
     )
 
 
-def graded_run(folder: Path, gold: dict[str, str], completions: dict[str, list[str]]) -> Run:
+def graded_run(folder: Path, gold: dict[str, str], completions: dict[str, list[str]]) -> RunFolder:
     """A run with the given answers, graded as gsm8k."""
-    run = Run(folder)
+    run = RunFolder(folder)
     questions = [{"question_id": key, "question": key, "solution": text, "answer": text} for key, text in gold.items()]
     run.write_part("questions", 0, to_table("questions", questions))
     answers = [

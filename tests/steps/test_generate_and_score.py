@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from rlt_data.formats import encode, load_format
 from rlt_data.storage.errorlog import failures
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from tests.conftest import Rlt, write_jsonl
 from tests.killing import table_bytes
 from tests.reference import Reference
@@ -189,7 +189,7 @@ def test_traces_hold_all_that_made_them(rlt: Rlt, read: Read, tiny: Tiny, proble
         assert len(row["token_ids"]) == len(row["logprobs"]) == row["completion_tokens"] <= 20
         assert row["prefill_token_ids"] == padding and len(row["prefill_logprobs"]) == 1
         assert tokenizer.decode(row["token_ids"]).lstrip() == row["completion"].lstrip()
-    info = Run(Path("run")).step("generate")
+    info = RunFolder(Path("run")).step("generate")
     assert info["models"]["teacher"]["weights"] and info["format"]["name"] == "rlt-shots"
     assert info["versions"]["torch"] and info["settings"]["seed"] == 0
     assert str(Path.cwd()) not in json.dumps(read(Path("run"), "traces").to_dicts())
@@ -224,10 +224,10 @@ def test_a_prompt_over_the_context_fails_alone(rlt: Rlt, read: Read, tiny: Tiny,
     result = rlt("generate", "--in", path, "--teacher", tiny(), "--n", 2, "--max-tokens", 5, "--out", "run", code=4)
     assert "1 failed" in result.stdout and "errors.jsonl" in result.stdout
     assert set(read(Path("run"), "traces")["source_id"]) == {"short"}
-    [entry] = failures(Run("run"))
+    [entry] = failures(RunFolder("run"))
     assert entry["source_id"] == "long" and entry["attempts"] == 1 and "the context is 2048" in entry["reason"]
     rlt("generate", "--in", path, "--teacher", tiny(), "--n", 2, "--max-tokens", 5, "--out", "run", code=4)
-    assert failures(Run("run"))[0]["attempts"] == 1
+    assert failures(RunFolder("run"))[0]["attempts"] == 1
     rlt(
         "generate",
         "--in",
@@ -243,7 +243,7 @@ def test_a_prompt_over_the_context_fails_alone(rlt: Rlt, read: Read, tiny: Tiny,
         "--retry-errors",
         code=4,
     )
-    assert failures(Run("run"))[0]["attempts"] == 2
+    assert failures(RunFolder("run"))[0]["attempts"] == 2
 
 
 def test_a_trace_that_cannot_be_scored_fails_alone(rlt: Rlt, read: Read, tiny: Tiny, tmp_path: Path) -> None:
@@ -255,9 +255,9 @@ def test_a_trace_that_cannot_be_scored_fails_alone(rlt: Rlt, read: Read, tiny: T
     models = "--student", tiny(), "--teacher", tiny("chat", 1)
     rlt("score", "--in", path, *models, "--out", "run", code=4)
     assert read(Path("run"), "scores")["source_id"].to_list() == ["good"]
-    assert "the student's text has" in failures(Run("run"))[0]["reason"]
+    assert "the student's text has" in failures(RunFolder("run"))[0]["reason"]
     rlt("score", "--in", path, *models, "--out", "run", "--retry-errors", code=4)
-    assert failures(Run("run"))[0]["attempts"] == 2 and len(read(Path("run"), "scores")) == 1
+    assert failures(RunFolder("run"))[0]["attempts"] == 2 and len(read(Path("run"), "scores")) == 1
 
 
 def test_foreign_traces_need_a_teacher_or_none(rlt: Rlt, read: Read, tiny: Tiny, traces: Path) -> None:
@@ -302,7 +302,7 @@ def test_a_student_may_have_a_format_of_its_own_if_explanations_stay_the_same(
 ) -> None:
     rlt("generate", "--in", problems, "--teacher", tiny("base"), "--n", 1, "--max-tokens", 15, "--out", "run")
     rlt("score", "--in", "run", "--student", tiny(), "--format", "rlt", "--out", "chat")
-    assert Run("chat").step("score")["format"]["name"] == "rlt"
+    assert RunFolder("chat").step("score")["format"]["name"] == "rlt"
     result = rlt("score", "--in", "run", "--student", tiny(), "--format", "think", "--out", "other", code=2)
     assert "explanation_tags" in result.stderr
 

@@ -16,7 +16,7 @@ from rlt_data.settings import MergeSettings, parse_settings
 from rlt_data.steps import merge as merge_module
 from rlt_data.steps.merge import MergeSummary, merge
 from rlt_data.storage.errorlog import ErrorLog, failures
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import KEYS, QUESTIONS_PER_PART, to_table
 from tests.conftest import Rlt, write_jsonl
 from tests.made_runs import distilled, drop_part, files_of, make_run, ranked, table, trace
@@ -27,15 +27,15 @@ Tiny = Callable[..., Path]
 TABLES = ("questions", "traces", "scores")
 
 
-def merging(out: Path, *runs: Run) -> MergeSummary:
+def merging(out: Path, *runs: RunFolder) -> MergeSummary:
     return merge(parse_settings(MergeSettings, {"in": [str(run.path) for run in runs], "out": str(out)}))
 
 
-def merged(out: Path, *runs: Run) -> Run:
-    return Run(merging(out, *runs).run)
+def merged(out: Path, *runs: RunFolder) -> RunFolder:
+    return RunFolder(merging(out, *runs).run)
 
 
-def run_of(path: Path, questions: Iterable[int], **more: Any) -> Run:
+def run_of(path: Path, questions: Iterable[int], **more: Any) -> RunFolder:
     """Make a run of one trace for each of some questions."""
     rows = [trace(f"{question:04d}", 0, float(question), made_by=path.name, **more) for question in questions]
     return make_run(path, *in_parts(rows, QUESTIONS_PER_PART))
@@ -45,11 +45,11 @@ def in_parts(rows: list[Any], size: int) -> list[list[Any]]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def keys(run: Run, name: str) -> list[str]:
+def keys(run: RunFolder, name: str) -> list[str]:
     return table(run, name)[KEYS[name]].to_list()
 
 
-def tables_of(run: Run) -> dict[str, bytes | None]:
+def tables_of(run: RunFolder) -> dict[str, bytes | None]:
     return {name: content for name, content in files_of(run.path).items() if name.split("/")[0] in TABLES}
 
 
@@ -65,7 +65,7 @@ def test_a_merged_run_is_the_union_in_the_order_of_the_runs(
     tmp_path_factory: pytest.TempPathFactory, drawn: list[dict[int, set[int]]], held: int, draw: random.Random
 ) -> None:
     folder = tmp_path_factory.mktemp("case")
-    runs: list[Run] = []
+    runs: list[RunFolder] = []
     places: dict[str, int] = {}
     traces: dict[str, Row] = {}
     scored: set[str] = set()
@@ -106,7 +106,7 @@ def test_a_merged_run_is_the_union_in_the_order_of_the_runs(
 
 
 @pytest.fixture
-def shares(tmp_path: Path) -> list[Run]:
+def shares(tmp_path: Path) -> list[RunFolder]:
     """Runs of more than a part, whose questions overlap and have an order of their own."""
     orders = list(range(400)), list(range(300, 600)), list(range(100, 700, 2))
     random.Random(0).shuffle(orders[1])
@@ -114,7 +114,7 @@ def shares(tmp_path: Path) -> list[Run]:
 
 
 def test_the_same_runs_in_the_same_order_give_the_same_bytes_however_much_waits_in_files(
-    tmp_path: Path, shares: list[Run], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shares: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = merged(tmp_path / "one", *shares)
     monkeypatch.setattr(merge_module, "HELD_BYTES", 0)
@@ -122,13 +122,13 @@ def test_the_same_runs_in_the_same_order_give_the_same_bytes_however_much_waits_
     assert one.parts("traces") == [0, 1, 2]
 
 
-def test_any_order_of_the_runs_gives_the_same_rows(tmp_path: Path, shares: list[Run]) -> None:
+def test_any_order_of_the_runs_gives_the_same_rows(tmp_path: Path, shares: list[RunFolder]) -> None:
     one, other = merged(tmp_path / "one", *shares), merged(tmp_path / "other", *reversed(shares))
     for name in TABLES:
         assert keys(one, name) != keys(other, name) and sorted(keys(one, name)) == sorted(keys(other, name))
 
 
-def test_a_merged_run_is_merged_like_any_other(tmp_path: Path, shares: list[Run]) -> None:
+def test_a_merged_run_is_merged_like_any_other(tmp_path: Path, shares: list[RunFolder]) -> None:
     whole, pair = merged(tmp_path / "whole", *shares), merged(tmp_path / "pair", *shares[:2])
     grown = merged(tmp_path / "grown", pair, shares[2])
     assert tables_of(grown) == tables_of(whole)
@@ -138,11 +138,11 @@ def test_a_merged_run_is_merged_like_any_other(tmp_path: Path, shares: list[Run]
     assert [source["run"] for source in first["sources"]] == [str(run.path) for run in shares[:2]]
 
 
-def test_what_merging_counts(tmp_path: Path, shares: list[Run]) -> None:
+def test_what_merging_counts(tmp_path: Path, shares: list[RunFolder]) -> None:
     found = merging(tmp_path / "merged", *shares)
     none = {"answers": 0, "grades": 0}
     assert found.rows == dict.fromkeys(TABLES, 650) | none and found.repeated == dict.fromkeys(TABLES, 350) | none
-    assert (found.runs, found.failed, Run(found.run).step("merge")["rows"]) == (3, 0, found.rows)
+    assert (found.runs, found.failed, RunFolder(found.run).step("merge")["rows"]) == (3, 0, found.rows)
 
 
 def test_the_runs_stay_as_they_are_and_share_the_parts_that_do(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_rows_in_journals_are_taken(tmp_path: Path) -> None:
     assert keys(merged(tmp_path / "merged", *runs), "traces") == [
         "a0/0", "a1/0", "a2/0", "b0/0", "b2/0", "c0/0", "c2/0"
     ]  # fmt: skip
-    alone = merged(tmp_path / "alone", runs[1], Run.existing(run_of(tmp_path / "nothing", []).path))
+    alone = merged(tmp_path / "alone", runs[1], RunFolder.existing(run_of(tmp_path / "nothing", []).path))
     assert keys(alone, "traces") == ["b0/0", "b2/0"] and not (alone.path / "journal").exists()
 
 
@@ -227,7 +227,7 @@ def test_failures_are_carried_over_unless_another_run_has_the_row(tmp_path: Path
     ]:
         ErrorLog(runs[run], step).add(key, f"in {run}", None)
     found = merging(tmp_path / "merged", *runs)
-    assert {(entry["step"], entry["key"], entry["reason"]) for entry in failures(Run(found.run))} == {
+    assert {(entry["step"], entry["key"], entry["reason"]) for entry in failures(RunFolder(found.run))} == {
         ("generate", "0009/0", "in 0"), ("score", "0009/0", "in 1")
     }  # fmt: skip
     assert found.failed == 2
@@ -247,7 +247,7 @@ def test_a_merge_that_fails_leaves_nothing_and_one_that_was_killed_is_no_hindran
         merged(tmp_path / "merged", *runs)
     assert {path.name for path in tmp_path.iterdir()} == before
     runs[1].part_file("traces", 0).write_bytes(content)
-    assert Run(merging(tmp_path / "merged", *runs).run).parts("traces") == [0]
+    assert RunFolder(merging(tmp_path / "merged", *runs).run).parts("traces") == [0]
 
 
 def test_a_run_that_lacks_the_questions_of_its_rows_is_named(tmp_path: Path) -> None:
@@ -261,14 +261,14 @@ def test_folders_that_cannot_be_merged(tmp_path: Path) -> None:
     a, b = run_of(tmp_path / "a", range(3)), run_of(tmp_path / "b", range(3, 6))
     (tmp_path / "link").symlink_to(a.path, target_is_directory=True)
     with pytest.raises(SettingsError, match=r"--in: .*a and .*link are the same folder; name each run once"):
-        merged(tmp_path / "merged", a, b, Run(tmp_path / "link"))
+        merged(tmp_path / "merged", a, b, RunFolder(tmp_path / "link"))
     with pytest.raises(SettingsError, match=r"--out: .*merged lies in .*b, which is merged"):
         merged(b.path / "deep" / "merged", a, b)
     for out in (a.path, tmp_path / "link"):
         with pytest.raises(RunFolderError, match="is there already; runs are merged into a new folder"):
             merged(out, a, b)
     with b.locked(), pytest.raises(RunFolderError, match="b: another rlt-data process is writing to this folder"):
-        merged(tmp_path / "merged", a, Run(b.path))
+        merged(tmp_path / "merged", a, RunFolder(b.path))
     assert not (tmp_path / "merged").exists()
 
 
@@ -308,7 +308,7 @@ def test_shares_made_by_models_become_the_run_of_the_whole_and_go_on(
     assert "0 new" in rlt("generate", "--in", problems, *made, "--n", 2, "--out", "merged").stdout
     assert "0 new" in rlt("score", "--in", "merged", "--student", tiny("chat", 1)).stdout
     for name in ("traces", "scores"):
-        assert keys(Run("merged"), name) == keys(Run("whole"), name)
+        assert keys(RunFolder("merged"), name) == keys(RunFolder("whole"), name)
     assert "12 traces of 6 questions" in rlt("rank", "--in", "merged").stdout
     printed = rlt("merge", "--in", "more", "--in", "merged", "--out", "all").stdout
     assert "6 questions, 18 traces, 12 scores" in printed and "6 questions, 12 traces that several runs" in printed

@@ -9,7 +9,7 @@ import yaml
 
 from rlt_data.errors import InputError, RltDataError, SettingsError
 from rlt_data.steps.pipeline import load_pipeline
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from tests.conftest import Rlt
 from tests.made_runs import files_of, make_run, trace
 
@@ -71,7 +71,7 @@ def test_steps_that_are_left_out_are_not_run(rlt: Rlt, tmp_path: Path) -> None:
     rlt("run", write(tmp_path / "rank.yaml", "out: run\nrank:\n"))
     assert run.parts("ranks") == [0] and not (run.path / "dataset").exists()
     rlt("run", write(tmp_path / "distill.yaml", "out: run\ndistill:\n  out: elsewhere\n"))
-    assert Path("elsewhere/train.jsonl").is_file() and "generate" not in Run(run.path).info["steps"]
+    assert Path("elsewhere/train.jsonl").is_file() and "generate" not in RunFolder(run.path).info["steps"]
 
 
 def test_a_step_without_what_it_reads_says_so(rlt: Rlt, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from polars.testing import assert_frame_equal
 
 from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.steps import rank as rank_module
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 from tests.made_runs import drop_part, files_of, make_run, ranked, table, trace
 
@@ -21,11 +21,11 @@ Row = dict[str, Any]
 NAN, INF = float("nan"), float("inf")
 
 
-def ranks(run: Run) -> dict[str, Row]:
+def ranks(run: RunFolder) -> dict[str, Row]:
     return {row["trace_id"]: row for row in table(run, "ranks").to_dicts()}
 
 
-def order(run: Run) -> list[str]:
+def order(run: RunFolder) -> list[str]:
     """The traces of the run's questions, each question's from best to worst."""
     return table(run, "ranks").sort("question_id", "rank")["trace_id"].to_list()
 
@@ -185,7 +185,10 @@ def test_the_summary_has_a_row_for_every_bucket_and_one_for_none(tmp_path: Path)
     assert summary.table.rows() == [(1, 2, 3.0, 15.0, 1.0), (2, 1, 1.0, 40.0, 1.0), (None, 2, 9.0, 7.5, 0.5)]
     by_rank = ranked(run).table
     assert by_rank.rows() == [(1, 2, 2.5, 25.0, 1.0), (2, 2, 2.0, 14.0, 1.0), (3, 1, 9.0, 7.0, 0.0)]
-    assert Run(run.path).step("rank")["rows"] == 5 and Run(run.path).step("rank")["settings"]["buckets"] == "ranks"
+    assert (
+        RunFolder(run.path).step("rank")["rows"] == 5
+        and RunFolder(run.path).step("rank")["settings"]["buckets"] == "ranks"
+    )
 
 
 def test_many_parts_are_ranked_like_one(tmp_path: Path) -> None:
@@ -198,7 +201,7 @@ def test_many_parts_are_ranked_like_one(tmp_path: Path) -> None:
     for buckets in ("ranks", "4"):
         assert_frame_equal(ranked(many, buckets=buckets).table, ranked(one, buckets=buckets).table)
         assert table(many, "ranks").equals(table(one, "ranks"))
-    assert Run(many.path).parts("ranks") == list(range(len(parts)))
+    assert RunFolder(many.path).parts("ranks") == list(range(len(parts)))
 
 
 def test_the_number_of_parts_at_a_time_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,4 +280,4 @@ def test_a_run_without_scores_or_values_cannot_be_ranked(tmp_path: Path) -> None
     with pytest.raises(SettingsError, match="no trace has a reward; .* --by reward_without_entropy"):
         ranked(run)
     with pytest.raises(RunFolderError, match="no such run folder"):
-        ranked(Run(tmp_path / "nothing"))
+        ranked(RunFolder(tmp_path / "nothing"))

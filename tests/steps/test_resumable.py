@@ -10,14 +10,14 @@ from typing import Any, cast
 import pytest
 
 from rlt_data.engines import Engine, Failure
-from rlt_data.engines.watchdog import Pulse
+from rlt_data.engines.watchdog import Heartbeat
 from rlt_data.errors import EngineError
 from rlt_data.progress import SILENT
 from rlt_data.settings import GenerateSettings
 from rlt_data.steps.generate import generate
 from rlt_data.steps.resumable import FinishedRow, ResumableTable
 from rlt_data.storage.errorlog import ErrorLog, failures
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 from tests.conftest import write_jsonl
 
@@ -38,7 +38,7 @@ class IdleEngine:
     context_length = 1
 
     def __init__(self) -> None:
-        self.pulse = Pulse()
+        self.heartbeat = Heartbeat()
 
     def log_tail(self) -> str:
         return "the engine's last words"
@@ -70,15 +70,15 @@ def finished(name: str) -> FinishedRow:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    run = Run(tmp_path / "run")
+def run(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path / "run")
     for part in range(PARTS):
         rows = [{"question_id": f"q{part}{i}", "question": "q", "solution": "s"} for i in range(QUESTIONS)]
         run.write_part("questions", part, to_table("questions", rows))
     return run
 
 
-def opened(run: Run, **settings: Any) -> ResumableTable[Asked]:
+def opened(run: RunFolder, **settings: Any) -> ResumableTable[Asked]:
     options = {"retry_errors": False, "stall_timeout": 60.0} | settings
     return ResumableTable(run, "generate", "traces", [cast(Engine, IdleEngine())], **options)
 
@@ -90,7 +90,7 @@ def request(table: ResumableTable[Asked], part: int, stored: set[str]) -> list[s
     return names
 
 
-def test_a_part_is_merged_when_its_last_row_arrives_in_whatever_order(run: Run) -> None:
+def test_a_part_is_merged_when_its_last_row_arrives_in_whatever_order(run: RunFolder) -> None:
     table = opened(run)
     merged: list[list[int]] = []
 
@@ -105,7 +105,7 @@ def test_a_part_is_merged_when_its_last_row_arrives_in_whatever_order(run: Run) 
     assert (summary.rows, summary.new, summary.failed, summary.tokens) == (6, 6, 0, 30)
 
 
-def test_a_part_is_not_merged_while_more_of_it_is_being_read(run: Run) -> None:
+def test_a_part_is_not_merged_while_more_of_it_is_being_read(run: RunFolder) -> None:
     """Rows may be requested a block at a time: that all rows of the first block are there does not end the part."""
     table = opened(run)
 
@@ -123,7 +123,7 @@ def test_a_part_is_not_merged_while_more_of_it_is_being_read(run: Run) -> None:
     assert not (run.path / "journal").exists()
 
 
-def test_a_failure_is_logged_skipped_and_tried_again_on_request(run: Run) -> None:
+def test_a_failure_is_logged_skipped_and_tried_again_on_request(run: RunFolder) -> None:
     def attempt(reason: str | None, **settings: Any) -> tuple[list[str], int, int]:
         table, asked = opened(run, **settings), list[str]()
 
@@ -146,7 +146,7 @@ def test_a_failure_is_logged_skipped_and_tried_again_on_request(run: Run) -> Non
     assert failures(run) == []
 
 
-def test_an_engine_that_ends_early_is_an_error_and_keeps_what_arrived(run: Run) -> None:
+def test_an_engine_that_ends_early_is_an_error_and_keeps_what_arrived(run: RunFolder) -> None:
     table, progress = opened(run), Recorder()
 
     def results() -> Iterator[FinishedRow | Failure]:
@@ -191,7 +191,7 @@ def test_samples_of_a_question_that_failed_are_made_when_it_is_retried(
     """The log names the question, not its samples, if the question failed as a whole (say its prompt was too long)."""
     settings = {"teacher": str(tiny()), "in": str(problems), "out": "run", "n": 2, "max_tokens": 4, "device": "cpu"}
     generate(GenerateSettings.model_validate(settings))
-    run = Run("run")
+    run = RunFolder("run")
     traces = run.read("traces", 0)
     failed = traces["question_id"][0].as_py()
     run.write_part("traces", 0, traces.slice(2))

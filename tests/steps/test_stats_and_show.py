@@ -12,7 +12,7 @@ from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.reporting.browse import find
 from rlt_data.statistics import TERMS, stats
 from rlt_data.storage.errorlog import ErrorLog
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import SCHEMAS, to_table
 from tests.conftest import Rlt
 from tests.made_runs import distilled, make_run, ranked, trace
@@ -21,14 +21,14 @@ Read = Callable[[Path, str], pl.DataFrame]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> RunFolder:
     draw = [0.5, -1.25, 3.0, None, 2.0, -7.5]
     first = [trace("a", i, value, r_ss=float(i), kl_mean=None) for i, value in enumerate(draw)]
     second = [trace("b", 0, 1.0, truncated=True, closed=False), trace("b", 1, 1.5, finish_reason=None)]
     return make_run(tmp_path / "run", first, second)
 
 
-def test_the_figures_are_those_of_the_tables(run: Run, read: Read) -> None:
+def test_the_figures_are_those_of_the_tables(run: RunFolder, read: Read) -> None:
     ErrorLog(run, "score").add("a/9", "too long", "source of a")
     found, scores, traces = stats(run), read(run.path, "scores"), read(run.path, "traces")
     assert found.rows == {"questions": 2, "traces": 8, "scores": 8, "ranks": 0}
@@ -48,7 +48,7 @@ def test_terms_without_values_and_runs_without_scores_have_no_figures(tmp_path: 
     run = make_run(tmp_path / "run", [trace("a", 0, None), trace("a", 1, None)])
     reward = stats(run).terms.filter(term="reward").to_dicts()[0]
     assert {value for name, value in reward.items() if name != "term"} == {None}
-    bare = Run(tmp_path / "bare")
+    bare = RunFolder(tmp_path / "bare")
     bare.record("input", {})
     assert stats(bare).shares == {} and set(stats(bare).rows.values()) == {0}
 
@@ -65,13 +65,13 @@ def test_the_figures_are_printed_whole_however_wide_they_are(rlt: Rlt, tmp_path:
 
 
 @pytest.mark.parametrize("key", ["source of b", "b"])
-def test_a_question_is_found_by_its_id_or_its_source_with_all_traces_best_first(run: Run, key: str) -> None:
+def test_a_question_is_found_by_its_id_or_its_source_with_all_traces_best_first(run: RunFolder, key: str) -> None:
     shown = find(run, key)
     assert shown.question["question"] == "What is b?"
     assert [row["trace_id"] for row in shown.traces] == ["b/1", "b/0"]
 
 
-def test_a_trace_is_found_by_the_beginning_of_its_id(run: Run) -> None:
+def test_a_trace_is_found_by_the_beginning_of_its_id(run: RunFolder) -> None:
     shown = find(run, "a/4")
     assert [row["trace_id"] for row in shown.traces] == ["a/4"] and shown.traces[0]["r_ss"] == 4.0
     assert shown.question["question_id"] == "a"
@@ -100,29 +100,29 @@ def test_an_imported_trace_is_found_by_its_own_source_id(tmp_path: Path) -> None
     assert [row["trace_id"] for row in find(run, "row 2").traces] == ["a/2"]
 
 
-def test_the_first_question_is_shown_without_a_key(run: Run) -> None:
+def test_the_first_question_is_shown_without_a_key(run: RunFolder) -> None:
     assert find(run).question["question_id"] == "a" and len(find(run).traces) == 6
 
 
-def test_ranks_decide_the_order_where_they_are(run: Run) -> None:
+def test_ranks_decide_the_order_where_they_are(run: RunFolder) -> None:
     assert [row["trace_id"] for row in find(run, "a").traces][:2] == ["a/2", "a/4"]  # by reward
     ranked(run, by="r_ss")
     assert [row["trace_id"] for row in find(run, "a").traces] == [f"a/{i}" for i in (5, 4, 3, 2, 1, 0)]
 
 
-def test_what_is_not_there_is_not_found(rlt: Rlt, run: Run, tmp_path: Path) -> None:
+def test_what_is_not_there_is_not_found(rlt: Rlt, run: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no trace or question has the key 'zzz'"):
         find(run, "zzz")
     with pytest.raises(RunFolderError, match="no such run folder"):
-        find(Run.existing(tmp_path / "nothing"))
+        find(RunFolder.existing(tmp_path / "nothing"))
     assert rlt("show", run.path, "zzz", code=2).stderr.count("error: ") == 1
     assert "not a run folder" in rlt("stats", tmp_path, code=5).stderr
-    bare = Run(tmp_path / "bare")
+    bare = RunFolder(tmp_path / "bare")
     bare.record("input", {})
     assert "no traces yet" in rlt("show", bare.path, code=2).stderr
 
 
-def test_show_prints_a_trace_with_its_scores_and_only_the_ends_if_asked(rlt: Rlt, run: Run) -> None:
+def test_show_prints_a_trace_with_its_scores_and_only_the_ends_if_asked(rlt: Rlt, run: RunFolder) -> None:
     ranked(run)
     printed = rlt("show", run.path, "a").stdout
     assert [line for line in printed.splitlines() if line.startswith("Thought")] == [
@@ -187,14 +187,14 @@ def test_a_table_from_before_a_nullable_column_existed_is_read_with_nulls(tmp_pa
     ranked(made)
     before = distilled(made, out=str(tmp_path / "before"))
     made.write_part("traces", 0, made.read("traces", 0).drop_columns(["meta"]))
-    again = Run(made.path)
+    again = RunFolder(made.path)
     assert again.read("traces", 0)["meta"].to_pylist() == [None, None]
     assert again.read("traces", 0).schema.names == SCHEMAS["traces"].names
     assert stats(again).rows["traces"] == 2 and find(again, "b").traces[0]["meta"] is None
     assert distilled(again, out=str(tmp_path / "after")).rows == before.rows
     made.write_part("traces", 0, made.read("traces", 0).drop_columns(["completion"]))
     with pytest.raises(RunFolderError, match="cannot be read as a table"):
-        Run(made.path).read("traces", 0)
+        RunFolder(made.path).read("traces", 0)
 
 
 def test_a_trace_is_shown_with_its_own_kept_columns_or_those_of_its_question(rlt: Rlt, tmp_path: Path) -> None:
@@ -208,4 +208,4 @@ def test_a_trace_is_shown_with_its_own_kept_columns_or_those_of_its_question(rlt
 
 def test_a_run_that_is_not_there_has_no_figures(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="nosuch: no such run folder"):
-        stats(Run(tmp_path / "nosuch"))
+        stats(RunFolder(tmp_path / "nosuch"))

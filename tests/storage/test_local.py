@@ -15,14 +15,14 @@ import pytest
 
 from rlt_data.errors import DiskError
 from rlt_data.storage.local import LocalFolder
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 from tests.conftest import Rlt
 from tests.made_runs import distilled, files_of, make_run, ranked, trace
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> RunFolder:
     run = make_run(tmp_path / "run", *([trace(f"{part}", i, float(i)) for i in range(3)] for part in range(2)))
     ranked(run)
     return run
@@ -49,9 +49,9 @@ def failing(fails: Callable[[int, str], bool]) -> Iterator[None]:
         yield
 
 
-def test_a_replacement_that_fails_and_cannot_be_undone_is_finished_later(run: Run, tmp_path: Path) -> None:
+def test_a_replacement_that_fails_and_cannot_be_undone_is_finished_later(run: RunFolder, tmp_path: Path) -> None:
     def ranking() -> tuple[object, ...]:
-        read = Run.existing(run.path)
+        read = RunFolder.existing(run.path)
         return read.read("ranks", 0), read.read("ranks", 1), read.step("rank")["settings"]["buckets"]
 
     outcomes = [ranking()]
@@ -68,7 +68,7 @@ def test_a_replacement_that_fails_and_cannot_be_undone_is_finished_later(run: Ru
             assert files_of(tmp_path).keys() == whole.keys()
 
 
-def test_a_part_that_could_not_be_written_does_not_spoil_its_table(run: Run) -> None:
+def test_a_part_that_could_not_be_written_does_not_spoil_its_table(run: RunFolder) -> None:
     before = run.read("traces", 0)
     more = [to_table("traces", [trace(str(part), i) for i in range(5)]) for part in range(3)]
     with run.locked():
@@ -76,12 +76,12 @@ def test_a_part_that_could_not_be_written_does_not_spoil_its_table(run: Run) -> 
             with failing(lambda _, target: "part-" in target), pytest.raises(DiskError):
                 run.write_part("traces", part, more[part])
         run.write_part("traces", 1, more[1])
-    found = Run.existing(run.path)
+    found = RunFolder.existing(run.path)
     assert found.parts("traces") == [0, 1]
     assert found.read("traces", 0) == before and found.read("traces", 1) == more[1]
 
 
-def test_a_reader_sees_a_replacement_that_stopped_between_a_table_and_its_manifest(run: Run) -> None:
+def test_a_reader_sees_a_replacement_that_stopped_between_a_table_and_its_manifest(run: RunFolder) -> None:
     old = run.read("ranks", 0)
 
     def replace(scored_by: str) -> None:
@@ -90,7 +90,7 @@ def test_a_reader_sees_a_replacement_that_stopped_between_a_table_and_its_manife
             ranks.write(0, old.set_column(column, old.field(column), [[scored_by] * len(old)]))
 
     replace("test")
-    reader = Run(run.path)
+    reader = RunFolder(run.path)
     reader.read("ranks", 0)
     with failing(lambda _, target: "manifests" in target or target.endswith("/new/ranks")), pytest.raises(DiskError):
         replace("tesT")
@@ -99,7 +99,7 @@ def test_a_reader_sees_a_replacement_that_stopped_between_a_table_and_its_manife
     assert reader.read("ranks", 0)["scored_by"].to_pylist() == ["tesT"] * len(old)
 
 
-def test_files_of_other_programs_in_a_folder_that_is_replaced_are_kept(rlt: Rlt, run: Run) -> None:
+def test_files_of_other_programs_in_a_folder_that_is_replaced_are_kept(rlt: Rlt, run: RunFolder) -> None:
     distilled(run)
     mine = [run.path / name for name in ("ranks/notes.txt", "ranks/plots/1.png", "dataset/data/notes.txt")]
     for path in mine:
@@ -112,14 +112,14 @@ def test_files_of_other_programs_in_a_folder_that_is_replaced_are_kept(rlt: Rlt,
     assert [path.read_text() for path in (Path("notes.txt"), *mine[1:])] == ["mine"] * 3
 
 
-def test_a_file_in_the_folder_of_manifests_that_is_no_manifest_is_left_alone(run: Run) -> None:
+def test_a_file_in_the_folder_of_manifests_that_is_no_manifest_is_left_alone(run: RunFolder) -> None:
     for name in ("notes.json", "scores (1).json", "notes.txt"):
         (run.path / "manifests" / name).write_text("mine")
     assert ranked(run).rows == 6
     assert (run.path / "manifests/notes.json").read_text() == "mine"
 
 
-def test_a_file_does_not_take_the_place_of_a_folder_or_a_pipe(rlt: Rlt, run: Run) -> None:
+def test_a_file_does_not_take_the_place_of_a_folder_or_a_pipe(rlt: Rlt, run: RunFolder) -> None:
     Path("folder").mkdir()
     Path("folder/file").write_text("mine")
     os.mkfifo("pipe")
@@ -199,7 +199,7 @@ def test_a_staging_folder_that_another_process_removes_is_made_again(
 
 
 def test_litter_that_cannot_be_removed_does_not_keep_a_run_from_being_read(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (run.path / ".ranks.rlt-data/new/ranks").mkdir(parents=True)
 
@@ -207,4 +207,4 @@ def test_litter_that_cannot_be_removed_does_not_keep_a_run_from_being_read(
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     monkeypatch.setattr(shutil, "rmtree", refuse)  # tests may run as root, who may remove everything
-    assert Run.existing(run.path).count("ranks") == 6
+    assert RunFolder.existing(run.path).count("ranks") == 6

@@ -20,7 +20,7 @@ from rlt_data.errors import RunFolderError
 from rlt_data.storage import locks
 from rlt_data.storage.errorlog import ErrorLog
 from rlt_data.storage.layout import run_log
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 from rlt_data.storage.writer import TableWriter
 from tests.made_runs import trace
@@ -38,8 +38,8 @@ def files(monkeypatch: pytest.MonkeyPatch) -> MemoryFileSystem:
 
 
 @pytest.fixture
-def run(files: MemoryFileSystem) -> Run:
-    return Run("memory://run")
+def run(files: MemoryFileSystem) -> RunFolder:
+    return RunFolder("memory://run")
 
 
 Left = Callable[..., None]
@@ -56,21 +56,21 @@ def left(files: MemoryFileSystem) -> Left:
     return leave
 
 
-def test_a_second_writer_is_refused_and_told_until_when(run: Run, files: MemoryFileSystem) -> None:
+def test_a_second_writer_is_refused_and_told_until_when(run: RunFolder, files: MemoryFileSystem) -> None:
     with run.locked():
-        with pytest.raises(RunFolderError) as refused, Run("memory://run").locked():
+        with pytest.raises(RunFolderError) as refused, RunFolder("memory://run").locked():
             pass
         run.record("generate", {"rows": 1})
     said = str(refused.value)
     assert said.startswith("memory://run: another rlt-data process is writing to this folder: process ")
     assert ", heard of 0 s ago. If it was killed, the folder is free from " in said and "\n" not in said
-    with Run("memory://run").locked():
+    with RunFolder("memory://run").locked():
         pass
-    assert not files.exists(LOCK) and Run("memory://run").step("generate") == {"rows": 1}
+    assert not files.exists(LOCK) and RunFolder("memory://run").step("generate") == {"rows": 1}
 
 
 def test_a_lock_that_is_not_renewed_is_taken_over(
-    run: Run, left: Left, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    run: RunFolder, left: Left, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     left(host="elsewhere", process=77)
     with pytest.raises(RunFolderError, match="process 77 on elsewhere"), run.locked():
@@ -82,7 +82,7 @@ def test_a_lock_that_is_not_renewed_is_taken_over(
     assert "process 77 on elsewhere" in caplog.text and "its lock is taken over" in caplog.text
 
 
-def test_a_process_of_this_machine_that_is_gone_is_not_waited_for(run: Run, left: Left) -> None:
+def test_a_process_of_this_machine_that_is_gone_is_not_waited_for(run: RunFolder, left: Left) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     left(process=gone.pid, machine="another start of this machine")
@@ -93,14 +93,16 @@ def test_a_process_of_this_machine_that_is_gone_is_not_waited_for(run: Run, left
         run.record("generate", {})
 
 
-def test_a_lock_that_this_process_could_not_give_up_is_no_obstacle(run: Run, left: Left) -> None:
+def test_a_lock_that_this_process_could_not_give_up_is_no_obstacle(run: RunFolder, left: Left) -> None:
     left()
     with run.locked():
         run.record("generate", {})
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}"])
-def test_a_file_lock_that_was_copied_along_is_no_obstacle(run: Run, files: MemoryFileSystem, content: bytes) -> None:
+def test_a_file_lock_that_was_copied_along_is_no_obstacle(
+    run: RunFolder, files: MemoryFileSystem, content: bytes
+) -> None:
     files.pipe_file(LOCK, content)
     with run.locked():
         run.record("generate", {})
@@ -119,7 +121,11 @@ def test_a_file_lock_that_was_copied_along_is_no_obstacle(run: Run, files: Memor
     ],
 )
 def test_a_writer_that_lost_its_lock_stops_before_it_writes(
-    run: Run, left: Left, files: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch, write: Callable[[Run], None]
+    run: RunFolder,
+    left: Left,
+    files: MemoryFileSystem,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[RunFolder], None],
 ) -> None:
     with pytest.raises(RunFolderError, match="has taken this run folder over"), run.locked():
         append(run, "traces")
@@ -130,30 +136,30 @@ def test_a_writer_that_lost_its_lock_stops_before_it_writes(
     assert files.find("/run") == written and b"elsewhere" in files.cat_file(LOCK)
 
 
-def append(run: Run, table: str) -> None:
+def append(run: RunFolder, table: str) -> None:
     with TableWriter(run, table) as writer:
         writer.append(0, trace("q", 0))
 
 
-def log(run: Run, line: str) -> None:
+def log(run: RunFolder, line: str) -> None:
     with run_log(run):
         logging.getLogger("rlt_data").warning(line)
 
 
-def replace(run: Run, table: str) -> None:
+def replace(run: RunFolder, table: str) -> None:
     with run.replacing(table) as new:
         new.write(0, to_table(table, []))
 
 
 def test_a_lock_is_renewed_while_it_is_held_and_its_loss_is_noticed(
-    run: Run, files: MemoryFileSystem, left: Left, monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, files: MemoryFileSystem, left: Left, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locks, "REFRESH_SECONDS", 0.05)
     monkeypatch.setattr(locks, "STALE_SECONDS", 1.5)
     with run.locked():
         for _ in range(2):
             time.sleep(1)
-            with pytest.raises(RunFolderError, match="is writing"), Run("memory://run").locked():
+            with pytest.raises(RunFolderError, match="is writing"), RunFolder("memory://run").locked():
                 pass
         run.record("generate", {})
         files.rm_file(LOCK)
@@ -164,7 +170,7 @@ def test_a_lock_is_renewed_while_it_is_held_and_its_loss_is_noticed(
 
 
 def test_of_two_that_take_a_lock_over_one_gets_it(
-    run: Run, left: Left, files: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, left: Left, files: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left()
     meanwhile = lambda seconds: files.pipe_file(LOCK, b'{"token": "of a third"}')  # noqa: E731
@@ -175,9 +181,9 @@ def test_of_two_that_take_a_lock_over_one_gets_it(
 
 
 def test_a_lock_on_a_disk_is_as_before(tmp_path: Path) -> None:
-    run = Run((tmp_path / "run").as_uri())
+    run = RunFolder((tmp_path / "run").as_uri())
     assert run.path == tmp_path / "run"
     with run.locked(), pytest.raises(RunFolderError, match="another rlt-data process is writing to this folder$"):
-        with Run(tmp_path / "run").locked():
+        with RunFolder(tmp_path / "run").locked():
             pass
     assert not (tmp_path / "run").exists()

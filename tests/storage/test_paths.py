@@ -16,8 +16,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from rlt_data.errors import DiskError, RunFolderError
 from rlt_data.storage.backends import open_folder
 from rlt_data.storage.outputs import new_folder
-from rlt_data.storage.paths import place
-from rlt_data.storage.run import Run
+from rlt_data.storage.paths import storage_path
+from rlt_data.storage.run import RunFolder
 from tests.conftest import Rlt
 from tests.made_runs import distilled, make_run, ranked, table, trace
 from tests.store_server import StoreServer
@@ -51,7 +51,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[StoreServer]:
     ],
 )
 def test_names_of_places_on_a_disk(name: str, path: str) -> None:
-    assert place(name) == Path(path)
+    assert storage_path(name) == Path(path)
 
 
 @pytest.mark.parametrize(
@@ -145,13 +145,13 @@ def test_where_half_a_file_could_be_seen_it_is_moved_into_place(tmp_path: Path) 
     assert ranked(run).rows == 3 and distilled(run).rows == 2
     disk = make_run(tmp_path / "disk", [trace("q", 0), trace("q", 1)], [trace("r", 0)])
     ranked(disk)
-    assert table(Run(tmp_path / "run"), "ranks").equals(table(disk, "ranks"))
+    assert table(RunFolder(tmp_path / "run"), "ranks").equals(table(disk, "ranks"))
     assert not [path for path in (tmp_path / "run").rglob(".*") if path.is_file()]
 
 
 def test_a_folder_in_a_store_that_could_not_be_written_whole_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     MemoryFileSystem.store.clear()
-    folder = place("memory://runs/folder")
+    folder = storage_path("memory://runs/folder")
     content = open_folder(folder)
     content.write("old.json", lambda path: path.write_text("1"))
 
@@ -206,4 +206,4 @@ def test_a_run_of_a_newer_layout_is_refused_in_a_store_too() -> None:
     MemoryFileSystem.store.clear()
     MemoryFileSystem().pipe_file("/run/run.json", b'{"version": 99}')
     with pytest.raises(RunFolderError, match="layout version 99"):
-        Run("memory://run")
+        RunFolder("memory://run")

@@ -17,7 +17,7 @@ import rlt_data as rlt
 from rlt_data.errors import RunFolderError
 from rlt_data.settings import GenerateSettings, parse_settings
 from rlt_data.steps.generate import generate
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 from rlt_data.storage.writer import TableWriter
 from tests.conftest import Rlt
@@ -51,18 +51,18 @@ def test_two_distills_at_a_time_make_one_data_set() -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> RunFolder:
     run = make_run(tmp_path / "run", *([trace(f"{part}", i, float(i)) for i in range(3)] for part in range(3)))
     ranked(run)
     distilled(run)
     return run
 
 
-def path_of(run: Run, name: str) -> Path:
+def path_of(run: RunFolder, name: str) -> Path:
     return Path(str(run.path)) / name
 
 
-def test_a_part_that_is_missing_truncated_swapped_or_foreign_is_told_in_one_line(rlt: Rlt, run: Run) -> None:
+def test_a_part_that_is_missing_truncated_swapped_or_foreign_is_told_in_one_line(rlt: Rlt, run: RunFolder) -> None:
     folder = path_of(run, "scores")
     middle, first = folder / "part-00001.parquet", folder / "part-00000.parquet"
     content = middle.read_bytes()
@@ -94,18 +94,18 @@ def test_a_part_that_is_missing_truncated_swapped_or_foreign_is_told_in_one_line
     told("scores/part-00000.parquet: is truncated, or not the file that rlt-data wrote")
 
 
-def test_a_part_of_the_right_size_with_other_content_is_told(run: Run) -> None:
+def test_a_part_of_the_right_size_with_other_content_is_told(run: RunFolder) -> None:
     file = path_of(run, "traces/part-00001.parquet")
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 4
     file.write_bytes(content)
     with pytest.raises(RunFolderError, match=r"traces/part-00001.parquet: is damaged, or not the file"):
-        Run.existing(run.path).read("traces", 1, ["trace_id"])
+        RunFolder.existing(run.path).read("traces", 1, ["trace_id"])
     with pytest.raises(RunFolderError, match=r"traces/part-00001.parquet: is damaged, or not the file"):
-        Run.existing(run.path).scan()
+        RunFolder.existing(run.path).scan()
 
 
-def test_ranks_that_are_older_than_the_scores_are_not_used(rlt: Rlt, run: Run) -> None:
+def test_ranks_that_are_older_than_the_scores_are_not_used(rlt: Rlt, run: RunFolder) -> None:
     with run.locked():
         run.write_part("traces", 3, to_table("traces", [trace("3", 0)]))
         run.write_part("questions", 3, to_table("questions", [{"question_id": "3", "question": "?", "solution": "."}]))
@@ -118,20 +118,22 @@ def test_ranks_that_are_older_than_the_scores_are_not_used(rlt: Rlt, run: Run) -
     assert "the ranks are older than the scores" in pushed.stderr
     shown = rlt("stats", run.path)
     assert "the ranks are older than the scores" in shown.stderr and "bucket" not in shown.stdout
-    assert "rank" not in Run(run.path).scan().collect_schema()
+    assert "rank" not in RunFolder(run.path).scan().collect_schema()
     ranked(run)
     pushed = rlt("push", "--in", run.path, "--repo-id", "me/data", "--dry-run", code=5)
     assert "dataset: is older than the ranks; run rlt-data distill again" in pushed.stderr
     assert distilled(run).questions == 4
 
 
-def test_a_run_that_is_not_scored_to_its_end_is_not_ranked(rlt: Rlt, run: Run) -> None:
+def test_a_run_that_is_not_scored_to_its_end_is_not_ranked(rlt: Rlt, run: RunFolder) -> None:
     with run.locked(), TableWriter(run, "traces") as writer:
         writer.append(0, trace("0", 7))
     assert "1 traces have no score yet; run rlt-data score to its end" in rlt("rank", "--in", run.path, code=5).stderr
 
 
-def test_ranks_that_change_while_a_data_set_is_written_are_noticed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_that_change_while_a_data_set_is_written_are_noticed(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = files_of(path_of(run, "dataset"))
     from rlt_data.steps import distill as module
 
@@ -139,7 +141,7 @@ def test_ranks_that_change_while_a_data_set_is_written_are_noticed(run: Run, mon
 
     def rank_meanwhile(*arguments: object) -> None:
         describe(*arguments)  # type: ignore[arg-type]
-        ranked(Run(run.path), buckets=2)
+        ranked(RunFolder(run.path), buckets=2)
 
     monkeypatch.setattr(module, "_describe", rank_meanwhile)
     with pytest.raises(RunFolderError, match="the ranks were replaced meanwhile"):
@@ -197,7 +199,7 @@ def test_what_a_killed_command_left_beside_its_output_is_removed_by_the_next(rlt
 
 
 def test_a_table_that_is_a_symbolic_link_is_refused_and_a_data_set_is_written_where_its_link_points(
-    rlt: Rlt, run: Run, tmp_path: Path
+    rlt: Rlt, run: RunFolder, tmp_path: Path
 ) -> None:
     for name in ("ranks", "dataset"):
         path_of(run, name).rename(tmp_path / name)
@@ -209,7 +211,9 @@ def test_a_table_that_is_a_symbolic_link_is_refused_and_a_data_set_is_written_wh
         assert len(pl.read_ndjson(tmp_path / "dataset" / "train.jsonl")) == 9
 
 
-def test_a_run_of_the_first_layout_is_read_and_gets_its_manifests_from_the_next_writer(rlt: Rlt, run: Run) -> None:
+def test_a_run_of_the_first_layout_is_read_and_gets_its_manifests_from_the_next_writer(
+    rlt: Rlt, run: RunFolder
+) -> None:
     expected = rlt("stats", run.path).stdout
     shutil.rmtree(path_of(run, "manifests"))
     info = json.loads(path_of(run, "run.json").read_text())
@@ -221,14 +225,14 @@ def test_a_run_of_the_first_layout_is_read_and_gets_its_manifests_from_the_next_
     hidden = path_of(run, "scores/part-00001.parquet").rename(path_of(run, "hidden"))
     assert "scores: has 6 rows, run.json counts 9; parts are missing" in rlt("stats", run.path, code=5).stderr
     hidden.rename(path_of(run, "scores/part-00001.parquet"))
-    ranked(Run(run.path))
+    ranked(RunFolder(run.path))
     assert json.loads(path_of(run, "run.json").read_text())["version"] == 2
     assert {path.stem for path in path_of(run, "manifests").iterdir()} == {"questions", "traces", "scores", "ranks"}
     path_of(run, "scores/part-00001.parquet").unlink()
     assert "scores/part-00001.parquet: is missing" in rlt("stats", run.path, code=5).stderr
 
 
-def test_readers_get_lazy_frames_and_data_sets(run: Run) -> None:
+def test_readers_get_lazy_frames_and_data_sets(run: RunFolder) -> None:
     scores = run.scan("scores").collect()
     assert scores.equals(table(run, "scores"))
     with run.locked():

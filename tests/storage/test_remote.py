@@ -26,7 +26,7 @@ from rlt_data.steps.score import score
 from rlt_data.storage import locks, objects, writer
 from rlt_data.storage.backends import open_folder
 from rlt_data.storage.errorlog import ErrorLog, failures
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 from tests.conftest import Rlt
 from tests.killing import command, environment, table_bytes, write_questions
@@ -124,7 +124,7 @@ def test_a_run_is_begun_on_one_side_and_finished_on_the_other(
     questions = write_questions(tmp_path / "questions.jsonl", 300)
     step = "generate", "--in", questions, "--teacher", tiny(), "--n", 1, "--max-tokens", 10, "--out"
     rlt(*step, "straight")
-    half = write_half(Run("disk" if begun == "disk" else url), Run("straight"))
+    half = write_half(RunFolder("disk" if begun == "disk" else url), RunFolder("straight"))
     (tmp_path / "disk").mkdir(exist_ok=True)
     (tmp_path / "disk" / ".lock").touch()  # as a file lock may leave it
     run = sent(Path("disk"), url) if begun == "disk" else str(fetched(url, tmp_path / "fetched"))
@@ -133,7 +133,7 @@ def test_a_run_is_begun_on_one_side_and_finished_on_the_other(
     assert_same_tables(whole, Path("straight"), "questions", "traces")
 
 
-def write_half(half: Run, whole: Run) -> int:
+def write_half(half: RunFolder, whole: RunFolder) -> int:
     """Write what a process that was killed has left of a run, and return how many traces that is."""
     with half.locked():
         half.adopt("questions", whole)
@@ -162,14 +162,14 @@ def test_a_killed_process_loses_seconds_and_its_lock(rlt: Rlt, tiny: Tiny, tmp_p
         time.sleep(0.2)
     with (
         pytest.raises(RunFolderError, match=f"is writing to this folder: process {process.pid} on .* free from"),
-        Run(url).locked(),
+        RunFolder(url).locked(),
     ):
         pass
     time.sleep(random.uniform(0, 1))
     process.kill()
     process.wait()
     assert files().exists(f"{url}/.lock")
-    kept = Run(url).count("traces")
+    kept = RunFolder(url).count("traces")
     assert f"300 traces ({300 - kept} new)" in rlt(*step, url).stdout and kept
     assert not files().exists(f"{url}/.lock")
     assert_same_tables(fetched(url, tmp_path / "run"), Path("straight"), "questions", "traces")
@@ -206,7 +206,7 @@ def test_a_store_that_goes_away_ends_the_step_and_keeps_what_it_has(
         generate(parse_settings(GenerateSettings, settings), StopsTheServer(server, url))
     assert error.value.exit_code == 7 and "\n" not in str(error.value)
     server.start()
-    kept = Run(url).count("traces")
+    kept = RunFolder(url).count("traces")
     assert 0 < kept < 300
     assert generate(parse_settings(GenerateSettings, settings)).new == 300 - kept
     assert_same_tables(fetched(url, tmp_path / "run"), Path("straight"), "questions", "traces")
@@ -228,7 +228,7 @@ def test_requests_grow_with_the_parts_and_no_faster(tiny: Tiny, url: str, calls:
 
 
 def test_failures_are_kept_and_not_written_one_by_one(url: str, calls: Counter[str]) -> None:
-    run = Run(url)
+    run = RunFolder(url)
     ErrorLog(run, "score").add("before", "reason", None)
     log = ErrorLog(run, "score")
     calls.clear()
@@ -248,10 +248,10 @@ def test_a_replacement_that_was_killed_is_forgotten_or_finished(tmp_path: Path, 
     with pytest.raises(ZeroDivisionError), run.replacing("ranks") as new:
         new.write(0, to_table("ranks", []))
         raise ZeroDivisionError
-    assert Run(url).count("ranks") == 3
+    assert RunFolder(url).count("ranks") == 3
     # As a process leaves it that is killed while it uploads: nothing has happened yet.
     files().pipe(f"{url}/.ranks.rlt-data/new/ranks/part-00000.parquet", b"half")
-    assert distilled(run).rows == 2 and Run(url).count("ranks") == 3
+    assert distilled(run).rows == 2 and RunFolder(url).count("ranks") == 3
     # As one leaves it that is killed while it moves what it has uploaded: the next command finishes it.
     ranked(run, buckets=2)
     after = fetched(url, tmp_path / "after")
@@ -273,7 +273,7 @@ def test_runs_are_merged_wherever_they_are(rlt: Rlt, tmp_path: Path, url: str) -
     rlt("merge", "--in", f"{url}/a", "--in", "b", "--out", "all")
     run = fetched(f"{url}/all", tmp_path / "fetched")
     assert_same_tables(run, tmp_path / "all", "questions", "traces", "scores")
-    assert Run(f"{url}/all").count("traces") == 3
+    assert RunFolder(f"{url}/all").count("traces") == 3
     assert "is there already" in rlt("merge", "--in", f"{url}/a", "--in", "b", "--out", f"{url}/all", code=5).stderr
     inside = rlt("merge", "--in", f"{url}/a", "--in", "b", "--out", f"{url}/a/all", code=2)
     assert "which is merged; name a folder beside it" in inside.stderr
@@ -295,7 +295,7 @@ def test_the_page_of_a_run_in_a_store_is_that_of_one_on_a_disk(tmp_path: Path, u
 
 
 def test_a_part_that_is_merged_while_it_is_read_is_read_again(url: str) -> None:
-    writer, reader = Run(url), Run(url)
+    writer, reader = RunFolder(url), RunFolder(url)
     rows = [trace("q", i) for i in range(4)]
     writer.add_segment("traces", 0, to_table("traces", rows[:3]))
     assert reader.parts("traces") == [0]
@@ -305,7 +305,7 @@ def test_a_part_that_is_merged_while_it_is_read_is_read_again(url: str) -> None:
 
 
 def test_large_parts_are_read_by_column(url: str, calls: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run(url)
+    run = RunFolder(url)
     rows = [trace("q", i, completion=random.Random(i).randbytes(400).hex()) for i in range(3000)]
     run.write_part("traces", 0, to_table("traces", rows))
     assert files().size(f"{url}/traces/part-00000.parquet") > 2**20
@@ -349,7 +349,7 @@ def test_who_may_only_read_reads_a_run_beside_what_a_killed_process_left(
         return await original(self, method, *args, **options)
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", reading)
-    assert Run.existing(url).read("scores", 0) == run.read("scores", 0)
+    assert RunFolder.existing(url).read("scores", 0) == run.read("scores", 0)
 
 
 def test_objects_that_stand_for_folders_do_no_harm(url: str) -> None:
@@ -380,9 +380,9 @@ def test_a_kill_while_a_run_of_the_first_layout_gets_its_manifests_loses_nothing
 
     with monkeypatch.context() as patch:
         patch.setattr(objects, "upload", upload_others)
-        with pytest.raises(KeyboardInterrupt), Run(url).locked():
+        with pytest.raises(KeyboardInterrupt), RunFolder(url).locked():
             pass
-    with Run(url).locked():
+    with RunFolder(url).locked():
         pass
-    found = Run.existing(url)
+    found = RunFolder.existing(url)
     assert found.info["version"] == 2 and [found.read("traces", part) for part in range(3)] == expected

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlt_data.errors import DiskError, RunFolderError
-from rlt_data.storage.run import Run, content_hash
+from rlt_data.storage.run import RunFolder, content_hash
 from rlt_data.storage.schemas import to_table
 from rlt_data.storage.writer import FLUSH_SECONDS, TableWriter
 
@@ -31,27 +31,27 @@ def trace(i: int, sample: int = 0, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    run = Run(tmp_path / "run")
+def run(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path / "run")
     run.write_part("questions", 0, to_table("questions", [question(i) for i in (2, 0, 1)]))
     return run
 
 
-def ids(run: Run) -> list[str]:
+def ids(run: RunFolder) -> list[str]:
     return [key for part in run.parts("traces") for key in run.read("traces", part, ["trace_id"])[0].to_pylist()]
 
 
-def test_a_row_is_on_disk_within_five_seconds_while_the_writer_waits(run: Run) -> None:
+def test_a_row_is_on_disk_within_five_seconds_while_the_writer_waits(run: RunFolder) -> None:
     with TableWriter(run, "traces") as writer:
         writer.append(0, trace(0))
         deadline = time.monotonic() + 5
-        while not ids(Run(run.path)):
+        while not ids(RunFolder(run.path)):
             assert time.monotonic() < deadline
             time.sleep(0.05)
     assert FLUSH_SECONDS < 4
 
 
-def test_rows_are_read_in_the_order_of_questions_and_samples_from_journal_and_part_alike(run: Run) -> None:
+def test_rows_are_read_in_the_order_of_questions_and_samples_from_journal_and_part_alike(run: RunFolder) -> None:
     with TableWriter(run, "traces") as writer:
         for i, sample in [(1, 1), (0, 0), (1, 0), (2, 0)]:
             writer.append(0, trace(i, sample))
@@ -62,8 +62,8 @@ def test_rows_are_read_in_the_order_of_questions_and_samples_from_journal_and_pa
     assert ids(run) == expected and run.part_file("traces", 0).exists() and not (run.path / "journal").exists()
 
 
-def test_parts_are_byte_equal_whatever_the_order_and_the_number_of_flushes(run: Run, tmp_path: Path) -> None:
-    other = Run(tmp_path / "other")
+def test_parts_are_byte_equal_whatever_the_order_and_the_number_of_flushes(run: RunFolder, tmp_path: Path) -> None:
+    other = RunFolder(tmp_path / "other")
     other.adopt("questions", run)
     rows = [trace(i, s, token_ids=[1, 2], logprobs=[-0.5, -1.5], seed=2**63 + 1) for i in range(3) for s in range(4)]
     with TableWriter(run, "traces") as writer:
@@ -78,7 +78,7 @@ def test_parts_are_byte_equal_whatever_the_order_and_the_number_of_flushes(run: 
     assert run.part_file(table, 0).read_bytes() == other.part_file(table, 0).read_bytes()
 
 
-def test_a_kill_between_merging_and_clearing_the_journal_makes_no_duplicate(run: Run) -> None:
+def test_a_kill_between_merging_and_clearing_the_journal_makes_no_duplicate(run: RunFolder) -> None:
     run.add_segment("traces", 0, to_table("traces", [trace(0), trace(1)]))
     run.write_part("traces", 0, run.read("traces", 0))  # as compacting does before it clears the journal
     assert ids(run) == ["t0-0", "t1-0"] and run.count("traces") == 2
@@ -86,7 +86,7 @@ def test_a_kill_between_merging_and_clearing_the_journal_makes_no_duplicate(run:
     assert ids(run) == ["t0-0", "t1-0"]
 
 
-def test_half_written_files_are_never_seen_and_are_cleared(run: Run) -> None:
+def test_half_written_files_are_never_seen_and_are_cleared(run: RunFolder) -> None:
     torn = run.path / "traces" / f".rlt-data-{'0' * 32}.tmp"
     torn.parent.mkdir()
     torn.write_bytes(b"half a file")
@@ -95,19 +95,19 @@ def test_half_written_files_are_never_seen_and_are_cleared(run: Run) -> None:
         assert not torn.exists()
 
 
-def test_keys_and_counts(run: Run) -> None:
+def test_keys_and_counts(run: RunFolder) -> None:
     run.add_segment("traces", 0, to_table("traces", [trace(0), trace(2)]))
     assert run.keys("traces", 0) == {"t0-0", "t2-0"} and run.count("traces") == 2
     assert run.keys("traces", 1) == set()
 
 
 def _hold(path: Path, ready: Any, leave: Any) -> None:
-    with Run(path).locked():
+    with RunFolder(path).locked():
         ready.set()
         leave.wait(30)
 
 
-def test_only_one_process_writes_to_a_run(run: Run) -> None:
+def test_only_one_process_writes_to_a_run(run: RunFolder) -> None:
     context = multiprocessing.get_context("spawn")
     ready, leave = context.Event(), context.Event()
     other = context.Process(target=_hold, args=(run.path, ready, leave))
@@ -121,7 +121,7 @@ def test_only_one_process_writes_to_a_run(run: Run) -> None:
         pass
 
 
-def test_other_settings_are_refused_by_name(run: Run) -> None:
+def test_other_settings_are_refused_by_name(run: RunFolder) -> None:
     run.record("generate", {"depends_on": {"temperature": 0.7, "seed": 0}})
     run.refuse_other_settings("generate", {"temperature": 1.0, "seed": 0})  # nothing has come of it yet
     run.add_segment("traces", 0, to_table("traces", [trace(0)]))
@@ -131,16 +131,16 @@ def test_other_settings_are_refused_by_name(run: Run) -> None:
     assert "seed" not in str(error.value) and "another --out" in str(error.value)
 
 
-def test_recording_a_step_keeps_what_is_there(run: Run) -> None:
+def test_recording_a_step_keeps_what_is_there(run: RunFolder) -> None:
     run.record("generate", {"a": 1})
     run.record("generate", {"b": 2})
     run.record("score", {"c": 3})
     assert run.step("generate") == {"a": 1, "b": 2} and run.step("score") == {"c": 3}
 
 
-def test_adopting_shares_the_files_and_takes_over_journals(run: Run, tmp_path: Path) -> None:
+def test_adopting_shares_the_files_and_takes_over_journals(run: RunFolder, tmp_path: Path) -> None:
     run.write_part("traces", 0, to_table("traces", [trace(0)]))
-    other = Run(tmp_path / "other")
+    other = RunFolder(tmp_path / "other")
     other.adopt("questions", run)
     other.adopt("traces", run)
     assert os.path.samefile(other.part_file("traces", 0), run.part_file("traces", 0))
@@ -151,7 +151,7 @@ def test_adopting_shares_the_files_and_takes_over_journals(run: Run, tmp_path: P
     assert ids(other) == ["t0-0", "t1-0"]
 
 
-def test_a_table_that_is_replaced_stays_until_the_new_one_is_whole(run: Run) -> None:
+def test_a_table_that_is_replaced_stays_until_the_new_one_is_whole(run: RunFolder) -> None:
     with run.replacing("ranks") as new:
         new.write(0, to_table("ranks", []))
     before = run.part_file("ranks", 0).read_bytes()
@@ -165,33 +165,33 @@ def test_a_table_that_is_replaced_stays_until_the_new_one_is_whole(run: Run) -> 
 
 def test_what_is_no_run_and_what_is_from_the_future(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="no such run folder"):
-        Run.existing(tmp_path / "nothing")
+        RunFolder.existing(tmp_path / "nothing")
     with pytest.raises(RunFolderError, match="not a run folder"):
-        Run.existing(tmp_path)
+        RunFolder.existing(tmp_path)
     (tmp_path / "run.json").write_text('{"version": 99}')
     with pytest.raises(RunFolderError, match="layout version 99"):
-        Run.existing(tmp_path)
+        RunFolder.existing(tmp_path)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(RunFolderError, match="not JSON"):
-        Run.existing(tmp_path)
+        RunFolder.existing(tmp_path)
 
 
-def test_a_damaged_part_is_named(run: Run) -> None:
+def test_a_damaged_part_is_named(run: RunFolder) -> None:
     run.write_part("traces", 0, to_table("traces", [trace(0)]))
     content = bytearray(run.part_file("traces", 0).read_bytes())
     content[100] ^= 1
     run.part_file("traces", 0).write_bytes(content)
     with pytest.raises(RunFolderError, match=r"part-00000\.parquet: is damaged, or not the file that rlt-data wrote"):
-        Run(run.path).read("traces", 0)
+        RunFolder(run.path).read("traces", 0)
 
 
 def test_a_folder_that_cannot_be_written_is_a_clear_refusal() -> None:
-    with pytest.raises(DiskError, match="cannot write /proc/run"), Run("/proc/run").locked():
+    with pytest.raises(DiskError, match="cannot write /proc/run"), RunFolder("/proc/run").locked():
         pass
 
 
 def test_a_full_disk_stops_the_writer_and_keeps_what_was_there(small_disk: Path) -> None:
-    run = Run(small_disk / "run")
+    run = RunFolder(small_disk / "run")
     run.write_part("questions", 0, to_table("questions", [question(i) for i in range(256)]))
     with pytest.raises(DiskError, match="No space left on device"), TableWriter(run, "traces") as writer:
         for i in range(256):
@@ -202,7 +202,7 @@ def test_a_full_disk_stops_the_writer_and_keeps_what_was_there(small_disk: Path)
     assert not list(run.path.rglob("*.tmp"))
 
 
-def test_schemas_are_versioned_in_every_file(run: Run) -> None:
+def test_schemas_are_versioned_in_every_file(run: RunFolder) -> None:
     assert pq.read_schema(run.part_file("questions", 0)).metadata[b"rlt_data_version"] == b"2"
 
 

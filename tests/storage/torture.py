@@ -31,7 +31,7 @@ from rlt_data.settings import CountdownSettings, MergeSettings, ReportSettings
 from rlt_data.steps.countdown import make_countdown
 from rlt_data.steps.merge import merge
 from rlt_data.storage.backends import open_folder
-from rlt_data.storage.run import Run
+from rlt_data.storage.run import RunFolder
 from tests.made_runs import distilled, make_run, ranked, trace
 from tests.storage.faults import content_of, every_fault, in_child
 
@@ -49,7 +49,7 @@ COMMANDS: dict[str, list[str]] = {
 }
 
 
-def made(folder: Path, parts: int = 3) -> Run:
+def made(folder: Path, parts: int = 3) -> RunFolder:
     """Make a ranked and distilled run of several parts, with texts and values as different as real ones."""
     draw = random.Random(0)
 
@@ -76,8 +76,8 @@ def result_of(target: Path) -> str:
 
 #: Steps over an earlier result: what each does, and the folder or file that it replaces.
 STEPS: dict[str, tuple[Callable[[], object], str]] = {
-    "rank": (lambda: ranked(Run("run"), buckets=2), "run"),
-    "distill": (lambda: distilled(Run("run"), select="all"), "run/dataset"),
+    "rank": (lambda: ranked(RunFolder("run"), buckets=2), "run"),
+    "distill": (lambda: distilled(RunFolder("run"), select="all"), "run/dataset"),
     "report": (lambda: rlt_data.reporting.report.report(ReportSettings(input="run", out="page.html")), "page.html"),
     "countdown": (lambda: make_countdown(CountdownSettings(rows=20, seed=5, out="problems.jsonl")), "problems.jsonl"),
     "merge": (lambda: merge(MergeSettings(input=("run", "other"), out="merged")), "merged"),
@@ -207,7 +207,7 @@ def flips(number: int, seed: int = 0) -> dict[str, Any]:
             flipped[bit // 8] ^= 1 << bit % 8
             part.write_bytes(flipped)
             try:
-                Run("run").read(table, int(part.stem[-5:]))
+                RunFolder("run").read(table, int(part.stem[-5:]))
                 outcome["unnoticed"] += 1
             except RltDataError:
                 pass
@@ -217,7 +217,7 @@ def flips(number: int, seed: int = 0) -> dict[str, Any]:
 
 def _open() -> None:
     """Open what is here as the next command would."""
-    Run.existing("run")
+    RunFolder.existing("run")
     open_folder(".").recover()
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
-from rlt_data.engines.watchdog import Pulse, take
+from rlt_data.engines.watchdog import Heartbeat, take
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ class Background:
         """Run one job and return its result."""
         return asyncio.run_coroutine_threadsafe(job, self._loop).result()
 
-    def stream(self, jobs: Iterator[Coroutine[Any, Any, T]], window: int, pulse: Pulse) -> Iterator[T]:
+    def stream(self, jobs: Iterator[Coroutine[Any, Any, T]], window: int, heartbeat: Heartbeat) -> Iterator[T]:
         """Run jobs, and yield their results in the order in which they end.
 
         Jobs are taken in the thread that asks for results. Where it asks for no more, those that run are cancelled.
@@ -39,7 +39,7 @@ class Background:
         Args:
             jobs: the jobs, made as they are taken.
             window: how many may run at a time.
-            pulse: beats at every result, and ends the stream when it is told to.
+            heartbeat: touched at every result; stopping it ends the stream.
         """
         running: set[Future[T]] = set()
         ended: queue.SimpleQueue[Future[T]] = queue.SimpleQueue()
@@ -51,8 +51,8 @@ class Background:
                     future.add_done_callback(ended.put)
                 if not running:
                     return
-                future = take(ended, pulse)
-                pulse.beat()
+                future = take(ended, heartbeat)
+                heartbeat.touch_or_raise()
                 running.remove(future)
                 yield future.result()
         finally:

@@ -23,8 +23,8 @@ from rlt_data.engines.protocol import (
     SequenceBlock,
     SequenceLogprobs,
     SequenceRequest,
-    owed_groups,
-    owed_prompts,
+    groups_to_emit,
+    prompts_to_emit,
 )
 from rlt_data.engines.retries import pause
 from rlt_data.engines.server.background import Background, Once
@@ -33,7 +33,7 @@ from rlt_data.engines.server.probing import Probe, refuse_different_models
 from rlt_data.engines.server.routing import Endpoint, GaveUp, Router
 from rlt_data.engines.server.scoring import read_floats, read_prompt_logprobs
 from rlt_data.engines.server.transport import Refusal, Transport
-from rlt_data.engines.watchdog import Pulse
+from rlt_data.engines.watchdog import Heartbeat
 from rlt_data.errors import ModelError
 from rlt_data.formats import Tokenizer
 from rlt_data.settings import ModelSettings
@@ -69,7 +69,7 @@ class ServerEngine:
         scoring: bool = False,
         served_temperature: float = 1.0,
     ) -> None:
-        self.pulse = Pulse()
+        self.heartbeat = Heartbeat()
         self._tokenizer = tokenizer
         self._settings = settings
         self._noted_tails = False
@@ -110,7 +110,7 @@ class ServerEngine:
         if problem:
             logger.warning("%s; %s", problem, _WITHOUT)
         asked = Completions(self._tokenizer, self._end_tokens, self.context_length, sampling, problem is None)
-        return self._background.stream(self._samples(blocks, asked), self._window, self.pulse)
+        return self._background.stream(self._samples(blocks, asked), self._window, self.heartbeat)
 
     def logprobs(self, blocks: Iterable[SequenceBlock], temperature: float) -> Iterator[SequenceLogprobs | Failure]:
         """Score texts; see :class:`~rlt_data.engines.Engine`.
@@ -121,12 +121,12 @@ class ServerEngine:
         if temperature != self._served_temperature:
             raise ModelError(f"the servers' log-probs of prompts are at temperature {self._served_temperature:g}")
         self._learn_scoring()
-        jobs = map(self._score, chain.from_iterable(owed_groups(blocks)))
-        return self._background.stream(jobs, self._window, self.pulse)
+        jobs = map(self._score, chain.from_iterable(groups_to_emit(blocks)))
+        return self._background.stream(jobs, self._window, self.heartbeat)
 
     def log_tail(self) -> str:
         """Return what went wrong lately at each URL."""
-        return self._router.troubles()
+        return self._router.recent_errors()
 
     def close(self) -> None:
         """Cancel what is in flight and close all connections."""
@@ -160,7 +160,7 @@ class ServerEngine:
     def _samples(
         self, blocks: Iterable[Sequence[PromptRequest]], asked: Completions
     ) -> Iterator[Coroutine[Any, Any, Sample | Failure]]:
-        for prompt in owed_prompts(blocks):
+        for prompt in prompts_to_emit(blocks):
             tail = Once(partial(self._tail, prompt, asked))
             for request in prompt.samples:
                 yield self._sample(prompt, request, tail, asked)
@@ -214,7 +214,7 @@ class ServerEngine:
             )
         except (Refusal, GaveUp) as error:
             return Failure(request.key, str(error))
-        return SequenceLogprobs(request.key, values[request.wanted])
+        return SequenceLogprobs(request.key, values[request.positions])
 
 
 def _problem_with_logprobs(endpoints: Sequence[Endpoint], sampling: Sampling) -> str | None:

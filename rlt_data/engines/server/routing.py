@@ -62,10 +62,10 @@ class Endpoint:
     in_flight: int = 0
     answers: int = 0
     failures: int = 0
-    resting: bool = False
-    rests_until: float = 0.0
-    denial: str | None = None
-    troubles: dict[str, int] = field(default_factory=dict)
+    unhealthy: bool = False
+    retry_at: float = 0.0
+    auth_error: str | None = None
+    recent_errors: dict[str, int] = field(default_factory=dict)
 
     @property
     def known_dialect(self) -> Dialect:
@@ -82,9 +82,9 @@ class Endpoint:
     def note(self, trouble: object) -> None:
         """Keep what went wrong."""
         reason = str(trouble)
-        self.troubles[reason] = self.troubles.pop(reason, 0) + 1
-        if len(self.troubles) > _TROUBLES:
-            del self.troubles[next(iter(self.troubles))]
+        self.recent_errors[reason] = self.recent_errors.pop(reason, 0) + 1
+        if len(self.recent_errors) > _TROUBLES:
+            del self.recent_errors[next(iter(self.recent_errors))]
 
 
 class Router:
@@ -103,7 +103,7 @@ class Router:
         self._concurrency = concurrency
         self._retries = retries
         self._waiting: deque[asyncio.Future[Endpoint]] = deque()
-        self._nurses: set[asyncio.Task[None]] = set()
+        self._health_checks: set[asyncio.Task[None]] = set()
         self._end: EngineError | None = None
 
     async def send(
@@ -146,12 +146,12 @@ class Router:
                 self._release(endpoint)
             await asyncio.sleep(pause(failed))
 
-    def troubles(self) -> str:
+    def recent_errors(self) -> str:
         """Return what went wrong lately, one line for each kind and URL."""
         return "\n".join(
             f"{endpoint.url}: {reason}" + (f" ({count} times)" if count > 1 else "")
             for endpoint in self.endpoints
-            for reason, count in list(endpoint.troubles.items())
+            for reason, count in list(endpoint.recent_errors.items())
         )
 
     # Places
@@ -170,7 +170,7 @@ class Router:
 
     def _hand_out(self) -> None:
         while self._waiting:
-            free = [each for each in self.endpoints if not each.resting and each.in_flight < self._concurrency]
+            free = [each for each in self.endpoints if not each.unhealthy and each.in_flight < self._concurrency]
             if not free and self._end is None:
                 return
             place = self._waiting.popleft()
@@ -217,30 +217,30 @@ class Router:
         endpoint.note(trouble)
         endpoint.failures += 1
         if trouble.retry_after:
-            self._rest(endpoint, trouble.retry_after)
+            self._mark_unhealthy(endpoint, trouble.retry_after)
         elif endpoint.failures >= _FAILURES_IN_A_ROW:
-            self._rest(endpoint, pause(0))
+            self._mark_unhealthy(endpoint, pause(0))
 
-    def _rest(self, endpoint: Endpoint, seconds: float) -> None:
-        endpoint.rests_until = max(endpoint.rests_until, time.monotonic() + seconds)
-        if not endpoint.resting:
-            endpoint.resting = True
-            nurse = asyncio.get_running_loop().create_task(self._nurse(endpoint))
-            self._nurses.add(nurse)
-            nurse.add_done_callback(self._nurses.discard)
+    def _mark_unhealthy(self, endpoint: Endpoint, seconds: float) -> None:
+        endpoint.retry_at = max(endpoint.retry_at, time.monotonic() + seconds)
+        if not endpoint.unhealthy:
+            endpoint.unhealthy = True
+            check = asyncio.get_running_loop().create_task(self._health_check(endpoint))
+            self._health_checks.add(check)
+            check.add_done_callback(self._health_checks.discard)
 
-    async def _nurse(self, endpoint: Endpoint) -> None:
+    async def _health_check(self, endpoint: Endpoint) -> None:
         """Try a resting URL now and then, until it answers."""
         tries = 0
-        while endpoint.resting:
-            while (seconds := endpoint.rests_until - time.monotonic()) > 0 or endpoint.in_flight >= self._concurrency:
+        while endpoint.unhealthy:
+            while (seconds := endpoint.retry_at - time.monotonic()) > 0 or endpoint.in_flight >= self._concurrency:
                 await asyncio.sleep(max(seconds, 0.1))
             endpoint.in_flight += 1
             tries += 1
             try:
                 problem = await self._problem(endpoint)
                 if problem is None:
-                    endpoint.resting, endpoint.denial = False, None
+                    endpoint.unhealthy, endpoint.auth_error = False, None
                     self._answered(endpoint)
             finally:
                 self._release(endpoint)
@@ -248,7 +248,7 @@ class Router:
                 logger.info("%s: answers again", endpoint.url)
             elif problem is not None:
                 wait = problem.retry_after if isinstance(problem, Trouble) else None
-                endpoint.rests_until = time.monotonic() + (wait or pause(tries))
+                endpoint.retry_at = time.monotonic() + (wait or pause(tries))
                 if tries == 1:
                     logger.info("%s: left aside for now (%s)", endpoint.url, problem)
 
@@ -256,13 +256,13 @@ class Router:
         """Find out whether a URL refuses one request, or all; one with a problem rests."""
         problem = await self._problem(endpoint)
         if problem is not None:
-            self._rest(endpoint, pause(0))
+            self._mark_unhealthy(endpoint, pause(0))
         return problem is None
 
     def _deny(self, endpoint: Endpoint, refusal: Refusal) -> None:
         """Note that a URL refuses all requests; where all of them do, nothing is left to wait for."""
-        endpoint.denial = str(refusal)
-        if all(each.denial for each in self.endpoints):
+        endpoint.auth_error = str(refusal)
+        if all(each.auth_error for each in self.endpoints):
             hint = f"; {self._transport.about_the_key}" if refusal.status in (401, 403) else ""
             self._end = EngineError(f"{endpoint.url}: refuses all requests ({refusal}){hint}")
             self._hand_out()

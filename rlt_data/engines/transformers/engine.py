@@ -35,7 +35,7 @@ class TransformersEngine:
     def __init__(self, model: CausalModel, tokenizer: Tokenizer, settings: ModelSettings) -> None:
         self.model = model
         self.context_length = model.context_length
-        self.pulse = model.pulse
+        self.heartbeat = model.heartbeat
         tokens = settings.batch_tokens or (4096 if self.model.device.type == "cpu" else 16384)
         self._generator = Generator(self.model, tokenizer, batch_size=settings.batch_size, batch_tokens=tokens)
         self._scorer = Scorer(self.model, tokens)

@@ -58,7 +58,7 @@ class Generator:
         """Sample the requests of each block; see :meth:`rlt_data.engines.Engine.generate`."""
         for block in blocks:
             for batch in self._plan(block, sampling):
-                if any(sample.owed for request in batch for sample in request.samples):
+                if any(sample.emit for request in batch for sample in request.samples):
                     yield from self._run_batch(batch, sampling)
 
     def _plan(self, block: Sequence[PromptRequest], sampling: Sampling) -> Iterator[list[PromptRequest]]:
@@ -142,7 +142,7 @@ class Generator:
                 row = rows[row_number]
                 if reason := self._take(row, tokens[place], logprobs[place], sampling.stop):
                     live[place] = -1
-                    if row.request.owed:
+                    if row.request.emit:
                         end = tokens[place] if reason == "eos" else None
                         yield self._finished(row, reason, end, tails[row.request.key])
             remaining = [place for place, row_number in enumerate(live) if row_number >= 0]

@@ -16,7 +16,7 @@ from rlt_data.engines.config import load_config, longest_text, pick_device, pick
 from rlt_data.engines.models import Checkpoint
 from rlt_data.engines.transformers.cache import GrowingCache
 from rlt_data.engines.transformers.exact import linear, make_exact
-from rlt_data.engines.watchdog import Pulse
+from rlt_data.engines.watchdog import Heartbeat
 from rlt_data.errors import ModelError, first_line
 from rlt_data.settings import ModelSettings
 
@@ -41,7 +41,7 @@ class CausalModel:
 
     def __init__(self, model: Any, name: str, *, exact: bool = False) -> None:
         self.name = name
-        self.pulse = Pulse()
+        self.heartbeat = Heartbeat()
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self._model = model
@@ -143,7 +143,7 @@ class CausalModel:
         Returns:
             The last layer's output, shape (batch, tokens, hidden size).
         """
-        self.pulse.beat()
+        self.heartbeat.touch_or_raise()
         output = self._layers(
             input_ids=ids,
             attention_mask=attention_mask,

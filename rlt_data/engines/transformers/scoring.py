@@ -40,7 +40,7 @@ class _Rest:
     @property
     def length(self) -> int:
         """Tokens to compute: up to the one before the last wanted token."""
-        return int(self.request.wanted[-1]) - self.prefix
+        return int(self.request.positions[-1]) - self.prefix
 
 
 class Scorer:
@@ -99,11 +99,11 @@ class Scorer:
             _Rest(request, place, prefixes[place])
             for place, group in enumerate(chunk)
             for request in group
-            if len(request.wanted)
+            if len(request.positions)
         ]
         batches = list(self._batches([rest for rest in rests if rest.prefix], max(prefixes, default=0)))
         batches += self._batches([rest for rest in rests if not rest.prefix], 0)
-        owed = [batch for batch in batches if any(rest.request.owed for rest in batch)]
+        owed = [batch for batch in batches if any(rest.request.emit for rest in batch)]
         prompts = None
         if any(batch[0].prefix for batch in owed):
             begun = [group[0].ids[: max(prefix, 1)] for group, prefix in zip(chunk, prefixes, strict=True)]
@@ -112,7 +112,7 @@ class Scorer:
             hidden, targets, counts = self._forward(batch, prompts if batch[0].prefix else None)
             values = torch.split(reduce(hidden, targets), counts)
             for rest, value in zip(batch, values, strict=True):
-                if rest.request.owed:
+                if rest.request.emit:
                     yield rest.request, value
 
     def _chunks(self, block: SequenceBlock) -> Iterator[list[Sequence[SequenceRequest]]]:
@@ -162,7 +162,7 @@ class Scorer:
             end = rest.prefix + rest.length
             ids[row, : rest.length] = torch.from_numpy(rest.request.ids[rest.prefix : end].astype(np.int64))
             positions[row] = torch.arange(rest.prefix, rest.prefix + longest)
-            wanted = rest.request.wanted.astype(np.int64)
+            wanted = rest.request.positions.astype(np.int64)
             rows.append(np.full(len(wanted), row))
             columns.append(wanted - 1 - rest.prefix)
             targets.append(rest.request.ids[wanted].astype(np.int64))
@@ -174,15 +174,15 @@ class Scorer:
         hidden = self._model.hidden(ids.to(device), mask, positions.to(device), cache)
         where = torch.from_numpy(np.concatenate(rows)).to(device), torch.from_numpy(np.concatenate(columns)).to(device)
         wanted_ids = torch.from_numpy(np.concatenate(targets)).to(device)
-        return hidden[where], wanted_ids, [len(rest.request.wanted) for rest in batch]
+        return hidden[where], wanted_ids, [len(rest.request.positions) for rest in batch]
 
 
 def _shared_prefix(group: Sequence[SequenceRequest]) -> int:
     """Return how many first tokens the texts of a group share and no wanted token needs the output of."""
-    requests = [request for request in group if len(request.wanted)]
+    requests = [request for request in group if len(request.positions)]
     if len(requests) < 2:
         return 0
-    length = min(int(request.wanted[0]) for request in requests) - 1
+    length = min(int(request.positions[0]) for request in requests) - 1
     first = requests[0].ids[:length]
     for request in requests[1:]:
         differs = np.flatnonzero(first != request.ids[: len(first)])

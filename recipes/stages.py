@@ -10,37 +10,37 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rlt_data.recipes.lab import Lab
+from rlt_data.recipes.experiment import Experiment
 from rlt_data.training.rewards import copied
 
 
-def questions(lab: Lab, name: str, seed: int = 0) -> dict[str, Any]:
+def questions(experiment: Experiment, name: str, seed: int = 0) -> dict[str, Any]:
     """Return the input keys of a set of questions: those of its section, or Countdown problems made by it.
 
     Args:
-        lab: the recipe.
+        experiment: the recipe.
         name: section: ``{countdown: settings}`` to make them, else ``in``, ``preset``, ``limit``, ...
         seed: of the draw of problems.
     """
-    section = dict(lab.config[name])
+    section = dict(experiment.config[name])
     if "countdown" not in section:
         return section
-    file = lab.path("questions", f"{name}-{seed}.jsonl")
-    lab.step("countdown", f"{name}.countdown", out=file, seed=seed)
+    file = experiment.path("questions", f"{name}-{seed}.jsonl")
+    experiment.step("countdown", f"{name}.countdown", out=file, seed=seed)
     return {"in": file}
 
 
-def problems(lab: Lab, name: str, seed: int = 0) -> dict[str, Any]:
+def problems(experiment: Experiment, name: str, seed: int = 0) -> dict[str, Any]:
     """Return those of the keys of :func:`questions` that say where problems without solutions are."""
     read = ("in", "subset", "split", "limit", "question_column", "answer_column")
-    return {key: value for key, value in questions(lab, name, seed).items() if key in read}
+    return {key: value for key, value in questions(experiment, name, seed).items() if key in read}
 
 
-def trained_teacher(lab: Lab, name: str, seed: int, *, asked: str = "train", **keys: Any) -> str:
+def trained_teacher(experiment: Experiment, name: str, seed: int, *, asked: str = "train", **keys: Any) -> str:
     """Train a teacher by RL, on the same questions with every seed.
 
     Args:
-        lab: the recipe.
+        experiment: the recipe.
         name: of the teacher.
         seed: of the training.
         asked: section of the questions.
@@ -49,13 +49,13 @@ def trained_teacher(lab: Lab, name: str, seed: int, *, asked: str = "train", **k
     Returns:
         The folder of its best checkpoint on held-out questions; without such questions, of its last.
     """
-    out = lab.path("teachers", name)
-    found = lab.step("teacher", out=out, seed=seed, **questions(lab, asked, 0), **keys)
+    out = experiment.path("teachers", name)
+    found = experiment.step("teacher", out=out, seed=seed, **questions(experiment, asked, 0), **keys)
     return str(found.get("best") or out)
 
 
 def ranked_traces(
-    lab: Lab,
+    experiment: Experiment,
     teacher: str,
     run: str,
     seed: int,
@@ -68,7 +68,7 @@ def ranked_traces(
     """Generate, score and rank a teacher's traces; return their run folder.
 
     Args:
-        lab: the recipe.
+        experiment: the recipe.
         teacher: name or folder of the teacher.
         run: name of the run folder.
         seed: of the samples and of the questions.
@@ -77,16 +77,16 @@ def ranked_traces(
         n: traces of each question; default: as the section says.
         score: settings of the scoring that differ.
     """
-    folder = lab.path("traces", run)
-    made = questions(lab, asked, seed) | ({} if n is None else {"n": n})
-    lab.step("generate", section, teacher=teacher, out=folder, seed=seed, **made)
-    lab.step("score", in_=folder, **score)
-    lab.step("rank", in_=folder)
+    folder = experiment.path("traces", run)
+    made = questions(experiment, asked, seed) | ({} if n is None else {"n": n})
+    experiment.step("generate", section, teacher=teacher, out=folder, seed=seed, **made)
+    experiment.step("score", in_=folder, **score)
+    experiment.step("rank", in_=folder)
     return folder
 
 
 def trained_student(
-    lab: Lab,
+    experiment: Experiment,
     run: str,
     name: str,
     seed: int,
@@ -98,7 +98,7 @@ def trained_student(
     """Distill traces and train a student on them.
 
     Args:
-        lab: the recipe.
+        experiment: the recipe.
         run: run folder with ranks.
         name: of the student.
         seed: of the choice and of the training.
@@ -109,28 +109,28 @@ def trained_student(
     Returns:
         Its folder, and the rows it was trained on.
     """
-    data, out = lab.path("data", f"{name}-{seed}"), lab.path("students", f"{name}-{seed}")
-    lab.step("distill", in_=run, out=data, select=select, limit=limit, seed=seed)
+    data, out = experiment.path("data", f"{name}-{seed}"), experiment.path("students", f"{name}-{seed}")
+    experiment.step("distill", in_=run, out=data, select=select, limit=limit, seed=seed)
     begin = {} if model is None else {"model": model}
-    trained = lab.step("student", in_=data, out=out, seed=seed, **begin)
+    trained = experiment.step("student", in_=data, out=out, seed=seed, **begin)
     return out, trained["plan"]["rows"] if trained else 0
 
 
-def student_of(lab: Lab, run: str, name: str, seed: int, **options: Any) -> dict[str, Any]:
+def student_of(experiment: Experiment, run: str, name: str, seed: int, **options: Any) -> dict[str, Any]:
     """Train a student on traces, and measure it; for the arguments see :func:`trained_student`.
 
     Returns:
         What :func:`accuracy` returns, ``rows`` it was trained on, and its folder ``out``.
     """
-    out, rows = trained_student(lab, run, name, seed, **options)
-    return {"rows": rows, "out": out, **accuracy(lab, out, f"{name}-{seed}", seed)}
+    out, rows = trained_student(experiment, run, name, seed, **options)
+    return {"rows": rows, "out": out, **accuracy(experiment, out, f"{name}-{seed}", seed)}
 
 
-def taught_by(lab: Lab, teacher: str, name: str, seed: int) -> dict[str, float]:
+def train_and_eval_student(experiment: Experiment, teacher: str, name: str, seed: int) -> dict[str, float]:
     """Train a student on a teacher's best traces, and measure both.
 
     Args:
-        lab: the recipe.
+        experiment: the recipe.
         teacher: name or folder of the teacher.
         name: of the run folder and of the student; both get the seed too.
         seed: of everything.
@@ -138,42 +138,42 @@ def taught_by(lab: Lab, teacher: str, name: str, seed: int) -> dict[str, float]:
     Returns:
         ``accuracy`` and ``formatted`` of the student's answers, and what :func:`trace_figures` says of the traces.
     """
-    traces = ranked_traces(lab, teacher, f"{name}-{seed}", seed)
-    student = student_of(lab, traces, name, seed)
-    figures = {} if lab.dry_run else trace_figures(traces)
+    traces = ranked_traces(experiment, teacher, f"{name}-{seed}", seed)
+    student = student_of(experiment, traces, name, seed)
+    figures = {} if experiment.dry_run else trace_figures(traces)
     return {"accuracy": student["accuracy"], "formatted": student["formatted"], **figures}
 
 
-def write_rows(lab: Lab, rows: Iterable[dict[str, Any]], name: str) -> str:
+def write_rows(experiment: Experiment, rows: Iterable[dict[str, Any]], name: str) -> str:
     """Write rows that a recipe made itself as JSON Lines; return the file."""
-    file = Path(lab.path("rows", f"{name}.jsonl"))
+    file = Path(experiment.path("rows", f"{name}.jsonl"))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(file)
 
 
-def imported_traces(lab: Lab, rows: list[dict[str, Any]], name: str, **score: Any) -> str:
+def imported_traces(experiment: Experiment, rows: list[dict[str, Any]], name: str, **score: Any) -> str:
     """Score and rank explanations of any origin; return their run folder.
 
     Args:
-        lab: the recipe.
+        experiment: the recipe.
         rows: ``question``, ``solution``, ``explanation``.
         name: of the run folder.
         score: settings of the scoring that differ.
     """
-    folder = lab.path("traces", name)
-    lab.step("score", in_=write_rows(lab, rows, name), out=folder, teacher="none", **score)
-    lab.step("rank", in_=folder, by="reward_without_entropy")
+    folder = experiment.path("traces", name)
+    experiment.step("score", in_=write_rows(experiment, rows, name), out=folder, teacher="none", **score)
+    experiment.step("rank", in_=folder, by="reward_without_entropy")
     return folder
 
 
 def accuracy(
-    lab: Lab, model: str, name: str, seed: int, *, test: str = "test", benchmarks: str = "benchmarks"
+    experiment: Experiment, model: str, name: str, seed: int, *, test: str = "test", benchmarks: str = "benchmarks"
 ) -> dict[str, Any]:
     """Measure a model on every benchmark of the recipe.
 
     Args:
-        lab: the recipe.
+        experiment: the recipe.
         model: name or folder.
         name: of the evaluation.
         seed: of its samples.
@@ -185,20 +185,22 @@ def accuracy(
         accuracy on each.
     """
     found = {}
-    for benchmark, settings in lab.config[benchmarks].items():
-        asked = questions(lab, test) if "in" not in settings and test in lab.config else {}
-        out = lab.path("evaluations", f"{name}-{benchmark}")
-        found[benchmark] = lab.step("evaluate", f"{benchmarks}.{benchmark}", model=model, out=out, seed=seed, **asked)
-    if lab.dry_run:
+    for benchmark, settings in experiment.config[benchmarks].items():
+        asked = questions(experiment, test) if "in" not in settings and test in experiment.config else {}
+        out = experiment.path("evaluations", f"{name}-{benchmark}")
+        found[benchmark] = experiment.step(
+            "evaluate", f"{benchmarks}.{benchmark}", model=model, out=out, seed=seed, **asked
+        )
+    if experiment.dry_run:
         return dict.fromkeys(("accuracy", "formatted", "truncated", "tokens"), 0.0) | {"benchmarks": {}}
     names = {"accuracy": "accuracy", "formatted": "formatted", "truncated": "truncated", "tokens": "mean_tokens"}
     means = {name: float(np.mean([each[key] for each in found.values()])) for name, key in names.items()}
     return means | {"benchmarks": {name: each["accuracy"] for name, each in found.items()}}
 
 
-def base_accuracy(lab: Lab, seed: int) -> dict[str, Any]:
+def base_accuracy(experiment: Experiment, seed: int) -> dict[str, Any]:
     """Measure what students begin from; see :func:`accuracy`."""
-    return accuracy(lab, lab.config["student"]["model"], f"base-{seed}", seed)
+    return accuracy(experiment, experiment.config["student"]["model"], f"base-{seed}", seed)
 
 
 def scores_by_rank(run: str) -> list[float]:

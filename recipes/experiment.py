@@ -1,9 +1,9 @@
 """What recipes share: settings by scale, steps that are done once, work side by side, figures, table and plot.
 
-``python -m rlt_data.recipes NAME --scale SCALE`` runs a recipe: a package with ``recipe.py`` (a function ``run(lab)``)
-and one YAML file for each scale. A YAML file holds the settings of each step in its own section, by the keys of the
-step's command; ``lab.step`` runs a step with them. What a step returned is kept under its settings, so an interrupted
-recipe continues where it was.
+``python -m rlt_data.recipes NAME --scale SCALE`` runs a recipe: a package with ``recipe.py``, whose function
+``run(experiment)`` does the work, and one YAML file per scale. Each section of a YAML file holds the settings of one
+step, under the keys of its command; ``experiment.step`` runs a step with them. The result of a step is stored under a
+hash of its settings, so an interrupted recipe continues where it stopped.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from rlt_data.storage.outputs import write_json
 
 
 @dataclass
-class Lab:
+class Experiment:
     """A recipe at work.
 
     Attributes:
@@ -127,7 +127,7 @@ class Lab:
                 print(f"  {key}: {value}")
 
     def each(self, work: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> list[Any]:
-        """Call ``work(lab, *call)`` for every call, as many side by side as the recipe has workers; in order."""
+        """Call ``work(experiment, *call)`` for every call, as many side by side as the recipe has workers; in order."""
         calls = list(calls)
         workers = min(int(self.config.get("workers", 1)), len(calls))
         if workers < 2 or self.dry_run:
@@ -224,26 +224,30 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def publish(lab: Lab, figures: Mapping[str, Any], text: str, draw: Callable[[Any], None] | None = None) -> None:
+def publish(
+    experiment: Experiment, figures: Mapping[str, Any], text: str, draw: Callable[[Any], None] | None = None
+) -> None:
     """Write a recipe's figures (JSON), table (Markdown) and plot (SVG) into its folder, and print the table.
 
     Args:
-        lab: the recipe.
+        experiment: the recipe.
         figures: everything that was measured.
         text: the table and what it says.
         draw: draws on Matplotlib axes.
     """
-    folder = lab.out / "results"
+    folder = experiment.out / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    command = f"python -m rlt_data.recipes {lab.recipe} --scale {lab.scale}"
-    text = f"`{command}`, {len(lab.seeds)} seeds; means with 95 % intervals (Student's t) over them.\n\n{text}"
-    content = {"command": command, "versions": versions("trl"), "config": lab.config, **figures}
-    (folder / f"{lab.recipe}.json").write_text(json.dumps(content, indent=2, default=_json) + "\n", encoding="utf-8")
-    (folder / f"{lab.recipe}.md").write_text(text, encoding="utf-8")
+    command = f"python -m rlt_data.recipes {experiment.recipe} --scale {experiment.scale}"
+    text = f"`{command}`, {len(experiment.seeds)} seeds; means with 95 % intervals (Student's t) over them.\n\n{text}"
+    content = {"command": command, "versions": versions("trl"), "config": experiment.config, **figures}
+    (folder / f"{experiment.recipe}.json").write_text(
+        json.dumps(content, indent=2, default=_json) + "\n", encoding="utf-8"
+    )
+    (folder / f"{experiment.recipe}.md").write_text(text, encoding="utf-8")
     print(text)
     if draw:
-        picture = plots.svg(lambda figure: draw(figure.subplots()), lab.recipe, white=True)
-        (folder / f"{lab.recipe}.svg").write_text(picture, encoding="utf-8")
+        picture = plots.svg(lambda figure: draw(figure.subplots()), experiment.recipe, white=True)
+        (folder / f"{experiment.recipe}.svg").write_text(picture, encoding="utf-8")
 
 
 def _json(value: Any) -> Any:
@@ -266,8 +270,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _quiet()
         began = time.monotonic()
-        lab = Lab(chosen.recipe, load_config(chosen.recipe, chosen.scale), out, chosen.dry_run, chosen.scale)
-        import_module(f"rlt_data.recipes.{chosen.recipe}.recipe").run(lab)
+        experiment = Experiment(
+            chosen.recipe, load_config(chosen.recipe, chosen.scale), out, chosen.dry_run, chosen.scale
+        )
+        import_module(f"rlt_data.recipes.{chosen.recipe}.recipe").run(experiment)
         if not chosen.dry_run:
             print(f"{chosen.recipe}: {(time.monotonic() - began) / 60:.1f} min; results in {out / 'results'}")
     except RltDataError as error:
