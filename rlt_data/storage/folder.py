@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import xxhash
 
+from rlt_data.errors import RunFolderError, one_line
 from rlt_data.storage.paths import StoragePath
 
 #: What writes a file: gets the path of an empty place on the local disk.
@@ -42,6 +43,37 @@ def checksum(path: Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The content of a commit file: what a complete replacement puts in place.
+
+    Attributes:
+        folders: folders that are replaced.
+        files: single files that are replaced.
+        content: all new files. Used in object stores only.
+    """
+
+    folders: list[str]
+    files: list[str]
+    content: list[str]
+
+    @classmethod
+    def from_text(cls, text: str | bytes, path: StoragePath) -> Commit:
+        """Parse a commit file.
+
+        Raises:
+            RunFolderError: the file at ``path`` is damaged.
+        """
+        try:
+            values = json.loads(text)
+            groups = [values["folders"], values["files"], values.get("content", [])]
+            if not all(isinstance(group, list) and all(isinstance(name, str) for name in group) for group in groups):
+                raise TypeError("expected lists of names")
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise RunFolderError(f"{path}: is damaged ({one_line(error)}); restore it from a copy") from None
+        return cls(*groups)
 
 
 @dataclass(frozen=True)

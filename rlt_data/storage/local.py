@@ -30,7 +30,7 @@ import filelock
 import pyarrow as pa
 
 from rlt_data.errors import DiskError, RunFolderError
-from rlt_data.storage.folder import STAGING, Changed, FileState, Write, checksum
+from rlt_data.storage.folder import STAGING, Changed, Commit, FileState, Write, checksum
 from rlt_data.storage.parquet import count_file, read_file
 from rlt_data.storage.paths import disk_errors, refusal
 from rlt_data.storage.schemas import SCHEMAS
@@ -337,11 +337,11 @@ class LocalFolder:
         Raises:
             OSError: a move failed.
         """
-        commit = json.loads((staging / "commit").read_text(encoding="utf-8"))
+        commit = Commit.from_text((staging / "commit").read_bytes(), staging / "commit")
         back: list[tuple[Path, Path]] = []
         parents = {self.path}
         try:
-            for name in [*commit["folders"], *commit["files"]]:
+            for name in [*commit.folders, *commit.files]:
                 source, target, earlier = staging / "new" / name, self.path / name, staging / "old" / name
                 if not source.exists():
                     continue

@@ -19,7 +19,7 @@ import pyarrow as pa
 import xxhash
 
 from rlt_data.errors import DiskError, RltDataError, RunFolderError
-from rlt_data.storage.folder import STAGING, Changed, FileState, Write
+from rlt_data.storage.folder import STAGING, Changed, Commit, FileState, Write
 from rlt_data.storage.locks import StoreLock
 from rlt_data.storage.parquet import count_file, read_file, table_errors
 from rlt_data.storage.paths import disk_errors, has_whole_objects, refusal, store_errors
@@ -289,16 +289,16 @@ class ObjectFolder:
     def _settle(self, staging: str) -> None:
         """Finish a replacement that was committed; remove what is left of one that was not."""
         try:
-            commit = json.loads(self.read(f"{staging}/commit"))
+            commit = Commit.from_text(self.read(f"{staging}/commit"), self._at(f"{staging}/commit"))
         except FileNotFoundError:
             commit = None
         if commit:
             left = set(self.below(f"{staging}/new"))
-            for name in commit["content"]:
+            for name in commit.content:
                 if name in left:
                     _move(self._at(f"{staging}/new/{name}"), self._at(name))
-            for folder in commit["folders"]:
-                kept = {name.removeprefix(f"{folder}/") for name in commit["content"]}
+            for folder in commit.folders:
+                kept = {name.removeprefix(f"{folder}/") for name in commit.content}
                 self.remove([f"{folder}/{name}" for name in self.below(folder) if name not in kept])
             self.remove([f"{staging}/commit"])
         self.remove([f"{staging}/new/{name}" for name in self.below(f"{staging}/new")])

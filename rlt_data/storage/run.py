@@ -167,8 +167,7 @@ class RunFolder:
             raise RunFolderError(f"{file}: cannot be read: {refusal(error)}") from None
         except (ValueError, RecursionError) as error:
             raise RunFolderError(f"{file}: not JSON: {error}") from None
-        steps = info.get("steps", {}) if isinstance(info, dict) else None
-        if not isinstance(steps, dict) or not all(isinstance(entry, dict) for entry in steps.values()):
+        if not _is_run_info(info):
             raise RunFolderError(f"{file}: not the run.json of a run")
         return dict(info)
 
@@ -377,6 +376,9 @@ class RunFolder:
                 return names, self.folder.read_tables(names, schema, _expected(files, table, part), whole=whole)
             except FileNotFoundError:  # the process that writes has merged a journal meanwhile
                 self._tables.pop(table, None)
+            except OSError as error:
+                file = error.filename or self.path / table
+                raise RunFolderError(f"{file}: cannot be read: {refusal(error)}") from None
             except Changed as changed:
                 listed = files.manifest.parts.get(part)
                 if seen == listed:
@@ -661,6 +663,15 @@ def _expected(files: _Files, table: str, part: int) -> dict[str, list[FileState]
         if segment and segment[2]:
             expected[name] = [FileState(-1, -1, segment[2])]
     return expected
+
+
+def _is_run_info(info: Any) -> bool:
+    """Return whether the content of a JSON file has the structure of run.json."""
+    steps = info.get("steps", {}) if isinstance(info, dict) else None
+    return isinstance(steps, dict) and all(
+        isinstance(entry, dict) and all(isinstance(entry.get(key, {}), dict) for key in ("settings", "depends_on"))
+        for entry in steps.values()
+    )
 
 
 def _segment_name(file: Path) -> str:
