@@ -74,15 +74,15 @@ def lines(*rows: Any) -> bytes:
 BAD_ROWS: dict[str, tuple[bytes, str]] = {
     "broken JSON in the middle": (lines(*GOOD[:2], b'{"question": "x", ', *GOOD[2:]), "line 3: not JSON at column 19"),
     "broken JSON at the end": (lines(*GOOD) + b'{"question": "x"', "line 5: not JSON at column 17"),
-    "a list for a row": (lines(*GOOD, ["q", "s"]), "line 5: a JSON object is needed, this is a list"),
+    "a list for a row": (lines(*GOOD, ["q", "s"]), "line 5: expected a JSON object, got a list"),
     "a missing column": (lines(*GOOD, {"question": "q"}), "line 5: solution: missing"),
     "null": (lines(*GOOD, {"question": None, "solution": "s"}), "line 5: question: missing"),
     "a list for a text": (
         lines({"question": ["q"], "solution": "s"}, *GOOD),
-        "line 1: question: text is needed, this is list",
+        "line 1: question: expected text, got list",
     ),
-    "a number for a question": (lines(*GOOD, {"question": 3, "solution": "s"}), "line 5: question: text is needed"),
-    "true for a solution": (lines(*GOOD, {"question": "q", "solution": True}), "line 5: solution: text is needed"),
+    "a number for a question": (lines(*GOOD, {"question": 3, "solution": "s"}), "line 5: question: expected text"),
+    "true for a solution": (lines(*GOOD, {"question": "q", "solution": True}), "line 5: solution: expected text"),
     "an empty question": (lines(*GOOD, {"question": " \n", "solution": "s"}), "line 5: question: empty"),
     "an empty solution": (lines(*GOOD, {"question": "q", "solution": ""}), "line 5: solution: empty"),
     "a tag in a solution": (
@@ -97,13 +97,19 @@ BAD_ROWS: dict[str, tuple[bytes, str]] = {
         lines({"question": "q" * 2**21, "solution": "s"}, *GOOD),
         "line 1: question: 2,097,152 characters, --max-chars is 200,000",
     ),
-    "a NUL character": (lines(*GOOD, {"question": "q\0", "solution": "s"}), "line 5: question: holds a NUL character"),
+    "a NUL character": (
+        lines(*GOOD, {"question": "q\0", "solution": "s"}),
+        "line 5: question: contains a NUL character",
+    ),
     "NUL bytes": (lines(*GOOD[:1], b"\0" * 4096, *GOOD[1:]), "line 2: not JSON"),
     "half a surrogate pair in an id": (
         lines(*GOOD, {"question": "q", "solution": "s", "id": "\ud83d"}),
-        "line 5: the id, the answer or a kept column holds half of a surrogate pair",
+        "line 5: the id, answer or a --keep column contains half of a surrogate pair",
     ),
-    "half a surrogate pair": (lines(*GOOD, {"question": "\ud83d", "solution": "s"}), "line 5: question: holds half of"),
+    "half a surrogate pair": (
+        lines(*GOOD, {"question": "\ud83d", "solution": "s"}),
+        "line 5: question: contains half of",
+    ),
     "Latin-1": (lines(*GOOD) + '{"question": "é"}'.encode("latin-1"), "line 5: not UTF-8 at byte 15"),
 }
 
@@ -192,13 +198,13 @@ UNREADABLE = {
     "empty": "the file is empty",
     "blank": "",
     "folder": "the folder is empty",
-    "folder of other things": "not a datasets folder",
+    "folder of other things": "cannot be read as a data set",
     "dangling link": "no such file or folder",
     "link to itself": "no such file or folder",
     "below a file": "no such file or folder",
     "chmod 000": "Permission denied",
     "UTF-16": "UTF-16; save it as UTF-8",
-    "unknown kind": "unknown kind of file",
+    "unknown kind": "unknown file type",
     "torn gzip": "cannot be read",
     "no columns that fit": "no preset fits the columns 'text', 'label'; name them with --question-column",
 }
@@ -346,7 +352,7 @@ def test_a_run_that_another_process_writes_to_is_left_alone(
         ("rank", "--in", "run"): "run: there are no scores to rank; run rlt-data score first",
         ("distill", "--in", "run"): "run: there are no ranks; run rlt-data rank first",
         ("stats", "file"): "file: no such run folder",
-        ("stats", "newer"): "newer: written with layout version 99",
+        ("stats", "newer"): "layout version 99",
         ("show", "broken"): "broken/run.json: not JSON",
         ("show", "list"): "list/run.json: not the run.json of a run",
         ("stats", "binary"): "binary/run.json: not JSON",
@@ -435,7 +441,7 @@ def test_a_write_that_fails_changes_nothing_and_the_same_command_does_it_later(
         rlt(step, *options)
     (run / ".lock").touch()
     with no_file_over(500):
-        refused(command, *commands[command], code=7, says="File too large. What was there before is unchanged.")
+        refused(command, *commands[command], code=7, says="File too large")
     rlt(command, *commands[command])
 
 

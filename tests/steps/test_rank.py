@@ -249,7 +249,7 @@ def test_scores_of_different_settings_are_not_compared(tmp_path: Path) -> None:
 #: What a run's scores hold when ranking must fail, and what the message says.
 FAILURES: dict[str, tuple[Row, str]] = {
     "mixed settings": ({"scored_by": "another student"}, "2 kinds of settings"),
-    "damaged part": ({}, "part-00001.parquet: is truncated, or not the file that rlt-data wrote"),
+    "damaged part": ({}, "part-00001.parquet: is truncated"),
 }
 
 
