@@ -30,6 +30,7 @@ import pyarrow.compute as pc
 
 from rlt_data.errors import RltDataError, RunFolderError
 from rlt_data.storage.backends import open_folder
+from rlt_data.storage.changes import describe_changes
 from rlt_data.storage.folder import STAGING, Changed, FileState, checksum, json_text
 from rlt_data.storage.manifest import Manifest, Part
 from rlt_data.storage.parquet import write_rows
@@ -185,17 +186,27 @@ class RunFolder:
         info["steps"][step] = info["steps"].get(step, {}) | entry
         return info
 
-    def refuse_other_settings(self, step: str, depends_on: dict[str, Any]) -> None:
-        """Raise RunFolderError if the folder holds rows or failures of a step that were made by other settings."""
-        before = self.step(step).get("depends_on", depends_on)
+    def refuse_other_settings(
+        self, step: str, depends_on: dict[str, Any], entry: Mapping[str, Any] | None = None
+    ) -> None:
+        """Refuse to add rows to a step that has rows or failures of other settings.
+
+        Args:
+            step: the step's name.
+            depends_on: everything that its rows depend on.
+            entry: the step's complete entry for run.json, whose model and format names the message uses.
+
+        Raises:
+            RunFolderError: the step ran with other settings; the message names each difference.
+        """
+        before = self.step(step)
         if not self.parts(TABLE_OF_STEP[step]) and not self.folder.exists("errors.jsonl"):
-            return  # an earlier start came to nothing: a wrong model, say
-        if before != depends_on:
-            changed = changed_keys(before, depends_on)
-            differences = "; ".join(f"{key} was {before.get(key)!r}, now {depends_on.get(key)!r}" for key in changed)
+            return  # an earlier start made nothing, for example because its model could not be loaded
+        if before.get("depends_on", depends_on) != depends_on:
+            differences = describe_changes(before, {**(entry or {}), "depends_on": depends_on})
             raise RunFolderError(
-                f"{self.path}: this run's {step} step was made by other settings ({differences}). "
-                "Use the same settings to continue it, or another --out."
+                f"{self.path}: the {step} step of this run was made with other settings ({differences}). "
+                "Use the same settings to continue it, or choose another --out."
             )
 
     # Files
@@ -644,11 +655,6 @@ class NewTable:
     def record(self, step: str, entry: Mapping[str, Any]) -> None:
         """Put an entry for the step into run.json, at the moment at which the table is replaced."""
         self.entry = step, entry
-
-
-def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return the keys under which two entries differ, in order."""
-    return sorted(key for key in before | now if before.get(key) != now.get(key))
 
 
 def _expected(files: _Files, table: str, part: int) -> dict[str, list[FileState]]:
