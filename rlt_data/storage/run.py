@@ -31,6 +31,7 @@ import pyarrow.compute as pc
 
 from rlt_data.errors import RltDataError, RunFolderError
 from rlt_data.storage.backends import open_folder
+from rlt_data.storage.changes import describe_changes
 from rlt_data.storage.folder import STAGING, FileChangedError, FileState, checksum, json_text
 from rlt_data.storage.manifest import Manifest, Part
 from rlt_data.storage.parquet import write_rows
@@ -186,17 +187,27 @@ class RunFolder:
         info["steps"][step] = info["steps"].get(step, {}) | entry
         return info
 
-    def refuse_other_settings(self, step: str, depends_on: dict[str, Any]) -> None:
-        """Raise RunFolderError if the run has rows or failures of a step that were made with other settings."""
-        before = self.step(step).get("depends_on", depends_on)
+    def refuse_other_settings(
+        self, step: str, depends_on: dict[str, Any], entry: Mapping[str, Any] | None = None
+    ) -> None:
+        """Refuse to add rows to a step that has rows or failures of other settings.
+
+        Args:
+            step: the step's name.
+            depends_on: everything that its rows depend on.
+            entry: the step's complete entry for run.json, whose model and format names the message uses.
+
+        Raises:
+            RunFolderError: the step ran with other settings; the message names each difference.
+        """
+        before = self.step(step)
         if not self.parts(TABLE_OF_STEP[step]) and not self.folder.exists("errors.jsonl"):
-            return  # an earlier start wrote nothing, for example because of a wrong model
-        if before != depends_on:
-            changed = changed_keys(before, depends_on)
-            differences = "; ".join(f"{key} was {before.get(key)!r}, now {depends_on.get(key)!r}" for key in changed)
+            return  # an earlier start made nothing, for example because its model could not be loaded
+        if before.get("depends_on", depends_on) != depends_on:
+            differences = describe_changes(before, {**(entry or {}), "depends_on": depends_on})
             raise RunFolderError(
                 f"{self.path}: the {step} step of this run was made with other settings ({differences}). "
-                "Use the same settings to continue the run, or choose another --out."
+                "Use the same settings to continue it, or choose another --out."
             )
 
     # Files
@@ -658,11 +669,6 @@ class NewTable:
     def record(self, step: str, entry: Mapping[str, Any]) -> None:
         """Update the entry of a step in run.json together with the table."""
         self.entry = step, entry
-
-
-def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return the keys whose values differ, sorted."""
-    return sorted(key for key in before | now if before.get(key) != now.get(key))
 
 
 def _file_names(files: _Files, table: str, part: int) -> list[str]:

@@ -39,7 +39,7 @@ def train_solver(settings: TrainSolverSettings, progress: Progress = SILENT) -> 
         }
         for row in read
     ]
-    with Grader() as grader:
+    with Grader(benchmark.kind) as grader:
         policy = Policy(checkpoint, tokenizer, format, rows, format.solution_tags[1])
         return train_policy(
             settings, policy, lambda: CorrectnessReward(settings, format, benchmark.kind, grader), progress

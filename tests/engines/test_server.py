@@ -345,7 +345,7 @@ def test_traces_without_log_probs_cannot_get_them_from_the_students_servers(
     asked = "--in", write_jsonl(tmp_path / "rows.jsonl", [row]), "--student", tiny(), "--temperature", 1, "--out", "run"
     served = "--engine", "server", "--url", server.url()
     errors = rlt("score", *asked, *served, code=2).stderr
-    assert "1 of 1 traces have no teacher log-probs at temperature 1.0; score with another --engine and the" in errors
+    assert "1 of 1 traces have no teacher log-probs at temperature 1.0; use another --engine with --teacher" in errors
     assert "1 scores (1 new)" in rlt("score", *asked, *served, "--teacher", "none").stdout
     assert "1 scores (1 new)" in rlt("score", *asked[:-1], "two", *served, "--teacher", tiny()).stdout
 

@@ -301,9 +301,9 @@ def test_a_chat_template_that_would_change_the_rows_is_refused(run: RunFolder, t
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"select": "rank:9"}, "3 questions have no trace that fits the selection"),
-        ({"select": "bucket:9", "limit": 2}, "3 questions"),
-        ({"select": "rank:3"}, "2 traces are not well-formed"),
+        ({"select": "rank:9"}, "--select rank:9: .*3 no such trace"),
+        ({"select": "bucket:9", "limit": 2}, "--select bucket:9: .*3 no such trace"),
+        ({"select": "rank:3"}, "--select rank:3: .*2 malformed, 1 no such trace"),
     ],
 )
 def test_a_selection_that_gives_nothing_leaves_the_earlier_data_set(
@@ -347,13 +347,13 @@ def test_what_is_no_data_set_is_not_replaced(run: RunFolder, tmp_path: Path, nam
         (out / file).parent.mkdir(parents=True, exist_ok=True)
         (out / file).write_text(text)
     before = files_of(tmp_path)
-    with pytest.raises(RunFolderError, match="out: is there already .* choose another --out"):
+    with pytest.raises(RunFolderError, match="out: .*--out"):
         distilled(run, out=str(out))
     assert files_of(tmp_path) == before
 
 
 def test_a_run_folder_is_not_replaced_and_an_empty_folder_is_used(run: RunFolder, tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="holds something else"):
+    with pytest.raises(RunFolderError, match="run: .*--out"):
         distilled(run, out=str(run.path))
     (tmp_path / "empty").mkdir()
     assert len(rows(distilled(run, out=str(tmp_path / "empty")).out)) == 2
@@ -369,11 +369,11 @@ def test_how_it_was_made_is_written_beside_it(run: RunFolder) -> None:
 
 def test_a_run_without_ranks_or_format_is_refused(run: RunFolder, tmp_path: Path) -> None:
     unranked = make_run(tmp_path / "unranked", [trace("a", 0)])
-    with pytest.raises(RunFolderError, match="there are no ranks; run rlt-data rank first"):
+    with pytest.raises(RunFolderError, match="no ranks; run rlt-data rank"):
         distilled(unranked)
     ranked(unranked)
     (unranked.path / "run.json").write_text('{"version": 1, "steps": {}}')
-    with pytest.raises(RunFolderError, match="does not say in which format"):
+    with pytest.raises(RunFolderError, match="run.json .* format"):
         distilled(unranked)
 
 

@@ -85,7 +85,7 @@ def test_a_merged_run_is_the_union_in_the_order_of_the_runs(
                 traces.setdefault(row["trace_id"], row)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(merge_module, "QUESTIONS_PER_PART", 4)
-        patch.setattr(merge_module, "HELD_BYTES", held)
+        patch.setattr(merge_module, "BUFFER_BYTES", held)
         found = merged(folder / "merged", *runs)
     expected = sorted(traces.values(), key=lambda row: (places[row["question_id"]], row["sample_index"]))
     for part, asked in enumerate(in_parts(list(places), 4)):
@@ -117,7 +117,7 @@ def test_the_same_runs_in_the_same_order_give_the_same_bytes_however_much_waits_
     tmp_path: Path, shares: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = merged(tmp_path / "one", *shares)
-    monkeypatch.setattr(merge_module, "HELD_BYTES", 0)
+    monkeypatch.setattr(merge_module, "BUFFER_BYTES", 0)
     assert files_of(merged(tmp_path / "two", *shares).path) == files_of(one.path)
     assert one.parts("traces") == [0, 1, 2]
 
@@ -209,9 +209,11 @@ def test_runs_of_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     runs = [run_of(tmp_path / name, range(1)) for name in "ab"]
     for run, temperature in zip(runs, (0.7, 1.0), strict=True):
         run.record("generate", {"depends_on": {"temperature": temperature, "seed": 0}})
-    with pytest.raises(RunFolderError, match=r"b: its generate step was done by other settings than that of .*a ") as e:
+    with pytest.raises(RunFolderError) as error:
         merged(tmp_path / "merged", *runs)
-    assert "(temperature is 1.0, there 0.7)" in str(e.value) and not (tmp_path / "merged").exists()
+    for fact in (str(runs[0].path), str(runs[1].path), "generate", "temperature 0.7 and 1.0"):
+        assert fact in str(error.value)
+    assert "seed" not in str(error.value) and not (tmp_path / "merged").exists()
 
 
 def test_failures_are_carried_over_unless_another_run_has_the_row(tmp_path: Path) -> None:
@@ -253,7 +255,7 @@ def test_a_merge_that_fails_leaves_nothing_and_one_that_was_killed_is_no_hindran
 def test_a_run_that_lacks_the_questions_of_its_rows_is_named(tmp_path: Path) -> None:
     runs = [run_of(tmp_path / name, range(3)) for name in "ab"]
     runs[1].write_part("questions", 0, runs[1].read("questions", 0).slice(1))
-    with pytest.raises(RunFolderError, match="b: part 0 of its traces has rows of questions that it lacks"):
+    with pytest.raises(RunFolderError, match="b: part 0 of traces "):
         merged(tmp_path / "merged", *runs)
 
 
@@ -262,10 +264,10 @@ def test_folders_that_cannot_be_merged(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(a.path, target_is_directory=True)
     with pytest.raises(SettingsError, match=r"--in: .*a and .*link are the same folder; name each run once"):
         merged(tmp_path / "merged", a, b, RunFolder(tmp_path / "link"))
-    with pytest.raises(SettingsError, match=r"--out: .*merged lies in .*b, which is merged"):
+    with pytest.raises(SettingsError, match=r"--out: .*merged .*b\b"):
         merged(b.path / "deep" / "merged", a, b)
     for out in (a.path, tmp_path / "link"):
-        with pytest.raises(RunFolderError, match="is there already; runs are merged into a new folder"):
+        with pytest.raises(RunFolderError, match=f"{out.name}: .*--out"):
             merged(out, a, b)
     with b.locked(), pytest.raises(RunFolderError, match="b: another rlt-data process is writing to this folder"):
         merged(tmp_path / "merged", a, RunFolder(b.path))

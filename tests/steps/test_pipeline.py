@@ -127,7 +127,7 @@ MISTAKES: dict[str, tuple[Any, type[RltDataError], str]] = {
     ),
     "no teacher": ({"out": "r", "generate": {"in": "x"}}, SettingsError, "generate.teacher: is needed"),
     "no run folder": ({"rank": {"in": "r"}}, SettingsError, "out: is needed"),
-    "no step": ({"out": "r"}, SettingsError, "has no step; takes the sections generate, score, rank, distill"),
+    "no step": ({"out": "r"}, SettingsError, "has no step; "),
     "a number for a key": ("out: r\nrank:\n1: 2\n", SettingsError, "1: "),
     "a list": (["rank"], InputError, "a pipeline is a YAML mapping"),
     "text": ("rank", InputError, "a pipeline is a YAML mapping"),

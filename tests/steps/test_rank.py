@@ -241,14 +241,14 @@ def test_ranking_again_replaces_the_ranks_and_repeats_them_byte_for_byte(tmp_pat
 def test_scores_of_different_settings_are_not_compared(tmp_path: Path) -> None:
     parts = [trace("a", 0), trace("a", 1)], [trace("b", 0, scored_by="another student")]
     run = make_run(tmp_path / "run", *parts)
-    with pytest.raises(RunFolderError, match="scores were made by 2 kinds of settings"):
+    with pytest.raises(RunFolderError, match="2 different settings"):
         ranked(run)
     assert not run.parts("ranks")
 
 
 #: What a run's scores hold when ranking must fail, and what the message says.
 FAILURES: dict[str, tuple[Row, str]] = {
-    "mixed settings": ({"scored_by": "another student"}, "2 kinds of settings"),
+    "mixed settings": ({"scored_by": "another student"}, "2 different settings"),
     "damaged part": ({}, "part-00001.parquet: is truncated"),
 }
 

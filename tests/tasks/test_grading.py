@@ -63,7 +63,7 @@ def test_countdown_is_checked_against_its_numbers(grader: Grader) -> None:
 def test_an_answer_that_hangs_costs_itself_only() -> None:
     with Grader() as grader:
         assert grader.grade("math", "\\boxed{2}", "2").correct  # the imports of the first one take their time
-        grader._patience = 1.0
+        grader._timeout = 1.0
         endless = grader.grade("math", "\\boxed{9999999^{999999999}}", "\\sqrt{2}")
         assert not endless.correct and endless.note == "the grader did not finish within 1 s"
         assert grader.grade("countdown", "1 + 1", "", numbers=[1, 1], target=2).correct
