@@ -155,7 +155,7 @@ def test_names_that_are_no_models(tiny: Callable[..., Path], tmp_path: Path) -> 
         "nobody/nothing": "no such folder, and the Hub did not give the model",
         "nano": "the miniature models are nano-student, nano-teacher-warm, nano-teacher",
         "weightless": "the folder holds no weights",
-        "nonsense": "its configuration cannot be loaded",
+        "nonsense": "the configuration cannot be loaded",
     }.items():
         with pytest.raises(ModelError, match=message) as error:
             open_model(str(tmp_path / name) if (tmp_path / name).exists() else name, ModelSettings())
@@ -178,10 +178,10 @@ def test_code_in_a_checkpoint_does_not_run_unless_asked_for(tiny: Callable[..., 
 
 
 def test_devices_and_types() -> None:
-    with pytest.raises(SettingsError, match="--device: 'nothing' cannot be used here"):
+    with pytest.raises(SettingsError, match="--device: 'nothing' cannot be used"):
         open_device("nothing")
     if not torch.cuda.is_available():
-        with pytest.raises(SettingsError, match="--device: 'cuda' cannot be used here"):
+        with pytest.raises(SettingsError, match="--device: 'cuda' cannot be used"):
             open_device("cuda")
     assert open_device("cpu").type == "cpu"
 
