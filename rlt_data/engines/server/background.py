@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
-from rlt_data.engines.watchdog import Heartbeat, take
+from rlt_data.engines.watchdog import Heartbeat, wait_for_item
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ class Background:
                     future.add_done_callback(ended.put)
                 if not running:
                     return
-                future = take(ended, heartbeat)
+                future = wait_for_item(ended, heartbeat)
                 heartbeat.touch_or_raise()
                 running.remove(future)
                 yield future.result()
