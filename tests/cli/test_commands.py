@@ -25,6 +25,7 @@ from rlt_data.settings import (
     ScoreSettings,
     Settings,
 )
+from tests.children import Child, write_slowly
 from tests.conftest import Rlt
 from tests.killing import command, environment, write_questions
 from tests.made_runs import make_run, trace
@@ -80,6 +81,7 @@ def processor_seconds(argv: list[str]) -> float:
     return after.children_user + after.children_system - before.children_user - before.children_system
 
 
+@pytest.mark.slow
 def test_help_appears_at_once() -> None:
     """Against its libraries' own start in the same run: processors differ, and others may be using the cores."""
     libraries = [sys.executable, "-c", "import typer.rich_utils, rich.markdown, pydantic.fields, pydantic.main"]
@@ -200,16 +202,12 @@ def test_an_interrupted_command_keeps_what_is_finished_and_goes_on_from_there(
     rlt: Rlt, tiny: Tiny, tmp_path: Path, stop: signal.Signals
 ) -> None:
     questions = write_questions(tmp_path / "questions.jsonl", 200)
-    options = "generate", "--in", questions, "--teacher", tiny(), "--n", "3", "--max-tokens", "40", "--out", "run"
-    arguments = command(*options, "--batch-size", "8")
-    arguments[2] = "import rlt_data.storage.writer; rlt_data.storage.writer.FLUSH_SECONDS = 0.05; " + arguments[2]
-    process = subprocess.Popen(arguments, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while not list(Path("run").glob("journal/traces/*/*.parquet")):
-        assert process.poll() is None
-        time.sleep(0.05)
+    options = "generate", "--in", questions, "--teacher", tiny(), "--n", 3, "--max-tokens", 8, "--out", "run"
+    process = Child(*options, "--batch-size", 8, prepare=write_slowly)
+    process.wait_for(lambda: list(Path("run").glob("journal/traces/*/*.parquet")))
     process.send_signal(stop)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    code, errors = process.wait(), process.stderr
+    assert code == 130, errors
     assert errors.count("interrupted; what is finished is kept") == 1 and "Traceback" not in errors
     kept = pl.concat(pl.read_parquet(file) for file in Path("run").rglob("[!.]*.parquet") if "traces" in str(file))
     assert 0 < len(kept) < 600
@@ -229,30 +227,19 @@ def test_the_total_is_that_of_this_call_whatever_an_earlier_one_made(rlt: Rlt, t
     assert re.findall(r"generate: (\d+/\d+ \(\d+ %\))", result.stderr) == ["8/8 (100 %)"]
 
 
-def piped(command: list[str], *, closed: str) -> tuple[int, str]:
-    """Run a command whose reader leaves before anything is written, and return its exit code and stderr."""
-    reading, writing = os.pipe()
-    os.close(reading)
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, closed: writing}
-    process = subprocess.Popen(command, env=environment(), text=True, **streams)  # type: ignore[call-overload]
-    os.close(writing)
-    _, errors = process.communicate(timeout=120)
-    return process.returncode, errors or ""
-
-
 @pytest.mark.parametrize("name", ["stats", "show", "rank", "check", "formats"])
 def test_a_reader_that_leaves_ends_a_command_quietly(tmp_path: Path, name: str) -> None:
     run = make_run(tmp_path / "run", [trace("a", 0, 1.0), trace("a", 1, 2.0)])
     questions = write_questions(tmp_path / "questions.jsonl", 2)
     options = {"rank": ("--in", run.path), "check": ("--in", questions), "formats": ()}
-    code, errors = piped(command(name, *map(str, options.get(name, (run.path,)))), closed="stdout")
-    assert code == 0 and not re.search("error|Traceback|Exception", errors), errors
+    process = Child(name, *options.get(name, (run.path,)), unread="stdout")
+    assert process.wait() == 0 and not re.search("error|Traceback|Exception", process.stderr), process.stderr
 
 
 def test_a_reader_of_notices_that_leaves_does_not_end_the_work(tiny: Tiny, tmp_path: Path) -> None:
     questions = write_questions(tmp_path / "questions.jsonl", 4)
-    options = "generate", "--in", questions, "--teacher", tiny("base"), "--n", "2", "--max-tokens", "4", "--out", "run"
-    assert piped(command(*options), closed="stderr")[0] == 0
+    options = "generate", "--in", questions, "--teacher", tiny("base"), "--n", 2, "--max-tokens", 4, "--out", "run"
+    assert Child(*options, unread="stderr").wait() == 0
     assert len(pl.read_parquet("run/traces/*.parquet")) == 8
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -178,8 +177,6 @@ def _make(folder: Path, kind: str) -> Path:
     elif kind == "chmod 000":
         path.write_bytes(lines(*GOOD))
         path.chmod(0)
-        if os.access(path, os.R_OK):
-            pytest.skip("this user can read everything")
     elif kind == "UTF-16":
         path.write_bytes(lines(*GOOD).decode().encode("utf-16"))
     elif kind == "unknown kind":
@@ -213,7 +210,7 @@ UNREADABLE = {
 @pytest.mark.parametrize("kind", UNREADABLE)
 @pytest.mark.parametrize("command", ["check", "generate", "score"])
 def test_an_input_that_cannot_be_read(
-    refused: Refused, run: Path, tiny: Tiny, tmp_path: Path, command: str, kind: str
+    refused: Refused, run: Path, tiny: Tiny, tmp_path: Path, file_modes: None, command: str, kind: str
 ) -> None:
     file = _make(tmp_path, kind)
     options = {
@@ -446,37 +443,29 @@ def test_a_write_that_fails_changes_nothing_and_the_same_command_does_it_later(
 
 
 def test_a_full_disk_keeps_what_was_there_and_the_same_command_goes_on_later(
-    rlt: Rlt, small_disk: Path, run: Path, made: Path, tiny: Tiny
+    rlt: Rlt, largest_file: Any, run: Path, made: Path, tiny: Tiny
 ) -> None:
-    shutil.copytree(run, small_disk / "run")
-    run = small_disk / "run"
     generated = "generate", "--in", made / "good.jsonl", "--teacher", tiny(), "--max-tokens", 5, "--out", run
-    with pytest.raises(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
-        while filler.write(bytes(4096)):
-            pass
-    os.truncate(small_disk / "filler", (small_disk / "filler").stat().st_size - 12 * 1024)
     before = files_of(run / "traces")
-    errors = rlt(*generated, "--n", 40, code=7).stderr
-    assert errors.count("error: ") == 1 and "No space left on device" in errors and "Traceback" not in errors
+    with largest_file(12 * 1024):
+        errors = rlt(*generated, "--n", 40, code=7).stderr
+    assert errors.count("error: ") == 1 and f"cannot write {run}" in errors and "Traceback" not in errors
     assert before.items() <= files_of(run / "traces").items()
-    (small_disk / "filler").unlink()
     assert "160 traces" in rlt(*generated, "--n", 40).stdout
     assert pl.read_parquet(run / "traces" / "*.parquet")["trace_id"].n_unique() == 160
 
 
 @pytest.fixture
-def read_only(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """A ranked run on a read-only disk, or in folders without write permission where this user minds them."""
-    if os.getuid() == 0:
-        disk = request.getfixturevalue("small_disk")
-        ranked(make_run(disk / "run", [trace("a", 0)]))
-        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-        return Path(disk) / "run"
+def read_only(tmp_path: Path, file_modes: None) -> Iterator[Path]:
+    """A ranked run in folders without write permission."""
     run = make_run(tmp_path / "locked" / "run", [trace("a", 0)])
     ranked(run)
-    for folder in (run.path, *run.path.rglob("*/")):
+    folders = [Path(run.path), *Path(run.path).rglob("*/")]
+    for folder in folders:
         folder.chmod(0o555)
-    return run.path
+    yield Path(run.path)
+    for folder in folders:
+        folder.chmod(0o755)
 
 
 def test_a_run_that_cannot_be_written_can_still_be_looked_at(

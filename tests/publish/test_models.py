@@ -27,7 +27,7 @@ from rlt_data.settings import (
     TrainTeacherSettings,
     WarmUpSettings,
 )
-from rlt_data.training.runs import making
+from rlt_data.training.runs import training_provenance
 from rlt_data.training.sft import train_student
 from rlt_data.training.solver import train_solver
 from rlt_data.training.teacher import train_teacher, warm_up
@@ -229,7 +229,7 @@ def test_what_is_known_of_models_and_data_is_recorded(hub: HubServer, trained: P
     assert not set(recorded["depends_on"]) & {"command", "settings", "models", "versions", "in", "input", "out"}
     assert {"trl", "torch"} < recorded["versions"].keys()
     of_the_hub = TrainStudentSettings(model="nano-student", input="org/rows", out="out")
-    assert making(of_the_hub)["data"] == {"name": "org/rows", "on_hub": True}
+    assert training_provenance(of_the_hub)["data"] == {"name": "org/rows", "on_hub": True}
 
 
 def test_a_published_teacher_is_trained_and_used_by_its_name(

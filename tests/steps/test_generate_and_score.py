@@ -89,8 +89,7 @@ def test_every_term_is_that_of_the_plain_computation(
             assert score[name] == pytest.approx(value, abs=2e-4), (row["id"], name)
 
 
-def test_the_authors_rewards_are_met(rlt: Rlt, read: Read, shared_data: Path) -> None:
-    oracle = shared_data / "oracle"
+def test_the_authors_rewards_are_met(rlt: Rlt, read: Read, oracle: Path) -> None:
     golden = [json.loads(line) for line in (oracle / "golden_public.jsonl").read_text().splitlines()]
     rlt(
         "score", "--in", oracle / "golden_public.jsonl", "--format", oracle / "format.yaml", "--temperature", 0.7,
