@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from rlt_data.errors import InputError, one_line
+from rlt_data.errors import InputError, SettingsError, one_line
 from rlt_data.libraries import quiet_bars
 from rlt_data.settings import InputSettings
 from rlt_data.settings.base import is_url
@@ -48,6 +48,7 @@ def read_records(settings: InputSettings) -> Iterator[Record]:
 
     Raises:
         InputError: there is no such input, or it cannot be read at all.
+        SettingsError: a setting has no effect on this kind of input.
     """
     records = _records(settings)
     return islice(records, settings.limit) if settings.limit else records
@@ -72,6 +73,11 @@ def _records(settings: InputSettings) -> Iterator[Record]:
         raise InputError(f"{settings.input}: rows are read from this machine; only run folders can be URLs")
     with _readable(path):
         is_folder, is_there = path.is_dir(), path.exists()
+    if is_there:
+        unread = settings.not_default(*(["revision"] if is_folder else ["split", "subset", "revision"]))
+        if unread:
+            kind = "folder" if is_folder else "file"
+            raise SettingsError(f"--{unread[0]}: has no effect on {settings.input}, which is a {kind}")
     if is_folder:
         return _from_dataset(_load_folder(path, settings))
     if not is_there:

@@ -139,8 +139,6 @@ class Selection:
         self._quota = {"best": 1, "random": 1, "rank": 1, "top": self._number}.get(self.kind, math.inf)
         self.schema = schema_of(settings.shape)
         self._lengths = None
-        if settings.max_tokens and not settings.tokenizer:
-            raise SettingsError("--max-tokens: needs --tokenizer, the student's checkpoint, to count tokens with")
         if settings.tokenizer:
             self._lengths = _Lengths(settings.tokenizer, format)
 

@@ -33,7 +33,7 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
     depends_on = _dependencies(settings, model, format)
     with run.locked(), closing(model):
         run.refuse_other_settings("generate", depends_on)
-        ingest(run, settings, format, traces=False)
+        ingest(run, settings.as_input(), format, traces=False)
         model.load(run.logs)
         run.record("generate", {"depends_on": depends_on, **step_entry(settings, format, {"teacher": model})})
         with run_log(run):
