@@ -23,8 +23,16 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
 
     from rlt_data.inputs import CheckReport
     from rlt_data.publish.push import PushSummary
+    from rlt_data.reporting.browse import TraceSelection
     from rlt_data.reporting.report import ReportSummary
-    from rlt_data.settings import CountdownSettings, FineTuneSettings, PolicySettings, PushSettings, TrainingSettings
+    from rlt_data.settings import (
+        CountdownSettings,
+        FineTuneSettings,
+        PolicySettings,
+        PushSettings,
+        ShowSettings,
+        TrainingSettings,
+    )
     from rlt_data.statistics import Stats
     from rlt_data.steps.countdown import CountdownSummary
     from rlt_data.steps.distill import DistillSummary
@@ -257,6 +265,17 @@ def print_question(question: dict[str, Any], traces: list[dict[str, Any]]) -> No
         if meta := trace["meta"] or question["meta"]:
             _print_text(meta)
         _print_text(trace["completion"])
+
+
+def print_selected(settings: ShowSettings, selection: TraceSelection) -> None:
+    """Print selected traces, each with its question."""
+    shown = f"{len(selection.traces):,} of {selection.matching:,} traces"
+    if settings.where:
+        shown += f" that satisfy the expression ({selection.total:,} in all)"
+    order = f", {'worst' if settings.worst else 'best'} {selection.order} first" if selection.order else ""
+    _print_text(f"{shown}{order}")
+    for trace in selection.traces:
+        print_question(trace, [trace])
 
 
 def print_stats(stats: Stats) -> None:

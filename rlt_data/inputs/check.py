@@ -85,7 +85,7 @@ def check(settings: CheckSettings) -> CheckReport:
     """
     report = CheckReport(settings.input)
     format = load_format("rlt" if settings.format == "auto" else settings.format)
-    for _ in examined_rows(settings, format, report):
+    for _ in examined_rows(settings.as_input(), format, report):
         pass
     return report
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from rlt_data.errors import InputError, one_line
+from rlt_data.errors import InputError, SettingsError, one_line
 from rlt_data.libraries import quiet_bars
 from rlt_data.settings import InputSettings
 from rlt_data.settings.base import is_url
@@ -55,6 +55,7 @@ def read_records(settings: InputSettings) -> Iterator[Record]:
 
     Raises:
         InputError: the input does not exist or cannot be read.
+        SettingsError: a setting has no effect on this kind of input.
     """
     records = _records(settings)
     return islice(records, settings.limit) if settings.limit else records
@@ -81,6 +82,11 @@ def _records(settings: InputSettings) -> Iterator[Record]:
         raise InputError(f"{settings.input}: input must be on this machine; only run folders can be URLs")
     with _readable(path):
         is_folder, exists = path.is_dir(), path.exists()
+    if exists:
+        unread = settings.not_default(*(["revision"] if is_folder else ["split", "subset", "revision"]))
+        if unread:
+            kind = "folder" if is_folder else "file"
+            raise SettingsError(f"--{unread[0]}: has no effect on {settings.input}, which is a {kind}")
     if is_folder:
         return _from_dataset(_load_folder(path, settings))
     if not exists:

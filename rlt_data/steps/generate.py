@@ -34,7 +34,7 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
     with run.locked(), closing(model):
         entry = step_entry(settings, format, {"teacher": model})
         run.refuse_other_settings("generate", depends_on, entry)
-        ingest(run, settings, format, traces=False)
+        ingest(run, settings.as_input(), format, traces=False)
         model.load(run.logs)
         run.record("generate", {"depends_on": depends_on, **entry})
         with run_log(run):

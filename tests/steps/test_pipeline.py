@@ -123,10 +123,10 @@ MISTAKES: dict[str, tuple[Any, type[RltDataError], str]] = {
     "an unknown choice": (
         {"out": "r", "distill": {"select": "worst"}},
         SettingsError,
-        "distill.select: takes best, rank:K",
+        "distill.select: ",
     ),
-    "no teacher": ({"out": "r", "generate": {"in": "x"}}, SettingsError, "generate.teacher: is needed"),
-    "no run folder": ({"rank": {"in": "r"}}, SettingsError, "out: is needed"),
+    "no teacher": ({"out": "r", "generate": {"in": "x"}}, SettingsError, "generate.teacher: "),
+    "no run folder": ({"rank": {"in": "r"}}, SettingsError, "out: "),
     "no step": ({"out": "r"}, SettingsError, "has no step; "),
     "a number for a key": ("out: r\nrank:\n1: 2\n", SettingsError, "1: "),
     "a list": (["rank"], InputError, "a pipeline is a YAML mapping"),
