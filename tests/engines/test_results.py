@@ -94,10 +94,10 @@ def test_answers_that_cannot_be_read_are_asked_for_again(
     {
         "nan": "the engine returned a log-prob of nan",
         "infinite": "the engine returned a log-prob of inf",
-        "null": "the server's log-probs are of other tokens than those that were sent",
+        "null": "log-probs of other tokens",
         "lowest": "the engine returned a log-prob of -inf",
         "positive": "the engine returned a log-prob of 0.5",
-        "few": "the server's log-probs are of other tokens than those that were sent",
+        "few": "log-probs of other tokens",
         "word": "an answer that cannot be read (TypeError)",
     }.items(),
 )

@@ -232,10 +232,10 @@ def test_keys_are_sent_and_never_told(
         served = "--engine", "server", "--url", process.url(model="canned"), "--api-key-env", "OTHER_KEY"
         result = rlt("generate", *asked, *served, code=0 if key == KEY else 6)
     if key is None:
-        assert "HTTP 401" in result.stderr and "if it wants a key, put it into OTHER_KEY" in result.stderr
+        assert "HTTP 401" in result.stderr and "put it into OTHER_KEY" in result.stderr
     elif key != KEY:
         assert "Incorrect API key provided: Bearer ***" in result.stderr and "second line" not in result.stderr
-        assert "it does not take the key in OTHER_KEY (--api-key-env names another variable)" in result.stderr
+        assert "the key in OTHER_KEY (--api-key-env" in result.stderr
     everything = result.output.encode() + b"".join(
         file.read_bytes() for file in Path("run").rglob("*") if file.is_file()
     )
@@ -255,9 +255,7 @@ def test_a_server_that_refuses_everything_from_some_moment_on_ends_the_run(opene
     with running("fault_proxy", canned.at, "ok") as proxy:
         engine = opened(proxy.url(model="canned"))
         proxy.turns("403")
-        with pytest.raises(
-            EngineError, match="refuses all requests \\(HTTP 403: it is a bad day\\); if it wants a key"
-        ):
+        with pytest.raises(EngineError, match="refuses all requests \\(HTTP 403: it is a bad day\\); .*OPENAI_API_KEY"):
             list(engine.generate(prompts(20), SAMPLING))
 
 
@@ -295,7 +293,7 @@ def test_a_server_that_hangs_from_the_start(opened: Open, canned: Process) -> No
     with running("fault_proxy", canned.at, "hang") as proxy:
         with pytest.raises(ModelError, match="does not answer: no answer within 0.3 s"):
             opened(proxy.url(model="canned"), read_timeout=0.3, retries=1)
-        with pytest.raises(ModelError, match="no answer to the first questions within 0.5 s"):
+        with pytest.raises(ModelError, match="no answer .* within 0.5 s"):
             opened(proxy.url(model="canned"), stall_timeout=0.5)
 
 
