@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import Any, TypeVar
@@ -77,7 +77,7 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
     trace_format = recorded_format(source, "generate") if source else None
     format = _choose_format(settings, trace_format, student)
     Views(format, student.template).check()
-    with run.locked(), closing(student), closing(teacher or student):
+    with run.locked(), closing(student), closing(teacher) if teacher else nullcontext():
         if source is None:
             ingest(run, settings, format, traces=True)
         elif source.path.resolve() != run.path.resolve():
@@ -87,8 +87,9 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         models = {"student": student} | ({"teacher": teacher} if teacher else {})
         entry = step_entry(settings, format, models)
         run.refuse_other_settings("score", depends_on, entry)
+        share = 0.5 if teacher and teacher is not student else 1.0  # two models share the GPU's memory
         for model in models.values():
-            model.load(run.logs, memory_share=0.5 if teacher and teacher is not student else 1.0)
+            model.load(run.logs, memory_share=share)
         run.record("score", {"depends_on": depends_on, **entry})
         with run_log(run):
             views, scored_by = Views(format, student.template), content_hash(depends_on)
