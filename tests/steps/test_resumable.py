@@ -13,7 +13,9 @@ from rlt_data.engines import Engine, Failure
 from rlt_data.engines.watchdog import Heartbeat
 from rlt_data.errors import EngineError
 from rlt_data.progress import SILENT
-from rlt_data.settings import GenerateSettings
+from rlt_data.settings import CountdownSettings, EvaluateSettings, GenerateSettings
+from rlt_data.steps.countdown import make_countdown
+from rlt_data.steps.evaluate import evaluate
 from rlt_data.steps.generate import generate
 from rlt_data.steps.resumable import FinishedRow, ResumableTable
 from rlt_data.storage.errorlog import ErrorLog, failures
@@ -55,6 +57,7 @@ class Recorder:
 
     def advance(self, rows: int = 1, tokens: int = 0) -> None:
         self.done += rows
+        assert self.done <= self.total
 
     def finish(self) -> None:
         pass
@@ -181,6 +184,16 @@ def test_progress_never_exceeds_its_total_and_ends_there(tiny: Callable[..., Pat
     for questions, n in [(2, 3), (4, 1), (4, 2), (4, 1)]:
         progress = sample(questions, n)
         assert progress.done == progress.total == questions * n
+
+
+def test_progress_of_an_evaluation_never_exceeds_its_total(tiny: Callable[..., Path]) -> None:
+    for rows, n in [(2, 3), (4, 1)]:
+        make_countdown(CountdownSettings(out="problems.jsonl", rows=rows, split="test"))
+        settings = {"model": str(tiny()), "benchmark": "countdown", "in": "problems.jsonl", "out": "run", "n": n,
+                    "temperature": 1, "max_tokens": 4, "device": "cpu"}  # fmt: skip
+        progress = Recorder()
+        evaluate(EvaluateSettings.model_validate(settings), progress)
+        assert progress.done == progress.total
 
 
 def test_retrying_a_failed_question_makes_its_samples(tiny: Callable[..., Path], problems: Path) -> None:
