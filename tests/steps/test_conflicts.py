@@ -59,6 +59,8 @@ CONFLICTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "token limit without tokenizer": ({"distill": {"max_tokens": 9}}, ["distill.max_tokens", "distill.tokenizer"]),
     "ranks of a run without scores": ({"score": {"out": "scored"}}, ["rank.in: run", "rank.in: scored"]),
+    "no scores to rank": ({"score": None}, ["rank: run has no scores", "score section"]),
+    "no ranks to select from": ({"rank": None}, ["distill: run has no ranks", "rank section"]),
     "a data set of a run without ranks": ({"distill": {"in": "other"}}, ["distill.in: other", "distill.in: run"]),
 }
 
@@ -74,7 +76,10 @@ def test_conflicts_name_the_cheapest_remedy_first_and_load_no_model(rlt: Rlt, tm
         "distill": {},
     }
     for section, keys in changes.items():
-        pipeline[section] = pipeline[section] | keys
+        if keys is None:
+            del pipeline[section]
+        else:
+            pipeline[section] = pipeline[section] | keys
     errors = rlt("run", write(tmp_path / "pipeline.yaml", pipeline), code=2).stderr
     assert errors.startswith("error: ") and errors.count("\n") == 1
     positions = [errors.find(fact) for fact in facts]
