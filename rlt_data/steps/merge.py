@@ -142,11 +142,12 @@ def _common_entries(runs: list[RunFolder]) -> dict[str, dict[str, Any]]:
             entry = run.step(step)
             if not entry or (step in TABLE_OF_STEP and not _has_rows_or_failures(run, step)):
                 continue
-            first, known = entries.setdefault(step, (run, entry))
-            if known.get("depends_on", {}) != entry.get("depends_on", {}):
+            first, first_entry = entries.setdefault(step, (run, entry))
+            if first_entry.get("depends_on", {}) != entry.get("depends_on", {}):
+                differences = describe_changes(first_entry, entry, "{key} {old} and {new}")
                 raise RunFolderError(
-                    f"{first.path} and {run.path} have different {step} settings "
-                    f"({describe_changes(known, entry, '{key} {old} and {new}')}); merge only runs of the same settings"
+                    f"{first.path} and {run.path} have different {step} settings ({differences}); merge only runs of "
+                    "the same settings"
                 )
     return {step: entry for step, (_, entry) in entries.items()}
 
