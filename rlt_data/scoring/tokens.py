@@ -117,10 +117,10 @@ def tokenize_for_student(
     thoughts = [format.padding + explanation.text for explanation in explanations]
     tokens = _tokenize(tokenizer, views, problems, explanations, thoughts)
     empty = [i for i, student in enumerate(tokens) if _has_no_token(tokenizer, student)]
-    emptied = _tokenize(
+    tokens_without_thought = _tokenize(
         tokenizer, views, [problems[i] for i in empty], [explanations[i] for i in empty], [""] * len(empty)
     )
-    for i, student in zip(empty, emptied, strict=True):
+    for i, student in zip(empty, tokens_without_thought, strict=True):
         tokens[i] = student
     return tokens
 
@@ -159,9 +159,9 @@ def _has_no_token(tokenizer: Tokenizer, student: StudentTokens) -> bool:
     if any(char.isalnum() for char in student.explanation.text):
         return False
     start, end = student.rendered.thought
-    [alone] = encode(tokenizer, [student.rendered.text[start:end]])
-    ranges_alone = set(map(tuple, alone.offsets.tolist()))
-    return not any(tuple(pair) in ranges_alone for pair in student.thought_offsets.tolist())
+    [separate] = encode(tokenizer, [student.rendered.text[start:end]])
+    separate_ranges = set(map(tuple, separate.offsets.tolist()))
+    return not any(tuple(pair) in separate_ranges for pair in student.thought_offsets.tolist())
 
 
 def teacher_tokens_from_ids(
@@ -223,8 +223,8 @@ def align_tokens(
     offsets = _sampled_ranges(teacher, tokenizer, format) if teacher.offsets is None else teacher.offsets
     end = student.rendered.thought[1] - student.rendered.thought[0]
     inside = offsets[: int(np.searchsorted(offsets[:, 1], end, side="right"))]
-    of_teacher, of_student = align(inside, student.thought_offsets)
-    return Alignment(_as_ranges(of_teacher), _as_ranges(of_student))
+    teacher_ranges, student_ranges = align(inside, student.thought_offsets)
+    return Alignment(_as_ranges(teacher_ranges), _as_ranges(student_ranges))
 
 
 def _as_ranges(pairs: Sequence[tuple[int, int]]) -> Ints:
@@ -235,8 +235,8 @@ def _sampled_ranges(teacher: TeacherTokens, tokenizer: Tokenizer, format: Format
     """Return the character ranges of sampled tokens, counted from the start of the thought."""
     padding, sampled = np.split(teacher.thought_ids, [teacher.padding_tokens])
     [context] = encode(tokenizer, [format.explanation_tags[0] + format.padding])
-    of_padding = sampled_offsets(tokenizer, [], padding.tolist())
-    if len(of_padding):
-        of_padding = of_padding + np.int32(len(format.padding) - of_padding[-1, 1])
-    of_sampled = sampled_offsets(tokenizer, context.ids[-CONTEXT_TOKENS:].tolist(), sampled.tolist())
-    return np.concatenate([of_padding, of_sampled + np.int32(len(format.padding))])
+    padding_ranges = sampled_offsets(tokenizer, [], padding.tolist())
+    if len(padding_ranges):
+        padding_ranges = padding_ranges + np.int32(len(format.padding) - padding_ranges[-1, 1])
+    completion_ranges = sampled_offsets(tokenizer, context.ids[-CONTEXT_TOKENS:].tolist(), sampled.tolist())
+    return np.concatenate([padding_ranges, completion_ranges + np.int32(len(format.padding))])

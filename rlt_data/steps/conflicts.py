@@ -10,9 +10,9 @@ from rlt_data.settings import (
     GenerateSettings,
     ModelSettings,
     PipelineSettings,
-    RankSettings,
     ScoreSettings,
 )
+from rlt_data.settings.base import is_url
 from rlt_data.storage.run import RunFolder
 
 
@@ -26,7 +26,7 @@ def refuse_conflicts(settings: PipelineSettings) -> None:
     """
     conflicts = [
         *_score_conflicts(settings.generate, settings.score),
-        *_rank_conflicts(settings.score, settings.rank),
+        *_rank_conflicts(settings),
         *_distill_conflicts(settings),
     ]
     if conflicts:
@@ -46,10 +46,10 @@ def _score_run(score: ScoreSettings) -> str:
 
 
 def _score_conflicts(generate: GenerateSettings | None, score: ScoreSettings | None) -> list[str]:
-    from rlt_data.steps.teacher_source import refuse_conflicting_options, remedies  # imports torch
-
     if score is None:
         return []
+    from rlt_data.steps.teacher_source import refuse_conflicting_options, remedies  # imports torch
+
     key = partial(_key, "score")
     try:
         refuse_conflicting_options(score, key)
@@ -69,11 +69,16 @@ def _score_conflicts(generate: GenerateSettings | None, score: ScoreSettings | N
     return []
 
 
-def _rank_conflicts(score: ScoreSettings | None, rank: RankSettings | None) -> list[str]:
-    if score is None or rank is None:
+def _rank_conflicts(settings: PipelineSettings) -> list[str]:
+    score, rank = settings.score, settings.rank
+    if rank is None:
         return []
+    if score is None:
+        if settings.generate is None or _may_have(rank.input, "scores"):
+            return []
+        return [f"rank: {rank.input} has no scores, and this pipeline makes none: add a score section"]
     if rank.input != _score_run(score):
-        if RunFolder.is_at(rank.input) and RunFolder(rank.input).parts("scores"):
+        if _may_have(rank.input, "scores"):
             return []
         out = _score_run(score)
         return [f"rank.in: {rank.input} has no scores, because score writes to {out}: set rank.in: {out}"]
@@ -97,8 +102,12 @@ def _distill_conflicts(settings: PipelineSettings) -> list[str]:
         refuse_conflicting_options(distill, "distill.max_tokens", "distill.tokenizer")
     except SettingsError as error:
         conflicts.append(str(error))
-    if rank and distill.input != rank.input:
-        if not (RunFolder.is_at(distill.input) and RunFolder(distill.input).parts("ranks")):
+    if rank is None:
+        if (generate or settings.score) and not _may_have(distill.input, "ranks"):
+            conflicts.append(f"distill: {distill.input} has no ranks, and this pipeline makes none: add a rank section")
+        return conflicts
+    if distill.input != rank.input:
+        if not _may_have(distill.input, "ranks"):
             conflicts.append(
                 f"distill.in: {distill.input} has no ranks, because rank writes to {rank.input}: set distill.in: "
                 f"{rank.input}"
@@ -106,11 +115,13 @@ def _distill_conflicts(settings: PipelineSettings) -> list[str]:
         return conflicts
     kind, _, text = distill.select.partition(":")
     number = int(text or 0)
-    quantiles = rank.buckets if rank and rank.buckets != "ranks" else None
-    if kind == "bucket" and quantiles:
-        if number > int(quantiles):
-            conflicts.append(f"distill.select: {distill.select}, but rank.buckets makes only {quantiles} buckets")
-    elif rank and generate and number > generate.n and not _has_traces(distill.input):
+    if kind == "bucket" and rank.buckets != "ranks":
+        if number > int(rank.buckets):
+            conflicts.append(
+                f"distill.select: {distill.select}, but rank.buckets makes only {rank.buckets} buckets: set "
+                f"distill.select: bucket:{rank.buckets} (free), or rank.buckets: {number} (free)"
+            )
+    elif generate and number > generate.n and not _may_have(distill.input, "traces"):
         conflicts.append(
             f"distill.select: {distill.select}, but generate.n makes only {generate.n} traces per question: set "
             f"distill.select: {kind}:{generate.n} (free), or generate.n: {number} (more samples)"
@@ -118,9 +129,9 @@ def _distill_conflicts(settings: PipelineSettings) -> list[str]:
     return conflicts
 
 
-def _has_traces(run: str) -> bool:
-    """Return whether a run already has traces, perhaps more per question than the pipeline's ``n``."""
-    return RunFolder.is_at(run) and bool(RunFolder(run).parts("traces"))
+def _may_have(run: str, table: str) -> bool:
+    """Return whether a run has rows of a table from earlier; URLs are not read and may have them."""
+    return is_url(run) or (RunFolder.is_at(run) and bool(RunFolder(run).parts(table)))
 
 
 def _refuse_recorded_scores(score: ScoreSettings) -> None:

@@ -32,7 +32,7 @@ from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import DistillSettings, ModelSettings
 from rlt_data.steps.export_shapes import PROVENANCE, SHAPES, dataset_card, schema_of
 from rlt_data.steps.provenance import recorded_format
-from rlt_data.steps.rank import PARTS_AT_A_TIME, refuse_missing_scores
+from rlt_data.steps.rank import PARTS_AT_A_TIME, count_missing_traces, refuse_missing_scores
 from rlt_data.storage.backends import open_folder
 from rlt_data.storage.folder import checksum, json_text
 from rlt_data.storage.outputs import new_folder
@@ -62,10 +62,11 @@ class DistillSummary:
         fallbacks: questions whose best trace was too long and that got another trace.
         without_row: questions without a row.
         without_row_reasons: number of these questions by reason. ``too long``: all well-formed candidates exceed
-            ``max_tokens``; ``truncated``: no candidate is well-formed, at least one hit the token limit;
-            ``malformed``: no candidate is well-formed for other reasons; ``no such trace``: no trace has the selected
-            rank or bucket.
+            ``max_tokens``. ``truncated``: no candidate is well-formed, and at least one hit the token limit.
+            ``malformed``: no candidate is well-formed for other reasons. ``no trace of this rank or bucket``: the
+            question has no candidate.
         mean_thought_tokens: mean tokens per explanation.
+        missing_traces: traces that an unfinished ``generate`` has not made yet.
         seconds: time spent.
     """
 
@@ -78,6 +79,7 @@ class DistillSummary:
     without_row: int = 0
     without_row_reasons: dict[str, int] = field(default_factory=dict)
     mean_thought_tokens: float = 0.0
+    missing_traces: int = 0
     seconds: float = 0.0
 
 
@@ -103,7 +105,7 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
     if format is None:
         raise RunFolderError(f"{run.path}: run.json does not record the format of the scored traces")
     out = storage_path(settings.out) if settings.out else run.path / "dataset"
-    summary = DistillSummary(out)
+    summary = DistillSummary(out, missing_traces=count_missing_traces(run))
     selection = Selection(run, settings, format, summary)
     chosen = selection.chosen(progress)
     if settings.limit:
@@ -235,7 +237,7 @@ class Selection:
             "too long": len(too_long),
             "truncated": len(truncated),
             "malformed": len(malformed),
-            "no such trace": len(missing - too_long - truncated - malformed),
+            "no trace of this rank or bucket": len(missing - too_long - truncated - malformed),
         }
         self.summary.without_row += len(missing)
         totals = self.summary.without_row_reasons
@@ -332,10 +334,11 @@ def _describe(
     folder: Path, run: RunFolder, settings: DistillSettings, format: Format, summary: DistillSummary, digest: str
 ) -> None:
     steps = run.info.get("steps", {})
+    excluded = ("out", "missing_traces", "seconds")
     content = {
         "settings": settings.model_dump(mode="json", exclude={"input", "out"}),
         "format": format.model_dump(mode="json"),
-        "counts": {key: value for key, value in asdict(summary).items() if key not in ("out", "seconds")},
+        "counts": {key: value for key, value in asdict(summary).items() if key not in excluded},
         "steps": {name: _public(step) for name, step in steps.items()},
         "made_from": {"ranks": run.digest("ranks")},
     }

@@ -174,8 +174,8 @@ def solution_in(format: Format, completion: str) -> tuple[str, bool]:
     shape = r"\s*{}.*?{}\s*{}(.*?){}\s*".format(*tags)
     if match := re.fullmatch(shape, completion.removeprefix(format.thought_prefix), re.S):
         return match[1].strip(), True
-    rest = completion.rpartition(format.thought_tags[1])[2].rpartition(format.solution_tags[0])[2]
-    return rest.partition(format.solution_tags[1])[0].strip(), False
+    tail = completion.rpartition(format.thought_tags[1])[2].rpartition(format.solution_tags[0])[2]
+    return tail.partition(format.solution_tags[1])[0].strip(), False
 
 
 def _grade(run: RunFolder, benchmark: Benchmark, format: Format, grader: Grader, progress: Progress) -> None:

@@ -79,7 +79,7 @@ def merge(settings: MergeSettings, progress: Progress = SILENT) -> MergeSummary:
 
     Raises:
         SettingsError: two inputs are the same run, or the output folder is inside one of them.
-        RunFolderError: an input is not a run, is in use, or has other settings than the rest; or the output folder
+        RunFolderError: an input is not a run, is in use, or has different settings; or the output folder
             exists.
         DiskError: the merged run cannot be written.
     """
@@ -142,11 +142,12 @@ def _common_entries(runs: list[RunFolder]) -> dict[str, dict[str, Any]]:
             entry = run.step(step)
             if not entry or (step in TABLE_OF_STEP and not _has_rows_or_failures(run, step)):
                 continue
-            first, known = entries.setdefault(step, (run, entry))
-            if known.get("depends_on", {}) != entry.get("depends_on", {}):
+            first, first_entry = entries.setdefault(step, (run, entry))
+            if first_entry.get("depends_on", {}) != entry.get("depends_on", {}):
+                differences = describe_changes(first_entry, entry, "{key} {old} and {new}")
                 raise RunFolderError(
-                    f"{first.path} and {run.path} have different {step} settings "
-                    f"({describe_changes(known, entry, '{key} {old} and {new}')}); merge only runs of the same settings"
+                    f"{first.path} and {run.path} have different {step} settings ({differences}); merge only runs of "
+                    "the same settings"
                 )
     return {step: entry for step, (_, entry) in entries.items()}
 
@@ -180,13 +181,13 @@ class _SourcePart:
     """A part of a source run.
 
     Attributes:
-        source: index of the run.
+        run: index of the source run.
         part: number of the part in that run.
         positions: position of each of its questions in the merged run.
         new_parts: parts of the merged run that contain these positions, ascending.
     """
 
-    source: int
+    run: int
     part: int
     positions: npt.NDArray[np.int32]
     new_parts: list[int]
@@ -204,7 +205,7 @@ def _source_parts(runs: list[RunFolder]) -> list[_SourcePart]:
         new_parts = np.unique(positions // QUESTIONS_PER_PART).tolist()
         source_parts.append(_SourcePart(source, part, positions, new_parts))
         start += len(questions)
-    return sorted(source_parts, key=lambda item: (item.new_parts[0], item.source, item.part))
+    return sorted(source_parts, key=lambda item: (item.new_parts[0], item.run, item.part))
 
 
 def _digests(questions: pa.Table) -> pa.Array:
@@ -222,9 +223,9 @@ def _merge_tables(runs: list[RunFolder], merged: RunFolder, buffer_folder: Path,
             for source in by_first_part.get(part, ()):
                 if source.new_parts == [part] and sources_per_part[part] == 1:
                     for table in TABLES:
-                        merged.adopt_part(table, part, runs[source.source], source.part)
+                        merged.adopt_part(table, part, runs[source.run], source.part)
                 else:
-                    _read(runs[source.source], source, buffers)
+                    _read(runs[source.run], source, buffers)
                 progress.advance()
             for table, buffer in buffers.items():
                 if rows := buffer.take(part):
@@ -247,7 +248,7 @@ def _read(run: RunFolder, source: _SourcePart, buffers: dict[str, _RowBuffer]) -
                 f"{run.path}: part {source.part} of {table} has rows whose questions are not in the questions table"
             )
         rows = rows.append_column("position", pc.take(pa.array(source.positions), indices))
-        buffer.add(rows.append_column("source", pa.repeat(pa.scalar(source.source, pa.int32()), len(rows))))
+        buffer.add(rows.append_column("source", pa.repeat(pa.scalar(source.run, pa.int32()), len(rows))))
 
 
 def _sort_unique(table: str, rows: pa.Table) -> pa.Table:

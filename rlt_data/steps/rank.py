@@ -131,10 +131,12 @@ def count_missing_traces(run: RunFolder) -> int:
     missing = 0
     for part in run.parts("questions"):
         questions = run.keys("questions", part)
-        indices = run.read("traces", part, ["sample_index"]).column(0).to_pylist()
-        # A failure's key is the question's if none of its traces can be made, else the trace's.
-        missing += samples * len(questions - failed) - sum(index < samples for index in indices)
+        # A failure has the key of its question if none of the question's traces can be made, else the key of its trace.
+        possible = questions - failed
         failed -= questions
+        traces = run.read("traces", part, ["question_id", "sample_index"]).to_pylist()
+        made = sum(trace["question_id"] in possible and trace["sample_index"] < samples for trace in traces)
+        missing += samples * len(possible) - made
     return max(missing - len(failed), 0)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import Any, TypeVar
@@ -77,7 +77,7 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
     trace_format = recorded_format(source, "generate") if source else None
     format = _choose_format(settings, trace_format, student)
     Views(format, student.template).check()
-    with run.locked(), closing(student), closing(teacher or student):
+    with run.locked(), closing(student), closing(teacher) if teacher else nullcontext():
         if source is None:
             ingest(run, settings, format, traces=True)
         elif source.path.resolve() != run.path.resolve():
@@ -87,8 +87,9 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         models = {"student": student} | ({"teacher": teacher} if teacher else {})
         entry = step_entry(settings, format, models)
         run.refuse_other_settings("score", depends_on, entry)
+        share = 0.5 if teacher and teacher is not student else 1.0  # two models share the GPU's memory
         for model in models.values():
-            model.load(run.logs, memory_share=0.5 if teacher and teacher is not student else 1.0)
+            model.load(run.logs, memory_share=share)
         run.record("score", {"depends_on": depends_on, **entry})
         with run_log(run):
             views, scored_by = Views(format, student.template), content_hash(depends_on)
@@ -277,7 +278,7 @@ class _Scoring:
         run, table = self._table.run, self._table
         for part, stored in table.parts("traces"):
             questions = {row["question_id"]: row for row in run.read("questions", part).to_pylist()}
-            for block in _cut(run.read("traces", part)):
+            for block in _split_into_blocks(run.read("traces", part)):
                 pending = {key for key in block["trace_id"].to_pylist() if table.is_pending(key, stored)}
                 if pending:
                     groups = self._groups(part, block.to_pylist(), questions, pending)
@@ -346,7 +347,7 @@ class _Scoring:
         """Run the models in turn, so that a trace's log-probs from both arrive at about the same time."""
         temperature, pending = self._settings.temperature, self._table.pending
         teacher = self._teacher.model if self._teacher.used else None
-        for_student, for_teacher = _twice(blocks) if teacher else (blocks, iter(()))
+        for_student, for_teacher = _duplicate(blocks) if teacher else (blocks, iter(()))
         student = self._student.logprobs(map(_student_requests, for_student), temperature)
         streams = [_store_results(student, pending, "student_logprobs")]
         if teacher:
@@ -365,8 +366,8 @@ class _Scoring:
 
     def _full_kl(self, blocks: Iterator[Groups], teacher: Model) -> Iterator[SequenceLogprobs | Failure]:
         for group in chain.from_iterable(blocks):
-            of_teacher, of_student = _full_kl_requests(group)
-            yield from teacher.full_kl(of_teacher, self._student, of_student, self._settings.temperature)
+            teacher_requests, student_requests = _full_kl_requests(group)
+            yield from teacher.full_kl(teacher_requests, self._student, student_requests, self._settings.temperature)
 
 
 def _stored_logprobs(trace: dict[str, Any]) -> Floats:
@@ -401,17 +402,17 @@ def _teacher_requests(groups: Groups) -> SequenceBlock:
 
 def _full_kl_requests(group: list[PendingScore]) -> tuple[list[SequenceRequest], list[SequenceRequest]]:
     """Request the distributions of teacher and student at the aligned single tokens."""
-    of_teacher, of_student = [], []
+    teacher_requests, student_requests = [], []
     for score in group:
         teacher, alignment = score.teacher, score.alignment
         if score.emit and not score.student.empty and teacher and teacher.ids is not None and alignment is not None:
             pairs, student = alignment.single_tokens, score.student
-            of_teacher.append(SequenceRequest(score.key, teacher.ids, teacher.thought[pairs[:, 0]]))
-            of_student.append(SequenceRequest(score.key, student.encoding.ids, student.thought[pairs[:, 1]]))
-    return of_teacher, of_student
+            teacher_requests.append(SequenceRequest(score.key, teacher.ids, teacher.thought[pairs[:, 0]]))
+            student_requests.append(SequenceRequest(score.key, student.encoding.ids, student.thought[pairs[:, 1]]))
+    return teacher_requests, student_requests
 
 
-def _twice(blocks: Iterator[T]) -> tuple[Iterator[T], Iterator[T]]:
+def _duplicate(blocks: Iterator[T]) -> tuple[Iterator[T], Iterator[T]]:
     """Split an iterator of blocks in two; ``itertools.tee`` would keep up to 57 blocks that both have consumed."""
     queues: tuple[deque[T], deque[T]] = deque(), deque()
 
@@ -428,7 +429,7 @@ def _twice(blocks: Iterator[T]) -> tuple[Iterator[T], Iterator[T]]:
     return consume(queues[0]), consume(queues[1])
 
 
-def _cut(traces: pa.Table) -> Iterator[pa.Table]:
+def _split_into_blocks(traces: pa.Table) -> Iterator[pa.Table]:
     """Cut the traces of a part into blocks, between questions, so that several copies of a block fit in memory."""
     start = characters = 0
     questions = traces["question_id"].to_pylist()

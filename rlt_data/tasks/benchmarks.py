@@ -94,8 +94,8 @@ class BenchmarkReader:
 
     def __init__(self, benchmark: Benchmark, settings: EvaluateSettings | TrainSolverSettings, first: Fields) -> None:
         self._benchmark = benchmark
-        named = {"question": settings.question_column, "answer": settings.answer_column}
-        self._named = {field: column for field, column in named.items() if column}
+        columns = {"question": settings.question_column, "answer": settings.answer_column}
+        self._named = {field: column for field, column in columns.items() if column}
         for column in self._named.values():
             if column not in first:
                 raise InputError(f"{settings.input}: no column {column!r}; the columns are {', '.join(first)}")

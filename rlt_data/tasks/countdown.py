@@ -91,7 +91,7 @@ def problems(settings: CountdownSettings) -> Iterator[Problem]:
             rejected += 1
             if rejected == _MAX_REJECTED_DRAWS:
                 raise SettingsError(
-                    f"--rows: these ranges contain only {len(seen)} problems of the {settings.split} split; widen the "
+                    f"--rows: found only {len(seen)} problems of the {settings.split} split in these ranges; widen the "
                     "ranges or ask for fewer"
                 )
             continue
