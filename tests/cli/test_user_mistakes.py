@@ -88,11 +88,11 @@ BAD_ROWS: dict[str, tuple[bytes, str]] = {
     "an empty solution": (lines(*GOOD, {"question": "q", "solution": ""}), "line 5: solution: empty"),
     "a tag in a solution": (
         lines(*GOOD, {"question": "q", "solution": "so <|end_of_solution|>"}),
-        "line 5: the solution holds the tag '<|end_of_solution|>' of the format 'rlt'",
+        "line 5: the solution contains the tag '<|end_of_solution|>' of the format 'rlt'",
     ),
     "a tag in a question": (
         lines(*GOOD, {"question": "<|begin_of_solution|>?", "solution": "s"}),
-        "line 5: the question holds the tag '<|begin_of_solution|>'",
+        "line 5: the question contains the tag '<|begin_of_solution|>'",
     ),
     "a line of 2 MB": (
         lines({"question": "q" * 2**21, "solution": "s"}, *GOOD),

@@ -12,7 +12,7 @@ import torch
 from rlt_data.engines import PromptRequest, SampleRequest, Sampling, SequenceRequest, open_model
 from rlt_data.engines.protocol import SequenceLogprobs
 from rlt_data.engines.transformers import TransformersEngine
-from rlt_data.engines.transformers.exact import min_rows, linear
+from rlt_data.engines.transformers.exact import linear, min_rows
 from rlt_data.settings import ModelSettings
 
 Tiny = Callable[..., Path]
