@@ -148,7 +148,7 @@ def _print_dry_push(summary: PushSummary) -> None:
     plan = summary.plan
     _console.print(summary.card, markup=False)
     _rule(f"files on {summary.revision}")
-    changes = {path: word for word in ("new", "changed") for path in getattr(plan, word)}
+    changes = {path: word for word in ("new", "changed", "unknown") for path in getattr(plan, word)}
     for path, size in summary.sizes.items():
         _console.print(f"{changes.get(path, 'same'):8} {size:>12,} {path}", markup=False)
     for path in plan.gone:
