@@ -8,12 +8,15 @@ STAMP  := $(VENV)/.installed
 TORCH_INDEX ?=
 SETUP   = @PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' sh scripts/setup.sh
 
-.PHONY: setup demo demo-gemma recipe test test-core test-vllm test-browser lint bench torture clean
+# Versions to install; CONSTRAINTS=/dev/null takes the newest that pyproject.toml allows.
+CONSTRAINTS ?= constraints/dev.txt
+
+.PHONY: setup demo demo-gemma recipe test test-core test-vllm test-browser lint bench torture package clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints/dev.txt
-	$(SETUP) $(VENV) constraints/dev.txt -e '.[dev]'
+	$(SETUP) $(VENV) $(CONSTRAINTS) -e '.[dev]'
 	@touch $@
 
 demo: $(STAMP)
@@ -67,5 +70,14 @@ bench: $(STAMP)
 torture: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.storage.torture
 
+# The files of a release, in dist/, with their metadata checked.
+PACKAGE_VENV ?= .venv-package
+package:
+	"$$(PYTHON='$(PYTHON)' sh scripts/find-python.sh)" -m venv $(PACKAGE_VENV)
+	$(PACKAGE_VENV)/bin/python -m pip install --quiet build twine
+	rm -rf dist
+	$(PACKAGE_VENV)/bin/python -m build
+	$(PACKAGE_VENV)/bin/python -m twine check --strict dist/*
+
 clean:
-	rm -rf build $(VENV) $(CORE_VENV) $(VLLM_VENV)
+	rm -rf build dist $(VENV) $(CORE_VENV) $(VLLM_VENV) $(PACKAGE_VENV)
