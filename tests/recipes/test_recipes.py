@@ -215,11 +215,11 @@ def generated(made: Experiment, place: int) -> tuple[int, int]:
 
 def test_work_is_shared_among_processes_and_returned_in_order(tmp_path: Path) -> None:
     shared = Experiment("teacher", {"workers": 2}, tmp_path)
-    results = shared.each(generated, [(place,) for place in range(4)])
+    results = shared.run_all(generated, [(place,) for place in range(4)])
     assert [place for place, _ in results] == [0, 1, 2, 3]
     assert os.getpid() not in {process for _, process in results}
     with pytest.raises(SettingsError, match="nine is too many"):
-        shared.each(generated, [(9,), (1,)])
+        shared.run_all(generated, [(9,), (1,)])
 
 
 def test_a_launched_training_that_fails_is_one_line(tmp_path: Path, tiny: Callable[..., Path]) -> None:
