@@ -10,12 +10,12 @@ import typer
 from rlt_data.cli.formats import formats
 from rlt_data.cli.options import add_command, finishing
 from rlt_data.cli.output import print_summary
-from rlt_data.cli.progress import shown_progress
 from rlt_data.cli.report import report
 from rlt_data.cli.run import run
 from rlt_data.cli.show import show
 from rlt_data.cli.stats import stats
 from rlt_data.cli.view import view
+from rlt_data.progress import choose_progress
 from rlt_data.settings import Settings
 from rlt_data.steps.registry import DATA_STEPS, MODEL_STEPS, Step
 
@@ -39,7 +39,7 @@ app = typer.Typer(
 
 
 def _run_step(step: Step, settings: Settings) -> int:
-    progress = [shown_progress()] if step.has_progress else []
+    progress = [choose_progress(True)] if step.has_progress else []
     return print_summary(step, settings, step.load()(settings, *progress))
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from rlt_data.cli.output import print_report
-from rlt_data.cli.progress import shown_progress
+from rlt_data.progress import choose_progress
 from rlt_data.settings import ReportSettings, parse_settings
 
 _FIELDS = ReportSettings.model_fields
@@ -24,4 +24,4 @@ def report(
     from rlt_data.reporting.report import report
 
     keys = {"in": run, "against": against, "out": out, "limit": limit, "title": title}
-    print_report(report(parse_settings(ReportSettings, keys, flags=True), shown_progress()))
+    print_report(report(parse_settings(ReportSettings, keys, flags=True), choose_progress(True)))

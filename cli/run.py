@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rlt_data.cli.output import print_summary
-from rlt_data.cli.progress import shown_progress
+from rlt_data.progress import choose_progress
 from rlt_data.steps.registry import STEPS
 
 
@@ -17,6 +17,6 @@ def run(pipeline: Annotated[Path, typer.Argument(help="YAML with out, generate, 
     from rlt_data.steps.pipeline import load_pipeline, run_pipeline
 
     code = 0
-    for name, settings, summary in run_pipeline(load_pipeline(pipeline), shown_progress()):
+    for name, settings, summary in run_pipeline(load_pipeline(pipeline), choose_progress(True)):
         code = max(code, print_summary(STEPS[name], settings, summary))
     return code

@@ -1,4 +1,8 @@
-"""Rows (question, solution, and a trace where there is one) out of records of the usual shapes."""
+"""Turn records of the usual shapes into rows: question, solution, and a trace if the record has one.
+
+A preset is a function of a record (docs/extending.md): it returns the fields of :class:`Row` that it finds, and raises
+:class:`BadRow` to reject the record.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlt_data.errors import InputError
+from rlt_data.errors import InputError, one_line
+from rlt_data.plugins import PRESETS
 from rlt_data.settings import InputSettings
 
 Fields = dict[str, Any]
@@ -16,7 +21,7 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One problem of the input, with a trace (``explanation`` or ``completion``) where the record has one."""
+    """One problem of the input, and its trace (``explanation`` or ``completion``) if the record has one."""
 
     question: str
     solution: str
@@ -30,7 +35,7 @@ class Row:
 
 
 class BadRow(Exception):
-    """A record that gives no row; the message says why."""
+    """A record that is rejected; the message says why."""
 
 
 _TAGGED = [
@@ -41,15 +46,18 @@ _TAGGED = [
 ]
 _SOLUTION_ENDS = ("<|end_of_solution|>", "</answer>")
 
+#: What ``auto`` chooses if flags name the columns.
+_COLUMNS_ONLY = "columns"
+
 
 def _columns(**names: str) -> Callable[[Fields], Fields]:
     return lambda data: {field: data.get(column) for field, column in names.items()}
 
 
-def _gsm8k(data: Fields) -> Fields:
-    """Take the calculator marks out of a worked GSM8K answer and name its last line."""
-    worked, found, final = str(data.get("answer")).rpartition("####")
-    if not found:
+def gsm8k(data: Fields) -> Fields:
+    """Remove the calculator marks from a worked GSM8K answer, and spell out its last line."""
+    worked, separator, final = str(data.get("answer")).rpartition("####")
+    if not separator:
         raise BadRow("answer: no '####' before the final answer")
     worked = re.sub(r"<<.*?>>", "", worked).strip()
     return {
@@ -59,7 +67,8 @@ def _gsm8k(data: Fields) -> Fields:
     }
 
 
-def _s1k(data: Fields) -> Fields:
+def s1k(data: Fields) -> Fields:
+    """Take the first thinking trajectory of an s1K record as its explanation."""
     trajectories = data.get("thinking_trajectories") or [None]
     thought = trajectories[0] if isinstance(trajectories, list) else trajectories
     return {"question": data.get("question"), "solution": data.get("solution"), "explanation": thought}
@@ -72,7 +81,8 @@ def _conversation(column: str, role: str, text: str) -> Callable[[Fields], Field
     return read
 
 
-def _prompt_completion(data: Fields) -> Fields:
+def prompt_completion(data: Fields) -> Fields:
+    """Read prompt and completion, two texts or two lists of chat messages."""
     if isinstance(data.get("prompt"), list) and isinstance(data.get("completion"), list):
         return _from_turns([*data["prompt"], *data["completion"]], "prompt", "role", "content")
     return {"question": data.get("prompt"), "solution": data.get("completion")}
@@ -80,47 +90,48 @@ def _prompt_completion(data: Fields) -> Fields:
 
 def _from_turns(turns: Any, column: str, role: str, text: str) -> Fields:
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) and role in turn for turn in turns):
-        raise BadRow(f"{column}: a list of objects with {role!r} and {text!r} is needed")
-    asked = [turn.get(text) for turn in turns if turn[role] in ("user", "human")]
-    answered = [turn for turn in turns if turn[role] in ("assistant", "gpt")]
-    if len(asked) != 1 or len(answered) != 1:
-        raise BadRow(f"{column}: one question and one answer are needed, there are {len(asked)} and {len(answered)}")
-    thought = answered[0].get("reasoning_content") or answered[0].get("thinking")
-    solution = answered[0].get(text)
+        raise BadRow(f"{column}: must be a list of objects with {role!r} and {text!r}")
+    questions = [turn.get(text) for turn in turns if turn[role] in ("user", "human")]
+    answers = [turn for turn in turns if turn[role] in ("assistant", "gpt")]
+    if len(questions) != 1 or len(answers) != 1:
+        raise BadRow(
+            f"{column}: must have one question and one answer; it has {len(questions)} questions and "
+            f"{len(answers)} answers"
+        )
+    thought = answers[0].get("reasoning_content") or answers[0].get("thinking")
+    solution = answers[0].get(text)
     if isinstance(solution, str):
         for pattern in _TAGGED:
-            if found := pattern.search(solution):
-                thought, solution = found["thought"].strip(), found["solution"]
+            if match := pattern.search(solution):
+                thought, solution = match["thought"].strip(), match["solution"]
                 break
         for tag in _SOLUTION_ENDS:
             solution = solution.partition(tag)[0]
         solution = solution.replace("<answer>", "").strip()
-    return {"question": asked[0], "solution": solution, "explanation": thought}
+    return {"question": questions[0], "solution": solution, "explanation": thought}
 
 
-_PRESETS: dict[str, Callable[[Fields], Fields]] = {
-    "question-solution": _columns(question="question", solution="solution", answer="answer"),
-    "question-answer": _columns(question="question", solution="answer", answer="answer"),
-    "prompt-completion": _prompt_completion,
-    "gsm8k": _gsm8k,
-    "math": _columns(question="problem", solution="solution", answer="answer"),
-    "s1k": _s1k,
-    "bespoke": _conversation("conversations", "from", "value"),
-    "sharegpt": _conversation("conversations", "from", "value"),
-    "messages": _conversation("messages", "role", "content"),
-}
+question_solution = _columns(question="question", solution="solution", answer="answer")
+question_answer = _columns(question="question", solution="answer", answer="answer")
+math = _columns(question="problem", solution="solution", answer="answer")
+sharegpt = _conversation("conversations", "from", "value")
+messages = _conversation("messages", "role", "content")
+
+#: Fields that a preset may return.
+_FIELDS = ("question", "solution", "answer", "explanation", "completion")
 
 
 class RowReader:
-    """Turns records into rows by the preset and the column flags.
+    """Turns records into rows, by the preset and the column flags.
 
     Args:
-        settings: preset and columns; with ``auto`` the first record decides.
+        settings: preset and columns; ``auto`` chooses the preset by the first record.
         first: the first record.
         source: the input's name, for messages.
 
     Raises:
-        InputError: a named column is not there, or no preset fits the columns.
+        InputError: a named column is missing, or no preset fits the columns.
+        SettingsError: the preset cannot be loaded.
     """
 
     def __init__(self, settings: InputSettings, first: Fields, source: str) -> None:
@@ -136,46 +147,67 @@ class RowReader:
         self._named = {field: column for field, column in named.items() if column}
         for flag, column in [*self._named.items(), *(("keep", column) for column in settings.keep)]:
             if column not in first:
-                raise InputError(f"{source}: no column {column!r} for the {flag}; the columns are {_list(first)}")
+                raise InputError(f"{source}: has no column {column!r} for the {flag}; its columns are {_list(first)}")
         self.preset = settings.preset if settings.preset != "auto" else self._detect(first)
         if self.preset is None:
             missing = " and ".join(
                 f"--{field}-column" for field in ("question", "solution") if field not in self._named
             )
             raise InputError(f"{source}: no preset fits the columns {_list(first)}; name them with {missing}")
+        self._read = self._question_alone if self.preset == _COLUMNS_ONLY else self._loaded(self.preset)
 
     def _detect(self, first: Fields) -> str | None:
         columns = set(first)
         if {"question", "solution"} <= self._named.keys():
-            return "columns"
+            return _COLUMNS_ONLY
         if "conversations" in columns:
             return "bespoke" if "begin_of_solution" in str(first["conversations"]) else "sharegpt"
         if "messages" in columns:
             return "messages"
-        for preset, needed in (
+        for preset, required in (
             ("s1k", {"question", "solution", "thinking_trajectories"}),
             ("question-solution", {"question", "solution"}),
             ("math", {"problem", "solution"}),
             ("question-answer", {"question", "answer"}),
             ("prompt-completion", {"prompt", "completion"}),
         ):
-            if needed <= columns:
+            if required <= columns:
                 return "gsm8k" if preset == "question-answer" and "####" in str(first["answer"]) else preset
         if columns & {"question", "problem", "prompt"} and "solution" in self._named:
-            return "columns"
+            return _COLUMNS_ONLY
         return None
 
+    def _loaded(self, preset: str) -> Callable[[Fields], Fields]:
+        """Return a preset's function; what goes wrong in a user's function rejects the record."""
+        function = PRESETS.load(preset)
+        if preset in PRESETS.built_in:
+            return function
+
+        def read(data: Fields) -> Fields:
+            try:
+                fields = function(data)
+            except BadRow:
+                raise
+            except Exception as error:  # noqa: BLE001 - the user's code
+                raise BadRow(f"the preset raised {type(error).__name__}: {one_line(error)}") from error
+            if not isinstance(fields, dict) or not fields.keys() <= set(_FIELDS):
+                shown = _list(fields) if isinstance(fields, dict) else type(fields).__name__
+                raise BadRow(f"the preset returned {shown}, not a dict of {', '.join(_FIELDS)}")
+            return dict(fields)
+
+        return read
+
     def __call__(self, data: Fields, number: int) -> Row:
-        """Make a row of a record.
+        """Return the row of a record.
 
         Args:
             data: the record's columns.
-            number: the record's number in the input, from 0; its source_id where it has no id.
+            number: the record's number in the input, from 0; the source_id of a record without an id.
 
         Raises:
             BadRow: a field is missing, empty, overlong or of the wrong type.
         """
-        fields = _PRESETS[self.preset](data) if self.preset in _PRESETS else self._bare(data)
+        fields = self._read(data)
         if "explanation" in data and "explanation" not in fields:
             fields["explanation"] = data["explanation"]
         if "completion" in data and self.preset != "prompt-completion":
@@ -187,7 +219,7 @@ class RowReader:
         for field, text in texts.items():
             self._check(field, text)
         if texts.get("completion") is not None and texts.get("explanation") is not None:
-            texts["explanation"] = None  # the completion says more
+            texts["explanation"] = None  # the completion holds it
         reason = data.get("finish_reason")
         meta = {column: data.get(column) for column in self._settings.keep}
         return Row(
@@ -198,7 +230,7 @@ class RowReader:
             meta=json.dumps(meta, ensure_ascii=False, sort_keys=True, default=str) if meta else None,
         )
 
-    def _bare(self, data: Fields) -> Fields:
+    def _question_alone(self, data: Fields) -> Fields:
         question = next((data[column] for column in ("question", "problem", "prompt") if column in data), None)
         return {"question": question}
 
@@ -211,11 +243,11 @@ class RowReader:
             if not text.strip():
                 raise BadRow(f"{field}: empty")
             if "\0" in text:
-                raise BadRow(f"{field}: holds a NUL character")
+                raise BadRow(f"{field}: contains a NUL character")
         if len(text) > self._settings.max_chars:
-            raise BadRow(f"{field}: {len(text):,} characters, --max-chars is {self._settings.max_chars:,}")
+            raise BadRow(f"{field}: has {len(text):,} characters; --max-chars is {self._settings.max_chars:,}")
         if re.search("[\ud800-\udfff]", text):
-            raise BadRow(f"{field}: holds half of a surrogate pair, which is no Unicode text")
+            raise BadRow(f"{field}: contains half of a surrogate pair, which is not valid Unicode")
 
 
 def _text(field: str, value: Any) -> str | None:
@@ -223,8 +255,8 @@ def _text(field: str, value: Any) -> str | None:
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool) and field != "question":
         return str(value)
-    raise BadRow(f"{field}: text is needed, this is {type(value).__name__}")
+    raise BadRow(f"{field}: must be text, not {type(value).__name__}")
 
 
-def _list(columns: Fields) -> str:
+def _list(columns: Mapping[str, Any]) -> str:
     return ", ".join(repr(column) for column in columns)

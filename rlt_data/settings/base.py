@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+import os
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -19,6 +21,12 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from rlt_data.errors import InputError, SettingsError, one_line
+from rlt_data.settings.describe import arguments, parameters
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
 
 #: What a setting can affect; see :func:`field`.
 Affects = Literal["rows", "speed", "output"]
@@ -27,7 +35,14 @@ Affects = Literal["rows", "speed", "output"]
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
-class Settings(BaseModel):
+class _SettingsType(ModelMetaclass):
+    """Lists the fields of a settings class, not pydantic's methods, so that ``help`` and completion stay short."""
+
+    def __dir__(cls) -> list[str]:
+        return list(cls.model_fields)  # type: ignore[attr-defined]
+
+
+class Settings(BaseModel, metaclass=_SettingsType):
     """Immutable settings that know all their keys; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
@@ -41,10 +56,38 @@ class Settings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise _settings_error(type(self), error) from None
+            raise _settings_error(type(self), error, python=True) from None
 
     # Settings inside others are checked with them, so that a message names the whole path of a key.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise SettingsError(f"{name}: settings do not change; make new ones with another value")
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """Check values by key.
+
+        Raises:
+            SettingsError: one line for each unknown, missing or wrong key.
+        """
+        try:
+            return super().model_validate(obj, **options)
+        except ValidationError as error:
+            raise _settings_error(cls, error) from None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Explain the fields to ``help``."""
+        cls.__signature__ = inspect.Signature(parameters(cls))
+        cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\nArgs:\n{arguments(cls)}"
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _paths_are_texts(cls, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [os.fspath(item) if isinstance(item, os.PathLike) else item for item in value]
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
 
     @field_validator("*")
     @classmethod
@@ -160,16 +203,21 @@ def parse_settings(
         SettingsError: one line for each unknown, missing or wrong key.
     """
     try:
-        return model.model_validate(dict(data))
+        settings: AnySettings = model.__pydantic_validator__.validate_python(dict(data))
+        return settings
     except ValidationError as error:
         raise _settings_error(model, error, where=where, flags=flags) from None
 
 
 def _settings_error(
-    model: type[Settings], error: ValidationError, *, where: str = "", flags: bool = False
+    model: type[Settings], error: ValidationError, *, where: str = "", flags: bool = False, python: bool = False
 ) -> SettingsError:
     prefix = f"{where}: " if where else ""
-    return SettingsError("\n".join(prefix + _explain(model, problem, flags) for problem in error.errors()))
+    lines = [prefix + _explain(model, problem, flags) for problem in error.errors()]
+    if python:  # arguments have the names of fields: input, lambda_
+        names = {field.alias: name for name, field in model.model_fields.items() if field.alias}
+        lines = [re.sub(r"^\w+", lambda key: names.get(key[0], key[0]), line) for line in lines]
+    return SettingsError("\n".join(lines))
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any] | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import field_validator, model_validator
+from pydantic import AfterValidator, field_validator, model_validator
 
 from rlt_data.errors import SettingsError
+from rlt_data.plugins import ENGINES
 from rlt_data.settings.base import ENGINE, MODEL, Settings, field
 
 #: Settings that only one engine takes.
@@ -26,8 +27,10 @@ _FIELDS_OF = {
     ),
 }
 
-EngineName = Literal["transformers", "vllm", "server"]
-ENGINE_HELP = "What runs the models; server: an OpenAI-compatible one, see --url."
+EngineName = Annotated[str, AfterValidator(ENGINES.check)]
+ENGINE_HELP = (
+    "What runs the models: transformers, vllm, server (an OpenAI-compatible one, see --url), or a plugin's engine."
+)
 
 
 class ModelSettings(Settings):
@@ -134,7 +137,7 @@ class ModelSettings(Settings):
     def _options_fit_the_engine(self) -> ModelSettings:
         for engine, names in _FIELDS_OF.items():
             known = [name for name in names if name in type(self).model_fields]
-            if self.engine != engine and (wrong := self.not_default(*known)):
+            if self.engine in ENGINES.built_in and self.engine != engine and (wrong := self.not_default(*known)):
                 raise ValueError(f"{wrong[0]}: goes with --engine {engine}, not with {self.engine}")
         if self.engine == "server" and not self.url:
             raise ValueError("url: is needed with --engine server")

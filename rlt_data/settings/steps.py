@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import AfterValidator, field_validator, model_validator
 
+from rlt_data.plugins import PRESETS, REWARDS, SHAPES
 from rlt_data.settings.base import (
     ENGINE,
     INPUT,
@@ -39,18 +40,13 @@ class InputSettings(Settings):
         by_content=True,
         alias="in",
     )
-    preset: Literal[
+    preset: Annotated[str, AfterValidator(PRESETS.check)] = field(
         "auto",
-        "question-solution",
-        "question-answer",
-        "prompt-completion",
-        "gsm8k",
-        "math",
-        "s1k",
-        "bespoke",
-        "sharegpt",
-        "messages",
-    ] = field("auto", INPUT, "Shape of the rows; auto looks at the columns.", affects="rows", by_content=True)
+        INPUT,
+        f"How to read the rows: {', '.join(PRESETS.built_in)}, or a plugin's; auto looks at the columns.",
+        affects="rows",
+        by_content=True,
+    )
     question_column: str | None = field(None, INPUT, "Column with the question.", affects="rows", by_content=True)
     solution_column: str | None = field(None, INPUT, "Column with the solution.", affects="rows", by_content=True)
     answer_column: str | None = field(
@@ -142,6 +138,9 @@ class GenerateSettings(InputSettings, FormatSettings, ModelSettings, SamplingSet
 class RewardSettings(Settings):
     """How the terms of the dense reward are weighed."""
 
+    reward: Annotated[str, AfterValidator(REWARDS.check)] = field(
+        "rlt", REWARD, "rlt, or a reward of a plugin or your own as module:function.", affects="rows", by_content=True
+    )
     lambda_: float = field(3.0, REWARD, "Weight of the KL term.", affects="rows", alias="lambda", ge=0)
     alpha: float = field(0.01, REWARD, "Weight of min and max beside the means.", affects="rows", ge=0)
     kl: Literal["k1", "k3", "full"] = field(
@@ -244,8 +243,8 @@ class DistillSettings(Settings):
     tokenizer: Annotated[str | None, nano("student")] = field(
         None, None, "The student's checkpoint, for its tokenizer and chat template.", affects="rows", by_content=True
     )
-    shape: Literal["messages", "prompt-completion", "sharegpt", "bespoke"] = field(
-        "messages", OUTPUT, "Columns of the data set.", affects="rows"
+    shape: Annotated[str, AfterValidator(SHAPES.check)] = field(
+        "messages", OUTPUT, f"Columns of the data set: {', '.join(SHAPES.built_in)}, or a plugin's.", affects="rows"
     )
     include_truncated: bool = field(False, None, "Also take traces that hit the token limit.", affects="rows")
 

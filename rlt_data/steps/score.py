@@ -32,12 +32,15 @@ from rlt_data.engines.results import problem_with_logprobs
 from rlt_data.errors import SettingsError
 from rlt_data.formats import Format, Views, choose_format, load_format
 from rlt_data.inputs import ingest
+from rlt_data.plugins import REWARDS
 from rlt_data.progress import SILENT, Progress
 from rlt_data.scoring import (
     Alignment,
+    RewardError,
     RewardWeights,
     StudentTokens,
     TeacherTokens,
+    compute_reward,
     score_trace,
     tokenize_for_student,
 )
@@ -71,6 +74,7 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         flags = ", ".join("--" + name.replace("_", "-") for name in sorted(unread))
         raise SettingsError(f"{flags}: no effect with a run, all of whose traces are scored; for files of traces only")
     run = RunFolder(settings.out or (source.path if source else default_run(settings.input, settings.student)))
+    REWARDS.load(settings.reward)
     served = settings.served_temperature
     student = open_model(settings.student, settings, scoring=True, served_temperature=served)
     teacher = _open_teacher(settings, student)
@@ -138,7 +142,14 @@ def _dependencies(settings: ScoreSettings, student: Model, format: Format, teach
         dtype=read_by.dtype,
         format=format.hash,
         teacher=teacher.fingerprint,
+        **reward_identity(settings),
     )
+
+
+def reward_identity(settings: RewardSettings) -> dict[str, str]:
+    """Return what the rows depend on through their reward function; nothing for the built-in one, as in old runs."""
+    identity = REWARDS.identity(settings.reward)
+    return {"reward": identity} if identity else {}
 
 
 @dataclass
@@ -148,6 +159,7 @@ class PendingScore:
     Attributes:
         part: the part of the table that its score belongs to.
         trace: its row of the traces table.
+        problem: its question and solution.
         emit: whether its score is missing; if not, it only completes the batch of others.
         student: the student's tokens.
         teacher: the teacher's tokens; None without a teacher.
@@ -159,6 +171,7 @@ class PendingScore:
 
     part: int
     trace: dict[str, Any]
+    problem: tuple[str, str]
     emit: bool
     student: StudentTokens
     teacher: TeacherTokens | None
@@ -205,6 +218,7 @@ class _Scoring:
         self._views = views
         self._teacher = teacher
         self._weights = reward_weights(settings)
+        self._reward = REWARDS.load(settings.reward)
         self._scored_by = scored_by
         models = [student] + ([teacher.model] if teacher.model and teacher.used else [])
         self._table: ResumableTable[PendingScore] = ResumableTable(
@@ -229,23 +243,34 @@ class _Scoring:
             if isinstance(result, Failure):
                 yield result
             elif score.complete:
-                yield FinishedRow(score.key, self._row(score), len(score.student.scored))
+                yield self._finished(score)
+
+    def _finished(self, score: PendingScore) -> FinishedRow | Failure:
+        try:
+            return FinishedRow(score.key, self._row(score), len(score.student.scored))
+        except RewardError as error:
+            return Failure(score.key, f"{error} ({self._settings.reward})")
 
     def _row(self, score: PendingScore) -> dict[str, Any]:
         trace, teacher = score.trace, score.teacher
         assert score.student_logprobs is not None
+        terms = score_trace(
+            score.student,
+            score.student_logprobs,
+            score.alignment,
+            score.teacher_logprobs,
+            self._weights,
+            truncated=trace["finish_reason"] == "length",
+            full_kl=score.full_kl,
+            per_token=self._settings.per_token,
+        )
+        question, solution = score.problem
+        terms["reward"] = compute_reward(
+            self._reward, terms, question=question, solution=solution, explanation=score.student.explanation.text
+        )
         return {
             **{name: trace[name] for name in ("trace_id", "question_id", "source_id", "sample_index", "finish_reason")},
-            **score_trace(
-                score.student,
-                score.student_logprobs,
-                score.alignment,
-                score.teacher_logprobs,
-                self._weights,
-                truncated=trace["finish_reason"] == "length",
-                full_kl=score.full_kl,
-                per_token=self._settings.per_token,
-            ),
+            **terms,
             "teacher_logprobs": "none" if teacher is None else "trace" if teacher.ids is None else "computed",
             "scored_by": self._scored_by,
         }
@@ -281,12 +306,12 @@ class _Scoring:
         students = tokenize_for_student(self._student.tokenizer, self._views, problems, completions)
         teachers = self._teacher.tokens(traces, problems)
         scores = []
-        for trace, student, teacher in zip(traces, students, teachers, strict=True):
+        for trace, problem, student, teacher in zip(traces, problems, students, teachers, strict=True):
             if reason := self._reason_to_fail(trace, student, teacher):
                 self._fail(trace, reason, pending)
             else:
                 alignment = self._teacher.align(student, teacher) if teacher else None
-                score = PendingScore(part, trace, trace["trace_id"] in pending, student, teacher, alignment)
+                score = PendingScore(part, trace, problem, trace["trace_id"] in pending, student, teacher, alignment)
                 self._add_known(score)
                 scores.append(score)
         groups = [list(group) for _, group in groupby(scores, key=lambda score: score.trace["question_id"])]
