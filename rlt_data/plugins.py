@@ -138,7 +138,7 @@ PRESETS = Registry(
         "question-answer": "rlt_data.inputs.presets:question_answer",
         "prompt-completion": "rlt_data.inputs.presets:prompt_completion",
         "gsm8k": "rlt_data.inputs.presets:gsm8k",
-        "math": "rlt_data.inputs.presets:math",
+        "math": "rlt_data.inputs.presets:math_problem",
         "s1k": "rlt_data.inputs.presets:s1k",
         "bespoke": "rlt_data.inputs.presets:sharegpt",
         "sharegpt": "rlt_data.inputs.presets:sharegpt",

@@ -34,11 +34,11 @@ def run() -> rlt.Run:
 
 
 def test_the_calls_of_the_readme_make_a_data_set(run: rlt.Run) -> None:
-    assert run.summary.rows == 6 and repr(run) == "Run('run')"
+    assert run.summary.rows == 6 and run.path == Path("run").absolute() and repr(run) == f"Run({str(run.path)!r})"
     assert run.score(student="nano", lambda_=1.0).rank(by="r_ss") is run
     assert run.summary.questions == 3
     rows = run.distill(select="all", include_truncated=True)
-    assert isinstance(rows, datasets.Dataset) and run.summary.out == Path("run/dataset")
+    assert isinstance(rows, datasets.Dataset) and run.summary.out == run.path / "dataset"
     assert rows.to_list() == pl.read_parquet("run/dataset/data/*.parquet").to_dicts()
     assert run.stats().rows == rlt.stats("run").rows == {"questions": 3, "traces": 6, "scores": 6, "ranks": 6}
     assert run.report().out == Path("report.html") and Path("report.html").is_file()
@@ -51,15 +51,14 @@ def test_the_calls_of_the_readme_make_a_data_set(run: rlt.Run) -> None:
 
 def test_a_call_takes_settings_a_path_or_a_run_and_keywords_override(run: rlt.Run) -> None:
     scored = rlt.score(run, student="nano", out=Path("other"))
-    assert scored.path == Path("other") and scored.summary.new == 6
-    assert run.score(student="nano", out="other").path == Path("other")
+    assert scored.path == Path("other").absolute() and scored.summary.new == 6
+    assert run.score(student="nano", out="other").path == scored.path != run.path
     settings = rlt.RankSettings(input="other")
     assert rlt.rank(settings).info["steps"]["rank"]["settings"]["by"] == "reward"
     assert rlt.rank(settings, by="r_ss").info["steps"]["rank"]["settings"]["by"] == "r_ss"
     assert rlt.distill("other", out="set", include_truncated=True).num_rows == 3 and Path("set/train.jsonl").is_file()
-    assert rlt.generate(in_="problems.jsonl", teacher="nano", max_tokens=5, n=1).path == Path(
-        "runs/problems-nano-teacher"
-    )
+    default = rlt.generate(in_="problems.jsonl", teacher="nano", max_tokens=5, n=1)
+    assert default.path == Path("runs/problems-nano-teacher").absolute()
 
 
 def test_a_pipeline_returns_its_run() -> None:
@@ -68,7 +67,7 @@ def test_a_pipeline_returns_its_run() -> None:
         "out: run\ngenerate: {in: problems.jsonl, teacher: nano, n: 1, max_tokens: 9}\nscore: {student: nano}\n"
     )
     run = rlt.run_pipeline("pipeline.yaml")
-    assert run.path == Path("run") and {name: step.rows for name, step in run.summary.items()} == {
+    assert run.path == Path("run").absolute() and {name: step.rows for name, step in run.summary.items()} == {
         "generate": 2,
         "score": 2,
     }

@@ -1,12 +1,13 @@
-"""Turn records of the usual shapes into rows: question, solution, and a trace if the record has one.
+"""Turn records of the common layouts into rows: question, solution, and a trace if the record has one.
 
-A preset is a function of a record (docs/extending.md): it returns the fields of :class:`Row` that it finds, and raises
+A preset is a function of a record (docs/extending.md). It returns the fields of :class:`Row` that it finds, and raises
 :class:`BadRow` to reject the record.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One problem of the input, and its trace (``explanation`` or ``completion``) if the record has one."""
+    """One problem of the input, with a trace (``explanation`` or ``completion``) if the record has one."""
 
     question: str
     solution: str
@@ -35,7 +36,7 @@ class Row:
 
 
 class BadRow(Exception):
-    """A record that is rejected; the message says why."""
+    """A record that cannot become a row; the message says why."""
 
 
 _TAGGED = [
@@ -46,29 +47,26 @@ _TAGGED = [
 ]
 _SOLUTION_ENDS = ("<|end_of_solution|>", "</answer>")
 
-#: What ``auto`` chooses if flags name the columns.
-_COLUMNS_ONLY = "columns"
-
 
 def _columns(**names: str) -> Callable[[Fields], Fields]:
     return lambda data: {field: data.get(column) for field, column in names.items()}
 
 
 def gsm8k(data: Fields) -> Fields:
-    """Remove the calculator marks from a worked GSM8K answer, and spell out its last line."""
-    worked, separator, final = str(data.get("answer")).rpartition("####")
-    if not separator:
+    """Remove the calculator annotations from a GSM8K answer and spell out its final answer."""
+    solution, marker, final = str(data.get("answer")).rpartition("####")
+    if not marker:
         raise BadRow("answer: no '####' before the final answer")
-    worked = re.sub(r"<<.*?>>", "", worked).strip()
+    solution = re.sub(r"<<.*?>>", "", solution).strip()
     return {
         "question": data.get("question"),
-        "solution": f"{worked}\nThe answer is {final.strip()}.",
+        "solution": f"{solution}\nThe answer is {final.strip()}.",
         "answer": final.strip(),
     }
 
 
 def s1k(data: Fields) -> Fields:
-    """Take the first thinking trajectory of an s1K record as its explanation."""
+    """Use the first thinking trajectory of an s1K record as its explanation."""
     trajectories = data.get("thinking_trajectories") or [None]
     thought = trajectories[0] if isinstance(trajectories, list) else trajectories
     return {"question": data.get("question"), "solution": data.get("solution"), "explanation": thought}
@@ -90,14 +88,11 @@ def prompt_completion(data: Fields) -> Fields:
 
 def _from_turns(turns: Any, column: str, role: str, text: str) -> Fields:
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) and role in turn for turn in turns):
-        raise BadRow(f"{column}: must be a list of objects with {role!r} and {text!r}")
+        raise BadRow(f"{column}: expected a list of objects with {role!r} and {text!r}")
     questions = [turn.get(text) for turn in turns if turn[role] in ("user", "human")]
     answers = [turn for turn in turns if turn[role] in ("assistant", "gpt")]
     if len(questions) != 1 or len(answers) != 1:
-        raise BadRow(
-            f"{column}: must have one question and one answer; it has {len(questions)} questions and "
-            f"{len(answers)} answers"
-        )
+        raise BadRow(f"{column}: expected one question and one answer, got {len(questions)} and {len(answers)}")
     thought = answers[0].get("reasoning_content") or answers[0].get("thinking")
     solution = answers[0].get(text)
     if isinstance(solution, str):
@@ -113,24 +108,27 @@ def _from_turns(turns: Any, column: str, role: str, text: str) -> Fields:
 
 question_solution = _columns(question="question", solution="solution", answer="answer")
 question_answer = _columns(question="question", solution="answer", answer="answer")
-math = _columns(question="problem", solution="solution", answer="answer")
+math_problem = _columns(question="problem", solution="solution", answer="answer")
 sharegpt = _conversation("conversations", "from", "value")
 messages = _conversation("messages", "role", "content")
 
 #: Fields that a preset may return.
 _FIELDS = ("question", "solution", "answer", "explanation", "completion")
 
+#: What ``auto`` chooses if flags name the columns.
+_COLUMNS_ONLY = "columns"
+
 
 class RowReader:
-    """Turns records into rows, by the preset and the column flags.
+    """Turns records into rows by the preset and the column flags.
 
     Args:
-        settings: preset and columns; ``auto`` chooses the preset by the first record.
+        settings: the preset and the column flags. The preset ``auto`` is chosen by the first record.
         first: the first record.
-        source: the input's name, for messages.
+        source: the input, for messages.
 
     Raises:
-        InputError: a named column is missing, or no preset fits the columns.
+        InputError: a named column does not exist, or no preset fits the columns.
         SettingsError: the preset cannot be loaded.
     """
 
@@ -145,16 +143,17 @@ class RowReader:
             "source_id": settings.id_column,
         }
         self._named = {field: column for field, column in named.items() if column}
-        for flag, column in [*self._named.items(), *(("keep", column) for column in settings.keep)]:
+        flags = [(f"--{field.replace('source_id', 'id')}-column", column) for field, column in self._named.items()]
+        for flag, column in [*flags, *(("--keep", column) for column in settings.keep)]:
             if column not in first:
-                raise InputError(f"{source}: has no column {column!r} for the {flag}; its columns are {_list(first)}")
+                raise InputError(f"{source}: {flag}: no column {column!r}; the columns are {_list(first)}")
         self.preset = settings.preset if settings.preset != "auto" else self._detect(first)
         if self.preset is None:
             missing = " and ".join(
                 f"--{field}-column" for field in ("question", "solution") if field not in self._named
             )
             raise InputError(f"{source}: no preset fits the columns {_list(first)}; name them with {missing}")
-        self._read = self._question_alone if self.preset == _COLUMNS_ONLY else self._loaded(self.preset)
+        self._read = self._question_only if self.preset == _COLUMNS_ONLY else self._loaded(self.preset)
 
     def _detect(self, first: Fields) -> str | None:
         columns = set(first)
@@ -178,7 +177,7 @@ class RowReader:
         return None
 
     def _loaded(self, preset: str) -> Callable[[Fields], Fields]:
-        """Return a preset's function; what goes wrong in a user's function rejects the record."""
+        """Return the function of a preset; errors in a user's function reject the record."""
         function = PRESETS.load(preset)
         if preset in PRESETS.built_in:
             return function
@@ -201,11 +200,11 @@ class RowReader:
         """Return the row of a record.
 
         Args:
-            data: the record's columns.
-            number: the record's number in the input, from 0; the source_id of a record without an id.
+            data: the columns of the record.
+            number: index of the record in the input; the ``source_id`` of a record without an id.
 
         Raises:
-            BadRow: a field is missing, empty, overlong or of the wrong type.
+            BadRow: a field is missing, empty, too long or of the wrong type.
         """
         fields = self._read(data)
         if "explanation" in data and "explanation" not in fields:
@@ -219,7 +218,7 @@ class RowReader:
         for field, text in texts.items():
             self._check(field, text)
         if texts.get("completion") is not None and texts.get("explanation") is not None:
-            texts["explanation"] = None  # the completion holds it
+            texts["explanation"] = None  # the completion includes it
         reason = data.get("finish_reason")
         meta = {column: data.get(column) for column in self._settings.keep}
         return Row(
@@ -230,7 +229,7 @@ class RowReader:
             meta=json.dumps(meta, ensure_ascii=False, sort_keys=True, default=str) if meta else None,
         )
 
-    def _question_alone(self, data: Fields) -> Fields:
+    def _question_only(self, data: Fields) -> Fields:
         question = next((data[column] for column in ("question", "problem", "prompt") if column in data), None)
         return {"question": question}
 
@@ -245,17 +244,21 @@ class RowReader:
             if "\0" in text:
                 raise BadRow(f"{field}: contains a NUL character")
         if len(text) > self._settings.max_chars:
-            raise BadRow(f"{field}: has {len(text):,} characters; --max-chars is {self._settings.max_chars:,}")
+            raise BadRow(f"{field}: {len(text):,} characters, --max-chars is {self._settings.max_chars:,}")
         if re.search("[\ud800-\udfff]", text):
-            raise BadRow(f"{field}: contains half of a surrogate pair, which is not valid Unicode")
+            raise BadRow(f"{field}: contains half of a surrogate pair (invalid Unicode)")
 
 
 def _text(field: str, value: Any) -> str | None:
+    if isinstance(value, float) and math.isnan(value):  # how pandas writes a missing value
+        return None
     if value is None or isinstance(value, str):
         return value
+    if isinstance(value, float) and math.isinf(value):
+        raise BadRow(f"{field}: must be a finite number, not {value}")
     if isinstance(value, (int, float)) and not isinstance(value, bool) and field != "question":
         return str(value)
-    raise BadRow(f"{field}: must be text, not {type(value).__name__}")
+    raise BadRow(f"{field}: expected text, got {type(value).__name__}")
 
 
 def _list(columns: Mapping[str, Any]) -> str:

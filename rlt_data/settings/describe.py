@@ -6,7 +6,6 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator
-from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -65,10 +64,10 @@ def python_names(model: type[BaseModel], text: str) -> str:
 
 
 def _in_order(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
-    """Yield the fields: required ones, those of the class, those that it inherits."""
-    own = inspect.get_annotations(model)
+    """Yield the fields: required ones, those that ``--help`` lists first, the others."""
+    first: tuple[str, ...] = getattr(model, "first_flags", ())
 
-    def position(item: tuple[str, Any]) -> tuple[bool, bool]:
-        return not item[1].is_required(), item[0] not in own
+    def position(item: tuple[str, FieldInfo]) -> tuple[bool, int]:
+        return not item[1].is_required(), first.index(item[0]) if item[0] in first else len(first)
 
     yield from sorted(model.model_fields.items(), key=position)
