@@ -87,7 +87,9 @@ class Model:
         engine: Engine = ENGINES.load(self.settings.engine)(self, logs, memory_share)
         members = (*Engine.__annotations__, *(name for name in vars(Engine) if not name.startswith("_")))
         if missing := [name for name in members if not hasattr(engine, name)]:
-            raise ModelError(f"engine: {self.settings.engine} returned no engine: {type(engine)} has no {missing[0]}")
+            raise ModelError(
+                f"engine: {self.settings.engine} returned {type(engine).__name__}, which has no {missing[0]}"
+            )
         return engine
 
     @property
