@@ -1,6 +1,6 @@
 """Compare two teachers on the same questions by how much their explanations help one student.
 
-Run: python examples/compare_teachers.py  (10 seconds on a laptop; writes problems.jsonl and runs/)
+Run: python examples/compare_teachers.py  (5 seconds on a laptop; writes problems.jsonl and runs/)
 """
 
 import polars as pl

@@ -1,6 +1,6 @@
 """Replace the reward by a function of your own; its name is module:function.
 
-Run: python examples/custom_reward.py  (10 seconds on a laptop; writes problems.jsonl and runs/)
+Run: python examples/custom_reward.py  (5 seconds on a laptop; writes problems.jsonl and runs/)
 On the command line: rlt-data score ... --reward custom_reward:brief
 """
 

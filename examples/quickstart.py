@@ -1,6 +1,6 @@
 """From your own JSONL file of questions with solutions to a ranked data set.
 
-Run: python examples/quickstart.py  (10 seconds on a laptop; writes runs/)
+Run: python examples/quickstart.py  (5 seconds on a laptop; writes runs/)
 The nano models are miniatures that know Countdown problems only. For other questions, pass real models.
 """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -42,33 +41,30 @@ def run(rlt: Rlt) -> Path:
     return Path("run")
 
 
-def test_an_installed_package_brings_all_four(tmp_path: Path) -> None:
+def test_an_installed_package_brings_all_four(tmp_path: Path, rlt: Rlt, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pip", reason="installs a package")
+    pytest.importorskip("setuptools", reason="builds a package")
     source = shutil.copytree(PLUGIN, tmp_path / "source")
     site = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "--quiet"]
-    if subprocess.run([*pip[:3], "--version"], capture_output=True, check=False).returncode:
-        pytest.skip("this environment has no pip")
     subprocess.run([*pip, "--target", site, source], check=True, capture_output=True)
-    environment = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{PLUGIN.parent.parent}"}
-
-    def rlt_data(*arguments: str) -> str:
-        command = [sys.executable, "-m", "rlt_data.cli.main", *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    monkeypatch.syspath_prepend(site)
 
     write_jsonl(Path("faq.jsonl"), [{"Q": QUESTION, "A": "(9 - 4) * 6"}])
-    rlt_data("generate", "--in", "faq.jsonl", "--preset", "faq", "--engine", "oracle", "--teacher", "nano",
-             "--n", "1", "--out", "run")  # fmt: skip
-    rlt_data("score", "--in", "run", "--student", "nano", "--teacher", "none", "--reward", "brief")
-    rlt_data("rank", "--in", "run")
-    rlt_data("distill", "--in", "run", "--shape", "alpaca")
+    options = ["--preset", "faq", "--engine", "oracle", "--teacher", "nano", "--n", 1]
+    rlt("generate", "--in", "faq.jsonl", *options, "--out", "run")
+    rlt("score", "--in", "run", "--student", "nano", "--teacher", "none", "--reward", "brief")
+    rlt("rank", "--in", "run")
+    rlt("distill", "--in", "run", "--shape", "alpaca")
     trace = pl.read_parquet("run/traces/*.parquet").row(0, named=True)
-    assert "(9 - 4) * 6" in trace["completion"] and trace["finish_reason"] == "stop"
+    assert "( 9 - 4 ) * 6" in trace["completion"] and trace["finish_reason"] == "stop"
     score = pl.read_parquet("run/scores/*.parquet").row(0, named=True)
     assert score["reward"] == pytest.approx(score["r_ss"] - 0.01 * score["thought_tokens"])
     row = pl.read_parquet("run/dataset/data/*.parquet").row(0, named=True)
     assert row["instruction"] == QUESTION and row["input"] == "" and "(9 - 4) * 6" in row["output"]
+    options = ["--student", "nano", "--teacher", "none", "--engine", "oracle", "--out", "other"]
+    assert "Oracle" in rlt("score", "--in", "run", *options, code=6).stderr
+    assert "'brief'" in rlt("score", "--in", "run", "--student", "nano", "--reward", "breif", code=2).stderr
 
 
 @pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.option)

@@ -86,7 +86,8 @@ class Model:
             )
         engine: Engine = ENGINES.load(self.settings.engine)(self, logs, memory_share)
         members = (*Engine.__annotations__, *(name for name in vars(Engine) if not name.startswith("_")))
-        if missing := [name for name in members if not hasattr(engine, name)]:
+        missing = [name for name in members if not hasattr(engine, name)]
+        if missing and self.settings.engine not in ENGINES.built_in:
             raise ModelError(
                 f"engine: {self.settings.engine} returned {type(engine).__name__}, which has no {missing[0]}"
             )
