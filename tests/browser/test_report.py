@@ -250,6 +250,7 @@ def large_run(folder: Path, tokens: int) -> RunFolder:
     return run
 
 
+@pytest.mark.slow
 def test_ten_thousand_traces_stay_smooth(shown: Show, tmp_path: Path) -> None:
     run = large_run(tmp_path / "large", int(os.environ.get("RLT_DATA_TOKENS", "300")))
     began = time.monotonic()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import re
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import transformers
 
 import rlt_data
 from rlt_data.cli import progress as cli_progress
@@ -24,8 +27,9 @@ from rlt_data.settings import (
     RankSettings,
     ScoreSettings,
     Settings,
+    parse_settings,
 )
-from tests.children import Child, write_slowly
+from tests.children import Child, run_child, write_slowly
 from tests.conftest import Rlt
 from tests.killing import command, environment, write_questions
 from tests.made_runs import make_run, trace
@@ -96,12 +100,16 @@ def test_the_command_line_imports_nothing_heavy_before_a_command_runs() -> None:
     assert "rlt_data.settings" in loaded and not heavy & set(loaded)
 
 
+def import_every_module() -> None:
+    """Import all of the package, print what is loaded, and end the process."""
+    for module in pkgutil.walk_packages(rlt_data.__path__, "rlt_data."):
+        importlib.import_module(module.name)
+    print(*sys.modules)
+    sys.exit()
+
+
 def test_no_module_needs_trl_or_vllm() -> None:
-    loaded = python(
-        "import sys, pkgutil, importlib, rlt_data\n"
-        "for module in pkgutil.walk_packages(rlt_data.__path__, 'rlt_data.'): importlib.import_module(module.name)\n"
-        "print(*sys.modules)"
-    ).split()
+    loaded = run_child(prepare=import_every_module).stdout.split()
     assert {"rlt_data.steps.score", "rlt_data.engines.transformers", "torch"} <= set(loaded)
     assert not {"trl", "vllm"} & {name.partition(".")[0] for name in loaded}
 
@@ -263,18 +271,15 @@ def test_ctrl_c_while_modules_are_imported_is_one_line(delay: float) -> None:
     assert (process.returncode, errors) == (130, "interrupted\n")
 
 
-def test_the_library_shows_no_bars_and_leaves_those_of_others(tiny: Tiny) -> None:
-    code = (
-        "from transformers import AutoModelForCausalLM\n"  # before rlt_data: the environment would be too late
-        "import sys, rlt_data as rlt\n"
-        f"settings = dict(teacher={str(tiny())!r}, input='questions.jsonl', out='run', n=1, max_tokens=4)\n"
-        "rlt.generate(rlt.GenerateSettings(**settings))\n"
-        "print('between', file=sys.stderr)\n"
-        f"AutoModelForCausalLM.from_pretrained({str(tiny())!r})\n"
-    )
+def test_the_library_shows_no_bars_and_leaves_those_of_others(
+    tiny: Tiny, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS")
+    monkeypatch.setattr("rlt_data.libraries._bars_shown", False)  # earlier command lines of this process showed them
     write_questions(Path("questions.jsonl"), 2)
-    hidden = ("HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_VERBOSITY")
-    variables = {key: value for key, value in environment().items() if key not in hidden}
-    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
-    before, _, after = done.stderr.partition("between\n")
-    assert (before, done.stdout) == ("", "") and "Loading weights" in after
+    settings = {"teacher": str(tiny()), "in": "questions.jsonl", "out": "run", "n": 1, "max_tokens": 4}
+    transformers.logging.enable_progress_bar()
+    rlt_data.generate(parse_settings(GenerateSettings, settings))
+    assert capfd.readouterr() == ("", "")
+    transformers.AutoModelForCausalLM.from_pretrained(tiny())
+    assert "Loading weights" in capfd.readouterr().err

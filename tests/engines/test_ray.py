@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 
 from rlt_data import CountdownSettings, make_countdown
 from rlt_data.engines.ray import Feed
+from tests.children import run_child
 from tests.conftest import Rlt
 from tests.killing import command, environment, run_to_end
 
@@ -78,6 +79,7 @@ def started(arguments: list[str], run: Path, table: str) -> subprocess.Popen[str
     return process
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_costs_nothing_but_time(cluster: Any, questions: Path, alone: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = started(generate(questions, run, "--ray", cluster.address, "--engines", 3), run, "traces")
@@ -89,6 +91,7 @@ def test_a_node_that_dies_costs_nothing_but_time(cluster: Any, questions: Path, 
     cluster.wait_for_nodes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begins", ["here", "on the cluster"])
 def test_a_run_is_finished_on_the_other_side(
     cluster: Any, questions: Path, alone: Path, tmp_path: Path, begins: str
@@ -104,6 +107,7 @@ def test_a_run_is_finished_on_the_other_side(
     assert tables(run) == tables(alone)
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_one_machine(cluster: Any, alone: Path, tmp_path: Path) -> None:
     run = shutil.copytree(alone, tmp_path / "run")
     run_to_end(score(run, "--ray", cluster.address))
@@ -124,21 +128,38 @@ def test_batches_are_handed_out_whatever_the_order_they_come_in() -> None:
     assert asyncio.run(hand_out()) == [[10], [11], None, [], [11]]
 
 
-def test_mistakes(cluster: Any, questions: Path, tmp_path: Path, rlt: Rlt, monkeypatch: pytest.MonkeyPatch) -> None:
-    def said(*options: Any, code: int) -> str:
+def test_ray_on_this_machine_gives_the_same_run(rlt: Rlt, questions: Path, tmp_path: Path) -> None:
+    options = "--teacher", "nano", "--in", questions, "--limit", 12, "--n", 2, "--max-tokens", 12, "--out"
+    rlt("generate", *options, "without")
+    run_child("generate", *options, "with", "--ray", "local", "--engines", 1)
+    assert tables(Path("with")) == tables(Path("without"))
+
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(questions: Path, tmp_path: Path, rlt: Rlt) -> Refused:
+    """Run a command that must fail before it writes a trace, and return what it prints."""
+
+    def generate(*options: Any, code: int) -> str:
         run = tmp_path / "run"
         output = rlt("generate", "--teacher", "nano", "--in", questions, "--out", run, *options, code=code).output
         assert not (run / "traces").exists()
         return output
 
-    assert "ray: is needed with --engines" in said("--engines", 2, code=2)
-    assert "goes with --engine transformers or vllm" in said(
-        "--ray", "auto", "--engine", "server", "--url", "http://localhost/v1", code=2
-    )
-    assert "7 engines of one CPU do not fit into the cluster: 0 GPUs, 6 CPUs" in said(
-        "--ray", cluster.address, "--engines", 7, code=2
-    )
-    assert "--ray 127.0.0.1:1: no cluster there" in said("--ray", "127.0.0.1:1", code=8)
-    assert "takes auto, local, or the address" in said("--ray", "ray://10.0.0.1:10001", code=2)
+    return generate
+
+
+@pytest.mark.slow
+def test_more_engines_than_fit_into_the_cluster(cluster: Any, refused: Refused) -> None:
+    assert "0 GPUs, 6 CPUs" in refused("--ray", cluster.address, "--engines", 7, code=2)
+
+
+def test_mistakes(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "ray: " in refused("--engines", 2, code=2)
+    assert "--engine" in refused("--ray", "auto", "--engine", "server", "--url", "http://localhost/v1", code=2)
+    assert "--ray 127.0.0.1:1" in refused("--ray", "127.0.0.1:1", code=8)
+    assert "auto, local" in refused("--ray", "ray://10.0.0.1:10001", code=2)
     monkeypatch.setattr("rlt_data.engines.ray.find_spec", lambda name: None)
-    assert "pip install 'rlt-data[ray]'" in said("--ray", "auto", code=6)
+    assert "pip install 'rlt-data[ray]'" in refused("--ray", "auto", code=6)

@@ -221,7 +221,7 @@ def scores(engine: Engine, groups: list[list[SequenceRequest]], temperature: flo
 def test_scoring_gives_the_models_logprobs(server: Process, opened: Open, tiny: Tiny, kind: str) -> None:
     groups = texts()
     groups[0].append(SequenceRequest("nothing", groups[0][0].ids, np.zeros(0, np.int32)))
-    groups[1].append(SequenceRequest("made", groups[1][0].ids, groups[1][0].wanted, emit=False))
+    groups[1].append(SequenceRequest("made", groups[1][0].ids, groups[1][0].positions, emit=False))
     served = scores(opened(server.url(kind), scoring=True), groups, 1.0)
     assert len(served) == 12
     for key, values in scores(local(tiny()), groups, 1.0).items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -19,6 +18,7 @@ from rlt_data.errors import RltDataError, SettingsError
 from rlt_data.recipes import experiment
 from rlt_data.recipes.experiment import Experiment, estimate, load_config, pearson, spearman
 from rlt_data.settings import TrainTeacherSettings, WarmUpSettings, parse_settings
+from tests.recipes.work import process_of_call
 from tests.training.test_policy import RELEASED
 
 pytest.importorskip("trl", reason="needs the extra train")
@@ -31,14 +31,14 @@ Run = Callable[..., dict[str, Any]]
 def run(tmp_path: Path) -> Run:
     """Run a recipe at the nano scale with one seed and some settings made smaller; return its figures."""
 
-    def run(recipe: str, **smaller: Any) -> dict[str, Any]:
+    def run(recipe: str, test_rows: int = 300, **smaller: Any) -> dict[str, Any]:
         config = load_config(recipe, "nano") | {"seeds": 1, "workers": 1}
         for section, keys in smaller.items():
             name = section.replace("_", "-") if section.replace("_", "-") in config else section
             whole = section in ("lambdas", "sources") or not isinstance(keys, dict)
             config[name] = keys if whole else config[name] | keys
         for section in [name for name in config if name.startswith("test")]:
-            config[section] = {"countdown": config[section]["countdown"] | {"rows": 300}}
+            config[section] = {"countdown": config[section]["countdown"] | {"rows": test_rows}}
         work: Callable[[Experiment], None] = import_module(f"rlt_data.recipes.{recipe}.recipe").run
         experiment = Experiment(recipe, config, tmp_path / recipe)
         work(experiment)
@@ -58,6 +58,12 @@ def countdown(recipe: str, section: str, rows: int) -> dict[str, Any]:
 
 def few(recipe: str, rows: int, section: str = "train") -> dict[str, Any]:
     return {section.replace("-", "_"): countdown(recipe, section, rows)}
+
+
+def test_a_recipe_runs_to_its_results_and_not_again(run: Run) -> None:
+    sizes = {"generate": {"n": 2, "max_tokens": 60}, "student": {"epochs": 1, "max_steps": 2}}
+    results = run("reward_analysis", 20, lambdas={1: [1, 2]}, **sizes, **few("reward_analysis", 24))
+    assert set(results["lambdas"]["1.0"]["accuracy"]) == {"1", "2"}
 
 
 @pytest.mark.slow
@@ -191,13 +197,8 @@ def test_statistics() -> None:
     assert pearson([1, 2, 3], [2, 4, 6]) == pytest.approx(1) and spearman([1, 2, 3], [9, 4, 1]) == pytest.approx(-1)
 
 
-def where(settings: Any) -> dict[str, int]:
-    """A step that tells its process."""
-    return {"process": os.getpid()}
-
-
 def test_a_step_on_a_gpu_runs_in_a_process_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = replace(experiment.STEPS["generate"], function="tests.recipes.test_recipes:where")
+    step = replace(experiment.STEPS["generate"], function="tests.recipes.work:process_of_step")
     monkeypatch.setitem(experiment.STEPS, "generate", step)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     made = Experiment("teacher", {"generate": {"teacher": "t", "in": "i"}}, tmp_path)
@@ -205,29 +206,26 @@ def test_a_step_on_a_gpu_runs_in_a_process_that_ends(tmp_path: Path, monkeypatch
     assert made.step("generate", out="on-cpu", device="cpu")["result"]["process"] == os.getpid()
 
 
-def generated(made: Experiment, place: int) -> tuple[int, int]:
-    """A piece of work with a step."""
-    time.sleep(0.2 * (place == 0))
-    if place == 9:
-        raise SettingsError("nine is too many")
-    return place, os.getpid()
-
-
 def test_work_is_shared_among_processes_and_returned_in_order(tmp_path: Path) -> None:
     shared = Experiment("teacher", {"workers": 2}, tmp_path)
-    results = shared.each(generated, [(place,) for place in range(4)])
-    assert [place for place, _ in results] == [0, 1, 2, 3]
+    results = shared.each(process_of_call, [(number,) for number in range(4)])
+    assert [number for number, _ in results] == [0, 1, 2, 3]
     assert os.getpid() not in {process for _, process in results}
     with pytest.raises(SettingsError, match="nine is too many"):
-        shared.each(generated, [(9,), (1,)])
+        shared.each(process_of_call, [(9,), (1,)])
 
 
+def test_a_launcher_that_is_not_installed_is_refused(tmp_path: Path) -> None:
+    config = {"launcher": "zero3", "student": {"model": "nano-student", "in": "rows.jsonl"}}
+    with pytest.raises(SettingsError, match="zero3"):
+        Experiment("teacher", config, tmp_path).step("student", out="out")
+
+
+@pytest.mark.slow
 def test_a_launched_training_that_fails_is_one_line(tmp_path: Path, tiny: Callable[..., Path]) -> None:
     config = {"launcher": "fsdp2", "student": {"model": str(tiny()), "in": "nowhere.jsonl"}}
     with pytest.raises(RltDataError, match=r"^teacher: student for out ended with code \d+; see above$"):
         Experiment("teacher", config, tmp_path).step("student", out="out")
-    with pytest.raises(SettingsError, match="launcher: zero3 needs DeepSpeed"):
-        Experiment("teacher", config | {"launcher": "zero3"}, tmp_path).step("student", out="out")
 
 
 def test_a_recipe_is_run_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:

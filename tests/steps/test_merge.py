@@ -18,7 +18,7 @@ from rlt_data.steps.merge import MergeSummary, merge
 from rlt_data.storage.errorlog import ErrorLog, failures
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import KEYS, QUESTIONS_PER_PART, to_table
-from tests.conftest import Rlt, write_jsonl
+from tests.conftest import Rlt, examples, write_jsonl
 from tests.made_runs import distilled, drop_part, files_of, make_run, ranked, table, trace
 
 Row = dict[str, Any]
@@ -59,7 +59,7 @@ RUNS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 @given(RUNS, st.sampled_from([0, 3000, 2**20]), st.randoms(use_true_random=False))
 def test_a_merged_run_is_the_union_in_the_order_of_the_runs(
     tmp_path_factory: pytest.TempPathFactory, drawn: list[dict[int, set[int]]], held: int, draw: random.Random

@@ -15,6 +15,7 @@ from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.steps import rank as rank_module
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
+from tests.conftest import examples
 from tests.made_runs import drop_part, files_of, make_run, ranked, table, trace
 
 Row = dict[str, Any]
@@ -71,7 +72,7 @@ TRACES = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(TRACES, st.randoms(use_true_random=False))
 def test_the_order_is_that_of_a_plain_sort_whatever_the_order_of_rows(
     tmp_path_factory: pytest.TempPathFactory, drawn: list[Row], shuffle: random.Random

@@ -7,7 +7,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 #: Calls that change a disk, or make a change durable.
@@ -62,6 +62,16 @@ def run_with_fault(work: Callable[[], object], fault: str, number: int) -> tuple
 
 def in_child(work: Callable[[], object]) -> int:
     """Do something in a child process, and return its exit code."""
+    return exit_code(start_child(work))
+
+
+def exit_code(child: int) -> int:
+    """Wait for a child process, and return its exit code."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def start_child(work: Callable[[], object]) -> int:
+    """Do something in a child process, and return its number."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -72,7 +82,7 @@ def in_child(work: Callable[[], object]) -> int:
             print(repr(error), file=sys.__stderr__)
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return child
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -102,7 +112,7 @@ def _inject(fault: str, at: int, note: Callable[[], object]) -> None:
 
 
 def every_fault(
-    work: Callable[[], object], prepare: Callable[[], object], step: int = 1
+    work: Callable[[], object], prepare: Callable[[], object], step: int = 1, faults: Iterable[str] = FAULTS
 ) -> Iterator[tuple[str, int, int]]:
     """Do something with each fault at each of its disk calls, and yield the fault, the call's number and the exit code.
 
@@ -110,8 +120,9 @@ def every_fault(
         work: what to do.
         prepare: is called before each try.
         step: take every so many calls only.
+        faults: keys of :data:`FAULTS`.
     """
-    for fault in FAULTS:
+    for fault in faults:
         for number in range(0, 10_000, step):
             prepare()
             happened, code = run_with_fault(work, fault, number)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -20,34 +20,42 @@ from rlt_data.steps.generate import generate
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 from rlt_data.storage.writer import TableWriter
+from tests.children import run_child
 from tests.conftest import Rlt
-from tests.killing import environment
 from tests.made_runs import distilled, files_of, make_run, ranked, table, trace
+from tests.storage.faults import FAULTS
 
 Tiny = Callable[..., Path]
-ROOT = Path(__file__).parents[2]
 
 
-def torture(call: str) -> dict[str, object]:
+def torture(function: str, *arguments: object) -> dict[str, object]:
     """Call a function of torture.py in a process that has not used polars, so that it can fork."""
-    code = f"import json; from tests.storage.torture import *; print(json.dumps({call}))"
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False
-    )
-    assert result.returncode == 0, result.stderr.decode()
-    return dict(json.loads(result.stdout.splitlines()[-1]))
+    child = run_child(prepare=partial(_torture, function, *arguments))
+    return dict(json.loads(child.stdout.splitlines()[-1]))
 
 
-def test_no_fault_loses_an_earlier_result() -> None:
-    found = torture("faults(step=11)")
+def _torture(function: str, *arguments: object) -> None:
+    from tests.storage import torture
+
+    print(json.dumps(getattr(torture, function)(*arguments)))
+    sys.exit()
+
+
+@pytest.mark.parametrize(
+    ("step", "kinds"),
+    [(17, ("SIGKILL",)), pytest.param(5, tuple(FAULTS), marks=pytest.mark.slow)],
+    ids=["some", "many"],
+)
+def test_no_fault_loses_an_earlier_result(step: int, kinds: tuple[str, ...]) -> None:
+    found = torture("faults", step, kinds)
     assert found.keys() == {"rank", "distill", "report", "countdown", "merge"}
     for name, counts in found.items():
-        assert isinstance(counts, dict) and counts["faults"] > 3, name
+        assert isinstance(counts, dict) and counts["faults"] > 1, name
         assert counts["lost"] == counts["left"] == 0 and counts["old"] and counts["new"], (name, counts)
 
 
 def test_two_distills_at_a_time_make_one_data_set() -> None:
-    assert torture("pairs(2)")["wrong"] == 0
+    assert torture("pairs", 2)["wrong"] == 0
 
 
 @pytest.fixture

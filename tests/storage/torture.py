@@ -15,12 +15,11 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from rlt_data.steps.merge import merge
 from rlt_data.storage.backends import open_folder
 from rlt_data.storage.run import RunFolder
 from tests.made_runs import distilled, make_run, ranked, trace
-from tests.storage.faults import content_of, every_fault, in_child
+from tests.storage.faults import FAULTS, content_of, every_fault, exit_code, in_child, start_child
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "faults.json"
 #: Commands that read a run, with the tables that a damaged part of is read by each.
@@ -91,8 +90,8 @@ def _earlier() -> None:
     make_countdown(CountdownSettings(rows=10, out="problems.jsonl"))
 
 
-def faults(step: int = 1) -> dict[str, Any]:
-    """Inject every fault at every ``step``-th disk call of each of :data:`STEPS`.
+def faults(step: int = 1, kinds: Iterable[str] = FAULTS) -> dict[str, Any]:
+    """Inject every fault at every ``step``-th disk call of each of :data:`STEPS`, or only faults of some kinds.
 
     Returns:
         For each of them: ``faults`` injected, ``old`` and ``new`` results found after them, ``lost`` (neither), and
@@ -110,7 +109,7 @@ def faults(step: int = 1) -> dict[str, Any]:
             after = result_of(place)
             names = set(content_of(Path()))
             counts: Counter[str] = Counter()
-            for _ in every_fault(work, _restore, step):
+            for _ in every_fault(work, _restore, step, kinds):
                 counts["faults"] += 1
                 in_child(_open)
                 found = result_of(place) if place.exists() else ""
@@ -127,15 +126,8 @@ def pairs(number: int) -> dict[str, int]:
     with _workplace():
         assert in_child(lambda: made(Path("run"), parts=40)) == 0
         for _ in range(number):
-            started = [
-                subprocess.Popen(
-                    [sys.executable, "-c", "from rlt_data.cli.main import main; main()", *arguments],
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                )
-                for arguments in (["distill", "--in", "run"], ["distill", "--in", "run", "--select", "top:2"])
-            ]
-            codes = sorted(process.wait() for process in started)
+            started = [start_child(partial(distilled, RunFolder("run"), select=rule)) for rule in ("best", "top:2")]
+            codes = sorted(map(exit_code, started))
             counts[f"exit codes {codes}"] += 1
             counts["wrong"] += not _consistent(Path("run/dataset"))
     return {"pairs": number, "wrong": 0, **counts}

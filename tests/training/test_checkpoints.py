@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from rlt_data.errors import RunFolderError
+from rlt_data.settings import TrainStudentSettings
 from rlt_data.training.checkpoints import RECORD, checkpoints, last_whole_checkpoint
+from rlt_data.training.sft import train_student
 from tests.conftest import Rlt, write_jsonl
 
 pytest.importorskip("trl", reason="needs the extra train")
@@ -19,11 +20,28 @@ Tiny = Callable[..., Path]
 Train = Callable[..., str]
 
 
-@pytest.fixture
-def train(rlt: Rlt, tiny: Tiny, tmp_path: Path) -> Train:
-    """Train for six steps with a checkpoint every two; return what is printed."""
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     turns = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"It is {n}."}] for n in range(12)]
-    rows = write_jsonl(tmp_path / "rows.jsonl", [{"messages": each} for each in turns])
+    return write_jsonl(tmp_path_factory.mktemp("rows") / "rows.jsonl", [{"messages": messages} for messages in turns])
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: Tiny, rows: Path) -> Path:
+    """A training of six steps that was not interrupted."""
+    sizes = {"batch_size": 2, "micro_batch_size": 2, "epochs": 1, "save_steps": 2, "keep_checkpoints": 3}
+    out = rows.parent / "straight"
+    train_student(
+        TrainStudentSettings(
+            model=str(tiny()), input=str(rows), out=str(out), device="cpu", learning_rate=1e-3, **sizes
+        )
+    )
+    return out
+
+
+@pytest.fixture
+def train(rlt: Rlt, tiny: Tiny, rows: Path) -> Train:
+    """Train for six steps with a checkpoint every two; return what is printed."""
 
     def train(out: str, code: int = 0, **changes: Any) -> str:
         flags = {"batch-size": 2, "micro-batch-size": 2, "epochs": 1, "learning-rate": 1e-3, "save-steps": 2} | changes
@@ -35,10 +53,10 @@ def train(rlt: Rlt, tiny: Tiny, tmp_path: Path) -> Train:
 
 
 @pytest.fixture
-def interrupted(train: Train) -> Path:
+def interrupted(finished: Path) -> Path:
     """A training that was stopped after step 4."""
-    train("straight")
-    shutil.copytree("straight", "cut")
+    shutil.copytree(finished, "straight")
+    shutil.copytree(finished, "cut")
     shutil.rmtree("cut/checkpoint-6")
     for file in Path("cut").glob("*.safetensors"):
         file.unlink()
@@ -69,8 +87,14 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("record", [True, False], ids=["with a record", "of an earlier version"])
-@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize(
+    ("kind", "record"),
+    [
+        pytest.param(kind, record, marks=[] if record or kind.endswith("cut off") else pytest.mark.slow)
+        for kind in DAMAGES
+        for record in (True, False)
+    ],
+)
 def test_a_damaged_checkpoint_is_left_for_the_one_before(
     train: Train, interrupted: Path, kind: str, record: bool
 ) -> None:
@@ -149,18 +173,3 @@ def test_a_damaged_record_of_the_training_is_one_line(train: Train, content: str
     Path("out/training.json").write_text(content)
     told = train("out", code=5)
     assert "training.json" in told and "choose another --out" in " ".join(told.split())
-
-
-def test_an_old_checkpoint_without_the_reference_is_refused(tmp_path: Path) -> None:
-    from rlt_data.training.trl_patches import PolicyTrainer
-
-    class Loading:
-        def _load_from_checkpoint(self, *_: Any) -> None:
-            pass
-
-    class Trainer(PolicyTrainer, Loading):
-        class args:  # noqa: N801
-            sync_ref_model = True
-
-    with pytest.raises(RunFolderError, match="reference/model.safetensors is missing"):
-        Trainer()._load_from_checkpoint(str(tmp_path))
