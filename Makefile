@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # A processor build of torch where the default one would bring CUDA: TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: setup demo demo-gemma recipe test test-core test-vllm test-browser lint bench torture clean
+.PHONY: setup demo demo-gemma recipe test test-all test-core test-vllm test-browser lint bench torture clean
 
 setup: $(STAMP)
 
@@ -24,10 +24,19 @@ demo: $(STAMP)
 demo-gemma: $(STAMP)
 	PATH=$(abspath $(BIN)):$$PATH sh recipes/demo/gemma.sh
 
-# Files of tests run side by side, each in processes of one thread.
+# All behaviour, in minutes; nothing in it depends on the machine's speed. Every worker has one thread.
 WORKERS ?= 2
+PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+# Everything: also what is marked slow (kills, faults, throughput, long trainings, more examples of every property), the
+# pages in a browser, the core without extras, and real vLLM.
+test-all: $(STAMP)
+	RLT_DATA_EXAMPLES=4 $(PYTEST) $(PYTEST_ARGS)
+	$(MAKE) test-browser
+	$(MAKE) test-core
+	$(MAKE) test-vllm
 
 # The core without extras, installed as users install it, with the versions of constraints/core.txt.
 CORE_VENV ?= .venv-core

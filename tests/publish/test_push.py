@@ -13,7 +13,8 @@ from typing import Any
 import filelock
 import polars as pl
 import pytest
-from huggingface_hub import DatasetCard
+from datasets import load_dataset
+from huggingface_hub import DatasetCard, HfFileSystem
 
 from rlt_data.errors import RunFolderError
 from rlt_data.publish.push import PushSummary, push
@@ -42,9 +43,23 @@ def pushed(run: RunFolder, **settings: Any) -> PushSummary:
 
 
 def loaded(hub: HubServer, tmp_path: Path, *configs: str, revision: str = "main") -> dict[str, list[dict[str, Any]]]:
-    """Load configurations in a process of its own, at once and streaming, which must give the same."""
+    """Load configurations, completely and as streams, which must give the same rows."""
+    HfFileSystem.clear_instance_cache()
+    rows: dict[str, list[dict[str, Any]]] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_ENDPOINT", hub.url)
+        patch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+        options: dict[str, Any] = {"revision": revision, "split": "train", "cache_dir": str(tmp_path / "datasets")}
+        for name in configs:
+            rows[name] = list(load_dataset(NAME, name, **options))
+            assert list(load_dataset(NAME, name, streaming=True, **options)) == rows[name]
+    return rows
+
+
+def loaded_elsewhere(hub: HubServer, tmp_path: Path, *configs: str) -> dict[str, list[dict[str, Any]]]:
+    """Load configurations in another process, which knows the Hub from its environment alone."""
     environment = {**os.environ, **hub.environment, "HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-c", _LOAD, NAME, revision, *configs]
+    command = [sys.executable, "-c", _LOAD, NAME, "main", *configs]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     found: dict[str, list[dict[str, Any]]] = {}
     for line in done.stdout.splitlines():
@@ -57,7 +72,7 @@ def test_every_configuration_comes_back_row_for_row(hub: HubServer, run: RunFold
     summary = pushed(run)
     assert summary.rows == {"default": 2, "rank_01": 2, "rank_02": 2, "rank_03": 1, "traces": 6}
     assert hub.dataset(NAME).private and len(hub.dataset(NAME).history()) == 2
-    rows = loaded(hub, tmp_path, *summary.rows)
+    rows = loaded_elsewhere(hub, tmp_path, *summary.rows)
     local = pl.read_ndjson(Path(str(run.path)) / "dataset" / "train.jsonl", infer_schema_length=None).to_dicts()
     assert rows["default"] == local
     assert [row["trace_id"] for row in rows["rank_02"]] == ["a/1", "c/0"]

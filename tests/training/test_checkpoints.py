@@ -29,13 +29,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(tiny: Tiny, rows: Path) -> Path:
     """A training of six steps that was not interrupted."""
-    sizes = {"batch_size": 2, "micro_batch_size": 2, "epochs": 1, "save_steps": 2, "keep_checkpoints": 3}
+    sizes: dict[str, Any] = {"batch_size": 2, "micro_batch_size": 2, "epochs": 1, "save_steps": 2, "device": "cpu"}
+    sizes |= {"keep_checkpoints": 3, "learning_rate": 1e-3}
     out = rows.parent / "straight"
-    train_student(
-        TrainStudentSettings(
-            model=str(tiny()), input=str(rows), out=str(out), device="cpu", learning_rate=1e-3, **sizes
-        )
-    )
+    train_student(TrainStudentSettings(model=str(tiny()), input=str(rows), out=str(out), **sizes))
     return out
 
 

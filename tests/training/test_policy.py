@@ -230,10 +230,9 @@ def test_padding_changes_nothing(settings: Settings) -> None:
     models = {"model": "nano-teacher-warm", "student": "nano", "in": "asked.jsonl"}
     # the second step follows from the first one's update; its loss holds the KL to the model before it
     sizes = {"steps": 2, "questions": 2, "group": 4, "max_tokens": 60, "held_out": 0, "temperature": 1.0, "beta": 0.5}
+    sizes |= {"learning_rate": 1e-4, "sync_steps": 0}
     for size in (1, 8):  # without padding, and with
-        train_teacher(
-            settings(f"of {size}", learning_rate=1e-4, sync_steps=0, micro_batch_size=size, **models, **sizes)
-        )
+        train_teacher(settings(f"of {size}", micro_batch_size=size, **models, **sizes))
     samples = pl.concat(pl.read_parquet(file) for file in Path("of 8").glob("samples/*.parquet"))
     assert samples["completion"].str.len_chars().n_unique() > 1
     for one, other in zip(metrics("of 1")[:2], metrics("of 8")[:2], strict=True):
