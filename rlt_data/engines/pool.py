@@ -1,8 +1,8 @@
-"""Engine processes on one machine: jobs stream to them, results stream back, and one that dies is started again.
+"""A pool of engine processes on one machine: stream jobs to them and results back, and restart processes that die.
 
-A job goes to the process with the least to do, as soon as one has room, so all of them stay busy until the last job
-whatever the blocks the jobs came in. When a process dies its unfinished jobs go to the others and to its successor,
-from then on at most half as many together: so a job that kills engines is soon alone, and fails alone.
+Each job goes to the least loaded process that has capacity, so all processes stay busy until the last job, across
+blocks. When a process dies, its unfinished jobs are sent again, to any process. From then on each of them runs with at
+most half as many other jobs, so a job that kills engines soon runs alone and fails alone.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ from rlt_data.engines.protocol import (
     groups_to_emit,
     prompts_to_emit,
 )
-from rlt_data.engines.watchdog import Heartbeat, indented, take
+from rlt_data.engines.watchdog import Heartbeat, indented, wait_for_item
 from rlt_data.engines.worker import Job, Ready, Refused, Results
 from rlt_data.errors import EngineError, ModelError
 
 logger = logging.getLogger(__name__)
 
-#: Deaths in a row, without any result between, after which a process is given up: for an engine that has never given
-#: one, and for one that has (time enough to find a job that kills engines among some thousand).
-MOST_DEATHS_AT_FIRST, MOST_DEATHS = 3, 12
+#: Consecutive deaths without a result after which a process is not restarted: before its first result, and after it.
+#: Twelve are enough to isolate one deadly job among several thousand.
+MAX_DEATHS_AT_FIRST, MAX_DEATHS = 3, 12
 
 _LOG_LINES = 15
 
 
 @dataclass
 class InFlightJob:
-    """A job on its way.
+    """A job that is queued or running.
 
     Attributes:
-        number: its name on the wire.
-        job: what is asked.
-        inbox: where its results go.
-        pending: keys of the results that are not there yet.
-        company: the most orders of a process that it may be one of.
+        number: identifies the job in messages.
+        job: the job.
+        inbox: the queue for its results.
+        pending: keys of missing results.
+        max_concurrent: maximum number of jobs that its process may run together with it, itself included.
     """
 
     number: int
@@ -69,33 +69,33 @@ class InFlightJob:
     max_concurrent: int = sys.maxsize
 
     def finish(self, result: Result) -> None:
-        """Pass a result on."""
+        """Deliver one result."""
         self.pending.discard(result.key)
         self.inbox.put(result)
 
-    def rest(self) -> Job:
-        """Return the job without what is finished."""
+    def pending_job(self) -> Job:
+        """Return the job without its finished samples."""
         request = self.job.request
         if isinstance(request, PromptRequest):
-            left = [sample for sample in request.samples if sample.key in self.pending]
-            return replace(self.job, request=replace(request, samples=left))
+            samples = [sample for sample in request.samples if sample.key in self.pending]
+            return replace(self.job, request=replace(request, samples=samples))
         return self.job
 
 
 class Pool:
-    """Engine processes that share the work; an :class:`~rlt_data.engines.Engine`.
+    """An :class:`~rlt_data.engines.Engine` over several engine processes.
 
     Args:
         factory: the function that makes a core, as ``module:function``.
-        arguments: its arguments.
-        environments: environment variables of each process, beside those of this one.
-        name: of the model, for messages and log files.
-        logs: folder for what the processes write.
-        patience: seconds without a sign of life after which loading is given up.
+        arguments: the function's arguments.
+        environments: one dictionary per process, added to this process's environment variables.
+        name: the model's name, for messages and log files.
+        logs: folder for the processes' logs; None keeps them only until the pool is closed.
+        load_timeout: maximum seconds without progress while models load.
 
     Raises:
         ModelError: a core cannot run its model.
-        EngineError: a process stood still while it loaded.
+        EngineError: a process made no progress while loading.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Pool:
         *,
         name: str,
         logs: Path | None = None,
-        patience: float = 900.0,
+        load_timeout: float = 900.0,
     ) -> None:
         self.heartbeat = Heartbeat()
         self.name = name
@@ -126,25 +126,25 @@ class Pool:
             for index, environment in enumerate(environments)
         ]
         try:
-            self._load(patience)
+            self._load(load_timeout)
         except BaseException:
             self.close()
             raise
 
-    def _load(self, patience: float) -> None:
+    def _load(self, timeout: float) -> None:
         for worker in self._workers:
             worker.start()
         while not all(worker.ready for worker in self._workers):
             time.sleep(0.05)
-            self._note_loading()
+            self._touch_if_loading()
             for worker in self._workers:
                 if worker.refused:
                     raise ModelError(worker.refused + worker.log_end())
             if self._failure:
                 raise ModelError(f"{self.name}: {self._failure}")
-            if self.heartbeat.idle > patience:
+            if self.heartbeat.idle > timeout:
                 ends = "".join(worker.log_end() for worker in self._workers)
-                raise EngineError(f"{self.name}: loading made no progress for {patience:g} s (--stall-timeout){ends}")
+                raise EngineError(f"{self.name}: loading made no progress for {timeout:g} s (--stall-timeout){ends}")
         self._loaded = True
         self.context_length = min(worker.ready.context_length for worker in self._workers if worker.ready)
 
@@ -159,11 +159,11 @@ class Pool:
         return cast(Iterator[SequenceLogprobs | Failure], self._run(jobs))
 
     def log_tail(self) -> str:
-        """Return the last lines that the processes wrote."""
+        """Return the last lines of the processes' logs."""
         return "\n".join(line for worker in self._workers for line in worker.log_tail())
 
     def close(self) -> None:
-        """End the processes."""
+        """Kill the processes."""
         self._closed = True
         for worker in self._workers:
             worker.kill()
@@ -171,30 +171,30 @@ class Pool:
             self._temporary.cleanup()
 
     def _run(self, jobs: Iterator[Job]) -> Iterator[Result]:
-        """Hand out jobs as there is room for them, and yield results as they come."""
+        """Send jobs while a process has capacity, and yield results as they arrive."""
         inbox: queue.SimpleQueue[Result] = queue.SimpleQueue()
-        owed = 0
+        pending = 0
         more = True
         while True:
-            while more and self._has_room():
+            while more and self._has_capacity():
                 job = next(jobs, None)
                 more = job is not None
                 if job is not None:
-                    owed += len(job.keys)
+                    pending += len(job.keys)
                     self._enqueue(job, inbox)
-            if not owed:
+            if not pending:
                 return
-            yield take(inbox, self.heartbeat, self._look)
-            owed -= 1
+            yield wait_for_item(inbox, self.heartbeat, self._check_workers)
+            pending -= 1
 
-    def _look(self) -> None:
-        """Look after the processes while there is no result."""
+    def _check_workers(self) -> None:
+        """Raise if no process is left; called while no result arrives."""
         if self._failure:
             raise self._failure
-        self._note_loading()
+        self._touch_if_loading()
 
-    def _note_loading(self) -> None:
-        """Take what a process writes while it loads its model for a sign of life."""
+    def _touch_if_loading(self) -> None:
+        """Count log output of a process that loads its model as progress."""
         if any([worker.log_has_grown() for worker in self._workers if not worker.ready]):
             self.heartbeat.touch()
 
@@ -203,23 +203,23 @@ class Pool:
             self._waiting.append(InFlightJob(next(self._numbers), job, inbox, set(job.keys)))
             self._dispatch()
 
-    def _has_room(self) -> bool:
+    def _has_capacity(self) -> bool:
         with self._lock:
-            return not self._waiting and any(worker.has_room() for worker in self._workers)
+            return not self._waiting and any(worker.has_capacity() for worker in self._workers)
 
     def _dispatch(self) -> None:
-        """Send waiting orders to the processes that have the least to do."""
+        """Send waiting jobs to the least loaded processes."""
         with self._lock:
             while self._waiting:
-                free = [worker for worker in self._workers if worker.has_room(self._waiting[0])]
-                if not free:
+                available = [worker for worker in self._workers if worker.has_capacity(self._waiting[0])]
+                if not available:
                     return
-                min(free, key=lambda worker: worker.load).send(self._waiting.popleft())
+                min(available, key=lambda worker: worker.load).send(self._waiting.popleft())
 
-    # What the processes report, each in the thread that reads from it
+    # Called in the threads that read from the processes
 
-    def received(self, worker: WorkerProcess, message: Any) -> None:
-        """Take a message of a process."""
+    def handle_message(self, worker: WorkerProcess, message: Any) -> None:
+        """Handle a message from a process."""
         self.heartbeat.touch()
         with self._lock:
             if isinstance(message, Ready):
@@ -229,34 +229,34 @@ class Pool:
             elif isinstance(message, Results) and message.results:
                 worker.deaths, worker.productive = 0, True
                 for number, result in message.results:
-                    order = worker.orders.get(number)
-                    if order and result.key in order.pending:
-                        order.finish(result)
-                        if not order.pending:
-                            del worker.orders[number]
+                    in_flight = worker.in_flight.get(number)
+                    if in_flight and result.key in in_flight.pending:
+                        in_flight.finish(result)
+                        if not in_flight.pending:
+                            del worker.in_flight[number]
             self._dispatch()
 
-    def lost(self, worker: WorkerProcess) -> None:
-        """Take note that a process has ended, hand its orders on, and start it again."""
+    def handle_death(self, worker: WorkerProcess) -> None:
+        """Requeue the jobs of a process that has ended, and start it again."""
         with self._lock:
             if self._closed or worker.refused:
                 return
-            orders, worker.orders = list(worker.orders.values()), {}
+            jobs, worker.in_flight = list(worker.in_flight.values()), {}
             worker.deaths += 1
-            last = (worker.log_tail() or ["no word"])[-1].strip()
-            logger.warning("%s: an engine process died (%s); %d of its jobs wait", self.name, last, len(orders))
-            for order in orders:
-                if order.max_concurrent == 1:
-                    for key in list(order.pending):
-                        order.finish(Failure(key, f"the engine died of it, again when it was alone ({last})"))
-                order.max_concurrent = max(1, len(orders) // 2)
-            self._waiting.extendleft(order for order in reversed(orders) if order.pending)
+            last_line = (worker.log_tail() or ["no log output"])[-1].strip()
+            logger.warning("%s: an engine process died (%s); %d jobs are retried", self.name, last_line, len(jobs))
+            for job in jobs:
+                if job.max_concurrent == 1:
+                    for key in list(job.pending):
+                        job.finish(Failure(key, f"the engine died of this request, even alone ({last_line})"))
+                job.max_concurrent = max(1, len(jobs) // 2)
+            self._waiting.extendleft(job for job in reversed(jobs) if job.pending)
             worker.ready = None
-            worker.gone = worker.deaths >= worker.most_deaths or not self._loaded
-            if not worker.gone:
+            worker.abandoned = worker.deaths >= worker.max_deaths or not self._loaded
+            if not worker.abandoned:
                 worker.start()
-            elif not self._loaded or all(each.gone for each in self._workers):
-                times = f"{worker.deaths} times in a row" if self._loaded else "when it was started"
+            elif not self._loaded or all(other.abandoned for other in self._workers):
+                times = f"{worker.deaths} times in a row" if self._loaded else "while it was starting"
                 self._failure = EngineError(f"the engine died {times}{worker.log_end()}")
             self._dispatch()
 
@@ -267,98 +267,97 @@ class WorkerProcess:
     Args:
         pool: the pool.
         core: the function that makes the core, and its arguments.
-        environment: environment variables beside those of this process.
-        log: where the process writes.
+        environment: environment variables added to those of this process.
+        log: the process's log file.
     """
 
     def __init__(
         self, pool: Pool, core: tuple[str, tuple[Any, ...]], environment: Mapping[str, str], log: Path
     ) -> None:
-        self.orders: dict[int, InFlightJob] = {}
+        self.in_flight: dict[int, InFlightJob] = {}
         self.ready: Ready | None = None
         self.refused: str | None = None
-        self.gone = False
+        self.abandoned = False
         self.deaths = 0
         self.productive = False
         self._pool = pool
         self._core = core
         self._environment = environment
         self._log = log
-        self._log_size = self._log_start = log.stat().st_size if log.exists() else 0  # of earlier runs
+        self._log_size = self._log_start = log.stat().st_size if log.exists() else 0  # skips earlier runs
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
 
     @property
-    def most_deaths(self) -> int:
-        """Deaths in a row after which it is given up."""
-        return MOST_DEATHS if self.productive else MOST_DEATHS_AT_FIRST
+    def max_deaths(self) -> int:
+        """Consecutive deaths after which the process is not restarted."""
+        return MAX_DEATHS if self.productive else MAX_DEATHS_AT_FIRST
 
     @property
     def load(self) -> int:
-        """Results that it owes."""
-        return sum(len(order.pending) for order in self.orders.values())
+        """Number of results that the process has not returned yet."""
+        return sum(len(job.pending) for job in self.in_flight.values())
 
-    def has_room(self, order: InFlightJob | None = None) -> bool:
-        """Whether it can take an order more."""
+    def has_capacity(self, new_job: InFlightJob | None = None) -> bool:
+        """Return whether the process can take one more job."""
         if self.ready is None:
             return False
-        max_concurrent = min(
-            (each.max_concurrent for each in [*self.orders.values(), *([order] if order else [])]), default=1
-        )
-        return self.load < self.ready.window and len(self.orders) < max_concurrent
+        jobs = [*self.in_flight.values(), *([new_job] if new_job else [])]
+        max_concurrent = min((job.max_concurrent for job in jobs), default=1)
+        return self.load < self.ready.window and len(self.in_flight) < max_concurrent
 
     def start(self) -> None:
         """Start the process, and a thread that reads from it."""
-        self._connection, theirs = Pipe()
+        self._connection, worker_end = Pipe()
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                # Not by -m: what is pickled there must not belong to __main__.
-                [sys.executable, "-c", "from rlt_data.engines.worker import main; main()", str(theirs.fileno())],
+                # With -m, the classes that the worker pickles would belong to __main__.
+                [sys.executable, "-c", "from rlt_data.engines.worker import main; main()", str(worker_end.fileno())],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **self._environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for this process, and killpg for that one with all it started
+                pass_fds=[worker_end.fileno()],
+                start_new_session=True,  # Ctrl-C must not reach it, and killpg ends it with all its children
             )
-        theirs.close()
+        worker_end.close()
         self._connection.send(self._core)
         threading.Thread(target=self._read, args=(self._connection,), daemon=True).start()
 
-    def send(self, order: InFlightJob) -> None:
-        """Hand an order to the process."""
+    def send(self, job: InFlightJob) -> None:
+        """Send a job to the process."""
         assert self._connection is not None
-        self.orders[order.number] = order
-        with contextlib.suppress(OSError):  # it is gone, and the thread that reads will say so
-            self._connection.send((order.number, order.rest()))
+        self.in_flight[job.number] = job
+        with contextlib.suppress(OSError):  # the process has ended, and the reading thread handles that
+            self._connection.send((job.number, job.pending_job()))
 
     def _read(self, connection: Connection) -> None:
         with contextlib.suppress(EOFError, OSError):
             while True:
-                self._pool.received(self, connection.recv())
+                self._pool.handle_message(self, connection.recv())
         self.kill()
-        self._pool.lost(self)
+        self._pool.handle_death(self)
 
     def kill(self) -> None:
-        """End the process and everything it started."""
+        """Kill the process and all its children."""
         if self._process:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
     def log_has_grown(self) -> bool:
-        """Whether the process has written something since this was last asked."""
+        """Return whether the log has grown since the last call."""
         before, self._log_size = self._log_size, self._log.stat().st_size if self._log.exists() else 0
         return self._log_size > before
 
     def log_end(self) -> str:
-        """Return how the process's log ends, to be added to a message; empty where it wrote nothing."""
+        """Return the end of the log, to append to a message; empty if the process wrote nothing."""
         tail = "\n".join(self.log_tail())
         name = f" ({self._log})" if self._pool.keeps_logs else ""
         return f"; its log{name} ends with:\n{indented(tail)}" if tail else ""
 
     def log_tail(self) -> list[str]:
-        """Return the last lines that the process wrote."""
+        """Return the last lines of the log."""
         if not self._log.exists():
             return []
         with self._log.open("rb") as log:

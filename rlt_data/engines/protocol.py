@@ -1,4 +1,4 @@
-"""What an engine is: token ids in, token ids and log-probs out. Steps know engines only by this."""
+"""The engine protocol: token ids in, token ids and log-probs out. Steps use engines only through it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which model it is, whatever it is called.
+    """Identifies a model by its content, whatever its name.
 
     Attributes:
-        name: what the user called it.
-        revision: commit on the Hub, if it came from there.
+        name: the name that the user gave.
+        revision: the commit, for a model from the Hub.
         weights: hash of the weights and the architecture.
         tokenizer: hash of vocabulary, merges and special tokens.
         chat_template: hash of the template in use.
-        dtype: arithmetic of the forward pass, such as ``float32``.
+        dtype: dtype of the forward pass, such as ``float32``.
     """
 
     name: str
@@ -38,13 +38,13 @@ class ModelIdentity:
 
     @property
     def fingerprint(self) -> str:
-        """Weights and tokenizer: two models with the same fingerprint give the same log-probs up to rounding."""
+        """Hash of weights and tokenizer. Models with the same fingerprint give the same log-probs up to rounding."""
         return f"{self.weights}-{self.tokenizer}"
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; a sample ends at ``stop``, at the model's own end, or after ``max_tokens``."""
+    """Sampling parameters. A sample ends with ``stop``, with the model's end-of-text token or after ``max_tokens``."""
 
     temperature: float
     top_p: float
@@ -53,7 +53,7 @@ class Sampling:
     stop: str
 
     def room(self, prompt: Ints, context_length: int) -> int:
-        """Return the most tokens that a sample of a prompt may have in a model's context."""
+        """Return the maximum number of tokens that a prompt's sample may have in a model's context."""
         left = context_length - len(prompt)
         return min(left, self.max_tokens or left)
 
@@ -64,9 +64,9 @@ class SampleRequest:
 
     Attributes:
         key: the caller's name for it.
-        seed: everything random about it, 64 bits.
-        emit: whether the caller wants it; a sample that is not owed is there so that an engine whose results depend
-            on the batch in their last bits can rebuild the batch it ran before an interruption.
+        seed: 64-bit seed, the only source of randomness.
+        emit: return the sample. Requests that are not emitted let an engine whose results depend on the batch in
+            their last bits rebuild the batch that it ran before an interruption.
     """
 
     key: str
@@ -75,18 +75,18 @@ class SampleRequest:
 
     @property
     def signed_seed(self) -> int:
-        """The seed for those who take signed 64-bit numbers: without its highest bit."""
+        """The seed without its highest bit, for libraries that take signed 64-bit numbers."""
         return self.seed % 2**63
 
 
 @dataclass(frozen=True)
 class PromptRequest:
-    """A prompt and the samples wanted of it.
+    """A prompt and the samples to draw from it.
 
     Attributes:
         ids: token ids of the prompt, shape (tokens,).
         samples: the samples.
-        tail: also return the log-probs of the prompt's last ``tail`` tokens.
+        tail: number of last tokens of the prompt whose log-probs are returned too.
     """
 
     ids: Ints
@@ -99,16 +99,16 @@ class Sample:
     """A finished sample.
 
     Attributes:
-        key: the request's.
-        text: what the tokens add to the prompt, special tokens included, the end-of-text token not.
-        token_ids: the sampled tokens, without an end-of-text token; None where a server gives text alone.
-        logprobs: their log-probs at the sampling temperature (at 1 when that is 0), over the whole vocabulary; None
-            where a server gives none, or others.
-        tail_logprobs: log-probs of the prompt's last tokens, at the same temperature; None likewise.
-        finish_reason: ``stop``: the stop text is there; ``eos``: the model ended; ``length``: out of tokens.
-        prompt_tokens: length of the prompt.
-        completion_tokens: number of sampled tokens, without an end-of-text token.
-        end_token: the end-of-text token with which the model ended, for ``eos``.
+        key: the request's key.
+        text: the sampled text, with special tokens but without the end-of-text token.
+        token_ids: the sampled tokens, without the end-of-text token; None if a server returns only text.
+        logprobs: log-probs of the sampled tokens at the sampling temperature (at 1 if that is 0), over the complete
+            vocabulary; None if a server does not return exactly these.
+        tail_logprobs: log-probs of the prompt's last tokens, at the same temperature; None as for ``logprobs``.
+        finish_reason: ``stop`` at the stop text, ``eos`` at the model's end-of-text token, ``length`` at the maximum.
+        prompt_tokens: number of tokens of the prompt.
+        completion_tokens: number of sampled tokens, without the end-of-text token.
+        end_token: the end-of-text token, for ``eos``.
     """
 
     key: str
@@ -124,7 +124,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Failure:
-    """A sample or a text that could not be worked on, and why; the others are not affected."""
+    """A sample or a text that failed, and the reason; other requests are not affected."""
 
     key: str
     reason: str
@@ -132,13 +132,13 @@ class Failure:
 
 @dataclass(frozen=True)
 class SequenceRequest:
-    """A text whose tokens are to be scored.
+    """A text whose tokens are scored.
 
     Attributes:
         key: the caller's name for it.
-        ids: token ids of the whole text, shape (tokens,).
-        positions: ascending positions, from 1, of the tokens whose log-probs are wanted.
-        emit: see :class:`SampleRequest`.
+        ids: token ids of the complete text, shape (tokens,).
+        positions: ascending indices of the tokens to score, at least 1.
+        emit: return the result; see :class:`SampleRequest`.
     """
 
     key: str
@@ -148,13 +148,13 @@ class SequenceRequest:
 
     @property
     def scored_ids(self) -> Ints:
-        """The tokens up to the last wanted one; those after it play no part in any log-prob."""
+        """The tokens up to the last scored one; later tokens affect no log-prob."""
         return self.ids[: int(self.positions[-1]) + 1]
 
 
 @dataclass(frozen=True)
 class SequenceLogprobs:
-    """Log-probs of the wanted tokens of one text, shape (wanted,), float32."""
+    """Log-probs of one text's scored tokens, float32, shape (positions,)."""
 
     key: str
     logprobs: Floats
@@ -162,64 +162,64 @@ class SequenceLogprobs:
 
 Result = Sample | SequenceLogprobs | Failure
 
-#: Groups of texts that share a beginning, which is computed once.
+#: Groups of texts. The texts of a group share a prefix, which is computed once.
 SequenceBlock = Sequence[Sequence[SequenceRequest]]
 
 
 def prompts_to_emit(blocks: Iterable[Sequence[PromptRequest]]) -> Iterator[PromptRequest]:
-    """Yield the prompts with owed samples, with those alone: for engines whose results know no block."""
+    """Yield each prompt with only its emitted samples, for engines whose results do not depend on the block."""
     for prompt in chain.from_iterable(blocks):
-        if owed := [sample for sample in prompt.samples if sample.emit]:
-            yield replace(prompt, samples=owed)
+        if samples := [sample for sample in prompt.samples if sample.emit]:
+            yield replace(prompt, samples=samples)
 
 
 def groups_to_emit(blocks: Iterable[SequenceBlock]) -> Iterator[list[SequenceRequest]]:
-    """Yield the texts of each group that are owed and have a wanted token, likewise."""
+    """Yield each group with only its emitted texts that have a token to score; see :func:`prompts_to_emit`."""
     for group in chain.from_iterable(blocks):
-        if owed := [request for request in group if request.emit and len(request.positions)]:
-            yield owed
+        if requests := [request for request in group if request.emit and len(request.positions)]:
+            yield requests
 
 
 class Engine(Protocol):
     """Runs one model.
 
-    Blocks are taken in the thread that asks for results, and only as far ahead as keeps the engine busy.
+    Blocks are read in the thread that iterates over the results, only as far ahead as keeps the engine busy.
 
     Attributes:
-        context_length: the most tokens of a text.
-        heartbeat: signs of life, for the watchdog.
+        context_length: maximum number of tokens of a text.
+        heartbeat: progress, for the watchdog.
     """
 
     context_length: int
     heartbeat: Heartbeat
 
     def generate(self, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling) -> Iterator[Sample | Failure]:
-        """Sample completions, each returned as soon as it is finished.
+        """Sample completions and yield each as soon as it is finished.
 
-        A sample depends on its prompt, its seed and the sampling settings only. In its last bits it may depend on the
-        other requests of its block, which is planned as a whole, but on nothing else.
+        A sample depends only on its prompt, its seed and the sampling parameters. Its last bits may also depend on the
+        other requests of its block, because batches are planned from the block, but on nothing else.
         """
         ...
 
     def logprobs(self, blocks: Iterable[SequenceBlock], temperature: float) -> Iterator[SequenceLogprobs | Failure]:
-        """Score texts, each returned as soon as it is done. Texts without a wanted token give no result.
+        """Score texts and yield each as soon as it is finished; skip texts without a token to score.
 
-        Last bits as in :meth:`generate`.
+        The last bits may depend on the block, as in :meth:`generate`.
         """
         ...
 
     def log_tail(self) -> str:
-        """Return the last lines that the engine's processes wrote, for messages; empty where it has none."""
+        """Return the last lines of the engine processes' logs, for messages; empty without processes."""
         ...
 
     def close(self) -> None:
-        """Give back what the engine holds: processes, connections."""
+        """Stop the engine's processes and close its connections."""
         ...
 
 
 @runtime_checkable
 class FullKL(Protocol):
-    """What engines can do beyond :class:`Engine` that see the whole distribution of each token."""
+    """An engine that also sees the complete distribution of each token."""
 
     def full_kl(
         self,
@@ -228,9 +228,13 @@ class FullKL(Protocol):
         other_group: Sequence[SequenceRequest],
         temperature: float,
     ) -> Iterator[SequenceLogprobs | Failure]:
-        """Return KL(this model || other) over the whole vocabulary at the wanted tokens, in nats.
+        """Yield KL(this model || other) over the complete vocabulary at the scored tokens, in nats.
 
-        The two groups hold the same keys, and as many wanted tokens under each.
+        Args:
+            group: texts for this model.
+            other: engine of the other model.
+            other_group: texts for the other model, with the same keys and the same number of scored tokens per key.
+            temperature: both models' logits are divided by it.
 
         Raises:
             ModelError: the two engines cannot compare distributions.

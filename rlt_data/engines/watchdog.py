@@ -1,4 +1,4 @@
-"""Nothing waits for ever: engines give signs of life, and a run whose engines give none for too long is ended."""
+"""Stop runs that hang: engines report progress, and a run without progress for too long ends with an error."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that an engine has for ending by itself, and rows in memory for getting to disk, before the process ends.
+#: Seconds for an engine to stop by itself, and for rows in memory to reach the disk, before the process exits.
 GRACE_SECONDS = 10.0
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 
 class Heartbeat:
-    """Signs of life of an engine."""
+    """The time of an engine's last progress, and whether the engine has to stop."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()
@@ -33,62 +33,62 @@ class Heartbeat:
 
     @property
     def idle(self) -> float:
-        """Seconds since the last sign of life."""
+        """Seconds since the last progress."""
         return time.monotonic() - self._last
 
     def touch(self) -> None:
-        """Give a sign of life: something was computed, or came over the wire; from any thread."""
+        """Report progress: something was computed or received. May be called in any thread."""
         self._last = time.monotonic()
 
     def touch_or_raise(self) -> None:
-        """Give a sign of life from the thread that works.
+        """Report progress in the thread that computes.
 
         Raises:
-            EngineError: the engine has been told to end.
+            EngineError: the engine has been stopped.
         """
         self.touch()
         self.raise_if_stopped()
 
     def raise_if_stopped(self) -> None:
-        """Raise EngineError if the engine has been told to end; for places that wait."""
+        """Raise the error given to :meth:`stop`, if any; for threads that wait."""
         if self._error:
             raise self._error
 
     def stop(self, error: EngineError) -> None:
-        """Tell the engine to end: its next :meth:`touch_or_raise` or :meth:`raise_if_stopped` raises ``error``."""
+        """Make the next :meth:`touch_or_raise` or :meth:`raise_if_stopped` raise ``error``."""
         self._error = error
 
 
-def take(inbox: queue.SimpleQueue[T], heartbeat: Heartbeat, look: Callable[[], None] = lambda: None) -> T:
-    """Return the next thing of a queue, once it is there.
+def wait_for_item(inbox: queue.SimpleQueue[T], heartbeat: Heartbeat, poll: Callable[[], None] = lambda: None) -> T:
+    """Wait for the next item of a queue and return it.
 
     Args:
         inbox: the queue, filled by other threads.
-        heartbeat: of the engine that waits.
-        look: called twice a second while there is nothing.
+        heartbeat: the heartbeat of the waiting engine.
+        poll: called twice a second while the queue is empty.
 
     Raises:
-        EngineError: the engine has been told to end.
+        EngineError: the engine has been stopped.
     """
     while True:
         try:
-            return inbox.get(timeout=_LOOK_SECONDS)
+            return inbox.get(timeout=_POLL_SECONDS)
         except queue.Empty:
-            look()
+            poll()
             heartbeat.raise_if_stopped()
 
 
 @contextmanager
 def watched(heartbeats: Sequence[Heartbeat], seconds: float, report: Callable[[], str]) -> Iterator[None]:
-    """Watch over engines while a block works with them.
+    """Watch engines while the block runs.
 
-    Where none of them gives a sign of life for so long, the block gets an EngineError; where it cannot even take
-    that, because it hangs inside another library, the process ends with the exit code of that error.
+    If no engine makes progress for too long, all of them are stopped, which raises EngineError in the block. If the
+    block hangs inside another library and cannot raise, the process exits with that error's exit code.
 
     Args:
-        heartbeats: of the engines.
-        seconds: the longest time without a sign.
-        report: tells what was owed, for the message.
+        heartbeats: the engines' heartbeats.
+        seconds: maximum time without progress.
+        report: returns a description of the missing rows, for the message.
     """
     done = threading.Event()
     for heartbeat in heartbeats:
@@ -117,19 +117,19 @@ def _watch(heartbeats: Sequence[Heartbeat], seconds: float, report: Callable[[],
 
 
 def check_all_returned(keys: Collection[str], log_tail: str) -> None:
-    """Raise EngineError if rows are owed after an engine has given all its results."""
+    """Raise EngineError if an engine has finished without returning these rows."""
     if keys:
         raise EngineError(f"the engine ended too early; {describe_missing(keys, log_tail)}")
 
 
 def describe_missing(keys: Collection[str], log_tail: str) -> str:
-    """Say which rows are owed and how an engine's log ends; the keys go whole into the run's log."""
-    logger.info("owed: %s", " ".join(keys))
+    """Describe the rows that an engine did not return and the end of its log; write all keys to the run's log."""
+    logger.info("missing rows: %s", " ".join(keys))
     first = ", ".join(islice(keys, 5)) + (", ..." if len(keys) > 5 else "")
-    message = f"{len(keys)} rows were in the engine's hands ({first}; all of them in run.log)"
+    message = f"{len(keys)} rows were still in the engine ({first}; all keys in run.log)"
     return message + (f"; its log ends with:\n{indented(log_tail)}" if log_tail else "")
 
 
 def indented(text: str) -> str:
-    """Indent each line, so that it reads as part of the message before it."""
+    """Indent each line, so that the text reads as part of the message above it."""
     return "\n".join("  " + line for line in text.splitlines())

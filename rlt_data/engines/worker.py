@@ -1,8 +1,8 @@
-"""The process of a pool: runs one engine core, takes jobs from a pipe and sends results back as they finish.
+"""The worker process of a pool: run one engine core, receive jobs over a pipe and send back results as they finish.
 
-The pipe's descriptor is the process's argument. The first message names the function that makes the core; then come
-jobs. What the core writes goes to stdout and stderr, which the pool keeps as a log. When the pool's process is gone
-this one ends, with everything it started.
+The process's argument is the pipe's file descriptor. The first message names the function that makes the core; all
+later messages are jobs. The pool writes the process's stdout and stderr to a log. When the pool's process ends, this
+process ends too, with every process it started.
 """
 
 from __future__ import annotations
@@ -24,20 +24,25 @@ from typing import Any, Protocol
 from rlt_data.engines.protocol import Failure, PromptRequest, Result, Sampling, SequenceRequest
 from rlt_data.errors import RltDataError
 
-#: Seconds between two signs of life of a core that computes without finishing anything.
-_ALIVE_SECONDS = 1.0
+#: Seconds between heartbeats of a core that computes without finishing a result.
+_HEARTBEAT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked of a core: samples of a prompt, or the log-probs of a text at a temperature."""
+    """Work for a core.
+
+    Attributes:
+        request: a prompt to sample from, or a text to score.
+        parameters: sampling parameters for a prompt, the temperature for a text.
+    """
 
     request: PromptRequest | SequenceRequest
-    how: Sampling | float
+    parameters: Sampling | float
 
     @property
     def keys(self) -> list[str]:
-        """The keys of the results that are wanted."""
+        """The keys of the job's results."""
         if isinstance(self.request, SequenceRequest):
             return [self.request.key]
         return [sample.key for sample in self.request.samples]
@@ -45,11 +50,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Ready:
-    """The core has loaded its model.
+    """Message: the core has loaded its model.
 
     Attributes:
-        context_length: the most tokens of a text.
-        window: results that should be asked for at a time, so that the core never waits.
+        context_length: maximum number of tokens of a text.
+        window: number of results to request at a time, so that the core never waits.
     """
 
     context_length: int
@@ -58,44 +63,44 @@ class Ready:
 
 @dataclass(frozen=True)
 class Refused:
-    """The core cannot run its model, and why."""
+    """Message: the core cannot run its model."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Results:
-    """Results with the numbers of their jobs; without any, a sign of life."""
+    """Message: results with the numbers of their jobs. An empty message is a heartbeat."""
 
     results: Sequence[tuple[int, Result]] = ()
 
 
 class EngineCore(Protocol):
-    """Runs one model, a step at a time."""
+    """Runs one model, one step at a time."""
 
     context_length: int
     window: int
 
     @property
     def busy(self) -> bool:
-        """Whether a job is not finished."""
+        """Whether any job is unfinished."""
         ...
 
     def add(self, number: int, job: Job) -> None:
-        """Take a job.
+        """Add a job.
 
         Raises:
-            ValueError: the model cannot do it; others are not affected.
+            ValueError: the model cannot run this job; other jobs are not affected.
         """
         ...
 
     def step(self) -> list[tuple[int, Result]]:
-        """Compute something, and return what has been finished by it, each with the number of its job."""
+        """Compute one step and return the results that it finished, each with the number of its job."""
         ...
 
 
 def main() -> None:
-    """Run a core until the pool closes the pipe."""
+    """Make a core and run it until the pool closes the pipe."""
     connection = Connection(int(sys.argv[1]))
     factory, arguments = connection.recv()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -115,11 +120,11 @@ def main() -> None:
     except Exception:
         traceback.print_exc()
         sys.stderr.flush()
-        os._exit(1)  # an engine that is broken may hang when it is taken down
+        os._exit(1)  # the shutdown of a broken engine may hang
 
 
 def _serve(core: EngineCore, connection: Connection, inbox: queue.SimpleQueue[tuple[int, Job]]) -> None:
-    spoken = time.monotonic()
+    last_message = time.monotonic()
     while True:
         results: list[tuple[int, Result]] = []
         while not (core.busy and inbox.empty()) and not results:
@@ -131,9 +136,9 @@ def _serve(core: EngineCore, connection: Connection, inbox: queue.SimpleQueue[tu
                 results += [(number, Failure(key, reason)) for key in job.keys]
         if core.busy:
             results += core.step()
-        if results or time.monotonic() - spoken > _ALIVE_SECONDS:
+        if results or time.monotonic() - last_message > _HEARTBEAT_SECONDS:
             connection.send(Results(results))
-            spoken = time.monotonic()
+            last_message = time.monotonic()
 
 
 def _receive(connection: Connection, inbox: queue.SimpleQueue[Any]) -> None:

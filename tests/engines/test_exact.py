@@ -12,7 +12,7 @@ import torch
 from rlt_data.engines import PromptRequest, SampleRequest, Sampling, SequenceRequest, open_model
 from rlt_data.engines.protocol import SequenceLogprobs
 from rlt_data.engines.transformers import TransformersEngine
-from rlt_data.engines.transformers.exact import least_rows, linear
+from rlt_data.engines.transformers.exact import linear, min_rows
 from rlt_data.settings import ModelSettings
 
 Tiny = Callable[..., Path]
@@ -75,7 +75,7 @@ def test_rows_of_a_product_do_not_depend_on_their_number() -> None:
     for inner, outer in [(48, 64), (640, 2048), (1024, 37)]:
         weight, rows = torch.randn(outer, inner), torch.randn(64, inner)
         whole = linear(rows, weight, None)
-        for count in range(1, least_rows() + 3):
+        for count in range(1, min_rows() + 3):
             assert torch.equal(linear(rows[:count], weight, None), whole[:count])
         assert torch.equal(linear(rows[:6].reshape(2, 3, inner), weight, None), whole[:6].reshape(2, 3, outer))
 

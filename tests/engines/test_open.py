@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +35,7 @@ from transformers import (
 )
 
 from rlt_data.engines import find_checkpoint, open_model, vllm
+from rlt_data.engines import models as models_module
 from rlt_data.engines.config import pick_dtype
 from rlt_data.engines.protocol import FullKL
 from rlt_data.engines.server.completions import find_end_tokens
@@ -150,7 +155,7 @@ def test_names_that_are_no_models(tiny: Callable[..., Path], tmp_path: Path) -> 
         "nobody/nothing": "no such folder, and the Hub did not give the model",
         "nano": "the miniature models are nano-student, nano-teacher-warm, nano-teacher",
         "weightless": "the folder holds no weights",
-        "nonsense": "its configuration cannot be loaded",
+        "nonsense": "the configuration cannot be loaded",
     }.items():
         with pytest.raises(ModelError, match=message) as error:
             open_model(str(tmp_path / name) if (tmp_path / name).exists() else name, ModelSettings())
@@ -173,10 +178,10 @@ def test_code_in_a_checkpoint_does_not_run_unless_asked_for(tiny: Callable[..., 
 
 
 def test_devices_and_types() -> None:
-    with pytest.raises(SettingsError, match="--device: 'nothing' cannot be used here"):
+    with pytest.raises(SettingsError, match="--device: 'nothing' cannot be used"):
         open_device("nothing")
     if not torch.cuda.is_available():
-        with pytest.raises(SettingsError, match="--device: 'cuda' cannot be used here"):
+        with pytest.raises(SettingsError, match="--device: 'cuda' cannot be used"):
             open_device("cuda")
     assert open_device("cpu").type == "cpu"
 
@@ -209,6 +214,58 @@ def test_a_gguf_file_is_converted_once(tmp_path: Path, monkeypatch: pytest.Monke
     model = AutoModelForCausalLM.from_pretrained(first.folder)
     assert model.config.hidden_size == 32 and model.dtype == torch.bfloat16
     assert open_model(str(path), ModelSettings()).engine.context_length == 64
+
+
+def test_a_killed_conversion_continues_and_leaves_no_half_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gguf = pytest.importorskip("gguf")
+    monkeypatch.setenv("RLT_DATA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(logging.getLogger("rlt_data"), "propagate", True)
+    path = _write_gguf(gguf, tmp_path / "small.gguf")
+    script = (
+        "import os, signal, sys\nfrom transformers import LlamaForCausalLM\n"
+        "from rlt_data.engines import find_checkpoint\nsave = LlamaForCausalLM.save_pretrained\n"
+        "def die(model, folder):\n    save(model, folder)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "LlamaForCausalLM.save_pretrained = die\nfind_checkpoint(sys.argv[1])\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    models = tmp_path / "cache" / "models"
+    assert list(models.rglob("model.safetensors")) and not list(models.glob("small-*/"))
+
+    tokenizers = []
+    save = models_module._save_tokenizer
+    monkeypatch.setattr(models_module, "_save_tokenizer", lambda *paths: (tokenizers.append(paths), save(*paths)))
+    with caplog.at_level("INFO", "rlt_data"):
+        folder = find_checkpoint(str(path)).folder
+    assert not tokenizers  # the finished one is kept
+    converting, loading = (record.getMessage() for record in caplog.records)
+    assert "continu" in converting and str(folder) in converting and " MB" in converting and "loading" in loading
+    assert [file.name for file in models.iterdir() if file.suffix != ".lock"] == [folder.name]
+    assert open_model(str(path), ModelSettings()).engine.context_length == 64
+
+    shutil.rmtree(folder)
+    with caplog.at_level("INFO", "rlt_data"):
+        assert find_checkpoint(str(path)).folder == folder
+    assert tokenizers and "continu" not in caplog.records[2].getMessage()
+
+
+def test_a_tokenizer_that_was_saved_in_part_is_saved_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gguf = pytest.importorskip("gguf")
+    monkeypatch.setenv("RLT_DATA_CACHE", str(tmp_path / "cache"))
+    path = _write_gguf(gguf, tmp_path / "small.gguf")
+
+    def interrupted(_: Path, folder: Path) -> None:
+        (folder / "tokenizer.json").write_text("{")
+        (folder / "rest.json").write_text("{")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(models_module, "_save_tokenizer", interrupted)
+        find_checkpoint(str(path))
+    folder = find_checkpoint(str(path)).folder
+    assert AutoTokenizer.from_pretrained(folder).vocab_size > 250 and not (folder / "rest.json").exists()
 
 
 def _write_gguf(gguf: Any, path: Path) -> Path:

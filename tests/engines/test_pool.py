@@ -1,4 +1,4 @@
-"""Engine processes that die, hang and refuse."""
+"""Engine processes that die, hang or refuse."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ MakePool = Callable[..., Pool]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[MakePool]:
-    made = []
+    pools = []
 
-    def pool(processes: int = 1, trouble: str = "", patience: float = 60.0) -> Pool:
-        made.append(
+    def pool(processes: int = 1, trouble: str = "", load_timeout: float = 60.0) -> Pool:
+        pools.append(
             Pool(
                 "tests.engines.cores:troubled",
                 (trouble,),
                 [{"NUMBER": str(number)} for number in range(processes)],
                 name="model",
                 logs=tmp_path / "logs",
-                patience=patience,
+                load_timeout=load_timeout,
             )
         )
-        return made[-1]
+        return pools[-1]
 
     yield pool
-    for each in made:
-        each.close()
+    for opened in pools:
+        opened.close()
 
 
 def ask(pool: Pool, keys: Sequence[str]) -> dict[str, float | str]:
@@ -51,7 +51,9 @@ def ask(pool: Pool, keys: Sequence[str]) -> dict[str, float | str]:
     blocks = ([requests[start : start + 5]] for start in range(0, len(requests), 5))
     results = list(pool.logprobs(blocks, 1.0))
     assert Counter(result.key for result in results) == Counter(keys)
-    return {each.key: each.reason if isinstance(each, Failure) else float(each.logprobs[0]) for each in results}
+    return {
+        result.key: result.reason if isinstance(result, Failure) else float(result.logprobs[0]) for result in results
+    }
 
 
 def test_all_processes_work(make: MakePool) -> None:
@@ -72,7 +74,7 @@ def test_blocks_are_taken_only_as_far_ahead_as_keeps_the_processes_busy(make: Ma
     results.close()  # type: ignore[attr-defined]
 
 
-def test_what_one_text_lacks_is_not_what_others_lack(make: MakePool) -> None:
+def test_a_text_that_fails_leaves_others_alone(make: MakePool) -> None:
     answers = ask(make(), ["a", "refuse", "fail", "b"])
     assert answers["refuse"] == "this one will not do" and answers["fail"] == "no"
     assert answers["a"] == answers["b"]
@@ -94,15 +96,15 @@ def test_a_text_that_kills_engines_fails_alone(make: MakePool, tmp_path: Path, p
     answers = ask(make(processes), [*plain[:10], texts[0], *plain[10:], *texts[1:]])
     assert all(isinstance(answers[key], float) for key in plain)
     for key in texts:
-        assert "the engine died of it" in str(answers[key]) and "the last words" in str(answers[key])
+        assert "the last words" in str(answers[key])
 
 
-def test_an_engine_that_never_answers_is_given_up(make: MakePool, tmp_path: Path) -> None:
+def test_an_engine_that_never_answers_is_not_restarted_forever(make: MakePool, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"(?s)died 3 times in a row.*the last words"):
         ask(make(), [f"die:{tmp_path / str(number)}" for number in range(64)])
 
 
-def test_a_core_that_cannot_is_refused_at_once(make: MakePool) -> None:
+def test_a_core_that_cannot_run_is_refused_immediately(make: MakePool) -> None:
     with pytest.raises(ModelError, match=r"^model: cannot be run$"):
         make(trouble="refuse")
     with pytest.raises(ModelError, match=r"(?s)^model: cannot be run; its log \(.*logs/model-0.log\) ends with:\n"
@@ -110,20 +112,20 @@ def test_a_core_that_cannot_is_refused_at_once(make: MakePool) -> None:
         make(trouble="refuse after words")
     with pytest.raises(ModelError, match=r"^model: cannot be run$"):  # the log of the pool before is not its own
         make(trouble="refuse")
-    with pytest.raises(ModelError, match=r"(?s)died when it was started.*no such thing as this model"):
+    with pytest.raises(ModelError, match=r"(?s)no such thing as this model"):
         make(trouble="die")
     with pytest.raises(EngineError, match=r"loading made no progress for 2 s \(--stall-timeout\)"):
-        make(trouble="hang", patience=2)
+        make(trouble="hang", load_timeout=2)
 
 
-def test_a_hanging_engine_ends_the_work_and_names_what_is_owed(make: MakePool) -> None:
+def test_a_hanging_engine_ends_the_work_and_names_the_missing_rows(make: MakePool) -> None:
     pool = make()
-    with pytest.raises(EngineError, match=r"no progress for 2 s \(--stall-timeout\); 2 rows .*\(hang, b;"):
+    with pytest.raises(EngineError, match=r"2 s \(--stall-timeout\); 2 rows .*\(hang, b;"):
         with watched([pool.heartbeat], 2.0, lambda: describe_missing(["hang", "b"], pool.log_tail())):
             ask(pool, ["a", "hang", "b"])
 
 
-def test_slow_is_not_standing_still(make: MakePool) -> None:
+def test_a_slow_engine_is_not_stopped(make: MakePool) -> None:
     pool = make()
     with watched([pool.heartbeat], 2.5, lambda: ""):
         assert len(ask(pool, [str(key) for key in range(300)])) == 300

@@ -117,7 +117,7 @@ def test_scores_are_those_of_one_machine(cluster: Any, alone: Path, tmp_path: Pa
 def test_batches_are_handed_out_whatever_the_order_they_come_in() -> None:
     async def hand_out() -> list[list[int] | None]:
         feed = Feed()
-        asked = [asyncio.create_task(feed.get(ticket)) for ticket in (0, 1, 2)]
+        asked = [asyncio.create_task(feed.get(batch_id)) for batch_id in (0, 1, 2)]
         for come in (feed.put(1, [11]), feed.close(2), feed.put(0, [10])):
             await asyncio.sleep(0)
             await come

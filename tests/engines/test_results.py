@@ -62,7 +62,7 @@ def sample(model: Model, **how: Any) -> Sample | Failure:
         "lowest": "the engine returned a log-prob of -inf",
         "positive": "the engine returned a log-prob of 0.5",
         "few": "the engine returned 2 log-probs for 16 tokens",
-        "many": "the engine returned 16000 tokens where 16 were asked for",
+        "many": "the engine returned 16000 tokens where at most 16",
         "unknown": "the engine returned token 1000000, which the model does not have",
         "large": "an answer of more than 64 MiB",
         "word": "an answer that cannot be read (TypeError)",
@@ -94,10 +94,10 @@ def test_answers_that_cannot_be_read_are_asked_for_again(
     {
         "nan": "the engine returned a log-prob of nan",
         "infinite": "the engine returned a log-prob of inf",
-        "null": "the server's log-probs are of other tokens than those that were sent",
+        "null": "log-probs of other tokens",
         "lowest": "the engine returned a log-prob of -inf",
         "positive": "the engine returned a log-prob of 0.5",
-        "few": "the server's log-probs are of other tokens than those that were sent",
+        "few": "log-probs of other tokens",
         "word": "an answer that cannot be read (TypeError)",
     }.items(),
 )

@@ -85,10 +85,10 @@ def samples(engine: Engine, requests: list[PromptRequest], sampling: Sampling = 
     return found
 
 
-def assert_same(served: dict[str, Sample], ours: dict[str, Sample], *, ids: bool, logprobs: bool) -> None:
-    """Assert that samples are those of another engine, as far as a server tells."""
-    assert served.keys() == ours.keys()
-    for key, sample in ours.items():
+def assert_same(served: dict[str, Sample], expected: dict[str, Sample], *, ids: bool, logprobs: bool) -> None:
+    """Assert that samples equal those of another engine, as far as a server returns them."""
+    assert served.keys() == expected.keys()
+    for key, sample in expected.items():
         got = served[key]
         assert (got.text, got.finish_reason) == (sample.text, sample.finish_reason), key
         assert got.prompt_tokens == sample.prompt_tokens
@@ -149,7 +149,7 @@ def test_a_padding_that_the_server_does_not_tell_the_logprob_of(
 ) -> None:
     served = samples(opened(server.url("older")), block(2))
     assert all(sample.logprobs is None and sample.token_ids is not None for sample in served.values())
-    assert caplog.text.count("do not tell the log-prob of a prompt's last token") == 1
+    assert caplog.text.count("log-prob of a prompt's last token") == 1
 
 
 def test_log_probs_of_a_part_of_the_vocabulary_are_left_out(
@@ -158,7 +158,7 @@ def test_log_probs_of_a_part_of_the_vocabulary_are_left_out(
     sampling = Sampling(0.7, 0.9, 5, 10, "<|nothing|>")
     served = samples(opened(server.url()), block(), sampling)
     assert_same(served, samples(local(tiny()), block(), sampling), ids=True, logprobs=False)
-    assert "what --top-k and --top-p leave" in caplog.text
+    assert server.url() in caplog.text and "--top-k and --top-p" in caplog.text
     with pytest.raises(ModelError, match="--top-k: a server refuses this parameter"):
         opened(server.url("hosted")).generate([block()], sampling)
 
@@ -173,15 +173,15 @@ def test_a_prompt_has_one_bos_token(server: Process, opened: Open, tiny: Tiny, k
     assert all(ours[key].text.startswith(sample.text.rstrip("\ufffd")) for key, sample in served.items())
 
 
-def test_a_sample_that_is_not_owed_is_not_asked_for_and_one_that_is_refused_fails_alone(
+def test_a_sample_that_is_not_emitted_is_not_requested_and_one_that_is_refused_fails_alone(
     server: Process, opened: Open
 ) -> None:
     engine = opened(server.url())
     before = server.seen()["requests"]
-    some = [SampleRequest("owed", 1), SampleRequest("there", 2, emit=False)]
-    requests = [PromptRequest(PROMPTS[0], some), PromptRequest(np.asarray([9999], np.int32), [SampleRequest("bad", 3)])]
+    pair = [SampleRequest("emitted", 1), SampleRequest("not emitted", 2, emit=False)]
+    requests = [PromptRequest(PROMPTS[0], pair), PromptRequest(np.asarray([9999], np.int32), [SampleRequest("bad", 3)])]
     results = {result.key: result for result in engine.generate([requests], WARM)}
-    assert results.keys() == {"owed", "bad"} and isinstance(results["owed"], Sample)
+    assert results.keys() == {"emitted", "bad"} and isinstance(results["emitted"], Sample)
     assert isinstance(results["bad"], Failure) and results["bad"].reason.startswith("HTTP 400: no such token")
     assert server.seen()["requests"] == before + 2
 
@@ -284,18 +284,16 @@ def test_urls_that_will_not_do(server: Process, opened: Open, tiny: Tiny) -> Non
     good = server.url()
     assert refusal(opened, good, nowhere).startswith(f"{nowhere}: cannot be reached: ")
     short = good.removesuffix("/v1")
-    assert refusal(opened, short) == f"{short}: nothing is served there, but at {good}; give --url {good}"
+    assert refusal(opened, short).startswith(f"{short}: ") and refusal(opened, short).endswith(f"--url {good}")
     wrong = f"{server.at}/v2"
-    assert f"{wrong}: refuses requests (HTTP 404: nothing at /v2/completions)" in refusal(opened, wrong)
+    assert refusal(opened, wrong).startswith(f"{wrong}: ") and "HTTP 404: nothing at /v2/comp" in refusal(opened, wrong)
     other = server.url("other")
     assert refusal(opened, good, other) == (
         f"{good} serves tiny, {other} serves another: --url takes servers of one model"
     )
     assert refusal(opened, good, served_model="tinny") == f"{good}: serves tiny, not tinny (--served-model)"
-    assert "it serves another model than the one that was named" in refusal(opened, good, model="base")
-    assert "tells no log-probs of a prompt's tokens (HTTP 400: Unrec" in refusal(
-        opened, server.url("hosted"), scoring=True
-    )
+    assert f"another model than {tiny('base')}" in refusal(opened, good, model="base")
+    assert "no log-probs of a prompt's tokens (HTTP 400: Unrec" in refusal(opened, server.url("hosted"), scoring=True)
 
 
 @pytest.mark.parametrize(
@@ -345,7 +343,7 @@ def test_traces_without_log_probs_cannot_get_them_from_the_students_servers(
     asked = "--in", write_jsonl(tmp_path / "rows.jsonl", [row]), "--student", tiny(), "--temperature", 1, "--out", "run"
     served = "--engine", "server", "--url", server.url()
     errors = rlt("score", *asked, *served, code=2).stderr
-    assert "1 of 1 traces have no teacher log-probs at temperature 1.0; score with another --engine and the" in errors
+    assert "1 of 1 traces have no teacher log-probs at temperature 1.0; use another --engine with --teacher" in errors
     assert "1 scores (1 new)" in rlt("score", *asked, *served, "--teacher", "none").stdout
     assert "1 scores (1 new)" in rlt("score", *asked[:-1], "two", *served, "--teacher", tiny()).stdout
 
@@ -353,7 +351,7 @@ def test_traces_without_log_probs_cannot_get_them_from_the_students_servers(
 def test_flags_of_servers_go_with_servers(rlt: Rlt, tiny: Tiny) -> None:
     asked = "--in", "x", "--student", tiny()
     assert "goes with --engine server" in rlt("score", *asked, "--served-temperature", 0.7, code=2).stderr
-    assert "url: is needed with --engine server" in rlt("score", *asked, "--engine", "server", code=2).stderr
+    assert "--url: " in rlt("score", *asked, "--engine", "server", code=2).stderr
 
 
 # Who made it

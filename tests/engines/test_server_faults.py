@@ -233,10 +233,10 @@ def test_keys_are_sent_and_never_told(
         served = "--engine", "server", "--url", process.url(model="canned"), "--api-key-env", "OTHER_KEY"
         result = rlt("generate", *asked, *served, code=0 if key == KEY else 6)
     if key is None:
-        assert "HTTP 401" in result.stderr and "if it wants a key, put it into OTHER_KEY" in result.stderr
+        assert "HTTP 401" in result.stderr and "put it into OTHER_KEY" in result.stderr
     elif key != KEY:
         assert "Incorrect API key provided: Bearer ***" in result.stderr and "second line" not in result.stderr
-        assert "it does not take the key in OTHER_KEY (--api-key-env names another variable)" in result.stderr
+        assert "the key in OTHER_KEY (--api-key-env" in result.stderr
     everything = result.output.encode() + b"".join(
         file.read_bytes() for file in Path("run").rglob("*") if file.is_file()
     )
@@ -256,9 +256,7 @@ def test_a_server_that_refuses_everything_from_some_moment_on_ends_the_run(opene
     with running("fault_proxy", canned.at, "ok") as proxy:
         engine = opened(proxy.url(model="canned"))
         proxy.turns("403")
-        with pytest.raises(
-            EngineError, match="refuses all requests \\(HTTP 403: it is a bad day\\); if it wants a key"
-        ):
+        with pytest.raises(EngineError, match="refuses all requests \\(HTTP 403: it is a bad day\\); .*OPENAI_API_KEY"):
             list(engine.generate(prompts(20), SAMPLING))
 
 
@@ -282,9 +280,9 @@ def test_servers_that_hang_end_the_run_and_the_same_command_finishes_it(
     with running("fault_proxy", server.at, "hang", "--after", 20) as proxy:
         asked = *options, "--url", proxy.url(), "--stall-timeout", 2, "--concurrency", 4, "--out", "run"
         errors = rlt("generate", *asked, code=8).stderr
-        assert "no progress for 2 s (--stall-timeout); " in errors and " rows were in the engine's hands (" in errors
+        assert "2 s (--stall-timeout)" in errors and "all keys in run.log" in errors
         assert "Traceback" not in errors
-        assert "owed: " in Path("run/run.log").read_text()
+        assert "missing rows: " in Path("run/run.log").read_text()
         made = len(pl.read_parquet("run/journal/traces/*/*.parquet"))
         assert 0 < made < 20
         proxy.turns("ok")
@@ -296,7 +294,7 @@ def test_a_server_that_hangs_from_the_start(opened: Open, canned: Process) -> No
     with running("fault_proxy", canned.at, "hang") as proxy:
         with pytest.raises(ModelError, match="does not answer: no answer within 0.3 s"):
             opened(proxy.url(model="canned"), read_timeout=0.3, retries=1)
-        with pytest.raises(ModelError, match="no answer to the first questions within 0.5 s"):
+        with pytest.raises(ModelError, match="no answer .* within 0.5 s"):
             opened(proxy.url(model="canned"), stall_timeout=0.5)
 
 

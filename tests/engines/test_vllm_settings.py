@@ -1,4 +1,4 @@
-"""What is said of vLLM before it is started."""
+"""vLLM settings and messages that need no vLLM."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_each_process_gets_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     assert gpus(data_parallel=2, tensor_parallel=2) == ["0,1", "2,3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,GPU-5a")
     assert gpus(data_parallel=2) == ["7", "GPU-5a"]
-    with pytest.raises(SettingsError, match="takes 4 GPUs; 2 can be seen"):
+    with pytest.raises(SettingsError, match="takes 4 GPUs; 2"):
         gpus(data_parallel=2, tensor_parallel=2)
 
 
@@ -114,7 +114,7 @@ def test_a_log_prob_that_is_no_number_keeps_no_sample_waiting(tiny: Callable[...
     prompt = vllm._Prompt(3, PromptRequest(np.arange(9, dtype=np.int32), [sample], tail=1), np.zeros(1, np.float32), 1)
     logprobs = SimpleNamespace(start_indices=[0], end_indices=[1], logprobs=[-1.0])
     completion = SimpleNamespace(finish_reason="length", stop_reason=None, token_ids=[7], logprobs=logprobs)
-    assert core._take_sample(SimpleNamespace(outputs=[completion]), prompt, sample) == []
+    assert core._on_sample(SimpleNamespace(outputs=[completion]), prompt, sample) == []
     tail = SimpleNamespace(outputs=[SimpleNamespace(logprobs=[{8: SimpleNamespace(logprob=float("nan"))}])])
-    [(number, result)] = core._take_tail(tail, prompt, 0, 8)
+    [(number, result)] = core._on_tail(tail, prompt, 0, 8)
     assert number == 3 and isinstance(result, Sample) and np.isnan(result.tail_logprobs).all()  # type: ignore[arg-type]

@@ -146,16 +146,22 @@ def test_traces_come_along() -> None:
         ({"question": None, "solution": "s"}, "question: missing"),
         ({"question": "q", "solution": ""}, "solution: empty"),
         ({"question": " \n", "solution": "s"}, "question: empty"),
-        ({"question": ["q"], "solution": "s"}, "question: text is needed, this is list"),
-        ({"question": 3, "solution": "s"}, "question: text is needed, this is int"),
-        ({"question": "q", "solution": True}, "solution: text is needed, this is bool"),
-        ({"question": "q\0", "solution": "s"}, "question: holds a NUL character"),
-        ({"question": "q", "solution": "\ud800"}, "solution: holds half of a surrogate pair"),
+        ({"question": ["q"], "solution": "s"}, "question: expected text, got list"),
+        ({"question": 3, "solution": "s"}, "question: expected text, got int"),
+        ({"question": "q", "solution": True}, "solution: expected text, got bool"),
+        ({"question": "q", "solution": float("nan")}, "solution: missing"),
+        ({"question": "q", "solution": float("inf")}, "solution: must be a finite number"),
+        ({"question": "q", "solution": "s", "answer": float("-inf")}, "answer: must be a finite number"),
+        ({"question": "q\0", "solution": "s"}, "question: contains a NUL character"),
+        ({"question": "q", "solution": "\ud800"}, "solution: contains half of a surrogate pair"),
         ({"question": "q" * 11, "solution": "s"}, "question: 11 characters, --max-chars is 10"),
         ({"question": "q", "solution": "s", "completion": "c" * 11}, "completion: 11 characters"),
-        ({"messages": [{"role": "user", "content": "q"}] * 2}, "messages: one question and one answer are needed"),
-        ({"messages": "text"}, "messages: a list of objects"),
-        ({"conversations": [{"role": "user"}]}, "conversations: a list of objects with 'from'"),
+        (
+            {"messages": [{"role": "user", "content": "q"}] * 2},
+            "messages: expected one question and one answer, got 2 and 0",
+        ),
+        ({"messages": "text"}, "messages: expected a list of objects"),
+        ({"conversations": [{"role": "user"}]}, "conversations: expected a list of objects with 'from'"),
     ],
 )
 def test_bad_rows_say_the_field_and_the_reason(data: dict[str, Any], message: str) -> None:
@@ -174,8 +180,9 @@ def test_gsm8k_needs_its_mark() -> None:
     [
         ({}, "no preset fits the columns 'text', 'gold'; name them with --question-column and --solution-column"),
         ({"question_column": "text"}, "name them with --solution-column"),
-        ({"question_column": "Text"}, "no column 'Text' for the question; the columns are 'text', 'gold'"),
-        ({"question_column": "text", "solution_column": "gold", "keep": ["x"]}, "no column 'x' for the keep"),
+        ({"question_column": "Text"}, "--question-column: no column 'Text'; the columns are 'text', 'gold'"),
+        ({"question_column": "text", "solution_column": "gold", "keep": ["x"]}, "--keep: no column 'x'"),
+        ({"question_column": "text", "solution_column": "gold", "id_column": "x"}, "--id-column: no column 'x'"),
     ],
 )
 def test_columns_that_are_not_there(settings: dict[str, Any], message: str) -> None:

@@ -334,7 +334,7 @@ def test_a_replacement_whose_lock_was_taken_over_changes_nothing(url: str, monke
         files().pipe_file(f"{url}/.page.rlt-data/new/page", b"of the other")
 
     monkeypatch.setattr(objects, "upload", upload_and_lose)
-    with pytest.raises(RunFolderError, match="has taken this run folder over"):
+    with pytest.raises(RunFolderError, match="has taken over this run folder"):
         with open_folder(url).replace("page", files=["page"]) as fresh:
             (fresh / "page").write_text("new")
     assert files().cat_file(f"{url}/page") == b"old"

@@ -1,4 +1,4 @@
-"""The server engine: one model behind one or more URLs, as an :class:`~rlt_data.engines.Engine`."""
+"""The server engine: an :class:`~rlt_data.engines.Engine` for one model behind one or more URLs."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from rlt_data.engines.protocol import (
     prompts_to_emit,
 )
 from rlt_data.engines.retries import pause
-from rlt_data.engines.server.background import Background, Once
+from rlt_data.engines.server.background import EventLoopThread, SharedJob
 from rlt_data.engines.server.completions import Completions, find_end_tokens
 from rlt_data.engines.server.probing import Probe, refuse_different_models
-from rlt_data.engines.server.routing import Endpoint, GaveUp, Router
+from rlt_data.engines.server.routing import Endpoint, RetriesExhausted, Router
 from rlt_data.engines.server.scoring import read_floats, read_prompt_logprobs
 from rlt_data.engines.server.transport import Refusal, Transport
 from rlt_data.engines.watchdog import Heartbeat
@@ -42,22 +42,22 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_WITHOUT = "samples are kept without log-probs, and scoring them needs the teacher's checkpoint"
+_NO_LOGPROBS = "samples are stored without log-probs, and scoring them needs the teacher's checkpoint"
 
 
 class ServerEngine:
-    """Generation and scoring by servers; opening it finds out what they can do.
+    """Generates and scores with servers, which are probed when the engine is opened.
 
     Args:
-        checkpoint: the model that they serve; its weights need not be there.
-        tokenizer: its tokenizer.
-        settings: the URLs, and how they are to be used.
-        scoring: whether texts are to be scored; else samples are to be made.
+        checkpoint: the served model; only its tokenizer and configuration are used.
+        tokenizer: the checkpoint's tokenizer.
+        settings: the URLs and their limits.
+        scoring: score texts; otherwise sample.
         served_temperature: temperature of the servers' log-probs of texts.
 
     Raises:
-        ModelError: a URL cannot be used, serves another model, or cannot do what it is for.
-        SettingsError: the key cannot be one.
+        ModelError: a URL cannot be used, serves another model, or cannot sample or score as required.
+        SettingsError: the API key holds characters that no key has.
     """
 
     def __init__(
@@ -72,27 +72,29 @@ class ServerEngine:
         self.heartbeat = Heartbeat()
         self._tokenizer = tokenizer
         self._settings = settings
-        self._noted_tails = False
+        self._warned_about_tails = False
         self._end_tokens = find_end_tokens(checkpoint.folder, tokenizer)
         self._served_temperature = served_temperature
-        # As many requests as there are places, and a successor for each, so that none stands empty.
+        # One waiting request per running one, so that no slot is ever empty.
         self._window = 2 * settings.concurrency * len(settings.url)
-        longest = longest_text(load_config(checkpoint, settings))
+        model_context = longest_text(load_config(checkpoint, settings))
         self._transport = Transport(settings)
-        self._background = Background()
+        self._loop = EventLoopThread()
         try:
             self._probes = [
                 Probe(self._transport, url, checkpoint.name, tokenizer, settings, pause) for url in settings.url
             ]
-            served = self._ask_all([probe.served for probe in self._probes])
-            refuse_different_models(dict(zip(settings.url, served, strict=True)))
-            endpoints = [Endpoint(url, each) for url, each in zip(settings.url, served, strict=True)]
+            models = self._probe_all([probe.served_model for probe in self._probes])
+            refuse_different_models(dict(zip(settings.url, models, strict=True)))
+            endpoints = [Endpoint(url, model) for url, model in zip(settings.url, models, strict=True)]
             self._router = Router(self._transport, endpoints, settings.concurrency, settings.retries)
-            self.context_length = min([longest, *(each.context for each in served if each.context)])
+            self.context_length = min(
+                [model_context, *(model.context_length for model in models if model.context_length)]
+            )
             if scoring:
-                self._learn_scoring()
+                self._probe_scoring()
             else:
-                self._learn_dialects()
+                self._probe_dialects()
         except BaseException:
             self.close()
             raise
@@ -101,133 +103,144 @@ class ServerEngine:
         """Sample completions; see :class:`~rlt_data.engines.Engine`.
 
         Raises:
-            ModelError: a server cannot sample so.
+            ModelError: a server does not support these sampling parameters.
         """
-        self._learn_dialects()
-        if sampling.top_k and not all(each.known_dialect.takes_more for each in self._router.endpoints):
+        self._probe_dialects()
+        if sampling.top_k and not all(endpoint.known_dialect.accepts_extra for endpoint in self._router.endpoints):
             raise ModelError("--top-k: a server refuses this parameter; leave it out")
-        problem = _problem_with_logprobs(self._router.endpoints, sampling)
-        if problem:
-            logger.warning("%s; %s", problem, _WITHOUT)
-        asked = Completions(self._tokenizer, self._end_tokens, self.context_length, sampling, problem is None)
-        return self._background.stream(self._samples(blocks, asked), self._window, self.heartbeat)
+        reason = _unusable_logprobs(self._router.endpoints, sampling)
+        if reason:
+            logger.warning("%s; %s", reason, _NO_LOGPROBS)
+        completions = Completions(self._tokenizer, self._end_tokens, self.context_length, sampling, reason is None)
+        return self._loop.stream(self._samples(blocks, completions), self._window, self.heartbeat)
 
     def logprobs(self, blocks: Iterable[SequenceBlock], temperature: float) -> Iterator[SequenceLogprobs | Failure]:
         """Score texts; see :class:`~rlt_data.engines.Engine`.
 
         Raises:
-            ModelError: the servers' log-probs are at another temperature, or they tell none.
+            ModelError: the servers return no log-probs of prompts, or at another temperature.
         """
         if temperature != self._served_temperature:
             raise ModelError(f"the servers' log-probs of prompts are at temperature {self._served_temperature:g}")
-        self._learn_scoring()
+        self._probe_scoring()
         jobs = map(self._score, chain.from_iterable(groups_to_emit(blocks)))
-        return self._background.stream(jobs, self._window, self.heartbeat)
+        return self._loop.stream(jobs, self._window, self.heartbeat)
 
     def log_tail(self) -> str:
-        """Return what went wrong lately at each URL."""
+        """Return the recent errors of each URL."""
         return self._router.recent_errors()
 
     def close(self) -> None:
-        """Cancel what is in flight and close all connections."""
-        self._background.close(self._transport.close)
+        """Cancel running requests and close all connections."""
+        self._loop.close(self._transport.close)
 
-    def _learn_dialects(self) -> None:
+    def _probe_dialects(self) -> None:
         if any(endpoint.dialect is None for endpoint in self._router.endpoints):
-            found = self._ask_all([probe.dialect for probe in self._probes])
-            for endpoint, dialect in zip(self._router.endpoints, found, strict=True):
+            dialects = self._probe_all([probe.dialect for probe in self._probes])
+            for endpoint, dialect in zip(self._router.endpoints, dialects, strict=True):
                 endpoint.dialect = dialect
 
-    def _learn_scoring(self) -> None:
+    def _probe_scoring(self) -> None:
         if any(endpoint.scoring is None for endpoint in self._router.endpoints):
-            found = self._ask_all([probe.scoring for probe in self._probes])
-            for endpoint, scoring in zip(self._router.endpoints, found, strict=True):
+            parameters = self._probe_all([probe.scoring_parameters for probe in self._probes])
+            for endpoint, scoring in zip(self._router.endpoints, parameters, strict=True):
                 endpoint.scoring = scoring
 
-    def _ask_all(self, questions: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
-        """Ask all servers at the same time."""
+    def _probe_all(self, probes: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+        """Run one probe per URL, all at the same time."""
 
-        async def ask() -> list[T]:
+        async def run() -> list[T]:
             async with asyncio.timeout(self._settings.stall_timeout):
-                return await asyncio.gather(*(question() for question in questions))
+                return await asyncio.gather(*(probe() for probe in probes))
 
         try:
-            return self._background.run(ask())
+            return self._loop.run(run())
         except TimeoutError:
             urls, limit = ", ".join(self._settings.url), self._settings.stall_timeout
-            raise ModelError(f"{urls}: no answer to the first questions within {limit:g} s (--stall-timeout)") from None
+            raise ModelError(f"{urls}: no answer to the first requests within {limit:g} s (--stall-timeout)") from None
 
     def _samples(
-        self, blocks: Iterable[Sequence[PromptRequest]], asked: Completions
+        self, blocks: Iterable[Sequence[PromptRequest]], completions: Completions
     ) -> Iterator[Coroutine[Any, Any, Sample | Failure]]:
         for prompt in prompts_to_emit(blocks):
-            tail = Once(partial(self._tail, prompt, asked))
+            tail = SharedJob(partial(self._tail_logprobs, prompt, completions))
             for request in prompt.samples:
-                yield self._sample(prompt, request, tail, asked)
+                yield self._sample(prompt, request, tail, completions)
 
     async def _sample(
-        self, prompt: PromptRequest, request: SampleRequest, tail: Once[Floats | None], asked: Completions
+        self,
+        prompt: PromptRequest,
+        request: SampleRequest,
+        tail: SharedJob[Floats | None],
+        completions: Completions,
     ) -> Sample | Failure:
-        sent = self._router.send(
-            lambda at: asked.sample_body(at.known_dialect, prompt, request),
-            lambda at, answer: asked.read_sample(at.known_dialect, prompt, request, answer),
+        sending = self._router.send(
+            lambda endpoint: completions.sample_body(endpoint.known_dialect, prompt, request),
+            lambda endpoint, answer: completions.read_sample(endpoint.known_dialect, prompt, request, answer),
         )
         try:
-            if not asked.with_logprobs:
-                return await sent
-            # Both are waited for, so that neither is left behind where the other fails.
-            sample, values = await asyncio.gather(sent, tail.start(), return_exceptions=True)
+            if not completions.with_logprobs:
+                return await sending
+            # Wait for both, so that neither keeps running when the other fails.
+            sample, tail_logprobs = await asyncio.gather(sending, tail.start(), return_exceptions=True)
             if isinstance(sample, BaseException):
                 raise sample
-            if isinstance(values, BaseException):
-                raise values
-        except (Refusal, GaveUp) as error:
+            if isinstance(tail_logprobs, BaseException):
+                raise tail_logprobs
+        except (Refusal, RetriesExhausted) as error:
             return Failure(request.key, str(error))
-        # Without the tail's log-probs the others are of no use: a second pass would be needed anyway.
-        return replace(sample, tail_logprobs=values, logprobs=None if values is None else sample.logprobs)
+        # Without the tail's log-probs scoring needs a second pass anyway, so the others are of no use.
+        logprobs = None if tail_logprobs is None else sample.logprobs
+        return replace(sample, tail_logprobs=tail_logprobs, logprobs=logprobs)
 
-    async def _tail(self, prompt: PromptRequest, asked: Completions) -> Floats | None:
-        """Return the log-probs of a prompt's last tokens; None where the servers do not tell one of them."""
-        places = range(len(prompt.ids) - prompt.tail, len(prompt.ids))
-        values = [await self._token(prompt.ids[:place], int(prompt.ids[place]), asked) for place in places]
+    async def _tail_logprobs(self, prompt: PromptRequest, completions: Completions) -> Floats | None:
+        """Return the log-probs of a prompt's last tokens; None if the servers do not return all of them."""
+        indices = range(len(prompt.ids) - prompt.tail, len(prompt.ids))
+        values = [
+            await self._token_logprob(prompt.ids[:index], int(prompt.ids[index]), completions) for index in indices
+        ]
         if None in values:
-            if not self._noted_tails:
-                logger.warning("the servers do not tell the log-prob of a prompt's last token; %s", _WITHOUT)
-            self._noted_tails = True
+            if not self._warned_about_tails:
+                logger.warning("the servers do not return the log-prob of a prompt's last token; %s", _NO_LOGPROBS)
+            self._warned_about_tails = True
             return None
         return read_floats(values)
 
-    async def _token(self, before: Ints, token: int, asked: Completions) -> float | None:
+    async def _token_logprob(self, before: Ints, token: int, completions: Completions) -> float | None:
         try:
             return await self._router.send(
-                lambda at: asked.token_body(at.known_dialect, before, token),
-                lambda _, answer: asked.read_token(answer, token),
+                lambda endpoint: completions.token_body(endpoint.known_dialect, before, token),
+                lambda _, answer: completions.read_token(answer, token),
             )
-        except Refusal:  # there is nothing before it, or the server tells fewer tokens than vLLM does
+        except Refusal:  # the prompt is empty, or the server returns fewer likeliest tokens than vLLM
             return None
 
     async def _score(self, request: SequenceRequest) -> SequenceLogprobs | Failure:
         ids = request.scored_ids.tolist()
         try:
             values = await self._router.send(
-                lambda at: {"prompt": ids, **at.known_scoring}, lambda _, answer: read_prompt_logprobs(answer, ids)
+                lambda endpoint: {"prompt": ids, **endpoint.known_scoring},
+                lambda _, answer: read_prompt_logprobs(answer, ids),
             )
-        except (Refusal, GaveUp) as error:
+        except (Refusal, RetriesExhausted) as error:
             return Failure(request.key, str(error))
         return SequenceLogprobs(request.key, values[request.positions])
 
 
-def _problem_with_logprobs(endpoints: Sequence[Endpoint], sampling: Sampling) -> str | None:
-    """Say why the servers' log-probs are not those of the whole vocabulary at the sampling temperature, or None."""
+def _unusable_logprobs(endpoints: Sequence[Endpoint], sampling: Sampling) -> str | None:
+    """Return why log-probs are not over the complete vocabulary at the sampling temperature; None if they are."""
     for endpoint in endpoints:
         kind = endpoint.known_dialect.logprobs
         if kind is None:
-            return f"{endpoint.url}: tells no log-probs of token ids"
+            return f"{endpoint.url}: returns no log-probs of token ids"
         if kind == "raw" and sampling.temperature not in (0.0, 1.0):
             return (
-                f"{endpoint.url}: tells log-probs at temperature 1, not {sampling.temperature:g} (vLLM tells the "
-                "latter if it is started with --logprobs-mode processed_logprobs)"
+                f"{endpoint.url}: returns log-probs at temperature 1, not {sampling.temperature:g} (start vLLM with "
+                f"--logprobs-mode processed_logprobs to get them at {sampling.temperature:g})"
             )
         if kind == "processed" and (sampling.top_k or sampling.top_p < 1):
-            return f"{endpoint.url}: tells log-probs among what --top-k and --top-p leave, not of the whole vocabulary"
+            return (
+                f"{endpoint.url}: returns log-probs over the tokens that --top-k and --top-p keep, not over the "
+                "complete vocabulary"
+            )
     return None

@@ -1,8 +1,8 @@
-"""What a server serves, understands and tells, found out by asking it before any work is done.
+"""Find out what a server serves and supports, by a few small requests before the work begins.
 
-"OpenAI-compatible" says little: prompts may be token ids or text only, parameters that one server needs make another
-refuse, a stop text stays in the output or is taken away with or without a word, and log-probs are at the sampling
-temperature or at 1. Each is seen from answers, never guessed from a server's name.
+"OpenAI-compatible" servers differ: some take token ids, others only text; some refuse parameters that others need; the
+stop text is kept, or removed with or without notice; log-probs are at the sampling temperature or at 1. Probes detect
+each property from responses, never from a server's name.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from rlt_data.engines.server.scoring import SCORING_WAYS, read_prompt_logprobs
-from rlt_data.engines.server.transport import Refusal, Transport, Trouble, Unreachable, reading
+from rlt_data.engines.server.scoring import SCORING_PARAMETERS, read_prompt_logprobs
+from rlt_data.engines.server.transport import Refusal, TemporaryError, Transport, Unreachable, unreadable_is_temporary
 from rlt_data.errors import ModelError
 from rlt_data.formats import Tokenizer
 from rlt_data.formats.spans import decode_after
@@ -22,9 +22,9 @@ from rlt_data.settings import ModelSettings
 
 T = TypeVar("T")
 
-#: Parameters that OpenAI's own server does not know. The first three are given because vLLM and SGLang take what is
-#: not given from the model's generation_config.json, which would sample from another distribution.
-MORE_PARAMETERS: Mapping[str, Any] = {
+#: Parameters that OpenAI's servers do not know. The first three are needed because vLLM and SGLang otherwise take them
+#: from the model's generation_config.json, which would change the sampling distribution.
+EXTRA_PARAMETERS: Mapping[str, Any] = {
     "top_k": -1,
     "min_p": 0.0,
     "repetition_penalty": 1.0,
@@ -35,64 +35,69 @@ MORE_PARAMETERS: Mapping[str, Any] = {
     "return_tokens_as_token_ids": True,
 }
 
-#: Statuses with which a server refuses all requests, not this one.
+#: Statuses that usually mean that a server refuses all requests, not only this one.
 DENIED = frozenset({401, 403, 404})
 
-#: Seconds for the answer to a question of one or a few tokens.
+#: Seconds for the response to a small request.
 PROBE_SECONDS = 60.0
 
 _STORY = "Once upon a time, there was a little"
-#: Letters of several bytes, digits, white space, and a special token: tokenizers differ on it.
-_PUZZLE = "In 1897 there were 17 * 23 = 391 houses.\n\nOù ça? 你好{special}def double(x):\n\treturn 2 * x"
-#: OpenAI's server takes four; nearly every text holds one of them early.
+#: A text that tokenizers split differently: letters of several bytes, digits, white space and a special token.
+_TOKENIZER_TEST = "In 1897 there were 17 * 23 = 391 houses.\n\nOù ça? 你好{special}def double(x):\n\treturn 2 * x"
+#: OpenAI's servers take at most four stop texts. Nearly every text soon contains one of these.
 _STOPS = [" ", "\n", "e", "a"]
 _STOP_TRIES = 3
-#: Twice the temperature moves the likeliest token's log-prob by more than this, and rounding by less.
-_MOVED = 0.2
+#: Doubling the temperature changes the likeliest token's log-prob by more than this; rounding changes it by less.
+_LOGPROB_CHANGE = 0.2
 
 
 @dataclass(frozen=True)
-class Served:
-    """What a URL serves: the model's name there, where its weights come from, and the longest text, if it tells."""
+class ServedModel:
+    """The model behind a URL.
+
+    Attributes:
+        name: the model's name on the server.
+        root: the checkpoint that the server loaded, if it says so.
+        context_length: maximum number of tokens of a text, if the server says so.
+    """
 
     name: str
     root: str | None = None
-    context: int | None = None
+    context_length: int | None = None
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a server is asked for samples, and what its answers hold.
+    """How a server takes requests for samples, and what its responses contain.
 
     Attributes:
-        takes_ids: prompts may be token ids.
-        takes_more: it does not refuse :data:`MORE_PARAMETERS`.
-        adds_bos: it puts a BOS token before a text.
-        returns_ids: answers hold the sampled tokens.
-        stop: the stop text stays in the output (``kept``), is taken away with a word (``told``), or without
-            (``silent``).
-        logprobs: answers hold log-probs, of the model's own distribution (``raw``) or of the one that was sampled
-            from (``processed``).
+        accepts_ids: prompts may be token ids.
+        accepts_extra: the server accepts :data:`EXTRA_PARAMETERS`.
+        adds_bos: the server puts a BOS token before a text.
+        returns_ids: responses contain the sampled token ids.
+        stop: the stop text is ``kept`` in the output, removed and ``reported``, or ``removed`` without notice.
+        logprobs: responses contain log-probs of the model's distribution at temperature 1 (``raw``) or of the sampling
+            distribution (``processed``); None without log-probs.
     """
 
-    takes_ids: bool
-    takes_more: bool
+    accepts_ids: bool
+    accepts_extra: bool
     adds_bos: bool
     returns_ids: bool
-    stop: Literal["kept", "told", "silent"]
+    stop: Literal["kept", "reported", "removed"]
     logprobs: Literal["raw", "processed"] | None
 
 
 class Probe:
-    """Questions to one URL.
+    """Probes one URL.
 
     Args:
-        transport: how it is reached.
-        url: its base URL.
-        name: the checkpoint that the user named for it.
-        tokenizer: of that checkpoint.
-        settings: the model's name there, and the number of tries.
-        pause: seconds to wait after a number of tries.
+        transport: sends the requests.
+        url: the base URL.
+        name: the checkpoint that the user named.
+        tokenizer: the checkpoint's tokenizer.
+        settings: the served model's name, and the number of retries.
+        pause: returns the seconds to wait after a number of failed tries.
     """
 
     def __init__(
@@ -110,206 +115,210 @@ class Probe:
         self._tokenizer = tokenizer
         self._settings = settings
         self._pause = pause
-        self._served = Served(name)
+        self._served = ServedModel(name)
 
-    async def served(self) -> Served:
+    async def served_model(self) -> ServedModel:
         """Find out which model is served.
 
         Raises:
-            ModelError: the URL cannot be used, or it does not serve the model that was named.
+            ModelError: the URL cannot be used, or serves another model than the user named.
         """
         try:
-            listing = await self._patiently(lambda: self._transport.get(f"{self._url}/models", PROBE_SECONDS))
+            listing = await self._with_retries(lambda: self._transport.get(f"{self._url}/models", PROBE_SECONDS))
         except Refusal as refusal:
             if refusal.status in (401, 403):
-                raise self._denied(refusal) from None
-            await self._refuse_missing_version()
-            self._served = Served(self._settings.served_model or self._name)
+                raise self._refused(refusal) from None
+            await self._check_version_suffix()
+            self._served = ServedModel(self._settings.served_model or self._name)
         else:
             try:
-                with reading():
+                with unreadable_is_temporary():
                     cards = {str(card["id"]): dict(card) for card in listing["data"]}
-            except Trouble:
+            except TemporaryError:
                 raise ModelError(
-                    f"{self._url}: its list of models cannot be read; is it an OpenAI-compatible server?"
+                    f"{self._url}: the list of models cannot be read; is this an OpenAI-compatible server?"
                 ) from None
-            name = self._choose(list(cards))
+            name = self._choose_name(list(cards))
             card = cards.get(name, {})
             root, context = card.get("root"), card.get("max_model_len")
-            self._served = Served(
+            self._served = ServedModel(
                 name, root if isinstance(root, str) else None, context if isinstance(context, int) else None
             )
         return self._served
 
-    def _choose(self, names: list[str]) -> str:
-        given = self._settings.served_model
-        wanted = given or self._name
-        if not names or wanted in names:
-            return wanted
-        if given is None and len(names) == 1:
+    def _choose_name(self, names: list[str]) -> str:
+        requested = self._settings.served_model
+        name = requested or self._name
+        if not names or name in names:
+            return name
+        if requested is None and len(names) == 1:
             return names[0]
-        near = difflib.get_close_matches(wanted, names, 5, 0.0)
-        shown = ", ".join(near) + (f" and {len(names) - len(near)} more" if len(names) > len(near) else "")
-        problem = f", not {given} (--served-model)" if given else "; say which with --served-model"
-        raise ModelError(f"{self._url}: serves {shown}{problem}")
+        similar = difflib.get_close_matches(name, names, 5, 0.0)
+        shown = ", ".join(similar) + (f" and {len(names) - len(similar)} more" if len(names) > len(similar) else "")
+        hint = f", not {requested} (--served-model)" if requested else "; choose one with --served-model"
+        raise ModelError(f"{self._url}: serves {shown}{hint}")
 
-    async def _refuse_missing_version(self) -> None:
-        """Raise ModelError if the server's models are one folder below the given URL."""
+    async def _check_version_suffix(self) -> None:
+        """Raise ModelError if the URL lacks the suffix /v1."""
         try:
             await self._transport.get(f"{self._url}/v1/models", PROBE_SECONDS)
-        except (Refusal, Trouble):
+        except (Refusal, TemporaryError):
             return
-        raise ModelError(f"{self._url}: nothing is served there, but at {self._url}/v1; give --url {self._url}/v1")
+        raise ModelError(f"{self._url}: serves nothing, but {self._url}/v1 does; use --url {self._url}/v1")
 
     async def dialect(self) -> Dialect:
-        """Find out how samples are asked for.
+        """Find out how the server takes requests for samples.
 
         Raises:
-            ModelError: the server refuses, or reads text otherwise than the checkpoint's tokenizer.
+            ModelError: the server refuses them, or tokenises text differently from the checkpoint's tokenizer.
         """
         adds_bos = await self._check_tokenizer()
         refusals: list[Exception] = []
-        for takes_more, takes_ids in ((True, True), (True, False), (False, True), (False, False)):
-            ways: dict[str, Any] = dict(MORE_PARAMETERS) if takes_more else {}
-            story = self._ids(_STORY) if takes_ids else _STORY
+        for accepts_extra, accepts_ids in ((True, True), (True, False), (False, True), (False, False)):
+            extra: dict[str, Any] = dict(EXTRA_PARAMETERS) if accepts_extra else {}
+            prompt = self._ids(_STORY) if accepts_ids else _STORY
             try:
-                answer = await self._complete(story, **ways)
-            except (Refusal, ModelError) as refusal:  # some servers answer 500 to what they do not know
+                answer = await self._complete(prompt, **extra)
+            except (Refusal, ModelError) as refusal:  # some servers send status 500 for parameters they do not know
                 refusals.append(refusal)
                 continue
-            if not takes_ids or _prompt_tokens(answer) in (None, len(story)):
+            if not accepts_ids or _prompt_tokens(answer) in (None, len(prompt)):
                 break
         else:
             raise ModelError(f"{self._url}: refuses requests ({refusals[-1]})")
         try:
-            returns_ids, stop = await self._stopping(story, ways)
-        except Trouble as trouble:
-            raise ModelError(f"{self._url}: {trouble}") from None
-        logprobs = await self._logprobs(story, ways) if returns_ids else None
-        return Dialect(takes_ids, takes_more, adds_bos, returns_ids, stop, logprobs)
+            returns_ids, stop = await self._probe_stop(prompt, extra)
+        except TemporaryError as error:
+            raise ModelError(f"{self._url}: {error}") from None
+        logprobs = await self._probe_logprobs(prompt, extra) if returns_ids else None
+        return Dialect(accepts_ids, accepts_extra, adds_bos, returns_ids, stop, logprobs)
 
-    async def scoring(self) -> Mapping[str, Any]:
-        """Find out with which parameters the server tells log-probs of a prompt.
+    async def scoring_parameters(self) -> Mapping[str, Any]:
+        """Find the parameters that make the server return the log-probs of a prompt.
 
         Raises:
-            ModelError: with none, or it reads text otherwise than the checkpoint's tokenizer.
+            ModelError: none do, or the server tokenises text differently from the checkpoint's tokenizer.
         """
         await self._check_tokenizer()
-        ids = self._ids(self._puzzle)
-        found: list[str] = []
-        for ways in SCORING_WAYS:
+        ids = self._ids(self._tokenizer_test)
+        reasons: list[str] = []
+        for parameters in SCORING_PARAMETERS:
             try:
-                answer = await self._complete(ids, **ways)
-                with reading():
+                answer = await self._complete(ids, **parameters)
+                with unreadable_is_temporary():
                     read_prompt_logprobs(answer, ids)
-            except (Refusal, Trouble) as error:
-                found.append(str(error))
+            except (Refusal, TemporaryError) as error:
+                reasons.append(str(error))
             else:
-                return ways
+                return parameters
         raise ModelError(
-            f"{self._url}: tells no log-probs of a prompt's tokens ({found[0]}); scoring needs them, and vLLM's server "
-            "tells them"
+            f"{self._url}: returns no log-probs of a prompt's tokens ({reasons[0]}); scoring needs them, and vLLM's "
+            "server returns them"
         )
 
     async def _check_tokenizer(self) -> bool:
-        """Refuse a server that splits text otherwise; return whether it puts a BOS token before it."""
-        ours = len(self._ids(self._puzzle))
+        """Refuse a server that tokenises text differently; return whether it adds a BOS token."""
+        expected = len(self._ids(self._tokenizer_test))
         try:
-            theirs = _prompt_tokens(await self._complete(self._puzzle))
+            counted = _prompt_tokens(await self._complete(self._tokenizer_test))
         except Refusal as refusal:
-            raise self._denied(refusal) from None
-        if theirs is None:
-            return len(self._tokenizer(self._puzzle)["input_ids"]) > ours
-        if theirs not in (ours, ours + 1):
+            raise self._refused(refusal) from None
+        if counted is None:
+            return len(self._tokenizer(self._tokenizer_test)["input_ids"]) > expected
+        if counted not in (expected, expected + 1):
             raise ModelError(
-                f"{self._url}: reads as {theirs} tokens what the tokenizer of {self._name} reads as {ours}: "
-                "it serves another model than the one that was named"
+                f"{self._url}: serves another model than {self._name}: it splits a test text into {counted} tokens, "
+                f"the tokenizer of {self._name} into {expected}"
             )
-        return theirs > ours
+        return counted > expected
 
-    async def _stopping(
-        self, story: str | list[int], ways: dict[str, Any]
-    ) -> tuple[bool, Literal["kept", "told", "silent"]]:
-        """Find out whether sampled tokens come back, and what becomes of a stop text."""
+    async def _probe_stop(
+        self, prompt: str | list[int], extra: dict[str, Any]
+    ) -> tuple[bool, Literal["kept", "reported", "removed"]]:
+        """Find out whether the server returns the sampled token ids, and what it does with a stop text."""
         for seed in range(_STOP_TRIES):
-            answer = await self._complete(story, max_tokens=32, stop=_STOPS, seed=seed, **ways)
-            with reading():
+            answer = await self._complete(prompt, max_tokens=32, stop=_STOPS, seed=seed, **extra)
+            with unreadable_is_temporary():
                 choice = answer["choices"][0]
                 ids = choice.get("token_ids")
-                whole = decode_after(self._tokenizer, self._ids(_STORY), ids) if ids else ""
-                returns_ids = any(stop in whole for stop in _STOPS)
+                decoded = decode_after(self._tokenizer, self._ids(_STORY), ids) if ids else ""
+                returns_ids = any(stop in decoded for stop in _STOPS)
                 if any(stop in choice["text"] for stop in _STOPS):
                     return returns_ids, "kept"
-                if told_stop(choice) in _STOPS:
-                    return returns_ids, "told"
-        return False, "silent"
+                if stop_reason(choice) in _STOPS:
+                    return returns_ids, "reported"
+        return False, "removed"
 
-    async def _logprobs(self, story: str | list[int], ways: dict[str, Any]) -> Literal["raw", "processed"] | None:
-        """Find out at which temperature log-probs are, by that of the likeliest token at two temperatures."""
-        tops = []
+    async def _probe_logprobs(
+        self, prompt: str | list[int], extra: dict[str, Any]
+    ) -> Literal["raw", "processed"] | None:
+        """Find out whether log-probs depend on the temperature, by the likeliest token's at two temperatures."""
+        highest = []
         for temperature in (1.0, 2.0):
-            asked = ways | {"logprobs": 1, "temperature": temperature}
+            parameters = extra | {"logprobs": 1, "temperature": temperature}
             try:
-                answer = await self._complete(story, **asked)
-                with reading():
-                    tops.append(max(top_logprobs(answer).values()))
-            except (Refusal, Trouble):
+                answer = await self._complete(prompt, **parameters)
+                with unreadable_is_temporary():
+                    highest.append(max(top_logprobs(answer).values()))
+            except (Refusal, TemporaryError):
                 return None
-        return "processed" if abs(tops[0] - tops[1]) > _MOVED else "raw"
+        return "processed" if abs(highest[0] - highest[1]) > _LOGPROB_CHANGE else "raw"
 
-    async def _complete(self, prompt: str | list[int], **more: Any) -> dict[str, Any]:
-        drawn = {"max_tokens": 1, "temperature": 1.0, "top_p": 1.0}
-        body = {"model": self._served.name, "prompt": prompt, **drawn, **more}
+    async def _complete(self, prompt: str | list[int], **parameters: Any) -> dict[str, Any]:
+        defaults = {"max_tokens": 1, "temperature": 1.0, "top_p": 1.0}
+        body = {"model": self._served.name, "prompt": prompt, **defaults, **parameters}
 
-        async def ask() -> dict[str, Any]:
+        async def post() -> dict[str, Any]:
             answer: dict[str, Any] = await self._transport.post(f"{self._url}/completions", body, PROBE_SECONDS)
-            with reading():
-                _ = answer["choices"][0]["text"] + ""  # it is a text
+            with unreadable_is_temporary():
+                _ = answer["choices"][0]["text"] + ""  # raises unless it is a string
             return answer
 
-        return await self._patiently(ask)
+        return await self._with_retries(post)
 
-    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask again after what may pass."""
+    async def _with_retries(self, send: Callable[[], Awaitable[T]]) -> T:
+        """Send a request, and again after temporary errors."""
         for tries in range(self._settings.retries + 1):
             try:
-                return await ask()
-            except Unreachable as trouble:
-                raise ModelError(f"{self._url}: cannot be reached: {trouble}") from None
-            except Trouble as trouble:
-                last = trouble
-                await asyncio.sleep(trouble.retry_after or self._pause(tries + 1))
+                return await send()
+            except Unreachable as error:
+                raise ModelError(f"{self._url}: cannot be reached: {error}") from None
+            except TemporaryError as error:
+                last = error
+                await asyncio.sleep(error.retry_after or self._pause(tries + 1))
         raise ModelError(f"{self._url}: does not answer: {last}")
 
-    def _denied(self, refusal: Refusal) -> ModelError:
+    def _refused(self, refusal: Refusal) -> ModelError:
         hint = ""
         if refusal.status == 404:
             hint = (
                 "; --url takes the base URL of a server with /completions, such as http://host:8000/v1, and "
-                "--served-model the model's name there"
+                "--served-model the model's name on that server"
             )
         elif refusal.status in DENIED:
-            hint = f"; {self._transport.about_the_key}"
+            hint = f"; {self._transport.key_hint}"
         return ModelError(f"{self._url}: refuses requests ({refusal}){hint}")
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @property
-    def _puzzle(self) -> str:
-        return _PUZZLE.format(special=self._tokenizer.eos_token or "")
+    def _tokenizer_test(self) -> str:
+        return _TOKENIZER_TEST.format(special=self._tokenizer.eos_token or "")
 
 
-def refuse_different_models(found: Mapping[str, Served]) -> None:
-    """Raise ModelError unless all URLs serve one model, by its name or by where its weights come from."""
-    [(first, one), *others] = found.items()
+def refuse_different_models(served: Mapping[str, ServedModel]) -> None:
+    """Raise ModelError unless all URLs serve models of the same name or the same root."""
+    [(first_url, first), *others] = served.items()
     for url, other in others:
-        if one.name != other.name and (one.root is None or one.root != other.root):
-            raise ModelError(f"{first} serves {one.name}, {url} serves {other.name}: --url takes servers of one model")
+        if first.name != other.name and (first.root is None or first.root != other.root):
+            raise ModelError(
+                f"{first_url} serves {first.name}, {url} serves {other.name}: --url takes servers of one model"
+            )
 
 
-def told_stop(choice: Mapping[str, Any]) -> Any:
-    """Return what a server says that ended a sample: a text, a token id, or nothing (vLLM, SGLang)."""
+def stop_reason(choice: Mapping[str, Any]) -> Any:
+    """Return what ended a sample, a text or a token id, as vLLM and SGLang report it; None from other servers."""
     return choice.get("stop_reason", choice.get("matched_stop"))
 
 
@@ -317,14 +326,14 @@ def top_logprobs(answer: Mapping[str, Any]) -> dict[int, float]:
     """Return the log-probs of the likeliest first tokens by token id.
 
     Raises:
-        KeyError, TypeError, IndexError, ValueError: the answer holds none, or not by id.
+        KeyError, TypeError, IndexError, ValueError: the response has none, or none by token id.
     """
     top = answer["choices"][0]["logprobs"]["top_logprobs"][0]
     return {token_id(token): float(value) for token, value in top.items()}
 
 
 def token_id(token: str) -> int:
-    """Read ``token_id:123``, as vLLM writes tokens when asked for ids."""
+    """Parse ``token_id:123``, vLLM's form of tokens with ``return_tokens_as_token_ids``."""
     return int(token.removeprefix("token_id:"))
 
 

@@ -1,10 +1,11 @@
-"""Which URL gets a request, and what happens when one fails.
+"""Choose a URL for each request, and retry requests that fail.
 
-A request goes to the URL with the fewest in flight, of those that work. A URL that fails several times in a row, or
-asks to be left alone (Retry-After), rests: it gets nothing until a small request of ours has been answered there.
-A failed request is sent again after a random pause that grows. A try counts against it only once its URL has answered
-something since, and never where the server was busy: an outage costs a try or two, however long it lasts, and a rate
-limit costs none. That nothing waits for ever is the watchdog's business.
+A request goes to the healthy URL with the fewest requests in flight. A URL that fails several times in a row, or sends
+Retry-After, is unhealthy: it gets no requests until it answers a small health check.
+
+A failed request is retried after a random pause that grows. A failed try counts only if its URL has answered something
+since, and not if the server was busy. So an outage of any length costs one or two tries, and a rate limit costs none.
+The watchdog handles hangs.
 """
 
 from __future__ import annotations
@@ -19,44 +20,44 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from rlt_data.engines.retries import pause
-from rlt_data.engines.server.probing import DENIED, PROBE_SECONDS, Dialect, Served
-from rlt_data.engines.server.transport import Refusal, Transport, Trouble, reading
+from rlt_data.engines.server.probing import DENIED, PROBE_SECONDS, Dialect, ServedModel
+from rlt_data.engines.server.transport import Refusal, TemporaryError, Transport, unreadable_is_temporary
 from rlt_data.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Failures in a row after which a URL rests.
-_FAILURES_IN_A_ROW = 3
-#: Kinds of trouble that are kept of each URL, for messages.
-_TROUBLES = 10
+#: Consecutive failures after which a URL is unhealthy.
+_MAX_FAILURES = 3
+#: Number of different errors kept per URL, for messages.
+_MAX_ERRORS = 10
 
 
-class GaveUp(Exception):
+class RetriesExhausted(Exception):
     """A request failed too often."""
 
 
 @dataclass
 class Endpoint:
-    """A URL and how it is doing.
+    """A URL and its state.
 
     Attributes:
-        url: its base.
-        served: what it serves.
-        dialect: how it is asked for samples, once that is known.
-        scoring: parameters that bring log-probs of prompts, once they are known.
-        in_flight: requests that it is working on.
-        answers: requests that it has answered.
-        failures: requests that failed since the last answer.
-        resting: it gets nothing for now.
-        rests_until: when to try it again, by the monotonic clock.
-        denial: why it refuses all requests, if it does.
-        troubles: what went wrong and how often, the latest kind last.
+        url: the base URL.
+        served: the model behind the URL.
+        dialect: how the server takes requests for samples; None until it is probed.
+        scoring: parameters that return the log-probs of prompts; None until they are probed.
+        in_flight: number of running requests.
+        answers: number of answered requests.
+        failures: number of failed requests since the last answer.
+        unhealthy: the URL gets no requests.
+        retry_at: time of the next health check, on the monotonic clock.
+        auth_error: why the URL refuses all requests; None if it does not.
+        recent_errors: number of occurrences by message, the latest message last.
     """
 
     url: str
-    served: Served
+    served: ServedModel
     dialect: Dialect | None = None
     scoring: Mapping[str, Any] | None = None
     in_flight: int = 0
@@ -69,32 +70,32 @@ class Endpoint:
 
     @property
     def known_dialect(self) -> Dialect:
-        """How it is asked for samples."""
-        assert self.dialect is not None, "nobody has asked yet"
+        """The dialect, after it was probed."""
+        assert self.dialect is not None, "not probed yet"
         return self.dialect
 
     @property
     def known_scoring(self) -> Mapping[str, Any]:
-        """Parameters that bring log-probs of prompts."""
-        assert self.scoring is not None, "nobody has asked yet"
+        """The scoring parameters, after they were probed."""
+        assert self.scoring is not None, "not probed yet"
         return self.scoring
 
-    def note(self, trouble: object) -> None:
-        """Keep what went wrong."""
-        reason = str(trouble)
+    def record_error(self, error: Exception) -> None:
+        """Add an error to the recent ones."""
+        reason = str(error)
         self.recent_errors[reason] = self.recent_errors.pop(reason, 0) + 1
-        if len(self.recent_errors) > _TROUBLES:
+        if len(self.recent_errors) > _MAX_ERRORS:
             del self.recent_errors[next(iter(self.recent_errors))]
 
 
 class Router:
-    """Sends requests to whichever URL suits; all of it runs on one event loop.
+    """Sends requests to the best URL; runs on one event loop.
 
     Args:
-        transport: how URLs are reached.
+        transport: sends the requests.
         endpoints: the URLs.
-        concurrency: requests at a time to each.
-        retries: tries of a request after the first.
+        concurrency: maximum number of requests in flight per URL.
+        retries: number of tries of a request after the first.
     """
 
     def __init__(self, transport: Transport, endpoints: Sequence[Endpoint], concurrency: int, retries: int) -> None:
@@ -104,88 +105,93 @@ class Router:
         self._retries = retries
         self._waiting: deque[asyncio.Future[Endpoint]] = deque()
         self._health_checks: set[asyncio.Task[None]] = set()
-        self._end: EngineError | None = None
+        self._fatal: EngineError | None = None
 
     async def send(
         self, body: Callable[[Endpoint], dict[str, Any]], read: Callable[[Endpoint, dict[str, Any]], T]
     ) -> T:
-        """Send a request until it is answered.
+        """Send a request until it is answered, and return what ``read`` returns.
 
         Args:
-            body: makes the request for a URL.
-            read: reads that URL's answer.
+            body: builds the request's body for a URL.
+            read: reads the URL's response.
 
         Raises:
-            Refusal: a server will not answer this request.
-            GaveUp: it failed too often.
+            Refusal: a server refuses this request.
+            RetriesExhausted: the request failed too often.
             EngineError: all servers refuse all requests.
         """
-        tried: list[tuple[Endpoint, int]] = []  # where a try failed, and how many answers had come from there
-        failed = 0
+        failed_tries: list[tuple[Endpoint, int]] = []  # the URL, and its number of answers at that time
+        failures = 0
         while True:
-            endpoint = await self._free()
+            endpoint = await self._acquire()
             try:
                 answer = await self._post(endpoint, body(endpoint))
-                with reading():
+                with unreadable_is_temporary():
                     result = read(endpoint, answer)
-            except Trouble as trouble:
-                self._failed(endpoint, trouble)
-                failed += 1
-                if not trouble.busy:
-                    tried.append((endpoint, endpoint.answers))
-                if sum(where.answers > answers for where, answers in tried) > self._retries:
-                    raise GaveUp(f"{failed} tries failed, the last one at {endpoint.url}: {trouble}") from None
+            except TemporaryError as error:
+                self._on_failure(endpoint, error)
+                failures += 1
+                if not error.busy:
+                    failed_tries.append((endpoint, endpoint.answers))
+                if sum(failed.answers > answers for failed, answers in failed_tries) > self._retries:
+                    reason = f"{failures} tries failed, the last one at {endpoint.url}: {error}"
+                    raise RetriesExhausted(reason) from None
             except Refusal as refusal:
-                if refusal.status not in DENIED or await self._answers_others(endpoint):
-                    self._answered(endpoint)
+                if refusal.status not in DENIED or await self._refuses_only_this(endpoint):
+                    self._on_answer(endpoint)
                     raise
             else:
-                self._answered(endpoint)
+                self._on_answer(endpoint)
                 return result
             finally:
                 self._release(endpoint)
-            await asyncio.sleep(pause(failed))
+            await asyncio.sleep(pause(failures))
 
     def recent_errors(self) -> str:
-        """Return what went wrong lately, one line for each kind and URL."""
+        """Return the recent errors, one line per URL and message."""
         return "\n".join(
             f"{endpoint.url}: {reason}" + (f" ({count} times)" if count > 1 else "")
             for endpoint in self.endpoints
             for reason, count in list(endpoint.recent_errors.items())
         )
 
-    # Places
+    # Slots
 
-    async def _free(self) -> Endpoint:
-        """Take a place at the URL with the fewest requests; wait where none is free."""
-        place: asyncio.Future[Endpoint] = asyncio.get_running_loop().create_future()
-        self._waiting.append(place)
-        self._hand_out()
+    async def _acquire(self) -> Endpoint:
+        """Wait for a free slot at a healthy URL, and take one at the URL with the fewest requests."""
+        slot: asyncio.Future[Endpoint] = asyncio.get_running_loop().create_future()
+        self._waiting.append(slot)
+        self._assign_slots()
         try:
-            return await place
+            return await slot
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled() and not place.exception():
-                self._release(place.result())
+            if slot.done() and not slot.cancelled() and not slot.exception():
+                self._release(slot.result())
             raise
 
-    def _hand_out(self) -> None:
+    def _assign_slots(self) -> None:
         while self._waiting:
-            free = [each for each in self.endpoints if not each.unhealthy and each.in_flight < self._concurrency]
-            if not free and self._end is None:
+            available = [
+                endpoint
+                for endpoint in self.endpoints
+                if not endpoint.unhealthy and endpoint.in_flight < self._concurrency
+            ]
+            if not available and self._fatal is None:
                 return
-            place = self._waiting.popleft()
-            if place.done():
-                continue  # whoever waited has gone
-            if self._end is not None:
-                place.set_exception(self._end)
+            slot = self._waiting.popleft()
+            if slot.done():
+                continue  # the waiting request was cancelled
+            if self._fatal is not None:
+                slot.set_exception(self._fatal)
                 continue
-            best = min(free, key=lambda each: each.in_flight)
-            best.in_flight += 1
-            place.set_result(best)
+            least_loaded = min(available, key=lambda endpoint: endpoint.in_flight)
+            least_loaded.in_flight += 1
+            slot.set_result(least_loaded)
 
     def _release(self, endpoint: Endpoint) -> None:
         endpoint.in_flight -= 1
-        self._hand_out()
+        self._assign_slots()
 
     # Health
 
@@ -194,31 +200,31 @@ class Router:
         answer: dict[str, Any] = await self._transport.post(f"{endpoint.url}/completions", body, limit)
         return answer
 
-    async def _problem(self, endpoint: Endpoint) -> Trouble | Refusal | None:
-        """Send a small request that is known to be all right, and return what is wrong with the URL, if anything."""
+    async def _check(self, endpoint: Endpoint) -> TemporaryError | Refusal | None:
+        """Send a small valid request, and return its error; None if the URL answers."""
         try:
             answer = await self._post(endpoint, {"prompt": "Once upon a time", "max_tokens": 1}, PROBE_SECONDS)
-            with reading():
+            with unreadable_is_temporary():
                 str(answer["choices"][0]["text"])
-        except Trouble as trouble:
-            endpoint.note(trouble)
-            return trouble
+        except TemporaryError as error:
+            endpoint.record_error(error)
+            return error
         except Refusal as refusal:
-            endpoint.note(refusal)
-            self._deny(endpoint, refusal)
+            endpoint.record_error(refusal)
+            self._on_refusal_of_all(endpoint, refusal)
             return refusal
         return None
 
-    def _answered(self, endpoint: Endpoint) -> None:
+    def _on_answer(self, endpoint: Endpoint) -> None:
         endpoint.answers += 1
         endpoint.failures = 0
 
-    def _failed(self, endpoint: Endpoint, trouble: Trouble) -> None:
-        endpoint.note(trouble)
+    def _on_failure(self, endpoint: Endpoint, error: TemporaryError) -> None:
+        endpoint.record_error(error)
         endpoint.failures += 1
-        if trouble.retry_after:
-            self._mark_unhealthy(endpoint, trouble.retry_after)
-        elif endpoint.failures >= _FAILURES_IN_A_ROW:
+        if error.retry_after:
+            self._mark_unhealthy(endpoint, error.retry_after)
+        elif endpoint.failures >= _MAX_FAILURES:
             self._mark_unhealthy(endpoint, pause(0))
 
     def _mark_unhealthy(self, endpoint: Endpoint, seconds: float) -> None:
@@ -230,7 +236,7 @@ class Router:
             check.add_done_callback(self._health_checks.discard)
 
     async def _health_check(self, endpoint: Endpoint) -> None:
-        """Try a resting URL now and then, until it answers."""
+        """Check an unhealthy URL again and again until it answers."""
         tries = 0
         while endpoint.unhealthy:
             while (seconds := endpoint.retry_at - time.monotonic()) > 0 or endpoint.in_flight >= self._concurrency:
@@ -238,31 +244,31 @@ class Router:
             endpoint.in_flight += 1
             tries += 1
             try:
-                problem = await self._problem(endpoint)
-                if problem is None:
+                error = await self._check(endpoint)
+                if error is None:
                     endpoint.unhealthy, endpoint.auth_error = False, None
-                    self._answered(endpoint)
+                    self._on_answer(endpoint)
             finally:
                 self._release(endpoint)
-            if problem is None and tries > 1:
+            if error is None and tries > 1:
                 logger.info("%s: answers again", endpoint.url)
-            elif problem is not None:
-                wait = problem.retry_after if isinstance(problem, Trouble) else None
+            elif error is not None:
+                wait = error.retry_after if isinstance(error, TemporaryError) else None
                 endpoint.retry_at = time.monotonic() + (wait or pause(tries))
                 if tries == 1:
-                    logger.info("%s: left aside for now (%s)", endpoint.url, problem)
+                    logger.info("%s: not used until it answers again (%s)", endpoint.url, error)
 
-    async def _answers_others(self, endpoint: Endpoint) -> bool:
-        """Find out whether a URL refuses one request, or all; one with a problem rests."""
-        problem = await self._problem(endpoint)
-        if problem is not None:
+    async def _refuses_only_this(self, endpoint: Endpoint) -> bool:
+        """Return whether a URL that refused one request answers another; mark it unhealthy if not."""
+        error = await self._check(endpoint)
+        if error is not None:
             self._mark_unhealthy(endpoint, pause(0))
-        return problem is None
+        return error is None
 
-    def _deny(self, endpoint: Endpoint, refusal: Refusal) -> None:
-        """Note that a URL refuses all requests; where all of them do, nothing is left to wait for."""
+    def _on_refusal_of_all(self, endpoint: Endpoint, refusal: Refusal) -> None:
+        """Record that a URL refuses all requests, and end the run if all URLs do."""
         endpoint.auth_error = str(refusal)
-        if all(each.auth_error for each in self.endpoints):
-            hint = f"; {self._transport.about_the_key}" if refusal.status in (401, 403) else ""
-            self._end = EngineError(f"{endpoint.url}: refuses all requests ({refusal}){hint}")
-            self._hand_out()
+        if all(endpoint.auth_error for endpoint in self.endpoints):
+            hint = f"; {self._transport.key_hint}" if refusal.status in (401, 403) else ""
+            self._fatal = EngineError(f"{endpoint.url}: refuses all requests ({refusal}){hint}")
+            self._assign_slots()

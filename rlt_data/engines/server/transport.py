@@ -1,4 +1,4 @@
-"""One request to one URL: the answer, or what went wrong in words that may be shown to anyone."""
+"""Send one request to one URL. Error messages never contain the API key."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from rlt_data.engines.retries import RETRIED, retry_after
 from rlt_data.errors import SettingsError
 from rlt_data.settings import ModelSettings
 
-_LONGEST_MESSAGE = 300
+_MAX_MESSAGE = 300
 
-#: The largest body that is read. Log-probs of a text of 131,072 tokens take 18 MB in the longest form.
-_LARGEST_BODY = 64 * 2**20
+#: Limit for a response's body. The log-probs of a text of 131,072 tokens take at most 18 MB.
+_MAX_BODY = 64 * 2**20
 
-#: Servers close idle connections after a few seconds; a request that is just then sent on one would be lost.
+#: Servers close idle connections after a few seconds; a request sent at that moment would be lost.
 _KEEP_IDLE_SECONDS = 2.0
 
 
-class Trouble(Exception):
-    """A request failed in a way that may pass.
+class TemporaryError(Exception):
+    """A request failed, but may succeed when it is sent again.
 
     Attributes:
-        retry_after: seconds for which the server wants to be left alone, if it said so.
-        busy: the server has too much to do, which is not the request's fault.
+        retry_after: seconds to wait, if the server sent Retry-After.
+        busy: the server is overloaded, whatever the request is.
     """
 
     def __init__(self, reason: str, retry_after: float | None = None, *, busy: bool = False) -> None:
@@ -40,15 +40,15 @@ class Trouble(Exception):
         self.busy = busy
 
 
-class Unreachable(Trouble):
-    """There was no connection at all."""
+class Unreachable(TemporaryError):
+    """No connection was made."""
 
 
 class Refusal(Exception):
-    """The server will not answer this request, however often it is sent.
+    """The server refused this request and would refuse it again.
 
     Attributes:
-        status: of the answer.
+        status: HTTP status of the response.
     """
 
     def __init__(self, reason: str, status: int) -> None:
@@ -60,10 +60,10 @@ class Transport:
     """Connections to all URLs.
 
     Args:
-        settings: time limits, and the variable that holds the key.
+        settings: time limits, and the environment variable with the API key.
 
     Raises:
-        SettingsError: the key cannot be one.
+        SettingsError: the key holds characters that no key has.
     """
 
     def __init__(self, settings: ModelSettings) -> None:
@@ -86,26 +86,26 @@ class Transport:
         )
 
     @property
-    def about_the_key(self) -> str:
-        """What to do where a server refuses to let us in."""
+    def key_hint(self) -> str:
+        """Advice about the API key, for errors of authentication."""
         if self._key:
-            return f"it does not take the key in {self._key_name} (--api-key-env names another variable)"
-        return f"if it wants a key, put it into {self._key_name}, or name another variable with --api-key-env"
+            return f"it does not accept the key in {self._key_name} (--api-key-env names another variable)"
+        return f"if it needs a key, put it into {self._key_name}, or name another variable with --api-key-env"
 
     async def get(self, url: str, limit: float = math.inf) -> Any:
-        """Get a JSON document; as :meth:`post`."""
+        """Get a JSON document; arguments and errors as for :meth:`post`."""
         return await self._request("GET", url, None, limit)
 
     async def post(self, url: str, body: dict[str, Any], limit: float = math.inf) -> Any:
-        """Send a JSON document and return the one that comes back.
+        """Send a JSON document and return the JSON document in the response.
 
         Args:
-            url: where to.
-            body: what.
-            limit: seconds for the whole answer, if that is less than ``--read-timeout``.
+            url: complete URL.
+            body: the document.
+            limit: seconds for the complete response, if less than ``--read-timeout``.
 
         Raises:
-            Trouble: no answer, none of use, or a status in :data:`~rlt_data.engines.retries.RETRIED`.
+            TemporaryError: no response, an unreadable one, or a status in :data:`~rlt_data.engines.retries.RETRIED`.
             Refusal: any other error.
         """
         return await self._request("POST", url, body, limit)
@@ -121,41 +121,41 @@ class Transport:
             async with asyncio.timeout(limit), self._client.stream(method, url, json=body) as response:
                 content = await _body(response)
         except TimeoutError:
-            raise Trouble(f"no answer within {limit:g} s{hint}") from None
+            raise TemporaryError(f"no answer within {limit:g} s{hint}") from None
         except httpx2.ConnectTimeout:
             raise Unreachable(f"no connection within {self._connect_timeout:g} s (--connect-timeout)") from None
         except httpx2.ConnectError as error:
-            raise Unreachable(self._shown(_cause(error))) from None
+            raise Unreachable(self._redact(_cause(error))) from None
         except (httpx2.RequestError, httpx2.InvalidURL) as error:
-            raise Trouble(f"the connection broke: {self._shown(_cause(error))}") from None
+            raise TemporaryError(f"the connection broke: {self._redact(_cause(error))}") from None
         if response.is_success:
-            with reading():
+            with unreadable_is_temporary():
                 return json.loads(content)
-        reason = f"HTTP {response.status_code}: {self._shown(_message(content)) or response.reason_phrase}"
+        reason = f"HTTP {response.status_code}: {self._redact(_message(content)) or response.reason_phrase}"
         if response.status_code in RETRIED:
             wait = retry_after(response.headers.get("Retry-After"))
-            raise Trouble(reason, wait, busy=response.status_code == 429 or wait is not None)
+            raise TemporaryError(reason, wait, busy=response.status_code == 429 or wait is not None)
         raise Refusal(reason, response.status_code)
 
-    def _shown(self, text: str) -> str:
-        """Return the first line of what a server or a library says, without the key and without control characters."""
+    def _redact(self, text: str) -> str:
+        """Return the first line of a message, shortened, without the key and without control characters."""
         if self._key:
             text = text.replace(self._key, "***")
         line = next((line.strip() for line in text.splitlines() if line.strip()), "")
-        return "".join(char for char in line if unicodedata.category(char)[0] != "C")[:_LONGEST_MESSAGE]
+        return "".join(char for char in line if unicodedata.category(char)[0] != "C")[:_MAX_MESSAGE]
 
 
 @contextmanager
-def reading() -> Iterator[None]:
-    """Read an answer: where it is not as it should be, that is trouble like a broken connection."""
+def unreadable_is_temporary() -> Iterator[None]:
+    """Raise TemporaryError, as for a broken connection, if the block cannot read a response."""
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise Trouble(f"an answer that cannot be read ({type(error).__name__})") from None
+        raise TemporaryError(f"an answer that cannot be read ({type(error).__name__})") from None
 
 
 def _cause(error: BaseException) -> str:
-    """Return the operating system's word for what happened to a connection, or the library's."""
+    """Return the operating system's message for a connection error, or else the library's."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno is not None and cause.errno > 0:
@@ -165,23 +165,23 @@ def _cause(error: BaseException) -> str:
 
 
 async def _body(response: httpx2.Response) -> bytes:
-    """Read a body, or of an error that is too large, its beginning.
+    """Read a response's body; only the beginning of an error that is too large.
 
     Raises:
-        Refusal: an answer is larger than :data:`_LARGEST_BODY`.
+        Refusal: a successful response is larger than :data:`_MAX_BODY`.
     """
     body = bytearray()
-    async for piece in response.aiter_bytes():
-        body += piece
-        if len(body) > _LARGEST_BODY:
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > _MAX_BODY:
             if response.is_success:
-                raise Refusal(f"an answer of more than {_LARGEST_BODY // 2**20} MiB", response.status_code)
+                raise Refusal(f"an answer of more than {_MAX_BODY // 2**20} MiB", response.status_code)
             break
     return bytes(body)
 
 
 def _message(body: bytes) -> str:
-    """Return what the body of an error says; servers have several ways."""
+    """Return the message in an error's body, whose layout differs between servers."""
     text = body.decode(errors="replace")
     try:
         content = json.loads(text)

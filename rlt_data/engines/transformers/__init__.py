@@ -1,7 +1,7 @@
-"""The engine over Hugging Face Transformers: CPU, CUDA and MPS.
+"""The engine for Hugging Face Transformers, on CPU, CUDA and MPS.
 
-Reading order: ``model`` (loading, the head in blocks), ``cache`` (keys and values), ``sampling``, then ``generation``
-and ``scoring``, which ``engine`` puts together.
+Reading order: ``model`` (loading, the LM head in blocks), ``cache`` (keys and values), ``sampling``, ``generation``,
+``scoring``, ``engine`` (all of them together).
 """
 
 from rlt_data.engines.transformers.engine import TransformersEngine

@@ -1,4 +1,4 @@
-"""Keys and values that grow in place and can be taken over by several continuations."""
+"""A KV cache that grows in place and whose rows several continuations can copy."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-#: Columns a full cache grows by, at least.
+#: Minimum number of tokens by which a full cache grows.
 GROWTH = 256
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """One layer's keys and values, each of shape (batch, heads, tokens, head size), in a buffer with room at its end.
+    """One layer's keys and values, each of shape (batch, heads, tokens, head size), in a buffer with spare capacity.
 
-    Transformers' own layer copies everything at each new token. This one also keeps all tokens of sliding-window
-    layers (their mask does the sliding), so that a batch of beginnings of different lengths can be continued.
+    The layer of Transformers copies everything for each new token. This one also keeps all tokens of sliding-window
+    layers, whose mask does the sliding, so that a batch of prefixes of different lengths can be continued.
     """
 
     def __init__(self, **_: Any) -> None:
@@ -25,14 +25,14 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._length = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Note where the states live; called by Transformers at the first update."""
+        """Set dtype and device; called by Transformers at the first update."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add the states of new tokens and return those of all."""
+        """Append the states of new tokens, and return those of all tokens."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         new = key_states.shape[-2]
@@ -55,8 +55,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         """Return the number of tokens."""
         return self._length
 
-    def rows(self, index: torch.Tensor, room: int) -> GrowingLayer:
-        """Return a layer with copies of the given batch rows and room for more tokens."""
+    def select(self, index: torch.Tensor, capacity: int) -> GrowingLayer:
+        """Return a layer with copies of the given batch rows and capacity for more tokens."""
         assert self._buffers is not None
         layer = GrowingLayer()
         layer.dtype, layer.device, layer.is_initialized = self.dtype, self.device, True
@@ -64,7 +64,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         buffers = []
         for buffer in self._buffers:
             _, heads, _, size = buffer.shape
-            copy = buffer.new_empty(len(index), heads, self._length + room, size)
+            copy = buffer.new_empty(len(index), heads, self._length + capacity, size)
             torch.index_select(buffer[:, :, : self._length], 0, index, out=copy[:, :, : self._length])
             buffers.append(copy)
         layer._buffers = (buffers[0], buffers[1])
@@ -72,23 +72,24 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return layer
 
     @staticmethod
-    def joined(layers: Sequence[GrowingLayer]) -> GrowingLayer:
-        """Return one layer with the batch rows of all, which have the same number of tokens."""
-        layer = GrowingLayer()
-        keys, values = zip(*(each.states for each in layers), strict=True)
-        layer.update(torch.cat(keys), torch.cat(values))
-        return layer
+    def concatenate(layers: Sequence[GrowingLayer]) -> GrowingLayer:
+        """Return one layer with the batch rows of all layers, which have the same number of tokens."""
+        result = GrowingLayer()
+        keys, values = zip(*(layer.states for layer in layers), strict=True)
+        result.update(torch.cat(keys), torch.cat(values))
+        return result
 
-    def _grow(self, like: tuple[torch.Tensor, torch.Tensor], needed: int) -> None:
-        room = max(needed, self._length + GROWTH) if self._length else needed
-        grown = []
-        for which, states in enumerate(like):
+    def _grow(self, like: tuple[torch.Tensor, torch.Tensor], tokens: int) -> None:
+        """Move the states to buffers for at least ``tokens`` tokens, in the shape and dtype of ``like``."""
+        capacity = max(tokens, self._length + GROWTH) if self._length else tokens
+        buffers = []
+        for index, states in enumerate(like):
             batch, heads, _, size = states.shape
-            buffer = states.new_empty(batch, heads, room, size)
+            buffer = states.new_empty(batch, heads, capacity, size)
             if self._buffers is not None:
-                buffer[:, :, : self._length] = self._buffers[which][:, :, : self._length]
-            grown.append(buffer)
-        self._buffers = (grown[0], grown[1])
+                buffer[:, :, : self._length] = self._buffers[index][:, :, : self._length]
+            buffers.append(buffer)
+        self._buffers = (buffers[0], buffers[1])
 
     def _view(self) -> None:
         assert self._buffers is not None
@@ -96,7 +97,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
 
 class GrowingCache(Cache):
-    """The cache of a model: one :class:`GrowingLayer` a layer."""
+    """A model's KV cache: one :class:`GrowingLayer` per layer."""
 
     layers: list[GrowingLayer]  # type: ignore[assignment]
 
@@ -106,12 +107,15 @@ class GrowingCache(Cache):
         else:
             super().__init__(layers=list(layers))
 
-    def rows(self, index: torch.Tensor, room: int) -> GrowingCache:
-        """Return a cache with copies of the given batch rows (a row may come several times) and room for tokens."""
-        return GrowingCache([layer.rows(index, room) for layer in self.layers])
+    def select(self, index: torch.Tensor, capacity: int) -> GrowingCache:
+        """Return a cache with copies of the given batch rows, which may repeat, and capacity for more tokens."""
+        return GrowingCache([layer.select(index, capacity) for layer in self.layers])
 
     @staticmethod
-    def joined(caches: Sequence[GrowingCache]) -> GrowingCache:
-        """Return one cache with the batch rows of all, which have the same number of tokens."""
-        layers = zip(*(cache.layers for cache in caches), strict=True)
-        return caches[0] if len(caches) == 1 else GrowingCache([GrowingLayer.joined(each) for each in layers])
+    def concatenate(caches: Sequence[GrowingCache]) -> GrowingCache:
+        """Return one cache with the batch rows of all caches, which have the same number of tokens."""
+        if len(caches) == 1:
+            return caches[0]
+        return GrowingCache(
+            [GrowingLayer.concatenate(layers) for layers in zip(*(cache.layers for cache in caches), strict=True)]
+        )

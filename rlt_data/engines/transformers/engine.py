@@ -1,4 +1,4 @@
-"""The Transformers engine: one loaded model behind the :class:`~rlt_data.engines.Engine` protocol."""
+"""The Transformers engine: an :class:`~rlt_data.engines.Engine` for one model in this process."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from rlt_data.settings import ModelSettings
 
 
 class TransformersEngine:
-    """Generation and scoring with a model on one device.
+    """Generates and scores with a model on one device.
 
     Args:
         model: the model.
-        tokenizer: its tokenizer.
+        tokenizer: the model's tokenizer.
         settings: batch sizes.
     """
 
@@ -68,17 +68,17 @@ class TransformersEngine:
         """Compare distributions; see :class:`~rlt_data.engines.protocol.FullKL`."""
         if not isinstance(other, TransformersEngine):
             raise ModelError("the full KL needs both models in the transformers engine")
-        theirs = other._scorer.hidden(other_group)
-        for key, mine in self._scorer.hidden(group).items():
-            if key in theirs:
-                values = self.model.full_kl(mine, other.model, theirs[key], temperature)
+        other_hidden = other._scorer.hidden(other_group)
+        for key, hidden in self._scorer.hidden(group).items():
+            if key in other_hidden:
+                values = self.model.full_kl(hidden, other.model, other_hidden[key], temperature)
                 yield SequenceLogprobs(key, values.cpu().numpy())
             else:
                 yield Failure(key, f"out of memory on {other.model.device}")
 
     def log_tail(self) -> str:
-        """Return nothing: the engine runs in this process."""
+        """Return an empty string: the engine runs in this process and has no log."""
         return ""
 
     def close(self) -> None:
-        """Do nothing: memory is given back with the engine."""
+        """Do nothing: the memory is freed with the engine."""

@@ -1,12 +1,12 @@
-"""float32 on a CPU: the same numbers whatever else is in the batch.
+"""Make float32 results on a CPU independent of the batch.
 
-Sums of floating-point numbers depend on their order, and libraries choose the order by the shape of the batch. Two
-places do: attention, whose blocks move with padding and cached beginnings, and matrix products of a few rows, which
-get kernels of their own. So attention is computed in float64 and rounded (its order then shows only in the 16th
-digit), and products have at least :func:`least_rows` rows, filled up with zeros. What remains is measured in
-tests/engines/test_exact.py; what it costs, in docs/results.
+Sums of floating-point numbers depend on their order, which libraries choose by the shape of the batch. Two operations
+are affected: attention, whose blocks move with padding and cached prefixes, and matrix products of a few rows, which
+use special kernels. So attention is computed in float64 and rounded, where the order changes only the 16th digit, and
+products have at least :func:`min_rows` rows, filled up with zeros. tests/engines/test_exact.py measures the remaining
+difference, docs/results the cost.
 
-Other types and devices are left as they are: there the same holds within their rounding.
+Other dtypes and devices are unchanged: their results depend on the batch within rounding.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NAME = "rlt_data_float64"
 
 
 def make_exact(model: PreTrainedModel) -> None:
-    """Prepare a model of float32 on a CPU; models whose attention is not plain SDPA keep their own."""
+    """Prepare a float32 model on a CPU. Attention other than SDPA is left unchanged."""
     if model.config._attn_implementation == "sdpa":
         AttentionInterface.register(_NAME, _attention_in_float64)
         AttentionMaskInterface.register(_NAME, sdpa_mask)
@@ -32,24 +32,24 @@ def make_exact(model: PreTrainedModel) -> None:
             module.forward = _Linear(module)  # type: ignore[method-assign]
 
 
-def least_rows() -> int:
-    """Return from how many rows on a product's rows do not depend on their number (measured with 1 and 2 threads)."""
+def min_rows() -> int:
+    """Return the number of rows from which a product's rows do not depend on it; measured with 1 and 2 threads."""
     return min(max(8, 4 * torch.get_num_threads()), 16)
 
 
 def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Multiply as ``torch.nn.functional.linear`` does, with enough rows; input is of shape (..., in features)."""
+    """Multiply like ``torch.nn.functional.linear``, with enough rows; ``input`` has shape (..., in features)."""
     rows = input.numel() // input.shape[-1]
-    missing = least_rows() - rows
+    missing = min_rows() - rows
     if missing <= 0:
         return torch.nn.functional.linear(input, weight, bias)
-    filled = torch.cat([input.reshape(rows, -1), input.new_zeros(missing, input.shape[-1])])
-    output = torch.nn.functional.linear(filled, weight, bias)[:rows]
+    padded = torch.cat([input.reshape(rows, -1), input.new_zeros(missing, input.shape[-1])])
+    output = torch.nn.functional.linear(padded, weight, bias)[:rows]
     return output.reshape(*input.shape[:-1], -1)
 
 
 class _Linear:
-    """The forward pass of a linear layer, by :func:`linear`."""
+    """The forward pass of a linear layer with :func:`linear`."""
 
     def __init__(self, module: torch.nn.Linear) -> None:
         self._module = module

@@ -1,8 +1,7 @@
-"""Batched generation that streams samples as they finish.
+"""Batched generation that yields samples as they finish.
 
-A batch is a fixed set of requests, planned from its block alone. Its prompts are computed once each, whatever the
-number of samples, and rows that have finished leave the batch. Running the same block again therefore gives the same
-samples to the last bit, and what is not owed costs nothing unless its batch holds something that is.
+Batches are planned from the block alone, so running a block again gives the same samples to the last bit. Each prompt
+is computed once for all its samples, and finished rows leave the batch. Batches without a sample to emit are skipped.
 """
 
 from __future__ import annotations
@@ -27,24 +26,24 @@ _FINISHED_SHARE = 0.125
 
 @dataclass
 class _Row:
-    """A sample in the making."""
+    """A sample being drawn."""
 
     prompt: PromptRequest
     request: SampleRequest
-    room: int
+    max_tokens: int
     uniforms: Uniforms
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
 
 class Generator:
-    """Generation with one model.
+    """Generates with one model.
 
     Args:
         model: the model.
-        tokenizer: its tokenizer.
-        batch_size: samples at a time; None takes what fits.
-        batch_tokens: prompt tokens computed at a time.
+        tokenizer: the model's tokenizer.
+        batch_size: number of samples per batch; None for as many as fit into memory.
+        batch_tokens: maximum number of prompt tokens per forward pass.
     """
 
     def __init__(self, model: CausalModel, tokenizer: Tokenizer, *, batch_size: int | None, batch_tokens: int) -> None:
@@ -52,7 +51,7 @@ class Generator:
         self._tokenizer = tokenizer
         self._batch_size = batch_size
         self._batch_tokens = batch_tokens
-        self._closers: dict[str, set[int]] = {}
+        self._stop_tokens: dict[str, set[int]] = {}
 
     def run(self, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling) -> Iterator[Sample | Failure]:
         """Sample the requests of each block; see :meth:`rlt_data.engines.Engine.generate`."""
@@ -62,16 +61,16 @@ class Generator:
                     yield from self._run_batch(batch, sampling)
 
     def _plan(self, block: Sequence[PromptRequest], sampling: Sampling) -> Iterator[list[PromptRequest]]:
-        """Cut a block into batches of at most the batch size; a prompt with more samples is split."""
+        """Cut a block into batches; the samples of one prompt may be split over several batches."""
         size = self._batch_size or self._fitting_size(block, sampling)
         batch: list[PromptRequest] = []
         free = size
         for request in block:
             samples = list(request.samples)
             while samples:
-                taken, samples = samples[:free], samples[free:]
-                batch.append(replace(request, samples=taken))
-                free -= len(taken)
+                added, samples = samples[:free], samples[free:]
+                batch.append(replace(request, samples=added))
+                free -= len(added)
                 if not free:
                     yield batch
                     batch, free = [], size
@@ -87,12 +86,12 @@ class Generator:
             return 32
         device = self._model.device
         free, _ = torch.cuda.mem_get_info(device)
-        # PyTorch keeps the memory of earlier batches, which the driver does not count as free.
+        # The driver does not count memory as free that PyTorch keeps from earlier batches.
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(min(max(0.7 * free / (self._model.bytes_per_token * expected), 1), 256))
 
     def _run_batch(self, batch: list[PromptRequest], sampling: Sampling) -> Iterator[Sample | Failure]:
-        """Run a batch; where the device's memory runs out, its halves one after the other."""
+        """Run a batch, or its halves one after the other if the device runs out of memory."""
         done: set[str] = set()
         try:
             for sample in self._decode(batch, sampling):
@@ -117,69 +116,71 @@ class Generator:
             tails=[request.tail for request in batch],
             temperature=sampling.temperature or 1.0,
         )
-        rows, origin = [], []
-        for place, request in enumerate(batch):
-            room = sampling.room(request.ids, self._model.context_length)
+        rows, prompt_of_row = [], []
+        for prompt_index, request in enumerate(batch):
+            max_tokens = sampling.room(request.ids, self._model.context_length)
             for sample in request.samples:
-                rows.append(_Row(request, sample, room, Uniforms(sample.seed)))
-                origin.append(place)
+                rows.append(_Row(request, sample, max_tokens, Uniforms(sample.seed)))
+                prompt_of_row.append(prompt_index)
         tails = {
             sample.key: tail for request, tail in zip(batch, prompts.tails, strict=True) for sample in request.samples
         }
         device = self._model.device
-        index = torch.tensor(origin, device=device)
-        room = min(max(row.room for row in rows), 256)
-        cache, mask, last = prompts.cache.rows(index, room), prompts.mask[index], prompts.last[index]
+        index = torch.tensor(prompt_of_row, device=device)
+        capacity = min(max(row.max_tokens for row in rows), 256)
+        cache, mask, last = prompts.cache.select(index, capacity), prompts.mask[index], prompts.last[index]
         position = prompts.lengths[index][:, None]
-        live = list(range(len(rows)))  # the row of each place of the batch, -1 once it has finished
+        live = list(range(len(rows)))  # per batch row its index in rows, or -1 once the sample has finished
         while True:
             logits = self._model.logits(last)
             uniforms = [next(rows[row].uniforms) if row >= 0 else 0.0 for row in live]
             tokens, logprobs = draw(logits, uniforms, sampling.temperature, sampling.top_p, sampling.top_k)
-            for place, row_number in enumerate(live):
-                if row_number < 0:
+            for batch_row, row_index in enumerate(live):
+                if row_index < 0:
                     continue
-                row = rows[row_number]
-                if reason := self._take(row, tokens[place], logprobs[place], sampling.stop):
-                    live[place] = -1
+                row = rows[row_index]
+                if reason := self._append_token(row, tokens[batch_row], logprobs[batch_row], sampling.stop):
+                    live[batch_row] = -1
                     if row.request.emit:
-                        end = tokens[place] if reason == "eos" else None
-                        yield self._finished(row, reason, end, tails[row.request.key])
-            remaining = [place for place, row_number in enumerate(live) if row_number >= 0]
+                        end = tokens[batch_row] if reason == "eos" else None
+                        yield self._to_sample(row, reason, end, tails[row.request.key])
+            remaining = [batch_row for batch_row, row_index in enumerate(live) if row_index >= 0]
             if not remaining:
                 return
             if len(live) - len(remaining) > _FINISHED_SHARE * len(live):
                 keep = torch.tensor(remaining, device=device)
-                cache, mask, position = cache.rows(keep, 256), mask[keep], position[keep]
-                tokens, live = [tokens[place] for place in remaining], [live[place] for place in remaining]
+                cache, mask, position = cache.select(keep, 256), mask[keep], position[keep]
+                tokens, live = [tokens[row] for row in remaining], [live[row] for row in remaining]
             mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
             ids = torch.tensor(tokens, device=device)[:, None]
             last = self._model.hidden(ids, mask, position, cache)[:, -1]
             position = position + 1
 
-    def _take(self, row: _Row, token: int, logprob: float, stop: str) -> Literal["stop", "eos", "length"] | None:
-        """Add a token to a row, and say why the row ends with it, if it does."""
+    def _append_token(
+        self, row: _Row, token: int, logprob: float, stop: str
+    ) -> Literal["stop", "eos", "length"] | None:
+        """Append a token to a row, and return why the sample ends with it; None if it continues."""
         if token in self._model.end_tokens:
             return "eos"
         row.tokens.append(token)
         row.logprobs.append(logprob)
-        if token in self._closing_tokens(stop):
+        if token in self._tokens_that_may_complete(stop):
             tail = row.tokens[-len(stop) - CONTEXT_TOKENS :]
             if stop in decode_after(self._tokenizer, [], tail):
                 return "stop"
-        return "length" if len(row.tokens) >= row.room else None
+        return "length" if len(row.tokens) >= row.max_tokens else None
 
-    def _closing_tokens(self, stop: str) -> set[int]:
-        """Return the tokens that can complete the stop text: those that hold its last character."""
-        if stop not in self._closers:
+    def _tokens_that_may_complete(self, stop: str) -> set[int]:
+        """Return the tokens that contain the last character of the stop text; all tokens if it has other spellings."""
+        if stop not in self._stop_tokens:
             pieces = self._tokenizer.convert_ids_to_tokens(range(self._model.vocabulary))  # type: ignore[attr-defined]
             plain = stop[-1].isascii() and not stop[-1].isspace()
-            self._closers[stop] = {
+            self._stop_tokens[stop] = {
                 token for token, piece in enumerate(pieces) if not plain or (piece and stop[-1] in piece)
             }
-        return self._closers[stop]
+        return self._stop_tokens[stop]
 
-    def _finished(
+    def _to_sample(
         self, row: _Row, reason: Literal["stop", "eos", "length"], end: int | None, tail: np.ndarray
     ) -> Sample:
         context = row.prompt.ids[-CONTEXT_TOKENS:].tolist()

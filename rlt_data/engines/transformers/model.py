@@ -1,7 +1,7 @@
-"""A causal language model in two halves: the layers, and the head that turns their output into log-probs in blocks.
+"""A causal language model in two halves: the layers, and the LM head, which computes log-probs in blocks.
 
-The head runs only where log-probs are wanted, and over one block of the vocabulary at a time, whose exponentials are
-summed as it goes. So no tensor of (tokens x vocabulary) in float32 ever exists, and on a CPU the blocks stay in its
+The head runs only at positions whose log-probs are needed, over one block of the vocabulary at a time, and sums
+exponentials block by block. So a float32 tensor of (tokens x vocabulary) never exists. On a CPU the blocks fit into the
 cache, which makes the head faster than a plain matrix product (figures in docs/results).
 """
 
@@ -27,16 +27,16 @@ _ATTENTION_KINDS = {"full_attention", "sliding_attention"}
 
 
 class CausalModel:
-    """A causal language model and how it is run.
+    """Runs a causal language model.
 
     Args:
-        model: the model on its device, in evaluation mode or not.
-        name: what messages call it.
-        exact: make results independent of the batch, see :mod:`rlt_data.engines.transformers.exact`; changes the
-            model's layers, so not for a model that is being trained.
+        model: the model on its device, in evaluation or training mode.
+        name: the model's name, for messages.
+        exact: make results independent of the batch; see :mod:`rlt_data.engines.transformers.exact`. This changes the
+            model's layers, so it must not be used for a model in training.
 
     Raises:
-        ModelError: it lacks a head, is not causal, or keeps another state than keys and values.
+        ModelError: the model has no LM head, or layers with another state than keys and values.
     """
 
     def __init__(self, model: Any, name: str, *, exact: bool = False) -> None:
@@ -49,8 +49,8 @@ class CausalModel:
         kinds = set(getattr(self._text_config, "layer_types", None) or ()) - _ATTENTION_KINDS
         if kinds or getattr(model, "_is_stateful", False):
             raise ModelError(
-                f"{self.name}: has layers of the kind {', '.join(sorted(kinds)) or 'recurrent'}; the transformers "
-                "engine runs models with attention layers only"
+                f"{self.name}: has {', '.join(sorted(kinds)) or 'recurrent'} layers; the transformers engine runs only "
+                "models with attention layers"
             )
         self._layers = model.base_model
         head = model.get_output_embeddings()
@@ -72,18 +72,18 @@ class CausalModel:
         """Load a checkpoint.
 
         Args:
-            checkpoint: where it lies.
-            settings: device, dtype and whether its own code may run.
+            checkpoint: the checkpoint.
+            settings: device, dtype, and whether the checkpoint's code may run.
 
         Raises:
-            ModelError: it cannot be loaded or run, or computes something that this class does not know.
+            ModelError: the model cannot be loaded or run, or its LM head is not supported.
         """
         from transformers import AutoModelForCausalLM
 
         name, device = checkpoint.name, pick_device(settings.device)
         dtype = pick_dtype(settings.dtype, load_config(checkpoint, settings), device)
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model_and_info: Any = AutoModelForCausalLM.from_pretrained(
                 checkpoint.folder,
                 dtype=dtype,
                 output_loading_info=True,
@@ -91,7 +91,7 @@ class CausalModel:
             )
         except Exception as error:  # noqa: BLE001 - damaged weights raise errors of several libraries
             raise ModelError(f"{name}: cannot be loaded as a causal language model: {first_line(error)}") from None
-        model, info = loaded
+        model, info = model_and_info
         if info["missing_keys"]:
             missing = ", ".join(sorted(info["missing_keys"])[:3])
             raise ModelError(f"{name}: not a causal language model with a head; the checkpoint lacks {missing}")
@@ -101,24 +101,24 @@ class CausalModel:
             causal._check()
         except ModelError:
             raise
-        except Exception as error:  # noqa: BLE001 - too little memory, or sizes that do not fit together
+        except Exception as error:  # noqa: BLE001 - too little memory, or mismatched sizes
             raise ModelError(f"{name}: cannot be run on {device}: {first_line(error)}") from None
         return causal
 
     @property
     def context_length(self) -> int:
-        """The most tokens a text may have."""
+        """Maximum number of tokens of a text."""
         return longest_text(self._text_config)
 
     @property
     def end_tokens(self) -> set[int]:
-        """Tokens with which the model ends a text."""
-        ends = self._model.generation_config.eos_token_id or self._text_config.eos_token_id
-        return {token for token in (ends if isinstance(ends, list) else [ends]) if isinstance(token, int)}
+        """The model's end-of-text tokens."""
+        value = self._model.generation_config.eos_token_id or self._text_config.eos_token_id
+        return {token for token in (value if isinstance(value, list) else [value]) if isinstance(token, int)}
 
     @property
     def bytes_per_token(self) -> int:
-        """Memory of one token's keys and values."""
+        """Size of one token's keys and values, in bytes."""
         config = self._text_config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -138,7 +138,7 @@ class CausalModel:
             ids: shape (batch, tokens).
             attention_mask: 0 at padding, shape (batch, tokens in the cache + tokens).
             position_ids: shape (batch, tokens).
-            cache: keys and values of what came before; grows.
+            cache: keys and values of earlier tokens; those of the new tokens are appended.
 
         Returns:
             The last layer's output, shape (batch, tokens, hidden size).
@@ -155,7 +155,7 @@ class CausalModel:
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return float32 logits of a few positions; hidden (rows, hidden size) to (rows, vocabulary)."""
+        """Return float32 logits of a few positions, shape (rows, vocabulary), from (rows, hidden size)."""
         return self._block(hidden, 0, self.vocabulary)
 
     @torch.inference_mode()
@@ -171,42 +171,47 @@ class CausalModel:
             Shape (rows,), float32.
         """
         pieces = []
-        for rows, wanted in zip(torch.split(hidden, _BLOCK_ROWS), torch.split(targets, _BLOCK_ROWS), strict=True):
+        for rows, tokens in zip(torch.split(hidden, _BLOCK_ROWS), torch.split(targets, _BLOCK_ROWS), strict=True):
             peaks, sums = [], []
-            chosen = torch.zeros(len(rows), device=rows.device)
+            target_logits = torch.zeros(len(rows), device=rows.device)
             for start, block in self._blocks(rows, temperature):
-                here = (wanted >= start) & (wanted < start + block.shape[1])
-                column = (wanted - start).clamp(0, block.shape[1] - 1)
-                chosen = torch.where(here, block.gather(1, column[:, None])[:, 0], chosen)
+                in_block = (tokens >= start) & (tokens < start + block.shape[1])
+                column = (tokens - start).clamp(0, block.shape[1] - 1)
+                target_logits = torch.where(in_block, block.gather(1, column[:, None])[:, 0], target_logits)
                 peak = block.amax(-1)
                 peaks.append(peak)
                 sums.append(block.sub_(peak[:, None]).exp_().sum(-1))
-            peak, total = _log_sum(peaks, sums)
-            pieces.append((chosen - peak) - total)
+            peak, log_total = _log_sum(peaks, sums)
+            pieces.append((target_logits - peak) - log_total)
         return torch.cat(pieces) if pieces else torch.zeros(0, device=hidden.device)
 
     @torch.inference_mode()
     def full_kl(
         self, hidden: torch.Tensor, other: CausalModel, other_hidden: torch.Tensor, temperature: float
     ) -> torch.Tensor:
-        """Return KL(this || other) over the vocabulary that both models have, per row, float32.
+        """Return KL(this || other) over the tokens that both models have.
 
         Args:
             hidden: this model's outputs, shape (rows, hidden size).
             other: the other model, with the same tokenizer.
-            other_hidden: its outputs at the same tokens, shape (rows, its hidden size).
+            other_hidden: the other model's outputs at the same tokens, shape (rows, other hidden size).
             temperature: both models' logits are divided by it.
+
+        Returns:
+            Shape (rows,), float32, in nats.
         """
         size = min(self.vocabulary, other.vocabulary)
         pieces = []
-        for mine, theirs in zip(torch.split(hidden, _BLOCK_ROWS), torch.split(other_hidden, _BLOCK_ROWS), strict=True):
+        for rows, other_rows in zip(
+            torch.split(hidden, _BLOCK_ROWS), torch.split(other_hidden, _BLOCK_ROWS), strict=True
+        ):
             normalisers = [
-                torch.stack([block.logsumexp(-1) for _, block in model._blocks(rows, temperature, size)]).logsumexp(0)
-                for model, rows in ((self, mine), (other, theirs))
+                torch.stack([block.logsumexp(-1) for _, block in model._blocks(at, temperature, size)]).logsumexp(0)
+                for model, at in ((self, rows), (other, other_rows))
             ]
-            kl = torch.zeros(len(mine), device=mine.device)
+            kl = torch.zeros(len(rows), device=rows.device)
             for (_, p), (_, q) in zip(
-                self._blocks(mine, temperature, size), other._blocks(theirs, temperature, size), strict=True
+                self._blocks(rows, temperature, size), other._blocks(other_rows, temperature, size), strict=True
             ):
                 log_p = p - normalisers[0][:, None]
                 log_q = (q - normalisers[1][:, None]).to(log_p.device)
@@ -215,7 +220,7 @@ class CausalModel:
         return torch.cat(pieces) if pieces else torch.zeros(0, device=hidden.device)
 
     def _blocks(self, hidden: torch.Tensor, temperature: float, size: int | None = None) -> Any:
-        """Yield (first token, float32 logits over the temperature) for one block of the vocabulary after the other."""
+        """Yield each block of the vocabulary as its first token and its float32 logits divided by the temperature."""
         size = self.vocabulary if size is None else size
         width = _BLOCK_VOCABULARY_CPU if self.device.type == "cpu" else _BLOCK_VOCABULARY
         for start in range(0, size, width):
@@ -233,25 +238,25 @@ class CausalModel:
 
     @torch.inference_mode()
     def _check(self) -> None:
-        """Hold our head against the model's own on a few tokens, and make sure that no token sees a later one."""
+        """Compare our LM head with the model's own logits on a few tokens, and check that no token sees later ones."""
         ids = torch.arange(1, 9, device=self.device)[None] % self.vocabulary
-        own = self._model(input_ids=ids).logits[0].float().log_softmax(-1)
-        ours = self.logits(self.hidden(ids)[0]).log_softmax(-1)
-        earlier = self._model(input_ids=ids[:, :4]).logits[0].float().log_softmax(-1)
+        expected = self._model(input_ids=ids).logits[0].float().log_softmax(-1)
+        computed = self.logits(self.hidden(ids)[0]).log_softmax(-1)
+        first_half = self._model(input_ids=ids[:, :4]).logits[0].float().log_softmax(-1)
         tolerance = 1e-3 if self.dtype == torch.float32 else 0.5
-        if not torch.allclose(own[:4], earlier, atol=tolerance):
-            raise ModelError(f"{self.name}: not a causal language model; its tokens see what comes after them")
-        if not torch.allclose(own, ours, atol=tolerance):
+        if not torch.allclose(expected[:4], first_half, atol=tolerance):
+            raise ModelError(f"{self.name}: not a causal language model; its tokens see later tokens")
+        if not torch.allclose(expected, computed, atol=tolerance):
             raise ModelError(
-                f"{self.name}: its head computes something of its own (model type {self._text_config.model_type}) that "
-                "the transformers engine does not know"
+                f"{self.name}: the transformers engine does not support this model's LM head "
+                f"(model type {self._text_config.model_type})"
             )
 
 
 def _log_sum(peaks: list[torch.Tensor], sums: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Join blocks' maxima and sums of exponentials: the overall maximum, and the log of the sum below it.
+    """Combine blocks' maxima and sums of exponentials into the overall maximum and the log of the remaining sum.
 
-    Kept apart because their sum, some tens, would cost digits that the difference to a logit needs.
+    They are not added, because a sum of several tens would cost digits that the difference to a logit needs.
     """
     stacked = torch.stack(peaks)
     peak = stacked.amax(0)

@@ -1,4 +1,4 @@
-"""Beginnings of texts, computed once each and kept for everything that continues them."""
+"""Run the model once over prompts, and keep their keys and values for all continuations."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Prompts:
     """Computed prompts, padded on the left to one length.
 
     Attributes:
-        cache: keys and values, batch of the prompts.
-        mask: 0 at padding, shape (prompts, longest), int64.
-        lengths: tokens of each prompt, shape (prompts,).
-        last: the layers' output at each prompt's last token, shape (prompts, hidden size).
-        tails: log-probs of each prompt's last tokens, as many as asked for.
+        cache: keys and values, one batch row per prompt.
+        mask: 0 at padding, shape (prompts, longest prompt), int64.
+        lengths: number of tokens of each prompt, shape (prompts,).
+        last: the last layer's output at each prompt's last token, shape (prompts, hidden size).
+        tails: per prompt, the log-probs of its last tokens, shape (tail,).
     """
 
     cache: GrowingCache
@@ -45,9 +45,9 @@ def compute_prompts(
     Args:
         model: the model.
         prompts: token ids, each of shape (tokens,), at least one token.
-        batch_tokens: tokens computed at a time, padding included.
-        tails: how many of each prompt's last tokens to return log-probs of.
-        temperature: of those log-probs.
+        batch_tokens: maximum number of tokens per forward pass, padding included.
+        tails: per prompt, the number of last tokens whose log-probs are returned; None for none.
+        temperature: temperature of these log-probs.
     """
     device = model.device
     longest = max(len(prompt) for prompt in prompts)
@@ -72,4 +72,4 @@ def compute_prompts(
             targets = ids[row, longest - tail :]
             logprobs = model.token_logprobs(before, targets, temperature) if tail else torch.zeros(0)
             tail_logprobs.append(logprobs.cpu().numpy())
-    return Prompts(GrowingCache.joined(caches), mask, mask.sum(-1), torch.cat(last), tail_logprobs)
+    return Prompts(GrowingCache.concatenate(caches), mask, mask.sum(-1), torch.cat(last), tail_logprobs)

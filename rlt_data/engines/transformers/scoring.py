@@ -1,8 +1,8 @@
-"""Log-probs of given tokens, for groups of texts that share a beginning.
+"""Log-probs of given tokens, for groups of texts that share a prefix.
 
-The beginning is computed once for each group; what differs is packed by length into batches that continue it; the
-head runs on the wanted positions alone. Batches are planned from the block alone, so that running a block again
-gives the same numbers to the last bit.
+The prefix is computed once per group. The continuations are packed by length into batches, and the LM head runs only at
+the scored positions. Batches are planned from the block alone, so running a block again gives the same numbers to the
+last bit.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from rlt_data.engines.protocol import Failure, SequenceBlock, SequenceLogprobs, 
 from rlt_data.engines.transformers.model import CausalModel
 from rlt_data.engines.transformers.prompts import Prompts, compute_prompts
 
-#: A shorter shared beginning is not worth a pass of its own.
+#: A shorter shared prefix is not worth a separate forward pass.
 _SHORTEST_PREFIX = 16
-#: Keys and values a batch may hold, in multiples of the tokens it computes.
+#: Maximum size of a batch's KV cache, in multiples of the tokens that the batch computes.
 _CACHED_PER_TOKEN = 8
-#: Rows of a batch are at least this share of its longest row.
+#: Minimum length of a batch's rows, as a share of its longest row.
 _LENGTH_SHARE = 0.8
 
 
@@ -30,8 +30,14 @@ _Result = tuple[SequenceRequest, torch.Tensor | None]
 
 
 @dataclass(frozen=True)
-class _Rest:
-    """What follows the shared beginning in one text."""
+class _Continuation:
+    """The part of a text after the shared prefix.
+
+    Attributes:
+        request: the text.
+        group: index of the text's group.
+        prefix: number of tokens of the shared prefix.
+    """
 
     request: SequenceRequest
     group: int
@@ -39,16 +45,16 @@ class _Rest:
 
     @property
     def length(self) -> int:
-        """Tokens to compute: up to the one before the last wanted token."""
+        """Number of tokens to compute, up to the one before the last scored token."""
         return int(self.request.positions[-1]) - self.prefix
 
 
 class Scorer:
-    """Scoring with one model.
+    """Scores with one model.
 
     Args:
         model: the model.
-        batch_tokens: tokens computed at a time, padding included.
+        batch_tokens: maximum number of tokens per forward pass, padding included.
     """
 
     def __init__(self, model: CausalModel, batch_tokens: int) -> None:
@@ -62,7 +68,7 @@ class Scorer:
             return self._model.token_logprobs(hidden, targets, temperature).cpu()
 
         for chunk in self._chunks(block):
-            for request, values in self._each(chunk, reduce):
+            for request, values in self._compute(chunk, reduce):
                 if values is None:
                     reason = f"out of memory on {self._model.device} with a text of {len(request.ids)} tokens"
                     yield Failure(request.key, reason)
@@ -70,53 +76,59 @@ class Scorer:
                     yield SequenceLogprobs(request.key, values.numpy())
 
     def hidden(self, group: Sequence[SequenceRequest]) -> dict[str, torch.Tensor]:
-        """Return the layers' outputs before the wanted tokens by key, each of shape (wanted, hidden size)."""
-        found = {request.key: values for request, values in self._each([group], lambda hidden, _: hidden)}
-        return {key: values for key, values in found.items() if values is not None}
+        """Return the last layer's outputs before the scored tokens by key, each of shape (positions, hidden size)."""
+        outputs = {request.key: values for request, values in self._compute([group], lambda hidden, _: hidden)}
+        return {key: values for key, values in outputs.items() if values is not None}
 
-    def _each(self, chunk: list[Sequence[SequenceRequest]], reduce: _Reduce) -> Iterator[_Result]:
-        """Work on groups together; where the device's memory runs out, on one after the other; None where it cannot."""
+    def _compute(self, chunk: list[Sequence[SequenceRequest]], reduce: _Reduce) -> Iterator[_Result]:
+        """Compute groups together, or one by one if the device runs out of memory; None for a text that does not fit.
+
+        Args:
+            chunk: the groups.
+            reduce: computes values from the last layer's outputs, shape (rows, hidden size), and the tokens after
+                them, shape (rows,).
+        """
         done: set[str] = set()
         try:
-            for request, values in self._together(chunk, reduce):
+            for request, values in self._compute_together(chunk, reduce):
                 done.add(request.key)
                 yield request, values
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
-            left = [[request for request in group if request.key not in done] for group in chunk]
-            left = [group for group in left if group]
-            if len(left) == 1 and len(left[0]) == 1:
-                yield left[0][0], None
+            remaining = [[request for request in group if request.key not in done] for group in chunk]
+            remaining = [group for group in remaining if group]
+            if len(remaining) == 1 and len(remaining[0]) == 1:
+                yield remaining[0][0], None
                 return
-            for group in left if len(left) > 1 else [[request] for request in left[0]]:
-                yield from self._each([group], reduce)
+            for group in remaining if len(remaining) > 1 else [[request] for request in remaining[0]]:
+                yield from self._compute([group], reduce)
 
-    def _together(
+    def _compute_together(
         self, chunk: list[Sequence[SequenceRequest]], reduce: _Reduce
     ) -> Iterator[tuple[SequenceRequest, torch.Tensor]]:
         prefixes = [_shared_prefix(group) for group in chunk]
-        rests = [
-            _Rest(request, place, prefixes[place])
-            for place, group in enumerate(chunk)
+        continuations = [
+            _Continuation(request, index, prefixes[index])
+            for index, group in enumerate(chunk)
             for request in group
             if len(request.positions)
         ]
-        batches = list(self._batches([rest for rest in rests if rest.prefix], max(prefixes, default=0)))
-        batches += self._batches([rest for rest in rests if not rest.prefix], 0)
-        owed = [batch for batch in batches if any(rest.request.emit for rest in batch)]
+        batches = list(self._batches([row for row in continuations if row.prefix], max(prefixes, default=0)))
+        batches += self._batches([row for row in continuations if not row.prefix], 0)
+        batches = [batch for batch in batches if any(row.request.emit for row in batch)]
         prompts = None
-        if any(batch[0].prefix for batch in owed):
-            begun = [group[0].ids[: max(prefix, 1)] for group, prefix in zip(chunk, prefixes, strict=True)]
-            prompts = compute_prompts(self._model, begun, self._batch_tokens)
-        for batch in owed:
+        if any(batch[0].prefix for batch in batches):
+            prefix_ids = [group[0].ids[: max(prefix, 1)] for group, prefix in zip(chunk, prefixes, strict=True)]
+            prompts = compute_prompts(self._model, prefix_ids, self._batch_tokens)
+        for batch in batches:
             hidden, targets, counts = self._forward(batch, prompts if batch[0].prefix else None)
             values = torch.split(reduce(hidden, targets), counts)
-            for rest, value in zip(batch, values, strict=True):
-                if rest.request.emit:
-                    yield rest.request, value
+            for row, value in zip(batch, values, strict=True):
+                if row.request.emit:
+                    yield row.request, value
 
     def _chunks(self, block: SequenceBlock) -> Iterator[list[Sequence[SequenceRequest]]]:
-        """Cut a block into runs of groups that are worked on together."""
+        """Cut a block into lists of groups that are computed together."""
         chunk: list[Sequence[SequenceRequest]] = []
         tokens = 0
         for group in block:
@@ -130,55 +142,57 @@ class Scorer:
         if chunk:
             yield chunk
 
-    def _batches(self, rests: list[_Rest], prefix: int) -> Iterator[list[_Rest]]:
-        """Pack rows of similar length, longest first."""
-        batch: list[_Rest] = []
-        for rest in sorted(rests, key=lambda rest: (-rest.length, rest.group)):
+    def _batches(self, continuations: list[_Continuation], prefix: int) -> Iterator[list[_Continuation]]:
+        """Pack continuations of similar length into batches, longest first."""
+        batch: list[_Continuation] = []
+        for row in sorted(continuations, key=lambda row: (-row.length, row.group)):
             if batch:
                 longest, rows = batch[0].length, len(batch) + 1
                 full = rows * longest > self._batch_tokens
-                heavy = rows * (longest + prefix) > _CACHED_PER_TOKEN * self._batch_tokens
-                uneven = rest.length < _LENGTH_SHARE * longest and len(batch) * longest >= self._batch_tokens // 8
-                if full or heavy or uneven:
+                cache_full = rows * (longest + prefix) > _CACHED_PER_TOKEN * self._batch_tokens
+                uneven = row.length < _LENGTH_SHARE * longest and len(batch) * longest >= self._batch_tokens // 8
+                if full or cache_full or uneven:
                     yield batch
                     batch = []
-            batch.append(rest)
+            batch.append(row)
         if batch:
             yield batch
 
-    def _forward(self, batch: list[_Rest], prompts: Prompts | None) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    def _forward(
+        self, batch: list[_Continuation], prompts: Prompts | None
+    ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
         """Run a batch.
 
         Returns:
-            Outputs before the wanted tokens of all rows, (wanted, hidden size); those tokens, (wanted,); and how many
-            each row has.
+            The outputs before the scored tokens of all rows, shape (positions, hidden size); these tokens, shape
+            (positions,); and the number of positions per row.
         """
         device = self._model.device
         longest = batch[0].length
         ids = torch.zeros(len(batch), longest, dtype=torch.int64)
         positions = torch.zeros(len(batch), longest, dtype=torch.int64)
         rows, columns, targets = [], [], []
-        for row, rest in enumerate(batch):
-            end = rest.prefix + rest.length
-            ids[row, : rest.length] = torch.from_numpy(rest.request.ids[rest.prefix : end].astype(np.int64))
-            positions[row] = torch.arange(rest.prefix, rest.prefix + longest)
-            wanted = rest.request.positions.astype(np.int64)
-            rows.append(np.full(len(wanted), row))
-            columns.append(wanted - 1 - rest.prefix)
-            targets.append(rest.request.ids[wanted].astype(np.int64))
+        for row, continuation in enumerate(batch):
+            request, prefix, length = continuation.request, continuation.prefix, continuation.length
+            ids[row, :length] = torch.from_numpy(request.ids[prefix : prefix + length].astype(np.int64))
+            positions[row] = torch.arange(prefix, prefix + longest)
+            scored = request.positions.astype(np.int64)
+            rows.append(np.full(len(scored), row))
+            columns.append(scored - 1 - prefix)
+            targets.append(request.ids[scored].astype(np.int64))
         cache = mask = None
         if prompts is not None:
-            index = torch.tensor([rest.group for rest in batch], device=device)
-            cache = prompts.cache.rows(index, longest)
+            index = torch.tensor([continuation.group for continuation in batch], device=device)
+            cache = prompts.cache.select(index, longest)
             mask = torch.cat([prompts.mask[index], prompts.mask.new_ones(len(batch), longest)], 1)
         hidden = self._model.hidden(ids.to(device), mask, positions.to(device), cache)
         where = torch.from_numpy(np.concatenate(rows)).to(device), torch.from_numpy(np.concatenate(columns)).to(device)
-        wanted_ids = torch.from_numpy(np.concatenate(targets)).to(device)
-        return hidden[where], wanted_ids, [len(rest.request.positions) for rest in batch]
+        target_ids = torch.from_numpy(np.concatenate(targets)).to(device)
+        return hidden[where], target_ids, [len(continuation.request.positions) for continuation in batch]
 
 
 def _shared_prefix(group: Sequence[SequenceRequest]) -> int:
-    """Return how many first tokens the texts of a group share and no wanted token needs the output of."""
+    """Return the number of first tokens that all texts share and at which no output is needed; 0 if too short."""
     requests = [request for request in group if len(request.positions)]
     if len(requests) < 2:
         return 0
