@@ -28,7 +28,8 @@ demo-gemma: $(STAMP)
 
 # All behaviour in minutes, independent of the machine's speed, with WORKERS single-threaded processes.
 WORKERS ?= 2
-PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# The tests of the browser and of vLLM need environments of their own: make test-browser, make test-vllm.
+PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --ignore tests/browser --ignore tests/vllm
 test: $(STAMP)
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 

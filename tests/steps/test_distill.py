@@ -279,7 +279,7 @@ def test_the_next_best_trace_replaces_one_that_is_too_long(
 def test_max_tokens_needs_a_tokenizer(run: RunFolder) -> None:
     with pytest.raises(SettingsError, match="--max-tokens: needs --tokenizer"):
         distilled(run, max_tokens=100)
-    with pytest.raises(ModelError, match="nowhere: no such model"):
+    with pytest.raises(ModelError, match="nowhere"):
         distilled(run, max_tokens=100, tokenizer="nowhere")
 
 
@@ -367,7 +367,7 @@ def test_settings_and_counts_are_recorded_with_the_data_set(run: RunFolder) -> N
 
 def test_a_run_without_ranks_or_format_is_refused(run: RunFolder, tmp_path: Path) -> None:
     unranked = make_run(tmp_path / "unranked", [trace("a", 0)])
-    with pytest.raises(RunFolderError, match="no ranks; run rlt-data rank"):
+    with pytest.raises(RunFolderError, match="rlt-data rank"):
         distilled(unranked)
     ranked(unranked)
     (unranked.path / "run.json").write_text('{"version": 1, "steps": {}}')

