@@ -160,7 +160,7 @@ def test_tokens_are_coloured_by_what_the_student_thought_of_them(
 def test_without_a_teacher_there_are_log_probs_alone(shown: Show, runs: tuple[Path, Path], tmp_path: Path) -> None:
     done = CliRunner().invoke(
         app, ["score", "--in", str(runs[0]), "--student", "nano-teacher", "--teacher", "none", "--per-token",
-              "--teacher-logprobs", "compute", "--out", str(tmp_path / "alone")],
+              "--out", str(tmp_path / "alone")],
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     found = shown(reported(tmp_path / "alone", tmp_path / "alone.html"))
