@@ -1,4 +1,4 @@
-"""The page while a run goes on: what it says, who may read it, and that it outlives what it shows."""
+"""The live page: its progress, who may read it, and kills of the step or the server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RLT = [sys.executable, "-c", "from rlt_data.cli.main import main; main()"]
 
 
 class Viewed:
-    """A server of a page in a process of its own."""
+    """A server of the page in another process."""
 
     def __init__(self, run: object, *options: object) -> None:
         command = [*RLT, "view", str(run), *map(str, options or ("--port", "0"))]
@@ -135,9 +135,7 @@ def test_mistakes(viewed: Callable[..., Viewed], run: RunFolder) -> None:
         assert done.stderr.startswith("error: ") and message in done.stderr
 
 
-def test_a_run_that_is_gone_is_told_and_may_come_back(
-    viewed: Callable[..., Viewed], run: RunFolder, tmp_path: Path
-) -> None:
+def test_a_run_that_disappears_may_come_back(viewed: Callable[..., Viewed], run: RunFolder, tmp_path: Path) -> None:
     server = viewed(run.path)
     Path(str(run.path)).rename(tmp_path / "elsewhere")
     status, text = server.ask("/live")
@@ -146,7 +144,7 @@ def test_a_run_that_is_gone_is_told_and_may_come_back(
     assert server.step()["done"] == 4
 
 
-# A run that goes on
+# A running step
 
 
 def test_it_follows_a_run_through_its_kill_and_resume(viewed: Callable[..., Viewed], rlt: Rlt, tmp_path: Path) -> None:
