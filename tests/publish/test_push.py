@@ -43,7 +43,7 @@ def pushed(run: RunFolder, **settings: Any) -> PushSummary:
 
 
 def loaded(hub: HubServer, tmp_path: Path, *configs: str, revision: str = "main") -> dict[str, list[dict[str, Any]]]:
-    """Load configurations in another process, complete and streaming, and check that both are equal."""
+    """Load configurations in a process of its own, at once and streaming, which must give the same."""
     environment = {**os.environ, **hub.environment, "HF_HOME": str(tmp_path / "home")}
     command = [sys.executable, "-c", _LOAD, NAME, revision, *configs]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
