@@ -1,4 +1,4 @@
-"""Publishing a run: every way to load it gives the run's rows back."""
+"""Publishing a run: each configuration loads with the rows of the run."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_pull_request_is_not_opened_twice(rlt: Rlt, hub: HubServer, run: RunFo
     assert pushed(run, create_pr=True).commit == repo.heads["refs/pr/3"].oid
 
 
-def test_what_is_there_is_said_where_nothing_can_be_published(hub: HubServer, tmp_path: Path) -> None:
+def test_an_input_that_cannot_be_published_is_named(hub: HubServer, tmp_path: Path) -> None:
     run = make_run(tmp_path / "bare", [trace("a", 0, 1.0)])
     (tmp_path / "other").mkdir()
     for name, message in {
@@ -251,7 +251,7 @@ def test_settings_that_do_not_go_together(rlt: Rlt, hub: HubServer, run: RunFold
 
 
 @pytest.mark.parametrize("token", [None, "hf_of_somebody_else", "hf_é"])
-def test_a_token_that_is_none(
+def test_missing_and_wrong_tokens(
     rlt: Rlt, hub: HubServer, run: RunFolder, monkeypatch: pytest.MonkeyPatch, token: str | None
 ) -> None:
     pushed(run)
@@ -283,7 +283,7 @@ def test_a_full_disk_changes_nothing(rlt: Rlt, hub: HubServer, run: RunFolder, l
     rlt("push", "--in", run.path, "--repo-id", NAME)
 
 
-def test_the_token_is_nowhere(hub: HubServer, run: RunFolder) -> None:
+def test_the_token_is_in_no_file(hub: HubServer, run: RunFolder) -> None:
     pushed(run, branch_per_stage=True)
     texts = [file.content for head in hub.dataset(NAME).heads.values() for file in head.files.values()]
     texts += [file.read_bytes() for file in Path(str(run.path)).rglob("*") if file.is_file()]
@@ -291,9 +291,7 @@ def test_the_token_is_nowhere(hub: HubServer, run: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("request_kind", ["GET /api/datasets", "create", "preupload", "objects/batch", "/commit/"])
-def test_a_server_that_repeats_the_token_does_not_make_us_say_it(
-    rlt: Rlt, hub: HubServer, run: RunFolder, request_kind: str
-) -> None:
+def test_a_token_repeated_by_the_server_is_masked(rlt: Rlt, hub: HubServer, run: RunFolder, request_kind: str) -> None:
     hub.faults.append(Fault(request_kind, "echo", 99))
     result = rlt("push", "--in", run.path, "--repo-id", NAME, code=9)
     assert "Bearer ***" in result.output and TOKEN not in result.output
@@ -309,7 +307,7 @@ def run_push(hub: HubServer, run: RunFolder, tmp_path: Path, *more: str) -> subp
     )
 
 
-def test_a_killed_push_goes_on_where_it_was(hub: HubServer, run: RunFolder, tmp_path: Path) -> None:
+def test_a_killed_push_continues(hub: HubServer, run: RunFolder, tmp_path: Path) -> None:
     hub.faults.append(Fault("PUT /upload", "hang", after=3))
     killed = run_push(hub, run, tmp_path)
     assert hub.hanging.wait(60)
@@ -336,7 +334,7 @@ def test_a_killed_push_goes_on_where_it_was(hub: HubServer, run: RunFolder, tmp_
         (Fault("create", 401), "HF_TOKEN"),
     ],
 )
-def test_what_the_command_says(rlt: Rlt, hub: HubServer, run: RunFolder, fault: Fault, message: str) -> None:
+def test_errors_of_the_hub_are_reported(rlt: Rlt, hub: HubServer, run: RunFolder, fault: Fault, message: str) -> None:
     hub.faults.append(fault)
     assert message in rlt("push", "--in", run.path, "--repo-id", NAME, code=9).output
     hub.faults.clear()

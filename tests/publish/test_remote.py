@@ -1,4 +1,4 @@
-"""Publishing from a store that speaks S3."""
+"""Publishing from an S3 store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def bucket() -> Iterator[str]:
         yield "s3://bucket"
 
 
-def test_a_run_in_a_store_is_published_like_one_on_a_disk(hub: HubServer, run: RunFolder, bucket: str) -> None:
+def test_a_run_in_a_store_is_published_like_a_local_one(hub: HubServer, run: RunFolder, bucket: str) -> None:
     url = sent(Path(str(run.path)), f"{bucket}/run")
     for source, name in ((str(run.path), "tester/disk"), (url, "tester/store"), (f"{url}/dataset", "tester/folder")):
         push(PushSettings(input=source, repo_id=name, branch_per_stage=not source.endswith("dataset"), title="Same"))

@@ -1,4 +1,4 @@
-"""The page while a run goes on: what it says, who may read it, and that it outlives what it shows."""
+"""The live page: its progress, who may read it, and kills of the step or the server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RLT = [sys.executable, "-c", "from rlt_data.cli.main import main; main()"]
 
 
 class Viewed:
-    """A server of a page in a process of its own."""
+    """A server of the page in another process."""
 
     def __init__(self, run: object, *options: object) -> None:
         self.process = Child("view", run, *(options or ("--port", 0)))
@@ -134,9 +134,7 @@ def test_mistakes(viewed: Callable[..., Viewed], run: RunFolder) -> None:
         assert child.stderr.startswith("error: ") and message in child.stderr
 
 
-def test_a_run_that_is_gone_is_told_and_may_come_back(
-    viewed: Callable[..., Viewed], run: RunFolder, tmp_path: Path
-) -> None:
+def test_a_run_that_disappears_may_come_back(viewed: Callable[..., Viewed], run: RunFolder, tmp_path: Path) -> None:
     server = viewed(run.path)
     Path(str(run.path)).rename(tmp_path / "elsewhere")
     status, text = server.ask("/live")
@@ -145,7 +143,7 @@ def test_a_run_that_is_gone_is_told_and_may_come_back(
     assert server.step()["done"] == 4
 
 
-# A run that goes on
+# A running step
 
 
 def test_it_shows_rows_as_they_are_written_and_after_a_kill(
