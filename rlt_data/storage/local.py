@@ -435,5 +435,5 @@ def _signals_deferred() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for number in deferred:
-            signal.raise_signal(number)
+        for received in deferred:
+            signal.raise_signal(received)
