@@ -24,7 +24,7 @@ def test_a_run_is_scored_ranked_distilled_and_read_by_its_methods() -> None:
     questions = [json.loads(line)["question"] for line in Path("problems.jsonl").read_text().splitlines()]
     assert best["question"].to_list() == questions
     assert run.to_dataset("traces").num_rows == 6
-    assert str(run.path) == "run" and repr(run) == "Run('run')"
+    assert run.path == Path("run").absolute() and repr(run) == f"Run('{run.path}')"
 
 
 def test_mistakes_are_errors_of_the_library() -> None:

@@ -27,7 +27,7 @@ def tokenizer_of(model: Path) -> Any:
 texts = st.text(st.sampled_from(list("ab 1+.<|>\n\té你🙂\u0301")), max_size=30)
 
 
-def test_a_token_that_reaches_over_the_edge_is_outside() -> None:
+def test_a_token_that_crosses_the_boundary_is_outside() -> None:
     encoding = Encoding(np.arange(4, dtype=np.int32), np.array([[0, 2], [2, 3], [3, 3], [3, 6]], np.int32))
     assert tokens_inside(encoding, 0, 5).tolist() == [0, 1]
     assert tokens_inside(encoding, 1, 6).tolist() == [1, 3]
@@ -54,7 +54,7 @@ def test_pairs_are_the_shortest_runs_that_end_together() -> None:
     assert align(ours, theirs) == ([(0, 1), (1, 3)], [(0, 2), (2, 4)])
 
 
-def test_what_the_other_side_lacks_is_in_no_pair() -> None:
+def test_tokens_without_a_counterpart_are_in_no_pair() -> None:
     ours = np.array([[0, 2], [2, 3], [3, 4]], np.int32)
     theirs = np.array([[2, 3]], np.int32)
     assert align(ours, theirs) == ([(1, 2)], [(0, 1)])

@@ -15,7 +15,7 @@ def report(path: Path, **settings: Any) -> CheckReport:
     return check(parse_settings(CheckSettings, {"in": str(path), **settings}))
 
 
-def test_a_whole_input_is_counted(tmp_path: Path) -> None:
+def test_a_complete_input_is_counted(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"question": "one", "solution": "1"},
         {"question": "one", "solution": "1"},
@@ -60,7 +60,7 @@ def test_equal_traces_are_duplicates_unless_their_ids_tell_them_apart(tmp_path: 
     assert report(write_jsonl(tmp_path / "b.jsonl", [row | {"id": 1}, row | {"id": 2}])).duplicates == 0
 
 
-def test_a_format_decides_which_tags_a_solution_must_not_hold(tmp_path: Path) -> None:
+def test_a_solution_must_not_contain_the_tags_of_the_format(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [{"question": "q", "solution": "</answer> s"}])
     assert report(path).good == 1
     assert report(path, format="think").good == 0

@@ -27,7 +27,7 @@ def rows(count: int, first: int = 0) -> list[dict[str, Any]]:
     return [{"question": f"q{i}", "solution": f"s{i}"} for i in range(first, first + count)]
 
 
-def test_parts_hold_256_questions_in_the_order_of_the_input(tmp_path: Path) -> None:
+def test_parts_contain_256_questions_in_input_order(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     take(run, write_jsonl(tmp_path / "rows.jsonl", rows(QUESTIONS_PER_PART + 10)))
     assert run.parts("questions") == [0, 1]
