@@ -108,8 +108,8 @@ def test_a_pull_request_is_not_opened_twice(rlt: Rlt, hub: HubServer, run: RunFo
     repo.heads |= dict.fromkeys(("refs/pr/7", "refs/pr/8"), repo.heads["refs/pr/1"])
     hub.faults += [Fault("GET .*/discussions", how) for how in (503, "cut")]
     told = " ".join(rlt(*command).output.split())
-    assert f"/datasets/{NAME}/discussions/1) has all of it already, at {repo.heads['refs/pr/1'].oid}" in told
-    assert "read back and equal" in told and set(repo.pulls) == {7, 8, 1}
+    assert f"/datasets/{NAME}/discussions/1) is up to date at commit {repo.heads['refs/pr/1'].oid}" in told
+    assert "verified" in told and set(repo.pulls) == {7, 8, 1}
     assert pushed(run, create_pr=True, license="mit").pull_request == f"{hub.url}/datasets/{NAME}/discussions/2"
     repo.pulls[1].status = "closed"
     assert pushed(run, create_pr=True).commit == repo.heads["refs/pr/3"].oid
@@ -295,7 +295,7 @@ def test_a_killed_push_goes_on_where_it_was(hub: HubServer, run: RunFolder, tmp_
     with filelock.FileLock(living / ".lock"):
         out, errors = run_push(hub, run, tmp_path).communicate()
     assert list(living.parent.glob(".push-*")) == [living]
-    assert "read back and equal" in out, errors
+    assert "verified" in out, errors
     assert set(hub.uploaded.values()) == {1} and len(hub.uploaded) > len(there)
     assert len(hub.dataset(NAME).history()) == 2
     assert hub.dataset(NAME).heads["main"].oid in out and TOKEN not in out + errors
@@ -313,5 +313,5 @@ def test_what_the_command_says(rlt: Rlt, hub: HubServer, run: RunFolder, fault: 
     hub.faults.append(fault)
     assert message in rlt("push", "--in", run.path, "--repo-id", NAME, code=9).output
     hub.faults.clear()
-    assert "read back and equal" in rlt("push", "--in", run.path, "--repo-id", NAME).output
+    assert "verified" in rlt("push", "--in", run.path, "--repo-id", NAME).output
     assert set(hub.uploaded.values()) == {1}

@@ -304,7 +304,7 @@ def test_shares_made_by_models_become_the_run_of_the_whole_and_go_on(
         rlt("score", "--in", name, "--student", tiny("chat", 1))
     rlt("generate", "--in", problems, *made, "--n", 3, "--out", "more")
     printed = rlt("merge", "--in", "a", "--in", "b", "--out", "merged").stdout
-    assert "6 questions, 12 traces, 12 scores of 2 runs merged in merged" in printed and "rank again" in printed
+    assert "6 questions, 12 traces, 12 scores" in printed and "merged" in printed and "rlt-data rank" in printed
     assert "0 new" in rlt("generate", "--in", problems, *made, "--n", 2, "--out", "merged").stdout
     assert "0 new" in rlt("score", "--in", "merged", "--student", tiny("chat", 1)).stdout
     for name in ("traces", "scores"):
