@@ -132,9 +132,7 @@ def test_mistakes(cluster: Any, questions: Path, tmp_path: Path, rlt: Rlt, monke
         return output
 
     assert "ray: " in said("--engines", 2, code=2)
-    assert "goes with --engine transformers or vllm" in said(
-        "--ray", "auto", "--engine", "server", "--url", "http://localhost/v1", code=2
-    )
+    assert "--ray: " in said("--ray", "auto", "--engine", "server", "--url", "http://localhost/v1", code=2)
     assert "7 engines of one CPU do not fit into the cluster: 0 GPUs, 6 CPUs" in said(
         "--ray", cluster.address, "--engines", 7, code=2
     )
