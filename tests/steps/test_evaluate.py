@@ -180,7 +180,12 @@ def test_mistakes_get_one_line(rlt: Rlt, tiny: Tiny, tmp_path: Path) -> None:
     model = "--model", tiny(), "--benchmark"
     assert "--in: is needed" in rlt("evaluate", *model, "math", code=2).stderr
     assert "answer: missing or empty" in rlt("evaluate", *model, "math", "--in", rows, code=3).stderr
-    assert "no column 'gold'" in rlt("evaluate", *model, "math", "--in", rows, "--answer-column", "gold", code=3).stderr
+    assert (
+        "no column 'gold'"
+        in rlt(
+            "evaluate", *model, "math", "--in", rows, "--question-column", "question", "--answer-column", "gold", code=3
+        ).stderr
+    )
     assert "at temperature 0" in rlt("evaluate", *model, "math", "--in", rows, "--n", 2, code=2).stderr
     assert "fewest is larger" in rlt("countdown", "make", "--out", "x", "--fewest", 4, "--most", 3, code=2).stderr
     assert not Path("x").exists()
