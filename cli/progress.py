@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, a line now and then in a log."""
+"""Progress for people: a bar on a terminal, periodic lines in a log."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 
 from rlt_data.progress import SILENT, Progress, is_main_process
 
-#: Seconds between two lines in a log.
+#: Seconds between lines in a log.
 LOG_SECONDS = 10.0
 
 
 def shown_progress() -> Progress:
-    """Return the progress that fits where stderr goes."""
+    """Return a bar if stderr is a terminal, else lines; nothing in the other processes of a distributed training."""
     if not is_main_process():
         return SILENT
     return Bar() if sys.stderr.isatty() else Lines()
 
 
 class Bar:
-    """A live bar with rate and time left."""
+    """A progress bar with rate and time left."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -54,30 +54,30 @@ class Bar:
         self._bar.update(self._task, advance=rows, rate=f"{rate:,.0f} tok/s" if self._tokens else "")
 
     def finish(self) -> None:
-        """Leave the bar as it is."""
+        """Stop updating the bar."""
         self._bar.stop()
 
 
 class Lines:
-    """A plain line at the start, every few seconds, and at the end."""
+    """A plain line every few seconds and at the end."""
 
     def __init__(self) -> None:
         self._task, self._total, self._done, self._new, self._tokens = "", 0, 0, 0, 0
         self._began = self._shown = 0.0
 
     def start(self, task: str, total: int, done: int = 0) -> None:
-        """Note the task."""
+        """Start a task."""
         self._task, self._total, self._done, self._new, self._tokens = task, total, done, 0, 0
         self._began = self._shown = time.monotonic()
 
     def advance(self, rows: int = 1, tokens: int = 0) -> None:
-        """Count, and write a line if the last one is old."""
+        """Count rows, and print a line if the last one is old."""
         self._done, self._new, self._tokens = self._done + rows, self._new + rows, self._tokens + tokens
         if time.monotonic() - self._shown >= LOG_SECONDS:
             self._write()
 
     def finish(self) -> None:
-        """Write the last line."""
+        """Print the last line."""
         if self._new:
             self._write()
 
@@ -89,5 +89,5 @@ class Lines:
         rate = f", {self._tokens / seconds:,.0f} tok/s" if self._tokens else ""
         percent = 100 * self._done // max(self._total, 1)
         end = f", {left} left" if self._done < self._total else f" in {seconds:.1f} s"
-        with contextlib.suppress(BrokenPipeError):  # whoever reads this may leave; the work goes on
+        with contextlib.suppress(BrokenPipeError):  # the reader may leave; the work continues
             print(f"{self._task}: {self._done}/{self._total} ({percent} %){rate}{end}", file=sys.stderr, flush=True)

@@ -52,9 +52,9 @@ def test_each_process_gets_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_options_of_other_engines_are_refused(rlt: Rlt, tmp_path: object) -> None:
     output = rlt("generate", "--teacher", "nano", "--in", "x.jsonl", "--data-parallel", 2, code=2).output
-    assert "data_parallel: goes with --engine vllm, not with transformers" in output
+    assert "data-parallel: " in output
     output = rlt("score", "--student", "nano", "--in", "run", "--kl", "full", "--engine", "vllm", code=2).output
-    assert "--engine vllm does not give" in output
+    assert "error: --kl: " in output
 
 
 def test_samples_of_engines_are_kept_apart() -> None:

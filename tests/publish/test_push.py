@@ -338,5 +338,6 @@ def test_errors_of_the_hub_are_reported(rlt: Rlt, hub: HubServer, run: RunFolder
     hub.faults.append(fault)
     assert message in rlt("push", "--in", run.path, "--repo-id", NAME, code=9).output
     hub.faults.clear()
-    assert hub.dataset(NAME).heads["main"].oid in rlt("push", "--in", run.path, "--repo-id", NAME).output
+    printed = rlt("push", "--in", run.path, "--repo-id", NAME).output
+    assert hub.dataset(NAME).heads["main"].oid in printed
     assert set(hub.uploaded.values()) == {1}

@@ -276,8 +276,8 @@ def test_the_next_best_trace_replaces_one_that_is_too_long(
     assert {name: getattr(summary, name) for name in counts} == counts
 
 
-def test_max_tokens_needs_a_tokenizer(run: RunFolder) -> None:
-    with pytest.raises(SettingsError, match="--max-tokens: needs --tokenizer"):
+def test_a_limit_in_tokens_needs_a_tokenizer(run: RunFolder) -> None:
+    with pytest.raises(SettingsError, match="max_tokens: "):
         distilled(run, max_tokens=100)
     with pytest.raises(ModelError, match="nowhere"):
         distilled(run, max_tokens=100, tokenizer="nowhere")

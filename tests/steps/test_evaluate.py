@@ -180,7 +180,8 @@ def test_mistakes_get_one_line(rlt: Rlt, tiny: Tiny, tmp_path: Path) -> None:
     model = "--model", tiny(), "--benchmark"
     assert "--in: " in rlt("evaluate", *model, "math", code=2).stderr
     assert "answer: " in rlt("evaluate", *model, "math", "--in", rows, code=3).stderr
-    assert "'gold'" in rlt("evaluate", *model, "math", "--in", rows, "--answer-column", "gold", code=3).stderr
+    columns = "--question-column", "question", "--answer-column", "gold"
+    assert "'gold'" in rlt("evaluate", *model, "math", "--in", rows, *columns, code=3).stderr
     assert "at temperature 0" in rlt("evaluate", *model, "math", "--in", rows, "--n", 2, code=2).stderr
     assert "fewest" in rlt("countdown", "make", "--out", "x", "--fewest", 4, "--most", 3, code=2).stderr
     assert not Path("x").exists()

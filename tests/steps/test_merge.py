@@ -307,7 +307,7 @@ def test_merged_shares_equal_the_unsplit_run_and_can_be_continued(
         rlt("score", "--in", name, "--student", tiny("chat", 1))
     rlt("generate", "--in", problems, *made, "--n", 3, "--out", "more")
     printed = rlt("merge", "--in", "a", "--in", "b", "--out", "merged").stdout
-    assert "6 questions, 12 traces, 12 scores of 2 runs merged in merged" in printed and "rank again" in printed
+    assert "6 questions, 12 traces, 12 scores" in printed and "merged" in printed and "rlt-data rank" in printed
     assert "0 new" in rlt("generate", "--in", problems, *made, "--n", 2, "--out", "merged").stdout
     assert "0 new" in rlt("score", "--in", "merged", "--student", tiny("chat", 1)).stdout
     for name in ("traces", "scores"):

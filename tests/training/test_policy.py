@@ -353,7 +353,7 @@ def test_a_dry_run_plans_and_writes_nothing(rlt: Rlt, tiny: Tiny, rows: Path) ->
     result = rlt("train-teacher", "rl", *options, "--max-tokens", 100, "--questions", 4, "--held-out", 2, "--dry-run")
     assert "10 questions to train on (0 left out as too long), 2 held out" in result.stdout
     assert "125 steps of 256 samples on 1 processes, 256 forward passes each" in result.stdout
-    assert "sync_steps: 32" in result.stdout and not Path("out").exists()
+    assert "ref_sync_steps: 32" in result.stdout and not Path("out").exists()
 
 
 def test_what_cannot_be_trained_is_refused_at_once(settings: Settings, rows: Path, tiny: Tiny) -> None:
