@@ -1,4 +1,4 @@
-"""Finding models, telling them apart, and refusing those that will not do."""
+"""Finding models, telling them apart, and refusing unusable ones."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_heads_that_do_more_than_a_product(make: Callable[[], Any], tiny: Callab
         (lambda: Qwen2Model(Qwen2Config(**SMALL, tie_word_embeddings=False)), "the checkpoint lacks lm_head"),
         (lambda: BertModel(BertConfig(**SMALL)), "not a causal language model with a head"),
         (lambda: MambaForCausalLM(MambaConfig(vocab_size=403, hidden_size=32, num_hidden_layers=1, state_size=4)),
-         "attention layers only"),
+         "layers; the transformers engine"),
     ],
     ids=["no head", "encoder", "recurrent"],
 )  # fmt: skip
@@ -360,7 +360,7 @@ def test_end_tokens_that_are_none_are_passed_over(tiny: Callable[..., Path], tmp
     assert find_end_tokens(folder, tokenizer) == {config["eos_token_id"]}
     try:
         model = CausalModel.load(find_checkpoint(str(folder)), ModelSettings())
-    except ModelError as error:  # later versions of Transformers refuse some of them
+    except ModelError as error:  # later versions of Transformers refuse some values
         assert "\n" not in str(error)
     else:
         assert model.end_tokens <= {config["eos_token_id"]}

@@ -29,12 +29,12 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     nodes = {"num_cpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args=nodes)
+    cluster = Cluster(initialize_head=True, head_node_args=nodes)
     for _ in range(2):
-        made.add_node(num_cpus=2, object_store_memory=80 * 2**20)
-    made.wait_for_nodes()
-    yield made
-    made.shutdown()
+        cluster.add_node(num_cpus=2, object_store_memory=80 * 2**20)
+    cluster.wait_for_nodes()
+    yield cluster
+    cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def score(run: Path, *more: Any) -> list[str]:
 
 @pytest.fixture(scope="module")
 def alone(questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of a single machine."""
+    """Return a run of a single machine."""
     run = tmp_path_factory.mktemp("alone") / "run"
     run_to_end(generate(questions, run))
     shutil.copytree(run, run.with_name("scored"))
@@ -93,7 +93,7 @@ def test_a_node_that_dies_costs_nothing_but_time(cluster: Any, questions: Path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("begins", ["here", "on the cluster"])
-def test_a_run_is_finished_on_the_other_side(
+def test_a_run_starts_on_one_side_and_continues_on_the_other(
     cluster: Any, questions: Path, alone: Path, tmp_path: Path, begins: str
 ) -> None:
     run = tmp_path / "run"
@@ -114,18 +114,18 @@ def test_scores_are_those_of_one_machine(cluster: Any, alone: Path, tmp_path: Pa
     assert tables(run) == tables(alone.with_name("scored"))
 
 
-def test_batches_are_handed_out_whatever_the_order_they_come_in() -> None:
-    async def hand_out() -> list[list[int] | None]:
+def test_batches_are_read_in_order_whatever_order_they_arrive_in() -> None:
+    async def read_batches() -> list[list[int] | None]:
         feed = Feed()
-        asked = [asyncio.create_task(feed.get(batch_id)) for batch_id in (0, 1, 2)]
-        for come in (feed.put(1, [11]), feed.close(2), feed.put(0, [10])):
+        reads = [asyncio.create_task(feed.get(batch_id)) for batch_id in (0, 1, 2)]
+        for call in (feed.put(1, [11]), feed.close(2), feed.put(0, [10])):
             await asyncio.sleep(0)
-            await come
-        first = await asyncio.gather(*asked)
+            await call
+        first = await asyncio.gather(*reads)
         await feed.drop(0)
         return [*first, await feed.get(0), await feed.get(1)]
 
-    assert asyncio.run(hand_out()) == [[10], [11], None, [], [11]]
+    assert asyncio.run(read_batches()) == [[10], [11], None, [], [11]]
 
 
 def test_ray_on_this_machine_gives_the_same_run(rlt: Rlt, questions: Path, tmp_path: Path) -> None:
