@@ -128,6 +128,7 @@ def test_batches_are_read_in_order_whatever_order_they_arrive_in() -> None:
     assert asyncio.run(read_batches()) == [[10], [11], None, [], [11]]
 
 
+@pytest.mark.slow  # Ray gives its processes little time to start
 def test_ray_on_this_machine_gives_the_same_run(rlt: Rlt, questions: Path, tmp_path: Path) -> None:
     options = "--teacher", "nano", "--in", questions, "--limit", 12, "--n", 2, "--max-tokens", 12, "--out"
     rlt("generate", *options, "without")

@@ -61,7 +61,7 @@ def trainings(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path
     by_grpo = small | {"steps": 2, "questions": 2, "group": 2, "held_out": 1, "max_tokens": 8}
     of_each: dict[str, tuple[Any, dict[str, Any]]] = {
         "warm": (WarmUpSettings, tuned | {"explanation_column": "why", "activation_checkpointing": False}),
-        "teacher": (TrainTeacherSettings, by_grpo | {"student": str(tiny("chat", 1)), "keep": ["why"], "alpha": 0}),
+        "teacher": (TrainTeacherSettings, by_grpo | {"student": str(tiny("chat", 1)), "alpha": 0}),
         "student": (TrainStudentSettings, tuned | {"model": str(cached), "lora_rank": 2, "preset": "7b-1k"}),
         "solver": (TrainSolverSettings, by_grpo | {"benchmark": "countdown", "recipe": "trl", "vllm_url": None}),
     }

@@ -314,6 +314,6 @@ def test_merged_shares_equal_the_unsplit_run_and_can_be_continued(
         assert keys(RunFolder("merged"), name) == keys(RunFolder("whole"), name)
     assert "12 traces of 6 questions" in rlt("rank", "--in", "merged").stdout
     printed = rlt("merge", "--in", "more", "--in", "merged", "--out", "all").stdout
-    assert "6 questions, 18 traces, 12 scores" in printed and "6 questions, 12 traces that several runs" in printed
+    assert "6 questions, 18 traces, 12 scores" in printed and "6 questions, 12 traces\n" in printed
     assert "18 scores (6 new)" in rlt("score", "--in", "all", "--student", tiny("chat", 1)).stdout
     assert "18 traces of 6 questions" in rlt("rank", "--in", "all").stdout
