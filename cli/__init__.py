@@ -9,14 +9,14 @@ from types import FrameType
 
 def start() -> None:
     """Run the command line; the console script."""
-    # Nothing has been opened while modules are imported, so Ctrl-C may end the process there and then.
-    before = signal.signal(signal.SIGINT, _leave)
+    # Nothing is open while modules are imported, so Ctrl-C may end the process immediately.
+    before = signal.signal(signal.SIGINT, _exit_now)
     from rlt_data.cli.main import main
 
     signal.signal(signal.SIGINT, before)
     main()
 
 
-def _leave(_signal: int, _frame: FrameType | None) -> None:
+def _exit_now(_signal: int, _frame: FrameType | None) -> None:
     os.write(2, b"interrupted\n")
     os._exit(130)

@@ -1,4 +1,4 @@
-"""``rlt-data``: one command per step, in the order of the way of the data."""
+"""``rlt-data``: one command per step, in the order in which they are used."""
 
 from __future__ import annotations
 
@@ -7,28 +7,24 @@ from typing import Annotated
 
 import typer
 
-from rlt_data.cli.formats import formats
-from rlt_data.cli.options import add_command, finishing
+from rlt_data.cli.commands import COMMANDS
+from rlt_data.cli.options import CommandGroup, add_command
 from rlt_data.cli.output import print_summary
 from rlt_data.cli.progress import shown_progress
-from rlt_data.cli.report import report
-from rlt_data.cli.run import run
-from rlt_data.cli.show import show
-from rlt_data.cli.stats import stats
-from rlt_data.cli.view import view
 from rlt_data.settings import Settings
 from rlt_data.steps.registry import DATA_STEPS, MODEL_STEPS, Step
 
 #: Groups of commands, with their help.
 _GROUPS = {
     "train-teacher": "Train a teacher: warmup (fine-tuning on explanations), then rl (GRPO on the dense reward).",
-    "countdown": "Countdown problems: reach a target from given numbers by arithmetic.",
+    "countdown": "Make Countdown problems: reach a target from given numbers by arithmetic.",
 }
 
 app = typer.Typer(
     name="rlt-data",
-    help="Make and curate reasoning data with Reinforcement-Learned Teachers: generate traces from questions with "
-    "their solutions, score them by how much they help a student, rank them, distill a data set.",
+    cls=CommandGroup,
+    help="Make and curate reasoning data with Reinforcement-Learned Teachers: generate traces for questions with "
+    "solutions, score how much each trace helps a student, rank the traces, and distill a data set.",
     epilog="Exit codes: 0 done, 2 wrong flags or keys, 3 bad input, 4 done but some rows failed (errors.jsonl), "
     "5 run folder, 6 model, 7 disk, 8 engine stopped, 9 Hub, 130 interrupted.",
     no_args_is_help=True,
@@ -44,16 +40,18 @@ def _run_step(step: Step, settings: Settings) -> int:
 
 
 def _add_commands() -> None:
-    """Add the commands in the order of the help: the steps from the registry, the others from their functions."""
-    groups = {name: typer.Typer(help=help, no_args_is_help=True) for name, help in _GROUPS.items()}
+    """Add the commands in the order in which ``--help`` lists them."""
+    groups = {name: typer.Typer(help=help, no_args_is_help=True, cls=CommandGroup) for name, help in _GROUPS.items()}
     for step in DATA_STEPS:
         add_command(app, step.command, step.settings, step.help, partial(_run_step, step))
-    for command in (run, show, stats, report, view):
-        app.command()(finishing(command))
+    for name, (settings, body) in COMMANDS.items():
+        if name != "formats":
+            add_command(app, name, settings, str(body.__doc__), body)
     for step in MODEL_STEPS:
         group, _, name = step.command.rpartition(" ")
         add_command(groups.get(group, app), name, step.settings, step.help, partial(_run_step, step))
-    app.command()(finishing(formats))
+    settings, body = COMMANDS["formats"]
+    add_command(app, "formats", settings, str(body.__doc__), body)
     for name, group_app in groups.items():
         app.add_typer(group_app, name=name)
 
@@ -61,8 +59,8 @@ def _add_commands() -> None:
 _add_commands()
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         typer.echo(f"rlt-data {version('rlt-data')}")
@@ -72,14 +70,14 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Nothing of its own: the commands do the work."""
+    """Do nothing; the commands do the work."""
 
 
 def main() -> None:
-    """Run the command line; the console script."""
+    """Run the command line."""
     app()
 
 

@@ -1,29 +1,123 @@
-"""Commands out of settings: every field becomes a flag, and what goes wrong becomes one line and an exit code."""
+"""Commands from settings: each field becomes a flag, and each error one line and an exit code."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import FrameType
-from typing import Annotated, Any, ParamSpec, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
+from typer.core import TyperCommand, TyperGroup
 
 from rlt_data.cli.output import printable
-from rlt_data.errors import INTERRUPTED, InputError, RltDataError, one_line
+from rlt_data.errors import INTERRUPTED, InputError, RltDataError, SettingsError, one_line
 from rlt_data.libraries import show_bars
 from rlt_data.progress import is_main_process
 from rlt_data.settings import Settings, parse_settings, parse_yaml
+from rlt_data.settings.base import PANELS, canonical_keys, declared, flag_of, keys_of, unknown_key
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
-Parameters = ParamSpec("Parameters")
+
+#: Flags in the first panel of ``--help``, ``--help`` itself included.
+FIRST_FLAGS = 10
+_OTHER = PANELS[-1]
+
+#: Typer has a copy of Click, or imports it, depending on its version.
+_UsageError: Any = typer.BadParameter.__bases__[0]
+
+
+class CommandGroup(TyperGroup):
+    """A group of commands that reports a usage error in one line."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command line."""
+        run = partial(super().main, args, prog_name, complete_var, False, windows_expand_args, **extra)
+        if not standalone_mode:
+            return run()
+        try:
+            code = run()
+        except _UsageError as error:
+            if message := _usage_message(error):  # else the help has been printed
+                typer.echo(printable(f"error: {message}"), err=True)
+            code = SettingsError.exit_code
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def format_help(self, context: Any, formatter: Any) -> None:
+        """Print the help."""
+        with _leave_broken_pipe():
+            super().format_help(context, formatter)
+
+
+class _Command(TyperCommand):
+    """A command that also accepts the earlier names of its flags."""
+
+    #: Flags by their earlier names.
+    earlier_flags: Mapping[str, str] = {}
+
+    def parse_args(self, context: Any, arguments: list[str]) -> list[str]:
+        """Parse the arguments."""
+        renamed = []
+        for argument in arguments:
+            flag, equals, value = argument.partition("=")
+            renamed.append(self.earlier_flags.get(flag, flag) + equals + value)
+        return super().parse_args(context, renamed)
+
+    def format_help(self, context: Any, formatter: Any) -> None:
+        """Print the help."""
+        with _leave_broken_pipe():
+            super().format_help(context, formatter)
+
+
+@contextlib.contextmanager
+def _leave_broken_pipe() -> Iterator[None]:
+    """End with exit code 0 where the reader of stdout has left; rich would end with 1."""
+    try:
+        yield
+    except SystemExit:
+        raise typer.Exit from None
+
+
+def _usage_message(error: Any) -> str:
+    """Return Click's message as one line; empty if the error is the help that a group prints without arguments."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return ""
+    see = f"see {error.ctx.command_path} --help" if error.ctx else ""
+    if type(error).__name__ == "NoSuchOption":
+        flag, near = error.option_name, error.possibilities
+        if others := _commands_with(flag, error.ctx.find_root().command):
+            return f"{flag}: {error.ctx.info_name} has no such flag, unlike {_listed(others)}"
+        return f"{flag}: no such flag; " + (f"did you mean {near[0]}?" if near else see)
+    message = " ".join(error.format_message().split()).rstrip(".").replace(": Value error, ", ": ")
+    message = message.replace(". Did you mean ", "; did you mean ")
+    message = message[0].lower() + message[1:]
+    return message if message.endswith("?") else f"{message}; {see}"
+
+
+def _commands_with(flag: str, command: Any, path: str = "") -> list[str]:
+    """Return the commands of a group that have a flag."""
+    if commands := getattr(command, "commands", None):
+        return [name for key, inner in commands.items() for name in _commands_with(flag, inner, f"{path} {key}")]
+    return [path.strip()] * any(flag in parameter.opts and not parameter.hidden for parameter in command.params)
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def add_command(
@@ -33,71 +127,86 @@ def add_command(
     help: str,
     body: Callable[[AnySettings], int | None],
 ) -> None:
-    """Add a command whose flags are the fields of a settings class.
+    """Add a command whose flags and arguments are the fields of a settings class.
 
     Args:
-        app: where to add it.
-        name: of the command.
-        settings: the settings class.
-        help: what ``--help`` says.
-        body: does the work, and returns the exit code if that is not always 0.
+        app: application or group to add it to.
+        name: name of the command.
+        settings: settings class.
+        help: help text of the command.
+        body: function of the command; returns the exit code, or None for 0.
     """
+    keys = keys_of(settings)
 
-    def run(context: typer.Context, config: str | None, **flags: Any) -> None:
-        sources = {name: context.get_parameter_source(name) for name in flags}
-        given = {name: flags[name] for name, source in sources.items() if source and source.name != "DEFAULT"}
-        keys = {settings.model_fields[name].alias or name: value for name, value in given.items()}
-        finish(lambda: body(parse_settings(settings, (read_keys(config) if config else {}) | keys, flags=True)))
+    def run(context: typer.Context, config: str | None, **values: Any) -> None:
+        sources = {name: context.get_parameter_source(name) for name in values}
+        given = {name: values[name] for name, source in sources.items() if source and source.name != "DEFAULT"}
+        flags = {keys[name]: value for name, value in given.items() if name in keys}
+        arguments = {keys[name]: given[_argument(name)] for name in keys if _argument(name) in given}
 
-    fields = sorted(settings.model_fields.items(), key=lambda item: not item[1].is_required())
-    parameters = [_parameter(name, field) for name, field in fields]
+        def work() -> int | None:
+            for key, value in arguments.items():
+                if flags.setdefault(key, value) != value:
+                    raise SettingsError(f"{flag_of(key)}: differs from the argument {value!r}; give one of them")
+            content = (_read_config(settings, config) if config else {}) | flags
+            _refuse_missing(context, settings, content)
+            return body(parse_settings(settings, content, flags=True))
+
+        finish(work)
+
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    run.__signature__ = inspect.Signature([context, *parameters, _CONFIG])  # type: ignore[attr-defined]
-    app.command(name, help=help)(run)
+    run.__signature__ = inspect.Signature([context, *_parameters(settings)])  # type: ignore[attr-defined]
+    earlier = {flag_of(name): flag_of(key) for name, key in keys.items() if name != key and not name.endswith("_")}
+    app.command(name, help=help, cls=type("Command", (_Command,), {"earlier_flags": earlier}))(run)
 
 
-#: A file of flags, for every command.
-_CONFIG = inspect.Parameter(
-    "config",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=None,
-    annotation=Annotated[
-        str | None, typer.Option("--config", help="YAML file with flags as keys; flags given here go before it.")
-    ],
-)
+def _argument(name: str) -> str:
+    """Return the name of the parameter for a field's value without its flag."""
+    return f"{name}_argument"
 
 
-def read_keys(file: str) -> dict[str, Any]:
-    """Read the keys of a settings file.
+def _refuse_missing(context: typer.Context, settings: type[Settings], content: Mapping[str, Any]) -> None:
+    """Name all required settings that are missing in one line."""
+    missing = [
+        declared(info)["positional"] or flag_of(keys_of(settings)[name])
+        for name, info in settings.model_fields.items()
+        if info.is_required() and keys_of(settings)[name] not in content
+    ]
+    if missing:
+        command = context.command_path
+        verb = "is" if len(missing) == 1 else "are"
+        raise SettingsError(f"{_listed(missing)} {verb} required; see {command} --help")
+
+
+def _read_config(settings: type[Settings], file: str) -> dict[str, Any]:
+    """Return the keys of a YAML file of flags.
 
     Raises:
-        InputError: there is no such file, or it is no YAML mapping.
+        InputError: the file cannot be read, or is not a YAML mapping.
+        SettingsError: a key is unknown, or given twice.
     """
+    where = f"--config: {file}"
     try:
         with open(file, encoding="utf-8-sig") as opened:
-            data = parse_yaml(opened.read(), f"--config: {file}")
+            data = parse_yaml(opened.read(), where)
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--config: {file}: cannot be read: {one_line(error)}") from None
+        raise InputError(f"{where}: cannot be read: {one_line(error)}") from None
     if data is None:
-        raise InputError(f"--config: {file}: a YAML mapping is needed, with flags such as max_tokens as keys")
-    return data
-
-
-def finishing(body: Callable[Parameters, int | None]) -> Callable[Parameters, None]:
-    """Make a command's function end as :func:`finish` does; its help and its parameters stay."""
-
-    @functools.wraps(body)
-    def run(*arguments: Parameters.args, **flags: Parameters.kwargs) -> None:
-        finish(lambda: body(*arguments, **flags))
-
-    return run
+        raise InputError(f"{where}: must be a YAML mapping with flags such as max_tokens as keys")
+    try:
+        content = canonical_keys(settings, data)
+    except ValueError as error:
+        raise SettingsError(f"{where}: {error}") from None
+    if unknown := [str(key) for key in content if key not in keys_of(settings).values()]:
+        raise SettingsError("\n".join(f"{where}: {unknown_key(settings, key)}" for key in unknown))
+    return content
 
 
 def finish(work: Callable[[], int | None]) -> None:
-    """Do the work of a command and end with the exit code that fits.
+    """Do the work of a command, print its error if it fails, and set the exit code.
 
     Raises:
-        typer.Exit: with an exit code other than 0.
+        typer.Exit: the exit code is not 0.
     """
     prepare_output()
     signal.signal(signal.SIGTERM, _interrupt)
@@ -109,7 +218,7 @@ def finish(work: Callable[[], int | None]) -> None:
             typer.echo(printable(f"error: {line}" if not line.startswith("  ") else line), err=True)
         code = error.exit_code
     except KeyboardInterrupt:
-        typer.echo("interrupted; what is finished is kept, and the same command goes on from there", err=True)
+        typer.echo("interrupted; finished rows are saved, and the same command continues from there", err=True)
         code = INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -118,26 +227,73 @@ def finish(work: Callable[[], int | None]) -> None:
         raise typer.Exit(code)
 
 
-def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
-    extra = field.json_schema_extra
-    panel = cast("str | None", extra.get("panel")) if isinstance(extra, dict) else None
-    flag = "--" + (field.alias or name).replace("_", "-")
+def _parameters(settings: type[Settings]) -> list[inspect.Parameter]:
+    """Return the arguments and options of a command, in the order in which ``--help`` lists them."""
+    fields = settings.model_fields
+    flags = [name for name, info in fields.items() if not declared(info)["positional"]]
+    few = len(flags) + 2 <= FIRST_FLAGS  # --config and --help
+    first = [name for name in settings.first_flags if name in flags]
+    if few:
+        first = flags
+    panels = {name: None if name in first else str(declared(fields[name])["panel"] or _OTHER) for name in flags}
+    order = [
+        *first,
+        *sorted((name for name in flags if panels[name]), key=lambda name: PANELS.index(str(panels[name]))),
+    ]
+    parameters = []
+    for name, info in fields.items():
+        if declared(info)["positional"]:
+            parameters += [_argument_parameter(name, info), _option_parameter(name, info, None, hidden=True)]
+    parameters += [_option_parameter(name, fields[name], panels[name]) for name in order]
+    config = typer.Option("--config", help="YAML file of flags; command-line flags override it.")
+    config.rich_help_panel = None if few else _OTHER
+    return [*parameters, _keyword("config", str | None, config)]
+
+
+def _keyword(name: str, annotation: Any, parameter: Any, default: Any = None) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=Annotated[annotation, parameter])
+
+
+def _type_of(field: FieldInfo) -> tuple[Any, Any]:
+    """Return the type and the default value of a field as Typer takes them."""
     annotation: Any = field.annotation
     default: Any = field.default
     if get_origin(annotation) is tuple:
         annotation, default = list[get_args(annotation)[0]], []  # type: ignore[misc]
+    if field.is_required():
+        # Typer would stop at the first missing flag; _refuse_missing names all of them.
+        annotation, default = annotation | None, None
+    return annotation, default
+
+
+def _help_of(field: FieldInfo, note: str = "") -> str:
+    notes = ["required"] * field.is_required() + [note] * bool(note)
+    return (field.description or "") + (f" ({', '.join(notes)})" if notes else "")
+
+
+def _argument_parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    annotation, _ = _type_of(field)
+    annotation = annotation if field.is_required() else annotation | None
+    metavar = str(declared(field)["positional"])
+    help = _help_of(field, f"also {flag_of(field.alias or name)}")
+    argument = typer.Argument(metavar=metavar, help=help, show_default=False)
+    return _keyword(_argument(name), annotation, argument)
+
+
+def _option_parameter(name: str, field: FieldInfo, panel: str | None, *, hidden: bool = False) -> inspect.Parameter:
+    annotation, default = _type_of(field)
+    flag = flag_of(field.alias or name)
     if default is True:
         flag += "/--no-" + flag.removeprefix("--")
-    if field.is_required():
-        # Typer would stop at the first missing flag; settings name all of them.
-        annotation, default = annotation | None, None
-    help = (field.description or "") + (" (needed)" if field.is_required() else "")
     option = typer.Option(
-        flag, help=help, rich_help_panel=panel, show_default=default is not False and default not in (None, [])
+        flag,
+        help=_help_of(field),
+        rich_help_panel=panel,
+        show_default=default is not False and default not in (None, []),
+        hidden=hidden,
     )
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
-    )
+    return _keyword(name, annotation, option, default)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
@@ -145,7 +301,7 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 
 def prepare_output() -> None:
-    """Show the library's notices, and on a terminal other libraries' progress bars."""
+    """Print the library's notices, and on a terminal other libraries' progress bars."""
     if sys.stderr.isatty():
         show_bars()
     else:  # for child processes too
@@ -158,9 +314,9 @@ def prepare_output() -> None:
 
 
 class _Notices(logging.Handler):
-    """Writes what the library notes to wherever stderr goes at the moment; results of steps are for stdout."""
+    """Print the library's notices on the current stderr. Results of steps go to stdout."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if not record.name.startswith("rlt_data.steps"):
-            with contextlib.suppress(BrokenPipeError):  # whoever reads the notices may leave; the work goes on
+            with contextlib.suppress(BrokenPipeError):  # the reader of the notices may leave; the work continues
                 typer.echo(printable(record.getMessage()), err=True)

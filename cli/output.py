@@ -23,8 +23,16 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
 
     from rlt_data.inputs import CheckReport
     from rlt_data.publish.push import PushSummary
+    from rlt_data.reporting.browse import TraceSelection
     from rlt_data.reporting.report import ReportSummary
-    from rlt_data.settings import CountdownSettings, FineTuneSettings, PolicySettings, PushSettings, TrainingSettings
+    from rlt_data.settings import (
+        CountdownSettings,
+        FineTuneSettings,
+        PolicySettings,
+        PushSettings,
+        ShowSettings,
+        TrainingSettings,
+    )
     from rlt_data.statistics import Stats
     from rlt_data.steps.countdown import CountdownSummary
     from rlt_data.steps.distill import DistillSummary
@@ -32,7 +40,6 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
     from rlt_data.steps.merge import MergeSummary
     from rlt_data.steps.provenance import StepSummary
     from rlt_data.steps.rank import RankSummary
-    from rlt_data.storage.paths import StoragePath
     from rlt_data.training.grpo import PolicySummary
     from rlt_data.training.sft import TrainingSummary
 
@@ -63,17 +70,21 @@ def _print_rows(rows: str, _: Settings, summary: StepSummary) -> int:
         f"{summary.rows} {rows} ({summary.new} new) in {_plain(summary.run)}; {summary.failed} failed; "
         f"{summary.tokens:,} tokens in {summary.seconds:.1f} s{rate}"
     )
-    return _failures(summary.run, summary.failed)
+    return _failures(summary)
 
 
 print_traces = partial(_print_rows, "traces")
 print_scores = partial(_print_rows, "scores")
 
 
-def _failures(run: StoragePath, failed: int) -> int:
-    if not failed:
+def _failures(summary: StepSummary | Evaluation) -> int:
+    """Print why rows failed, and return the exit code."""
+    if not summary.failed:
         return 0
-    _console.print(f"the reasons are in {_plain(run / 'errors.jsonl')}; --retry-errors runs those rows again")
+    if summary.failure:
+        _console.print(_plain(f"most frequent reason ({summary.failure_rows} of {summary.failed}): {summary.failure}"))
+    errors = _plain(summary.run / "errors.jsonl")
+    _console.print(f"all reasons are in {errors}; --retry-errors runs those rows again")
     return SOME_ROWS_FAILED
 
 
@@ -94,6 +105,16 @@ def print_ranks(_: Settings, summary: RankSummary) -> None:
     """Print the table of buckets."""
     _console.print(f"{summary.rows} traces of {summary.questions} questions ranked in {_plain(summary.run)}")
     _print_frame(summary.table)
+    _note_missing_traces(summary.missing_traces)
+
+
+def _note_missing_traces(count: int) -> None:
+    if count:
+        typer.echo(
+            f"generate is unfinished, {count:,} traces are missing; to include them, run rlt-data generate again with "
+            "the same settings, then rlt-data score and rlt-data rank",
+            err=True,
+        )
 
 
 def print_dataset(_: Settings, summary: DistillSummary) -> None:
@@ -102,8 +123,9 @@ def print_dataset(_: Settings, summary: DistillSummary) -> None:
         f"{summary.rows} rows from {summary.questions} questions in {_plain(summary.out)} "
         f"(mean explanation: {summary.mean_thought_tokens:.0f} tokens)"
     )
+    reasons = ", ".join(f"{count} {reason}" for reason, count in summary.without_row_reasons.items())
     notes = {
-        "questions without a row": summary.without_row,
+        f"questions without a row ({reasons})": summary.without_row,
         "chosen traces left out because they are not well-formed": summary.malformed,
         "traces that were too long": summary.too_long,
         "questions whose first choice was too long and another was taken": summary.fallbacks,
@@ -111,6 +133,7 @@ def print_dataset(_: Settings, summary: DistillSummary) -> None:
     for note, count in notes.items():
         if count:
             _console.print(f"  {count} {note}")
+    _note_missing_traces(summary.missing_traces)
 
 
 def print_push(settings: PushSettings, summary: PushSummary) -> None:
@@ -125,7 +148,7 @@ def _print_dry_push(summary: PushSummary) -> None:
     plan = summary.plan
     _console.print(summary.card, markup=False)
     _rule(f"files on {summary.revision}")
-    changes = {path: word for word in ("new", "changed") for path in getattr(plan, word)}
+    changes = {path: word for word in ("new", "changed", "unknown") for path in getattr(plan, word)}
     for path, size in summary.sizes.items():
         _console.print(f"{changes.get(path, 'same'):8} {size:>12,} {path}", markup=False)
     for path in plan.gone:
@@ -162,7 +185,7 @@ def print_evaluation(_: Settings, found: Evaluation) -> int:
         lines.append(f"{found.failed} failed and count nowhere")
     for line in lines:
         _console.print(_plain(line))
-    return _failures(found.run, found.failed)
+    return _failures(found)
 
 
 def print_training(settings: FineTuneSettings, summary: TrainingSummary) -> None:
@@ -257,6 +280,17 @@ def print_question(question: dict[str, Any], traces: list[dict[str, Any]]) -> No
         if meta := trace["meta"] or question["meta"]:
             _print_text(meta)
         _print_text(trace["completion"])
+
+
+def print_selected(settings: ShowSettings, selection: TraceSelection) -> None:
+    """Print selected traces, each with its question."""
+    shown = f"{len(selection.traces):,} of {selection.matching:,} traces"
+    if settings.where:
+        shown += f" that satisfy the expression ({selection.total:,} in all)"
+    order = f", {'worst' if settings.worst else 'best'} {selection.order} first" if selection.order else ""
+    _print_text(f"{shown}{order}")
+    for trace in selection.traces:
+        print_question(trace, [trace])
 
 
 def print_stats(stats: Stats) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import ReportSettings, parse_settings
 from rlt_data.steps.registry import STEPS
-from rlt_data.storage.paths import StoragePath
+from rlt_data.storage.paths import StoragePath, absolute_path
 from rlt_data.storage.run import RunFolder
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Run:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._run = RunFolder.existing(path)
+        self._run = RunFolder.existing(absolute_path(path))
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"

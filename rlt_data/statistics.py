@@ -1,4 +1,4 @@
-"""The figures of a run, from its tables: one function for every place that shows them."""
+"""The statistics of a run, computed in one place for the terminal, the report page and the cards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlt_data.storage.errorlog import failures
 from rlt_data.storage.paths import StoragePath
 from rlt_data.storage.run import RunFolder
 
-#: Columns of scores whose distribution is shown.
+#: Score columns whose distribution is shown.
 TERMS = (
     "reward",
     "reward_without_entropy",
@@ -29,27 +29,55 @@ TERMS = (
     "solution_tokens",
 )
 
-#: Shares of traces.
+#: Boolean score columns, shown as shares of the scored traces.
 FLAGS = ("closed", "truncated", "empty", "holds_tag", "well_formed")
-#: What a ranking says of a trace.
+#: Columns of the table ``ranks`` that statistics use.
 OF_RANKS = ("rank", "bucket", "value", "flaw")
+
+#: What each column means, in one line, for the report page and the cards.
+MEANINGS = {
+    "reward": "how much the explanation helps the student: r_ss - lambda * r_kl + penalty; higher is better",
+    "reward_without_entropy": "the reward with -log p(student) in place of each KL value, so that no teacher is "
+    "needed; higher is better",
+    "r_ss": "how well the student predicts the solution after reading the explanation: solution_logprob_mean + alpha * "
+    "solution_logprob_min; closer to 0 is better",
+    "r_kl": "how surprising the explanation is to the student, compared with the teacher, which knows the solution: "
+    "kl_mean + alpha * kl_max; lower is better",
+    "penalty": "added to the reward if the closing tag is missing (by default -1), else 0",
+    "solution_logprob_mean": "mean log-prob of the solution's tokens under the student",
+    "solution_logprob_min": "lowest log-prob of a token of the solution under the student",
+    "kl_mean": "mean KL between teacher and student over the tokens of the explanation",
+    "kl_max": "largest KL between teacher and student at a token of the explanation",
+    "thought_tokens": "length of the explanation in tokens of the student",
+    "solution_tokens": "length of the solution in tokens of the student",
+    "completion_tokens": "number of tokens that the teacher sampled",
+    "closed": "whether the explanation ends with its closing tag",
+    "truncated": "whether the trace hit the token limit",
+    "empty": "whether the explanation has no text",
+    "holds_tag": "whether a tag of the format occurs inside the explanation",
+    "well_formed": "whether the trace is closed, not truncated, not empty, and has no tag inside",
+    "rank": "place of the trace among the traces of its question, by value; 1 is the best",
+    "bucket": "all traces of one rank or, if rank was run with --buckets, one quantile of all values; 1 is the best",
+    "value": "the number that traces are ranked by, by default the reward",
+    "flaw": "why the trace is not well-formed: empty, holds tag, truncated or unclosed; null for a well-formed trace",
+}
 
 
 @dataclass(frozen=True)
 class Stats:
-    """The figures of a run.
+    """The statistics of a run.
 
     Attributes:
-        run: the run folder.
-        rows: rows by table.
-        finish_reasons: traces by why they ended; "unknown" for imported ones that do not say.
-        completion_tokens: sampled tokens in all.
-        shares: share of the scored traces that are closed, truncated, empty, hold a tag, are well-formed.
-        terms: one row per reward term: term, mean, std, min, q25, median, q75, max (null without values).
-        buckets: the table that ``rank`` printed; empty without ranks that are up to date.
-        ranks_outdated: the scores have changed since the run was ranked, so its ranks are left out.
-        failed: rows in errors.jsonl by step.
-        steps: what run.json says of each step.
+        run: path or URL of the run folder.
+        rows: row counts by table.
+        finish_reasons: number of traces by finish reason; "unknown" for imported traces without one.
+        completion_tokens: total number of sampled tokens.
+        shares: share of the scored traces for each of :data:`FLAGS`.
+        terms: one row for each of :data:`TERMS`: term, mean, std, min, q25, median, q75, max (null without values).
+        buckets: the table that ``rank`` prints; empty if the run has no current ranks.
+        ranks_outdated: whether the scores have changed since the run was ranked, so that its ranks are left out.
+        failed: number of rows in errors.jsonl by step.
+        steps: the entries of run.json by step.
     """
 
     run: StoragePath
@@ -65,20 +93,20 @@ class Stats:
 
     @property
     def tokens_per_second(self) -> dict[str, float]:
-        """Throughput by step, over all its starts that came to their end, models loaded."""
+        """Throughput by step over all completed starts, without the time to load models."""
         work = {step: entry.get("work") for step, entry in self.steps.items()}
-        return {step: each["tokens"] / each["seconds"] for step, each in work.items() if each and each["seconds"]}
+        return {step: total["tokens"] / total["seconds"] for step, total in work.items() if total and total["seconds"]}
 
 
 def stats(run: RunFolder | str | PathLike[str], scores: pl.DataFrame | None = None) -> Stats:
-    """Compute the figures of a run.
+    """Compute the statistics of a run.
 
     Args:
-        run: the run, or its folder or URL.
-        scores: what :func:`scored` returns of it, where that is at hand.
+        run: the run, or its path or URL.
+        scores: the result of :func:`scored` for this run, if it is already loaded.
 
     Raises:
-        RunFolderError: there is no such run.
+        RunFolderError: the run does not exist.
     """
     run = run if isinstance(run, RunFolder) else RunFolder.existing(fspath(run))
     if not run.info:
@@ -106,18 +134,18 @@ def stats(run: RunFolder | str | PathLike[str], scores: pl.DataFrame | None = No
     )
 
 
-def scored(run: RunFolder, *more: str) -> pl.DataFrame:
-    """Return what the figures of a run are made of.
+def scored(run: RunFolder, *extra: str) -> pl.DataFrame:
+    """Return the score columns that the statistics are computed from.
 
     Args:
         run: the run.
-        more: further columns of scores.
+        extra: further columns of scores.
 
     Returns:
-        A row for each score: the further columns, :data:`TERMS`, :data:`FLAGS`, and :data:`OF_RANKS`, which are null
-        where the run is not ranked.
+        One row per score, with the extra columns, :data:`TERMS`, :data:`FLAGS` and :data:`OF_RANKS`. The last are null
+        if the run is not ranked.
     """
-    columns = list(dict.fromkeys([*more, *TERMS, *FLAGS]))
+    columns = list(dict.fromkeys([*extra, *TERMS, *FLAGS]))
     frames = [
         run.join(pl.DataFrame(run.read("scores", part, ["trace_id", *columns])), "ranks", part, OF_RANKS)
         for part in run.parts("scores")
@@ -128,7 +156,7 @@ def scored(run: RunFolder, *more: str) -> pl.DataFrame:
 
 
 def figure(value: Any) -> str:
-    """Return a figure as cards and pages show it."""
+    """Return a value as cards and pages show it."""
     if value is None:
         return "–"
     return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

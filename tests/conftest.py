@@ -1,19 +1,25 @@
-"""Fixtures: tiny real models, the command line, and the shared test data where it is."""
+"""Fixtures: tiny real models, the command line, and the authors' rewards."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+# Nothing is cached in the user's home. Libraries read these variables when they are imported.
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parents[1] / ".cache" / "tests")
+os.environ["XDG_CONFIG_HOME"] = str(Path(__file__).parents[1] / ".cache" / "tests" / "config")
+os.environ["HF_HOME"] = str(Path(__file__).parents[1] / ".cache" / "tests" / "huggingface")
 # Before torch is imported: two threads on two busy cores make tiny models many times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
+import ctypes
 import json
-import subprocess
+import resource
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import polars as pl
@@ -29,14 +35,12 @@ Rlt = Callable[..., Result]
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep fingerprints of passing models out of the user's cache; converted gemma stays there, it takes a while."""
-    from rlt_data.engines import models
-
-    own = tmp_path_factory.mktemp("cache")
-    shared = models.cache_folder()
-    own.joinpath("models").symlink_to(shared / "models", target_is_directory=True)
-    (shared / "models").mkdir(parents=True, exist_ok=True)
-    os.environ["RLT_DATA_CACHE"] = str(own)
+    """Keep fingerprints of models for one session only; a converted gemma is kept for longer, as it takes a while."""
+    cache = tmp_path_factory.mktemp("cache")
+    converted = Path(os.environ["XDG_CACHE_HOME"], "models")
+    converted.mkdir(parents=True, exist_ok=True)
+    cache.joinpath("models").symlink_to(converted, target_is_directory=True)
+    os.environ["RLT_DATA_CACHE"] = str(cache)
 
 
 @pytest.fixture(scope="session")
@@ -76,12 +80,9 @@ def problems(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of shared test data: real questions and the oracle of the authors' reward code."""
-    folder = Path(os.environ.get("RLT_DATA_SHARED", Path(__file__).parents[2] / "shared"))
-    if not folder.is_dir():
-        pytest.skip("the shared test data is not here (RLT_DATA_SHARED names its folder)")
-    return folder
+def oracle() -> Path:
+    """Rewards that the authors' released code computed, with the two models it used (tests/data/oracle/README.md)."""
+    return Path(__file__).parent / "data" / "oracle"
 
 
 @pytest.fixture
@@ -91,17 +92,50 @@ def read() -> Callable[[Path, str], pl.DataFrame]:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small file system is not allowed here")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+def largest_file() -> Callable[[int], AbstractContextManager[None]]:
+    """Let every write of this process fail that would make a file longer than so many bytes.
+
+    The kernel reports it as a full disk's, with another error number, and needs no file system to be mounted.
+    """
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
+
+
+@pytest.fixture
+def file_modes() -> Iterator[None]:
+    """Let file modes hold also for root, by taking away its capabilities to override them."""
+    if os.getuid():
+        yield
+        return
+    before = _capabilities()
+    without = [*before]
+    without[0] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH of the effective ones
+    _set_capabilities(without)
+    yield
+    _set_capabilities(before)
+
+
+_CAPABILITY_HEADER = 0x20080522, 0  # version 3, this thread
+
+
+def _capabilities() -> list[int]:
+    values = (ctypes.c_uint32 * 6)()
+    assert ctypes.CDLL(None).capget((ctypes.c_uint32 * 2)(*_CAPABILITY_HEADER), values) == 0
+    return list(values)
+
+
+def _set_capabilities(values: list[int]) -> None:
+    header = (ctypes.c_uint32 * 2)(*_CAPABILITY_HEADER)
+    assert ctypes.CDLL(None).capset(header, (ctypes.c_uint32 * 6)(*values)) == 0
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -1,7 +1,7 @@
-"""How a problem is shown to teacher, student and solver, and where in the tokens its parts lie.
+"""Render problems for teacher, student and solver, and find the tokens of their parts.
 
-``schema`` holds the :class:`Format` (texts and tags, as data), ``views`` renders it through a chat template, and
-``spans`` finds token ranges by character offsets. No model code is imported here.
+``schema`` defines the :class:`Format` (texts and tags, as data), ``views`` renders it with a chat template, and
+``spans`` finds token ranges by character offsets. This package imports no model code.
 """
 
 from rlt_data.formats.choose import choose_format

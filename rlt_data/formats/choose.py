@@ -1,4 +1,4 @@
-"""The format of a step."""
+"""Choose the format of a step."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ def choose_format(name: str, template: ChatTemplate, model: str, folder: Path) -
     """Load the format of a step.
 
     Args:
-        name: a built-in format, a YAML file, or ``auto``: the model's own, else ``rlt``, or ``rlt-shots`` for a model
-            without a chat template.
-        template: the model's chat template.
+        name: a built-in format, a YAML file, or ``auto``: the format in the model's folder, else ``rlt-shots`` for a
+            model without a chat template, else ``rlt``.
+        template: chat template of the model.
         model: name of the model, for the log.
-        folder: the model's files, which may include a format.
+        folder: folder of the model.
     """
-    if name == "auto" and (own := own_format(folder)):
-        logger.info("%s comes with a format of its own, %s", model, own.name)
-        return own
-    chosen = name
+    if name == "auto" and (format := own_format(folder)):
+        logger.info("%s includes the format %s, which is used", model, format.name)
+        return format
     if name == "auto":
-        chosen = "rlt-shots" if template.source == "plain" else "rlt"
+        name = "rlt-shots" if template.source == "plain" else "rlt"
     if template.source == "plain":
-        logger.info("%s has no chat template; rlt-data's plain one is used, with the format %s", model, chosen)
+        logger.info("%s has no chat template; using rlt-data's plain template with the format %s", model, name)
     elif template.merges_system:
-        logger.info("%s takes no system text; it goes to the head of the question", model)
-    return load_format(chosen)
+        logger.info("the chat template of %s has no system role; the system text precedes the question", model)
+    return load_format(name)

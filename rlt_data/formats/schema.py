@@ -1,4 +1,4 @@
-"""The format as data: system texts, tags, separators and worked examples, from YAML."""
+"""The format: system texts, tags, separators and worked examples, loaded from YAML."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pydantic import Field, model_validator
 from rlt_data.errors import InputError, SettingsError
 from rlt_data.settings import Settings, parse_settings, parse_yaml
 
-#: Names of the formats inside the package.
+#: Names of the built-in formats.
 BUILT_IN = ("rlt", "rlt-shots", "think")
 
 
 class Shot(Settings):
-    """One worked example that is shown before the problem, for models that follow examples but not instructions."""
+    """A worked example shown before the problem, for models that follow examples but not instructions."""
 
     question: str
     solution: str
@@ -25,26 +25,26 @@ class Shot(Settings):
 
 
 class Format(Settings):
-    """Texts and tags that show a problem to teacher, student and solver.
+    """Texts and tags that render a problem for teacher, student and solver.
 
-    The teacher's message begins with the prefill: the solution in its tags, the separator, the opening explanation tag
-    and the padding; the teacher goes on from there. The student's message is the thought (the text between the
-    explanation tags, padding included) in its tags, the separator, and the solution in its tags. The solver, a student
-    at test time, sees the question alone.
+    The teacher's message starts with the prefill: the solution in its tags, the separator, the opening explanation tag
+    and the padding. The teacher continues it. The student's message is the thought (the text between the explanation
+    tags, padding included) in its tags, the separator, and the solution in its tags. The solver, a student at test
+    time, sees only the question.
     """
 
     name: str
     teacher_system: str
     student_system: str
-    solver_system: str | None = Field(None, description="System text of the solver; the student's when left out.")
+    solver_system: str | None = Field(None, description="System text of the solver. Default: the student's.")
     explanation_tags: tuple[str, str]
     thought_tags: tuple[str, str]
     solution_tags: tuple[str, str]
     thought_prefix: str = Field("", description="Text before the opening thought tag of the student's message.")
-    separator: str = Field("\n\n", description="Between solution and explanation, and between thought and solution.")
-    padding: str = Field("\n\n", description="After the opening explanation tag; the end of the teacher's prefill.")
+    separator: str = Field("\n\n", description="Text between solution and explanation, or thought and solution.")
+    padding: str = Field("\n\n", description="Text after the opening explanation tag, at the end of the prefill.")
     solution_padding: str = Field(
-        "", description="Put on both sides of the solution, so that none of its characters fuse with a tag's token."
+        "", description="Text on both sides of the solution, so that no token spans the solution and a tag."
     )
     shots: tuple[Shot, ...] = ()
 
@@ -53,17 +53,17 @@ class Format(Settings):
         for field in ("explanation_tags", "thought_tags", "solution_tags"):
             opening, closing = getattr(self, field)
             if not opening.strip() or not closing.strip() or opening == closing:
-                raise ValueError(f"{field}: needs two different tags that are not empty, such as ['<a>', '</a>']")
+                raise ValueError(f"{field}: must be two different, non-empty tags such as ['<a>', '</a>']")
         for shot in self.shots:
-            if problem := self.problem_with(shot.question, shot.solution):
-                raise ValueError(f"shots: {problem}")
+            if reason := self.problem_with(shot.question, shot.solution):
+                raise ValueError(f"shots: {reason}")
             if self.explanation_tags[1] in shot.explanation:
-                raise ValueError("shots: an explanation holds the closing explanation tag")
+                raise ValueError("shots: an explanation contains the closing explanation tag")
         return self
 
     @property
     def hash(self) -> str:
-        """16 hex digits over everything that changes a rendered text (the name does not)."""
+        """Hash of everything that changes a rendered text, as 16 hex digits. The name does not change it."""
         content = self.model_dump(mode="json", exclude={"name"})
         return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 
@@ -73,7 +73,7 @@ class Format(Settings):
         return self.solution_tags[1] + self.separator + self.explanation_tags[0]
 
     def problem_with(self, question: str, solution: str) -> str | None:
-        """Say why a problem cannot be shown in this format, or None if it can."""
+        """Return why a problem cannot be rendered in this format, or None if it can."""
         if not question.strip():
             return "the question is empty"
         inner = self.bare_solution(solution)
@@ -82,13 +82,13 @@ class Format(Settings):
         for name, text in (("question", question), ("solution", inner)):
             for tag in (*self.solution_tags, self.boundary):
                 if tag in text:
-                    return f"the {name} holds the tag {tag!r} of the format {self.name!r}"
+                    return f"the {name} contains the tag {tag!r} of the format {self.name!r}"
             if any("\ud800" <= char <= "\udfff" for char in text):
-                return f"the {name} holds half of a surrogate pair, which is no Unicode text"
+                return f"the {name} contains half of a surrogate pair (invalid Unicode)"
         return None
 
     def bare_solution(self, solution: str) -> str:
-        """Take off solution tags that enclose the whole solution, as sources with this format have them."""
+        """Remove solution tags that enclose the complete solution, as in data of this format."""
         opening, closing = self.solution_tags
         stripped = solution.strip()
         if stripped.startswith(opening) and stripped.endswith(closing) and len(stripped) >= len(opening + closing):
@@ -96,14 +96,14 @@ class Format(Settings):
         return solution
 
     def solution_content(self, solution: str) -> str:
-        """Return the text that stands between the solution tags."""
+        """Return the text between the solution tags."""
         solution = self.bare_solution(solution)
         if self.solution_padding:
             solution = solution.strip("\n")
         return self.solution_padding + solution + self.solution_padding
 
     def completion_of(self, explanation: str) -> str:
-        """Return what a teacher would have written after the prefill for a given bare explanation."""
+        """Return what a teacher that writes this explanation generates after the prefill."""
         return explanation.strip() + self.padding + self.explanation_tags[1]
 
 
@@ -111,23 +111,23 @@ def load_format(name_or_file: str) -> Format:
     """Load a built-in format by name, or one from a YAML file.
 
     Raises:
-        SettingsError: neither a built-in name nor a file, or a key is unknown, missing or wrong.
+        SettingsError: the name is neither built-in nor a file, or a key is unknown, missing or wrong.
         InputError: the file is not YAML.
     """
     return _load(name_or_file, ())
 
 
 def _load(name_or_file: str, extending: tuple[str, ...]) -> Format:
-    """Load a format that other ones extend, the last one directly."""
+    """Load a format; ``extending`` are the formats that extend it, the direct one last."""
     if name_or_file in extending:
-        raise SettingsError(f"{extending[-1]}: extends {name_or_file!r}, which extends it")
+        raise SettingsError(f"{extending[-1]}: extends {name_or_file!r}, which extends it in turn")
     extending = (*extending, name_or_file)
     if name_or_file in BUILT_IN:
         text = resources.files(__package__).joinpath(f"{name_or_file}.yaml").read_text(encoding="utf-8")
         return _parse(text, extending)
     try:
         text = Path(name_or_file).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: not a valid file name
         if isinstance(error, UnicodeDecodeError):
             raise InputError(f"{name_or_file}: not UTF-8 at byte {error.start + 1}") from None
         raise SettingsError(
@@ -137,21 +137,21 @@ def _load(name_or_file: str, extending: tuple[str, ...]) -> Format:
 
 
 def own_format(folder: Path) -> Format | None:
-    """Return the format that lies beside a model as format.yaml, if there is one.
+    """Return the format in ``format.yaml`` in a model's folder, or None if the file does not exist.
 
     Raises:
-        SettingsError: a key of it is unknown, missing or wrong.
-        InputError: it is not YAML.
+        SettingsError: a key is unknown, missing or wrong.
+        InputError: the file is not YAML.
     """
     file = folder / "format.yaml"
     return load_format(str(file)) if file.is_file() else None
 
 
 def _parse(text: str, extending: tuple[str, ...]) -> Format:
-    where = extending[-1]
-    data = parse_yaml(text, where)
+    source = extending[-1]
+    data = parse_yaml(text, source)
     if data is None:
-        raise InputError(f"{where}: a format is a YAML mapping with keys such as name and teacher_system")
+        raise InputError(f"{source}: a format must be a YAML mapping with keys such as name and teacher_system")
     if "extends" in data:
         data = _load(str(data.pop("extends")), extending).model_dump(mode="json") | data
-    return parse_settings(Format, data, where=where)
+    return parse_settings(Format, data, where=source)

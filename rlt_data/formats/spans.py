@@ -1,4 +1,4 @@
-"""Token ranges from the character offsets of one tokenisation; never a search for token sub-lists."""
+"""Find token ranges by the character offsets of a single tokenisation, never by searching for token sequences."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int32]
 
-#: Tokens before a sampled text that decide how its first tokens are decoded (spaces, split characters).
+#: Number of preceding tokens that affect how the first sampled tokens are decoded (spaces, split characters).
 CONTEXT_TOKENS = 8
 
-#: Python lists of tokens are large; they are turned into arrays after this many texts.
-_TEXTS_AT_A_TIME = 64
+#: Texts per tokenizer call. The result is converted to arrays after each call, because Python lists are large.
+_TEXTS_PER_CALL = 64
 
 
 class Tokenizer(Protocol):
-    """What this package uses of a Hugging Face fast tokenizer."""
+    """The part of the interface of a Hugging Face fast tokenizer that rlt-data uses."""
 
     chat_template: Any
     name_or_path: str
@@ -30,18 +30,18 @@ class Tokenizer(Protocol):
     eos_token_id: Any
 
     def __call__(self, text: Any, **options: Any) -> Any:
-        """Tokenise one text or a list of texts."""
+        """Tokenise a text or a list of texts."""
 
     def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
         """Render messages with the chat template."""
 
     def decode(self, token_ids: Any, **options: Any) -> Any:
-        """Turn token ids back into text."""
+        """Decode token ids to text."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """A tokenised text: ids of shape (tokens,) and their character ranges of shape (tokens, 2), half-open."""
+    """A tokenised text: ids of shape (tokens,) and their half-open character ranges of shape (tokens, 2)."""
 
     ids: Ints
     offsets: Ints
@@ -51,11 +51,11 @@ class Encoding:
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoding]:
-    """Tokenise rendered texts as they are: no special token is added, because the chat template wrote them."""
+    """Tokenise rendered texts without adding special tokens, because the chat template has written them."""
     encodings = []
-    for start in range(0, len(texts), _TEXTS_AT_A_TIME):
-        few = list(texts[start : start + _TEXTS_AT_A_TIME])
-        encoded = tokenizer(few, add_special_tokens=False, return_offsets_mapping=True)
+    for start in range(0, len(texts), _TEXTS_PER_CALL):
+        chunk = list(texts[start : start + _TEXTS_PER_CALL])
+        encoded = tokenizer(chunk, add_special_tokens=False, return_offsets_mapping=True)
         encodings += [
             Encoding(np.asarray(ids, np.int32), _pairs(offsets))
             for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
@@ -64,42 +64,49 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoding]:
 
 
 def _pairs(offsets: Sequence[tuple[int, int]]) -> Ints:
-    # By far the fastest way from tuples to an array.
+    # By far the fastest conversion of tuples to an array.
     return np.fromiter(chain.from_iterable(offsets), np.int32, 2 * len(offsets)).reshape(-1, 2)
 
 
 def tokens_inside(encoding: Encoding, start: int, end: int) -> Ints:
-    """Return the positions of the tokens that lie entirely inside the characters [start, end) and are not empty.
+    """Return the positions of the non-empty tokens that are entirely inside the characters [start, end).
 
-    A token that also covers a character of a neighbouring tag is outside; this is what the authors' reward code takes
-    on ordinary rows.
+    A token that also covers a character of an adjacent tag is outside. On ordinary rows, the reward code of the paper's
+    authors selects the same tokens.
     """
     begins, ends = encoding.offsets[:, 0], encoding.offsets[:, 1]
     return np.flatnonzero((begins >= start) & (ends <= end) & (ends > begins)).astype(np.int32)
 
 
 def uncovered(text: str, start: int, end: int, offsets: Ints) -> int:
-    """Count the characters of text[start:end], white space apart, that none of the given tokens covers."""
-    # Tokens open and close ranges: what lies in none is where as many have closed as opened.
+    """Count the characters of text[start:end] other than white space that no token covers.
+
+    Args:
+        text: the text.
+        start: first character.
+        end: end of the characters, exclusive.
+        offsets: character ranges of the tokens, shape (tokens, 2).
+    """
+    # A character is covered by no token if as many tokens have ended as begun.
     changes = np.zeros(end - start + 1, np.int32)
     np.add.at(changes, offsets[:, 0] - start, 1)
     np.add.at(changes, offsets[:, 1] - start, -1)
-    return sum(not text[start + at].isspace() for at in np.flatnonzero(changes.cumsum()[:-1] == 0).tolist())
+    return sum(not text[start + i].isspace() for i in np.flatnonzero(changes.cumsum()[:-1] == 0).tolist())
 
 
 def align(a: Ints, b: Ints) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Pair two tokenisations of one text by the longest runs that end at the same characters.
+    """Align two tokenisations of the same text.
 
     Args:
         a: character ranges of the first tokenisation, shape (tokens, 2), ascending.
-        b: the same for the second; both count characters from the same place.
+        b: character ranges of the second tokenisation, counted from the same character.
 
     Returns:
-        Two lists of equal length with half-open token ranges: the k-th range of ``a`` covers the same characters as
-        the k-th range of ``b``, and neither can be split. Tokens without a counterpart are in no range. Where the two
-        tokenisations are equal every range is one token (tokens that share one character stay together).
+        Two lists of equal length with half-open token ranges. The k-th range of ``a`` covers the same characters as the
+        k-th range of ``b``, and no range can be split further. Tokens without a counterpart are in no range. Equal
+        tokenisations give ranges of one token each (tokens that share a character stay together).
     """
-    pieces_a, pieces_b = _pieces(a), _pieces(b)
+    pieces_a, pieces_b = _merge_overlapping(a), _merge_overlapping(b)
     ranges_a: list[tuple[int, int]] = []
     ranges_b: list[tuple[int, int]] = []
     i = j = 0
@@ -111,13 +118,13 @@ def align(a: Ints, b: Ints) -> tuple[list[tuple[int, int]], list[tuple[int, int]
                 j += 1
             continue
         first_i, first_j = i, j
-        # Both stand at the same character: let the shorter side catch up until they end together.
+        # Both start at the same character. Extend the shorter side until both end at the same character.
         while pieces_a[i][1] != pieces_b[j][1]:
-            behind_a = pieces_a[i][1] < pieces_b[j][1]
-            pieces, at = (pieces_a, i) if behind_a else (pieces_b, j)
-            if at + 1 == len(pieces) or pieces[at + 1][0] != pieces[at][1]:
+            a_is_shorter = pieces_a[i][1] < pieces_b[j][1]
+            pieces, position = (pieces_a, i) if a_is_shorter else (pieces_b, j)
+            if position + 1 == len(pieces) or pieces[position + 1][0] != pieces[position][1]:
                 break
-            if behind_a:
+            if a_is_shorter:
                 i += 1
             else:
                 j += 1
@@ -128,8 +135,12 @@ def align(a: Ints, b: Ints) -> tuple[list[tuple[int, int]], list[tuple[int, int]
     return ranges_a, ranges_b
 
 
-def _pieces(offsets: Ints) -> list[tuple[int, int, int, int]]:
-    """Join tokens that share a character (byte tokens of one letter) into (start, end, first token, last token + 1)."""
+def _merge_overlapping(offsets: Ints) -> list[tuple[int, int, int, int]]:
+    """Merge tokens that share a character, such as the byte tokens of one letter.
+
+    Returns:
+        For each piece (start, end, first token, last token + 1), where start and end are character positions.
+    """
     pieces: list[tuple[int, int, int, int]] = []
     for token, (start, end) in enumerate(offsets.tolist()):
         if pieces and start < pieces[-1][1]:
@@ -141,34 +152,34 @@ def _pieces(offsets: Ints) -> list[tuple[int, int, int, int]]:
 
 
 def decode_after(tokenizer: Tokenizer, context: Sequence[int], ids: Sequence[int]) -> str:
-    """Return the text that ``ids`` add after ``context`` (some tokens before them, which decide about spaces)."""
+    """Return the text that ``ids`` add after ``context``, the preceding tokens, which affect spaces."""
     before = _decode(tokenizer, context)
     both = _decode(tokenizer, [*context, *ids])
     return both[len(before) :] if both.startswith(before) else _decode(tokenizer, ids)
 
 
 def sampled_offsets(tokenizer: Tokenizer, context: Sequence[int], ids: Sequence[int]) -> Ints:
-    """Return the character ranges of sampled tokens inside the text they add after ``context``, shape (tokens, 2).
+    """Return the character ranges of sampled tokens in the text that they add after ``context``, shape (tokens, 2).
 
-    Sampled tokens need not be the ones the tokenizer would choose for their text, so the ranges come from decoding:
-    a token that ends in the middle of a character gets the range up to the end of that character.
+    The tokenizer might encode the sampled text as other tokens, so the ranges are found by decoding. A token that ends
+    within a character gets the range up to the end of that character.
     """
     offsets = np.zeros((len(ids), 2), np.int32)
-    window = list(context)  # tokens since the last clean cut, enough context to decode the next one rightly
+    window = list(context)  # recent tokens, enough to decode the next one correctly
     position = pending = 0
-    known = _decode(tokenizer, window)
+    decoded = _decode(tokenizer, window)
     for index, token in enumerate(ids):
         window.append(int(token))
         text = _decode(tokenizer, window)
         if text.endswith("\ufffd") and index + 1 < len(ids):
             continue  # the bytes of a character are not complete yet
-        added = len(text) - len(known)
+        added = len(text) - len(decoded)
         offsets[pending : index + 1] = (position, position + added)
         position, pending = position + added, index + 1
         if len(window) > 64:
             window = window[-16:]
             text = _decode(tokenizer, window)
-        known = text
+        decoded = text
     return offsets
 
 

@@ -1,8 +1,8 @@
-"""Rendering: question, solution and explanation as teacher, student and solver see them.
+"""Render question, solution and explanation for teacher, student and solver.
 
-The chat template is rendered once per question with a placeholder where the assistant's text goes, so any template
-works, the assistant's text reaches the model unchanged, and nothing depends on how a template treats a half-finished
-message. Models without a chat template get :data:`PLAIN`.
+The chat template is rendered once per question with a placeholder for the assistant's text. So any template works, the
+assistant's text reaches the model unchanged, and the result does not depend on how a template renders an unfinished
+message. Models without a chat template use :data:`PLAIN`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rlt_data.errors import ModelError, SettingsError, first_line
 from rlt_data.formats.schema import Format
 from rlt_data.formats.spans import Tokenizer
 
-#: Chat template for base models: headed paragraphs, and the end-of-text token after the last one.
+#: Chat template for base models: paragraphs with headings, and the end-of-text token after the last one.
 PLAIN = """\
 {%- if plain_bos %}{{ bos_token }}{% endif -%}
 {%- for message in messages -%}
@@ -35,7 +35,7 @@ _PLACEHOLDER = "RLTDATAPLACEHOLDER"
 
 Message = dict[str, str]
 
-#: A conversation to try templates with; no template has these texts of its own.
+#: A conversation for testing templates, with texts that no template contains.
 _PROBE: Sequence[Message] = (
     {"role": "system", "content": "RLTDATASYSTEM"},
     {"role": "user", "content": "RLTDATAQUESTION"},
@@ -49,12 +49,14 @@ class ChatTemplate:
 
     Args:
         tokenizer: a Hugging Face fast tokenizer.
-        override: ``None`` for the tokenizer's own template, ``"plain"`` for ours, or the path of a Jinja file.
+        override: ``"plain"`` for :data:`PLAIN`, the path of a Jinja file, or None for the tokenizer's template.
 
     Attributes:
-        source: where the template came from: ``"own"``, ``"plain"`` or the file's name.
-        merges_system: whether the system text goes to the head of the first user message, because the template
-            refuses system messages or leaves them out (some show one only before the last message).
+        source: the source of the template: ``"own"``, ``"plain"`` or the name of the file.
+        text: the Jinja text of the template.
+        merges_system: whether the system text is put before the first user message, because the template refuses or
+            omits system messages (some render one only before the last message).
+        end: the text that the template writes after the assistant's text.
     """
 
     def __init__(self, tokenizer: Tokenizer, override: str | None = None) -> None:
@@ -71,15 +73,14 @@ class ChatTemplate:
                 self._template, self.source = path.read_text(encoding="utf-8"), path.name
             except (OSError, ValueError) as error:
                 raise SettingsError(f"--chat-template: {override}: {first_line(error)}") from None
-        #: The template's Jinja text.
         self.text: str = str(tokenizer.chat_template) if self._template is None else self._template
         first = tokenizer("a")["input_ids"][:1]
         self._plain_bos = bool(tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id])
         self.merges_system = False
-        self.end = _within(_PROBE_SECONDS, self._find_end)
+        self.end = _run_with_timeout(_PROBE_SECONDS, self._find_end)
 
     def _find_end(self) -> str:
-        """Find out whether the template takes a system text, and return what it writes after the assistant's text."""
+        """Set ``merges_system``, and return the text that the template writes after the assistant's text."""
         *conversation, _ = _PROBE
         system = conversation[0]["content"]
         try:
@@ -90,73 +91,77 @@ class ChatTemplate:
         return self.split(conversation)[1]
 
     def split(self, messages: Sequence[Message]) -> tuple[str, str]:
-        """Render a conversation up to its assistant's text, and what follows that text.
+        """Render a conversation before and after the text of its last message, the assistant's.
 
         Args:
-            messages: the conversation without its last, the assistant's, message.
+            messages: the conversation without the last message.
 
         Returns:
             The text before and the text after the assistant's text.
+
+        Raises:
+            ModelError: the template cannot render the conversation, or omits the assistant's text.
         """
         text = self._render([*messages, {"role": "assistant", "content": _PLACEHOLDER}])
-        before, found, after = text.rpartition(_PLACEHOLDER)
-        if not found:
-            raise ModelError(self._refusal("leaves out the assistant's text"))
+        before, placeholder, after = text.rpartition(_PLACEHOLDER)
+        if not placeholder:
+            raise ModelError(self._refusal("omits the assistant's text"))
         return before, after
 
     def check_shows(self, messages: Sequence[Message]) -> None:
-        """Make sure that the template shows the texts before an assistant's, so that no instruction is lost.
+        """Check that the template renders the texts of all messages, so that no instruction is lost.
 
         Args:
-            messages: as for :meth:`split`. White space around their texts may be lost.
+            messages: the conversation, as for :meth:`split`. The template may strip white space around texts.
 
         Raises:
-            ModelError: the template leaves one out, or changes it.
+            ModelError: the template omits or changes a text.
         """
         before, _ = self.split(messages)
         for message in messages:
             if message["content"].strip() not in before:
-                raise ModelError(self._refusal(f"leaves out or changes a text of the {message['role']}"))
+                raise ModelError(self._refusal(f"omits or changes the {message['role']} text"))
 
     def check_keeps(self, content: str) -> None:
-        """Make sure that the template writes an assistant's text as it is, since students are trained through it.
+        """Check that the template renders an assistant's text unchanged, because students are trained on it.
 
         Raises:
-            ModelError: it does not; the message shows the first difference.
+            ModelError: the template changes the text. The message shows the first difference.
         """
         *conversation, _ = _PROBE
         expected = content.join(self.split(conversation))
         got = self._render([*conversation, {"role": "assistant", "content": content}])
         if got != expected:
-            at = next((i for i, (x, y) in enumerate(zip(got, expected, strict=False)) if x != y), len(expected))
+            pairs = enumerate(zip(got, expected, strict=False))
+            position = next((i for i, (x, y) in pairs if x != y), len(expected))
+            excerpt = slice(max(position - 20, 0), position + 30)
             raise ModelError(
                 f"the chat template of {self._tokenizer.name_or_path} changes the student's text: it writes "
-                f"{got[max(at - 20, 0) : at + 30]!r} where the format says {expected[max(at - 20, 0) : at + 30]!r}. "
-                "Use a --format whose tags the template leaves alone, or another --chat-template (a Jinja file, or "
-                "plain for ours)."
+                f"{got[excerpt]!r} instead of {expected[excerpt]!r}. Use a --format whose tags the template does not "
+                "change, or another --chat-template (a Jinja file, or plain for rlt-data's)."
             )
 
     def _render(self, messages: Sequence[Message]) -> str:
         if self.merges_system and messages[0]["role"] == "system":
-            system, user, *rest = messages
-            messages = [{"role": "user", "content": system["content"] + "\n\n" + user["content"]}, *rest]
+            system, user, *others = messages
+            messages = [{"role": "user", "content": system["content"] + "\n\n" + user["content"]}, *others]
         options: dict[str, Any] = {"plain_bos": self._plain_bos}
         if self._template is not None:
             options["chat_template"] = self._template
         try:
             return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
-        except Exception as error:  # noqa: BLE001 - templates are programs and raise anything
-            raise ModelError(self._refusal(f"cannot show a conversation ({first_line(error)})")) from None
+        except Exception as error:  # noqa: BLE001 - templates are programs and can raise anything
+            raise ModelError(self._refusal(f"cannot render a conversation ({first_line(error)})")) from None
 
-    def _refusal(self, problem: str) -> str:
-        return f"the chat template of {self._tokenizer.name_or_path} {problem}; --chat-template plain uses ours"
+    def _refusal(self, reason: str) -> str:
+        return f"the chat template of {self._tokenizer.name_or_path} {reason}; use --chat-template plain instead"
 
 
-def _within(seconds: float, work: Callable[[], str]) -> str:
-    """Return what a function returns, unless it takes too long: then its thread is left behind.
+def _run_with_timeout(seconds: float, work: Callable[[], str]) -> str:
+    """Return the result of a function. After a timeout, its thread keeps running.
 
     Raises:
-        ModelError: it takes too long.
+        ModelError: the function takes too long.
     """
     done: queue.SimpleQueue[str | BaseException] = queue.SimpleQueue()
 
@@ -168,17 +173,17 @@ def _within(seconds: float, work: Callable[[], str]) -> str:
 
     threading.Thread(target=run, daemon=True).start()
     try:
-        found = done.get(timeout=seconds)
+        result = done.get(timeout=seconds)
     except queue.Empty:
         raise ModelError(f"the chat template takes more than {seconds:g} s for a short conversation") from None
-    if isinstance(found, BaseException):
-        raise found
-    return found
+    if isinstance(result, BaseException):
+        raise result
+    return result
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A rendered text and the character ranges [start, end) of the contents that are scored."""
+    """A rendered text, with the character ranges [start, end) of the thought and the solution, which are scored."""
 
     text: str
     thought: tuple[int, int]
@@ -186,12 +191,12 @@ class Rendered:
 
 
 class Views:
-    """The three views of a problem through one tokenizer's chat template."""
+    """Renders problems for teacher, student and solver with a format and a chat template."""
 
     def __init__(self, format: Format, template: ChatTemplate) -> None:
         self.format = format
         self.template = template
-        self._checked: set[tuple[str, Sequence[tuple[str, str]]]] = set()
+        self._checked_prompts: set[tuple[str, Sequence[tuple[str, str]]]] = set()
         padding = format.padding
         self._teacher_shots = tuple(
             (shot.question, self._prefill(shot.solution) + format.completion_of(shot.explanation))
@@ -201,16 +206,16 @@ class Views:
             (shot.question, student_message(format, shot.solution, padding + shot.explanation.strip() + padding))
             for shot in format.shots
         )
-        #: Remembers the last few: the traces of a question come one after the other.
+        # A small cache is enough, because the traces of a question follow each other.
         self._before = lru_cache(8)(self._render_before)
 
     def teacher_prompt(self, question: str, solution: str) -> str:
-        """Return the text the teacher continues: conversation and prefill, padding included."""
+        """Return the text that the teacher continues: conversation and prefill, padding included."""
         before = self._before(self.format.teacher_system, self._teacher_shots, question)
         return before + self._prefill(solution)
 
     def student(self, question: str, solution: str, thought: str) -> Rendered:
-        """Return the student's whole text for a thought, with the ranges of thought and solution."""
+        """Return the student's complete text for a thought, with the ranges of thought and solution."""
         format = self.format
         before = self._before(format.student_system, self._student_shots, question)
         thought_start = len(before) + len(format.thought_prefix) + len(format.thought_tags[0])
@@ -225,12 +230,12 @@ class Views:
         )
 
     def solver_prompt(self, question: str) -> str:
-        """Return the text a student continues at test time."""
+        """Return the text that a student continues at test time."""
         system = self.format.solver_system or self.format.student_system
         return self._before(system, self._student_shots, question)
 
     def check(self) -> None:
-        """Raise ModelError if the template would change a student's text or prompt of this format."""
+        """Raise ModelError if the template changes a student's text or prompt in this format."""
         padding = self.format.padding
         self._before(self.format.student_system, self._student_shots, "a question")
         thought = f"{padding}First this.\n\nThen that.{padding}"
@@ -242,16 +247,16 @@ class Views:
 
     def _render_before(self, system: str, shots: Sequence[tuple[str, str]], question: str) -> str:
         messages = [{"role": "system", "content": system}]
-        for asked, answered in shots:
-            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-        if (system, shots) not in self._checked:
+        for shot_question, shot_answer in shots:
+            messages += [{"role": "user", "content": shot_question}, {"role": "assistant", "content": shot_answer}]
+        if (system, shots) not in self._checked_prompts:
             self.template.check_shows([*messages, _PROBE[1]])
-            self._checked.add((system, shots))
+            self._checked_prompts.add((system, shots))
         return self.template.split([*messages, {"role": "user", "content": question}])[0]
 
 
 def student_message(format: Format, solution: str, thought: str) -> str:
-    """Return the assistant's text of a student: thought and solution in the format's tags."""
+    """Return the text of a student's assistant message: thought and solution in the tags of the format."""
     return (
         format.thought_prefix
         + format.thought_tags[0]
@@ -266,12 +271,12 @@ def student_message(format: Format, solution: str, thought: str) -> str:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a completion holds.
+    """The explanation in a completion.
 
     Attributes:
-        text: the text between the explanation tags without the prefill's padding, as the teacher wrote it.
-        closed: whether the closing explanation tag is there.
-        holds_tag: a tag of the format that stands inside the text, or None.
+        text: the text between the explanation tags as the teacher wrote it, without the padding of the prefill.
+        closed: whether the closing explanation tag exists.
+        holds_tag: a tag of the format inside the text, or None.
     """
 
     text: str
@@ -280,7 +285,7 @@ class Explanation:
 
 
 def read_completion(format: Format, completion: str) -> Explanation:
-    """Take a completion (what followed the prefill) apart at the first closing explanation tag."""
+    """Split a completion, the text after the prefill, at the first closing explanation tag."""
     text, closing, _ = completion.partition(format.explanation_tags[1])
     tags = (format.explanation_tags[0], *format.thought_tags, *format.solution_tags)
     return Explanation(text, bool(closing), next((tag for tag in tags if tag in text), None))

@@ -1,7 +1,7 @@
-"""Reading and checking input of every kind.
+"""Read and check input.
 
-``read`` turns files, folders and Hub data sets into records with their line numbers, ``presets`` turns records of the
-usual shapes into rows, ``check`` reports on a whole input without a model, and ``ingest`` writes the tables.
+``read`` turns files, folders and Hub data sets into records with line numbers, ``presets`` turns records of the common
+layouts into rows, ``check`` validates a complete input without a model, and ``ingest`` writes the tables.
 """
 
 from rlt_data.inputs.check import CheckReport, check

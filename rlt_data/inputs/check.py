@@ -1,4 +1,4 @@
-"""Look at a whole input without a model: what it holds, and what is wrong with it."""
+"""Check a complete input without a model: count its rows and report the bad ones."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from rlt_data.inputs.read import read_records
 from rlt_data.settings import CheckSettings, InputSettings
 from rlt_data.storage.run import content_hash
 
-#: Bad rows that are shown in full; the rest are counted by reason.
+#: Bad rows that are listed one by one; the others are only counted, by reason.
 SHOWN_BAD_ROWS = 10
 
 
 @dataclass
 class CheckReport:
-    """What an input holds.
+    """The content of an input in numbers.
 
     Attributes:
-        rows: records read.
-        good: rows that can be used, duplicates included.
+        source: the input.
+        rows: number of records.
+        good: number of usable rows, duplicates included.
         columns: columns of the first record.
-        preset: how rows were understood.
-        traces: good rows that carry a trace (an explanation or a completion).
-        duplicates: good rows whose question, solution and trace were there before.
-        repeated_questions: good rows whose question was there before with another solution.
-        disagreements: questions whose good rows have different answers; the first row's answer is used.
-        other_meta: duplicates whose ``--keep`` columns differ from those of the row that is used.
-        bad: bad rows by reason, with N for numbers.
-        bad_rows: place and reason of the first bad rows.
-        longest: largest number of characters by field.
+        preset: the preset that the rows were read with.
+        traces: number of good rows with a trace (an explanation or a completion).
+        duplicates: number of good rows that repeat the question, solution and trace of an earlier row.
+        repeated_questions: number of good rows that repeat a question with another solution.
+        disagreements: number of questions whose good rows have different answers; the first row's answer is used.
+        other_meta: number of duplicates whose ``--keep`` columns differ from those of the row that is used.
+        bad: number of bad rows by reason, with N in place of numbers.
+        bad_rows: location and reason of the first bad rows.
+        longest: maximum number of characters by field.
         mean: mean number of characters by field.
     """
 
@@ -56,44 +57,44 @@ class CheckReport:
 
     @property
     def conflicts(self) -> list[str]:
-        """Lines about rows of which only the first one's values are used."""
+        """One line for each kind of conflict between rows; the values of the first row are used."""
         counts = {
-            "questions whose rows disagree about the answer (the first row's is used)": self.disagreements,
-            "duplicates whose --keep columns differ (the first row's are used)": self.other_meta,
+            "questions whose rows have different answers (the first row's answer is used)": self.disagreements,
+            "duplicates whose --keep columns differ (the first row's columns are used)": self.other_meta,
         }
-        return [f"{count} {what}" for what, count in counts.items() if count]
+        return [f"{count} {conflict}" for conflict, count in counts.items() if count]
 
     def refuse_bad_rows(self, *, skip: bool) -> None:
-        """Raise InputError if nothing is left, or if there are bad rows that are not to be skipped."""
+        """Raise InputError if there is no good row, or if there are bad rows and ``skip`` is False."""
         if self.bad and (not skip or not self.good):
-            shown = "\n".join(f"  {place}: {reason}" for place, reason in self.bad_rows)
+            listed = "\n".join(f"  {location}: {reason}" for location, reason in self.bad_rows)
             total = sum(self.bad.values())
             more = f"\n  and {total - len(self.bad_rows)} more" if total > len(self.bad_rows) else ""
             advice = "; --skip-bad-rows leaves them out" if self.good else ""
-            raise InputError(f"{self.source}: {total} of {self.rows} rows are bad{advice}\n{shown}{more}")
+            raise InputError(f"{self.source}: {total} of {self.rows} rows are bad{advice}\n{listed}{more}")
         if not self.good:
-            raise InputError(f"{self.source}: there are no rows")
+            raise InputError(f"{self.source}: has no rows")
 
 
 def check(settings: CheckSettings) -> CheckReport:
-    """Validate an input whole; the library side of ``rlt-data check``.
+    """Validate a complete input, as ``rlt-data check`` does.
 
     Raises:
-        InputError: the input cannot be read at all, or no columns of it can be questions and solutions.
+        InputError: the input cannot be read, or has no columns for question and solution.
         SettingsError: the format is unknown.
     """
     report = CheckReport(settings.input)
     format = load_format("rlt" if settings.format == "auto" else settings.format)
-    for _ in examined_rows(settings, format, report):
+    for _ in examined_rows(settings.as_input(), format, report):
         pass
     return report
 
 
 def good_rows(settings: InputSettings, format: Format | None, reader_of: ReaderOf | None = None) -> list[Row]:
-    """Read all rows of an input; for the arguments see :func:`examined_rows`.
+    """Read all rows of an input; :func:`examined_rows` explains the arguments.
 
     Raises:
-        InputError: the input cannot be read, or has bad rows that are not to be skipped.
+        InputError: the input cannot be read, or has bad rows and ``settings.skip_bad_rows`` is False.
     """
     report = CheckReport(settings.input)
     rows = list(examined_rows(settings, format, report, reader_of))
@@ -107,31 +108,31 @@ class Reader(Protocol):
     preset: str | None
 
     def __call__(self, data: dict[str, Any], number: int) -> Row:
-        """Make a row of the record of that number, from 0; raises BadRow."""
+        """Return the row of a record; ``number`` counts records from 0. Raises BadRow."""
 
 
-#: Makes the reader for an input out of its first record.
+#: Makes the reader of an input from its first record.
 ReaderOf = Callable[[dict[str, Any]], Reader]
 
 
 def examined_rows(
     settings: InputSettings, format: Format | None, report: CheckReport, reader_of: ReaderOf | None = None
 ) -> Iterator[Row]:
-    """Read the good rows of an input one after the other, and count into ``report`` what they and the bad ones are.
+    """Yield the good rows of an input and fill in a report on all rows.
 
     Exact duplicates are counted and left out.
 
     Args:
         settings: the input.
-        format: tags that rows must not hold.
-        report: what is counted.
-        reader_of: reads other shapes than the presets.
+        format: the format whose tags must not occur in a row. None: any text is allowed.
+        report: is filled in.
+        reader_of: makes the reader for layouts other than the presets.
     """
     reader: Reader | None = None
-    seen: dict[bytes, bytes] = {}  # the kept columns of each row
+    seen: dict[bytes, bytes] = {}  # digest of a row -> digest of its --keep columns
     questions: set[bytes] = set()
-    answers: dict[bytes, bytes] = {}
-    disputed: set[bytes] = set()
+    answers: dict[bytes, bytes] = {}  # digest of a problem -> digest of its answer
+    disagreements: set[bytes] = set()
     characters: Counter[str] = Counter()
     for number, record in enumerate(read_records(settings)):
         report.rows += 1
@@ -143,12 +144,10 @@ def examined_rows(
                 reader = reader_of(record.data) if reader_of else RowReader(settings, record.data, settings.input)
                 report.preset = reader.preset or ""
             row = reader(record.data, number)
-            if format and (problem := format.problem_with(row.question, row.solution)):
-                raise BadRow(problem)
+            if format and (reason := format.problem_with(row.question, row.solution)):
+                raise BadRow(reason)
             if re.search("[\ud800-\udfff]", f"{row.source_id}{row.answer}{row.meta}"):
-                raise BadRow(
-                    "the id, the answer or a kept column holds half of a surrogate pair, which is no Unicode text"
-                )
+                raise BadRow("the id, answer or a --keep column contains half of a surrogate pair (invalid Unicode)")
         except BadRow as bad:
             report.bad[re.sub(r"\d[\d,]*", "N", str(bad))] += 1
             if len(report.bad_rows) < SHOWN_BAD_ROWS:
@@ -165,8 +164,8 @@ def examined_rows(
                 report.mean[name] = characters[name] / characters[name + " rows"]
         problem_key, answer = _digest(row.question, row.solution), _digest(row.answer)
         if answers.setdefault(problem_key, answer) != answer:
-            disputed.add(problem_key)
-            report.disagreements = len(disputed)
+            disagreements.add(problem_key)
+            report.disagreements = len(disagreements)
         trace = [row.completion, row.explanation, row.source_id if row.has_id else None] if has_trace else []
         digest = _digest(row.question, row.solution, *trace) if has_trace else problem_key
         meta = _digest(row.meta) if settings.keep else b""
@@ -183,5 +182,5 @@ def examined_rows(
 
 
 def _digest(*parts: str | None) -> bytes:
-    """Hash texts to 16 bytes: one is kept for every row of the input."""
+    """Hash texts to 16 bytes, because the hash of every row stays in memory."""
     return bytes.fromhex(content_hash(*parts))

@@ -1,4 +1,4 @@
-"""Write the questions of an input, and its traces where it has them, into a run's tables."""
+"""Write the questions of an input, and its traces if it has any, to the tables of a run."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from rlt_data.storage.writer import TableWriter
 
 logger = logging.getLogger(__name__)
 
-#: ``made_by`` of traces that were not generated here.
+#: ``made_by`` of imported traces.
 IMPORTED = "imported"
 
 
 def ingest(
     run: RunFolder, settings: InputSettings, format: Format, *, traces: bool, reader: ReaderOf | None = None
 ) -> None:
-    """Check an input whole, then add its questions (and traces) to the run; what is there already stays.
+    """Check a complete input, then add its new questions (and traces) to a run.
 
-    An input file that was read before with the same settings is not read again.
+    An input file that was already read with the same settings is not read again.
 
     Args:
-        run: a run whose lock is held.
+        run: the run, whose lock is held.
         settings: the input and its columns.
-        format: tags that questions and solutions must not hold; closes bare explanations.
-        traces: also import traces; rows without one are an error then.
-        reader: reads other shapes than the presets.
+        format: gives the tags that questions and solutions must not contain, and closes bare explanations.
+        traces: whether to import traces too. Each row must then have one.
+        reader: makes the reader for layouts other than the presets.
 
     Raises:
         InputError: the input cannot be read or has bad rows.
@@ -63,9 +63,9 @@ def ingest(
         )
     for line in report.conflicts:
         logger.warning("%s: %s", settings.input, line)
-    places = _add_questions(run, examined_rows(settings, format, CheckReport(settings.input), reader), traces=traces)
+    positions = _add_questions(run, examined_rows(settings, format, CheckReport(settings.input), reader), traces=traces)
     if traces:
-        _add_traces(run, examined_rows(settings, format, CheckReport(settings.input)), format, places)
+        _add_traces(run, examined_rows(settings, format, CheckReport(settings.input)), format, positions)
     counts = {
         "rows": report.rows,
         "bad_rows": sum(report.bad.values()),
@@ -76,26 +76,26 @@ def ingest(
 
 
 def question_id(question: str, solution: str) -> str:
-    """Return the key of a problem."""
+    """Return the key of a question with its solution."""
     return content_hash(question, solution)
 
 
 def _add_questions(run: RunFolder, rows: Iterator[Row], *, traces: bool) -> dict[str, int]:
-    """Append the new questions to the table, and return the place of every question of the table.
+    """Append the new questions to the table, and return the position of every question in the table.
 
-    Where the rows are traces, what ``--keep`` names belongs to them: several may have the same question.
+    If the rows are traces, their ``--keep`` columns belong to the traces, because several may share a question.
     """
-    places: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for part in run.parts("questions"):
         for key in run.read("questions", part, ["question_id"]).column(0).to_pylist():
-            places[key] = len(places)
-    held = len(places)
+            positions[key] = len(positions)
+    existing = len(positions)
 
     def new_questions() -> Iterator[dict[str, Any]]:
         for row in rows:
             key = question_id(row.question, row.solution)
-            if key not in places:
-                places[key] = len(places)
+            if key not in positions:
+                positions[key] = len(positions)
                 yield {
                     "question_id": key,
                     "source_id": row.source_id,
@@ -106,27 +106,26 @@ def _add_questions(run: RunFolder, rows: Iterator[Row], *, traces: bool) -> dict
                 }
 
     new = new_questions()
-    part, filled = divmod(held, QUESTIONS_PER_PART)
+    part, filled = divmod(existing, QUESTIONS_PER_PART)
     if filled:
-        first = list(islice(new, QUESTIONS_PER_PART - filled))
-        if first:
+        if chunk := list(islice(new, QUESTIONS_PER_PART - filled)):
             last_part = run.read("questions", part)
-            run.write_part("questions", part, pa.concat_tables([last_part, to_table("questions", first)]))
+            run.write_part("questions", part, pa.concat_tables([last_part, to_table("questions", chunk)]))
         part += 1
-    for chunk in _batched(new, QUESTIONS_PER_PART):
+    while chunk := list(islice(new, QUESTIONS_PER_PART)):
         run.write_part("questions", part, to_table("questions", chunk))
         part += 1
     run.compact_all("questions")
-    return places
+    return positions
 
 
-def _add_traces(run: RunFolder, rows: Iterator[Row], format: Format, places: dict[str, int]) -> None:
+def _add_traces(run: RunFolder, rows: Iterator[Row], format: Format, positions: dict[str, int]) -> None:
     known: set[str] = set()
     samples: Counter[str] = Counter()
     for part in run.parts("traces"):
-        held = run.read("traces", part, ["trace_id", "question_id"])
-        known.update(held["trace_id"].to_pylist())
-        samples.update(held["question_id"].to_pylist())
+        ids = run.read("traces", part, ["trace_id", "question_id"])
+        known.update(ids["trace_id"].to_pylist())
+        samples.update(ids["question_id"].to_pylist())
     with TableWriter(run, "traces") as writer:
         for row in rows:
             key = question_id(row.question, row.solution)
@@ -139,7 +138,7 @@ def _add_traces(run: RunFolder, rows: Iterator[Row], format: Format, places: dic
             known.add(trace_id)
             closed = format.explanation_tags[1] in completion
             writer.append(
-                places[key] // QUESTIONS_PER_PART,
+                positions[key] // QUESTIONS_PER_PART,
                 {
                     "trace_id": trace_id,
                     "question_id": key,
@@ -153,8 +152,3 @@ def _add_traces(run: RunFolder, rows: Iterator[Row], format: Format, places: dic
             )
             samples[key] += 1
     run.compact_all("traces")
-
-
-def _batched(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    while chunk := list(islice(rows, size)):
-        yield chunk

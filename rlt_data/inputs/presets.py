@@ -1,8 +1,9 @@
-"""Rows (question, solution, and a trace where there is one) out of records of the usual shapes."""
+"""Turn records of the common layouts into rows: question, solution, and a trace if the record has one."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One problem of the input, with a trace (``explanation`` or ``completion``) where the record has one."""
+    """One problem of the input, with a trace (``explanation`` or ``completion``) if the record has one."""
 
     question: str
     solution: str
@@ -30,7 +31,7 @@ class Row:
 
 
 class BadRow(Exception):
-    """A record that gives no row; the message says why."""
+    """A record that cannot become a row; the message says why."""
 
 
 _TAGGED = [
@@ -47,14 +48,14 @@ def _columns(**names: str) -> Callable[[Fields], Fields]:
 
 
 def _gsm8k(data: Fields) -> Fields:
-    """Take the calculator marks out of a worked GSM8K answer and name its last line."""
-    worked, found, final = str(data.get("answer")).rpartition("####")
-    if not found:
+    """Remove the calculator annotations from a GSM8K answer and spell out its final answer."""
+    solution, marker, final = str(data.get("answer")).rpartition("####")
+    if not marker:
         raise BadRow("answer: no '####' before the final answer")
-    worked = re.sub(r"<<.*?>>", "", worked).strip()
+    solution = re.sub(r"<<.*?>>", "", solution).strip()
     return {
         "question": data.get("question"),
-        "solution": f"{worked}\nThe answer is {final.strip()}.",
+        "solution": f"{solution}\nThe answer is {final.strip()}.",
         "answer": final.strip(),
     }
 
@@ -80,22 +81,22 @@ def _prompt_completion(data: Fields) -> Fields:
 
 def _from_turns(turns: Any, column: str, role: str, text: str) -> Fields:
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) and role in turn for turn in turns):
-        raise BadRow(f"{column}: a list of objects with {role!r} and {text!r} is needed")
-    asked = [turn.get(text) for turn in turns if turn[role] in ("user", "human")]
-    answered = [turn for turn in turns if turn[role] in ("assistant", "gpt")]
-    if len(asked) != 1 or len(answered) != 1:
-        raise BadRow(f"{column}: one question and one answer are needed, there are {len(asked)} and {len(answered)}")
-    thought = answered[0].get("reasoning_content") or answered[0].get("thinking")
-    solution = answered[0].get(text)
+        raise BadRow(f"{column}: expected a list of objects with {role!r} and {text!r}")
+    questions = [turn.get(text) for turn in turns if turn[role] in ("user", "human")]
+    answers = [turn for turn in turns if turn[role] in ("assistant", "gpt")]
+    if len(questions) != 1 or len(answers) != 1:
+        raise BadRow(f"{column}: expected one question and one answer, got {len(questions)} and {len(answers)}")
+    thought = answers[0].get("reasoning_content") or answers[0].get("thinking")
+    solution = answers[0].get(text)
     if isinstance(solution, str):
         for pattern in _TAGGED:
-            if found := pattern.search(solution):
-                thought, solution = found["thought"].strip(), found["solution"]
+            if match := pattern.search(solution):
+                thought, solution = match["thought"].strip(), match["solution"]
                 break
         for tag in _SOLUTION_ENDS:
             solution = solution.partition(tag)[0]
         solution = solution.replace("<answer>", "").strip()
-    return {"question": asked[0], "solution": solution, "explanation": thought}
+    return {"question": questions[0], "solution": solution, "explanation": thought}
 
 
 _PRESETS: dict[str, Callable[[Fields], Fields]] = {
@@ -115,12 +116,12 @@ class RowReader:
     """Turns records into rows by the preset and the column flags.
 
     Args:
-        settings: preset and columns; with ``auto`` the first record decides.
+        settings: the preset and the column flags. The preset ``auto`` is chosen by the first record.
         first: the first record.
-        source: the input's name, for messages.
+        source: the input, for messages.
 
     Raises:
-        InputError: a named column is not there, or no preset fits the columns.
+        InputError: a named column does not exist, or no preset fits the columns.
     """
 
     def __init__(self, settings: InputSettings, first: Fields, source: str) -> None:
@@ -134,9 +135,10 @@ class RowReader:
             "source_id": settings.id_column,
         }
         self._named = {field: column for field, column in named.items() if column}
-        for flag, column in [*self._named.items(), *(("keep", column) for column in settings.keep)]:
+        flags = [(f"--{field.replace('source_id', 'id')}-column", column) for field, column in self._named.items()]
+        for flag, column in [*flags, *(("--keep", column) for column in settings.keep)]:
             if column not in first:
-                raise InputError(f"{source}: no column {column!r} for the {flag}; the columns are {_list(first)}")
+                raise InputError(f"{source}: {flag}: no column {column!r}; the columns are {_list(first)}")
         self.preset = settings.preset if settings.preset != "auto" else self._detect(first)
         if self.preset is None:
             missing = " and ".join(
@@ -152,30 +154,30 @@ class RowReader:
             return "bespoke" if "begin_of_solution" in str(first["conversations"]) else "sharegpt"
         if "messages" in columns:
             return "messages"
-        for preset, needed in (
+        for preset, required in (
             ("s1k", {"question", "solution", "thinking_trajectories"}),
             ("question-solution", {"question", "solution"}),
             ("math", {"problem", "solution"}),
             ("question-answer", {"question", "answer"}),
             ("prompt-completion", {"prompt", "completion"}),
         ):
-            if needed <= columns:
+            if required <= columns:
                 return "gsm8k" if preset == "question-answer" and "####" in str(first["answer"]) else preset
         if columns & {"question", "problem", "prompt"} and "solution" in self._named:
             return "columns"
         return None
 
     def __call__(self, data: Fields, number: int) -> Row:
-        """Make a row of a record.
+        """Return the row of a record.
 
         Args:
-            data: the record's columns.
-            number: the record's number in the input, from 0; its source_id where it has no id.
+            data: the columns of the record.
+            number: index of the record in the input; the ``source_id`` of a record without an id.
 
         Raises:
-            BadRow: a field is missing, empty, overlong or of the wrong type.
+            BadRow: a field is missing, empty, too long or of the wrong type.
         """
-        fields = _PRESETS[self.preset](data) if self.preset in _PRESETS else self._bare(data)
+        fields = _PRESETS[self.preset](data) if self.preset in _PRESETS else self._question_only(data)
         if "explanation" in data and "explanation" not in fields:
             fields["explanation"] = data["explanation"]
         if "completion" in data and self.preset != "prompt-completion":
@@ -187,7 +189,7 @@ class RowReader:
         for field, text in texts.items():
             self._check(field, text)
         if texts.get("completion") is not None and texts.get("explanation") is not None:
-            texts["explanation"] = None  # the completion says more
+            texts["explanation"] = None  # the completion includes it
         reason = data.get("finish_reason")
         meta = {column: data.get(column) for column in self._settings.keep}
         return Row(
@@ -198,7 +200,7 @@ class RowReader:
             meta=json.dumps(meta, ensure_ascii=False, sort_keys=True, default=str) if meta else None,
         )
 
-    def _bare(self, data: Fields) -> Fields:
+    def _question_only(self, data: Fields) -> Fields:
         question = next((data[column] for column in ("question", "problem", "prompt") if column in data), None)
         return {"question": question}
 
@@ -211,19 +213,23 @@ class RowReader:
             if not text.strip():
                 raise BadRow(f"{field}: empty")
             if "\0" in text:
-                raise BadRow(f"{field}: holds a NUL character")
+                raise BadRow(f"{field}: contains a NUL character")
         if len(text) > self._settings.max_chars:
             raise BadRow(f"{field}: {len(text):,} characters, --max-chars is {self._settings.max_chars:,}")
         if re.search("[\ud800-\udfff]", text):
-            raise BadRow(f"{field}: holds half of a surrogate pair, which is no Unicode text")
+            raise BadRow(f"{field}: contains half of a surrogate pair (invalid Unicode)")
 
 
 def _text(field: str, value: Any) -> str | None:
+    if isinstance(value, float) and math.isnan(value):  # how pandas writes a missing value
+        return None
     if value is None or isinstance(value, str):
         return value
+    if isinstance(value, float) and math.isinf(value):
+        raise BadRow(f"{field}: must be a finite number, not {value}")
     if isinstance(value, (int, float)) and not isinstance(value, bool) and field != "question":
         return str(value)
-    raise BadRow(f"{field}: text is needed, this is {type(value).__name__}")
+    raise BadRow(f"{field}: expected text, got {type(value).__name__}")
 
 
 def _list(columns: Fields) -> str:

@@ -1,4 +1,4 @@
-"""Records with their places, from files, folders and the Hub; read as a stream, so memory does not grow with them."""
+"""Read records from files, folders and the Hub as a stream, so that memory use does not grow with the input."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import sys
 import zlib
@@ -20,15 +21,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from rlt_data.errors import InputError, one_line
+from rlt_data.errors import InputError, SettingsError, one_line
 from rlt_data.libraries import quiet_bars
 from rlt_data.settings import InputSettings
 from rlt_data.settings.base import is_url
 
-#: A longer line ends the reading; it is no row of a data set.
+#: Longest line in bytes. A file with a longer line is refused, because it is probably not JSONL.
 LONGEST_LINE = 64 * 2**20
 
-#: What files, decompressors and Arrow raise for damaged content, and for values that are none in Python.
+#: What files, decompressors and Arrow raise for damaged content and for values that Python cannot represent.
 _UNREADABLE = (OSError, EOFError, ValueError, ArithmeticError, LookupError, zlib.error, pa.ArrowException)
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -36,7 +37,13 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Record:
-    """One record of an input: its place (``line 3`` or ``row 3``), and its columns or what is wrong with it."""
+    """One record of an input.
+
+    Attributes:
+        place: where it is in the input, such as ``line 3`` or ``row 3``.
+        data: its columns, or None if it cannot be read.
+        problem: why it cannot be read, or None.
+    """
 
     place: str
     data: dict[str, Any] | None
@@ -47,14 +54,15 @@ def read_records(settings: InputSettings) -> Iterator[Record]:
     """Read the records of an input, at most ``settings.limit``.
 
     Raises:
-        InputError: there is no such input, or it cannot be read at all.
+        InputError: the input does not exist or cannot be read.
+        SettingsError: a setting has no effect on this kind of input.
     """
     records = _records(settings)
     return islice(records, settings.limit) if settings.limit else records
 
 
 def input_digest(settings: InputSettings) -> str | None:
-    """Return a hash of an input file's bytes, or None where the input is not a file."""
+    """Return a hash of an input file's bytes, or None if the input is not a file."""
     path = Path(settings.input)
     digest = xxhash.xxh3_128()
     with _readable(path):
@@ -68,16 +76,23 @@ def input_digest(settings: InputSettings) -> str | None:
 
 def _records(settings: InputSettings) -> Iterator[Record]:
     path = Path(settings.input)
+    if not settings.input.strip():
+        raise InputError("--in: is empty; name a file, a folder, or a data set on the Hub (ORG/NAME)")
     if is_url(settings.input):
-        raise InputError(f"{settings.input}: rows are read from this machine; only run folders can be URLs")
+        raise InputError(f"{settings.input}: input must be on this machine; only run folders can be URLs")
     with _readable(path):
-        is_folder, is_there = path.is_dir(), path.exists()
+        is_folder, exists = path.is_dir(), path.exists()
+    if exists:
+        unread = settings.not_default(*(["revision"] if is_folder else ["split", "subset", "revision"]))
+        if unread:
+            kind = "folder" if is_folder else "file"
+            raise SettingsError(f"--{unread[0]}: has no effect on {settings.input}, which is a {kind}")
     if is_folder:
         return _from_dataset(_load_folder(path, settings))
-    if not is_there:
+    if not exists:
         if _HUB_ID.fullmatch(settings.input) and not path.suffix:
             return _from_dataset(_load_hub(settings))
-        raise InputError(f"{settings.input}: no such file or folder (a data set of the Hub is named ORG/NAME)")
+        raise InputError(f"{settings.input}: no such file or folder (name a data set on the Hub as ORG/NAME)")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty")
     kind = path.name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2].lower()
@@ -89,30 +104,39 @@ def _records(settings: InputSettings) -> Iterator[Record]:
         return _from_json(path)
     if kind in ("jsonl", "ndjson"):
         return _from_jsonl(path)
-    raise InputError(f"{path}: unknown kind of file; takes .jsonl (also .gz, .zst), .json, .csv and .parquet")
+    raise InputError(f"{path}: unknown file type; expected .jsonl (also .gz or .zst), .json, .csv or .parquet")
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
+    """Turn errors of reading a file or folder into InputError."""
     try:
         yield
     except _UNREADABLE as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise InputError(f"{path}: cannot be read: {reason}") from None
+        raise InputError(f"{_path_of(error) or path}: cannot be read: {_reason(error)}") from None
+
+
+def _path_of(error: BaseException) -> str | None:
+    filename = getattr(error, "filename", None)
+    return filename if isinstance(filename, str) else None
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or one_line(error)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     with _readable(path):
         if path.suffix == ".gz":
-            with gzip.open(path) as unpacked:
-                yield cast(BinaryIO, unpacked)
+            with gzip.open(path) as file:
+                yield cast(BinaryIO, file)
         elif path.suffix == ".zst":
-            with pa.input_stream(str(path), compression="zstd") as stream, io.BufferedReader(stream) as unpacked:
-                yield cast(BinaryIO, unpacked)
+            with pa.input_stream(str(path), compression="zstd") as stream, io.BufferedReader(stream) as buffered:
+                yield cast(BinaryIO, buffered)
         else:
-            with path.open("rb") as file:
-                yield file
+            with path.open("rb") as plain:
+                yield plain
 
 
 def _from_jsonl(path: Path) -> Iterator[Record]:
@@ -124,7 +148,7 @@ def _from_jsonl(path: Path) -> Iterator[Record]:
             if len(line) == LONGEST_LINE:
                 raise InputError(f"{path}:{number}: the line is longer than {LONGEST_LINE >> 20} MiB; is this JSONL?")
             if number == 1:
-                line = _without_mark(path, line)
+                line = _without_byte_order_mark(path, line)
             if line.strip():
                 yield _json_record(place, line)
         if number == 0:
@@ -139,40 +163,40 @@ def _json_record(place: str, line: bytes) -> Record:
     except json.JSONDecodeError as error:
         return Record(place, None, f"not JSON at column {error.colno}: {error.msg}")
     except (ValueError, RecursionError) as error:
-        return Record(place, None, _refused_json(error))
+        return Record(place, None, _json_limit(error))
     return _object_record(place, data)
 
 
-def _refused_json(error: ValueError | RecursionError) -> str:
-    """Say why Python does not read JSON that is well-formed."""
+def _json_limit(error: ValueError | RecursionError) -> str:
+    """Return why Python refuses well-formed JSON."""
     return "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
 def _object_record(place: str, data: Any) -> Record:
     if not isinstance(data, dict):
-        return Record(place, None, f"a JSON object is needed, this is {_kind(data)}")
+        return Record(place, None, f"expected a JSON object, got {_kind(data)}")
     return Record(place, data)
 
 
 def _from_json(path: Path) -> Iterator[Record]:
     with _opened(path) as file:
-        raw = _without_mark(path, file.read())
+        raw = _without_byte_order_mark(path, file.read())
     try:
         content = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start + 1}") from None
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and raw.lstrip()[:1] == b"{":  # one object per line under another name
+        if error.msg == "Extra data" and raw.lstrip()[:1] == b"{":  # JSONL with the suffix .json
             yield from _from_jsonl(path)
             return
         raise InputError(f"{path}:{error.lineno}: not JSON at column {error.colno}: {error.msg}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: {_refused_json(error)}") from None
-    if isinstance(content, dict):  # {"data": [...]} and the like
+        raise InputError(f"{path}: {_json_limit(error)}") from None
+    if isinstance(content, dict):  # such as {"data": [...]}
         lists = [value for value in content.values() if isinstance(value, list)]
         content = lists[0] if len(lists) == 1 else content
     if not isinstance(content, list):
-        raise InputError(f"{path}: a JSON list of objects is needed, this is {_kind(content)}")
+        raise InputError(f"{path}: expected a JSON list of objects, got {_kind(content)}")
     for number, data in enumerate(content):
         yield _object_record(f"row {number}", data)
 
@@ -183,12 +207,13 @@ def _from_csv(path: Path) -> Iterator[Record]:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         reader = csv.DictReader(text, restkey="", strict=True)
         try:
+            columns = len(reader.fieldnames or [])
             for data in reader:
                 place = f"line {reader.line_num}"
                 if "" in data:
-                    yield Record(place, None, f"more fields than the header's {len(reader.fieldnames or [])} columns")
+                    yield Record(place, None, f"more fields than the {columns} columns of the header")
                 elif None in data.values():
-                    yield Record(place, None, f"fewer fields than the header's {len(reader.fieldnames or [])} columns")
+                    yield Record(place, None, f"fewer fields than the {columns} columns of the header")
                 else:
                     yield Record(place, dict(data))
         except UnicodeDecodeError as error:
@@ -207,75 +232,85 @@ def _from_parquet(path: Path) -> Iterator[Record]:
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """Rows of a data set that are read together: those of a file, where it is known, or all."""
+class _Shard:
+    """The rows of one file of a data set, or all rows if the files are not known; ``name`` is for messages."""
 
     name: str
     rows: Iterable[dict[str, Any]]
 
 
-def _from_dataset(pieces: Iterable[_Piece]) -> Iterator[Record]:
+def _from_dataset(shards: Iterable[_Shard]) -> Iterator[Record]:
     number = 0
-    for piece in pieces:
+    for shard in shards:
         try:
-            for data in piece.rows:
+            for data in shard.rows:
                 yield Record(f"row {number}", dict(data))
                 number += 1
-        except Exception as error:  # noqa: BLE001 - the library raises many kinds while it reads
-            raise InputError(f"{piece.name}: cannot be read: {_dataset_error(error)}") from None
+        except Exception as error:  # noqa: BLE001 - datasets raises many types of errors while it reads
+            raise InputError(f"{shard.name}: cannot be read: {_dataset_error(error)}") from None
 
 
 def _dataset_error(error: Exception) -> str:
     from datasets.table import CastError
 
     if isinstance(error, CastError):
-        return f"its columns are not those of the first file: {error.details()}"
-    return one_line(error)
+        return f"its columns differ from those of the first file: {error.details()}"
+    return _reason(error)
 
 
-def _load_folder(path: Path, settings: InputSettings) -> Iterable[_Piece]:
+def _load_folder(path: Path, settings: InputSettings) -> Iterable[_Shard]:
     import datasets
 
-    if not any(path.iterdir()):
-        raise InputError(f"{path}: the folder is empty")
+    with _readable(path):
+        if not any(path.iterdir()):
+            raise InputError(f"{path}: the folder is empty")
+        for _ in os.walk(path, onerror=_raise):  # datasets skips a subfolder that it cannot list
+            pass
+    folder = str(path.resolve())  # datasets names a data set after its folder, so "." does not work
     try:
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            return [_Piece(str(path), _split_of(datasets.load_from_disk(str(path)), str(path), settings))]
-        builder = datasets.load_dataset_builder(str(path), settings.subset)
-        # Streamed, because the cache goes by a folder's name: another folder's rows could come out of it.
+            return [_Shard(str(path), _split_of(datasets.load_from_disk(folder), str(path), settings))]
+        builder = datasets.load_dataset_builder(folder, settings.subset)
+        # Streamed, because the cache of datasets goes by folder name and could return the rows of another folder.
         rows = _split_of(builder.as_streaming_dataset(), str(path), settings)
         files = [str(file) for file in (builder.config.data_files or {}).get(settings.split, ())]
     except InputError:
         raise
-    except Exception as error:  # noqa: BLE001 - the library raises many kinds for a wrong folder
-        raise InputError(f"{path}: not a datasets folder: {one_line(error)}") from None
+    except Exception as error:  # noqa: BLE001 - datasets raises many types of errors for a wrong folder
+        reason = "its files are empty" if isinstance(error, StopIteration) else _reason(error)
+        raise InputError(f"{_path_of(error) or path}: cannot be read as a data set: {reason}") from None
     if rows.num_shards != len(files):
-        return [_Piece(str(path), rows)]
-    return [_Piece(file, rows.shard(len(files), number)) for number, file in enumerate(files)]
+        return [_Shard(str(path), rows)]
+    return [_Shard(file, rows.shard(len(files), number)) for number, file in enumerate(files)]
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 @quiet_bars(data=True)
-def _load_hub(settings: InputSettings) -> Iterable[_Piece]:
+def _load_hub(settings: InputSettings) -> Iterable[_Shard]:
     import datasets
 
     try:
         loaded = datasets.load_dataset(settings.input, settings.subset, revision=settings.revision)
-    except Exception as error:  # noqa: BLE001 - network, permission, missing: the message says which
+    except Exception as error:  # noqa: BLE001 - the network, the permissions or the name; the message says which
         raise InputError(
-            f"{settings.input}: no such file, and the Hub did not give a data set of that name: {one_line(error)}"
+            f"{settings.input}: no such file, and no data set of that name could be loaded from the Hub: "
+            f"{one_line(error)}"
         ) from None
-    return [_Piece(settings.input, _split_of(loaded, settings.input, settings))]
+    return [_Shard(settings.input, _split_of(loaded, settings.input, settings))]
 
 
 def _split_of(loaded: Any, name: str, settings: InputSettings) -> Any:
     if not isinstance(loaded, dict):
         return loaded
     if settings.split not in loaded:
-        raise InputError(f"{name}: no split {settings.split!r}; --split takes one of {', '.join(map(str, loaded))}")
+        raise InputError(f"{name}: no split {settings.split!r}; available for --split: {', '.join(map(str, loaded))}")
     return loaded[settings.split]
 
 
-def _without_mark(path: Path, raw: bytes) -> bytes:
+def _without_byte_order_mark(path: Path, raw: bytes) -> bytes:
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError(f"{path}: the file is UTF-16; save it as UTF-8")
     return raw.removeprefix(b"\xef\xbb\xbf")

@@ -1,1 +1,1 @@
-"""Publishing on the Hugging Face Hub: what is uploaded, the card that says how it was made, and the upload itself."""
+"""Publishing on the Hugging Face Hub: the files, the card that documents them, and the upload."""

@@ -1,7 +1,7 @@
-"""A card, README.md of a repository: a block of ours between two markers, and some keys of the metadata.
+"""A card, the README.md of a repository: a generated block between two markers, and some metadata keys.
 
-Text outside the markers, other keys and other people's configurations stay as they are, so a maintainer may write
-around it. What is in the block: dataset_card.py and model_card.py.
+A push replaces the block. Text outside the markers, other metadata keys and other people's configurations are kept, so
+maintainers can write around the block. dataset_card.py and model_card.py write the block.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import yaml
 from rlt_data.errors import HubError
 from rlt_data.publish.markdown import code, inline, plain
 
-#: One, several, or nothing declared.
+#: One licence, several, or none declared.
 Licence: TypeAlias = str | list[str] | None
 
 BEGIN, END = "<!-- rlt-data:begin -->", "<!-- rlt-data:end -->"
@@ -29,37 +29,38 @@ CITATION = """\
   journal = {arXiv preprint arXiv:2506.08388},
   year    = {2025},
 }"""
-#: What others may have changed stays.
-_THEIRS = {"library_name", "pipeline_tag"}
-_UNITED = ("tags", "task_categories")
+#: Metadata keys that keep their existing value.
+_KEPT_KEYS = {"library_name", "pipeline_tag"}
+#: Metadata keys whose lists are extended.
+_EXTENDED_KEYS = ("tags", "task_categories")
 
 _METADATA = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Card:
-    """A card that is there, or an empty one.
+    """An existing card, or an empty one.
 
     Attributes:
-        metadata: its keys.
-        before: text before our block.
-        after: text after it.
+        metadata: the keys of its YAML header.
+        before: text before the generated block.
+        after: text after the generated block.
     """
 
     metadata: Mapping[str, Any] = field(default_factory=dict)
     before: str = "\n"
     after: str = "\n"
 
-    def title(self, key: str, given: str | None, otherwise: str) -> str:
-        """Return the title: the given one, else the one that is there under a key."""
-        return plain(given or self.metadata.get(key) or otherwise)
+    def title(self, key: str, title: str | None, default: str) -> str:
+        """Return the requested title, else the one in the metadata under ``key``, else the default."""
+        return plain(title or self.metadata.get(key) or default)
 
-    def licence(self, given: str | None) -> Licence:
-        """Return the licence: the given one, else the one that is there."""
-        return given or self.metadata.get("license")
+    def licence(self, licence: str | None) -> Licence:
+        """Return the requested licence, else the one in the metadata."""
+        return licence or self.metadata.get("license")
 
     def with_block(self, metadata: Mapping[str, Any], text: str) -> str:
-        """Return the card with our keys and our block in it."""
+        """Return the text of the card with new metadata and a new generated block."""
         data = yaml.safe_dump(
             _merged(dict(self.metadata), dict(metadata)), sort_keys=False, allow_unicode=True, width=1000
         )
@@ -67,31 +68,31 @@ class Card:
 
 
 def read_card(name: str, text: str | None) -> Card:
-    """Take a card apart.
+    """Split a card into metadata, and the text before and after the generated block.
 
     Args:
-        name: of the repository.
-        text: the card, None where there is none.
+        name: the repository, ``ORG/NAME``.
+        text: the text of the card; None if it does not exist.
 
     Raises:
-        HubError: its metadata cannot be read, or our block has no end.
+        HubError: the metadata cannot be read, or the end marker is missing.
     """
     if not text:
         return Card()
-    found = _METADATA.match(text)
-    body = text[found.end() :] if found else text
-    before, begins, rest = body.partition(BEGIN)
-    # A trace that is shown in the block may hold the marker too, so the last one counts.
-    _, ends, after = rest.rpartition(END)
-    if begins and not ends:
-        raise HubError(f"{name}: its README.md has {BEGIN} without {END}; put that back, or take the other out")
-    metadata = _metadata(name, found[1]) if found else {}
-    if begins:
+    header = _METADATA.match(text)
+    body = text[header.end() :] if header else text
+    before, begin, tail = body.partition(BEGIN)
+    # A trace quoted in the block may contain the marker too, so the last one counts.
+    _, end, after = tail.rpartition(END)
+    if begin and not end:
+        raise HubError(f"{name}: its README.md has {BEGIN} without {END}; restore the second or delete the first")
+    metadata = _parse_metadata(name, header[1]) if header else {}
+    if begin:
         return Card(metadata, before, after)
     return Card(metadata, f"{body.rstrip()}\n\n" if body.strip() else "\n")
 
 
-def _metadata(name: str, text: str) -> dict[str, Any]:
+def _parse_metadata(name: str, text: str) -> dict[str, Any]:
     try:
         data = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
@@ -99,26 +100,31 @@ def _metadata(name: str, text: str) -> dict[str, Any]:
             f"{name}: the metadata of its README.md cannot be read: {' '.join(str(error).split())}"
         ) from None
     if not isinstance(data, dict):
-        raise HubError(f"{name}: the metadata of its README.md is no mapping")
+        raise HubError(f"{name}: the metadata of its README.md is not a mapping")
     return data
 
 
-def licences(licence: Licence, rest: str) -> str:
-    """Return what is said of a licence."""
+def licence_text(licence: Licence, note: str) -> str:
+    """Return the section about the licence.
+
+    Args:
+        licence: the declared licence.
+        note: a sentence to add.
+    """
     if not licence:
-        return f"Nothing was declared. {rest}"
+        return f"No licence was declared. {note}"
     names = licence if isinstance(licence, list) else [licence]
-    return f"Declared by those who published it: {', '.join(map(code, names))}. {rest}"
+    return f"Declared by the publisher: {', '.join(map(code, names))}. {note}"
 
 
 def command_line(command: str, settings: Mapping[str, Any]) -> str:
-    """Return a command of ours with its settings as flags.
+    """Return a command of rlt-data with its settings as flags.
 
     Args:
-        command: such as ``train-teacher rl``.
-        settings: by key; those that are None are left out.
+        command: the command, such as ``train-teacher rl``.
+        settings: values by key; None values are left out.
     """
-    flags = [each for key, value in settings.items() for each in _flags(key.replace("_", "-"), value)]
+    flags = [flag for key, value in settings.items() for flag in _flags(key.replace("_", "-"), value)]
     return " ".join(["rlt-data", command, *flags])
 
 
@@ -126,41 +132,43 @@ def _flags(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
     values = value if isinstance(value, list) else [] if value is None else [value]
-    return [f"--{name} {shlex.quote(str(each))}" for each in values]
+    return [f"--{name} {shlex.quote(str(item))}" for item in values]
 
 
 def versions_line(versions: Mapping[str, str]) -> str:
-    """Return a sentence with the versions of packages; nothing where none are recorded."""
-    listed = ", ".join(f"{inline(name)} {inline(version)}" for name, version in versions.items())
-    return f"Versions: {listed}." if listed else ""
+    """Return a sentence with package versions; empty if none are recorded."""
+    names = ", ".join(f"{inline(name)} {inline(version)}" for name, version in versions.items())
+    return f"Versions: {names}." if names else ""
 
 
 def data_files(config: str) -> list[dict[str, str]]:
-    """Return where the files of a configuration of ours lie."""
+    """Return the ``data_files`` entry of a configuration that a push writes."""
     return [{"split": "train", "path": f"data/{config}/train-*.parquet"}]
 
 
-def _merged(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    """Unite metadata: ours go before theirs, tags are added to theirs, other people's configurations stay."""
-    merged = theirs | {key: value for key, value in ours.items() if key not in theirs or key not in _THEIRS}
-    for key in _UNITED:
-        if key in ours:
-            merged[key] = list(dict.fromkeys([*_listed(theirs.get(key)), *ours[key]]))
-    if "configs" in ours:
-        names = {entry["config_name"] for entry in ours["configs"]} | _earlier(_listed(theirs.get("configs")))
+def _merged(existing: dict[str, Any], generated: dict[str, Any]) -> dict[str, Any]:
+    """Merge metadata: generated keys win, lists of tags are united, and other people's configurations are kept."""
+    merged = existing | {key: value for key, value in generated.items() if key not in existing or key not in _KEPT_KEYS}
+    for key in _EXTENDED_KEYS:
+        if key in generated:
+            merged[key] = list(dict.fromkeys([*_as_list(existing.get(key)), *generated[key]]))
+    if "configs" in generated:
+        replaced = {entry["config_name"] for entry in generated["configs"]}
+        replaced |= _names_of_pushed(_as_list(existing.get("configs")))
         for key in ("configs", "dataset_info"):
-            merged[key] = ours[key] + [each for each in _listed(theirs.get(key)) if _name(each) not in names]
+            foreign = [entry for entry in _as_list(existing.get(key)) if _config_name(entry) not in replaced]
+            merged[key] = generated[key] + foreign
     return merged
 
 
-def _earlier(configs: list[Any]) -> set[str]:
-    """Return the names of configurations that a push has made."""
-    return {_name(entry) for entry in configs if entry.get("data_files") == data_files(_name(entry))}
+def _names_of_pushed(configs: list[Any]) -> set[str]:
+    """Return the names of the configurations that an earlier push wrote."""
+    return {_config_name(entry) for entry in configs if entry.get("data_files") == data_files(_config_name(entry))}
 
 
-def _name(entry: dict[str, Any]) -> str:
+def _config_name(entry: dict[str, Any]) -> str:
     return str(entry.get("config_name", "default"))
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]

@@ -1,9 +1,9 @@
-"""A repository of the Hub: what is there, what would change, and changing it.
+"""One repository on the Hub: list its files, plan a push, apply it.
 
-Files that a push made are listed in :data:`MANIFEST`, in the repository. The next push deletes those of them that it
-does not have any more; what others put there stays. Content goes up first, file by file, and a file that the Hub has is
-not sent again, so a push that was cut off goes on where it was. Commits come last; they name the head that was looked
-at, so that a change in between is never lost.
+Each push lists its files in :data:`MANIFEST`, in the repository. The next push deletes the listed files that it no
+longer has, and leaves all other files alone. File contents are uploaded first, and a content that the Hub already has
+is not sent again, so an interrupted push continues where it stopped. Commits come last. They name the head that was
+read, so a change by somebody else in between is never lost.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -22,31 +22,39 @@ from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundE
 from huggingface_hub.hf_api import RepoFile
 
 from rlt_data.errors import HubError, RltDataError
-from rlt_data.publish.hub_errors import card_errors, to_user_error, with_retries
+from rlt_data.publish.hub_errors import card_errors, to_user_error, why_unreachable, with_retries
 
 Change = TypeVar("Change", bound=CommitOperationAdd | CommitOperationDelete)
 Kind = Literal["dataset", "model"]
 
-#: What a push keeps in the repository about itself.
+#: File in the repository that lists the files of the last push.
 MANIFEST = "rlt-data.json"
 CARD = "README.md"
 
-#: Changes of one commit; the Hub advises against thousands.
+#: Changes per commit; the Hub advises against thousands.
 _CHANGES_A_COMMIT = 500
-#: Files whose upload is agreed upon together, and their bytes.
+#: Limits of one upload batch.
 _FILES_AT_A_TIME, _BYTES_AT_A_TIME = 100, 2**30
+#: Seconds that a dry run waits for the Hub.
+_DRY_RUN_TIMEOUT = 5.0
 
 
 @dataclass(frozen=True)
-class Remote:
-    """A file that is there: its size, and the hash that the Hub has of it."""
+class RemoteFile:
+    """A file in the repository.
+
+    Attributes:
+        size: bytes.
+        sha256: hash of the content; None for files that git stores itself.
+        blob: git's hash.
+    """
 
     size: int
     sha256: str | None
     blob: str
 
-    def holds(self, file: Path) -> bool:
-        """Whether it has the content of a file on the disk."""
+    def matches(self, file: Path) -> bool:
+        """Whether a local file has the same content."""
         if self.size != file.stat().st_size:
             return False
         if self.sha256:
@@ -58,14 +66,15 @@ class Remote:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a push changes.
+    """The changes of a push.
 
     Attributes:
-        head: the commit that was looked at; None where there is no repository yet.
-        new: files that are not there, by their path in the repository.
-        changed: files that are there with other content.
-        same: paths of files that are there already.
-        gone: paths of files of an earlier push that this one does not have.
+        head: the commit that the files were compared with; None if the repository or branch does not exist yet.
+        new: files that the repository does not have, by their path in the repository.
+        changed: files that the repository has with other content.
+        same: paths of files that are already there.
+        gone: paths of files of an earlier push that this one no longer has.
+        unknown: files that were not compared, because the Hub could not be reached (dry runs only).
     """
 
     head: str | None
@@ -73,28 +82,29 @@ class Plan:
     changed: Mapping[str, Path]
     same: Sequence[str]
     gone: Sequence[str]
+    unknown: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def nothing(self) -> bool:
-        """Whether everything is as it should be."""
-        return not (self.new or self.changed or self.gone)
+        """Whether nothing has to change."""
+        return not (self.new or self.changed or self.gone or self.unknown)
 
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit, and the address of the pull request that it is the head of."""
+    """A commit, and the URL of the pull request whose head it is."""
 
     oid: str
     pull_request: str | None = None
 
 
 class Repository:
-    """A repository at a revision.
+    """A branch of a repository.
 
     Args:
         name: ``ORG/NAME``.
-        kind: what it holds.
-        revision: branch; it is made where there is none.
+        kind: dataset or model.
+        revision: the branch; :meth:`create` makes it.
     """
 
     def __init__(self, name: str, kind: Kind, revision: str = "main") -> None:
@@ -103,18 +113,30 @@ class Repository:
         self.revision = revision
         self._api = HfApi(library_name="rlt-data")
 
+    def branch(self, revision: str) -> Repository:
+        """Return another branch of the repository."""
+        return type(self)(self.name, self.kind, revision)
+
+    def why_unreachable(self) -> str | None:
+        """Ask the Hub once, for a few seconds, and return why no answer came; None if one came."""
+        try:
+            self._api.repo_info(self.name, repo_type=self.kind, timeout=_DRY_RUN_TIMEOUT)
+        except Exception as error:
+            return why_unreachable(error)
+        return None
+
     def create(self, *, private: bool, empty: bool = False) -> None:
-        """Make sure that repository and branch are there; one that is there stays as visible as it is.
+        """Create the repository and the branch if they do not exist; an existing one keeps its visibility.
 
         Args:
-            private: of a new repository.
-            empty: a new branch begins from the first commit, not from the main branch.
+            private: visibility of a new repository.
+            empty: start a new branch at the first commit instead of at the main branch.
 
         Raises:
-            HubError: the Hub refuses, or the revision is no branch.
+            HubError: the Hub refused, or the revision cannot be a branch.
         """
         if self.revision.startswith("refs/"):
-            raise HubError(f"{self.name}: there is no {self.revision}; --revision takes a branch, which is made")
+            raise HubError(f"{self.name}: no {self.revision} exists; --revision takes a branch, which is created")
         api, kind = self._api, self.kind
         with self._errors():
             with_retries(lambda: api.create_repo(self.name, repo_type=kind, private=private, exist_ok=True))
@@ -123,14 +145,14 @@ class Repository:
             start = None
             if empty:
                 start = with_retries(lambda: api.list_repo_commits(self.name, repo_type=kind))[-1].commit_id
-            make = partial(api.create_branch, self.name, branch=self.revision, revision=start, repo_type=kind)
-            with_retries(partial(make, exist_ok=True))
+            create = partial(api.create_branch, self.name, branch=self.revision, revision=start, repo_type=kind)
+            with_retries(partial(create, exist_ok=True))
 
     def check(self, card: str) -> None:
-        """Ask the Hub whether it takes a card, before anything is sent.
+        """Ask the Hub whether it accepts a card, before anything is uploaded.
 
         Raises:
-            HubError: it does not; says why.
+            HubError: the Hub refuses the card; the message gives the reason.
         """
         with self._errors():
             try:
@@ -139,7 +161,7 @@ class Repository:
                 raise HubError(f"{self.name}: the Hub refuses the card: {card_errors(str(error))}") from None
 
     def head(self) -> str | None:
-        """Return the last commit; None where there is no repository or no such branch."""
+        """Return the last commit; None if the repository or branch does not exist."""
         with self._errors():
             try:
                 info = with_retries(lambda: self._api.repo_info(self.name, repo_type=self.kind, revision=self.revision))
@@ -149,120 +171,121 @@ class Repository:
                 raise
             return str(info.sha)
 
-    def files(self, commit: str) -> dict[str, Remote]:
+    def files(self, commit: str) -> dict[str, RemoteFile]:
         """Return the files of a commit by their paths."""
         with self._errors():
-            found = with_retries(
+            entries = with_retries(
                 lambda: list(self._api.list_repo_tree(self.name, recursive=True, revision=commit, repo_type=self.kind))
             )
         return {
-            each.path: Remote(each.size, each.lfs.sha256 if each.lfs else None, each.blob_id)
-            for each in found
-            if isinstance(each, RepoFile)
+            entry.path: RemoteFile(entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
+            for entry in entries
+            if isinstance(entry, RepoFile)
         }
 
     def read(self, path: str, commit: str) -> bytes | None:
-        """Return the content of a small file; None where there is none."""
+        """Return the content of a small file; None if it does not exist."""
         with self._errors():
             try:
-                place = with_retries(
+                local = with_retries(
                     lambda: self._api.hf_hub_download(self.name, path, repo_type=self.kind, revision=commit)
                 )
             except RemoteEntryNotFoundError:
                 return None
-            return Path(place).read_bytes()
+            return Path(local).read_bytes()
 
     def plan(self, files: Mapping[str, Path], head: str | None) -> Plan:
-        """Compare files with what is there.
+        """Compare local files with the repository.
 
         Args:
             files: all files of the push, by their paths in the repository.
-            head: the commit to compare with; None where there is nothing.
+            head: the commit to compare with; None if nothing exists yet.
         """
-        there = self.files(head) if head else {}
-        before = self.read(MANIFEST, head) if head and MANIFEST in there else None
-        ours = set(json.loads(before).get("files", ())) if before else set()
-        same = {path for path, file in files.items() if path in there and there[path].holds(file)}
+        remote = self.files(head) if head else {}
+        manifest = self.read(MANIFEST, head) if head and MANIFEST in remote else None
+        pushed_before = set(json.loads(manifest).get("files", ())) if manifest else set()
+        same = {path for path, file in files.items() if path in remote and remote[path].matches(file)}
         return Plan(
             head=head,
-            new={path: file for path, file in files.items() if path not in there},
-            changed={path: file for path, file in files.items() if path in there and path not in same},
+            new={path: file for path, file in files.items() if path not in remote},
+            changed={path: file for path, file in files.items() if path in remote and path not in same},
             same=sorted(same),
-            gone=sorted(path for path in ours if path in there and path not in files),
+            gone=sorted(path for path in pushed_before if path in remote and path not in files),
         )
 
     def apply(self, plan: Plan, message: str, *, create_pr: bool = False, advance: Callable[[int], None]) -> Commit:
-        """Upload what a plan changes and commit it.
+        """Upload the changes of a plan and commit them.
 
         Args:
-            plan: what :meth:`plan` returned.
-            message: of the commits.
+            plan: the result of :meth:`plan`.
+            message: the commit message.
             create_pr: open a pull request instead of changing the branch.
-            advance: told the bytes of every file that is there.
+            advance: called with the bytes of each uploaded batch.
 
         Returns:
             The last commit.
 
         Raises:
-            HubError: what the Hub answered; ``moved`` where somebody else changed the branch meanwhile.
+            HubError: the Hub refused; ``moved`` if somebody else changed the branch meanwhile.
         """
         assert plan.head is not None
-        sent = {**plan.new, **plan.changed}
-        # The card and the list of files come last: what they tell of is there when they are.
-        paths = sorted(sent, key=lambda path: (path in (CARD, MANIFEST), path))
-        additions = [CommitOperationAdd(path, str(sent[path])) for path in paths]
-        known: set[bytes] = set()
+        uploads = {**plan.new, **plan.changed}
+        # The card and the manifest come last, so that every file they mention exists by then.
+        paths = sorted(uploads, key=lambda path: (path in (CARD, MANIFEST), path))
+        additions = [CommitOperationAdd(path, str(uploads[path])) for path in paths]
+        uploaded: set[bytes] = set()
         with self._errors():
-            for few in _batches(additions, _FILES_AT_A_TIME, _BYTES_AT_A_TIME):
-                # The library would send equal files of one batch (the selection and rank 1, say) each for itself.
-                different = {each.upload_info.sha256: each for each in few if each.upload_info.sha256 not in known}
+            for batch in _batches(additions, _FILES_AT_A_TIME, _BYTES_AT_A_TIME):
+                # The library would upload files with equal content (the selection and rank 1, say) once each.
+                by_hash = {file.upload_info.sha256: file for file in batch if file.upload_info.sha256 not in uploaded}
                 upload = partial(self._api.preupload_lfs_files, repo_type=self.kind, revision=self.revision)
-                with_retries(partial(upload, self.name, list(different.values()), free_memory=False))
-                known |= different.keys()
-                advance(sum(each.upload_info.size for each in few))
+                with_retries(partial(upload, self.name, list(by_hash.values()), free_memory=False))
+                uploaded |= by_hash.keys()
+                advance(sum(file.upload_info.size for file in batch))
             changes: list[CommitOperationAdd | CommitOperationDelete] = [
                 *(CommitOperationDelete(path) for path in plan.gone),
                 *additions,
             ]
             head, revision, pull_request = plan.head, self.revision, None
-            for number, some in enumerate(_batches(changes, _CHANGES_A_COMMIT)):
+            for number, commit_changes in enumerate(_batches(changes, _CHANGES_A_COMMIT)):
                 commit = partial(
                     self._api.create_commit,
                     self.name,
-                    some,
+                    commit_changes,
                     commit_message=message if not number else f"{message} ({number + 1})",
                     repo_type=self.kind,
                     revision=revision,
                     parent_commit=head,
                     create_pr=create_pr and not number,
                 )
-                made = with_retries(commit)
-                head = made.oid
-                revision, pull_request = made.pr_revision or revision, made.pr_url or pull_request
+                info = with_retries(commit)
+                head = info.oid
+                revision, pull_request = info.pr_revision or revision, info.pr_url or pull_request
         return Commit(head, pull_request)
 
     def pull_request(self, title: str, files: Mapping[str, Path]) -> Commit | None:
-        """Return the head of an open pull request to this branch by its title, if it has all files as they are here.
+        """Return the head of an open pull request to this branch that already has the files; None if there is none.
 
         Args:
-            title: the message of the commit that it was opened with.
+            title: the title of the pull request, which is the message of its first commit.
             files: all files of the push, by their paths in the repository.
         """
         api, kind = self._api, self.kind
         with self._errors():
-            ask = partial(api.get_repo_discussions, self.name, repo_type=kind, discussion_type="pull_request")
-            found = [each for each in with_retries(lambda: list(ask())) if each.title == title]
-            for each in found:
-                details = with_retries(partial(api.get_discussion_details, self.name, each.num, repo_type=kind))
+            discussions = partial(api.get_repo_discussions, self.name, repo_type=kind, discussion_type="pull_request")
+            for discussion in with_retries(lambda: list(discussions())):
+                if discussion.title != title:
+                    continue
+                details = with_retries(partial(api.get_discussion_details, self.name, discussion.num, repo_type=kind))
                 if details.status in ("open", "draft") and details.target_branch == f"refs/heads/{self.revision}":
-                    proposed = Repository(self.name, kind, f"refs/pr/{each.num}")
-                    head = proposed.head()
-                    if head and proposed.plan(files, head).nothing:
+                    proposal = self.branch(f"refs/pr/{discussion.num}")
+                    head = proposal.head()
+                    if head and proposal.plan(files, head).nothing:
                         return Commit(head, details.url)
         return None
 
     def rows(self, paths: Sequence[str], commit: str) -> dict[str, int]:
-        """Return the rows of Parquet files as they lie on the Hub, read from the ends of the files."""
+        """Return the row counts of Parquet files on the Hub, read from their footers."""
         import pyarrow.parquet as pq
 
         prefix = "datasets/" if self.kind == "dataset" else ""
@@ -277,28 +300,43 @@ class Repository:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turn the library's errors into ours, in words for the one who pushes; the token is in none of them."""
+        """Turn errors of huggingface_hub into messages for the user, which never contain the token."""
         try:
             yield
         except RltDataError:
             raise
         except Exception as error:
-            said = to_user_error(error, self.name, self.revision)
-            if said is None:
+            user_error = to_user_error(error, self.name, self.revision)
+            if user_error is None:
                 raise
-            raise said from None
+            raise user_error from None
 
 
-def _batches(items: Sequence[Change], most: int, most_bytes: int | None = None) -> Iterator[list[Change]]:
-    """Yield items in groups of at most so many, and so many bytes."""
-    group: list[Change] = []
-    size = 0
-    for item in items:
-        more = item.upload_info.size if most_bytes and isinstance(item, CommitOperationAdd) else 0
-        if len(group) == most or (group and size + more > (most_bytes or 0) > 0):
-            yield group
-            group, size = [], 0
-        group.append(item)
-        size += more
-    if group:
-        yield group
+class UnreachableRepository(Repository):
+    """A repository for a dry run without the Hub: nothing is known of it, and nothing is checked."""
+
+    def check(self, card: str) -> None:
+        """Accept any card."""
+
+    def head(self) -> str | None:
+        """Return None: the branch is unknown."""
+        return None
+
+    def plan(self, files: Mapping[str, Path], head: str | None) -> Plan:
+        """Return a plan in which all files are unknown."""
+        return Plan(head=None, new={}, changed={}, same=(), gone=(), unknown=dict(files))
+
+
+def _batches(changes: Sequence[Change], max_changes: int, max_bytes: int | None = None) -> Iterator[list[Change]]:
+    """Yield the changes in batches of limited length and upload size."""
+    batch: list[Change] = []
+    batch_bytes = 0
+    for change in changes:
+        size = change.upload_info.size if max_bytes and isinstance(change, CommitOperationAdd) else 0
+        if len(batch) == max_changes or (batch and batch_bytes + size > (max_bytes or 0) > 0):
+            yield batch
+            batch, batch_bytes = [], 0
+        batch.append(change)
+        batch_bytes += size
+    if batch:
+        yield batch

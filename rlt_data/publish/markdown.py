@@ -1,4 +1,4 @@
-"""Pieces of Markdown in which a text stays a text: names, tables, and blocks that are shown as they are."""
+"""Markdown from untrusted text: names, tables and code blocks in which nothing becomes markup."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#|~&$!])")
 
 
 def plain(text: object) -> str:
-    """Return a text in one line, without characters that cannot be seen."""
+    """Return a text on one line, with invisible characters replaced."""
     return _visible(" ".join(str(text).split()))
 
 
 def inline(text: object) -> str:
-    """Return a text for the middle of a line, in which nothing is markup."""
+    """Return a text on one line, with Markdown escaped."""
     return _SPECIAL.sub(r"\\\1", plain(text))
 
 
 def code(text: object) -> str:
-    """Return a name in the type of code; in plain type where a table or a code span would end in it."""
+    """Return a name as inline code, or escaped where inline code could not hold it."""
     name = plain(text)
     return inline(name) if not name or set("`|\\") & set(name) else f"`{name}`"
 
 
 def fenced(text: str, language: str) -> str:
-    """Return a block of text as it is: its fence is longer than any in it."""
+    """Return a code block whose fence is longer than any run of backticks in the text."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{_visible(text)}\n{fence}"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table: numbers to the right, texts as the Markdown that they are."""
+    """Return a table with numbers aligned right; strings must be Markdown already."""
     if not rows:
         return ""
     head = list(rows[0])
@@ -48,18 +48,18 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def images(paths: Sequence[str]) -> str:
-    """Return images by their paths, each with its name in words."""
+    """Return images, with alternative texts from their file names."""
     return "\n\n".join(f"![{PurePath(path).stem.replace('-', ' ')}]({path})" for path in paths)
 
 
-def joined(parts: Mapping[str, str]) -> str:
-    """Return sections by their headings, without those that are empty; the first, without a heading, comes first."""
-    return "\n\n".join(f"## {title}\n\n{text}" if title else text for title, text in parts.items() if text)
+def joined(sections: Mapping[str, str]) -> str:
+    """Return the sections that are not empty, by their headings; the heading "" is left out."""
+    return "\n\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections.items() if text)
 
 
-def paragraphs(*parts: str) -> str:
-    """Return the parts that are not empty, one after the other."""
-    return "\n\n".join(part for part in parts if part)
+def paragraphs(*texts: str) -> str:
+    """Return the texts that are not empty, as paragraphs."""
+    return "\n\n".join(text for text in texts if text)
 
 
 def _visible(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The card of a trained model: what it is, how it was trained, how it did, and how to use it."""
+"""The card of a trained model: its purpose, use, training, results and limits."""
 
 from __future__ import annotations
 
@@ -6,63 +6,72 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlt_data.publish.card import CITATION, Licence, command_line, licences, versions_line
+from rlt_data.publish.card import CITATION, Licence, command_line, licence_text, versions_line
 from rlt_data.publish.markdown import code, fenced, images, inline, joined, paragraphs, table
 from rlt_data.publish.models import TrainedModel
 
 _TAGS = ("rlt-data", "reasoning", "reinforcement-learned-teachers")
 _RLT = "Reinforcement-Learned Teachers ([arXiv 2506.08388](https://arxiv.org/abs/2506.08388))"
-_WHAT = {
-    "teacher": "A teacher: shown a question with its known solution, it writes an explanation of how to get there. "
-    "Trained by GRPO on how much its explanations help a frozen student to find the solution by itself, the dense "
-    f"reward of {_RLT}.",
-    "warmed-up-teacher": "A warmed-up teacher: shown a question with its known solution, it writes an explanation of "
-    "how to get there. Fine-tuned on explanations, and not yet rewarded for its own: the training of "
-    f"{_RLT} begins from such a model.",
-    "solver": "A solver: it thinks about a question and answers it. Trained by GRPO on whether its answers are right, "
-    f"the baseline of {_RLT}.",
-    "student": "A student: it thinks about a question and answers it. Fine-tuned on explanations, as in "
+_INTRODUCTIONS = {
+    "teacher": "A teacher model. It reads a question with its known solution and writes an explanation of how to reach "
+    "the solution. It was trained with GRPO. Its reward was how much the explanation helps a frozen student model to "
+    f"predict the solution: the dense reward of {_RLT}.",
+    "warmed-up-teacher": "A warmed-up teacher model. It reads a question with its known solution and writes an "
+    "explanation of how to reach the solution. It was fine-tuned on explanations, and is a starting point for the "
+    f"reinforcement learning of {_RLT}.",
+    "solver": "A solver model. It reasons about a question and then answers it. It was trained with GRPO on whether "
+    f"its answers are right, the baseline of {_RLT}.",
+    "student": "A student model. It reasons about a question and then answers it. It was fine-tuned on explanations, "
+    f"as in {_RLT}.",
+    "fine-tuned": "A model that was fine-tuned in the format of `format.yaml`. It is a warmed-up teacher, which reads "
+    "a question with its known solution and writes an explanation, or a student of such a model. Background: "
     f"{_RLT}.",
-    "fine-tuned": "Fine-tuned in the format of `format.yaml`: a warmed-up teacher, which is shown a question with its "
-    f"known solution and writes an explanation, or a student of such a model. See {_RLT}.",
 }  # fmt: skip
-_GIVEN = {
-    "model": "model it began from",
-    "student": "student that rewarded it",
-    "data": "rows it was trained on",
+_TEACHER_LIMIT = "It needs the known solution in its prompt: it explains solutions, and does not solve questions."
+_LIMITS = {
+    "teacher": f"{_TEACHER_LIMIT} Its explanations can be wrong: the reward checks neither steps nor answers.",
+    "warmed-up-teacher": f"{_TEACHER_LIMIT} Its explanations can be wrong.",
+    "solver": "Its answers can be wrong. The results above come from its training, not from a benchmark.",
+    "student": "Its answers can be wrong. The results above come from its training, not from a benchmark.",
+    "fine-tuned": "Its texts can be wrong. The results above come from its training, not from a benchmark.",
+}
+_INPUTS = {
+    "model": "base model",
+    "student": "student that gives the reward",
+    "data": "training data",
     "format": "format",
 }
-_DATA = {
+_PLAN = {
     "rows": "rows",
     "questions": "questions",
     "held_out": "held-out questions",
-    "left_out": "rows left out as too long",
+    "left_out": "rows left out because they are too long",
     "parameters": "parameters",
     "steps": "steps",
     "processes": "processes",
 }
-#: Of what is logged, in words.
-_LOGGED = {
+#: Logged metrics, in words.
+_METRICS = {
     "loss": "loss",
     "reward": "reward",
     "eval_reward": "reward on held-out questions",
-    "kl": "KL to the reference",
-    "well_formed": "share well-formed",
-    "completion_tokens": "tokens of a sample",
-    "copied": "share copied from the solution",
-    "repeated": "share repeated",
+    "kl": "KL to the reference model",
+    "well_formed": "share of well-formed samples",
+    "completion_tokens": "tokens per sample",
+    "copied": "share of text copied from the solution",
+    "repeated": "share of repeated text",
 }
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a card tells.
+    """The facts on a model's card.
 
     Attributes:
-        name: of the repository.
-        title: of the model.
-        model: the model.
-        licence: as declared by those who publish it.
+        name: the repository, ``ORG/NAME``.
+        title: the title of the model.
+        model: the model and its training.
+        licence: the licence that the publisher declares.
         images: paths of the plots in the repository.
     """
 
@@ -89,14 +98,15 @@ def model_metadata(facts: ModelFacts) -> dict[str, Any]:
 
 
 def model_text(facts: ModelFacts) -> str:
-    """Return the block of a model's card."""
+    """Return the generated block of a model's card."""
     return joined(
         {
-            "": f"# {inline(facts.title)}\n\n{_WHAT[facts.model.kind]}",
+            "": f"# {inline(facts.title)}\n\n{_INTRODUCTIONS[facts.model.kind]}",
             "How to use it": _use(facts),
-            "How it was made": _making(facts),
-            "Figures": paragraphs(_figures(facts.model), images(facts.images)),
-            "Licence": licences(facts.licence, "The model it began from and the data have licences of their own."),
+            "How it was trained": _training(facts.model),
+            "Results": paragraphs(_results(facts.model), images(facts.images)),
+            "Limits": _LIMITS[facts.model.kind],
+            "Licence": licence_text(facts.licence, "The base model and the training data have separate licences."),
             "Citation": fenced(CITATION, "bibtex"),
         }
     )
@@ -122,56 +132,61 @@ def _use(facts: ModelFacts) -> str:
     else:
         shell = command_line("generate", {"in": "questions.jsonl", "teacher": facts.name, "out": "RUN"})
     return paragraphs(
-        python, fenced(shell, "sh"), "`format.yaml` says how it is shown a problem; rlt-data finds it there."
+        python, fenced(shell, "sh"), "`format.yaml` defines the prompts of the model; rlt-data uses it automatically."
     )
 
 
-def _making(facts: ModelFacts) -> str:
-    recorded = facts.model.recorded
-    settings, plan = recorded["depends_on"], recorded.get("plan", {})
+def _training(model: TrainedModel) -> str:
+    recorded = model.recorded
+    plan = recorded.get("plan", {})
     return paragraphs(
         fenced(command_line(recorded["command"], recorded["settings"]), "sh") if "command" in recorded else "",
-        _began_from(facts.model),
-        table([{"what": word, "count": plan[key]} for key, word in _DATA.items() if plan.get(key)]),
+        _inputs_table(model),
+        table([{"size": label, "count": plan[key]} for key, label in _PLAN.items() if plan.get(key)]),
         table(
             [
                 {"setting": code(key.rstrip("_")), "value": code(value)}
-                for key, value in settings.items()
-                if key not in _GIVEN and value is not None
+                for key, value in recorded["depends_on"].items()
+                if key not in _INPUTS and value is not None
             ]
         ),
         versions_line(recorded.get("versions", {})),
     )
 
 
-def _began_from(model: TrainedModel) -> str:
-    """Return the table of what a training was given: hashes, and names where they are known."""
+def _inputs_table(model: TrainedModel) -> str:
+    """Return a table of the models and data of a training: their hashes, and their names if known."""
     hashes = model.recorded["depends_on"]
     recorded = model.recorded.get("models", {}) | {"data": model.recorded.get("data", {})}
-    known = {"model": model.base, "data": ", ".join(model.data)}
+    public_names = {"model": model.base, "data": ", ".join(model.data)}
     rows = []
-    for key, word in _GIVEN.items():
-        given = recorded.get(key, {})
-        name = known.get(key) or given.get("name", "")
-        revision = given.get("revision") if given.get("name") == name else None
+    for key, label in _INPUTS.items():
+        entry = recorded.get(key, {})
+        name = public_names.get(key) or entry.get("name", "")
+        revision = entry.get("revision") if entry.get("name") == name else None
         if hashes.get(key):
-            row = {"what": word, "name": code(name), "revision": inline(revision or ""), "hash": code(hashes[key])}
+            row = {"input": label, "name": code(name), "revision": inline(revision or ""), "hash": code(hashes[key])}
             rows.append(row)
     return table(rows)
 
 
-def _figures(model: TrainedModel) -> str:
+def _results(model: TrainedModel) -> str:
     recorded = model.recorded
-    last = [f"{key} {recorded[key]:.4f}" for key in ("loss", "reward") if recorded.get(key) is not None]
-    said = f"{recorded['steps']:,} steps" + (f"; mean {last[0]} over the last ten logged steps" if last else "") + "."
-    best = ""
+    sentences = [f"Trained for {recorded['steps']:,} steps."]
+    for key in ("loss", "reward"):
+        if recorded.get(key) is not None:
+            sentences.append(f"Mean {key} over the last ten logged steps: {recorded[key]:.4f}.")
+            break
     if recorded.get("best_reward") is not None:
-        step = recorded.get("best_step")
-        which = "these weights" if model.is_best or step == recorded["steps"] else "not of these weights"
-        best = f"The best reward on held-out questions, {recorded['best_reward']:.4f}, is that of step {step}, {which}."
+        best_step = recorded.get("best_step")
+        step = best_step if model.is_best else recorded["steps"]
+        sentences.append(
+            f"Best reward on held-out questions: {recorded['best_reward']:.4f}, at step {best_step}. These weights are "
+            f"from step {step}."
+        )
     rows = []
-    for key, word in _LOGGED.items():
-        entry = next((each for each in reversed(model.entries) if each.get(key) is not None), None)
-        if entry:
-            rows.append({"figure": word, "last logged": float(entry[key]), "at step": entry["step"]})
-    return paragraphs(f"{said} {best}".strip(), table(rows))
+    for key, label in _METRICS.items():
+        last = next((entry for entry in reversed(model.entries) if entry.get(key) is not None), None)
+        if last:
+            rows.append({"metric": label, "last logged": float(last[key]), "at step": last["step"]})
+    return paragraphs(" ".join(sentences), table(rows))

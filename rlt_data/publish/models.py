@@ -1,4 +1,4 @@
-"""The folder of a finished training: which of its files are published, and what it says of itself."""
+"""Read the folder of a finished training, and choose the files to publish."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from typing import Any
 from rlt_data.errors import RunFolderError
 from rlt_data.publish.redact import hub_id, public_name, redact_paths
 
-#: What belongs to the model; checkpoints, optimizer states, samples and logs do not.
-_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "format.yaml")
+#: Files of the model. Checkpoints, optimizer states, samples and logs are not published.
+_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "format.yaml")
 _RECORDS = ("training.json", "metrics.jsonl")
-#: What a command trains.
+#: Kind of model, by the command that trained it.
 _KINDS = {
     "train-teacher warmup": "warmed-up-teacher",
     "train-teacher rl": "teacher",
     "train-student": "student",
     "train-solver": "solver",
 }
-_NOT_OURS = {"trainer_state.json", "training.json", "rlt-data.json"}
-#: Names of a tokenizer may look like places, so only these keys are read as such.
-_PLACES = ("name_or_path", "_file")
+_EXCLUDED = {"trainer_state.json", "training.json", "rlt-data.json"}
+#: Endings of config keys whose values are paths. Other values of a tokenizer's config can look like paths too.
+_PATH_KEYS = ("name_or_path", "_file")
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model that a training made.
+    """A model that a training of rlt-data wrote.
 
     Attributes:
-        folder: its folder: that of the training, or ``best`` in it.
-        recorded: training.json, without places of the machine.
-        entries: lines of metrics.jsonl.
-        config: config.json, or adapter_config.json.
-        base: Hub id of the model it began from, where that is known.
-        data: Hub ids of what it was trained on, likewise.
+        folder: the folder of the weights: that of the training, or ``best`` in it.
+        recorded: the content of training.json, without local paths.
+        entries: the lines of metrics.jsonl.
+        config: the content of config.json or adapter_config.json.
+        base: Hub id of the base model, if known.
+        data: Hub ids of the training data, if known.
     """
 
     folder: Path
@@ -48,7 +48,7 @@ class TrainedModel:
 
     @property
     def kind(self) -> str:
-        """``teacher`` and ``solver`` by GRPO, ``warmed-up-teacher``, ``student``; ``fine-tuned`` where nothing says."""
+        """``teacher``, ``warmed-up-teacher``, ``solver`` or ``student``; ``fine-tuned`` if nothing tells which."""
         settings, command = self.recorded["depends_on"], self.recorded.get("command")
         if command in _KINDS:
             return _KINDS[command]
@@ -60,67 +60,67 @@ class TrainedModel:
 
     @property
     def has_format(self) -> bool:
-        """Whether a format lies beside it."""
+        """Whether the folder has a prompt format."""
         return (self.folder / "format.yaml").is_file()
 
     @property
     def is_adapter(self) -> bool:
-        """Whether it is adapters for another model."""
+        """Whether the folder has LoRA adapters instead of a complete model."""
         return (self.folder / "adapter_config.json").is_file()
 
     @property
     def is_best(self) -> bool:
-        """Whether it is the checkpoint that did best, not the last one."""
+        """Whether the weights are those of the best checkpoint, not of the last step."""
         return not (self.folder / "training.json").is_file()
 
 
 def training_folder(folder: Path) -> Path | None:
-    """Return where a model's training.json lies: beside it, or above the folder ``best``."""
-    places = [folder, folder.parent] if folder.name == "best" else [folder]
-    return next((place for place in places if (place / "training.json").is_file()), None)
+    """Return the folder with a model's training.json: its own, or the parent of ``best``; None without one."""
+    candidates = [folder, folder.parent] if folder.name == "best" else [folder]
+    return next((candidate for candidate in candidates if (candidate / "training.json").is_file()), None)
 
 
 def read_model(folder: Path, base: str | None = None, data: Sequence[str] = ()) -> TrainedModel:
-    """Read what a training wrote.
+    """Read the folder of a finished training.
 
     Args:
-        folder: of the model.
-        base: Hub id of the model it began from; default: what the training recorded, if it came from the Hub.
-        data: Hub ids of what it was trained on; default: likewise.
+        folder: the folder of the weights.
+        base: Hub id of the base model; default: the recorded one, if the training loaded it from the Hub.
+        data: Hub ids of the training data; default: the recorded one, if the training loaded it from the Hub.
 
     Raises:
-        RunFolderError: the training is not finished, or its files are not there.
+        RunFolderError: the training is not finished, or a file is missing or damaged.
     """
     training = training_folder(folder)
     assert training is not None
     recorded = _read_json(training / "training.json")
     if not isinstance(recorded.get("depends_on"), dict):
-        raise RunFolderError(f"{training / 'training.json'}: not what a training of rlt-data writes")
+        raise RunFolderError(f"{training / 'training.json'}: was not written by a training of rlt-data")
     if "steps" not in recorded:
-        raise RunFolderError(f"{training}: the training is not finished; run its command again, which continues it")
+        raise RunFolderError(f"{training}: the training is not finished; run its command again to continue it")
     if not list(folder.glob("*.safetensors")):
-        raise RunFolderError(f"{folder}: there are no weights (no *.safetensors)")
+        raise RunFolderError(f"{folder}: has no weights (*.safetensors)")
     names = ("config.json", "adapter_config.json")
     config = next((_read_json(folder / name) for name in names if (folder / name).is_file()), {})
-    began, rows = recorded.get("models", {}).get("model", {}), recorded.get("data", {})
-    base = base or (began["name"] if began.get("revision") else hub_id(began.get("name", "")))
+    base_entry, rows = recorded.get("models", {}).get("model", {}), recorded.get("data", {})
+    base = base or (base_entry["name"] if base_entry.get("revision") else hub_id(base_entry.get("name", "")))
     base = base or hub_id(str(config.get("base_model_name_or_path")))
     data = data or ([rows["name"]] if rows.get("on_hub") else [])
     return TrainedModel(folder, redact_paths(recorded), _entries(training / "metrics.jsonl"), config, base, data)
 
 
 def write_model(model: TrainedModel, root: Path) -> dict[str, Path]:
-    """Return the files of a model by their names; those that name places of this machine are written anew.
+    """Return the files to publish by their names, after rewriting those that contain local paths.
 
     Args:
         model: the model.
-        root: an empty folder.
+        root: an empty folder for the rewritten files.
     """
-    found = {file.name: file for pattern in _PATTERNS for file in sorted(model.folder.glob(pattern))}
+    matches = {file.name: file for pattern in _MODEL_FILES for file in sorted(model.folder.glob(pattern))}
     training = training_folder(model.folder) or model.folder
-    files = {name: file for name, file in found.items() if name not in _NOT_OURS}
+    files = {name: file for name, file in matches.items() if name not in _EXCLUDED}
     files |= {name: training / name for name in _RECORDS if (training / name).is_file()}
-    changed: dict[str, Any] = {"training.json": model.recorded}
+    rewritten: dict[str, Any] = {"training.json": model.recorded}
     for name in files:
         if name.endswith("config.json"):
             content = _read_json(files[name])
@@ -128,8 +128,8 @@ def write_model(model: TrainedModel, root: Path) -> dict[str, Path]:
             if "base_model_name_or_path" in content and model.base:
                 public["base_model_name_or_path"] = model.base
             if public != content:
-                changed[name] = public
-    for name, content in changed.items():
+                rewritten[name] = public
+    for name, content in rewritten.items():
         files[name] = root / name
         files[name].write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return files
@@ -137,7 +137,7 @@ def write_model(model: TrainedModel, root: Path) -> dict[str, Path]:
 
 def _public_config(content: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        key: public_name(value) if isinstance(value, str) and key.endswith(_PLACES) else value
+        key: public_name(value) if isinstance(value, str) and key.endswith(_PATH_KEYS) else value
         for key, value in content.items()
     }
 
@@ -157,5 +157,5 @@ def _read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{file}: cannot be read: {error}") from None
     if not isinstance(content, dict):
-        raise RunFolderError(f"{file}: cannot be read: no JSON object")
+        raise RunFolderError(f"{file}: cannot be read: not a JSON object")
     return content

@@ -1,4 +1,4 @@
-"""Redaction for publishing: paths become names, and addresses of servers are removed."""
+"""Redaction for publishing: reduce paths to names, and remove server URLs."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import re
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-_CACHED = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]")
+_HUB_CACHE = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]")
 _URL = re.compile(r"[A-Za-z][\w+.-]*://")
 
 
 def redact_paths(content: Any) -> Any:
-    """Return JSON content with paths reduced to names and without addresses of servers; formats stay whole."""
+    """Return JSON content with paths reduced to names and server URLs set to null; formats are unchanged."""
     if isinstance(content, dict):
-        return {key: _of_key(str(key), value) for key, value in content.items()}
+        return {key: _redact_value(str(key), value) for key, value in content.items()}
     if isinstance(content, list):
-        return [redact_paths(each) for each in content]
+        return [redact_paths(item) for item in content]
     return public_name(content) if isinstance(content, str) else content
 
 
-def _of_key(key: str, value: Any) -> Any:
+def _redact_value(key: str, value: Any) -> Any:
     if key == "format" and isinstance(value, dict):
         return value
     return None if key == "url" or key.endswith("_url") else redact_paths(value)
 
 
 def public_name(name: str) -> str:
-    """Return the last part of a path or URL, or the Hub id of a model in the Hub's cache; other names as they are."""
+    """Return a name without its path: the Hub id if it is in the Hub's cache, else the last part of a path or URL."""
     if id := hub_id(name):
         return id
     if "\n" in name or not (_URL.match(name) or name.startswith("~") or _is_absolute(name)):
@@ -34,10 +34,10 @@ def public_name(name: str) -> str:
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
 
 
-def hub_id(name: str) -> str | None:
-    """Return the id of a model in the Hub's cache, given its path."""
-    found = _CACHED.search(name)
-    return f"{found[1]}/{found[2]}" if found else None
+def hub_id(path: str) -> str | None:
+    """Return the Hub id of a model, given its path in the Hub's cache; None for other paths."""
+    match = _HUB_CACHE.search(path)
+    return f"{match[1]}/{match[2]}" if match else None
 
 
 def _is_absolute(name: str) -> bool:

@@ -1,11 +1,11 @@
-"""The tables of a data set on the Hub: one configuration for each way to load it, written as Parquet files first.
+"""The tables of a data set on the Hub, one configuration each, written to local Parquet files.
 
-default          what was distilled
-rank_01, ...     well-formed traces of one rank, in the columns of the distilled rows; bucket_1, ... where buckets are
+default          the distilled rows
+rank_01, ...     the well-formed traces of one rank, with the columns of ``default``; bucket_1, ... if buckets are
                  quantiles
-traces           every trace with its question, its scores and its rank
+traces           all traces, with their questions, scores and ranks
 
-A branch for each stage may hold its tables whole: questions and traces, scores, ranks.
+``--branch-per-stage`` also publishes the complete tables of each step on a branch: questions and traces, scores, ranks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rlt_data.storage.paths import StoragePath
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import SCHEMAS
 
-#: The tables of each stage that has any.
+#: Tables by the step that writes them.
 STAGES = {step.name: step.writes for step in DATA_STEPS if step.writes}
 
 _ROWS_AT_A_TIME = 256
@@ -39,13 +39,13 @@ _ROWS_AT_A_TIME = 256
 
 @dataclass
 class Config:
-    """A way to load the data set.
+    """A configuration of the data set.
 
     Attributes:
-        name: what ``load_dataset`` gets as its second argument.
-        folder: of its files, inside the data set.
+        name: the second argument of ``load_dataset``.
+        folder: the local folder of its files.
         schema: its columns.
-        rows: by file name, in the order of the rows.
+        rows: row counts by file name, in the order of the rows.
         size: bytes of the rows in memory.
     """
 
@@ -57,33 +57,33 @@ class Config:
 
 
 class ConfigWriter:
-    """Writes the rows of a configuration.
+    """Writes the rows of a configuration to Parquet files.
 
     Args:
-        root: folder of the data set.
-        name: of the configuration.
-        schema: its columns.
+        root: the folder of the data set.
+        name: the name of the configuration.
+        schema: the columns.
     """
 
     def __init__(self, root: Path, name: str, schema: pa.Schema) -> None:
         self.config = Config(name, root / "data" / name, schema)
         self.config.folder.mkdir(parents=True)
         self._shards = Shards(self.config.folder, schema)
-        self._held: list[dict[str, Any]] = []
+        self._buffer: list[dict[str, Any]] = []
 
     def append(self, row: dict[str, Any]) -> None:
-        """Write a row, sooner or later."""
-        self._held.append(row)
-        if len(self._held) == _ROWS_AT_A_TIME:
+        """Buffer a row, and write the buffer when it is full."""
+        self._buffer.append(row)
+        if len(self._buffer) == _ROWS_AT_A_TIME:
             self._flush()
 
     def write(self, table: pa.Table) -> None:
-        """Write rows."""
+        """Write a table immediately."""
         self._shards.write(table)
         self.config.size += table.nbytes
 
     def close(self) -> Config:
-        """Finish the files, and give them names that say how many there are."""
+        """Finish the files, and rename them to include the number of files."""
         self._flush()
         self._shards.close()
         for number, length in enumerate(self._shards.rows):
@@ -93,9 +93,9 @@ class ConfigWriter:
         return self.config
 
     def _flush(self) -> None:
-        held, self._held = self._held, []
-        if held:
-            self.write(pa.Table.from_pylist(held, schema=self.config.schema))
+        rows, self._buffer = self._buffer, []
+        if rows:
+            self.write(pa.Table.from_pylist(rows, schema=self.config.schema))
 
 
 def _file_name(number: int, files: int) -> str:
@@ -103,49 +103,50 @@ def _file_name(number: int, files: int) -> str:
 
 
 def write_configs(
-    run: RunFolder, distilled: StoragePath, made: Mapping[str, Any], root: Path, progress: Progress
+    run: RunFolder, distilled: StoragePath, provenance: Mapping[str, Any], root: Path, progress: Progress
 ) -> list[Config]:
     """Write all configurations of a run.
 
     Args:
         run: a ranked run.
-        distilled: what ``distill`` made of it.
-        made: its distill.json.
+        distilled: the folder that ``distill`` wrote.
+        provenance: the content of its distill.json.
         root: an empty folder.
-        progress: told of every part.
+        progress: advances by one for each part and table.
 
     Raises:
-        RunFolderError: there are no ranks.
+        RunFolderError: the run has no ranks.
     """
-    configs = [write_default(distilled, root), *_by_rank(run, made, root, progress), _traces(run, root, progress)]
+    by_rank = _write_by_rank(run, provenance, root, progress)
+    configs = [write_default(distilled, root), *by_rank, _write_traces(run, root, progress)]
     return [config for config in configs if config.rows]
 
 
 def write_default(distilled: StoragePath, root: Path) -> Config:
-    """Write the configuration of what was distilled.
+    """Write the configuration ``default`` from a folder that ``distill`` wrote.
 
     Raises:
-        RunFolderError: there is nothing, or a file is damaged.
+        RunFolderError: the folder has no rows, or a file is damaged.
     """
     source = open_folder(distilled / "data")
     names = sorted(name for name in source.names() if name.endswith(".parquet"))
     if not names:
-        raise RunFolderError(f"{distilled}: there are no rows (no data/*.parquet); distill again")
+        raise RunFolderError(f"{distilled}: has no rows (data/*.parquet); run rlt-data distill again")
     (root / "distilled").mkdir()
     files = [root / "distilled" / name for name in names]
     for file in files:
         source.fetch(file.name, file)
-    return _adopted("default", files, root, distilled / "data")
+    return _adopt("default", files, root, distilled / "data")
 
 
 def write_stage(run: RunFolder, stage: str, root: Path, progress: Progress) -> list[Config]:
-    """Write the tables of a stage whole, as they are in the run; none of those that are not there.
+    """Copy the tables of a stage that the run has.
 
     Args:
         run: the run.
         stage: a key of :data:`STAGES`.
         root: an empty folder.
-        progress: told of every part.
+        progress: advances by one for each part.
     """
     configs = []
     for table in STAGES[stage]:
@@ -155,35 +156,42 @@ def write_stage(run: RunFolder, stage: str, root: Path, progress: Progress) -> l
             run.export_part(table, part, file)
             progress.advance()
         if files:
-            configs.append(_adopted(table, [*files.values()], root, run.path / table))
+            configs.append(_adopt(table, [*files.values()], root, run.path / table))
     return configs
 
 
-def _adopted(name: str, files: list[Path], root: Path, source: StoragePath) -> Config:
-    """Make a configuration of files that are there already, in the folder of the data set.
+def _adopt(name: str, files: list[Path], root: Path, source: StoragePath) -> Config:
+    """Make a configuration from existing Parquet files, which are moved.
+
+    Args:
+        name: the name of the configuration.
+        files: local copies of the files.
+        root: the folder of the data set.
+        source: the folder that the files were copied from, for error messages.
 
     Raises:
-        RunFolderError: one is damaged; names the folder that they came from.
+        RunFolderError: a file is damaged.
     """
     with table_errors(source):
         config = Config(name, root / "data" / name, pq.read_schema(files[0]))
         config.folder.mkdir(parents=True)
         for number, file in enumerate(files):
-            own = config.folder / _file_name(number, len(files))
-            file.rename(own)
-            with pq.ParquetFile(own) as read:
-                config.rows[own.name] = read.metadata.num_rows
-                config.size += sum(read.metadata.row_group(i).total_byte_size for i in range(read.num_row_groups))
+            target = config.folder / _file_name(number, len(files))
+            file.rename(target)
+            with pq.ParquetFile(target) as opened:
+                metadata = opened.metadata
+                config.rows[target.name] = metadata.num_rows
+                config.size += sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
     return config
 
 
-def _by_rank(run: RunFolder, made: Mapping[str, Any], root: Path, progress: Progress) -> Iterator[Config]:
-    """Write the configurations by rank, or by bucket where buckets are not ranks."""
+def _write_by_rank(run: RunFolder, provenance: Mapping[str, Any], root: Path, progress: Progress) -> Iterator[Config]:
+    """Write one configuration per rank, or per bucket if buckets are quantiles."""
     format = recorded_format(run, "score")
     if format is None or not run.parts("ranks"):
-        raise RunFolderError(f"{run.path}: there are no ranks; run rlt-data rank first")
+        raise RunFolderError(f"{run.path}: has no ranks; run rlt-data rank first")
     by_rank = run.step("rank").get("settings", {}).get("buckets", "ranks") == "ranks"
-    settings = DistillSettings(input=str(run.path), select="all", shape=made["settings"]["shape"])
+    settings = DistillSettings(input=str(run.path), select="all", shape=provenance["settings"]["shape"])
     selection = Selection(run, settings, format, DistillSummary(run.path))
     writers: dict[int, ConfigWriter] = {}
     for frame in selection.chosen(progress):
@@ -193,23 +201,23 @@ def _by_rank(run: RunFolder, made: Mapping[str, Any], root: Path, progress: Prog
                 name = f"rank_{number:02d}" if by_rank else f"bucket_{number}"
                 writers[number] = ConfigWriter(root, name, selection.schema)
             writers[number].append(selection.shaped(row))
-    for _, each in sorted(writers.items()):
-        yield each.close()
+    for _, writer in sorted(writers.items()):
+        yield writer.close()
 
 
-def _plain(table: str) -> list[str]:
-    """Return the columns of a table but those with a value for each token, which stay in the run."""
+def _scalar_columns(table: str) -> list[str]:
+    """Return the columns of a table without those that have a value per token, which are not published."""
     return [field.name for field in SCHEMAS[table] if not pa.types.is_list(field.type)]
 
 
-def _traces(run: RunFolder, root: Path, progress: Progress) -> Config:
-    """Write every trace with its question, its scores and its rank."""
+def _write_traces(run: RunFolder, root: Path, progress: Progress) -> Config:
+    """Write all traces, with their questions, scores and ranks."""
     writer: ConfigWriter | None = None
     for part in run.parts("traces"):
-        rows = pl.DataFrame(run.read("traces", part, _plain("traces")))
+        rows = pl.DataFrame(run.read("traces", part, _scalar_columns("traces")))
         rows = run.join_questions(rows, part)
         for table in ("scores", "ranks"):
-            rows = run.join(rows, table, part, _plain(table))
+            rows = run.join(rows, table, part, _scalar_columns(table))
         table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
         writer = writer or ConfigWriter(root, "traces", table.schema)
         writer.write(table.cast(writer.config.schema))

@@ -1,1 +1,1 @@
-"""The page that shows a run: what it shows (collect), the HTML (build), and serving it (serve)."""
+"""The HTML report of a run: its data (collect, overview), the HTML (build), and a live server (serve)."""

@@ -1,7 +1,7 @@
-"""The page as HTML: the skeleton with style, script and what it says of itself, and blocks of data.
+"""Build the HTML of the report: template, style and script, and blocks of data.
 
-Data is JSON, compressed and in base64, in elements that no browser runs or shows; the page unpacks a block when it is
-looked at. The page's security policy lets nothing run but its own script, by its hash, and nothing be fetched.
+The data is JSON, compressed and base64-encoded, in elements that browsers neither run nor show. The script unpacks a
+block when it is needed. The content security policy allows only the page's script, by its hash, and no requests.
 """
 
 from __future__ import annotations
@@ -18,53 +18,54 @@ from typing import Any
 from rlt_data.progress import Progress
 from rlt_data.reporting.collect import TOKENS, TraceSelection
 from rlt_data.reporting.overview import asset, rendered
+from rlt_data.statistics import MEANINGS
 
-#: Traces of one block.
-_TRACES_A_BLOCK = 64
-#: Parts of the script, which share one scope.
+#: Traces per block.
+_TRACES_PER_BLOCK = 64
+#: Files of the script, concatenated into one scope.
 _SCRIPTS = ("data", "list", "question", "main")
-_INDEX, _CHUNKS = "<!-- index -->", "<!-- chunks -->"
+_INDEX_MARKER, _BLOCKS_MARKER = "<!-- index -->", "<!-- chunks -->"
 
 
-def write_page(file: Path, title: str, overview: str, collection: TraceSelection, progress: Progress) -> None:
-    """Write the page as one file that needs nothing else.
+def write_page(file: Path, title: str, overview: str, selection: TraceSelection, progress: Progress) -> None:
+    """Write the report as one self-contained file.
 
     Args:
-        file: where to.
-        title: of the page.
-        overview: the HTML of its upper part.
-        collection: the traces to browse.
-        progress: told of every question.
+        file: path of the file.
+        title: title of the page.
+        overview: HTML of the overview.
+        selection: the traces to list.
+        progress: advances by one for each question.
     """
-    groups = list(collection.chunks(_TRACES_A_BLOCK))
-    firsts = [sum(len(group) for group in groups[:number]) for number in range(len(groups))]
-    text = page(title, overview, list(collection.runs), {"chunks": firsts})
-    before, _, rest = text.partition(_INDEX)
-    script, _, after = rest.partition(_CHUNKS)
+    blocks = list(selection.blocks(_TRACES_PER_BLOCK))
+    first_questions = [sum(len(block) for block in blocks[:number]) for number in range(len(blocks))]
+    html = page(title, overview, list(selection.runs), {"chunks": first_questions})
+    before_index, _, after_index = html.partition(_INDEX_MARKER)
+    script, _, end = after_index.partition(_BLOCKS_MARKER)
     with file.open("w", encoding="utf-8") as opened:
-        opened.write(before + _block("index", collection.index()) + script)
-        for number, group in enumerate(groups):
-            questions = [collection.texts(each) for each in group]
-            for place, question in enumerate(questions, firsts[number]):
+        opened.write(before_index + _data_element("index", selection.index()) + script)
+        for number, block in enumerate(blocks):
+            questions = [selection.texts(question) for question in block]
+            for position, question in enumerate(questions, first_questions[number]):
                 tokens = {
                     trace["trace_id"]: {name: trace.pop(name) for name in TOKENS if name in trace}
                     for trace in question["traces"]
                 }
-                if any(tokens.values()):  # apart, because a search looks at texts alone
-                    opened.write(_block(f"tokens-{place}", tokens))
-            opened.write(_block(f"texts-{number}", questions))
-            progress.advance(len(group))
-        opened.write(after)
+                if any(tokens.values()):  # in a separate element, because a search reads texts only
+                    opened.write(_data_element(f"tokens-{position}", tokens))
+            opened.write(_data_element(f"texts-{number}", questions))
+            progress.advance(len(block))
+        opened.write(end)
 
 
-def page(title: str, overview: str, sources: list[str], more: Mapping[str, Any]) -> str:
-    """Return the page without its data.
+def page(title: str, overview: str, sources: list[str], head: Mapping[str, Any]) -> str:
+    """Return the HTML of the page without its data.
 
     Args:
-        title: of the page.
-        overview: the HTML of its upper part.
-        sources: names of the sources.
-        more: what else the script is told: ``chunks``, the first question of each block, or ``live`` and ``stamp``.
+        title: title of the page.
+        overview: HTML of the overview.
+        sources: names of the runs.
+        head: further values for the script: ``chunks``, the first question of each block, or ``live`` and ``stamp``.
     """
     script = '"use strict";\n{\n' + "".join(asset(f"script/{name}.js") for name in _SCRIPTS) + "}\n"
     digest = base64.b64encode(hashlib.sha256(f"\n{script}".encode()).digest()).decode()
@@ -76,15 +77,15 @@ def page(title: str, overview: str, sources: list[str], more: Mapping[str, Any])
         script=script,
         script_hash=f"sha256-{digest}",
         overview=overview,
-        live="live" in more,
-        # "<" begins no tag in it: the head may hold names that others chose.
-        head=json.dumps({"sources": sources, **more}).replace("<", "\\u003c"),
-        index_marker=_INDEX,
-        chunks_marker=_CHUNKS,
+        live="live" in head,
+        # Names of runs are untrusted: an escaped "<" cannot start a tag.
+        head=json.dumps({"sources": sources, "meanings": MEANINGS, **head}).replace("<", "\\u003c"),
+        index_marker=_INDEX_MARKER,
+        blocks_marker=_BLOCKS_MARKER,
     )
 
 
-def _block(name: str, content: Any) -> str:
+def _data_element(name: str, content: Any) -> str:
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     packed = base64.b64encode(zlib.compress(text.encode("utf-8", "replace"), 6)).decode()
     return f'<script type="text/plain" id="{name}">{packed}</script>\n'

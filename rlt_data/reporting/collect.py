@@ -1,7 +1,8 @@
-"""What the page's browser shows: the figures of each trace, and the texts of a question with all its traces.
+"""Select the traces of a report, and read their numbers and texts.
 
-A page holds at most so many traces, of whole questions. Which ones follows from their ids, hashes of their content:
-those with the smallest. So it is a fair draw, the same for runs with the same questions, and stays as a run grows.
+A report lists a limited number of traces, always with all traces of a question. It takes the questions with the
+smallest ids. Ids are hashes of the content, so this is an unbiased sample. It is the same for runs with the same
+questions, and stable while a run grows.
 """
 
 from __future__ import annotations
@@ -20,19 +21,25 @@ from rlt_data.statistics import OF_RANKS, TERMS
 from rlt_data.steps.provenance import recorded_format
 from rlt_data.storage.run import RunFolder
 
-_OF_TRACES = ("finish_reason", "completion_tokens")
-_TEXTS_OF_SCORES = (
+_TRACE_COLUMNS = ("finish_reason", "completion_tokens")
+_TOKEN_COLUMNS = (
     "empty", "solution_logprobs", "solution_offsets", "thought_logprobs", "thought_offsets", "thought_kl", "kl_offsets",
 )  # fmt: skip
-#: Keys of a trace's tokens.
+#: Keys of the per-token values of a trace.
 TOKENS = ("thought_tokens", "kl_tokens", "solution_tokens")
-#: Characters of a question that its line in the list shows.
+#: Characters of a question that the list shows.
 _SNIPPET = 160
 
 
 @dataclass(frozen=True)
 class SelectedQuestion:
-    """A question to show: its id, its number of traces, and the part it is in, by the number of the run."""
+    """A question in the report.
+
+    Attributes:
+        question_id: its key.
+        traces: number of its traces in all runs.
+        parts: for each run, the part that has the question.
+    """
 
     question_id: str
     traces: int
@@ -40,110 +47,110 @@ class SelectedQuestion:
 
 
 class TraceSelection:
-    """Questions of one run or several, with their traces.
+    """The traces that a report lists, from one run or several.
 
     Args:
-        runs: by the names of their sources; with several of them only questions that all have are shown.
-        limit: traces at most, but never less than one question's.
-        only: the question to show, and no other.
+        runs: the runs by name. Of several runs, only questions that all of them have are listed.
+        limit: maximum number of traces; at least one question is listed.
+        only: the only question to list, by its id.
 
     Attributes:
-        chosen: the questions, in the order of the first run.
-        questions: questions that could be shown.
-        traces: their traces.
+        selected: the questions that are listed, in the order of the first run.
+        questions: number of questions that could be listed.
+        traces: number of their traces.
     """
 
     def __init__(self, runs: Mapping[str, RunFolder], limit: int, only: str | None = None) -> None:
         self.runs = dict(runs)
         self.formats = [recorded_format(run, "score") or recorded_format(run, "generate") for run in runs.values()]
         self.questions = self.traces = 0
-        self.chosen = self._choose(limit, only)
-        self._wanted = {each.question_id for each in self.chosen}
-        # Where two runs have the same questions in the same order, each part is read once.
-        self._figures = lru_cache(len(self.runs))(self._read_figures)
+        self.selected = self._select(limit, only)
+        self._selected_ids = {question.question_id for question in self.selected}
+        # With one cached part per run, each part is read once if the runs have the same questions in the same order.
+        self._numbers = lru_cache(len(self.runs))(self._read_numbers)
         self._texts = lru_cache(len(self.runs))(self._read_texts)
         self._questions = lru_cache(1)(self._read_questions)
 
-    def _choose(self, limit: int, only: str | None) -> list[SelectedQuestion]:
-        found: list[dict[str, tuple[int, int]]] = []
+    def _select(self, limit: int, only: str | None) -> list[SelectedQuestion]:
+        by_run: list[dict[str, tuple[int, int]]] = []  # (traces, part) by question
         for run in self.runs.values():
             counts: dict[str, tuple[int, int]] = {}
             for part in run.parts("traces"):
                 ids = pl.DataFrame(run.read("traces", part, ["question_id"]))
                 groups = ids.group_by("question_id", maintain_order=True).len()
                 counts |= {key: (number, part) for key, number in groups.iter_rows()}
-            found.append(counts)
-        everywhere = [key for key in found[0] if only in (None, key) and all(key in counts for counts in found)]
-        self.questions = len(everywhere)
-        self.traces = sum(counts[key][0] for counts in found for key in everywhere)
-        kept: set[str] = set()
-        room = limit
-        for key in sorted(everywhere):
-            room -= sum(counts[key][0] for counts in found)
-            if room < 0 and kept:
+            by_run.append(counts)
+        shared = [key for key in by_run[0] if only in (None, key) and all(key in counts for counts in by_run)]
+        traces = {key: sum(counts[key][0] for counts in by_run) for key in shared}
+        self.questions, self.traces = len(shared), sum(traces.values())
+        selected: set[str] = set()
+        remaining = limit
+        for key in sorted(shared):
+            remaining -= traces[key]
+            if remaining < 0 and selected:
                 break
-            kept.add(key)
+            selected.add(key)
         return [
-            SelectedQuestion(key, sum(counts[key][0] for counts in found), tuple(counts[key][1] for counts in found))
-            for key in everywhere
-            if key in kept
+            SelectedQuestion(key, traces[key], tuple(counts[key][1] for counts in by_run))
+            for key in shared
+            if key in selected
         ]
 
-    def chunks(self, traces: int) -> Iterator[list[SelectedQuestion]]:
-        """Return the questions in groups of about so many traces."""
-        group: list[SelectedQuestion] = []
-        for each in self.chosen:
-            if group and sum(other.traces for other in group) + each.traces > traces:
-                yield group
-                group = []
-            group.append(each)
-        if group:
-            yield group
+    def blocks(self, traces: int) -> Iterator[list[SelectedQuestion]]:
+        """Yield the questions in blocks of at most so many traces, but at least one question."""
+        block: list[SelectedQuestion] = []
+        for question in self.selected:
+            if block and sum(other.traces for other in block) + question.traces > traces:
+                yield block
+                block = []
+            block.append(question)
+        if block:
+            yield block
 
     def index(self) -> dict[str, Any]:
-        """Return the figures of all traces, column by column, and their questions.
+        """Return the questions, and the numbers of all traces as columns.
 
         Returns:
-            ``questions``: id, source id and snippet of each; ``columns``: lists with a value for each trace:
-            ``question`` (its number), ``source`` (its number), ``trace_id``, ``sample_index``, and figures of traces,
-            scores and ranks. Columns without values are left out.
+            ``questions`` has id, source id and snippet of each question. ``columns`` has one list per column:
+            ``question`` (index in ``questions``), ``source`` (index of the run), ``trace_id``, ``sample_index``, and
+            columns of traces, scores and ranks. Columns without values are left out.
         """
         questions = []
         frames = []
-        for number, chosen in enumerate(self.chosen):
-            question = self._questions(chosen.parts[0])[chosen.question_id]
-            questions.append([chosen.question_id, question["source_id"], question["question"][:_SNIPPET]])
-            for source, part in enumerate(chosen.parts):
-                frame = self._figures(source, part).get(chosen.question_id)
+        for number, selected in enumerate(self.selected):
+            question = self._questions(selected.parts[0])[selected.question_id]
+            questions.append([selected.question_id, question["source_id"], question["question"][:_SNIPPET]])
+            for source, part in enumerate(selected.parts):
+                frame = self._numbers(source, part).get(selected.question_id)
                 if frame is not None:
                     frames.append(frame.with_columns(pl.lit(number).alias("question"), pl.lit(source).alias("source")))
         if not frames:
             return {"questions": [], "columns": {}}
-        every = pl.concat(frames, how="diagonal_relaxed")
+        traces = pl.concat(frames, how="diagonal_relaxed")
         columns: dict[str, list[Any]] = {}
-        for name in every.columns:
+        for name in traces.columns:
             if name == "question_id":
-                continue  # its number is enough
-            values = every[name].to_list()
+                continue  # the column "question" has its index
+            values = traces[name].to_list()
             if any(value is not None for value in values):
-                columns[name] = [_short(value) if isinstance(value, float) else value for value in values]
+                columns[name] = [_rounded(value) if isinstance(value, float) else value for value in values]
         return {"questions": questions, "columns": columns}
 
-    def texts(self, chosen: SelectedQuestion) -> dict[str, Any]:
-        """Return a question and its traces as the page shows them, JSON-ready.
+    def texts(self, selected: SelectedQuestion) -> dict[str, Any]:
+        """Return a question and its traces as JSON for the page.
 
-        ``contents`` are the solution as each source's student reads it. A trace's ``thought`` is what the student read:
-        the explanation with the format's padding; ``completion`` is there where it holds something else, ``meta`` where
-        the trace has its own. With scores that were made with ``--per-token`` there are ``thought_tokens``,
-        ``kl_tokens`` (of the thought) and ``solution_tokens`` (of the contents): the first token begins at the
-        character ``begin``, each spans ``lengths`` characters, ``values`` are hundredths; ``kl_tokens`` lack the former
-        two where they are those of the thought.
+        ``contents`` has the solution as the student of each run reads it. The ``thought`` of a trace is the explanation
+        as the student reads it, with the format's padding. ``completion`` is present if it differs from the
+        explanation, ``meta`` if the trace has one. Runs scored with ``--per-token`` add ``thought_tokens`` and
+        ``kl_tokens``, which refer to the thought, and ``solution_tokens``, which refer to ``contents``. Their first
+        token starts at character ``begin``, each token has ``lengths`` characters, and ``values`` are in hundredths.
+        ``kl_tokens`` omit ``begin`` and ``lengths`` if these are the same as for ``thought_tokens``.
         """
-        question = self._questions(chosen.parts[0])[chosen.question_id]
+        question = self._questions(selected.parts[0])[selected.question_id]
         contents = [format and format.solution_content(question["solution"]) for format in self.formats]
         traces = []
-        for source, part in enumerate(chosen.parts):
-            frame = self._texts(source, part).get(chosen.question_id)
+        for source, part in enumerate(selected.parts):
+            frame = self._texts(source, part).get(selected.question_id)
             if frame is not None:
                 traces += [self._trace(source, row, contents[source] or "") for row in frame.iter_rows(named=True)]
         shown = {key: question[key] for key in ("question_id", "source_id", "question", "solution", "answer", "meta")}
@@ -168,44 +175,44 @@ class TraceSelection:
             strict=True,
         ):
             if row.get(offsets) and row.get(values):
-                begins = [*row[offsets], len(text)]
-                lengths = [after - before for before, after in pairwise(begins)]
-                places = {"begin": begins[0], "lengths": lengths}
-                of_thought = shown.get("thought_tokens")
-                if name == "kl_tokens" and of_thought and of_thought["lengths"] == lengths:
-                    places = {}
-                shown[name] = {**places, "values": [_hundredths(value) for value in row[values]]}
+                starts = [*row[offsets], len(text)]
+                lengths = [end - start for start, end in pairwise(starts)]
+                spans = {"begin": starts[0], "lengths": lengths}
+                thought_tokens = shown.get("thought_tokens")
+                if name == "kl_tokens" and thought_tokens and thought_tokens["lengths"] == lengths:
+                    spans = {}
+                shown[name] = {**spans, "values": [_hundredths(value) for value in row[values]]}
         return shown
 
     def _read_questions(self, part: int) -> dict[str, dict[str, Any]]:
         [run, *_] = self.runs.values()
         return {row["question_id"]: row for row in run.read("questions", part).to_pylist()}
 
-    def _read_figures(self, source: int, part: int) -> dict[str, pl.DataFrame]:
-        return self._read(source, part, _OF_TRACES, {"scores": (*TERMS, "well_formed"), "ranks": OF_RANKS})
+    def _read_numbers(self, source: int, part: int) -> dict[str, pl.DataFrame]:
+        return self._read(source, part, _TRACE_COLUMNS, {"scores": (*TERMS, "well_formed"), "ranks": OF_RANKS})
 
     def _read_texts(self, source: int, part: int) -> dict[str, pl.DataFrame]:
-        return self._read(source, part, ("completion", "meta"), {"scores": _TEXTS_OF_SCORES})
+        return self._read(source, part, ("completion", "meta"), {"scores": _TOKEN_COLUMNS})
 
     def _read(
-        self, source: int, part: int, columns: Sequence[str], others: Mapping[str, Sequence[str]]
+        self, source: int, part: int, columns: Sequence[str], joined: Mapping[str, Sequence[str]]
     ) -> dict[str, pl.DataFrame]:
-        """Read columns of the traces of the chosen questions of a part, and of other tables, by question."""
+        """Read the traces of the selected questions of a part, joined with columns of other tables, by question."""
         run = list(self.runs.values())[source]
         rows = pl.DataFrame(run.read("traces", part, ["trace_id", "question_id", "sample_index", *columns]))
-        rows = rows.filter(pl.col("question_id").is_in(self._wanted))
-        for table, more in others.items():
-            rows = run.join(rows, table, part, more)
+        rows = rows.filter(pl.col("question_id").is_in(self._selected_ids))
+        for table, names in joined.items():
+            rows = run.join(rows, table, part, names)
         return {str(key): frame for (key,), frame in rows.partition_by("question_id", as_dict=True).items()}
 
 
 def source_name(run: RunFolder) -> str:
-    """Return what a run is called where nothing else is said: the name of its folder."""
+    """Return the default name of a run: that of its folder."""
     return run.path.resolve().name
 
 
-def _short(value: float) -> float | None:
-    """Round to five digits; what is no number is left out, since JSON has no word for it."""
+def _rounded(value: float) -> float | None:
+    """Round to five digits; None for NaN and infinity, which JSON cannot represent."""
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""How far a run is, for whoever looks on: nothing is asked of the process that works, only of the run's files."""
+"""The progress of a running step, read from the files of the run alone."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from rlt_data.storage.errorlog import failures
 from rlt_data.storage.run import RunFolder, content_hash
 from rlt_data.storage.schemas import TABLE_OF_STEP
 
-#: Columns that count the tokens of a row.
+#: Columns with the number of tokens of a row.
 _TOKENS = {"traces": "completion_tokens", "scores": "student_tokens", "answers": "completion_tokens"}
-#: Seconds that throughput is taken over.
+#: Seconds over which throughput is averaged.
 _WINDOW = 60.0
-#: Seconds without new rows after which a step counts as stopped.
-_QUIET = 20.0
+#: Seconds without new rows after which a step counts as stalled.
+_STALLED_AFTER = 20.0
 _NEWEST = 12
 _SNIPPET = 120
 
 
 class Watch:
-    """Looks at a run again and again.
+    """Tracks the progress of a run.
 
     Args:
-        path: the run folder, or its URL.
+        path: path or URL of the run folder.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._counted: dict[tuple[str, int], tuple[Any, int, int]] = {}
-        self._seen: dict[str, deque[tuple[float, int, int]]] = {step: deque() for step in TABLE_OF_STEP}
-        self._changed: dict[str, float] = {}
+        self._history: dict[str, deque[tuple[float, int, int]]] = {step: deque() for step in TABLE_OF_STEP}
+        self._last_change: dict[str, float] = {}
 
     def now(self) -> dict[str, Any]:
-        """Return what the page shows of the run at the moment.
+        """Return the current progress as JSON for the page.
 
         Returns:
-            ``stamp``, which changes with the run; ``steps``: for each that has begun its name, done and failed rows,
-            total, ``tokens_per_second`` and ``seconds_left`` (null while nothing moves) and ``state`` in words;
-            ``newest``: key and beginning of the traces that were written last.
+            ``stamp`` changes whenever the run does. ``steps`` has, for each step that has started, its name, its done,
+            failed and total rows, ``tokens_per_second`` and ``seconds_left`` (null without new rows), and its
+            ``state`` in words. ``newest`` has key and first characters of the traces that were written last.
         """
         run = RunFolder.existing(self._path)
         failed = Counter(entry["step"] for entry in failures(run))
         steps = [self._step(run, step, failed[step]) for step in TABLE_OF_STEP if run.step(step)]
-        stamp = content_hash(run.info, [each["done"] for each in steps], run.parts("ranks"))
+        stamp = content_hash(run.info, [step["done"] for step in steps], run.parts("ranks"))
         return {"stamp": stamp, "steps": steps, "newest": _newest(run)}
 
     def _step(self, run: RunFolder, step: str, failed: int) -> dict[str, Any]:
@@ -58,45 +58,45 @@ class Watch:
         else:
             total = self._count(run, "questions")[0] * int(run.step(step).get("settings", {}).get("n", 1))
         now = time.monotonic()
-        seen = self._seen[step]
-        if not seen or seen[-1][1:] != (done, tokens):
-            self._changed[step] = now if seen else now - _age(run, step)
-        seen.append((now, done, tokens))
-        while now - seen[0][0] > _WINDOW:
-            seen.popleft()
-        before, rows, sampled = seen[0]
-        seconds = now - before
-        quiet = now - self._changed[step]
-        moves = done > rows and quiet < _QUIET
-        owed = max(total - done - failed, 0)
-        state = "done" if not owed else "at work" if quiet < _QUIET else f"no new row for {_duration(quiet)}"
+        history = self._history[step]
+        if not history or history[-1][1:] != (done, tokens):
+            self._last_change[step] = now if history else now - _seconds_since_write(run, step)
+        history.append((now, done, tokens))
+        while now - history[0][0] > _WINDOW:
+            history.popleft()
+        window_start, done_before, tokens_before = history[0]
+        seconds = now - window_start
+        idle = now - self._last_change[step]
+        pending = max(total - done - failed, 0)
+        has_rate = pending and done > done_before and idle < _STALLED_AFTER
+        state = "done" if not pending else "running" if idle < _STALLED_AFTER else f"no new rows for {_duration(idle)}"
         return {
             "step": step,
             "done": done,
             "failed": failed,
             "total": total,
-            "tokens_per_second": (tokens - sampled) / seconds if moves and owed else None,
-            "seconds_left": owed * seconds / (done - rows) if moves and owed else None,
+            "tokens_per_second": (tokens - tokens_before) / seconds if has_rate else None,
+            "seconds_left": pending * seconds / (done - done_before) if has_rate else None,
             "state": state,
         }
 
     def _count(self, run: RunFolder, table: str) -> tuple[int, int]:
-        """Return rows and tokens of a table; a part whose files are as before is not read again."""
+        """Return the number of rows and tokens of a table, reading only parts that have changed."""
         column = _TOKENS.get(table, "question_id")
         rows = tokens = 0
         for part in run.parts(table):
             files = run.part_state(table, part)
             if self._counted.get((table, part), (None,))[0] != files:
-                read = run.read(table, part, [column])
-                total = pl.DataFrame(read)[column].sum() or 0 if table in _TOKENS else 0
-                self._counted[table, part] = files, len(read), int(total)
+                values = run.read(table, part, [column])
+                total = pl.DataFrame(values)[column].sum() or 0 if table in _TOKENS else 0
+                self._counted[table, part] = files, len(values), int(total)
             rows += self._counted[table, part][1]
             tokens += self._counted[table, part][2]
         return rows, tokens
 
 
-def _age(run: RunFolder, step: str) -> float:
-    """Return how many seconds ago a step wrote its last rows; 0 where that cannot be seen."""
+def _seconds_since_write(run: RunFolder, step: str) -> float:
+    """Return how many seconds ago a step wrote its last rows; 0 if unknown."""
     written = run.last_written(TABLE_OF_STEP[step])
     return max(0.0, time.time() - written[0][1]) if written else 0.0
 
@@ -110,7 +110,7 @@ def _newest(run: RunFolder) -> list[dict[str, Any]]:
             if len(newest) >= _NEWEST:
                 break
     except FileNotFoundError:
-        pass  # merged meanwhile; the next look finds the part
+        pass  # the file was merged into a part meanwhile, which the next call reads
     return [
         {"trace_id": row["trace_id"], "text": " ".join(row["completion"][: 2 * _SNIPPET].split())[:_SNIPPET]}
         for row in newest[:_NEWEST]

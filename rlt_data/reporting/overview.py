@@ -1,4 +1,4 @@
-"""The upper part of the page: figures, plots and how they were made, as HTML."""
+"""The overview of the report as HTML: statistics, plots and settings."""
 
 from __future__ import annotations
 
@@ -13,38 +13,54 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from rlt_data import plots
 from rlt_data.publish.redact import redact_paths
-from rlt_data.statistics import Stats, figure, scored, stats
+from rlt_data.statistics import MEANINGS, Stats, figure, scored, stats
 from rlt_data.storage.errorlog import failures
 from rlt_data.storage.run import RunFolder
 
-#: Reasons of failures that are listed.
-_REASONS = 10
-#: Settings that every step has and nobody asks for.
-_LEFT_OUT = ("in", "input", "out")
+#: Number of failure reasons that are listed.
+_MAX_REASONS = 10
+#: Settings that are not listed, because every step has them.
+_HIDDEN_SETTINGS = ("in", "input", "out")
+
+_WORDS = {
+    "trace": "one explanation of how to get from a question to its solution, written by a teacher or imported",
+    "explanation": "the text of a trace between the teacher's tags, which the student reads as its own thought",
+    "score": "the reward of a trace and the numbers it is computed from, its terms",
+    "log-prob": "natural logarithm of the probability that a model gives to a token; 0 is certain",
+    "KL": "difference between the log-probs of teacher and student at a token; large where the teacher expects the "
+    "token and the student does not",
+} | {name: MEANINGS[name] for name in ("reward", "r_ss", "r_kl", "rank", "bucket", "value", "well_formed")}
+_CARD_MEANINGS = {
+    "traces": _WORDS["trace"],
+    "scores": "scored traces",
+    "sampled tokens": "tokens that the teacher sampled in all traces",
+}
 
 
 def overview(runs: Mapping[str, RunFolder], note: str = "") -> str:
-    """Return an HTML fragment; every text in it is escaped.
+    """Return the overview as an HTML fragment in which all texts are escaped.
 
     Args:
-        runs: by the names of their sources.
-        note: a sentence to put before it.
+        runs: the runs by name.
+        note: a sentence to show first.
     """
     frames = {name: scored(run, "question_id") for name, run in runs.items()}
-    filled = {name: frame for name, frame in frames.items() if len(frame)}
-    drawn = plots.plots_of(filled) if filled else {}
+    non_empty = {name: frame for name, frame in frames.items() if len(frame)}
+    drawings = plots.plots_of(non_empty) if non_empty else {}
     return rendered(
         "overview.html",
         note=note,
+        words=_WORDS,
+        meanings={**_CARD_MEANINGS, **MEANINGS},
         sources=[_source(name, run, frames[name]) for name, run in runs.items()],
-        plots={name: plots.svg(draw, name, size) for name, (draw, size) in drawn.items()},
-        comparison=_comparison(frames) if len(filled) > 1 else None,
-        warning=_warning(runs),
+        plots={name: plots.svg(draw, name, size) for name, (draw, size) in drawings.items()},
+        comparison=_comparison(frames) if len(non_empty) > 1 else None,
+        warning=", ".join(_different_settings(runs)),
     )
 
 
 def rendered(name: str, **values: Any) -> str:
-    """Return one of the page's templates with values in it, escaped; halves of surrogate pairs become "?"."""
+    """Render a template of the page with escaped values; lone surrogates become "?"."""
     return str(_template(name).render(**values)).encode("utf-8", "replace").decode()
 
 
@@ -56,7 +72,7 @@ def _template(name: str) -> Template:
 
 
 def asset(name: str) -> str:
-    """Return one of the files that the page is made of."""
+    """Return the text of a file in this package."""
     return resources.files("rlt_data.reporting").joinpath(name).read_text(encoding="utf-8")
 
 
@@ -73,8 +89,12 @@ def _source(name: str, run: RunFolder, scores: pl.DataFrame) -> dict[str, Any]:
         "cards": _cards(figures),
         "terms": figures.terms.filter(pl.col("mean").is_not_null()).to_dicts(),
         "buckets": figures.buckets.to_dicts(),
-        "failures": [(step, reason, count) for (step, reason), count in reasons.most_common(_REASONS)],
-        "steps": {step: made for step, entry in figures.steps.items() if (made := _made(redact_paths(entry)))},
+        "failures": [(step, reason, count) for (step, reason), count in reasons.most_common(_MAX_REASONS)],
+        "steps": {
+            step: settings
+            for step, entry in figures.steps.items()
+            if (settings := _models_and_settings(redact_paths(entry)))
+        },
     }
 
 
@@ -89,24 +109,24 @@ def _cards(figures: Stats) -> dict[str, str]:
         cards["sampled tokens"] = f"{figures.completion_tokens:,}"
     cards |= {f"tokens/s, {step}": f"{rate:,.0f}" for step, rate in figures.tokens_per_second.items()}
     if figures.ranks_outdated:
-        cards["ranks"] = "older than the scores, left out"
+        cards["ranks"] = "outdated: run rlt-data rank"
     return cards | {f"failed in {step}": f"{count:,}" for step, count in figures.failed.items()}
 
 
-def _made(entry: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a step's entry in run.json says of models and settings."""
+def _models_and_settings(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Return the models and settings in a step's entry of run.json."""
     models = {role: f"{model['name']} ({model['dtype']}, {model['weights']})"
               for role, model in (entry.get("models") or {}).items()}  # fmt: skip
     settings = {
         key: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         for key, value in (entry.get("settings") or {}).items()
-        if value not in (None, False, [], "") and key not in _LEFT_OUT and key not in models
+        if value not in (None, False, [], "") and key not in _HIDDEN_SETTINGS and key not in models
     }
     return models | settings
 
 
 def _comparison(frames: Mapping[str, pl.DataFrame]) -> dict[str, Any]:
-    """Compare two sources on the questions that both have scores of."""
+    """Compare two runs on the questions that both have scored."""
     (first, one), (second, other) = frames.items()
     value = (
         "reward" if all(frame["reward"].is_finite().any() for frame in frames.values()) else "reward_without_entropy"
@@ -120,9 +140,9 @@ def _comparison(frames: Mapping[str, pl.DataFrame]) -> dict[str, Any]:
     rows: dict[str, list[Any]] = {
         "traces": [],
         f"mean {value.replace('_', ' ')}": [],
-        "mean of the best of a question": [],
+        "mean of the best per question": [],
     }
-    rows |= {"r_ss": [], "r_kl": [], "well-formed": [], "tokens of the explanation": []}
+    rows |= {"mean r_ss": [], "mean r_kl": [], "share well-formed": [], "mean tokens per explanation": []}
     for frame, column in ((one, value), (other, f"{value}_other")):
         frame = frame.join(shared, on="question_id", how="semi")
         finite = frame.filter(pl.col(value).is_finite())
@@ -130,8 +150,8 @@ def _comparison(frames: Mapping[str, pl.DataFrame]) -> dict[str, Any]:
             len(frame), finite[value].mean(), both[column].mean(), frame["r_ss"].mean(), frame["r_kl"].mean(),
             frame["well_formed"].cast(pl.Float64).mean(), frame["thought_tokens"].mean(),
         ]  # fmt: skip
-        for shown, each in zip(rows.values(), figures, strict=True):
-            shown.append(each)
+        for cells, number in zip(rows.values(), figures, strict=True):
+            cells.append(number)
     ahead = (both[value] > both[f"{value}_other"]).sum()
     behind = (both[value] < both[f"{value}_other"]).sum()
     return {
@@ -140,9 +160,8 @@ def _comparison(frames: Mapping[str, pl.DataFrame]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _warning(runs: Mapping[str, RunFolder]) -> str:
-    """Say in what the scores of several sources were made differently, and so do not compare."""
-    made = [run.step("score").get("depends_on", {}) for run in runs.values()]
-    keys = sorted({key for each in made for key in each if any(each.get(key) != other.get(key) for other in made)})
-    keys = [key for key in keys if key != "teacher"]  # two sources are two teachers
-    return ", ".join(keys)
+def _different_settings(runs: Mapping[str, RunFolder]) -> list[str]:
+    """Return the settings of the scores in which the runs differ, so that their rewards are not comparable."""
+    settings = [run.step("score").get("depends_on", {}) for run in runs.values()]
+    keys = {key for one in settings for other in settings for key in one if one.get(key) != other.get(key)}
+    return sorted(keys - {"teacher"})  # runs of two teachers are meant to be compared

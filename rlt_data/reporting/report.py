@@ -1,4 +1,4 @@
-"""A page about a run, or two runs on the same questions: figures, plots, and every trace to read."""
+"""Write the report of a run, or of two runs on the same questions, as one HTML file."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from rlt_data.storage.run import RunFolder
 
 @dataclass(frozen=True)
 class ReportSummary:
-    """What was written.
+    """The result of writing a report.
 
     Attributes:
-        out: the file.
-        size: its bytes.
-        questions: questions whose traces it holds.
-        traces: their traces.
-        all_traces: traces of the runs that it could hold.
-        per_token: whether explanations are coloured token by token.
-        seconds: time spent.
+        out: path of the file.
+        size: its size in bytes.
+        questions: number of listed questions.
+        traces: number of listed traces.
+        all_traces: number of traces without a limit.
+        per_token: whether a run was scored with ``--per-token``, so that its explanations are coloured.
+        seconds: duration.
     """
 
     out: Path
@@ -41,55 +41,58 @@ class ReportSummary:
 
 
 def report(settings: ReportSettings, progress: Progress = SILENT) -> ReportSummary:
-    """Write a run's page; the library side of ``rlt-data report``.
+    """Write the report of a run, as ``rlt-data report`` does.
 
     Raises:
-        RunFolderError: a run is not there, or has no traces.
-        SettingsError: the two runs have no question in common.
+        RunFolderError: a run does not exist or has no traces.
+        SettingsError: the two runs have no questions in common.
         DiskError: the file cannot be written.
     """
     began = time.monotonic()
     runs = _sources(settings)
-    collection = TraceSelection(runs, settings.limit)
-    if not collection.chosen:
-        raise SettingsError(f"--against: {settings.input} and {settings.against} have no question in common")
+    selection = TraceSelection(runs, settings.limit)
+    if not selection.selected:
+        raise SettingsError(f"--against: {settings.input} and {settings.against} have no questions in common")
     title = settings.title or " against ".join(runs)
-    shown = sum(each.traces for each in collection.chosen)
+    traces = sum(question.traces for question in selection.selected)
     out = Path(settings.out)
     with task(progress, "figures", 1):
-        above = overview(runs, _note_on(collection, shown))
+        overview_html = overview(runs, _limit_note(selection, traces))
         progress.advance()
-    with task(progress, "report", len(collection.chosen)):
-        write_file(out, lambda file: write_page(file, title, above, collection, progress))
+    with task(progress, "report", len(selection.selected)):
+        write_file(out, lambda file: write_page(file, title, overview_html, selection, progress))
     per_token = any(run.step("score").get("settings", {}).get("per_token") for run in runs.values())
     return ReportSummary(
-        out, out.stat().st_size, len(collection.chosen), shown, collection.traces, per_token, time.monotonic() - began
+        out, out.stat().st_size, len(selection.selected), traces, selection.traces, per_token, time.monotonic() - began
     )
 
 
 def _sources(settings: ReportSettings) -> Mapping[str, RunFolder]:
-    """Open the runs of a report by the names of their sources: of their folders, with more of the path if need be.
+    """Open the runs of a report, by their folder names, or by their paths if the names are equal.
 
     Raises:
-        RunFolderError: a run is not there, or has no traces.
+        RunFolderError: a run does not exist or has no traces.
+        SettingsError: both are the same run.
     """
     runs = [RunFolder.existing(path) for path in (settings.input, settings.against) if path]
     for run in runs:
         if not run.parts("traces"):
-            raise RunFolderError(f"{run.path}: no traces yet; run rlt-data generate, or score a file that has some")
+            raise RunFolderError(
+                f"{run.path}: has no traces; run rlt-data generate, or rlt-data score on a file with traces"
+            )
     names = [source_name(run) for run in runs]
     if len(set(names)) < len(names):
         names = [str(run.path) for run in runs]
     if len(set(names)) < len(names):
-        raise SettingsError(f"--against: {settings.against} is the run itself")
+        raise SettingsError(f"--against: {settings.against} is the same run")
     return dict(zip(names, runs, strict=True))
 
 
-def _note_on(collection: TraceSelection, shown: int) -> str:
-    """Say which traces can be read, if not all of them."""
-    if shown == collection.traces:
+def _limit_note(selection: TraceSelection, traces: int) -> str:
+    """Return a note if the report does not list all traces."""
+    if traces == selection.traces:
         return ""
     return (
-        f"Figures and plots are of all traces. To read there are {shown:,} of {collection.traces:,}: all traces of "
-        f"{len(collection.chosen):,} of {collection.questions:,} questions, which their ids draw."
+        f"Statistics and plots cover all traces. The list has {traces:,} of {selection.traces:,} traces: all traces of "
+        f"{len(selection.selected):,} of {selection.questions:,} questions, sampled by the hash of the question."
     )

@@ -1,7 +1,7 @@
-"""The page over HTTP, on loopback alone, while the run goes on.
+"""Serve the report of a running step over HTTP, to this machine only.
 
-Whoever can reach the port can read the run, so it is bound to 127.0.0.1, and requests that name another host are
-refused: a web page elsewhere could otherwise point a name of its own at this machine and read along.
+Anyone who can reach the port can read the run. The server therefore listens on 127.0.0.1, and refuses requests with
+another host name: otherwise a web page could point its host name at 127.0.0.1 and read the run (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ T = TypeVar("T")
 
 HOST = "127.0.0.1"
 _HOSTS = {"127.0.0.1", "localhost", "[::1]"}
-#: What is costly is made again at most in this share of the time, so that the run is not slowed down.
-_SHARE = 0.05
+#: Maximum share of the time spent on recomputing costly values, so that the run is not slowed down.
+_MAX_LOAD = 0.05
 _HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -37,101 +37,106 @@ _HEADERS = {
 }
 
 
-class Kept(Generic[T]):
-    """Something costly that is made of a run, and made again when the run has changed, but not too often.
+class Cached(Generic[T]):
+    """A costly value that is recomputed when the run has changed, but not too often.
 
     Args:
-        make: makes it.
+        compute: computes the value.
     """
 
-    def __init__(self, make: Callable[[], T]) -> None:
-        self._make = make
+    def __init__(self, compute: Callable[[], T]) -> None:
+        self._compute = compute
         self._value: tuple[str, T] | None = None
-        self._again = 0.0
+        self._not_before = 0.0
 
     def at(self, stamp: str) -> tuple[str, T]:
-        """Return it with the stamp of the run that it was made of."""
-        if self._value is None or (self._value[0] != stamp and time.monotonic() >= self._again):
+        """Return the value, with the stamp of the run that it was computed from.
+
+        Args:
+            stamp: the current stamp of the run.
+        """
+        if self._value is None or (self._value[0] != stamp and time.monotonic() >= self._not_before):
             began = time.monotonic()
-            self._value = stamp, self._make()
+            self._value = stamp, self._compute()
             now = time.monotonic()
-            self._again = now + (now - began) * (1 / _SHARE - 1)
+            self._not_before = now + (now - began) * (1 / _MAX_LOAD - 1)
         return self._value
 
 
 class Viewer:
-    """What the server answers, made in a thread of its own.
+    """Computes the answers of the server.
 
     Args:
-        path: the run folder, or its URL.
-        limit: traces to read, at most.
+        path: path or URL of the run folder.
+        limit: maximum number of listed traces.
     """
 
     def __init__(self, path: str, limit: int) -> None:
         self._path, self._limit = path, limit
         self._name = source_name(RunFolder.existing(path))
         self._watch = Watch(path)
-        self._overview = Kept(lambda: overview(self._runs()))
-        self._index = Kept(self._collected)
+        self._overview = Cached(lambda: overview(self._runs()))
+        self._index = Cached(self._select)
 
     def _runs(self) -> dict[str, RunFolder]:
         return {self._name: RunFolder.existing(self._path)}
 
-    def _collected(self) -> tuple[TraceSelection, dict[str, Any]]:
-        collection = TraceSelection(self._runs(), self._limit)
-        return collection, collection.index()
+    def _select(self) -> tuple[TraceSelection, dict[str, Any]]:
+        selection = TraceSelection(self._runs(), self._limit)
+        return selection, selection.index()
 
     def page(self) -> str:
-        """Return the page, which asks for the rest."""
-        stamp, above = self._overview.at(self._watch.now()["stamp"])
-        return page(self._name, above, [self._name], {"live": True, "stamp": stamp})
+        """Return the page, which requests its data later."""
+        stamp, overview_html = self._overview.at(self._watch.now()["stamp"])
+        return page(self._name, overview_html, [self._name], {"live": True, "stamp": stamp})
 
     def overview(self) -> tuple[str, str]:
-        """Return the upper part of the page, and the stamp of what it shows."""
+        """Return the stamp and the HTML of the overview."""
         return self._overview.at(self._watch.now()["stamp"])
 
     def live(self) -> dict[str, Any]:
-        """Return how far the run is."""
+        """Return the progress of the run."""
         return self._watch.now()
 
     def index(self) -> dict[str, Any]:
-        """Return the figures of the traces, and their stamp."""
+        """Return the numbers of the listed traces, and their stamp."""
         stamp, (_, index) = self._index.at(self._watch.now()["stamp"])
         return {"stamp": stamp, **index}
 
     def question(self, key: str) -> dict[str, Any] | None:
-        """Return a question of the index with its traces."""
-        _, (collection, _) = self._index.at(self._watch.now()["stamp"])
-        return next((collection.texts(each) for each in collection.chosen if each.question_id == key), None)
+        """Return a listed question with its traces; None if no listed question has this id."""
+        _, (selection, _) = self._index.at(self._watch.now()["stamp"])
+        questions = (question for question in selection.selected if question.question_id == key)
+        return next(map(selection.texts, questions), None)
 
     def trace(self, key: str) -> dict[str, Any] | None:
-        """Return the question of any trace of the run, with the figures of its traces."""
+        """Return the question of any trace of the run, with all its traces; None if no trace has this id."""
         run = RunFolder.existing(self._path)
         for part in run.parts("traces"):
-            found = pl.DataFrame(run.read("traces", part, ["trace_id", "question_id"])).filter(trace_id=key)
-            if len(found):
-                collection = TraceSelection({self._name: run}, 1, only=found["question_id"][0])
-                columns = collection.index()["columns"]
-                shown = collection.texts(collection.chosen[0])
-                for trace in shown["traces"]:
-                    place = columns["trace_id"].index(trace["trace_id"])
-                    trace["figures"] = {name: values[place] for name, values in columns.items()}
-                return shown
+            rows = pl.DataFrame(run.read("traces", part, ["trace_id", "question_id"])).filter(trace_id=key)
+            if len(rows):
+                selection = TraceSelection({self._name: run}, 1, only=rows["question_id"][0])
+                columns = selection.index()["columns"]
+                question = selection.texts(selection.selected[0])
+                for trace in question["traces"]:
+                    row = columns["trace_id"].index(trace["trace_id"])
+                    trace["figures"] = {name: values[row] for name, values in columns.items()}
+                return question
         return None
 
 
 def serve(path: str, limit: int, port: int, started: Callable[[str], None]) -> None:
-    """Serve a run's page until interrupted.
+    """Serve the report of a run until interrupted.
 
     Args:
-        path: the run folder, or its URL.
-        limit: traces to read, at most.
-        port: to listen at; 0 takes a free one.
-        started: told the page's address.
+        path: path or URL of the run folder.
+        limit: maximum number of listed traces.
+        port: the port to listen on; 0 picks a free one.
+        started: called with the URL of the page.
 
     Raises:
-        SettingsError: the port is taken.
-        RunFolderError: there is no such run.
+        SettingsError: the port is in use, or this user may not listen on it.
+        RunFolderError: the run does not exist.
     """
     app = _app(Viewer(path, limit))
 
@@ -150,65 +155,66 @@ def serve(path: str, limit: int, port: int, started: Callable[[str], None]) -> N
     except OSError as error:
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):
             raise
-        raise SettingsError(f"--port: {port} is taken; --port 0 takes a free one") from None
+        reason = "is in use" if error.errno == errno.EADDRINUSE else "requires more permissions"
+        raise SettingsError(f"--port: {port} {reason}; --port 0 picks a free port") from None
 
 
 def _app(viewer: Viewer) -> web.Application:
     thread = ThreadPoolExecutor(1, "view")
 
-    async def made(work: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(thread, work, *arguments)
+    async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(thread, function, *arguments)
 
     @web.middleware
-    async def guarded(
+    async def guard(
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        name = (
+        host = (
             request.host.rpartition(":")[0] if not request.host.endswith("]") and ":" in request.host else request.host
         )
-        if name not in _HOSTS:
-            raise web.HTTPForbidden(text="this page is for this machine alone")
+        if host not in _HOSTS:
+            raise web.HTTPForbidden(text="this server only answers requests to localhost")
         try:
             response = await handler(request)
-        except (RltDataError, OSError) as error:  # a file may have been merged into another one meanwhile
+        except (RltDataError, OSError) as error:  # a file may have been merged into another meanwhile
             response = web.Response(status=503, text=str(error))
         response.headers.update(_HEADERS)
         return response
 
-    async def of_page(_: web.Request) -> web.Response:
-        return web.Response(text=await made(viewer.page), content_type="text/html")
+    async def get_page(_: web.Request) -> web.Response:
+        return web.Response(text=await in_thread(viewer.page), content_type="text/html")
 
-    async def of_overview(_: web.Request) -> web.Response:
-        stamp, text = await made(viewer.overview)
+    async def get_overview(_: web.Request) -> web.Response:
+        stamp, text = await in_thread(viewer.overview)
         return web.Response(text=text, content_type="text/html", headers={"X-Stamp": stamp})
 
-    async def of_live(_: web.Request) -> web.Response:
-        return web.json_response(await made(viewer.live))
+    async def get_live(_: web.Request) -> web.Response:
+        return web.json_response(await in_thread(viewer.live))
 
-    async def of_index(_: web.Request) -> web.Response:
-        return web.json_response(await made(viewer.index))
+    async def get_index(_: web.Request) -> web.Response:
+        return web.json_response(await in_thread(viewer.index))
 
-    async def of_question(request: web.Request) -> web.Response:
-        return _found(await made(viewer.question, request.match_info["key"]))
+    async def get_question(request: web.Request) -> web.Response:
+        return _json_or_404(await in_thread(viewer.question, request.match_info["key"]))
 
-    async def of_trace(request: web.Request) -> web.Response:
-        return _found(await made(viewer.trace, request.match_info["key"]))
+    async def get_trace(request: web.Request) -> web.Response:
+        return _json_or_404(await in_thread(viewer.trace, request.match_info["key"]))
 
-    app = web.Application(middlewares=[guarded])
+    app = web.Application(middlewares=[guard])
     app.add_routes(
         [
-            web.get("/", of_page),
-            web.get("/overview", of_overview),
-            web.get("/live", of_live),
-            web.get("/index", of_index),
-            web.get("/question/{key}", of_question),
-            web.get("/trace/{key}", of_trace),
+            web.get("/", get_page),
+            web.get("/overview", get_overview),
+            web.get("/live", get_live),
+            web.get("/index", get_index),
+            web.get("/question/{key}", get_question),
+            web.get("/trace/{key}", get_trace),
         ]
     )
     return app
 
 
-def _found(content: dict[str, Any] | None) -> web.Response:
+def _json_or_404(content: dict[str, Any] | None) -> web.Response:
     if content is None:
-        raise web.HTTPNotFound(text="nothing has this key")
+        raise web.HTTPNotFound(text="no question or trace has this key")
     return web.json_response(content)

@@ -1,8 +1,8 @@
-"""From token log-probs to a row of scores. Pure: no I/O, no storage, no engine, no torch.
+"""Compute the scores of a trace from token log-probs. Pure functions: no I/O, no storage, no engine, no torch.
 
-Reading order: ``tokens`` (the tokens of a trace for student and teacher, and their alignment), ``rows``
-(:func:`score_trace`, which scores one trace), ``reward`` (the equations). The score step and the GRPO reward call the
-same function.
+Reading order: ``tokens`` (a trace's tokens for student and teacher, and their alignment), ``rows``
+(:func:`score_trace`, which scores one trace), ``reward`` (the equations). The score step and the GRPO reward both call
+:func:`score_trace`.
 """
 
 from rlt_data.scoring.rows import RewardWeights, score_trace

@@ -1,7 +1,7 @@
 """The dense reward of RLT, equations 3 to 5 of arXiv 2506.08388, as the authors' released code computes it.
 
-Maths alone: token log-probs in, reward terms out. No model, no I/O, no text. All log-probs are natural logarithms of
-the softmax over the whole vocabulary of logits divided by one temperature, the same for teacher and student.
+Only arithmetic: token log-probs in, reward terms out. All log-probs are natural logarithms of the softmax over the full
+vocabulary, with the logits divided by one temperature for teacher and student.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating]
 
-#: What stands for the mean and the maximum of the KL where the explanation has no token (the released code's value).
+#: Mean and maximum of the KL if the explanation has no token, as in the released code.
 EMPTY_KL = 1.0
-#: The same for the student's negative log-probs: the released code puts log-probs of +1 there.
+#: Mean and maximum of the student's negative log-probs in the same case: the released code sets log-probs of +1.
 EMPTY_NEGATIVE_LOGPROB = -1.0
+#: Why a trace without solution tokens cannot be scored.
+NO_SOLUTION_TOKEN = "no token lies entirely within the solution"
 
 
 @dataclass(frozen=True)
 class RewardTerms:
-    """The reward of one trace and what it is made of; the terms without a teacher's log-probs are None.
+    """The reward of one trace and its terms. Terms that need a teacher are None without one.
 
     Attributes:
         reward: ``r_ss - lambda * r_kl + penalty``.
-        reward_without_entropy: the same with ``-log p_student`` in place of each KL term, so that the teacher's
-            entropy plays no part and no teacher is needed.
-        penalty: what a missing closing tag costs, else 0.
+        reward_without_entropy: the reward with ``-log p_student`` in place of each KL term; needs no teacher.
+        penalty: ``missing_tag_penalty`` if the closing tag is missing, else 0.
         r_ss: ``solution_logprob_mean + alpha * solution_logprob_min``.
         r_kl: ``kl_mean + alpha * kl_max``.
-        solution_logprob_mean: mean log-prob of the solution's tokens under the student.
-        solution_logprob_min: their minimum.
-        kl_mean: mean of the KL terms over the explanation, before lambda and alpha.
-        kl_max: their maximum.
+        solution_logprob_mean: mean of the student's log-probs of the solution's tokens.
+        solution_logprob_min: minimum of the same log-probs.
+        kl_mean: mean of the KL terms of the explanation.
+        kl_max: maximum of the KL terms of the explanation.
     """
 
     reward: float | None
@@ -52,10 +53,10 @@ def kl_terms(teacher: Floats, student: Floats, estimate: Literal["k1", "k3"] = "
     """Estimate KL(teacher || student) at each token that the teacher sampled.
 
     Args:
-        teacher: log-probs of the sampled tokens given the solution, shape (tokens,).
-        student: log-probs of the same tokens from the question alone, shape (tokens,).
-        estimate: ``k1`` is the log-ratio, unbiased and of either sign (the paper's). ``k3`` is
-            ``exp(-k1) - 1 + k1``, unbiased, never negative, of smaller variance where the two are close
+        teacher: the teacher's log-probs of the sampled tokens given question and solution, shape (tokens,).
+        student: the student's log-probs of the same tokens given only the question, shape (tokens,).
+        estimate: ``k1`` is the log-ratio, as in the paper: unbiased, positive or negative. ``k3`` is
+            ``exp(-k1) - 1 + k1``: unbiased, never negative, with smaller variance if the models are close
             (http://joschu.net/blog/kl-approx.html).
 
     Returns:
@@ -75,23 +76,23 @@ def reward_terms(
     alpha: float = 0.01,
     missing_tag_penalty: float = -1.0,
 ) -> RewardTerms:
-    """Reduce token values to the reward of one trace.
+    """Compute the reward of one trace from its token values.
 
     Args:
         solution: the student's log-probs of the solution's tokens given question and explanation, shape (tokens,).
-        thought: the student's log-probs of the explanation's tokens given the question, shape (tokens,); empty for an
-            explanation without tokens.
+        thought: the student's log-probs of the explanation's tokens given the question, shape (tokens,); empty if the
+            explanation has no token.
         kl: KL terms of the explanation, shape (terms,), or None without a teacher.
-        closed: whether the explanation was ended by its closing tag.
+        closed: whether the explanation has its closing tag.
         lambda_: weight of the KL term.
-        alpha: weight of minimum and maximum beside the means.
-        missing_tag_penalty: added where the closing tag is missing.
+        alpha: weight of minimum and maximum relative to the means.
+        missing_tag_penalty: added to the reward if the closing tag is missing.
 
     Raises:
-        ValueError: there is no solution token.
+        ValueError: the solution has no token.
     """
     if not len(solution):
-        raise ValueError("the solution has no token of its own between its tags")
+        raise ValueError(NO_SOLUTION_TOKEN)
     solution_mean, solution_min = float(np.mean(solution, dtype=np.float64)), float(np.min(solution))
     r_ss = solution_mean + alpha * solution_min
     penalty = 0.0 if closed else missing_tag_penalty

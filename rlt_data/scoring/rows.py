@@ -1,4 +1,4 @@
-"""One trace, scored: tokens, log-probs and weights in, the columns of its row of scores out."""
+"""Score one trace: tokens, log-probs and weights in, columns of the scores table out."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rlt_data.scoring.tokens import Alignment, StudentTokens
 
 @dataclass(frozen=True)
 class RewardWeights:
-    """How the terms of the reward are weighed; see :func:`rlt_data.scoring.reward.reward_terms`.
+    """Weights of the reward's terms; :func:`rlt_data.scoring.reward.reward_terms` has the formulas.
 
     Attributes:
         lambda_: weight of the KL term.
         alpha: weight of minimum and maximum relative to the means.
-        kl: ``k1`` and ``k3`` estimate the KL from the sampled tokens, ``full`` sums over the vocabulary.
-        missing_tag_penalty: added if the closing tag is missing.
+        kl: ``k1`` and ``k3`` estimate the KL from the sampled tokens; ``full`` sums over the vocabulary.
+        missing_tag_penalty: added to the reward if the closing tag is missing.
     """
 
     lambda_: float = 3.0
@@ -45,17 +45,17 @@ def score_trace(
     Args:
         student: the student's tokens.
         student_logprobs: the student's log-probs of ``student.scored``, shape (scored,).
-        alignment: how the teacher's tokens align with the student's; None to score without a teacher.
+        alignment: alignment of the teacher's tokens with the student's; None to score without a teacher.
         teacher_logprobs: the teacher's log-probs of the explanation's tokens, shape (teacher tokens,); None if
             ``weights.kl`` is ``full`` or no tokens align.
-        weights: weights and kind of KL.
+        weights: weights of the terms and kind of KL.
         truncated: whether the completion hit the token limit.
-        full_kl: if ``weights.kl`` is ``full``: the KL over the vocabulary at each of ``alignment.single_tokens``.
-        per_token: also return the values of all tokens.
+        full_kl: KL over the vocabulary at each of ``alignment.single_tokens``; only if ``weights.kl`` is ``full``.
+        per_token: whether to include the values of all tokens.
 
     Returns:
-        The columns of the scores table that follow from tokens and log-probs: the reward's terms, token counts and
-        flags. Identity and provenance (``trace_id``, ``scored_by`` and so on) are the caller's.
+        Columns of the scores table: the reward's terms, token counts and flags. The caller adds identity and
+        provenance (``trace_id``, ``scored_by`` and so on).
 
     Raises:
         ValueError: the solution has no token.
@@ -106,7 +106,7 @@ def _kl(
     full_kl: Floats | None,
     weights: RewardWeights,
 ) -> tuple[Floats | None, Ints]:
-    """Return the KL terms (None without a teacher), and the first thought token of each."""
+    """Return the KL terms (None without a teacher), and the index of each term's first thought token."""
     if alignment is None or not len(alignment):
         return None if alignment is None else np.zeros(0), np.zeros(0, np.int32)
     if weights.kl == "full":
@@ -118,9 +118,9 @@ def _kl(
 
 
 def _sums(values: Floats, ranges: Ints) -> Floats:
-    """Sum values over half-open ranges, shape (ranges, 2) to (ranges,)."""
-    running = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    """Sum values over half-open ranges of shape (ranges, 2)."""
+    cumulative = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     single = ranges[:, 1] - ranges[:, 0] == 1
-    sums: Floats = running[ranges[:, 1]] - running[ranges[:, 0]]
+    sums: Floats = cumulative[ranges[:, 1]] - cumulative[ranges[:, 0]]
     sums[single] = values[ranges[single, 0]]
     return sums

@@ -1,4 +1,4 @@
-"""The tokens of a trace: the student's text, the teacher's text, and how the tokens of their explanations align."""
+"""Tokens of a trace in the student's and the teacher's text, and the alignment of the explanation's tokens."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rlt_data.formats.views import Explanation, Rendered, read_completion
 
 @dataclass(frozen=True)
 class StudentTokens:
-    """The student's text of a trace, tokenised.
+    """A trace, tokenised as the student reads it.
 
     Attributes:
-        rendered: the text.
-        encoding: its tokens.
-        thought: positions of the explanation's tokens; none if the explanation is empty.
+        rendered: the student's text.
+        encoding: tokens of the text.
+        thought: positions of the explanation's tokens; empty if it has none.
         solution: positions of the solution's tokens.
-        explanation: the explanation as the completion contains it.
+        explanation: the explanation, parsed from the completion.
         empty: whether the explanation has no token; the student then reads an empty thought.
     """
 
@@ -50,7 +50,7 @@ class StudentTokens:
 
     @property
     def uncovered(self) -> int:
-        """Number of visible characters of thought and solution that share a token with a tag and are not scored."""
+        """Visible characters of thought and solution that share a token with a tag and are therefore not scored."""
         text, offsets = self.rendered.text, self.encoding.offsets
         return uncovered(text, *self.rendered.thought, offsets[self.thought]) + uncovered(
             text, *self.rendered.solution, offsets[self.solution]
@@ -59,16 +59,15 @@ class StudentTokens:
 
 @dataclass(frozen=True)
 class TeacherTokens:
-    """The teacher's text of a trace, tokenised.
+    """A trace, tokenised as the teacher writes it.
 
     Attributes:
-        ids: tokens of the whole text; None if the teacher's log-probs were stored with the trace, so that no forward
-            pass is needed.
-        thought: positions in ``ids`` of the explanation's tokens.
-        thought_ids: the explanation's tokens: those of the prefill's padding, then those of the completion.
-        padding_tokens: how many of them belong to the padding.
-        offsets: their character ranges from the start of the thought; None for sampled tokens, whose ranges take some
-            decoding and are seldom needed.
+        ids: tokens of the text; None if the teacher's log-probs are stored with the trace and need no forward pass.
+        thought: positions of the explanation's tokens in ``ids``.
+        thought_ids: the explanation's tokens: the prefill's padding, then the completion.
+        padding_tokens: number of padding tokens.
+        offsets: character ranges of ``thought_ids``, counted from the start of the thought; None for sampled tokens,
+            whose ranges need decoding and are rarely used.
     """
 
     ids: Ints | None
@@ -82,7 +81,7 @@ class TeacherTokens:
 class Alignment:
     """Token ranges of teacher and student that cover the same characters of the explanation.
 
-    Ranges are half-open, of shape (ranges, 2), and count from the explanation's first token.
+    Ranges are half-open, have shape (ranges, 2), and count from the explanation's first token.
 
     Attributes:
         teacher: ranges of the teacher's tokens.
@@ -97,7 +96,7 @@ class Alignment:
 
     @property
     def single_tokens(self) -> Ints:
-        """Pairs of one teacher token and one student token, shape (pairs, 2): where distributions can be compared."""
+        """Ranges of exactly one token on both sides, as (teacher, student) pairs of shape (pairs, 2)."""
         single = (self.teacher[:, 1] - self.teacher[:, 0] == 1) & (self.student[:, 1] - self.student[:, 0] == 1)
         return np.stack([self.teacher[single, 0], self.student[single, 0]], 1)
 
@@ -118,10 +117,10 @@ def tokenize_for_student(
     thoughts = [format.padding + explanation.text for explanation in explanations]
     tokens = _tokenize(tokenizer, views, problems, explanations, thoughts)
     empty = [i for i, student in enumerate(tokens) if _has_no_token(tokenizer, student)]
-    emptied = _tokenize(
+    tokens_without_thought = _tokenize(
         tokenizer, views, [problems[i] for i in empty], [explanations[i] for i in empty], [""] * len(empty)
     )
-    for i, student in zip(empty, emptied, strict=True):
+    for i, student in zip(empty, tokens_without_thought, strict=True):
         tokens[i] = student
     return tokens
 
@@ -149,31 +148,31 @@ def _tokenize(
 
 
 def _has_no_token(tokenizer: Tokenizer, student: StudentTokens) -> bool:
-    """Whether no token belongs to the explanation alone.
+    """Return whether no token belongs only to the explanation.
 
-    This is so if there is none between the tags, or only the padding's. It is also so if the explanation has no letter
-    or digit, and each of its tokens exists only because a tag follows (five spaces alone are one token; before a tag
-    they are four and one).
+    True if there are no tokens between the tags except the padding's. Also true if the explanation has no letter or
+    digit, and each of its tokens exists only because a tag follows (five spaces alone are one token; before a tag they
+    are four and one).
     """
     if not len(student.thought) or not student.explanation.text:
         return True
     if any(char.isalnum() for char in student.explanation.text):
         return False
     start, end = student.rendered.thought
-    [alone] = encode(tokenizer, [student.rendered.text[start:end]])
-    ranges_alone = set(map(tuple, alone.offsets.tolist()))
-    return not any(tuple(pair) in ranges_alone for pair in student.thought_offsets.tolist())
+    [separate] = encode(tokenizer, [student.rendered.text[start:end]])
+    separate_ranges = set(map(tuple, separate.offsets.tolist()))
+    return not any(tuple(pair) in separate_ranges for pair in student.thought_offsets.tolist())
 
 
 def teacher_tokens_from_ids(
     prefill_ids: npt.ArrayLike, sampled_ids: npt.ArrayLike, prompt: Encoding | None = None
 ) -> TeacherTokens:
-    """Return the teacher's tokens of a generated trace: those that it sampled.
+    """Return the teacher's tokens of a generated trace, as it sampled them.
 
     Args:
         prefill_ids: tokens of the prefill's padding, shape (padding,).
         sampled_ids: tokens of the completion, shape (sampled,).
-        prompt: the teacher's prompt, if a forward pass is to compute the log-probs.
+        prompt: the teacher's prompt if the log-probs need a forward pass, else None.
     """
     padding, sampled = np.asarray(prefill_ids, np.int32), np.asarray(sampled_ids, np.int32)
     thought_ids = np.concatenate([padding, sampled])
@@ -184,7 +183,7 @@ def teacher_tokens_from_ids(
 
 
 def teacher_tokens_from_text(tokenizer: Tokenizer, format: Format, prompt: str, completion: str) -> TeacherTokens:
-    """Return the teacher's tokens of any trace, by tokenising prompt and explanation."""
+    """Return the teacher's tokens of a trace from any source, by tokenising prompt and explanation."""
     text = read_completion(format, completion).text
     start, end = len(prompt) - len(format.padding), len(prompt) + len(text)
     [encoding] = encode(tokenizer, [prompt + text + format.explanation_tags[1]])
@@ -207,7 +206,7 @@ def align_tokens(
         same_tokenizer: whether the student has the same tokenizer.
 
     Returns:
-        If both sides have the same tokens, ranges of one token each; otherwise the ranges of
+        Ranges of one token each if both sides have the same tokens, else the ranges of
         :func:`rlt_data.formats.align`. No ranges if the explanation is empty.
     """
     if student.empty:
@@ -224,8 +223,8 @@ def align_tokens(
     offsets = _sampled_ranges(teacher, tokenizer, format) if teacher.offsets is None else teacher.offsets
     end = student.rendered.thought[1] - student.rendered.thought[0]
     inside = offsets[: int(np.searchsorted(offsets[:, 1], end, side="right"))]
-    of_teacher, of_student = align(inside, student.thought_offsets)
-    return Alignment(_as_ranges(of_teacher), _as_ranges(of_student))
+    teacher_ranges, student_ranges = align(inside, student.thought_offsets)
+    return Alignment(_as_ranges(teacher_ranges), _as_ranges(student_ranges))
 
 
 def _as_ranges(pairs: Sequence[tuple[int, int]]) -> Ints:
@@ -236,8 +235,8 @@ def _sampled_ranges(teacher: TeacherTokens, tokenizer: Tokenizer, format: Format
     """Return the character ranges of sampled tokens, counted from the start of the thought."""
     padding, sampled = np.split(teacher.thought_ids, [teacher.padding_tokens])
     [context] = encode(tokenizer, [format.explanation_tags[0] + format.padding])
-    of_padding = sampled_offsets(tokenizer, [], padding.tolist())
-    if len(of_padding):
-        of_padding = of_padding + np.int32(len(format.padding) - of_padding[-1, 1])
-    of_sampled = sampled_offsets(tokenizer, context.ids[-CONTEXT_TOKENS:].tolist(), sampled.tolist())
-    return np.concatenate([of_padding, of_sampled + np.int32(len(format.padding))])
+    padding_ranges = sampled_offsets(tokenizer, [], padding.tolist())
+    if len(padding_ranges):
+        padding_ranges = padding_ranges + np.int32(len(format.padding) - padding_ranges[-1, 1])
+    completion_ranges = sampled_offsets(tokenizer, context.ids[-CONTEXT_TOKENS:].tolist(), sampled.tolist())
+    return np.concatenate([padding_ranges, completion_ranges + np.int32(len(format.padding))])

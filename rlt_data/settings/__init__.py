@@ -1,10 +1,17 @@
-"""The settings of every step, stated once: each field is a flag, a YAML key and a documented argument.
+"""All settings. Each field is a flag, a YAML key and a keyword argument.
 
-Nothing heavy is imported here, so that ``rlt-data --help`` stays fast. Values are checked when a settings object is
-made; :func:`parse_settings` turns what pydantic finds into one line per mistake, with the nearest valid key.
+This package imports nothing heavy, so that ``rlt-data --help`` stays fast. Values are validated when a settings object
+is created. :func:`parse_settings` reports one line per mistake, with the nearest valid key.
 """
 
 from rlt_data.settings.base import Settings, parse_settings, parse_yaml
+from rlt_data.settings.commands import (
+    FormatsSettings,
+    RunPipelineSettings,
+    ShowSettings,
+    StatsSettings,
+    ViewSettings,
+)
 from rlt_data.settings.engines import ModelSettings
 from rlt_data.settings.steps import (
     CheckSettings,
@@ -38,6 +45,7 @@ __all__ = [
     "DistillSettings",
     "EvaluateSettings",
     "FineTuneSettings",
+    "FormatsSettings",
     "GenerateSettings",
     "InputSettings",
     "MergeSettings",
@@ -48,13 +56,17 @@ __all__ = [
     "RankSettings",
     "ReportSettings",
     "RewardSettings",
+    "RunPipelineSettings",
     "SamplingSettings",
     "ScoreSettings",
     "Settings",
+    "ShowSettings",
+    "StatsSettings",
     "TrainSolverSettings",
     "TrainStudentSettings",
     "TrainTeacherSettings",
     "TrainingSettings",
+    "ViewSettings",
     "WarmUpSettings",
     "parse_settings",
     "parse_yaml",

@@ -1,11 +1,11 @@
-"""What all settings are made of, and how they are made from flags and YAML keys."""
+"""The base class of all settings, and how they are parsed from flags and YAML keys."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 
@@ -23,94 +24,125 @@ from rlt_data.errors import InputError, SettingsError, one_line
 #: What a setting can affect; see :func:`field`.
 Affects = Literal["rows", "speed", "output"]
 
-#: Characters that neither a file name nor a file of text can have.
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+#: Characters that neither a file name nor a text file can contain.
+_NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 class Settings(BaseModel):
-    """Immutable settings that know all their keys; an unknown key is an error."""
+    """Immutable settings. An unknown key is an error.
+
+    Each field has one key: its alias if it has one, else its name. Other spellings of a key are accepted too: hyphens
+    for underscores, and the field's name where it has an alias.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
+    #: Fields whose flags ``--help`` lists first; the other flags follow in their panels.
+    first_flags: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, **values: Any) -> None:
-        """Check the values.
+        """Validate the values.
 
         Raises:
-            SettingsError: one line for each unknown, missing or wrong key.
+            SettingsError: a key is unknown, missing or wrong; one line per mistake.
         """
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise _settings_error(type(self), error) from None
 
-    # Settings inside others are checked with them, so that a message names the whole path of a key.
+    # Nested settings are validated with the outer ones, so that a message names the full path of a key.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_keys(cls, data: Any) -> Any:
+        return cls.fill_in(canonical_keys(cls, data)) if isinstance(data, Mapping) else data
+
+    @classmethod
+    def fill_in(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the values with those of a preset added; called before validation, with canonical keys."""
+        return values
 
     @field_validator("*")
     @classmethod
     def _is_text(cls, value: Any) -> Any:
         texts = [text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str)]
-        if found := _NO_TEXT.search("".join(texts)):
-            raise ValueError(f"must not hold {'half of a surrogate pair' if ord(found[0]) else 'a NUL character'}")
+        if match := _NOT_TEXT.search("".join(texts)):
+            raise ValueError(f"must not contain {'half of a surrogate pair' if ord(match[0]) else 'a NUL character'}")
         return value
 
     def depends_on(self, **content: Any) -> dict[str, Any]:
         """Return what the step's rows depend on: the values of the fields that affect them, by key.
 
         Args:
-            content: what the fields that are given by content stand for, and anything else that rows depend on.
+            content: what the ``by_content`` fields stand for, and anything else that the rows depend on.
         """
         names = [
             name
             for name, info in type(self).model_fields.items()
-            if (how := declared(info))["affects"] == "rows"
-            and not how["by_content"]
-            and (not how["omit_default"] or self.not_default(name))
+            if (declaration := declared(info))["affects"] == "rows"
+            and not declaration["by_content"]
+            and (not declaration["omit_default"] or self.not_default(name))
         ]
         return self.model_dump(mode="json", include=set(names), by_alias=True) | content
 
     def not_default(self, *names: str) -> list[str]:
-        """Return those of the fields whose values are not their defaults."""
+        """Return the names of those fields whose values differ from their defaults."""
         return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
-#: What a model can be named by.
+#: How a model can be named.
 MODEL_HELP = "Hub id, folder, GGUF file, gemma-3-270m, or nano."
-#: What a run can be named by.
-RUN_HELP = "Run folder, or its URL such as s3://bucket/run"
+#: How a run can be named.
+RUN_HELP = "Run folder or URL, such as s3://bucket/run"
 
 _URL = re.compile(r"[A-Za-z][\w+.:-]+://")
 
-INPUT, MODEL, ENGINE, OUTPUT = "Input", "Model", "Engine", "Output"
-REWARD, SAMPLING, TRAINING = "Reward", "Sampling", "Training"
+#: Panels of ``--help``, in their order.
+PANELS = (
+    COLUMNS := "Input columns",
+    INPUT := "Input",
+    NUMBERS := "Numbers",
+    SAMPLING := "Sampling",
+    REWARD := "Reward",
+    TRAINING := "Training",
+    MODEL := "Model",
+    ENGINE := "Engine",
+    VLLM := "vLLM engine",
+    SERVER := "Server engine",
+    CLUSTER := "Ray cluster",
+    OUTPUT := "Output",
+    "Other",
+)
 
 
 def nano(role: str) -> BeforeValidator:
-    """Let ``nano`` stand for the miniature that has this role."""
+    """Let ``nano`` stand for the miniature model of a role."""
     return BeforeValidator(lambda name: f"nano-{role}" if name == "nano" else name)
 
 
-#: Names of models; ``nano`` means another miniature in each place.
+#: Names of models; ``nano`` names a different miniature in each role.
 StudentName = Annotated[str, nano("student")]
 TeacherName = Annotated[str, nano("teacher")]
 WarmTeacherName = Annotated[str, nano("teacher-warm")]
 
 
 def is_url(name: str) -> bool:
-    """Whether a name is a URL, of a known protocol or not (``C://`` is a drive)."""
+    """Return whether a name is a URL, whatever its protocol (``C://`` is a drive)."""
     return _URL.match(name) is not None
 
 
-def _on_this_machine(name: str) -> str:
+def _is_local(name: str) -> str:
     if is_url(name):
-        raise ValueError("takes a place on this machine; only run folders and data sets can be URLs")
+        raise ValueError("must be a local path; only run folders and data sets can be URLs")
     return name
 
 
-#: Names of what can be on this machine only.
-LocalName = Annotated[str, AfterValidator(_on_this_machine)]
+#: A path on this machine.
+LocalName = Annotated[str, AfterValidator(_is_local)]
 
 
 def field(
@@ -121,22 +153,34 @@ def field(
     affects: Affects,
     by_content: bool = False,
     omit_default: bool = False,
+    positional: str | None = None,
+    engines: tuple[str, ...] = (),
     **options: Any,
 ) -> Any:
-    """Describe one setting.
+    """Declare a setting.
 
     Args:
-        default: its default.
-        panel: the panel of ``--help`` that shows it.
-        help: its help.
-        affects: ``rows``: what the step makes; ``speed``: how it is computed, and how fast; ``output``: where results
-            go, and what is shown.
-        by_content: rows depend on what the value names (a model's weights, a file's rows), not on the name; the step
-            tells :meth:`Settings.depends_on` what that is.
-        omit_default: rows with the default were made before the setting existed.
-        options: further arguments of ``pydantic.Field``.
+        default: default value.
+        panel: panel of ``--help`` that lists the flag.
+        help: help text of the flag.
+        affects: ``rows``: which rows a step makes; ``speed``: how they are computed, and how fast; ``output``: where
+            results go, and what is printed.
+        by_content: the rows depend on what the value names (a model's weights, a file's rows) and not on the name; the
+            step passes that content to :meth:`Settings.depends_on`.
+        omit_default: leave the default out of :meth:`Settings.depends_on`, because older rows lack the setting.
+        positional: placeholder, such as ``RUN``, of a setting that the command line also takes without its flag.
+        engines: engines that read the setting; empty: all of them.
+        options: further arguments of ``pydantic.Field``. With an ``alias``, the alias is the key and the flag, and the
+            field's name an older spelling of it; recorded trainings contain the names.
     """
-    extra: Any = {"panel": panel, "affects": affects, "by_content": by_content, "omit_default": omit_default}
+    extra: Any = {
+        "panel": panel,
+        "affects": affects,
+        "by_content": by_content,
+        "omit_default": omit_default,
+        "positional": positional,
+        "engines": list(engines),
+    }
     return Field(default, description=help, json_schema_extra=extra, **options)
 
 
@@ -145,19 +189,49 @@ def declared(info: FieldInfo) -> Mapping[str, Any]:
     return info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
 
 
+def flag_of(key: str) -> str:
+    """Return the flag of a key."""
+    return "--" + key.replace("_", "-")
+
+
+def keys_of(model: type[Settings]) -> dict[str, str]:
+    """Return the key of each field, by the field's name."""
+    return {name: info.alias or name for name, info in model.model_fields.items()}
+
+
+def canonical_keys(model: type[Settings], values: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return values by key, whichever spelling of the keys they have.
+
+    Raises:
+        ValueError: two spellings of a key have different values.
+    """
+    keys = keys_of(model)
+    spellings: dict[Any, Any] = {}
+    canonical: dict[Any, Any] = {}
+    for spelling, value in values.items():
+        key = spelling.replace("-", "_") if isinstance(spelling, str) else spelling
+        key = keys.get(key, key)
+        if key not in keys.values():
+            key = spelling  # unknown: messages show it as it was written
+        if key in canonical and canonical[key] != value:
+            raise ValueError(f"{spelling}: another spelling of {spellings[key]}, which has a different value")
+        canonical[key], spellings[key] = value, spelling
+    return canonical
+
+
 def parse_settings(
     model: type[AnySettings], data: Mapping[str, Any], *, where: str = "", flags: bool = False
 ) -> AnySettings:
-    """Make settings from flags or YAML keys.
+    """Return settings from flags or YAML keys.
 
     Args:
-        model: the settings class.
-        data: values by key (an alias such as ``in`` is the key).
-        where: what the values came from, such as a file name; put before each message.
-        flags: name keys as flags (``--max-tokens``) in messages.
+        model: settings class.
+        data: values by key.
+        where: source of the values, such as a file name; precedes each message.
+        flags: whether messages show keys as flags (``--max-tokens``).
 
     Raises:
-        SettingsError: one line for each unknown, missing or wrong key.
+        SettingsError: a key is unknown, missing or wrong; one line per mistake.
     """
     try:
         return model.model_validate(dict(data))
@@ -165,18 +239,18 @@ def parse_settings(
         raise _settings_error(model, error, where=where, flags=flags) from None
 
 
-def _settings_error(
-    model: type[Settings], error: ValidationError, *, where: str = "", flags: bool = False
-) -> SettingsError:
-    prefix = f"{where}: " if where else ""
-    return SettingsError("\n".join(prefix + _explain(model, problem, flags) for problem in error.errors()))
+def unknown_key(model: type[Settings], key: str) -> str:
+    """Return the message for a key that a settings class lacks, with the nearest key that it has."""
+    keys = list(keys_of(model).values())
+    near = difflib.get_close_matches(key, keys, 1)
+    return f"{key}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(keys)}")
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any] | None:
-    """Read YAML text; None where it is not a mapping.
+    """Parse YAML text; return None where it is not a mapping.
 
     Raises:
-        InputError: it is not YAML.
+        InputError: the text is not YAML.
     """
     import yaml  # here, so that --help does not wait for it
 
@@ -184,34 +258,45 @@ def parse_yaml(text: str, where: str) -> dict[str, Any] | None:
         data = yaml.safe_load(text)
     except RecursionError:
         raise InputError(f"{where}: not YAML: nested too deeply") from None
-    except Exception as error:  # noqa: BLE001 - for a date or number that is none, PyYAML raises what Python does
+    except Exception as error:  # noqa: BLE001 - for an invalid date or number, PyYAML raises what Python raises
         raise InputError(f"{where}: not YAML: {one_line(error)}") from None
     return data if isinstance(data, dict) else None
 
 
-def _explain(model: type[Settings], problem: Any, flags: bool) -> str:
-    path = [str(part) for part in problem["loc"]]
-    name = ".".join(path)
-    if flags and path:
-        name = "--" + path[0].replace("_", "-")
-    kind, value = problem["type"], problem.get("input")
-    if kind == "missing":
-        return f"{name}: is needed"
-    if kind == "extra_forbidden":
-        known = _keys_at(model, path[:-1])
-        near = difflib.get_close_matches(path[-1], known, 1)
-        return f"{name}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    shown = "" if isinstance(value, (dict, list, tuple)) else f" (got {value!r})"
-    return (f"{name}: " if name else "") + message + shown
+def _settings_error(
+    model: type[Settings], error: ValidationError, *, where: str = "", flags: bool = False
+) -> SettingsError:
+    prefix = f"{where}: " if where else ""
+    return SettingsError("\n".join(prefix + _explain(model, details, flags) for details in error.errors()))
 
 
-def _keys_at(model: type[Settings], path: list[str]) -> list[str]:
-    fields = {field.alias or name: field for name, field in model.model_fields.items()}
+def _explain(model: type[Settings], details: Any, flags: bool) -> str:
+    path = [str(part) for part in details["loc"]]
+    value = details.get("input")
+    if details["type"] == "missing":
+        message = "is required"
+    elif details["type"] == "extra_forbidden":
+        _, _, message = unknown_key(_settings_at(model, path[:-1]), path[-1]).partition(": ")
+    else:
+        message = str(details["msg"]).removeprefix("Value error, ")
+        key, colon, rest = message.partition(": ")
+        if colon and key in keys_of(_settings_at(model, path)).values():  # from a validator of several fields
+            path.append(key)
+            message = rest
+        else:
+            message = message[0].lower() + message[1:]
+        if not isinstance(value, (dict, list, tuple)):
+            message += f" (got {value!r})"
+    name = flag_of(path[0]) if flags and path else ".".join(path)
+    return f"{name}: {message}" if name else message
+
+
+def _settings_at(model: type[Settings], path: list[str]) -> type[Settings]:
+    """Return the settings class that a path of keys leads to, as far as it does."""
+    fields = {info.alias or name: info for name, info in model.model_fields.items()}
     if path and path[0] in fields:
         inner = fields[path[0]].annotation
         for candidate in getattr(inner, "__args__", (inner,)):
             if isinstance(candidate, type) and issubclass(candidate, Settings):
-                return _keys_at(candidate, path[1:])
-    return list(fields)
+                return _settings_at(candidate, path[1:])
+    return model

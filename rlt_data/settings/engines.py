@@ -9,25 +9,14 @@ from urllib.parse import urlsplit
 from pydantic import field_validator, model_validator
 
 from rlt_data.errors import SettingsError
-from rlt_data.settings.base import ENGINE, MODEL, Settings, field
+from rlt_data.settings.base import CLUSTER, ENGINE, MODEL, SERVER, VLLM, Settings, declared, field
 
-#: Settings that only one engine takes.
-_FIELDS_OF = {
-    "vllm": ("data_parallel", "tensor_parallel", "gpu_memory", "max_model_len"),
-    "server": (
-        "url",
-        "served_model",
-        "served_temperature",
-        "api_key_env",
-        "concurrency",
-        "connect_timeout",
-        "read_timeout",
-        "retries",
-    ),
-}
+#: The engines of this package. An engine from elsewhere may read any setting.
+_BUILT_IN = ("transformers", "vllm", "server")
+_LOCAL = ("transformers", "vllm")
 
 EngineName = Literal["transformers", "vllm", "server"]
-ENGINE_HELP = "What runs the models; server: an OpenAI-compatible one, see --url."
+ENGINE_HELP = "Engine that runs the models; server: an OpenAI-compatible server at --url."
 
 
 class ModelSettings(Settings):
@@ -36,81 +25,117 @@ class ModelSettings(Settings):
     engine: EngineName = field(  # other engines draw other samples from the same seed
         "transformers", MODEL, ENGINE_HELP, affects="rows", omit_default=True
     )
-    device: str = field("auto", MODEL, "auto, cpu, cuda, cuda:1, mps, ...", affects="speed")
+    device: str = field(
+        "auto", MODEL, "Device: auto, cpu, cuda, cuda:1, mps.", affects="speed", engines=("transformers",)
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         "auto",
         MODEL,
-        "auto: the checkpoint's, or float32 on a CPU without bfloat16 arithmetic.",
+        "Data type of the weights. auto: the checkpoint's, or float32 on a CPU without bfloat16 arithmetic.",
+        affects="rows",
+        by_content=True,
+        engines=_LOCAL,
+    )
+    batch_size: int | None = field(
+        None,
+        MODEL,
+        "Sequences generated at a time. Default: as many as fit in memory, at most 32 on CPU.",
+        affects="speed",
+        ge=1,
+        engines=_LOCAL,
+    )
+    batch_tokens: int | None = field(
+        None,
+        MODEL,
+        "Tokens per forward pass. Default: 4096 on CPU, 16384 on GPU.",
+        affects="speed",
+        ge=1,
+        engines=_LOCAL,
+    )
+    chat_template: str | None = field(
+        None,
+        MODEL,
+        "Jinja file, or plain for a minimal template. Default: the model's own template.",
         affects="rows",
         by_content=True,
     )
-    batch_size: int | None = field(
-        None, MODEL, "Samples generated at a time; default: what fits, 32 on CPU.", affects="speed", ge=1
-    )
-    batch_tokens: int | None = field(
-        None, MODEL, "Tokens scored at a time; default: 4096 on CPU, else 16384.", affects="speed", ge=1
-    )
-    chat_template: str | None = field(
-        None, MODEL, "Jinja file, or 'plain' for ours; default: the model's own.", affects="rows", by_content=True
-    )
-    trust_remote_code: bool = field(False, MODEL, "Run Python code that comes with a checkpoint.", affects="speed")
+    trust_remote_code: bool = field(False, MODEL, "Run Python code from the checkpoint.", affects="speed")
     stall_timeout: float = field(
-        900.0,
-        ENGINE,
-        "Seconds without any sign of life from an engine after which the run is ended.",
+        900.0, ENGINE, "Stop if an engine makes no progress for this many seconds.", affects="speed", gt=0
+    )
+    data_parallel: int = field(
+        1, VLLM, "Number of engine processes, each on separate GPUs.", affects="speed", ge=1, engines=("vllm",)
+    )
+    tensor_parallel: int = field(1, VLLM, "GPUs per engine process.", affects="speed", ge=1, engines=("vllm",))
+    gpu_memory: float = field(
+        0.9,
+        VLLM,
+        "Share of GPU memory to use, for all models together.",
         affects="speed",
         gt=0,
-    )
-    data_parallel: int = field(1, ENGINE, "vllm: engine processes, each on GPUs of its own.", affects="speed", ge=1)
-    tensor_parallel: int = field(1, ENGINE, "vllm: GPUs that share one engine.", affects="speed", ge=1)
-    gpu_memory: float = field(
-        0.9, ENGINE, "vllm: share of GPU memory to use, for all models together.", affects="speed", gt=0, lt=1
+        lt=1,
+        engines=("vllm",),
     )
     max_model_len: int | None = field(
-        None, ENGINE, "vllm: longest text; default: the model's context.", affects="speed", ge=2
+        None,
+        VLLM,
+        "Maximum sequence length in tokens. Default: the model's context.",
+        affects="speed",
+        ge=2,
+        engines=("vllm",),
     )
     url: tuple[str, ...] = field(
         (),
-        ENGINE,
-        "server: base URL such as http://host:8000/v1; may be repeated, requests go to all.",
+        SERVER,
+        "Base URL such as http://host:8000/v1; repeatable, requests are spread over all URLs.",
         affects="speed",
+        engines=("server",),
     )
     served_model: str | None = field(
-        None, ENGINE, "server: the model's name there; default: the one it serves.", affects="speed"
+        None, SERVER, "Model name on the server. Default: the one it serves.", affects="speed", engines=("server",)
     )
     api_key_env: str = field(
-        "OPENAI_API_KEY", ENGINE, "server: environment variable that holds the key, if any.", affects="speed"
+        "OPENAI_API_KEY",
+        SERVER,
+        "Environment variable that contains the API key, if the server requires one.",
+        affects="speed",
+        engines=("server",),
     )
-    concurrency: int = field(64, ENGINE, "server: requests at a time to each URL.", affects="speed", ge=1)
-    connect_timeout: float = field(10.0, ENGINE, "server: seconds for a connection.", affects="speed", gt=0)
-    read_timeout: float = field(600.0, ENGINE, "server: seconds for an answer.", affects="speed", gt=0)
-    retries: int = field(8, ENGINE, "server: tries of a request after the first.", affects="speed", ge=0)
+    concurrency: int = field(64, SERVER, "Concurrent requests per URL.", affects="speed", ge=1, engines=("server",))
+    connect_timeout: float = field(
+        10.0, SERVER, "Connection timeout in seconds.", affects="speed", gt=0, engines=("server",)
+    )
+    read_timeout: float = field(
+        600.0, SERVER, "Response timeout in seconds.", affects="speed", gt=0, engines=("server",)
+    )
+    retries: int = field(8, SERVER, "Retries per request.", affects="speed", ge=0, engines=("server",))
     ray: str | None = field(
         None,
-        ENGINE,
-        "Run engines on a Ray cluster: its address, auto for the one of this machine, local to start one.",
+        CLUSTER,
+        "Run the engines on a Ray cluster: its address, auto (the cluster of this machine), or local (start one).",
         affects="speed",
+        engines=_LOCAL,
     )
     engines: int | None = field(
         None,
-        ENGINE,
-        "With --ray: engines; default: as many as have GPUs, or one a machine without.",
+        CLUSTER,
+        "Number of engines. Default: as many as have GPUs, or one per machine without GPUs.",
         affects="speed",
         ge=1,
     )
     gpus_per_engine: float | None = field(
         None,
-        ENGINE,
-        "With --ray: GPUs of each engine; default: --tensor-parallel, or 0 without GPUs.",
+        CLUSTER,
+        "GPUs per engine. Default: --tensor-parallel, or 0 on a cluster without GPUs.",
         affects="speed",
         ge=0,
     )
 
     @field_validator("ray")
     @classmethod
-    def _auto_local_or_address(cls, value: str | None) -> str | None:
+    def _is_cluster(cls, value: str | None) -> str | None:
         if value not in (None, "auto", "local") and not re.fullmatch(r"[^/\s]+:\d+", value):
-            raise ValueError("takes auto, local, or the address of a cluster such as 10.0.0.1:6379")
+            raise ValueError("must be auto, local, or the address of a cluster such as 10.0.0.1:6379")
         return value
 
     @field_validator("url", mode="before")
@@ -120,44 +145,42 @@ class ModelSettings(Settings):
 
     @field_validator("url")
     @classmethod
-    def _plain_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+    def _are_base_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
         urls = tuple(url.strip().rstrip("/") for url in urls)
         for number, url in enumerate(urls, 1):
-            if problem := _problem_with_url(url):
-                # Not a ValueError: pydantic shows the value with it, which may hold a password.
-                raise SettingsError(f"--url: number {number} {problem}; takes URLs such as http://host:8000/v1")
+            if reason := _why_not_base_url(url):
+                # Not a ValueError: pydantic shows the value with it, which may contain a password.
+                raise SettingsError(f"--url: number {number} {reason}; use a URL such as http://host:8000/v1")
         if len(set(urls)) < len(urls):
-            raise ValueError("one URL is given twice; --concurrency says how many requests each gets at a time")
+            raise ValueError("the same URL is given twice; --concurrency sets the number of requests per URL")
         return urls
 
     @model_validator(mode="after")
-    def _options_fit_the_engine(self) -> ModelSettings:
-        for engine, names in _FIELDS_OF.items():
-            known = [name for name in names if name in type(self).model_fields]
-            if self.engine != engine and (wrong := self.not_default(*known)):
-                raise ValueError(f"{wrong[0]}: goes with --engine {engine}, not with {self.engine}")
+    def _engine_reads_settings(self) -> ModelSettings:
+        for name, info in type(self).model_fields.items():
+            readers = declared(info).get("engines")
+            if readers and self.engine in _BUILT_IN and self.engine not in readers and self.not_default(name):
+                raise ValueError(f"{name}: has no effect with --engine {self.engine}, only with {' or '.join(readers)}")
         if self.engine == "server" and not self.url:
-            raise ValueError("url: is needed with --engine server")
-        if self.engine == "server" and self.ray:
-            raise ValueError("ray: goes with --engine transformers or vllm; servers run where they run")
+            raise ValueError("url: is required with --engine server")
         if not self.ray and (self.engines is not None or self.gpus_per_engine is not None):
-            raise ValueError("ray: is needed with --engines and --gpus-per-engine")
+            raise ValueError("ray: is required with --engines and --gpus-per-engine")
         return self
 
 
-def _problem_with_url(url: str) -> str | None:
-    """Say why a text is not the base URL of a server, without any part of it; None if it is one."""
+def _why_not_base_url(url: str) -> str | None:
+    """Return why a text is not the base URL of a server, without quoting it; None if it is one."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError:
-        return "is no URL"
+        return "is not a URL"
     if parts.scheme not in ("http", "https"):
         return "does not begin with http:// or https://"
     if not host or any(char.isspace() for char in url):
-        return "is no URL"
+        return "is not a URL"
     if parts.username or parts.password or "@" in parts.netloc:
-        return "holds a user name or a password; keys come from the environment (--api-key-env)"
+        return "contains a user name or a password; the API key comes from the environment (--api-key-env)"
     if parts.query or parts.fragment or "?" in url or "#" in url:
-        return "holds a query; keys come from the environment (--api-key-env)"
+        return "contains a query; the API key comes from the environment (--api-key-env)"
     return None

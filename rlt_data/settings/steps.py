@@ -1,4 +1,4 @@
-"""Settings of the steps, the benchmarks and the whole way."""
+"""Settings of the steps, of evaluation and of pipelines."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import Annotated, Any, Literal
 from pydantic import field_validator, model_validator
 
 from rlt_data.settings.base import (
-    ENGINE,
+    COLUMNS,
     INPUT,
     MODEL,
     MODEL_HELP,
+    NUMBERS,
     OUTPUT,
     REWARD,
     RUN_HELP,
     SAMPLING,
+    SERVER,
+    VLLM,
     LocalName,
     Settings,
     StudentName,
@@ -28,17 +31,44 @@ from rlt_data.settings.engines import ENGINE_HELP, EngineName, ModelSettings
 _HUB_ID = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
 
 
-class InputSettings(Settings):
-    """Where rows come from and which columns hold what."""
+class SourceSettings(Settings):
+    """Which rows are read."""
 
     input: str = field(
         ...,
         INPUT,
-        "JSONL (also .gz, .zst), JSON, CSV or Parquet file, a datasets folder, or a Hub data set id.",
+        "JSONL (also .gz, .zst), JSON, CSV or Parquet file, datasets folder, or Hub data set id.",
         affects="rows",
         by_content=True,
         alias="in",
+        positional="FILE",
     )
+    split: str = field("train", INPUT, "Split of a Hub data set or a datasets folder.", affects="rows", by_content=True)
+    subset: str | None = field(
+        None, INPUT, "Configuration of a Hub data set or a datasets folder.", affects="rows", by_content=True
+    )
+    revision: str | None = field(None, INPUT, "Revision of a Hub data set.", affects="rows", by_content=True)
+    limit: int | None = field(
+        None, INPUT, "Number of rows to read, from the start. Default: all.", affects="rows", by_content=True, ge=1
+    )
+
+    def as_input(self) -> InputSettings:
+        """Return these settings as complete input settings; settings that the step lacks have their defaults."""
+        names = type(self).model_fields.keys() & InputSettings.model_fields.keys()
+        return InputSettings.model_validate(self.model_dump(include=names))
+
+
+class BadRowSettings(Settings):
+    """What happens to invalid rows."""
+
+    skip_bad_rows: bool = field(
+        False, INPUT, "Skip invalid rows. Default: stop before any model is loaded.", affects="rows", by_content=True
+    )
+
+
+class ColumnSettings(Settings):
+    """Which columns contain the problem."""
+
     preset: Literal[
         "auto",
         "question-solution",
@@ -50,173 +80,251 @@ class InputSettings(Settings):
         "bespoke",
         "sharegpt",
         "messages",
-    ] = field("auto", INPUT, "Shape of the rows; auto looks at the columns.", affects="rows", by_content=True)
-    question_column: str | None = field(None, INPUT, "Column with the question.", affects="rows", by_content=True)
-    solution_column: str | None = field(None, INPUT, "Column with the solution.", affects="rows", by_content=True)
-    answer_column: str | None = field(
-        None, INPUT, "Column with the short final answer, kept for evaluation.", affects="rows", by_content=True
+    ] = field("auto", COLUMNS, "Layout of the rows; auto detects it.", affects="rows", by_content=True)
+    question_column: str | None = field(
+        None, COLUMNS, "Column with the question. Default: from the preset.", affects="rows", by_content=True
     )
-    explanation_column: str | None = field(
-        None, INPUT, "Column with an existing trace, without tags.", affects="rows", by_content=True
-    )
-    completion_column: str | None = field(
-        None, INPUT, "Column with an existing trace as written, closing tag included.", affects="rows", by_content=True
+    solution_column: str | None = field(
+        None, COLUMNS, "Column with the solution. Default: from the preset.", affects="rows", by_content=True
     )
     id_column: str | None = field(
-        None,
-        INPUT,
-        "Column with the row's id; becomes source_id. Default: id, if there.",
+        None, COLUMNS, "Column with the row id, stored as source_id. Default: id.", affects="rows", by_content=True
+    )
+    max_chars: int = field(
+        200_000,
+        COLUMNS,
+        "Reject rows with a field longer than this many characters.",
         affects="rows",
         by_content=True,
+        ge=1,
+    )
+
+
+class StoredColumnSettings(Settings):
+    """Which further columns are stored with the questions."""
+
+    answer_column: str | None = field(
+        None, COLUMNS, "Column with the short final answer, stored for evaluation.", affects="rows", by_content=True
     )
     keep: tuple[str, ...] = field(
-        (), INPUT, "Further column to carry along as metadata; may be repeated.", affects="rows", by_content=True
-    )
-    split: str = field(
-        "train", INPUT, "Split of a data set from the Hub or a datasets folder.", affects="rows", by_content=True
-    )
-    subset: str | None = field(
-        None, INPUT, "Configuration of a data set from the Hub.", affects="rows", by_content=True
-    )
-    revision: str | None = field(None, INPUT, "Revision of a data set from the Hub.", affects="rows", by_content=True)
-    limit: int | None = field(None, INPUT, "Read only the first rows.", affects="rows", by_content=True, ge=1)
-    max_chars: int = field(
-        200_000, INPUT, "A longer field makes its row a bad row.", affects="rows", by_content=True, ge=1
-    )
-    skip_bad_rows: bool = field(
-        False, INPUT, "Leave bad rows out instead of stopping.", affects="rows", by_content=True
+        (), COLUMNS, "Another column to store as metadata; repeatable.", affects="rows", by_content=True
     )
 
 
-#: Fields of InputSettings about traces.
-_OF_TRACES = ("explanation_column", "completion_column")
+class TraceColumnSettings(Settings):
+    """Which columns contain existing traces."""
+
+    explanation_column: str | None = field(
+        None, COLUMNS, "Column with an existing explanation, without tags.", affects="rows", by_content=True
+    )
+    completion_column: str | None = field(
+        None, COLUMNS, "Column with an existing completion, including the closing tag.", affects="rows", by_content=True
+    )
+
+
+class InputSettings(SourceSettings, BadRowSettings, ColumnSettings, StoredColumnSettings, TraceColumnSettings):
+    """All settings of an input. Each step inherits those that it reads."""
 
 
 class FormatSettings(Settings):
-    """How problems are shown."""
+    """How problems are presented to a model."""
 
     format: str = field(
         "auto",
         INPUT,
-        "rlt, rlt-shots, think, or a YAML file; auto: the model's own, else rlt, or rlt-shots without chat template.",
+        "Prompt format: rlt, rlt-shots, think, or a YAML file. auto: the format the model was trained with, else rlt "
+        "(rlt-shots for a model without a chat template).",
         affects="rows",
         by_content=True,
     )
 
 
-class CheckSettings(InputSettings, FormatSettings):
+class CheckSettings(SourceSettings, ColumnSettings, StoredColumnSettings, TraceColumnSettings, FormatSettings):
     """Settings of :func:`rlt_data.check`."""
+
+    first_flags = (
+        "preset",
+        "question_column",
+        "solution_column",
+        "answer_column",
+        "explanation_column",
+        "completion_column",
+        "format",
+        "split",
+        "limit",
+    )
 
 
 class SamplingSettings(Settings):
     """How a model is sampled."""
 
-    temperature: float = field(0.7, SAMPLING, "0 takes the likeliest token.", affects="rows", ge=0)
+    temperature: float = field(0.7, SAMPLING, "Sampling temperature; 0: greedy decoding.", affects="rows", ge=0)
     top_p: float = field(
-        1.0, SAMPLING, "Nucleus sampling; log-probs stay those of the whole vocabulary.", affects="rows", gt=0, le=1
+        1.0,
+        SAMPLING,
+        "Nucleus sampling. Stored log-probs are those of the full distribution.",
+        affects="rows",
+        gt=0,
+        le=1,
     )
-    top_k: int = field(0, SAMPLING, "Sample from the k likeliest tokens; 0: from all.", affects="rows", ge=0)
+    top_k: int = field(0, SAMPLING, "Sample from the k most likely tokens; 0: from all.", affects="rows", ge=0)
     max_tokens: int | None = field(
-        None, SAMPLING, "Longest sample; default: what the context leaves.", affects="rows", ge=1
+        None, SAMPLING, "Maximum new tokens. Default: whatever fits in the context.", affects="rows", ge=1
     )
     seed: int = field(
-        0, SAMPLING, "Every sample's own seed follows from it, the question and the sample's number.", affects="rows"
+        0, SAMPLING, "Seed; each sample's seed is derived from it, the question and its index.", affects="rows"
     )
-    retry_errors: bool = field(False, OUTPUT, "Run only the rows that are in errors.jsonl.", affects="output")
+    retry_errors: bool = field(False, OUTPUT, "Only retry the rows listed in errors.jsonl.", affects="output")
 
 
-class GenerateSettings(InputSettings, FormatSettings, ModelSettings, SamplingSettings):
+class GenerateSettings(
+    SourceSettings,
+    BadRowSettings,
+    ColumnSettings,
+    StoredColumnSettings,
+    FormatSettings,
+    ModelSettings,
+    SamplingSettings,
+):
     """Settings of :func:`rlt_data.steps.generate`."""
 
-    teacher: TeacherName = field(..., MODEL, MODEL_HELP, affects="rows", by_content=True)
-    out: str | None = field(None, OUTPUT, f"{RUN_HELP}; default: runs/<input>-<teacher>.", affects="output")
-    n: int = field(16, SAMPLING, "Traces per question.", affects="rows", by_content=True, ge=1)
+    first_flags = (
+        "teacher",
+        "out",
+        "n",
+        "max_tokens",
+        "temperature",
+        "limit",
+        "question_column",
+        "solution_column",
+        "engine",
+    )
 
-    @model_validator(mode="after")
-    def _traces_are_not_read(self) -> GenerateSettings:
-        if wrong := self.not_default(*_OF_TRACES):
-            raise ValueError(f"{wrong[0]}: has no effect; generate reads questions and solutions, score reads traces")
-        return self
+    teacher: TeacherName = field(..., MODEL, f"Teacher: {MODEL_HELP}", affects="rows", by_content=True)
+    out: str | None = field(None, OUTPUT, f"{RUN_HELP}. Default: runs/<input>-<teacher>.", affects="output")
+    n: int = field(16, SAMPLING, "Traces per question.", affects="rows", by_content=True, ge=1)
 
 
 class RewardSettings(Settings):
-    """How the terms of the dense reward are weighed."""
+    """Weights of the terms of the dense reward."""
 
     lambda_: float = field(3.0, REWARD, "Weight of the KL term.", affects="rows", alias="lambda", ge=0)
-    alpha: float = field(0.01, REWARD, "Weight of min and max beside the means.", affects="rows", ge=0)
+    alpha: float = field(0.01, REWARD, "Weight of the minimum and maximum relative to the means.", affects="rows", ge=0)
     kl: Literal["k1", "k3", "full"] = field(
-        "k1", REWARD, "Estimate on the sampled tokens (k1: log-ratio, k3), or over the full vocabulary.", affects="rows"
+        "k1",
+        REWARD,
+        "KL estimator: k1 (log-ratio) or k3 on the sampled tokens, or full, over the vocabulary.",
+        affects="rows",
     )
-    missing_tag_penalty: float = field(-1.0, REWARD, "Added where the closing tag is missing.", affects="rows", le=0)
+    missing_tag_penalty: float = field(
+        -1.0, REWARD, "Added to the reward if the closing tag is missing.", affects="rows", le=0
+    )
 
 
 class ScoreSettings(InputSettings, FormatSettings, ModelSettings, RewardSettings):
-    """Settings of :func:`rlt_data.steps.score`; ``input`` may also be a run folder."""
+    """Settings of :func:`rlt_data.steps.score`; ``input`` is a run or a file of traces."""
 
+    first_flags = (
+        "student",
+        "teacher",
+        "out",
+        "temperature",
+        "lambda_",
+        "kl",
+        "per_token",
+        "engine",
+        "device",
+    )
+
+    input: str = field(
+        ...,
+        INPUT,
+        "Run folder or URL; or a file or Hub data set with traces, to which the input flags apply.",
+        affects="rows",
+        by_content=True,
+        alias="in",
+        positional="RUN",
+    )
     engine: EngineName = field("transformers", MODEL, ENGINE_HELP, affects="speed")  # all give the same log-probs
-    student: StudentName = field(..., MODEL, MODEL_HELP, affects="rows", by_content=True)
+    batch_size: int | None = field(
+        None, VLLM, "Sequences scored at a time. Default: vLLM's.", affects="speed", ge=1, engines=("vllm",)
+    )
+    student: StudentName = field(..., MODEL, f"Student: {MODEL_HELP}", affects="rows", by_content=True)
     teacher: Annotated[str | None, nano("teacher")] = field(
         None,
         MODEL,
-        "Checkpoint for the teacher's log-probs where the traces lack them; none: score without them.",
+        "Teacher checkpoint, for traces without stored teacher log-probs; none: score without a teacher.",
         affects="rows",
         by_content=True,
     )
     teacher_logprobs: Literal["auto", "trace", "compute"] = field(
-        "auto", MODEL, "trace: only those stored with the traces; compute: always a second pass.", affects="speed"
+        "auto",
+        MODEL,
+        "trace: use only the stored log-probs; compute: always run the teacher; auto: run it where needed.",
+        affects="speed",
     )
     out: str | None = field(
         None,
         OUTPUT,
-        f"{RUN_HELP}; default: the input run, or runs/<input>-<student> for a file of traces.",
+        f"{RUN_HELP}. Default: the input run, or runs/<input>-<student> for a file.",
         affects="output",
     )
     temperature: float = field(0.7, REWARD, "Temperature of all log-probs.", affects="rows", gt=0)
     served_temperature: float = field(
         1.0,
-        ENGINE,
-        "server: temperature that its log-probs of prompts are at; see docs/engines.md.",
+        SERVER,
+        "Temperature of the server's prompt log-probs; see docs/engines.md.",
         affects="speed",
         gt=0,
+        engines=("server",),
     )
-    per_token: bool = field(False, OUTPUT, "Keep every token's log-probs and KL as list columns.", affects="rows")
-    retry_errors: bool = field(False, OUTPUT, "Run only the rows that are in errors.jsonl.", affects="output")
+    per_token: bool = field(False, OUTPUT, "Store each token's log-probs and KL as list columns.", affects="rows")
+    retry_errors: bool = field(False, OUTPUT, "Only retry the rows listed in errors.jsonl.", affects="output")
 
     @model_validator(mode="after")
-    def _a_server_can_score_so(self) -> ScoreSettings:
+    def _server_can_score(self) -> ScoreSettings:
         if self.engine != "server":
             return self
         if self.temperature != self.served_temperature:
             raise ValueError(
-                f"temperature: a server's log-probs of prompts know no temperature; take --temperature "
-                f"{self.served_temperature:g}, or serve a copy of the student whose head is divided by "
-                f"{self.temperature:g} and say --served-temperature {self.temperature:g} (docs/engines.md)"
+                f"temperature: a server returns prompt log-probs at temperature {self.served_temperature:g} only; use "
+                f"--temperature {self.served_temperature:g}, or serve a copy of the student with its LM head divided "
+                f"by {self.temperature:g} and add --served-temperature {self.temperature:g} (docs/engines.md)"
             )
         if self.teacher not in (None, "none", self.student):
             raise ValueError(
-                "teacher: the servers of --url run the student, so nothing is left for a second pass of the teacher; "
-                "leave --teacher out if the traces carry their log-probs, say 'none', or take another engine"
+                "teacher: the servers of --url run the student and cannot run a teacher; omit --teacher if the traces "
+                "contain their log-probs, use --teacher none, or use another engine"
             )
         return self
 
     @model_validator(mode="after")
-    def _whole_distributions_need_transformers(self) -> ScoreSettings:
+    def _full_kl_is_possible(self) -> ScoreSettings:
         if self.kl == "full" and self.engine != "transformers":
-            raise ValueError(f"kl: full compares whole distributions, which --engine {self.engine} does not give")
+            raise ValueError(f"kl: full compares full distributions, which --engine {self.engine} does not return")
         if self.kl == "full" and self.ray:
-            raise ValueError("kl: full compares whole distributions, which do not come from engines on a cluster")
+            raise ValueError("kl: full compares full distributions, which engines on a cluster do not return")
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_is_read(self) -> ScoreSettings:
+        if self.teacher == "none" and self.teacher_logprobs != "auto":
+            raise ValueError("teacher_logprobs: has no effect with --teacher none")
         return self
 
 
 class RankSettings(Settings):
     """Settings of :func:`rlt_data.steps.rank`."""
 
-    input: str = field(..., INPUT, f"{RUN_HELP}, with scores.", affects="rows", by_content=True, alias="in")
+    input: str = field(..., INPUT, f"{RUN_HELP}.", affects="rows", by_content=True, alias="in", positional="RUN")
     by: Literal["reward", "reward_without_entropy", "r_ss", "solution_logprob_mean"] = field(
-        "reward", None, "Column of scores to rank by, larger is better.", affects="rows"
+        "reward", None, "Score column to rank by; larger is better.", affects="rows"
     )
     buckets: str = field(
-        "ranks", None, "ranks: one bucket per rank; a number N: N quantiles of all traces.", affects="rows"
+        "ranks",
+        None,
+        "ranks: one bucket per rank; a number N: N quantiles over the traces of all questions.",
+        affects="rows",
     )
 
     @field_validator("buckets", mode="before")
@@ -224,30 +332,48 @@ class RankSettings(Settings):
     def _ranks_or_number(cls, value: Any) -> str:
         text = str(value)
         if text != "ranks" and not (text.isascii() and text.isdigit() and int(text) >= 2):
-            raise ValueError("takes 'ranks' or a number of quantiles such as 4")
+            raise ValueError("must be 'ranks' or a number of quantiles such as 4")
         return text
 
 
 class DistillSettings(Settings):
     """Settings of :func:`rlt_data.steps.distill`."""
 
-    input: str = field(..., INPUT, f"{RUN_HELP}, with ranks.", affects="rows", by_content=True, alias="in")
-    out: str | None = field(None, OUTPUT, "Folder of the data set, or its URL; default: RUN/dataset.", affects="output")
-    select: str = field(
-        "best", None, "best, rank:K, bucket:K, top:K (the best K of a question), random, or all.", affects="rows"
+    input: str = field(
+        ..., INPUT, f"{RUN_HELP}, already ranked.", affects="rows", by_content=True, alias="in", positional="RUN"
     )
-    limit: int | None = field(None, None, "Keep this many rows, a random draw of questions.", affects="rows", ge=1)
-    seed: int = field(0, None, "Seed of the draw and of --select random.", affects="rows")
+    out: str | None = field(None, OUTPUT, "Folder or URL of the data set. Default: RUN/dataset.", affects="output")
+    select: str = field(
+        "best",
+        None,
+        "Traces to select: best, rank:K, bucket:K, top:K (the best K of each question), random (one per question), or "
+        "all.",
+        affects="rows",
+    )
+    limit: int | None = field(
+        None, None, "Maximum number of rows, from randomly drawn questions. Default: all.", affects="rows", ge=1
+    )
+    seed: int = field(0, None, "Seed of --limit and of --select random.", affects="rows")
     max_tokens: int | None = field(
-        None, None, "Longest row in tokens of the student; needs --tokenizer.", affects="rows", ge=1
+        None,
+        None,
+        "Maximum length of a row in student tokens; requires --tokenizer. Default: unlimited.",
+        affects="rows",
+        ge=1,
     )
     tokenizer: Annotated[str | None, nano("student")] = field(
-        None, None, "The student's checkpoint, for its tokenizer and chat template.", affects="rows", by_content=True
+        None,
+        None,
+        "Student checkpoint whose tokenizer and chat template --max-tokens uses.",
+        affects="rows",
+        by_content=True,
     )
     shape: Literal["messages", "prompt-completion", "sharegpt", "bespoke"] = field(
         "messages", OUTPUT, "Columns of the data set.", affects="rows"
     )
-    include_truncated: bool = field(False, None, "Also take traces that hit the token limit.", affects="rows")
+    include_truncated: bool = field(
+        False, None, "Also select traces that were cut off by the token limit.", affects="rows"
+    )
 
     @field_validator("select")
     @classmethod
@@ -257,103 +383,167 @@ class DistillSettings(Settings):
             return value
         if kind in ("rank", "bucket", "top") and number.isascii() and number.isdigit() and int(number) >= 1:
             return value
-        raise ValueError("takes best, rank:K, bucket:K, top:K, random or all, with K from 1")
+        raise ValueError("must be best, rank:K, bucket:K, top:K, random or all, with K from 1")
+
+    @model_validator(mode="after")
+    def _every_flag_is_read(self) -> DistillSettings:
+        if self.max_tokens and not self.tokenizer:
+            raise ValueError("max_tokens: requires --tokenizer, the student's checkpoint, to count tokens with")
+        if self.tokenizer and not self.max_tokens:
+            raise ValueError("tokenizer: has no effect without --max-tokens")
+        if self.seed and self.limit is None and self.select != "random":
+            raise ValueError("seed: has no effect without --limit or --select random")
+        return self
 
 
 class MergeSettings(Settings):
     """Settings of :func:`rlt_data.steps.merge`."""
 
     input: tuple[str, ...] = field(
-        ..., INPUT, f"{RUN_HELP}; one --in for each of the runs.", affects="rows", by_content=True, alias="in"
+        ...,
+        INPUT,
+        "Run folders or URLs, at least two.",
+        affects="rows",
+        by_content=True,
+        alias="in",
+        positional="RUN",
     )
-    out: str = field(..., OUTPUT, "Run folder to make, or its URL.", affects="output")
+    out: str = field(..., OUTPUT, "New run folder or URL.", affects="output")
 
     @field_validator("input", mode="before")
     @classmethod
     def _at_least_two(cls, value: Any) -> Any:
         if not isinstance(value, list | tuple) or len(value) < 2:
-            raise ValueError("takes two run folders or more, such as --in runs/a --in runs/b")
+            raise ValueError("requires at least two run folders, such as: rlt-data merge runs/a runs/b --out runs/ab")
         return value
 
 
 class EvaluateSettings(FormatSettings, ModelSettings, SamplingSettings):
     """Settings of :func:`rlt_data.steps.evaluate`."""
 
-    model: StudentName = field(..., MODEL, MODEL_HELP, affects="rows", by_content=True)
+    first_flags = (
+        "model",
+        "benchmark",
+        "input",
+        "n",
+        "temperature",
+        "max_tokens",
+        "limit",
+        "out",
+        "engine",
+    )
+
+    model: StudentName = field(..., MODEL, f"Model to evaluate: {MODEL_HELP}", affects="rows", by_content=True)
     benchmark: Literal["aime24", "math500", "gpqa-diamond", "gsm8k", "countdown", "math", "choice"] = field(
         ...,
         INPUT,
-        "What the rows are and how they are graded; math and choice: any question and answer columns.",
+        "Layout of the rows and how answers are graded. math and choice grade any question and answer columns.",
         affects="rows",
     )
     input: str | None = field(
         None,
         INPUT,
-        "File, datasets folder or Hub id; default: the benchmark's own data set on the Hub.",
+        "File, datasets folder or Hub data set id. Default: the benchmark's data set on the Hub.",
         affects="rows",
         by_content=True,
         alias="in",
     )
-    question_column: str | None = field(None, INPUT, "Column with the question.", affects="rows", by_content=True)
-    answer_column: str | None = field(None, INPUT, "Column with the gold answer.", affects="rows", by_content=True)
-    subset: str | None = field(
-        None, INPUT, "Configuration of a data set from the Hub that --in names.", affects="rows", by_content=True
+    question_column: str | None = field(
+        None, INPUT, "Column with the question. Default: the benchmark's.", affects="rows", by_content=True
     )
-    split: str = field("train", INPUT, "Its split, or that of a datasets folder.", affects="rows", by_content=True)
-    limit: int | None = field(None, INPUT, "Read only the first rows.", affects="rows", by_content=True, ge=1)
-    out: str | None = field(None, OUTPUT, f"{RUN_HELP}; default: runs/<benchmark>-<model>.", affects="output")
+    answer_column: str | None = field(
+        None, INPUT, "Column with the correct answer. Default: the benchmark's.", affects="rows", by_content=True
+    )
+    subset: str | None = field(
+        None, INPUT, "Configuration of the data set that --in names.", affects="rows", by_content=True
+    )
+    split: str = field("train", INPUT, "Split of the data set that --in names.", affects="rows", by_content=True)
+    limit: int | None = field(
+        None, INPUT, "Number of rows to read, from the start. Default: all.", affects="rows", by_content=True, ge=1
+    )
+    out: str | None = field(None, OUTPUT, f"{RUN_HELP}. Default: runs/<benchmark>-<model>.", affects="output")
     n: int = field(1, SAMPLING, "Samples per question.", affects="rows", by_content=True, ge=1)
     temperature: float = field(
-        0.0, SAMPLING, "0 takes the likeliest token; samples that differ need more.", affects="rows", ge=0
+        0.0, SAMPLING, "Sampling temperature; 0: greedy decoding. --n above 1 requires more.", affects="rows", ge=0
     )
 
     @model_validator(mode="after")
-    def _several_samples_differ(self) -> EvaluateSettings:
+    def _samples_differ(self) -> EvaluateSettings:
         if self.n > 1 and self.temperature == 0:
-            raise ValueError("n: at temperature 0 all samples are the same; give a temperature such as 0.7")
+            raise ValueError("n: all samples are equal at temperature 0; use a temperature such as 0.7")
         return self
+
+    @model_validator(mode="after")
+    def _source_is_named(self) -> EvaluateSettings:
+        if self.input is None and (unread := self.not_default("subset", "split")):
+            raise ValueError(f"{unread[0]}: has no effect without --in")
+        return self
+
+    @model_validator(mode="after")
+    def _both_columns_are_named(self) -> EvaluateSettings:
+        refuse_single_column(self.question_column, self.answer_column)
+        return self
+
+
+def refuse_single_column(question: str | None, answer: str | None) -> None:
+    """Raise ValueError if only one of the question's and the answer's columns is named."""
+    if (question is None) != (answer is None):
+        named, missing = ("question", "answer") if answer is None else ("answer", "question")
+        raise ValueError(f"{named}_column: has no effect without --{missing}-column")
 
 
 class PushSettings(Settings):
     """Settings of :func:`rlt_data.publish.push`."""
 
+    first_flags = (
+        "repo_id",
+        "public",
+        "revision",
+        "create_pr",
+        "branch_per_stage",
+        "title",
+        "license",
+        "dry_run",
+    )
+
     input: str = field(
         ...,
         INPUT,
-        "Run with a distilled data set, or its URL; a folder that distill wrote; or the folder of a training.",
+        "Run with a distilled data set, data set that distill wrote, or folder of a training.",
         affects="rows",
         by_content=True,
         alias="in",
+        positional="RUN",
     )
-    repo_id: str = field(..., OUTPUT, "Where to: ORG/NAME.", affects="output")
+    repo_id: str = field(..., OUTPUT, "Repository on the Hub: ORG/NAME.", affects="output")
     public: bool = field(
-        False, OUTPUT, "Make a new repository public; one that is there stays as it is.", affects="output"
+        False, OUTPUT, "Make a new repository public; an existing one keeps its visibility.", affects="output"
     )
-    revision: str = field("main", OUTPUT, "Branch; it is made where there is none.", affects="output")
+    revision: str = field("main", OUTPUT, "Branch; created if it does not exist.", affects="output")
     create_pr: bool = field(False, OUTPUT, "Open a pull request instead of changing the branch.", affects="output")
     branch_per_stage: bool = field(
         False,
         OUTPUT,
-        "Of a run, also put the whole tables of each stage on branches: generate, score, rank.",
+        "Also publish the complete tables of a run on the branches generate, score and rank.",
         affects="output",
     )
     title: str | None = field(
-        None, OUTPUT, "Title of the card; default: the one it has, else the repository's name.", affects="output"
+        None, OUTPUT, "Title of the card. Default: the existing one, else the repository's name.", affects="output"
     )
     license: str | None = field(
         None,
         OUTPUT,
-        "Licence, as the Hub names it, such as apache-2.0; default: the one the card has.",
+        "Licence identifier of the Hub, such as apache-2.0. Default: the existing card's.",
         affects="output",
         pattern=r"^[a-z0-9][a-z0-9.-]*$",
     )
-    base_model: str | None = field(None, OUTPUT, "Of a model: Hub id of the one it began from.", affects="output")
+    base_model: str | None = field(
+        None, MODEL, "Hub id of the base model, for the card of a model. Default: the recorded one.", affects="output"
+    )
     trained_on: tuple[str, ...] = field(
-        (), OUTPUT, "Of a model: Hub id of a data set it was trained on; may be repeated.", affects="output"
+        (), MODEL, "Hub id of a training data set, for the card of a model; repeatable.", affects="output"
     )
-    dry_run: bool = field(
-        False, OUTPUT, "Show files, card and what would change, and change nothing.", affects="output"
-    )
+    dry_run: bool = field(False, OUTPUT, "Print files, card and changes without uploading.", affects="output")
 
     @field_validator("repo_id", "base_model", "trained_on")
     @classmethod
@@ -361,60 +551,62 @@ class PushSettings(Settings):
         names = [value] if isinstance(value, str) else value or ()
         if wrong := [name for name in names if not _HUB_ID.fullmatch(name) or ".." in name or "--" in name]:
             named = "" if isinstance(value, str) else f"{wrong[0]}: "
-            raise ValueError(f"{named}takes a Hub id, ORG/NAME, such as Qwen/Qwen2.5-7B-Instruct")
+            raise ValueError(f"{named}must be a Hub id, ORG/NAME, such as Qwen/Qwen2.5-7B-Instruct")
         return value
 
     @field_validator("revision")
     @classmethod
-    def _is_a_branch(cls, value: str) -> str:
+    def _is_branch(cls, value: str) -> str:
         if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", value) or ".." in value:
-            raise ValueError("takes the name of a branch: letters, digits, and _ . - / between them")
+            raise ValueError("must be a branch name: letters, digits, and _ . - / between them")
         return value
 
     @model_validator(mode="after")
-    def _branches_are_others(self) -> PushSettings:
+    def _branches_or_pull_request(self) -> PushSettings:
         if self.branch_per_stage and self.create_pr:
-            raise ValueError("branch_per_stage: does not go with create_pr, which changes no branch; push twice")
+            raise ValueError("branch_per_stage: cannot be combined with --create-pr; push twice")
         return self
 
 
 class ReportSettings(Settings):
     """Settings of :func:`rlt_data.reporting.report`."""
 
-    input: str = field(..., INPUT, f"{RUN_HELP}.", affects="rows", by_content=True, alias="in")
+    input: str = field(..., INPUT, f"{RUN_HELP}.", affects="rows", by_content=True, alias="in", positional="RUN")
     against: str | None = field(
-        None, INPUT, "Second run, to be shown beside it on the same questions.", affects="rows", by_content=True
+        None, INPUT, "Second run to compare on the same questions.", affects="rows", by_content=True
     )
     out: LocalName = field("report.html", OUTPUT, "HTML file to write.", affects="output")
     limit: int = field(
-        10_000, OUTPUT, "Traces to read in it, at most; figures and plots are of all.", affects="output", ge=1
+        10_000, OUTPUT, "Maximum number of traces to show; figures and plots use all traces.", affects="output", ge=1
     )
-    title: str | None = field(None, OUTPUT, "Title of the page; default: the name of the run.", affects="output")
+    title: str | None = field(None, OUTPUT, "Title of the page. Default: the run's name.", affects="output")
 
 
 class CountdownSettings(Settings):
     """Settings of :func:`rlt_data.steps.countdown`."""
 
+    first_flags = ("out", "rows", "split", "test_share", "seed", "fewest", "most", "operators")
+
     out: LocalName = field(..., OUTPUT, "JSONL file to write.", affects="output")
-    rows: int = field(1000, OUTPUT, "Problems to make.", affects="rows", ge=1)
+    rows: int = field(1000, OUTPUT, "Number of problems.", affects="rows", ge=1)
     split: Literal["train", "test"] = field(
-        "train", OUTPUT, "Problems of this split; the two never share one.", affects="rows"
+        "train", OUTPUT, "Split to draw problems from; the splits share no problem.", affects="rows"
     )
     test_share: float = field(
         0.2, OUTPUT, "Share of all problems that belong to the test split.", affects="rows", gt=0, lt=1
     )
-    seed: int = field(0, OUTPUT, "Seed of the draw.", affects="rows")
-    fewest: int = field(3, None, "Numbers of a problem, at least.", affects="rows", ge=2, le=8)
-    most: int = field(4, None, "Numbers of a problem, at most.", affects="rows", ge=2, le=8)
-    smallest: int = field(1, None, "Smallest number.", affects="rows", ge=0)
-    largest: int = field(99, None, "Largest number.", affects="rows", ge=1)
-    smallest_target: int = field(10, None, "Smallest target.", affects="rows", ge=0)
-    largest_target: int = field(100, None, "Largest target.", affects="rows", ge=1)
-    largest_value: int = field(10_000, None, "Largest intermediate value.", affects="rows", ge=1)
-    operators: str = field("+-*/", None, "Operators to combine with.", affects="rows", pattern=r"^[-+*/]+$")
+    seed: int = field(0, OUTPUT, "Random seed.", affects="rows")
+    fewest: int = field(3, NUMBERS, "Minimum count of numbers in a problem.", affects="rows", ge=2, le=8)
+    most: int = field(4, NUMBERS, "Maximum count of numbers in a problem.", affects="rows", ge=2, le=8)
+    smallest: int = field(1, NUMBERS, "Smallest number.", affects="rows", ge=0)
+    largest: int = field(99, NUMBERS, "Largest number.", affects="rows", ge=1)
+    smallest_target: int = field(10, NUMBERS, "Smallest target.", affects="rows", ge=0)
+    largest_target: int = field(100, NUMBERS, "Largest target.", affects="rows", ge=1)
+    largest_value: int = field(10_000, NUMBERS, "Largest intermediate value.", affects="rows", ge=1)
+    operators: str = field("+-*/", NUMBERS, "Allowed operators.", affects="rows", pattern=r"^[-+*/]+$")
 
     @model_validator(mode="after")
-    def _ranges_hold_something(self) -> CountdownSettings:
+    def _ranges_are_not_empty(self) -> CountdownSettings:
         for low, high in (("fewest", "most"), ("smallest", "largest"), ("smallest_target", "largest_target")):
             if getattr(self, low) > getattr(self, high):
                 raise ValueError(f"{low} is larger than {high}")
@@ -422,7 +614,7 @@ class CountdownSettings(Settings):
 
 
 class PipelineSettings(Settings):
-    """One YAML file for the whole way; each section holds the flags of its command as keys."""
+    """Settings of a pipeline file; each section contains the flags of its command as keys."""
 
     out: str = field(..., None, f"{RUN_HELP}.", affects="output")
     generate: GenerateSettings | None = None

@@ -1,4 +1,4 @@
-"""Settings of the trainings."""
+"""Settings of training."""
 
 from __future__ import annotations
 
@@ -20,86 +20,115 @@ from rlt_data.settings.base import (
     WarmTeacherName,
     field,
 )
-from rlt_data.settings.steps import FormatSettings, InputSettings, RewardSettings
+from rlt_data.settings.steps import (
+    BadRowSettings,
+    ColumnSettings,
+    FormatSettings,
+    RewardSettings,
+    SourceSettings,
+    TraceColumnSettings,
+    refuse_single_column,
+)
+
+_WARMUP_HELP = "Share of the steps during which the learning rate rises."
 
 
 class TrainingSettings(Settings):
-    """What every training takes.
+    """Settings of every kind of training.
 
     Attributes:
-        command: what follows ``rlt-data`` on its command line.
+        command: the command, without ``rlt-data``.
     """
 
     command: ClassVar[str]
 
-    model: StudentName = field(..., MODEL, f"Where the model begins: {MODEL_HELP}", affects="rows", by_content=True)
-    out: LocalName = field(..., OUTPUT, "Folder of the trained model and its checkpoints.", affects="output")
-    learning_rate: float = field(1e-5, TRAINING, "Largest learning rate.", affects="rows", gt=0)
+    model: StudentName = field(..., MODEL, f"Initial model: {MODEL_HELP}", affects="rows", by_content=True)
+    out: LocalName = field(..., OUTPUT, "Folder for the trained model and its checkpoints.", affects="output")
+    learning_rate: float = field(1e-5, TRAINING, "Peak learning rate.", affects="rows", gt=0)
     schedule: Literal["cosine", "linear", "constant"] = field(
-        "cosine", TRAINING, "How the learning rate falls.", affects="rows"
+        "cosine", TRAINING, "Learning rate schedule after warm-up.", affects="rows"
     )
-    warmup: float = field(
-        0.0, TRAINING, "Share of the steps in which the learning rate rises.", affects="rows", ge=0, lt=1
-    )
-    weight_decay: float = field(0.0, TRAINING, "AdamW's weight decay.", affects="rows", ge=0)
-    adam_beta1: float = field(0.9, TRAINING, "AdamW's first beta.", affects="rows", ge=0, lt=1)
-    adam_beta2: float = field(0.999, TRAINING, "AdamW's second beta.", affects="rows", ge=0, lt=1)
-    max_grad_norm: float = field(1.0, TRAINING, "Gradients are clipped to this norm.", affects="rows", gt=0)
-    micro_batch_size: int = field(1, TRAINING, "Rows of one forward pass of one process.", affects="speed", ge=1)
-    leave_out_long: bool = field(
-        False, TRAINING, "Leave rows out that are too long instead of stopping.", affects="rows"
-    )
+    warmup: float = field(0.0, TRAINING, _WARMUP_HELP, affects="rows", ge=0, lt=1, alias="warmup_ratio")
+    weight_decay: float = field(0.0, TRAINING, "Weight decay of AdamW.", affects="rows", ge=0)
+    adam_beta1: float = field(0.9, TRAINING, "Beta 1 of AdamW.", affects="rows", ge=0, lt=1)
+    adam_beta2: float = field(0.999, TRAINING, "Beta 2 of AdamW.", affects="rows", ge=0, lt=1)
+    max_grad_norm: float = field(1.0, TRAINING, "Gradient norm to clip to.", affects="rows", gt=0)
+    micro_batch_size: int = field(1, TRAINING, "Per-device batch size.", affects="speed", ge=1)
+    leave_out_long: bool = field(False, TRAINING, "Skip rows that are too long. Default: stop.", affects="rows")
     activation_checkpointing: bool = field(
-        True, TRAINING, "Compute activations again instead of keeping them.", affects="rows"
+        True, TRAINING, "Recompute activations in the backward pass, to save memory.", affects="rows"
     )
-    seed: int = field(0, TRAINING, "Seed of everything random.", affects="rows")
+    seed: int = field(0, TRAINING, "Random seed.", affects="rows")
     dtype: Literal["float32", "bfloat16"] = field(
         "float32",
         MODEL,
-        "Type of the weights in training. The model is saved in the type of the one it begins from.",
+        "Data type of the weights during training. The model is saved with the initial model's data type.",
         affects="rows",
     )
-    device: str = field("auto", MODEL, "auto, cpu, cuda, mps.", affects="speed")
+    device: str = field("auto", MODEL, "Device: auto, cpu, cuda, mps.", affects="speed")
     chat_template: str | None = field(
-        None, MODEL, "Jinja file, or 'plain' for ours; default: the model's own.", affects="rows", by_content=True
+        None,
+        MODEL,
+        "Jinja file, or plain for a minimal template. Default: the model's own template.",
+        affects="rows",
+        by_content=True,
     )
-    trust_remote_code: bool = field(False, MODEL, "Run Python code that comes with a checkpoint.", affects="speed")
-    save_steps: int = field(100, OUTPUT, "Steps between two checkpoints.", affects="rows", ge=1)
-    keep_checkpoints: int = field(2, OUTPUT, "Checkpoints to keep.", affects="output", ge=1)
+    trust_remote_code: bool = field(False, MODEL, "Run Python code from the checkpoint.", affects="speed")
+    save_steps: int = field(100, OUTPUT, "Optimizer steps between checkpoints.", affects="rows", ge=1)
+    keep_checkpoints: int = field(2, OUTPUT, "Number of checkpoints to keep.", affects="output", ge=1)
     log_to: Literal["none", "tensorboard", "trackio", "wandb"] = field(
-        "none", OUTPUT, "Where curves go.", affects="output"
+        "none", OUTPUT, "Experiment tracker to report to.", affects="output"
     )
     dry_run: bool = field(
-        False, OUTPUT, "Check everything and show the plan, without loading weights.", affects="output"
+        False, OUTPUT, "Check everything and print the plan, without loading the weights.", affects="output"
     )
 
     def depends_on(self, **content: Any) -> dict[str, Any]:
-        """Return what the trained weights depend on; recorded trainings have the names of fields, not keys."""
-        keys = {info.alias: name for name, info in type(self).model_fields.items() if info.alias}
-        return {keys.get(key, key): value for key, value in super().depends_on().items()} | content
+        """Return what the trained weights depend on; recorded trainings contain field names, not keys."""
+        names = {info.alias: name for name, info in type(self).model_fields.items() if info.alias}
+        return {names.get(key, key): value for key, value in super().depends_on().items()} | content
 
 
 class FineTuneSettings(TrainingSettings):
-    """How a model is fine-tuned on texts."""
+    """Settings of supervised fine-tuning."""
+
+    first_flags: ClassVar[tuple[str, ...]] = (
+        "model",
+        "out",
+        "epochs",
+        "learning_rate",
+        "batch_size",
+        "micro_batch_size",
+        "max_length",
+        "dry_run",
+    )
 
     input: str = field(
-        ..., INPUT, "Rows to train on: file, folder or Hub data set id.", affects="rows", by_content=True, alias="in"
+        ...,
+        INPUT,
+        "Training rows: file, datasets folder or Hub data set id.",
+        affects="rows",
+        by_content=True,
+        alias="in",
+        positional="FILE",
     )
-    epochs: int = field(3, TRAINING, "Times to go through the data.", affects="rows", ge=1)
-    max_steps: int | None = field(None, TRAINING, "End after this many steps instead.", affects="rows", ge=1)
-    batch_size: int = field(32, TRAINING, "Rows of a step, over all processes.", affects="rows", ge=1)
-    max_length: int = field(16_384, TRAINING, "Longest row, in tokens.", affects="rows", ge=8)
+    epochs: int = field(3, TRAINING, "Passes over the data.", affects="rows", ge=1)
+    max_steps: int | None = field(
+        None, TRAINING, "Number of optimizer steps; overrides --epochs.", affects="rows", ge=1
+    )
+    batch_size: int = field(32, TRAINING, "Rows per optimizer step, over all processes.", affects="rows", ge=1)
+    max_length: int = field(16_384, TRAINING, "Maximum length of a row in tokens.", affects="rows", ge=8)
     packing: bool = field(
-        False, TRAINING, "Put several rows into one sequence; they do not see each other.", affects="rows"
+        False, TRAINING, "Pack several rows into a sequence; rows do not attend to each other.", affects="rows"
     )
     lora_rank: int = field(
-        0, TRAINING, "Train LoRA adapters of this rank on all linear layers; 0: all weights.", affects="rows", ge=0
+        0, TRAINING, "Rank of LoRA adapters on all linear layers; 0: train all weights.", affects="rows", ge=0
     )
 
 
-#: Released and published values (docs/training.md has their sources) by preset.
-_STRATOS = {"learning_rate": 1e-5, "epochs": 3, "batch_size": 96, "max_length": 16_384, "warmup": 0.1}
-_S1 = {"learning_rate": 1e-5, "epochs": 5, "batch_size": 16, "max_length": 20_000, "warmup": 0.05} | {
+#: Released and published values by preset; docs/training.md lists the sources.
+_STRATOS = {"learning_rate": 1e-5, "epochs": 3, "batch_size": 96, "max_length": 16_384, "warmup_ratio": 0.1}
+_S1 = {"learning_rate": 1e-5, "epochs": 5, "batch_size": 16, "max_length": 20_000, "warmup_ratio": 0.05} | {
     "weight_decay": 1e-4,
     "adam_beta2": 0.95,
 }
@@ -107,147 +136,235 @@ STUDENT_PRESETS: dict[str, dict[str, Any]] = {"7b-17k": _STRATOS, "32b-17k": _ST
 
 
 class TrainStudentSettings(FineTuneSettings):
-    """Settings of :func:`rlt_data.training.sft.train_student`; a preset's values are those that are not given."""
+    """Settings of :func:`rlt_data.training.sft.train_student`; explicit values override the preset's."""
 
     command = "train-student"
+    first_flags: ClassVar[tuple[str, ...]] = (
+        "model",
+        "out",
+        "preset",
+        "epochs",
+        "learning_rate",
+        "batch_size",
+        "micro_batch_size",
+        "max_length",
+        "dry_run",
+    )
+
     preset: Literal["none", "7b-1k", "7b-17k", "32b-1k", "32b-17k"] = field(
-        "none", None, "Published values.", affects="rows", by_content=True
+        "none", TRAINING, "Published hyperparameters, by model and data size.", affects="rows", by_content=True
     )
-    warmup: float = field(
-        0.1, TRAINING, "Share of the steps in which the learning rate rises.", affects="rows", ge=0, lt=1
-    )
+    warmup: float = field(0.1, TRAINING, _WARMUP_HELP, affects="rows", ge=0, lt=1, alias="warmup_ratio")
 
-    @model_validator(mode="before")
     @classmethod
-    def _fill_in_preset(cls, data: Any) -> Any:
-        return STUDENT_PRESETS.get(str(data.get("preset")), {}) | data if isinstance(data, dict) else data
+    def fill_in(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Add the values of the preset."""
+        return STUDENT_PRESETS.get(str(values.get("preset")), {}) | values
 
 
-class WarmUpSettings(FineTuneSettings, InputSettings, FormatSettings):
-    """Settings of :func:`rlt_data.training.teacher.warm_up`; defaults are those of the authors' teacher."""
+class WarmUpSettings(
+    FineTuneSettings, SourceSettings, BadRowSettings, ColumnSettings, TraceColumnSettings, FormatSettings
+):
+    """Settings of :func:`rlt_data.training.teacher.warm_up`; the defaults are those of the paper's teacher."""
 
     command = "train-teacher warmup"
-    epochs: int = field(10, TRAINING, "Times to go through the data.", affects="rows", ge=1)
-    batch_size: int = field(16, TRAINING, "Rows of a step, over all processes.", affects="rows", ge=1)
-    warmup: float = field(
-        0.05, TRAINING, "Share of the steps in which the learning rate rises.", affects="rows", ge=0, lt=1
+    epochs: int = field(10, TRAINING, "Passes over the data.", affects="rows", ge=1)
+    batch_size: int = field(16, TRAINING, "Rows per optimizer step, over all processes.", affects="rows", ge=1)
+    warmup: float = field(0.05, TRAINING, _WARMUP_HELP, affects="rows", ge=0, lt=1, alias="warmup_ratio")
+    weight_decay: float = field(1e-4, TRAINING, "Weight decay of AdamW.", affects="rows", ge=0)
+    adam_beta2: float = field(0.95, TRAINING, "Beta 2 of AdamW.", affects="rows", ge=0, lt=1)
+
+
+#: TRL's defaults where they differ from the paper's.
+_TRL = {"loss": "dapo", "beta": 0.0, "ref_sync_steps": 0, "bias_corrected_kl": True, "vllm_correction": True}
+
+
+class PolicySettings(TrainingSettings, SourceSettings, BadRowSettings, FormatSettings):
+    """Settings of GRPO training; the defaults are those of the paper's teacher."""
+
+    first_flags: ClassVar[tuple[str, ...]] = (
+        "model",
+        "out",
+        "steps",
+        "questions",
+        "group",
+        "max_tokens",
+        "learning_rate",
+        "dry_run",
     )
-    weight_decay: float = field(1e-4, TRAINING, "AdamW's weight decay.", affects="rows", ge=0)
-    adam_beta2: float = field(0.95, TRAINING, "AdamW's second beta.", affects="rows", ge=0, lt=1)
-
-
-#: What TRL does if it is not told otherwise, where that differs from the authors' trainer.
-_TRL = {"loss": "dapo", "beta": 0.0, "sync_steps": 0, "bias_corrected_kl": True, "vllm_correction": True}
-
-
-class PolicySettings(TrainingSettings, InputSettings, FormatSettings):
-    """How a model is trained by GRPO; the defaults are those of the authors' teacher."""
 
     recipe: Literal["paper", "trl"] = field(
         "paper",
-        None,
-        "Where loss, KL and reference model are not given: the authors' choices, or TRL's defaults.",
+        TRAINING,
+        "Default loss, KL and reference model: the paper's, or TRL's.",
         affects="rows",
+        alias="defaults",
     )
     steps: int = field(125, TRAINING, "Optimizer steps.", affects="rows", ge=1)
-    questions: int = field(16, TRAINING, "Questions of a step.", affects="rows", ge=1)
+    questions: int = field(
+        16, TRAINING, "Questions per optimizer step.", affects="rows", ge=1, alias="questions_per_step"
+    )
     group: int = field(
-        64, TRAINING, "Samples of each question, whose rewards are normalised together.", affects="rows", ge=2
+        64,
+        TRAINING,
+        "Samples per question, whose rewards are normalised together (TRL's num_generations).",
+        affects="rows",
+        ge=2,
+        alias="samples_per_question",
     )
-    learning_rate: float = field(1e-6, TRAINING, "Largest learning rate.", affects="rows", gt=0)
+    learning_rate: float = field(1e-6, TRAINING, "Peak learning rate.", affects="rows", gt=0)
     schedule: Literal["cosine", "linear", "constant"] = field(
-        "constant", TRAINING, "How the learning rate falls.", affects="rows"
+        "constant", TRAINING, "Learning rate schedule after warm-up.", affects="rows"
     )
-    temperature: float = field(0.7, SAMPLING, "Of sampling, and of all log-probs.", affects="rows", gt=0)
+    temperature: float = field(0.7, SAMPLING, "Temperature of sampling and of all log-probs.", affects="rows", gt=0)
     top_p: float = field(1.0, SAMPLING, "Nucleus sampling.", affects="rows", gt=0, le=1)
-    top_k: int = field(0, SAMPLING, "Sample from the k likeliest tokens; 0: from all.", affects="rows", ge=0)
-    max_tokens: int = field(16_384, SAMPLING, "Longest sample.", affects="rows", ge=1)
+    top_k: int = field(0, SAMPLING, "Sample from the k most likely tokens; 0: from all.", affects="rows", ge=0)
+    max_tokens: int = field(16_384, SAMPLING, "Maximum new tokens per sample.", affects="rows", ge=1)
     loss: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = field(
-        "grpo", TRAINING, "How token losses are averaged; grpo: over each sample, then over samples.", affects="rows"
+        "grpo",
+        TRAINING,
+        "Aggregation of token losses. grpo: mean over each sample's tokens, then over samples.",
+        affects="rows",
     )
     scale_rewards: Literal["group", "batch", "none"] = field(
-        "group", TRAINING, "Deviation by which advantages are divided.", affects="rows"
+        "group", TRAINING, "Standard deviation that normalises the advantages.", affects="rows"
     )
     epsilon: float = field(
-        0.2, TRAINING, "Clipping of the probability ratio; idle with one update a batch.", affects="rows", gt=0
+        0.2,
+        TRAINING,
+        "Clipping range of the probability ratio; without effect at one update per batch.",
+        affects="rows",
+        gt=0,
     )
-    beta: float = field(0.04, TRAINING, "Weight of the KL to the reference model; 0: none.", affects="rows", ge=0)
-    bias_corrected_kl: bool = field(False, TRAINING, "Weight that KL by the probability ratio.", affects="rows")
+    beta: float = field(
+        0.04, TRAINING, "Weight of the KL penalty to the reference model; 0: none.", affects="rows", ge=0
+    )
+    bias_corrected_kl: bool = field(False, TRAINING, "Weight the KL penalty by the probability ratio.", affects="rows")
     sync_steps: int = field(
-        32, TRAINING, "Steps between two updates of the reference model; 0: it stays.", affects="rows", ge=0
+        32,
+        TRAINING,
+        "Optimizer steps between updates of the reference model; 0: never update it.",
+        affects="rows",
+        ge=0,
+        alias="ref_sync_steps",
     )
     sync_mixup: float = field(
-        0.9, TRAINING, "Share of the policy in the updated reference model.", affects="rows", gt=0, le=1
+        0.9,
+        TRAINING,
+        "Share of the policy's weights in the updated reference model.",
+        affects="rows",
+        gt=0,
+        le=1,
+        alias="ref_mixup_alpha",
     )
     vllm: Literal["none", "colocate", "server"] = field(
-        "none", SAMPLING, "Sample with vLLM, on the training GPUs or on a server.", affects="rows"
+        "none", SAMPLING, "Sample with vLLM: on the training GPUs (colocate) or on a server.", affects="rows"
     )
-    vllm_url: str | None = field(None, SAMPLING, "Address of the vLLM server.", affects="rows")
+    vllm_url: str | None = field(None, SAMPLING, "URL of the vLLM server.", affects="rows")
     vllm_memory: float = field(0.3, SAMPLING, "Share of GPU memory for colocated vLLM.", affects="speed", gt=0, lt=1)
-    vllm_tensor_parallel: int = field(1, SAMPLING, "GPUs that share one colocated vLLM.", affects="rows", ge=1)
+    vllm_tensor_parallel: int = field(1, SAMPLING, "GPUs per colocated vLLM engine.", affects="rows", ge=1)
     vllm_correction: bool = field(
-        False, TRAINING, "Correct for differences between vLLM's log-probs and training's.", affects="rows"
+        False,
+        TRAINING,
+        "Correct the loss for differences between vLLM's log-probs and the trainer's (importance sampling).",
+        affects="rows",
     )
     batch_tokens: int | None = field(
-        None, MODEL, "Tokens scored at a time; default: 4096 on CPU, else 16384.", affects="rows", ge=1
+        None,
+        MODEL,
+        "Tokens per forward pass of sampling and scoring. Default: 4096 on CPU, 16384 on GPU.",
+        affects="rows",
+        ge=1,
     )
     batch_size: int | None = field(
-        None, MODEL, "Samples generated at a time; default: what fits, 32 on CPU.", affects="rows", ge=1
+        None,
+        SAMPLING,
+        "Sequences sampled at a time. Default: as many as fit in memory, at most 32 on CPU.",
+        affects="rows",
+        ge=1,
+        alias="sampling_batch_size",
     )
-    save_steps: int = field(25, OUTPUT, "Steps between two checkpoints.", affects="rows", ge=1)
+    save_steps: int = field(25, OUTPUT, "Optimizer steps between checkpoints.", affects="rows", ge=1)
     held_out: int = field(
-        64, INPUT, "Questions that are kept out of training, to choose the best checkpoint by.", affects="rows", ge=0
+        64, INPUT, "Questions to hold out of training, to select the best checkpoint.", affects="rows", ge=0
     )
-    sample_rows: int = field(16, OUTPUT, "Samples of each checkpoint that are kept as a table.", affects="output", ge=0)
+    sample_rows: int = field(
+        16, OUTPUT, "Samples to save with each checkpoint.", affects="output", ge=0, alias="save_samples"
+    )
 
-    @model_validator(mode="before")
     @classmethod
-    def _fill_in_recipe(cls, data: Any) -> Any:
-        return (_TRL | data) if isinstance(data, dict) and data.get("recipe") == "trl" else data
+    def fill_in(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Add TRL's defaults if they were chosen."""
+        return _TRL | values if values.get("defaults") == "trl" else values
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> PolicySettings:
+    def _vllm_reads_settings(self) -> PolicySettings:
         if self.vllm == "server" and not self.vllm_url:
-            raise ValueError("vllm_url: is needed with --vllm server")
+            raise ValueError("vllm_url: is required with --vllm server")
         if self.vllm != "server" and self.vllm_url:
-            raise ValueError("vllm_url: goes with --vllm server only")
+            raise ValueError("vllm_url: has no effect without --vllm server")
+        if self.vllm != "colocate" and (unread := self.not_default("vllm_memory", "vllm_tensor_parallel")):
+            raise ValueError(f"{unread[0]}: has no effect without --vllm colocate")
         return self
 
 
-class TrainTeacherSettings(PolicySettings, RewardSettings):
+class TrainTeacherSettings(PolicySettings, ColumnSettings, RewardSettings):
     """Settings of :func:`rlt_data.training.teacher.train_teacher`."""
 
     command = "train-teacher rl"
-    model: WarmTeacherName = field(
-        ..., MODEL, f"Where the teacher begins: {MODEL_HELP}", affects="rows", by_content=True
+    first_flags: ClassVar[tuple[str, ...]] = (
+        "model",
+        "student",
+        "out",
+        "steps",
+        "questions",
+        "group",
+        "max_tokens",
+        "lambda_",
+        "dry_run",
     )
+
+    model: WarmTeacherName = field(..., MODEL, f"Initial teacher: {MODEL_HELP}", affects="rows", by_content=True)
     student: StudentName = field(
-        ..., MODEL, f"Frozen student that rewards: {MODEL_HELP}", affects="rows", by_content=True
+        ..., MODEL, f"Frozen student that computes the reward: {MODEL_HELP}", affects="rows", by_content=True
     )
     student_dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        "auto", MODEL, "Type of the student.", affects="rows"
+        "auto", MODEL, "Data type of the student's weights.", affects="rows"
     )
-    kl: Literal["k1", "k3"] = field("k1", REWARD, "Estimate of the KL on the sampled tokens.", affects="rows")
+    kl: Literal["k1", "k3"] = field("k1", REWARD, "KL estimator on the sampled tokens.", affects="rows")
 
 
 class TrainSolverSettings(PolicySettings):
     """Settings of :func:`rlt_data.training.solver.train_solver`."""
 
     command = "train-solver"
+    first_flags: ClassVar[tuple[str, ...]] = (
+        "model",
+        "benchmark",
+        "out",
+        "steps",
+        "questions",
+        "group",
+        "max_tokens",
+        "dry_run",
+    )
+
     benchmark: Literal["countdown", "gsm8k", "math"] = field(
-        "math", INPUT, "What the rows are and how answers are graded.", affects="rows"
+        "math", INPUT, "Layout of the rows and how answers are graded.", affects="rows"
+    )
+    question_column: str | None = field(
+        None, INPUT, "Column with the question. Default: the benchmark's.", affects="rows", by_content=True
+    )
+    answer_column: str | None = field(
+        None, INPUT, "Column with the correct answer. Default: the benchmark's.", affects="rows", by_content=True
     )
     unformatted_reward: float = field(
-        -1.0, REWARD, "Of an answer that is not thought and solution in their tags.", affects="rows"
+        -1.0, REWARD, "Reward of an answer without thought and solution in their tags.", affects="rows"
     )
-    wrong_reward: float = field(-0.5, REWARD, "Of a wrong answer in its tags.", affects="rows")
-    correct_reward: float = field(1.0, REWARD, "Of a right answer in its tags.", affects="rows")
+    wrong_reward: float = field(-0.5, REWARD, "Reward of a wrong answer in its tags.", affects="rows")
+    correct_reward: float = field(1.0, REWARD, "Reward of a correct answer in its tags.", affects="rows")
 
     @model_validator(mode="after")
-    def _only_what_is_read_is_given(self) -> TrainSolverSettings:
-        columns = ("solution_column", "explanation_column", "completion_column", "id_column", "keep")
-        if wrong := self.not_default("preset", "max_chars", *columns):
-            raise ValueError(
-                f"{wrong[0]}: has no effect; --benchmark says what rows hold, or --question-column and --answer-column"
-            )
+    def _both_columns_are_named(self) -> TrainSolverSettings:
+        refuse_single_column(self.question_column, self.answer_column)
         return self

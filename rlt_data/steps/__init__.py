@@ -1,1 +1,1 @@
-"""The steps of the pipeline, one module each: what is read, what is added beside it, and nothing else."""
+"""The steps of the pipeline, one module each. A step reads earlier tables and adds one; it never changes its input."""

@@ -1,4 +1,4 @@
-"""Write a file of Countdown problems with solutions."""
+"""Write Countdown problems with solutions to a file."""
 
 from __future__ import annotations
 
@@ -14,17 +14,22 @@ from rlt_data.tasks.countdown import Problem, problems
 
 @dataclass(frozen=True)
 class CountdownSummary:
-    """The file, and how many problems are in it."""
+    """Result of making Countdown problems.
+
+    Attributes:
+        out: the file.
+        rows: number of problems in it.
+    """
 
     out: Path
     rows: int
 
 
 def make_countdown(settings: CountdownSettings) -> CountdownSummary:
-    """Make Countdown problems; the library side of ``rlt-data countdown make``.
+    """Write Countdown problems to a JSONL file; implements ``rlt-data countdown make``.
 
     Raises:
-        SettingsError: the ranges hold fewer problems than asked for; nothing is written.
+        SettingsError: the ranges contain fewer problems than ``rows``; nothing is written.
         DiskError: the file cannot be written.
     """
     out = Path(settings.out)
@@ -32,7 +37,7 @@ def make_countdown(settings: CountdownSettings) -> CountdownSummary:
     return CountdownSummary(out, settings.rows)
 
 
-def _write(path: Path, made: Iterator[Problem], split: str) -> None:
+def _write(path: Path, problems: Iterator[Problem], split: str) -> None:
     with path.open("w", encoding="utf-8") as file:
-        for number, problem in enumerate(made):
+        for number, problem in enumerate(problems):
             file.write(json.dumps(problem.row(number, split)) + "\n")

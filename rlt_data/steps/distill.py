@@ -1,11 +1,11 @@
-"""Choose traces and write them as the data set a student is trained on: ranks in, rows in the student's format out.
+"""Select ranked traces and write them as a training data set in the student's format.
 
-DIR/data/train-00000-HASH.parquet ...   what datasets.load_dataset(DIR) reads
+DIR/data/train-00000-HASH.parquet ...   rows that datasets.load_dataset(DIR) reads
 DIR/train.jsonl                         the same rows
-DIR/distill.json, DIR/README.md         how it was made
+DIR/distill.json, DIR/README.md         settings, counts and checksums; data set card
 
-The hash of the rows is in the names because ``datasets`` keeps what it has loaded under the folder's name and the
-patterns of its README, and would otherwise give the rows of another folder of that name.
+File names contain a hash of the rows because ``datasets`` caches by folder name and README patterns. Without the hash,
+it could return the cached rows of another folder of the same name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import math
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import DistillSettings, ModelSettings
 from rlt_data.steps.export_shapes import PROVENANCE, SHAPES, dataset_card, schema_of
 from rlt_data.steps.provenance import recorded_format
-from rlt_data.steps.rank import PARTS_AT_A_TIME
+from rlt_data.steps.rank import PARTS_AT_A_TIME, count_missing_traces, refuse_missing_scores
 from rlt_data.storage.backends import open_folder
 from rlt_data.storage.folder import checksum, json_text
 from rlt_data.storage.outputs import new_folder
@@ -42,26 +42,31 @@ from rlt_data.storage.run import RunFolder, content_hash
 
 logger = logging.getLogger(__name__)
 
-#: Rows whose texts are in memory together.
+#: Rows whose texts are in memory at the same time.
 _ROWS_AT_A_TIME = 256
-#: What the folder of a data set holds; a folder with anything else is never replaced.
+#: Files and folders of a data set. A folder that contains anything else is never replaced.
 _CONTENT = {"data", "train.jsonl", "distill.json", "README.md"}
 _SHARD = re.compile(r"train-\d{5,}(-[0-9a-f]+)?\.parquet")
 
 
 @dataclass
 class DistillSummary:
-    """What a data set was made of.
+    """Counts of a distillation.
 
     Attributes:
-        out: the folder.
+        out: folder of the data set.
         rows: rows of the data set.
-        questions: questions that gave at least one.
-        malformed: chosen traces that were left out because they were unclosed, empty, truncated or held a tag.
-        too_long: traces that were passed over because they have more than ``max_tokens`` tokens.
-        fallbacks: questions whose first choice did not fit and another trace was taken.
-        without_row: questions that gave no row.
-        mean_thought_tokens: mean length of the explanations.
+        questions: questions with at least one row.
+        malformed: selected traces left out because they are unclosed, empty, truncated or contain a tag.
+        too_long: traces skipped because they exceed ``max_tokens``.
+        fallbacks: questions whose best trace was too long and that got another trace.
+        without_row: questions without a row.
+        without_row_reasons: number of these questions by reason. ``too long``: all well-formed candidates exceed
+            ``max_tokens``. ``truncated``: no candidate is well-formed, and at least one hit the token limit.
+            ``malformed``: no candidate is well-formed for other reasons. ``no trace of this rank or bucket``: the
+            question has no candidate.
+        mean_thought_tokens: mean tokens per explanation.
+        missing_traces: traces that an unfinished ``generate`` has not made yet.
         seconds: time spent.
     """
 
@@ -72,49 +77,63 @@ class DistillSummary:
     too_long: int = 0
     fallbacks: int = 0
     without_row: int = 0
+    without_row_reasons: dict[str, int] = field(default_factory=dict)
     mean_thought_tokens: float = 0.0
+    missing_traces: int = 0
     seconds: float = 0.0
 
 
 def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSummary:
-    """Write a distillation data set from a ranked run; the library side of ``rlt-data distill``.
+    """Write a training data set from a ranked run; implements ``rlt-data distill``.
 
     Raises:
-        RunFolderError: there are no ranks, or the folder of the data set holds something else.
-        SettingsError: nothing was selected, or ``max_tokens`` came without ``tokenizer``.
+        RunFolderError: the run has no ranks, traces without a score, or outdated ranks; or the folder of the data set
+            contains other files.
+        SettingsError: the selection is empty, or ``max_tokens`` is set without ``tokenizer``.
         ModelError: the tokenizer's chat template would change the rows.
     """
     began = time.monotonic()
+    refuse_conflicting_options(settings)
     run = RunFolder.existing(settings.input)
     if not run.parts("ranks"):
-        raise RunFolderError(f"{run.path}: there are no ranks; run rlt-data rank first")
+        raise RunFolderError(f"{run.path}: has no ranks; run rlt-data rank first")
+    refuse_missing_scores(run, "rlt-data score, then rlt-data rank")
     if not run.is_current("ranks"):
         raise RunFolderError(f"{run.path}: the ranks are older than the scores; run rlt-data rank again")
     ranks = run.digest("ranks")
     format = recorded_format(run, "score")
     if format is None:
-        raise RunFolderError(f"{run.path}: run.json does not say in which format the traces were scored")
+        raise RunFolderError(f"{run.path}: run.json does not record the format of the scored traces")
     out = storage_path(settings.out) if settings.out else run.path / "dataset"
-    summary = DistillSummary(out)
+    summary = DistillSummary(out, missing_traces=count_missing_traces(run))
     selection = Selection(run, settings, format, summary)
     chosen = selection.chosen(progress)
     if settings.limit:
         chosen = _limited(chosen, settings.limit, settings.seed)
     with disk_errors(out):
         _refuse_other_content(out)
-        with new_folder(out) as fresh:
-            (fresh / "data").mkdir()
+        with new_folder(out) as folder:
+            (folder / "data").mkdir()
             with task(progress, "distill", len(run.parts("ranks"))):
-                digest = _write(fresh, selection, chosen)
+                digest = _write(folder, selection, chosen)
             if not summary.rows:
+                reasons = ", ".join(f"{count} {reason}" for reason, count in summary.without_row_reasons.items())
                 raise SettingsError(
-                    f"--select {settings.select}: no trace of {run.path} can be taken ({_why(summary)})"
+                    f"--select {settings.select}: selects no trace of {run.path} (questions: {reasons})"
                 )
             summary.seconds = time.monotonic() - began
-            _describe(fresh, run, settings, format, summary, digest)
+            _describe(folder, run, settings, format, summary, digest)
             if run.digest("ranks", again=True) != ranks:
-                raise RunFolderError(f"{run.path}: the ranks were replaced meanwhile; run rlt-data distill again")
+                raise RunFolderError(f"{run.path}: the ranks changed during the run; run rlt-data distill again")
     return summary
+
+
+def refuse_conflicting_options(
+    settings: DistillSettings, max_tokens: str = "--max-tokens", tokenizer: str = "--tokenizer"
+) -> None:
+    """Raise SettingsError if ``max_tokens`` is set without ``tokenizer``; the message uses the given names."""
+    if settings.max_tokens and not settings.tokenizer:
+        raise SettingsError(f"{max_tokens}: needs {tokenizer}, the student's checkpoint, to count tokens")
 
 
 def _refuse_other_content(out: StoragePath) -> None:
@@ -122,12 +141,19 @@ def _refuse_other_content(out: StoragePath) -> None:
     names = folder.names()
     foreign = names - _CONTENT | {f"data/{name}" for name in folder.below("data") if not _SHARD.fullmatch(name)}
     if names and ("distill.json" not in names or foreign):
-        others = ", ".join(sorted(foreign)[:3]) or "no distill.json"
-        raise RunFolderError(f"{out}: is there already and holds something else ({others}); choose another --out")
+        listed = ", ".join(sorted(foreign)[:3]) or "no distill.json"
+        raise RunFolderError(f"{out}: exists and is not a data set of rlt-data ({listed}); choose another --out")
 
 
 class Selection:
-    """Chooses traces part by part, and makes rows of them."""
+    """Selects traces part by part and turns them into rows.
+
+    Args:
+        run: a ranked run.
+        settings: settings of the step.
+        format: format of the scored traces.
+        summary: receives the counts.
+    """
 
     def __init__(self, run: RunFolder, settings: DistillSettings, format: Format, summary: DistillSummary) -> None:
         self._run = run
@@ -138,71 +164,87 @@ class Selection:
         self._number = int(number or 0)
         self._quota = {"best": 1, "random": 1, "rank": 1, "top": self._number}.get(self.kind, math.inf)
         self.schema = schema_of(settings.shape)
-        self._lengths = None
-        if settings.max_tokens and not settings.tokenizer:
-            raise SettingsError("--max-tokens: needs --tokenizer, the student's checkpoint, to count tokens with")
-        if settings.tokenizer:
-            self._lengths = _Lengths(settings.tokenizer, format)
+        self._lengths = _Lengths(settings.tokenizer, format) if settings.tokenizer else None
 
     def chosen(self, progress: Progress) -> Iterator[pl.DataFrame]:
-        """Yield the chosen traces of a few parts at a time: part, question_id, trace_id, rank, value, lengths."""
+        """Yield the selected traces of several parts at a time: part, question_id, trace_id, rank, value, lengths."""
         parts = self._run.parts("ranks")
         for start in range(0, len(parts), PARTS_AT_A_TIME):
-            few = parts[start : start + PARTS_AT_A_TIME]
+            chunk = parts[start : start + PARTS_AT_A_TIME]
             frames = []
-            for part in few:
+            for part in chunk:
                 frame = pl.DataFrame(self._run.read("ranks", part)).with_columns(pl.lit(part).alias("part"))
-                frames.append(frame.with_columns(pl.col("question_id").rle_id().alias("place")))
+                frames.append(frame.with_columns(pl.col("question_id").rle_id().alias("position")))
             yield self._choose(pl.concat(frames))
-            progress.advance(len(few))
+            progress.advance(len(chunk))
 
     def _choose(self, ranks: pl.DataFrame) -> pl.DataFrame:
-        questions = ranks["question_id"].n_unique()
-        wanted = ranks.sort("part", "place", "rank")
+        candidates = ranks.sort("part", "position", "rank")
         if self.kind in ("rank", "bucket"):
-            wanted = wanted.filter(pl.col(self.kind) == self._number)
+            candidates = candidates.filter(pl.col(self.kind) == self._number)
         accepted = pl.col("flaw").is_null()
         if self._settings.include_truncated:
             accepted = accepted | (pl.col("flaw") == "truncated")
-        able = wanted.filter(accepted.fill_null(False))
+        eligible = candidates.filter(accepted.fill_null(False))
         if self._quota is math.inf or self.kind == "rank":
-            self.summary.malformed += len(wanted) - len(able)
+            self.summary.malformed += len(candidates) - len(eligible)
         if self.kind == "random":
-            order = [content_hash(self._settings.seed, key) for key in able["trace_id"]]
-            able = able.with_columns(pl.Series("order", order, pl.String)).sort("part", "place", "order").drop("order")
-        chosen = self._fitting(able) if self._settings.max_tokens else self._first(able)
-        self.summary.without_row += questions - chosen["question_id"].n_unique()
+            order = [content_hash(self._settings.seed, key) for key in eligible["trace_id"]]
+            eligible = eligible.with_columns(pl.Series("order", order, pl.String))
+            eligible = eligible.sort("part", "position", "order").drop("order")
+        chosen = self._short_enough(eligible) if self._settings.max_tokens else self._first(eligible)
+        self._count_questions_without_row(ranks, candidates, eligible, chosen)
         return chosen
 
-    def _first(self, able: pl.DataFrame) -> pl.DataFrame:
+    def _first(self, eligible: pl.DataFrame) -> pl.DataFrame:
         if self._quota is math.inf:
-            return able
-        return able.filter(pl.int_range(pl.len()).over("part", "place") < int(self._quota))
+            return eligible
+        return eligible.filter(pl.int_range(pl.len()).over("part", "position") < int(self._quota))
 
-    def _fitting(self, able: pl.DataFrame) -> pl.DataFrame:
-        """Take the first traces of each question that are short enough."""
-        taken: list[pl.DataFrame] = []
+    def _short_enough(self, eligible: pl.DataFrame) -> pl.DataFrame:
+        """Select the first traces of each question that have at most ``max_tokens`` tokens."""
+        chosen: list[pl.DataFrame] = []
         counts: dict[str, int] = {}
-        passed: set[str] = set()
-        able = able.with_columns(pl.int_range(pl.len()).over("part", "place").alias("turn"))
-        for (_,), now in able.partition_by("turn", as_dict=True).items():  # all first traces, all second ones, ...
+        skipped: set[str] = set()
+        eligible = eligible.with_columns(pl.int_range(pl.len()).over("part", "position").alias("turn"))
+        for (_,), frame in eligible.partition_by("turn", as_dict=True).items():  # all first traces, then all second ...
             if self._quota is not math.inf:
                 full = [key for key, count in counts.items() if count >= self._quota]
-                now = now.filter(~pl.col("question_id").is_in(full))
+                frame = frame.filter(~pl.col("question_id").is_in(full))
             assert self._lengths is not None
-            lengths = pl.Series("tokens", self._lengths.of(self.rows(now)), pl.Int64)
+            lengths = pl.Series("tokens", self._lengths.of(self.rows(frame)), pl.Int64)
             fits = lengths <= int(self._settings.max_tokens or 0)
             self.summary.too_long += int((~fits).sum())
-            for key in now.filter(fits)["question_id"]:
+            for key in frame.filter(fits)["question_id"]:
                 counts[key] = counts.get(key, 0) + 1
-                self.summary.fallbacks += key in passed and self.kind in ("best", "top", "random")
-                passed.discard(key)
-            passed.update(now.filter(~fits)["question_id"])
-            taken.append(now.filter(fits))
-        return pl.concat(taken).drop("turn").sort("part", "place", "rank") if taken else able.drop("turn").clear()
+                self.summary.fallbacks += key in skipped and self.kind in ("best", "top", "random")
+                skipped.discard(key)
+            skipped.update(frame.filter(~fits)["question_id"])
+            chosen.append(frame.filter(fits))
+        if not chosen:
+            return eligible.drop("turn").clear()
+        return pl.concat(chosen).drop("turn").sort("part", "position", "rank")
+
+    def _count_questions_without_row(
+        self, ranks: pl.DataFrame, candidates: pl.DataFrame, eligible: pl.DataFrame, chosen: pl.DataFrame
+    ) -> None:
+        """Count the questions without a row, and why each has none: the last filter that kept one of its traces."""
+        missing = set(ranks["question_id"]) - set(chosen["question_id"])
+        too_long = missing & set(eligible["question_id"])
+        truncated = missing & set(candidates.filter(pl.col("flaw") == "truncated")["question_id"]) - too_long
+        malformed = missing & set(candidates["question_id"]) - too_long - truncated
+        reasons = {
+            "too long": len(too_long),
+            "truncated": len(truncated),
+            "malformed": len(malformed),
+            "no trace of this rank or bucket": len(missing - too_long - truncated - malformed),
+        }
+        self.summary.without_row += len(missing)
+        totals = self.summary.without_row_reasons
+        totals |= {reason: totals.get(reason, 0) + count for reason, count in reasons.items() if count}
 
     def rows(self, chosen: pl.DataFrame) -> Iterator[dict[str, Any]]:
-        """Make the contents of chosen traces, in their order."""
+        """Yield the texts and columns of the selected traces, in order."""
         for (part,), frame in chosen.partition_by("part", as_dict=True, maintain_order=True).items():
             traces = pl.DataFrame(self._run.read("traces", int(part), ["trace_id", "completion", "meta"])).join(
                 frame.select("trace_id"), on="trace_id", how="semi"
@@ -214,14 +256,14 @@ class Selection:
                 yield row | {"thought": thought}
 
     def shaped(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Make a row of the data set of a chosen trace."""
+        """Return the data set row of a selected trace."""
         message = student_message(self.format, row["solution"], row["thought"])
         columns = SHAPES[self._settings.shape](self.format.student_system, row["question"], message)
         origin = {field.name: row.get(field.name) for field in PROVENANCE}
         return columns | origin | {"reward": row["value"]}
 
     def count(self, chosen: pl.DataFrame) -> None:
-        """Count chosen traces that have become rows."""
+        """Add the selected traces to the summary."""
         summary, before = self.summary, self.summary.rows
         summary.rows += len(chosen)
         summary.questions += chosen["question_id"].n_unique()
@@ -230,10 +272,10 @@ class Selection:
 
 
 class _Lengths:
-    """Counts the tokens of a row as the student is trained on it."""
+    """Counts the tokens of rows in the student's training text."""
 
     def __init__(self, name: str, format: Format) -> None:
-        # Here, because it imports torch, which distilling without --tokenizer does not need.
+        # Imported here because it imports torch, which only --tokenizer needs.
         from rlt_data.engines import find_checkpoint, open_tokenizer
 
         settings = ModelSettings()
@@ -242,16 +284,19 @@ class _Lengths:
         self._views.check()
 
     def of(self, rows: Iterator[dict[str, Any]]) -> list[int]:
-        """Return the number of tokens of each row, chat template included."""
+        """Return the tokens of each row, including the chat template's."""
         lengths: list[int] = []
-        while few := list(islice(rows, _ROWS_AT_A_TIME)):
-            texts = [self._views.student(row["question"], row["solution"], row["thought"]).text for row in few]
+        while batch := list(islice(rows, _ROWS_AT_A_TIME)):
+            texts = [self._views.student(row["question"], row["solution"], row["thought"]).text for row in batch]
             lengths += [len(encoding) for encoding in encode(self._tokenizer, texts)]
         return lengths
 
 
 def _limited(chosen: Iterator[pl.DataFrame], limit: int, seed: int) -> Iterator[pl.DataFrame]:
-    """Keep the rows of the questions of smallest hash with the seed: a draw that no order or part size changes."""
+    """Keep ``limit`` rows, those of the questions with the smallest seeded hash.
+
+    The draw is independent of the order of the questions and the size of the parts.
+    """
     kept: pl.DataFrame | None = None
     for frame in chosen:
         draws = {
@@ -262,7 +307,7 @@ def _limited(chosen: Iterator[pl.DataFrame], limit: int, seed: int) -> Iterator[
         kept = frame if kept is None else pl.concat([kept, frame])
         kept = kept.sort("draw", "rank").head(limit)
     if kept is not None:
-        yield kept.drop("draw").sort("part", "place", "rank")
+        yield kept.drop("draw").sort("part", "position", "rank")
 
 
 def _write(folder: Path, selection: Selection, chosen: Iterator[pl.DataFrame]) -> str:
@@ -274,11 +319,11 @@ def _write(folder: Path, selection: Selection, chosen: Iterator[pl.DataFrame]) -
     ):
         for frame in chosen:
             rows = selection.rows(frame)
-            while few := [selection.shaped(row) for row in islice(rows, _ROWS_AT_A_TIME)]:
-                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in few)
+            while batch := [selection.shaped(row) for row in islice(rows, _ROWS_AT_A_TIME)]:
+                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in batch)
                 digest.update(text.encode())
                 lines.write(text)
-                files.write(pa.Table.from_pylist(few, schema=selection.schema))
+                files.write(pa.Table.from_pylist(batch, schema=selection.schema))
             selection.count(frame)
     for file in (folder / "data").iterdir():
         file.rename(file.with_stem(f"{file.stem}-{digest.hexdigest()}"))
@@ -289,30 +334,22 @@ def _describe(
     folder: Path, run: RunFolder, settings: DistillSettings, format: Format, summary: DistillSummary, digest: str
 ) -> None:
     steps = run.info.get("steps", {})
-    made = {
+    excluded = ("out", "missing_traces", "seconds")
+    content = {
         "settings": settings.model_dump(mode="json", exclude={"input", "out"}),
         "format": format.model_dump(mode="json"),
-        "counts": {key: value for key, value in asdict(summary).items() if key not in ("out", "seconds")},
+        "counts": {key: value for key, value in asdict(summary).items() if key not in excluded},
         "steps": {name: _public(step) for name, step in steps.items()},
         "made_from": {"ranks": run.digest("ranks")},
     }
     (folder / "README.md").write_text(dataset_card(settings, summary.rows, digest), encoding="utf-8")
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    made["files"] = {file.relative_to(folder).as_posix(): checksum(file) for file in files}
-    (folder / "distill.json").write_text(json_text(made), encoding="utf-8")
+    content["files"] = {file.relative_to(folder).as_posix(): checksum(file) for file in files}
+    (folder / "distill.json").write_text(json_text(content), encoding="utf-8")
 
 
 def _public(step: dict[str, Any]) -> dict[str, Any]:
-    """Leave out of a step's entry what is said elsewhere, and the places of files on this machine."""
+    """Return a step's run.json entry without local paths and without what distill.json records elsewhere."""
     settings = {key: value for key, value in step.get("settings", {}).items() if key not in ("in", "input", "out")}
-    left_out = ("format", "sources", "work")
-    return {key: value for key, value in step.items() if key not in left_out} | {"settings": settings}
-
-
-def _why(summary: DistillSummary) -> str:
-    reasons = [f"{summary.without_row} questions have no trace that fits the selection"]
-    if summary.malformed:
-        reasons.append(f"{summary.malformed} traces are not well-formed")
-    if summary.too_long:
-        reasons.append(f"{summary.too_long} are too long")
-    return ", ".join(reasons)
+    excluded = ("format", "sources", "work")
+    return {key: value for key, value in step.items() if key not in excluded} | {"settings": settings}

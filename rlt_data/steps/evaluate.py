@@ -1,7 +1,7 @@
-"""Accuracy of a model on a benchmark: questions in, answers and their grades out.
+"""Measure a model's accuracy on a benchmark: questions in, answers and grades out.
 
-Answers are sampled as traces are (:mod:`rlt_data.steps.sampling`), but the model sees the question alone. Grades are a
-table of their own, made from the answers, so that other grading never samples again.
+Answers are sampled like traces (:mod:`rlt_data.steps.sampling`), but the model sees only the question. Grades are in a
+separate table, so grading differently needs no new samples.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import re
 from collections import Counter
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import comb
 from typing import Any
 
@@ -35,30 +35,32 @@ from rlt_data.tasks.grading import Grade, Grader, final_answer
 
 logger = logging.getLogger(__name__)
 
-#: Draws of questions, with replacement, that the interval is taken from.
+#: Bootstrap resamples of the questions for the confidence interval.
 _RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model did.
+    """Result of an evaluation.
 
     Attributes:
-        run: the run folder.
-        benchmark: the benchmark's name.
-        model: the model's name.
+        run: run folder.
+        benchmark: name of the benchmark.
+        model: name of the model.
         questions: questions with at least one answer.
         answers: graded answers.
-        failed: rows in errors.jsonl, which count nowhere else.
-        accuracy: pass@1: the mean over questions of the share of right answers.
-        low: lower end of the 95 % interval of accuracy, from a bootstrap over questions.
+        failed: rows in errors.jsonl, excluded from all other figures.
+        accuracy: pass@1, the mean over questions of the share of correct answers.
+        low: lower end of the 95 % confidence interval of the accuracy, from a bootstrap over questions.
         high: its upper end.
-        pass_at: pass@k by k, the unbiased estimate of Chen et al. 2021 (arXiv 2107.03374), for powers of two up to n.
-        majority: share of questions whose most frequent final answer is right; the earlier sample wins a tie.
+        pass_at: unbiased pass@k estimates by k (Chen et al. 2021, arXiv 2107.03374), for powers of two up to n, and n.
+        majority: share of questions whose most frequent final answer is correct; the earlier sample wins a tie.
         formatted: share of answers in the student's format.
         truncated: share of answers that hit the token limit.
-        ungraded: answers that the grader could not stand; they count as wrong.
-        mean_tokens: mean length of the answers.
+        ungraded: answers on which the grader crashed or timed out; they count as wrong.
+        mean_tokens: mean tokens per answer.
+        failure: the most frequent reason in errors.jsonl; None if nothing failed.
+        failure_rows: rows that failed for this reason.
     """
 
     run: StoragePath
@@ -76,16 +78,17 @@ class Evaluation:
     truncated: float
     ungraded: int
     mean_tokens: float
+    failure: str | None = None
+    failure_rows: int = 0
 
 
 def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluation:
-    """Sample and grade answers to a benchmark; the library side of ``rlt-data evaluate``.
+    """Sample and grade answers to a benchmark; implements ``rlt-data evaluate``.
 
-    Continues where an earlier call with the same settings ended. The figures are also written to
-    RUN/evaluation.json.
+    Continues an earlier call with the same settings. Also writes the figures to RUN/evaluation.json.
 
     Raises:
-        RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
+        RltDataError: a subclass from :mod:`rlt_data.errors`; existing rows are never lost.
     """
     benchmark = BENCHMARKS[settings.benchmark]
     source = _source(settings, benchmark)
@@ -93,39 +96,39 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
     model = open_model(settings.model, settings)
     format = choose_format(settings.format, model.template, model.checkpoint.name, model.checkpoint.folder)
     depends_on = _dependencies(settings, model, format)
-    with run.locked(), Grader() as grader, closing(model):
-        run.refuse_other_settings("evaluate", depends_on)
+    with run.locked(), Grader(benchmark.kind) as grader, closing(model):
+        entry = step_entry(settings, format, {"model": model})
+        run.refuse_other_settings("evaluate", depends_on, entry)
         ingest(run, source, format, traces=False, reader=lambda first: BenchmarkReader(benchmark, settings, first))
         model.load(run.logs)
-        run.record("evaluate", {"depends_on": depends_on, **step_entry(settings, format, {"model": model})})
+        run.record("evaluate", {"depends_on": depends_on, **entry})
         with run_log(run):
-            work = _sampling_task(settings, model, format, content_hash(depends_on))
-            sampled = sample_questions(run, model, work, progress)
+            sampling_task = _sampling_task(settings, model, format, content_hash(depends_on))
+            sampled = sample_questions(run, model, sampling_task, progress)
             _grade(run, benchmark, format, grader, progress)
-            found = _figures(run, settings, sampled.failed)
-            logger.info("evaluate: accuracy %.4f of %d answers", found.accuracy, found.answers)
-        figures = {name: value for name, value in asdict(found).items() if name != "run"}
-        run.write_json("evaluation.json", figures)
-    return found
+            evaluation = _figures(run, settings, sampled.failed)
+            logger.info("evaluate: accuracy %.4f of %d answers", evaluation.accuracy, evaluation.answers)
+        excluded = ("run", "failure", "failure_rows")
+        run.write_json("evaluation.json", {k: value for k, value in asdict(evaluation).items() if k not in excluded})
+    return replace(evaluation, failure=sampled.failure, failure_rows=sampled.failure_rows)
 
 
 def _dependencies(settings: EvaluateSettings, model: Model, format: Format) -> dict[str, Any]:
-    """Return everything that an answer depends on beside its question and its number."""
-    made_with = model.identity
+    """Return everything that an answer depends on, except its question and its sample index."""
+    identity = model.identity
     return settings.depends_on(
-        model=made_with.fingerprint,
-        dtype=made_with.dtype,
-        chat_template=made_with.chat_template,
+        model=identity.fingerprint,
+        dtype=identity.dtype,
+        chat_template=identity.chat_template,
         format=format.hash,
     )
 
 
 def _source(settings: EvaluateSettings, benchmark: Benchmark) -> InputSettings:
     if settings.input is not None:
-        asked = settings.model_dump(include={"input", "subset", "split", "limit"})
-        return InputSettings.model_validate(asked)
+        return InputSettings.model_validate(settings.model_dump(include={"input", "subset", "split", "limit"}))
     if benchmark.hub is None:
-        raise SettingsError(f"--in: is needed with --benchmark {settings.benchmark}, which is no data set of its own")
+        raise SettingsError(f"--in: is required with --benchmark {settings.benchmark}, which has no default data set")
     return InputSettings(input=benchmark.hub, subset=benchmark.subset, split=benchmark.split, limit=settings.limit)
 
 
@@ -154,47 +157,47 @@ def _sampling_task(settings: EvaluateSettings, model: Model, format: Format, mad
         stop=format.solution_tags[1],
         made_by=made_by,
         prompt=lambda question: views.solver_prompt(question["question"]),
-        problem=lambda question: None,
+        refusal=lambda question: None,
         tail=0,
         row=row,
     )
 
 
 def solution_in(format: Format, completion: str) -> tuple[str, bool]:
-    """Take the solution out of a solver's completion.
+    """Extract the solution from a solver's completion.
 
     Returns:
-        The text between the solution tags, or what there is after the thought where they are missing; and whether the
-        completion is thought and solution in their tags, as the format says.
+        The text between the solution tags, or everything after the thought if there are none; and whether the
+        completion follows the format: a thought and a solution, each in its tags, and nothing else.
     """
     tags = [re.escape(tag) for tag in (*format.thought_tags, *format.solution_tags)]
     shape = r"\s*{}.*?{}\s*{}(.*?){}\s*".format(*tags)
-    if found := re.fullmatch(shape, completion.removeprefix(format.thought_prefix), re.S):
-        return found[1].strip(), True
-    rest = completion.rpartition(format.thought_tags[1])[2].rpartition(format.solution_tags[0])[2]
-    return rest.partition(format.solution_tags[1])[0].strip(), False
+    if match := re.fullmatch(shape, completion.removeprefix(format.thought_prefix), re.S):
+        return match[1].strip(), True
+    tail = completion.rpartition(format.thought_tags[1])[2].rpartition(format.solution_tags[0])[2]
+    return tail.partition(format.solution_tags[1])[0].strip(), False
 
 
 def _grade(run: RunFolder, benchmark: Benchmark, format: Format, grader: Grader, progress: Progress) -> None:
-    """Grade the answers that have no grade yet."""
+    """Grade the answers that are not in the grades table."""
     parts = run.parts("answers")
     with task(progress, "grade", run.count("answers")), TableWriter(run, "grades") as writer:
         for part in parts:
             questions = {row["question_id"]: row for row in run.read("questions", part).to_pylist()}
-            made = run.keys("grades", part)
+            graded = run.keys("grades", part)
             for answer in run.read("answers", part).to_pylist():
-                if answer["answer_id"] not in made:
+                if answer["answer_id"] not in graded:
                     question = questions[answer["question_id"]]
                     solution, formatted = solution_in(format, answer["completion"])
                     problem = json.loads(question["meta"] or "{}")
                     grade = grader.grade(benchmark.kind, solution, question["answer"], **problem)
-                    writer.append(part, _graded(answer, solution, formatted, grade))
+                    writer.append(part, _grade_row(answer, solution, formatted, grade))
                 progress.advance()
             writer.compact(part)
     run.compact_all("grades")
 
 
-def _graded(answer: dict[str, Any], solution: str, formatted: bool, grade: Grade) -> dict[str, Any]:
+def _grade_row(answer: dict[str, Any], solution: str, formatted: bool, grade: Grade) -> dict[str, Any]:
     return {
         **{name: answer[name] for name in ("answer_id", "question_id", "source_id", "sample_index")},
         "answer": final_answer(solution),
@@ -209,16 +212,16 @@ def _graded(answer: dict[str, Any], solution: str, formatted: bool, grade: Grade
 def _figures(run: RunFolder, settings: EvaluateSettings, failed: int) -> Evaluation:
     parts = run.parts("grades")
     if not parts:
-        raise SettingsError(f"{run.path}: no question could be answered; the reasons are in errors.jsonl")
+        raise SettingsError(f"{run.path}: no question has an answer; errors.jsonl has the reasons")
     grades = pl.concat([pl.DataFrame(run.read("grades", part)) for part in parts])
     grades = grades.filter(pl.col("sample_index") < settings.n)
     by_question = grades.group_by("question_id", maintain_order=True).agg("correct", "answer")
-    right = [(sum(correct), len(correct)) for correct in by_question["correct"]]
-    accuracy = np.array([hits / tries for hits, tries in right])
+    counts = [(sum(correct), len(correct)) for correct in by_question["correct"]]
+    accuracy = np.array([correct / samples for correct, samples in counts])
     draws = np.random.default_rng(settings.seed).integers(len(accuracy), size=(_RESAMPLES, len(accuracy)))
     low, high = np.quantile(accuracy[draws].mean(1), [0.025, 0.975])
-    tries = min(count for _, count in right)
-    ks = sorted({2**power for power in range(tries.bit_length())} | {tries})
+    fewest = min(samples for _, samples in counts)
+    ks = sorted({2**power for power in range(fewest.bit_length())} | {fewest})
     return Evaluation(
         run=run.path,
         benchmark=settings.benchmark,
@@ -229,8 +232,8 @@ def _figures(run: RunFolder, settings: EvaluateSettings, failed: int) -> Evaluat
         accuracy=float(accuracy.mean()),
         low=float(low),
         high=float(high),
-        pass_at={k: float(np.mean([_pass_at(k, *each) for each in right])) for k in ks},
-        majority=float(np.mean([_majority(*each) for each in by_question.select("correct", "answer").iter_rows()])),
+        pass_at={k: float(np.mean([_pass_at(k, *count) for count in counts])) for k in ks},
+        majority=float(np.mean([_majority(*row) for row in by_question.select("correct", "answer").iter_rows()])),
         formatted=float(grades["formatted"].sum()) / len(grades),
         truncated=float(grades["truncated"].sum()) / len(grades),
         ungraded=int(grades["note"].fill_null("").str.starts_with("the grader").sum()),
@@ -238,12 +241,12 @@ def _figures(run: RunFolder, settings: EvaluateSettings, failed: int) -> Evaluat
     )
 
 
-def _pass_at(k: int, right: int, tries: int) -> float:
-    """Estimate the chance that one of k samples is right, from ``right`` of ``tries``."""
-    return 1 - comb(tries - right, k) / comb(tries, k)
+def _pass_at(k: int, correct: int, samples: int) -> float:
+    """Estimate the probability that at least one of k samples is correct."""
+    return 1 - comb(samples - correct, k) / comb(samples, k)
 
 
 def _majority(correct: list[bool], answers: list[str]) -> bool:
     counts = Counter(answers)
-    chosen = max(range(len(answers)), key=lambda index: (counts[answers[index]], -index))
-    return correct[chosen]
+    winner = max(range(len(answers)), key=lambda index: (counts[answers[index]], -index))
+    return correct[winner]

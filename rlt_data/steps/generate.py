@@ -1,4 +1,4 @@
-"""Sample explanations from a teacher: questions in, traces out (how, see :mod:`rlt_data.steps.sampling`)."""
+"""Sample explanations from a teacher: questions in, traces out. :mod:`rlt_data.steps.sampling` has the loop."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ logger = logging.getLogger(__name__)
 
 
 def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSummary:
-    """Sample ``n`` traces of every question; the library side of ``rlt-data generate``.
+    """Sample ``n`` traces for each question; implements ``rlt-data generate``.
 
-    Continues where an earlier call with the same settings ended. Rows that cannot be made go to errors.jsonl.
+    Continues an earlier call with the same settings. Rows that fail go to errors.jsonl.
 
     Raises:
-        RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
+        RltDataError: a subclass from :mod:`rlt_data.errors`; existing rows are never lost.
     """
     run = RunFolder(settings.out or default_run(settings.input, settings.teacher))
     model = open_model(settings.teacher, settings)
     format = choose_format(settings.format, model.template, model.checkpoint.name, model.checkpoint.folder)
     depends_on = _dependencies(settings, model, format)
     with run.locked(), closing(model):
-        run.refuse_other_settings("generate", depends_on)
-        ingest(run, settings, format, traces=False)
+        entry = step_entry(settings, format, {"teacher": model})
+        run.refuse_other_settings("generate", depends_on, entry)
+        ingest(run, settings.as_input(), format, traces=False)
         model.load(run.logs)
-        run.record("generate", {"depends_on": depends_on, **step_entry(settings, format, {"teacher": model})})
+        run.record("generate", {"depends_on": depends_on, **entry})
         with run_log(run):
             task = _task(settings, model, format, content_hash(depends_on))
             summary = sample_questions(run, model, task, progress)
@@ -45,12 +46,12 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
 
 
 def _dependencies(settings: GenerateSettings, model: Model, format: Format) -> dict[str, Any]:
-    """Return everything that a trace depends on beside its question and its number."""
-    made_with = model.identity
+    """Return everything that a trace depends on, except its question and its sample index."""
+    identity = model.identity
     return settings.depends_on(
-        teacher=made_with.fingerprint,
-        dtype=made_with.dtype,
-        chat_template=made_with.chat_template,
+        teacher=identity.fingerprint,
+        dtype=identity.dtype,
+        chat_template=identity.chat_template,
         format=format.hash,
     )
 
@@ -86,7 +87,7 @@ def _task(settings: GenerateSettings, model: Model, format: Format, made_by: str
         stop=format.explanation_tags[1],
         made_by=made_by,
         prompt=lambda question: views.teacher_prompt(question["question"], question["solution"]),
-        problem=lambda question: format.problem_with(question["question"], question["solution"]),
+        refusal=lambda question: format.problem_with(question["question"], question["solution"]),
         tail=len(format.padding),
         row=row,
     )

@@ -1,4 +1,8 @@
-"""The whole way from one YAML file: every flag is a key of its command's section, and an unknown key is an error."""
+"""Run several steps from one YAML file.
+
+Each section has the name of a step, and its keys are the step's flags. Relative paths in the file start at the current
+folder, like those of flags.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,18 @@ from typing import Any
 from rlt_data.errors import InputError, SettingsError
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import PipelineSettings, Settings, parse_settings, parse_yaml
+from rlt_data.steps.conflicts import refuse_conflicts
 from rlt_data.steps.registry import DATA_STEPS
 
-#: The steps that a pipeline may have, in their order.
+#: Steps that a pipeline can have, in the order in which they run.
 PIPELINE_STEPS = [step for step in DATA_STEPS if step.name in PipelineSettings.model_fields]
 
 
 def load_pipeline(path: str | Path) -> PipelineSettings:
-    """Read a pipeline; sections get the run folder as their ``in`` and ``out`` where they name none.
+    """Read a pipeline file. In each section, ``in`` and ``out`` default to the pipeline's run folder.
 
     Raises:
-        InputError: the file is not there, or not YAML.
+        InputError: the file does not exist or is not YAML.
         SettingsError: a key is unknown, missing or wrong.
     """
     try:
@@ -33,26 +38,42 @@ def load_pipeline(path: str | Path) -> PipelineSettings:
         listed = f"{', '.join(['out', *names[:-1]])} and {names[-1]}"
         raise InputError(f"{path}: a pipeline is a YAML mapping with the keys {listed}")
     run = content.get("out")
-    if not content.keys() & set(names) and content.keys() <= {"out"}:  # else a key is unknown, perhaps misspelt
-        raise SettingsError(f"{path}: has no step; takes the sections {', '.join(names)}")
+    if not content.keys() & set(names) and content.keys() <= {"out"}:  # other keys may be misspelt steps
+        raise SettingsError(f"{path}: has no step; add one of the sections {', '.join(names)}")
     for step in PIPELINE_STEPS:
         if step.name not in content:
             continue
         section = {} if content[step.name] is None else content[step.name]
-        if isinstance(section, dict) and run is not None:
-            defaults = {"in": run} if step.reads else {}
-            if step.writes and "out" in step.settings.model_fields:
-                defaults["out"] = run
-            section = defaults | section
+        if isinstance(section, dict):
+            _refuse_path_beside_file(section.get("in"), f"{step.name}.in", Path(path))
+            if run is not None:
+                defaults = {"in": run} if step.reads else {}
+                if step.writes and "out" in step.settings.model_fields:
+                    defaults["out"] = run
+                section = defaults | section
         content[step.name] = section
     return parse_settings(PipelineSettings, content, where=str(path))
 
 
-def run_pipeline(settings: PipelineSettings, progress: Progress = SILENT) -> Iterator[tuple[str, Settings, Any]]:
-    """Run the steps that a pipeline has, and yield each one's name, settings and summary.
+def _refuse_path_beside_file(name: object, key: str, file: Path) -> None:
+    """Refuse an input that exists only relative to the pipeline file, not relative to the current folder."""
+    if isinstance(name, str) and name and not Path(name).exists() and (file.parent / name).exists():
+        raise SettingsError(
+            f"{file}: {key}: {name} is not in the current folder, but next to {file.name}; relative paths start at the "
+            f"current folder, so write {file.parent / name}"
+        )
 
-    A step that is complete adds nothing and costs little, so a pipeline that was interrupted is run again.
+
+def run_pipeline(settings: PipelineSettings, progress: Progress = SILENT) -> Iterator[tuple[str, Settings, Any]]:
+    """Run the steps of a pipeline, and yield the name, settings and summary of each.
+
+    To resume an interrupted pipeline, run it again. A complete step adds nothing and takes little time.
+
+    Raises:
+        SettingsError: two steps conflict; found before the first model is loaded.
+        RltDataError: a step failed.
     """
+    refuse_conflicts(settings)
     for step in PIPELINE_STEPS:
         if section := getattr(settings, step.name):
             yield step.name, section, step.load()(section, progress)

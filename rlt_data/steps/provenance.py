@@ -1,14 +1,17 @@
-"""What run.json says about how a step was made."""
+"""The run.json entry of a step: settings, format, models, versions, and the work done."""
 
 from __future__ import annotations
 
 import platform
+import re
+from collections import Counter
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from rlt_data.formats import Format
 from rlt_data.settings import Settings, parse_settings
+from rlt_data.storage.errorlog import failures
 from rlt_data.storage.paths import StoragePath
 from rlt_data.storage.run import RunFolder
 
@@ -20,15 +23,17 @@ _PACKAGES = ("rlt-data", "torch", "transformers", "tokenizers", "polars", "pyarr
 
 @dataclass(frozen=True)
 class StepSummary:
-    """What a step did.
+    """Result of a step.
 
     Attributes:
-        run: the run folder.
-        rows: rows that its table has now.
-        new: rows made this time.
-        failed: rows in errors.jsonl.
-        tokens: tokens generated or scored this time.
-        seconds: time spent on them, models loaded.
+        run: run folder.
+        rows: rows in the step's table.
+        new: rows added by this call.
+        failed: rows of the step in errors.jsonl.
+        tokens: tokens generated or scored by this call.
+        seconds: time spent on them, without loading models.
+        failure: the most frequent reason in errors.jsonl, as its latest row states it; None if nothing failed.
+        failure_rows: rows that failed for this reason, whatever the numbers in its text.
     """
 
     run: StoragePath
@@ -37,10 +42,12 @@ class StepSummary:
     failed: int
     tokens: int
     seconds: float
+    failure: str | None = None
+    failure_rows: int = 0
 
 
 def step_entry(settings: Settings, format: Format, models: dict[str, Model]) -> dict[str, Any]:
-    """Return what run.json keeps of a step beside what its rows depend on."""
+    """Return the run.json entry of a step, except ``depends_on`` and its outcome."""
     return {
         "settings": settings.model_dump(mode="json", by_alias=True),
         "format": format.model_dump(mode="json"),
@@ -51,19 +58,32 @@ def step_entry(settings: Settings, format: Format, models: dict[str, Model]) -> 
 
 
 def outcome(run: RunFolder, step: str, summary: StepSummary) -> dict[str, Any]:
-    """Return what run.json keeps of what a step did; its work adds up over starts that came to their end."""
+    """Return the outcome for a step's run.json entry; tokens and seconds accumulate over completed calls."""
     before = run.step(step).get("work", {"tokens": 0, "seconds": 0.0})
     work = {"tokens": before["tokens"] + summary.tokens, "seconds": before["seconds"] + summary.seconds}
     return {"rows": summary.rows, "failed": summary.failed, "work": work if summary.new else before}
 
 
+def most_frequent_failure(run: RunFolder, step: str) -> tuple[str | None, int]:
+    """Return the most frequent reason among a step's failures and its number of rows; numbers in reasons are ignored.
+
+    ``the prompt has 900 tokens, the context is 512`` and the same text with 901 tokens count as one reason.
+    """
+    reasons = [str(entry["reason"]) for entry in failures(run) if entry["step"] == step]
+    if not reasons:
+        return None, 0
+    texts = {re.sub(r"\d+", "#", reason): reason for reason in reasons}
+    [(pattern, rows)] = Counter(re.sub(r"\d+", "#", reason) for reason in reasons).most_common(1)
+    return texts[pattern], rows
+
+
 def versions(*more: str) -> dict[str, str]:
-    """Return the versions of Python and of the packages that results depend on, and of more packages."""
-    found = {package: metadata.version(package) for package in (*_PACKAGES, *more)}
-    return {"python": platform.python_version(), **found}
+    """Return the versions of Python, of the packages that results depend on, and of the packages ``more``."""
+    installed = {package: metadata.version(package) for package in (*_PACKAGES, *more)}
+    return {"python": platform.python_version(), **installed}
 
 
 def recorded_format(run: RunFolder, step: str) -> Format | None:
-    """Return the format that run.json keeps for a step."""
+    """Return the format in a step's run.json entry; None if it has none."""
     content = run.step(step).get("format")
     return parse_settings(Format, content, where=str(run.path / "run.json")) if content else None

@@ -1,14 +1,20 @@
-"""Rank traces within their question and sort them into buckets: scores in, ranks out.
+"""Rank the traces of each question and sort them into buckets: scores in, ranks out.
 
-Order within a question: well-formed traces (closed, not truncated, not empty, no stray tag) before all others; then
-those with a finite value before NaN and missing ones; then the larger value; equal values by fewer explanation
-tokens, then by trace id. So ranks are 1, 2, 3, ... without gaps, and the same whatever the order of rows.
+Within a question, traces are sorted by these criteria in turn:
 
-With ``ranks`` a trace's bucket is its rank. With N quantiles, the values of all well-formed traces of the data set
-are cut into N equal shares and bucket 1 holds the largest; equal values share a bucket, and traces that are not
-well-formed, or have no finite value, have none.
+1. well-formed traces (closed, not truncated, not empty, no stray tag) before all others
+2. finite values before NaN and missing ones
+3. larger values
+4. fewer explanation tokens
+5. trace id
 
-Parts hold whole questions, so ranking needs a few parts in memory at a time, whatever the size of the data set.
+Ranks are therefore 1, 2, 3, ... without gaps and do not depend on the order of the rows.
+
+With ``--buckets ranks``, a trace's bucket is its rank. With ``--buckets N``, the values of all well-formed traces are
+cut into N quantiles, and bucket 1 contains the largest. Equal values share a bucket. Traces that are not well-formed or
+have no finite value get no bucket.
+
+A part contains all traces of its questions, so only a few parts are in memory at a time.
 """
 
 from __future__ import annotations
@@ -30,22 +36,23 @@ from rlt_data.storage.schemas import RANKS, SCORES
 
 logger = logging.getLogger(__name__)
 
-#: Parts that are ranked together.
+#: Parts in memory at the same time.
 PARTS_AT_A_TIME = 64
 
-#: Flaws by their column of scores; the first that holds is the one that is named.
+#: Columns of scores by flaw. A trace with several flaws gets the first.
 _FLAWS = {"empty": "empty", "holds tag": "holds_tag", "truncated": "truncated"}
 
 
 @dataclass(frozen=True)
 class RankSummary:
-    """What ranking gave.
+    """Result of ranking.
 
     Attributes:
-        run: the run folder.
+        run: run folder.
         rows: ranked traces.
-        questions: questions they belong to.
+        questions: questions with ranked traces.
         table: one row per bucket: bucket (null for none), rows, mean_value, mean_thought_tokens, well_formed (share).
+        missing_traces: traces that an unfinished ``generate`` has not made yet.
         seconds: time spent.
     """
 
@@ -53,37 +60,38 @@ class RankSummary:
     rows: int
     questions: int
     table: pl.DataFrame
+    missing_traces: int
     seconds: float
 
 
 def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
-    """Rank the scored traces of a run; the library side of ``rlt-data rank``.
+    """Rank the scored traces of a run; implements ``rlt-data rank``.
 
-    An earlier ranking of the run is replaced.
+    Replaces an earlier ranking of the run.
 
     Raises:
-        RunFolderError: there are no scores, traces lack theirs, or they were made by more than one kind of settings.
+        RunFolderError: the run has no scores, traces without a score, or scores of different settings.
         SettingsError: no trace has a value to rank by.
     """
     run = RunFolder.existing(settings.input)
     began = time.monotonic()
     parts = run.parts("scores")
     if not parts:
-        raise RunFolderError(f"{run.path}: there are no scores to rank; run rlt-data score first")
+        raise RunFolderError(f"{run.path}: has no scores to rank; run rlt-data score first")
     with run.locked():
-        _refuse_missing_scores(run)
+        refuse_missing_scores(run, "rlt-data score")
         edges = None if settings.buckets == "ranks" else _edges(run, parts, settings)
         rows = questions = 0
         sums: list[pl.DataFrame] = []
-        makers: set[str] = set()
+        scored_by: set[str] = set()
         with task(progress, "rank", len(parts)), run.replacing("ranks", made_from=["scores"]) as ranks:
             for chunk in _chunks(parts):
                 ranked = _ranked(_scores(run, chunk, settings), edges)
-                makers.update(ranked["scored_by"].unique())
-                if len(makers) > 1:
+                scored_by.update(ranked["scored_by"].unique())
+                if len(scored_by) > 1:
                     raise RunFolderError(
-                        f"{run.path}: its scores were made by {len(makers)} kinds of settings (students, temperatures "
-                        "or reward settings), which do not compare; score into separate run folders"
+                        f"{run.path}: the scores come from {len(scored_by)} different settings (students, temperatures "
+                        "or reward settings) and cannot be compared; score into separate run folders"
                     )
                 for (part,), frame in ranked.partition_by("part", as_dict=True, maintain_order=True).items():
                     ranks.write(int(part), frame.select(RANKS.names).to_arrow().cast(RANKS))
@@ -93,28 +101,43 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
                 progress.advance(len(chunk))
             table = bucket_table(sums)
             if table["mean_value"].is_null().all():
-                raise SettingsError(
-                    f"--by: no trace has a {settings.by}"
-                    + (
-                        "; scored without a teacher, rank with --by reward_without_entropy"
-                        if settings.by == "reward"
-                        else ""
-                    )
-                )
+                remedy = "; the traces were scored without a teacher, so use --by reward_without_entropy"
+                raise SettingsError(f"--by: no trace has a {settings.by}" + remedy * (settings.by == "reward"))
             entry = {"settings": settings.model_dump(mode="json", by_alias=True), "rows": rows, "questions": questions}
             ranks.record("rank", entry)
     logger.info("rank: %d traces of %d questions", rows, questions)
-    return RankSummary(run.path, rows, questions, table, time.monotonic() - began)
+    return RankSummary(run.path, rows, questions, table, count_missing_traces(run), time.monotonic() - began)
 
 
-def _refuse_missing_scores(run: RunFolder) -> None:
-    """Refuse to choose among the traces of a run that is not scored to its end."""
+def refuse_missing_scores(run: RunFolder, command: str) -> None:
+    """Raise RunFolderError if a run has traces that are neither scored nor in errors.jsonl.
+
+    Args:
+        run: the run.
+        command: what to run first, for the message.
+    """
     failed = sum(entry["step"] == "score" for entry in failures(run))
     missing = run.count("traces") - run.count("scores") - failed
     if missing > 0:
-        raise RunFolderError(
-            f"{run.path}: {missing:,} traces have no score yet; run rlt-data score to its end before ranking"
-        )
+        raise RunFolderError(f"{run.path}: {missing:,} traces have no score; run {command} first")
+
+
+def count_missing_traces(run: RunFolder) -> int:
+    """Return the number of traces that the run's last ``generate`` has neither made nor logged as failed."""
+    samples = run.step("generate").get("settings", {}).get("n")
+    if samples is None:
+        return 0
+    failed = {entry["key"] for entry in failures(run) if entry["step"] == "generate"}
+    missing = 0
+    for part in run.parts("questions"):
+        questions = run.keys("questions", part)
+        # A failure has the key of its question if none of the question's traces can be made, else the key of its trace.
+        possible = questions - failed
+        failed -= questions
+        traces = run.read("traces", part, ["question_id", "sample_index"]).to_pylist()
+        made = sum(trace["question_id"] in possible and trace["sample_index"] < samples for trace in traces)
+        missing += samples * len(possible) - made
+    return max(missing - len(failed), 0)
 
 
 def _chunks(parts: list[int]) -> Iterator[list[int]]:
@@ -123,7 +146,7 @@ def _chunks(parts: list[int]) -> Iterator[list[int]]:
 
 
 def _scores(run: RunFolder, parts: list[int], settings: RankSettings) -> pl.DataFrame:
-    """Read scores, in order, with the number of their part and the value to rank by (null where it is not finite)."""
+    """Read the scores of parts, with columns ``part``, ``value`` (null unless finite) and ``flaw``."""
     columns = [name for name in RANKS.names if name in SCORES.names]
     frames = []
     for part in parts:
@@ -140,15 +163,15 @@ def _scores(run: RunFolder, parts: list[int], settings: RankSettings) -> pl.Data
 def _ranked(scores: pl.DataFrame, edges: list[float] | None) -> pl.DataFrame:
     question = pl.col("question_id")
     ranked = (
-        scores.with_columns(question.rle_id().alias("place"))
+        scores.with_columns(question.rle_id().alias("position"))
         .sort(
-            ["place", "well_formed", "value", "thought_tokens", "trace_id"],
+            ["position", "well_formed", "value", "thought_tokens", "trace_id"],
             descending=[False, True, True, False, False],
             nulls_last=True,
         )
         .with_columns(
-            pl.int_range(1, pl.len() + 1).over("place").cast(pl.Int32).alias("rank"),
-            pl.len().over("place").cast(pl.Int32).alias("traces"),
+            pl.int_range(1, pl.len() + 1).over("position").cast(pl.Int32).alias("rank"),
+            pl.len().over("position").cast(pl.Int32).alias("traces"),
         )
     )
     bucket = pl.col("rank")
@@ -159,7 +182,7 @@ def _ranked(scores: pl.DataFrame, edges: list[float] | None) -> pl.DataFrame:
 
 
 def _edges(run: RunFolder, parts: list[int], settings: RankSettings) -> list[float]:
-    """Return the values between the quantiles, ascending."""
+    """Return the values that separate the quantiles, ascending."""
     number = int(settings.buckets)
     frames = [_scores(run, chunk, settings).filter("well_formed")["value"].drop_nulls() for chunk in _chunks(parts)]
     values = pl.concat(frames)
@@ -169,7 +192,7 @@ def _edges(run: RunFolder, parts: list[int], settings: RankSettings) -> list[flo
 
 
 def bucket_sums(ranked: pl.DataFrame) -> pl.DataFrame:
-    """Add up ranked traces by bucket: columns bucket, value, thought_tokens and well_formed."""
+    """Sum ranked traces by bucket; columns bucket, rows, value, values, thought_tokens and well_formed."""
     return ranked.group_by("bucket").agg(
         pl.len().alias("rows"),
         pl.col("value").sum().alias("value"),
@@ -180,7 +203,7 @@ def bucket_sums(ranked: pl.DataFrame) -> pl.DataFrame:
 
 
 def bucket_table(sums: list[pl.DataFrame]) -> pl.DataFrame:
-    """Make the table of buckets of sums over shares of the traces."""
+    """Combine the sums of several chunks of traces into the table of :class:`RankSummary`."""
     total = pl.concat(sums).group_by("bucket").sum()
     value = pl.when(pl.col("values") > 0).then(pl.col("value") / pl.col("values"))
     return total.select(

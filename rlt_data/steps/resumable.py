@@ -1,10 +1,10 @@
-"""The loop that generate, evaluate and score share: make the rows that a table lacks, and write each one durably.
+"""The loop of generate, evaluate and score: compute the missing rows of a table and write each one durably.
 
-    for each part of 256 questions: the step finds the pending rows and requests them from its engines
+    for each part of 256 questions: find the pending rows and request them from the engines
     for each finished row: append it to the table; for each failure: add a line to errors.jsonl
-    when the last pending row of a part has arrived: merge the part's journal
+    after the last pending row of a part: merge the part's journal
 
-An interrupted step is run again with the same settings; what the table has by then is not pending any more.
+To resume an interrupted step, run it again with the same settings. It skips the rows that are already in the table.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from rlt_data.engines import Engine, Failure
 from rlt_data.engines.watchdog import check_all_returned, describe_missing, watched
 from rlt_data.progress import Progress
-from rlt_data.steps.provenance import StepSummary
+from rlt_data.steps.provenance import StepSummary, most_frequent_failure
 from rlt_data.storage.errorlog import ErrorLog
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.writer import TableWriter
@@ -33,12 +33,12 @@ class PendingRow(Protocol):
 
     @property
     def source_id(self) -> str | None:
-        """The id that the user's data gives its question, for errors.jsonl."""
+        """The question's id in the user's data, for errors.jsonl."""
 
 
 @dataclass(frozen=True)
 class FinishedRow:
-    """A row of the table, its key, and the number of tokens generated or scored for it."""
+    """A finished row, its key, and the tokens generated or scored for it."""
 
     key: str
     row: dict[str, Any]
@@ -49,20 +49,20 @@ P = TypeVar("P", bound=PendingRow)
 
 
 class ResumableTable(Generic[P]):
-    """A table of a run that a step fills row by row.
+    """A table that a step fills row by row.
 
     Args:
-        run: the run, whose lock is held.
-        step: the step's name.
-        table: the table's name.
-        engines: the engines that work on the rows.
-        retry_errors: run only rows that failed before.
-        stall_timeout: seconds without a sign of life from an engine after which the step ends.
+        run: a run that this process has locked.
+        step: name of the step.
+        table: name of the table.
+        engines: the engines that compute the rows.
+        retry_errors: compute only rows that failed before.
+        stall_timeout: seconds without an engine heartbeat after which the step fails.
 
     Attributes:
         run: the run.
-        pending: the requested rows that have not arrived, by key.
-        errors: the failures of the step.
+        pending: requested rows that have not arrived, by key.
+        errors: failures of the step.
     """
 
     def __init__(
@@ -84,28 +84,28 @@ class ResumableTable(Generic[P]):
         self._retry_errors = retry_errors
         self._stall_timeout = stall_timeout
         self._writer = TableWriter(run, table)
-        #: Pending rows of each part, plus one while the step is still reading the part.
+        #: Number of pending rows by part, plus one while the step reads the part.
         self._unfinished: Counter[int] = Counter()
 
     def parts(self, source: str) -> Iterator[tuple[int, set[str]]]:
-        """Yield each part of a source table with the keys of the rows that this table has of it.
+        """Yield each part of a source table with the keys of this table's rows in that part.
 
-        The caller requests the part's rows before it takes the next part.
+        Request all rows of a part before you take the next part.
         """
         for part in self.run.parts(source):
             for engine in self._engines:
-                engine.heartbeat.touch_or_raise()  # skipping finished parts can take longer than the watchdog waits
+                engine.heartbeat.touch_or_raise()  # skipping finished parts can take longer than the stall timeout
             self._unfinished[part] += 1
             yield part, self.run.keys(self._table, part)
             self._finish(part)
 
     def is_pending(self, key: str, stored: Collection[str], group: str | None = None) -> bool:
-        """Whether a row is to be made now.
+        """Return whether this call must compute a row.
 
         Args:
-            key: the row's key.
-            stored: keys of the rows that the table has.
-            group: key under which all rows of the same question may have failed together.
+            key: key of the row.
+            stored: keys of the rows in the table.
+            group: key of the row's question, under which all rows of the question may have failed together.
         """
         if key in stored:
             return False
@@ -115,23 +115,23 @@ class ResumableTable(Generic[P]):
         return not errors.settled(key) and (group is None or not errors.settled(group))
 
     def add(self, key: str, row: P) -> None:
-        """Note a row that is requested from the engines."""
+        """Register a row that has been requested from the engines."""
         self.pending[key] = row
         self._unfinished[row.part] += 1
 
     def fill(
         self, results: Iterable[FinishedRow | Failure], progress: Progress, *, total: int, surplus: int = 0
     ) -> StepSummary:
-        """Write rows as they arrive, until all have arrived.
+        """Write all rows as they arrive.
 
         Args:
-            results: finished rows and failures; taking them makes the engines work and requests further rows.
-            progress: receives every row.
-            total: rows that the table has when nothing is pending.
-            surplus: rows that the table has now and that do not count towards ``total``.
+            results: finished rows and failures. The iterator drives the engines and requests further rows.
+            progress: receives every new row.
+            total: rows of the table once nothing is pending.
+            surplus: rows in the table that do not count towards ``total``.
 
         Raises:
-            EngineError: the engines stalled, or ended before all rows had arrived.
+            EngineError: the engines stalled, or stopped before all rows arrived.
         """
         rows, new, tokens = self.run.count(self._table), 0, 0
         began = time.monotonic()
@@ -154,7 +154,9 @@ class ResumableTable(Generic[P]):
             self.errors.close()
             progress.finish()
         self.run.compact_all(self._table)
-        return StepSummary(self.run.path, rows + new, new, len(self.errors), tokens, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        failure, failure_rows = most_frequent_failure(self.run, self._step)
+        return StepSummary(self.run.path, rows + new, new, len(self.errors), tokens, seconds, failure, failure_rows)
 
     def _finish(self, part: int) -> None:
         self._unfinished[part] -= 1

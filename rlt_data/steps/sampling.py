@@ -1,10 +1,10 @@
-"""Sampling a model question by question into a table of a run: the part that generate and evaluate share.
+"""Sample a model for each question and write the samples to a table; shared by generate and evaluate.
 
-    for each part of 256 questions: render and tokenise the prompts, and hand them to the engine as one block
-    for each sample as it finishes: make its row, which the loop of resumable.py writes
+    for each part of 256 questions: render and tokenise the prompts, and send them to the engine as one block
+    for each finished sample: build its row, which the loop of resumable.py writes
 
-The key of a row is a hash of its question, its number and all settings that affect it, so running again makes only the
-missing rows.
+A row's key is a hash of its question, its sample index and all settings that affect it, so a second call computes only
+the missing rows.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Question = dict[str, Any]
 
 @dataclass(frozen=True)
 class PendingSample:
-    """A sample that was requested from the engine.
+    """A sample that has been requested from the engine.
 
     Attributes:
-        part: the part of the table that its row belongs to.
-        question: the row of the questions table.
+        part: part of the table that gets its row.
+        question: row of the questions table.
         sample_index: 0 to n - 1.
-        seed: the sample's seed.
-        prefill_ids: the last tokens of the prompt, whose log-probs are stored with the sample.
+        seed: seed of the sample.
+        prefill_ids: last tokens of the prompt, whose log-probs are stored with the sample.
     """
 
     part: int
@@ -48,24 +48,24 @@ class PendingSample:
 
     @property
     def source_id(self) -> str | None:
-        """The id that the user's data gives the question."""
+        """The question's id in the user's data."""
         return self.question["source_id"]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
 class SamplingTask:
-    """Describes what to sample and which row to make of each sample.
+    """Describes what to sample and how to store it.
 
     Attributes:
-        step: the step's name.
-        table: the table that receives the rows.
+        step: name of the step.
+        table: name of the table for the rows.
         n: samples per question.
-        settings: sampling settings; the seed of every sample follows from theirs.
+        settings: sampling settings; each sample's seed is derived from their seed.
         stop: text that ends a sample.
-        made_by: hash of everything that a sample depends on, except its question and its number.
+        made_by: hash of everything that a sample depends on, except its question and its index.
         prompt: returns the prompt of a question.
-        problem: returns why a question cannot be sampled, or None.
-        tail: number of characters at the end of every prompt whose tokens get log-probs.
+        refusal: returns why a question cannot be sampled, or None.
+        tail: number of characters at the end of each prompt whose tokens get log-probs.
         row: returns the row of a sample.
     """
 
@@ -76,7 +76,7 @@ class SamplingTask:
     stop: str
     made_by: str
     prompt: Callable[[Question], str]
-    problem: Callable[[Question], str | None]
+    refusal: Callable[[Question], str | None]
     tail: int
     row: Callable[[Sample, PendingSample], dict[str, Any]]
 
@@ -88,13 +88,13 @@ def sample_seed(seed: int, question_id: str, sample_index: int) -> int:
 
 
 def sample_questions(run: RunFolder, model: Model, task: SamplingTask, progress: Progress) -> StepSummary:
-    """Make the samples that a table lacks.
+    """Compute the missing samples of a table.
 
     Args:
-        run: a run with questions, whose lock is held.
+        run: a run with questions that this process has locked.
         model: the model to sample.
         task: what to sample.
-        progress: receives every row.
+        progress: receives every new row.
     """
     table: ResumableTable[PendingSample] = ResumableTable(
         run,
@@ -109,13 +109,13 @@ def sample_questions(run: RunFolder, model: Model, task: SamplingTask, progress:
 
 
 def _surplus(run: RunFolder, task: SamplingTask) -> int:
-    """Count the samples that an earlier call with a larger ``n`` has made."""
-    numbers = (run.read(task.table, part, ["sample_index"]).column(0) for part in run.parts(task.table))
-    return sum(pc.sum(pc.greater_equal(column, task.n)).as_py() or 0 for column in numbers)
+    """Return the number of samples from earlier calls with a larger ``n``, which would push progress over 100 %."""
+    indices = (run.read(task.table, part, ["sample_index"]).column(0) for part in run.parts(task.table))
+    return sum(pc.sum(pc.greater_equal(column, task.n)).as_py() or 0 for column in indices)
 
 
 def _rows(model: Model, task: SamplingTask, table: ResumableTable[PendingSample]) -> Iterator[FinishedRow | Failure]:
-    """Sample the pending rows, and yield each as it is finished."""
+    """Yield the pending rows as they finish."""
     settings = task.settings
     sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.max_tokens, task.stop)
     for result in model.generate(_blocks(model, task, table), sampling):
@@ -132,7 +132,7 @@ def _blocks(model: Model, task: SamplingTask, table: ResumableTable[PendingSampl
         questions = table.run.read("questions", part).to_pylist()
         block = _block(part, questions, stored, model, task, table)
         if any(sample.emit for request in block for sample in request.samples):
-            # The longest prompts first, so that a prompt too long for memory fails at the start.
+            # Longest prompts first, so that a prompt that does not fit in memory fails early.
             yield sorted(block, key=lambda request: -len(request.ids))
 
 
@@ -144,7 +144,7 @@ def _block(
     task: SamplingTask,
     table: ResumableTable[PendingSample],
 ) -> list[PromptRequest]:
-    """Return the requests of all samples of a part, pending or not, so that batches are the same after a resume."""
+    """Return requests for all samples of a part, including finished ones, so that batches are equal after a resume."""
     tokenizer, errors = model.tokenizer, table.errors
     ids = [question["question_id"] for question in questions]
     keys = {id: [content_hash(task.made_by, id, index) for index in range(task.n)] for id in ids}
@@ -155,9 +155,9 @@ def _block(
     prompts = [task.prompt(question) for question in questions]
     for question, prompt, encoding in zip(questions, prompts, encode(tokenizer, prompts), strict=True):
         id = question["question_id"]
-        if problem := task.problem(question) or _prompt_problem(model, prompt, encoding):
+        if reason := task.refusal(question) or _refuse_prompt(model, prompt, encoding):
             if not errors.settled(id):
-                errors.add(id, problem, question["source_id"])
+                errors.add(id, reason, question["source_id"])
             continue
         errors.resolve(id)
         tail = tokens_inside(encoding, len(prompt) - task.tail, len(prompt))
@@ -171,7 +171,7 @@ def _block(
     return block
 
 
-def _prompt_problem(model: Model, prompt: str, encoding: Encoding) -> str | None:
+def _refuse_prompt(model: Model, prompt: str, encoding: Encoding) -> str | None:
     """Return why the model cannot continue a prompt, or None."""
     if len(encoding) >= model.engine.context_length:
         return f"the prompt has {len(encoding)} tokens, the context is {model.engine.context_length}"
@@ -181,12 +181,9 @@ def _prompt_problem(model: Model, prompt: str, encoding: Encoding) -> str | None
 
 
 def _unknown_word(tokenizer: Tokenizer, prompt: str, encoding: Encoding) -> str | None:
-    """Return the first word of a prompt for which the model has no token, or None."""
+    """Return the first word of a prompt that the tokenizer maps to its unknown token, or None."""
     unknown = getattr(tokenizer, "unk_token_id", None)
-    if unknown is None or unknown in (
-        tokenizer.bos_token_id,
-        tokenizer.eos_token_id,
-    ):  # GPT-2 has one token for all three
+    if unknown in (None, tokenizer.bos_token_id, tokenizer.eos_token_id):  # GPT-2 has one token for all three
         return None
     for token, (start, end) in zip(encoding.ids.tolist(), encoding.offsets.tolist(), strict=True):
         if token == unknown:

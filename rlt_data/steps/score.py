@@ -1,9 +1,9 @@
-"""Score traces with the RLT reward: traces in, one row with every reward term out.
+"""Score traces with the RLT reward: traces in, one row with all reward terms out.
 
-    for each block of a part's traces: tokenise them for student and teacher, align, request log-probs from the engines
-    for each trace with all its log-probs: score_trace makes its row, which the loop of resumable.py writes
+    for each block of traces: tokenise them for student and teacher, align, request log-probs from the engines
+    for each trace whose log-probs are complete: score_trace computes its row, which the loop of resumable.py writes
 
-Reading order of one score: this module, ``resumable``, :mod:`rlt_data.scoring` (tokens, rows, reward).
+Reading order: this module, ``teacher_source``, ``resumable``, :mod:`rlt_data.scoring` (tokens, rows, reward).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import Any, TypeVar
@@ -41,12 +41,12 @@ from rlt_data.scoring import (
     score_trace,
     tokenize_for_student,
 )
-from rlt_data.scoring.reward import Floats
+from rlt_data.scoring.reward import NO_SOLUTION_TOKEN, Floats
 from rlt_data.settings import InputSettings, RewardSettings, ScoreSettings
 from rlt_data.settings.base import is_url
 from rlt_data.steps.provenance import StepSummary, outcome, recorded_format, step_entry
 from rlt_data.steps.resumable import FinishedRow, ResumableTable
-from rlt_data.steps.teacher_source import TeacherSource
+from rlt_data.steps.teacher_source import NameSetting, TeacherSource, flag, refuse_conflicting_options
 from rlt_data.storage.layout import default_run, run_log
 from rlt_data.storage.run import RunFolder, content_hash
 
@@ -54,41 +54,43 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-#: Traces that are tokenised and planned together: about so many, or with so many characters if that comes first.
+#: Approximate size of a block of traces that is tokenised at once: whichever limit is reached first.
 _BLOCK_TRACES, _BLOCK_CHARACTERS = 1024, 2_000_000
 
 
 def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
-    """Score the traces of a run, or of a file; the library side of ``rlt-data score``.
+    """Score the traces of a run or a file; implements ``rlt-data score``.
 
-    Continues where an earlier call with the same settings ended. Rows that cannot be scored go to errors.jsonl.
+    Continues an earlier call with the same settings. Rows that fail go to errors.jsonl.
 
     Raises:
-        RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
+        RltDataError: a subclass from :mod:`rlt_data.errors`; existing rows are never lost.
     """
+    refuse_conflicting_options(settings)
     source = RunFolder.existing(settings.input) if is_url(settings.input) or RunFolder.is_at(settings.input) else None
     if source and (unread := settings.not_default(*(InputSettings.model_fields.keys() - {"input"}))):
-        flags = ", ".join("--" + name.replace("_", "-") for name in sorted(unread))
-        raise SettingsError(f"{flags}: no effect with a run, all of whose traces are scored; for files of traces only")
+        flags = ", ".join(map(flag, sorted(unread)))
+        raise SettingsError(f"{flags}: no effect with a run, whose traces are all scored")
     run = RunFolder(settings.out or (source.path if source else default_run(settings.input, settings.student)))
-    served = settings.served_temperature
-    student = open_model(settings.student, settings, scoring=True, served_temperature=served)
+    student = open_model(settings.student, settings, scoring=True, served_temperature=settings.served_temperature)
     teacher = _open_teacher(settings, student)
-    made_in = recorded_format(source, "generate") if source else None
-    format = _choose_format(settings, made_in, student)
+    trace_format = recorded_format(source, "generate") if source else None
+    format = _choose_format(settings, trace_format, student)
     Views(format, student.template).check()
-    with run.locked(), closing(student), closing(teacher or student):
+    with run.locked(), closing(student), closing(teacher) if teacher else nullcontext():
         if source is None:
             ingest(run, settings, format, traces=True)
         elif source.path.resolve() != run.path.resolve():
-            _adopt(run, source)
-        teacher_source = TeacherSource(settings, student, teacher, made_in or format, run)
+            _copy_traces(run, source)
+        teacher_source = TeacherSource(settings, student, teacher, trace_format or format, run)
         depends_on = _dependencies(settings, student, format, teacher_source)
-        run.refuse_other_settings("score", depends_on)
         models = {"student": student} | ({"teacher": teacher} if teacher else {})
+        entry = step_entry(settings, format, models)
+        run.refuse_other_settings("score", depends_on, entry)
+        share = 0.5 if teacher and teacher is not student else 1.0  # two models share the GPU's memory
         for model in models.values():
-            model.load(run.logs, memory_share=0.5 if teacher and teacher is not student else 1.0)
-        run.record("score", {"depends_on": depends_on, **step_entry(settings, format, models)})
+            model.load(run.logs, memory_share=share)
+        run.record("score", {"depends_on": depends_on, **entry})
         with run_log(run):
             views, scored_by = Views(format, student.template), content_hash(depends_on)
             summary = _Scoring(run, settings, student, views, teacher_source, scored_by).run_to_end(progress)
@@ -105,23 +107,35 @@ def _open_teacher(settings: ScoreSettings, student: Model) -> Model | None:
     return student if same and teacher.template.text == student.template.text else teacher
 
 
-def _choose_format(settings: ScoreSettings, made_in: Format | None, student: Model) -> Format:
-    if made_in is None:
+def _choose_format(settings: ScoreSettings, trace_format: Format | None, student: Model) -> Format:
+    if trace_format is None:
         return choose_format(settings.format, student.template, student.checkpoint.name, student.checkpoint.folder)
     if settings.format == "auto":
-        return made_in
+        return trace_format
     format = load_format(settings.format)
-    for part in ("explanation_tags", "padding"):
-        if getattr(format, part) != getattr(made_in, part):
-            raise SettingsError(
-                f"--format: the traces were generated with {part} {getattr(made_in, part)!r}, "
-                f"{format.name} has {getattr(format, part)!r}; take a format with the same, or leave it out"
-            )
+    refuse_other_explanations(format, trace_format)
     return format
 
 
-def _adopt(run: RunFolder, source: RunFolder) -> None:
-    """Take questions and traces over from another run, with what is known of how they were made."""
+def refuse_other_explanations(format: Format, trace_format: Format, key: NameSetting = flag) -> None:
+    """Raise SettingsError if a format for scoring delimits explanations differently from the traces' format.
+
+    Args:
+        format: format for scoring.
+        trace_format: format that the traces are generated in.
+        key: writes a setting in the message.
+    """
+    for name in ("explanation_tags", "padding"):
+        scored, generated = getattr(format, name), getattr(trace_format, name)
+        if scored != generated:
+            raise SettingsError(
+                f"{key('format')}: {format.name!r} has {name} {scored!r}, but the traces have {generated!r} (format "
+                f"{trace_format.name!r}); omit {key('format')} (free), or choose a format with the same {name}"
+            )
+
+
+def _copy_traces(run: RunFolder, source: RunFolder) -> None:
+    """Copy questions and traces from another run, together with their run.json entries."""
     for table in ("questions", "traces"):
         run.adopt(table, source)
     for step in ("input", "generate"):
@@ -130,12 +144,12 @@ def _adopt(run: RunFolder, source: RunFolder) -> None:
 
 
 def _dependencies(settings: ScoreSettings, student: Model, format: Format, teacher: TeacherSource) -> dict[str, Any]:
-    """Return everything that a score depends on beside its trace."""
-    read_by = student.identity
+    """Return everything that a score depends on, except its trace."""
+    identity = student.identity
     return settings.depends_on(
-        student=read_by.fingerprint,
-        chat_template=read_by.chat_template,
-        dtype=read_by.dtype,
+        student=identity.fingerprint,
+        chat_template=identity.chat_template,
+        dtype=identity.dtype,
         format=format.hash,
         teacher=teacher.fingerprint,
     )
@@ -143,18 +157,18 @@ def _dependencies(settings: ScoreSettings, student: Model, format: Format, teach
 
 @dataclass
 class PendingScore:
-    """A trace while it is being scored.
+    """A trace that is being scored.
 
     Attributes:
-        part: the part of the table that its score belongs to.
-        trace: its row of the traces table.
-        emit: whether its score is missing; if not, it only completes the batch of others.
+        part: part of the table that gets its score.
+        trace: row of the traces table.
+        emit: whether its score is missing; other traces only keep batches the same after a resume.
         student: the student's tokens.
         teacher: the teacher's tokens; None without a teacher.
-        alignment: how the two align; None without a teacher.
-        student_logprobs: the student's log-probs of ``student.scored``, once they have arrived.
-        teacher_logprobs: the teacher's log-probs of ``teacher.thought_ids``, once they have arrived.
-        full_kl: with ``--kl full``, the KL at ``alignment.single_tokens``, once it has arrived.
+        alignment: alignment of the two; None without a teacher.
+        student_logprobs: the student's log-probs of ``student.scored``; None until they arrive.
+        teacher_logprobs: the teacher's log-probs of ``teacher.thought_ids``; None until they arrive.
+        full_kl: with ``--kl full``, the KL at ``alignment.single_tokens``; None until it arrives.
     """
 
     part: int
@@ -174,14 +188,14 @@ class PendingScore:
 
     @property
     def source_id(self) -> str | None:
-        """The id that the user's data gives the question."""
+        """The question's id in the user's data."""
         return self.trace["source_id"]  # type: ignore[no-any-return]
 
     @property
     def complete(self) -> bool:
         """Whether all log-probs have arrived."""
-        without_teacher = self.teacher is None or self.student.empty
-        has_kl = without_teacher or self.teacher_logprobs is not None or self.full_kl is not None
+        needs_no_kl = self.teacher is None or self.student.empty
+        has_kl = needs_no_kl or self.teacher_logprobs is not None or self.full_kl is not None
         return has_kl and self.student_logprobs is not None
 
 
@@ -189,7 +203,16 @@ Groups = list[list[PendingScore]]
 
 
 class _Scoring:
-    """Scores the pending traces of a run."""
+    """Scores the pending traces of a run.
+
+    Args:
+        run: a run that this process has locked.
+        settings: settings of the step.
+        student: the student.
+        views: the student's views.
+        teacher: the source of the teacher's log-probs.
+        scored_by: hash of everything that a score depends on, except its trace.
+    """
 
     def __init__(
         self,
@@ -220,12 +243,12 @@ class _Scoring:
         return self._table.fill(self._rows(), progress, total=self._table.run.count("traces"))
 
     def _rows(self) -> Iterator[FinishedRow | Failure]:
-        """Score the pending traces, and yield each as soon as it has all its log-probs."""
+        """Yield the row of each pending trace as soon as its log-probs are complete."""
         pending = self._table.pending
         for result in self._results(self._blocks()):
             score = pending.get(result.key)
             if score is None:
-                continue  # the other model failed on it
+                continue  # the other model has already failed on this trace
             if isinstance(result, Failure):
                 yield result
             elif score.complete:
@@ -251,11 +274,11 @@ class _Scoring:
         }
 
     def _blocks(self) -> Iterator[Groups]:
-        """Tokenise the blocks that have a pending trace."""
+        """Yield each block that contains a pending trace, tokenised."""
         run, table = self._table.run, self._table
         for part, stored in table.parts("traces"):
             questions = {row["question_id"]: row for row in run.read("questions", part).to_pylist()}
-            for block in _cut(run.read("traces", part)):
+            for block in _split_into_blocks(run.read("traces", part)):
                 pending = {key for key in block["trace_id"].to_pylist() if table.is_pending(key, stored)}
                 if pending:
                     groups = self._groups(part, block.to_pylist(), questions, pending)
@@ -267,7 +290,7 @@ class _Scoring:
     def _groups(
         self, part: int, rows: list[dict[str, Any]], questions: dict[str, dict[str, Any]], pending: set[str]
     ) -> Groups:
-        """Tokenise traces and group them by question, longest first; traces that cannot be scored fail."""
+        """Tokenise traces and group them by question, longest group first; log traces that cannot be scored."""
         traces, problems = [], []
         for trace in rows:
             question = questions[trace["question_id"]]
@@ -282,18 +305,18 @@ class _Scoring:
         teachers = self._teacher.tokens(traces, problems)
         scores = []
         for trace, student, teacher in zip(traces, students, teachers, strict=True):
-            if reason := self._reason_to_fail(trace, student, teacher):
+            if reason := self._refuse(trace, student, teacher):
                 self._fail(trace, reason, pending)
             else:
                 alignment = self._teacher.align(student, teacher) if teacher else None
                 score = PendingScore(part, trace, trace["trace_id"] in pending, student, teacher, alignment)
-                self._add_known(score)
+                self._add_stored_logprobs(score)
                 scores.append(score)
         groups = [list(group) for _, group in groupby(scores, key=lambda score: score.trace["question_id"])]
         return sorted(groups, key=lambda group: -max(len(score.student.encoding) for score in group))
 
-    def _add_known(self, score: PendingScore) -> None:
-        """Add the teacher's values that no forward pass is needed for."""
+    def _add_stored_logprobs(self, score: PendingScore) -> None:
+        """Set the teacher's values that need no forward pass."""
         if score.teacher is None or score.alignment is None or score.student.empty:
             return
         if score.teacher.ids is None:
@@ -301,20 +324,19 @@ class _Scoring:
         elif self._settings.kl == "full" and not len(score.alignment.single_tokens):
             score.full_kl = np.zeros(0, np.float32)
 
-    def _reason_to_fail(
-        self, trace: dict[str, Any], student: StudentTokens, teacher: TeacherTokens | None
-    ) -> str | None:
+    def _refuse(self, trace: dict[str, Any], student: StudentTokens, teacher: TeacherTokens | None) -> str | None:
+        """Return why a trace cannot be scored, or None."""
         if not len(student.solution):
-            return "the solution has no token of its own between its tags"
+            return NO_SOLUTION_TOKEN
         if teacher and teacher.ids is None:  # earlier versions stored whatever a server had sent
-            if problem := problem_with_logprobs(_stored_logprobs(trace), len(teacher.thought_ids)):
-                return f"the trace was stored with {problem}; --teacher-logprobs compute does not use stored ones"
+            if reason := problem_with_logprobs(_stored_logprobs(trace), len(teacher.thought_ids)):
+                return f"the trace was stored with {reason}; --teacher-logprobs compute does not use stored log-probs"
         texts = [("student's", len(student.encoding), self._student.engine)]
         if teacher and teacher.ids is not None and self._teacher.model:
             texts.append(("teacher's", len(teacher.ids), self._teacher.model.engine))
-        for whose, length, engine in texts:
+        for reader, length, engine in texts:
             if length > engine.context_length:
-                return f"the {whose} text has {length} tokens, the context is {engine.context_length}"
+                return f"the {reader} text has {length} tokens, the context is {engine.context_length}"
         return None
 
     def _fail(self, trace: dict[str, Any], reason: str, pending: set[str]) -> None:
@@ -322,18 +344,18 @@ class _Scoring:
             self._table.errors.add(trace["trace_id"], reason, trace["source_id"])
 
     def _results(self, blocks: Iterator[Groups]) -> Iterator[SequenceLogprobs | Failure]:
-        """Run the models in turn, so that a trace's log-probs from both arrive close together."""
+        """Run the models in turn, so that a trace's log-probs from both arrive at about the same time."""
         temperature, pending = self._settings.temperature, self._table.pending
         teacher = self._teacher.model if self._teacher.used else None
-        for_student, for_teacher = _twice(blocks) if teacher else (blocks, iter(()))
+        for_student, for_teacher = _duplicate(blocks) if teacher else (blocks, iter(()))
         student = self._student.logprobs(map(_student_requests, for_student), temperature)
-        streams = [_noting(student, pending, "student_logprobs")]
+        streams = [_store_results(student, pending, "student_logprobs")]
         if teacher:
             if self._settings.kl == "full":
-                streams.append(_noting(self._full_kl(for_teacher, teacher), pending, "full_kl"))
+                streams.append(_store_results(self._full_kl(for_teacher, teacher), pending, "full_kl"))
             else:
                 computed = teacher.logprobs(map(_teacher_requests, for_teacher), temperature)
-                streams.append(_noting(computed, pending, "teacher_logprobs"))
+                streams.append(_store_results(computed, pending, "teacher_logprobs"))
         while streams:
             for stream in list(streams):
                 result = next(stream, None)
@@ -344,8 +366,8 @@ class _Scoring:
 
     def _full_kl(self, blocks: Iterator[Groups], teacher: Model) -> Iterator[SequenceLogprobs | Failure]:
         for group in chain.from_iterable(blocks):
-            of_teacher, of_student = _full_kl_requests(group)
-            yield from teacher.full_kl(of_teacher, self._student, of_student, self._settings.temperature)
+            teacher_requests, student_requests = _full_kl_requests(group)
+            yield from teacher.full_kl(teacher_requests, self._student, student_requests, self._settings.temperature)
 
 
 def _stored_logprobs(trace: dict[str, Any]) -> Floats:
@@ -354,7 +376,7 @@ def _stored_logprobs(trace: dict[str, Any]) -> Floats:
 
 
 def reward_weights(settings: RewardSettings) -> RewardWeights:
-    """Return the settings of the reward as the scoring function takes them."""
+    """Convert settings to the weights of :func:`rlt_data.scoring.score_trace`."""
     return RewardWeights(settings.lambda_, settings.alpha, settings.kl, settings.missing_tag_penalty)
 
 
@@ -366,7 +388,7 @@ def _student_requests(groups: Groups) -> SequenceBlock:
 
 
 def _teacher_requests(groups: Groups) -> SequenceBlock:
-    """Request the log-probs that did not come with the traces; groups that need none are left out."""
+    """Request the teacher's log-probs that are not stored with the traces; omit empty groups."""
     block = [
         [
             SequenceRequest(score.key, score.teacher.ids, score.teacher.thought, score.emit)
@@ -379,51 +401,51 @@ def _teacher_requests(groups: Groups) -> SequenceBlock:
 
 
 def _full_kl_requests(group: list[PendingScore]) -> tuple[list[SequenceRequest], list[SequenceRequest]]:
-    """Request the distributions of teacher and student at the tokens that can be compared."""
-    of_teacher, of_student = [], []
+    """Request the distributions of teacher and student at the aligned single tokens."""
+    teacher_requests, student_requests = [], []
     for score in group:
         teacher, alignment = score.teacher, score.alignment
         if score.emit and not score.student.empty and teacher and teacher.ids is not None and alignment is not None:
-            at = alignment.single_tokens
-            of_teacher.append(SequenceRequest(score.key, teacher.ids, teacher.thought[at[:, 0]]))
-            of_student.append(SequenceRequest(score.key, score.student.encoding.ids, score.student.thought[at[:, 1]]))
-    return of_teacher, of_student
+            pairs, student = alignment.single_tokens, score.student
+            teacher_requests.append(SequenceRequest(score.key, teacher.ids, teacher.thought[pairs[:, 0]]))
+            student_requests.append(SequenceRequest(score.key, student.encoding.ids, student.thought[pairs[:, 1]]))
+    return teacher_requests, student_requests
 
 
-def _twice(blocks: Iterator[T]) -> tuple[Iterator[T], Iterator[T]]:
-    """Split a stream of blocks in two; ``itertools.tee`` would hold up to 57 of them after both have taken them."""
-    waiting: tuple[deque[T], deque[T]] = deque(), deque()
+def _duplicate(blocks: Iterator[T]) -> tuple[Iterator[T], Iterator[T]]:
+    """Split an iterator of blocks in two; ``itertools.tee`` would keep up to 57 blocks that both have consumed."""
+    queues: tuple[deque[T], deque[T]] = deque(), deque()
 
-    def taker(queue: deque[T]) -> Iterator[T]:
+    def consume(queue: deque[T]) -> Iterator[T]:
         while True:
             if not queue:
                 block = next(blocks, None)
                 if block is None:
                     return
-                for other in waiting:
+                for other in queues:
                     other.append(block)
             yield queue.popleft()
 
-    return taker(waiting[0]), taker(waiting[1])
+    return consume(queues[0]), consume(queues[1])
 
 
-def _cut(traces: pa.Table) -> Iterator[pa.Table]:
-    """Cut the traces of a part between questions, so that a block's text fits in memory many times over."""
-    start = size = 0
+def _split_into_blocks(traces: pa.Table) -> Iterator[pa.Table]:
+    """Cut the traces of a part into blocks, between questions, so that several copies of a block fit in memory."""
+    start = characters = 0
     questions = traces["question_id"].to_pylist()
     for row, length in enumerate(pc.utf8_length(traces["completion"]).to_pylist()):
-        full = size > _BLOCK_CHARACTERS or row - start >= _BLOCK_TRACES
+        full = characters > _BLOCK_CHARACTERS or row - start >= _BLOCK_TRACES
         if full and questions[row] != questions[row - 1]:
             yield traces.slice(start, row - start)
-            start, size = row, 0
-        size += length
+            start, characters = row, 0
+        characters += length
     yield traces.slice(start)
 
 
-def _noting(
+def _store_results(
     results: Iterator[SequenceLogprobs | Failure], pending: dict[str, PendingScore], name: str
 ) -> Iterator[SequenceLogprobs | Failure]:
-    """Pass results on, and set the named attribute of the scores that they belong to."""
+    """Yield results, and store each under ``name`` in its pending score."""
     for result in results:
         if isinstance(result, SequenceLogprobs) and result.key in pending:
             setattr(pending[result.key], name, result.logprobs)

@@ -1,4 +1,4 @@
-"""The backend for a path or URL."""
+"""Choose the backend of a path or URL."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rlt_data.storage.paths import StoragePath, storage_path
 
 
 def open_folder(path: str | StoragePath) -> Folder:
-    """Return the backend for a path or URL; nothing is created.
+    """Return the backend of a path or URL, without creating anything.
 
     Raises:
-        RunFolderError: the URL has an unknown protocol or is malformed, or the package for its protocol is missing.
+        RunFolderError: the URL is malformed, its protocol is unknown, or the package for the protocol is missing.
     """
-    found = storage_path(path)
-    return LocalFolder(found) if isinstance(found, Path) else ObjectFolder(found)
+    location = storage_path(path)
+    return LocalFolder(location) if isinstance(location, Path) else ObjectFolder(location)

@@ -1,10 +1,10 @@
-"""errors.jsonl: the rows of a run that failed, so that the rest can go on and they can be run again.
+"""errors.jsonl: the rows of a run that failed. Steps continue after a failure and can retry the failed rows later.
 
-One line per failure: ``key`` (of the row, or of the question where none of its rows can be made), ``step``,
-``reason``, ``attempts``, ``source_id``. The latest line of a key and step counts; a torn last line is ignored.
+Each line describes one failure: ``key`` (of the row, or of the question if all its rows fail), ``step``, ``reason``,
+``attempts``, ``source_id``. The latest line of a key and step counts. An incomplete last line is ignored.
 
-On a disk a line is appended as soon as a row fails. To what is in a store nothing can be appended, so the file is
-written anew there, now and then and at the end; a row whose line a kill took is tried again.
+On a disk, a line is appended as soon as a row fails. Objects in a store cannot be appended to, so there the file is
+rewritten periodically and at the end. If a kill loses a line, its row is tried again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import KEYS, TABLE_OF_STEP
 from rlt_data.storage.writer import FLUSH_SECONDS
 
-#: Name of the file in the run's folder.
+#: Name of the file in the run folder.
 NAME = "errors.jsonl"
 
 
@@ -34,8 +34,8 @@ class ErrorLog:
 
     Args:
         run: the run.
-        step: the step's name; failures of other steps are kept as they are.
-        retry: whether failed rows are to be run again.
+        step: name of the step. Failures of other steps stay unchanged.
+        retry: whether to retry the failed rows.
     """
 
     def __init__(self, run: RunFolder, step: str, *, retry: bool = False) -> None:
@@ -43,24 +43,24 @@ class ErrorLog:
         self._file = run.folder.on_disk / NAME if run.folder.on_disk else None
         self._step = step
         self._entries = _latest(run)
-        self._retry = {key for at, key in self._entries if at == step} if retry else set()
+        self._retry = {key for failed_step, key in self._entries if failed_step == step} if retry else set()
         self._changed = False
-        self._write_again_at = 0.0
+        self._next_write = 0.0
 
     def __len__(self) -> int:
-        """Count the rows of this step that have failed and not been made since."""
+        """Return the number of failed rows of this step."""
         return sum(step == self._step for step, _ in self._entries)
 
     def settled(self, key: str) -> bool:
-        """Whether a row failed before and is not to be tried now."""
+        """Return whether a row failed before and must not be retried now."""
         return (self._step, key) in self._entries and key not in self._retry
 
     def retries(self, key: str) -> bool:
-        """Whether a row failed before and is to be tried again."""
+        """Return whether a row failed before and must be retried."""
         return key in self._retry
 
     def add(self, key: str, reason: str, source_id: str | None) -> None:
-        """Note a failure, on a disk durably."""
+        """Record a failure. On a disk, it is durable when this returns."""
         attempts = self._entries.get((self._step, key), {}).get("attempts", 0) + 1
         entry = {"key": key, "step": self._step, "reason": reason, "attempts": attempts, "source_id": source_id}
         self._entries[self._step, key] = entry
@@ -70,49 +70,49 @@ class ErrorLog:
                 _append(self._file, entry)
         else:
             self._changed = True
-            self._write_now_and_then()
+            self._write_periodically()
 
     def resolve(self, key: str) -> None:
-        """Note that a row that failed before has been made."""
+        """Remove the failure of a row that has succeeded since."""
         if self._entries.pop((self._step, key), None):
             self._retry.discard(key)
             self._changed = True
 
     def close(self) -> None:
-        """Write the file anew if rows in it have been made since, or lines are missing there."""
+        """Rewrite the file if its failures have changed."""
         if self._changed:
-            _write_whole(self._run, self._entries.values())
+            _write(self._run, self._entries.values())
             self._changed = False
 
-    def _write_now_and_then(self) -> None:
-        began = time.monotonic()
-        if began >= self._write_again_at:
+    def _write_periodically(self) -> None:
+        start = time.monotonic()
+        if start >= self._next_write:
             self.close()
-            took = time.monotonic() - began
-            self._write_again_at = began + max(FLUSH_SECONDS, 10 * took)  # a long file must not take all of the time
+            duration = time.monotonic() - start
+            self._next_write = start + max(FLUSH_SECONDS, 10 * duration)  # at most a tenth of the time for a long file
 
 
 def failures(run: RunFolder) -> list[dict[str, Any]]:
-    """Return the latest entry of every row that is in errors.jsonl."""
+    """Return the latest entry of every row in errors.jsonl."""
     return list(_latest(run).values())
 
 
 def carry_failures(run: RunFolder, sources: Sequence[RunFolder]) -> int:
-    """Take over what failed in other runs and has no row in this one, and return how much that is.
+    """Copy the failures of other runs whose rows do not exist in this run, and return their number.
 
-    Of a key that failed in several runs the entry of the first counts.
+    If a key failed in several runs, the entry of the first run counts.
     """
     entries: dict[tuple[str, str], dict[str, Any]] = {}
     for source in reversed(sources):
         entries |= _latest(source)
     for step, table in TABLE_OF_STEP.items():
-        failed = pa.array([key for at, key in entries if at == step], pa.string())
+        failed = pa.array([key for failed_step, key in entries if failed_step == step], pa.string())
         for part in run.parts(table) if len(failed) else ():
             for column in run.read(table, part, [KEYS[table], "question_id"]).columns:
                 for key in column.filter(pc.is_in(column, value_set=failed)).to_pylist():
                     entries.pop((step, key), None)
     if entries:
-        _write_whole(run, entries.values())
+        _write(run, entries.values())
     return len(entries)
 
 
@@ -129,7 +129,7 @@ def _latest(run: RunFolder) -> dict[tuple[str, str], dict[str, Any]]:
             entry = json.loads(line)
             entries[entry["step"], entry["key"]] = entry
         except (ValueError, KeyError, TypeError, RecursionError):
-            continue  # torn by a kill; the row is still owed
+            continue  # incomplete because of a kill; the row is tried again
     return entries
 
 
@@ -137,7 +137,7 @@ def _append(path: Path, entry: dict[str, Any]) -> None:
     with disk_errors(path), path.open("a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
-            if file.read() != b"\n":  # torn by a kill
+            if file.read() != b"\n":  # incomplete because of a kill
                 file.write(b"\n")
         file.write(_line(entry).encode())
         file.flush()
@@ -148,6 +148,6 @@ def _line(entry: dict[str, Any]) -> str:
     return json.dumps(entry) + "\n"
 
 
-def _write_whole(run: RunFolder, entries: Iterable[dict[str, Any]]) -> None:
+def _write(run: RunFolder, entries: Iterable[dict[str, Any]]) -> None:
     text = "".join(_line(entry) for entry in entries)
     run.write_file(NAME, lambda temporary: temporary.write_text(text, encoding="utf-8"))

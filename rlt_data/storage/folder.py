@@ -1,12 +1,11 @@
-"""What a run folder needs of the place that holds it: one protocol, two backends.
+"""The protocol of the two storage backends.
 
-:mod:`local` is a folder on a disk, :mod:`objects` a prefix in an object store. Both give the same promises:
+:mod:`local` is a folder on a disk, :mod:`objects` a prefix in an object store. Both guarantee:
 
-- A file appears whole or not at all.
-- :meth:`Folder.replace` swaps folders and files for new ones in one step. Until the new ones are complete and durable,
-  what was there before is untouched. After that moment a kill cannot undo the replacement: the next command finishes
-  it (:meth:`Folder.recover`).
-- One process writes at a time.
+- Files are written atomically: readers see the complete file or none.
+- :meth:`Folder.replace` replaces folders and files together. The old content stays until the new content is complete
+  and durable. After that, a kill cannot undo the replacement: the next command finishes it (:meth:`Folder.recover`).
+- Only one process writes at a time.
 """
 
 from __future__ import annotations
@@ -21,22 +20,24 @@ from typing import Any, Protocol
 import pyarrow as pa
 import xxhash
 
+from rlt_data.errors import RunFolderError, one_line
 from rlt_data.storage.paths import StoragePath
 
-#: What writes a file: gets the path of an empty place on the local disk.
+#: Writes the content of a file to a path on the local disk.
 Write = Callable[[Path], object]
-#: Ends the name of the folder in which a replacement is staged, next to its target: ``.ranks.rlt-data``.
+#: Suffix of a staging folder, which is next to the target of the replacement: ``.ranks.rlt-data``.
 STAGING = ".rlt-data"
+#: Bytes to read per step when hashing a file.
 _BLOCK = 2**22
 
 
 def json_text(content: Any) -> str:
-    """Return content as the JSON of a file that people read."""
+    """Format content as indented JSON, for files that people read."""
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def checksum(path: Path) -> str:
-    """Return the XXH3 128-bit hash of a file in hex."""
+    """Return the 128-bit XXH3 hash of a file in hex."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
@@ -45,56 +46,94 @@ def checksum(path: Path) -> str:
 
 
 @dataclass(frozen=True)
+class Commit:
+    """The content of a commit file: what a complete replacement puts in place.
+
+    Attributes:
+        folders: folders that are replaced.
+        files: single files that are replaced.
+        content: all new files. Used in object stores only.
+    """
+
+    folders: list[str]
+    files: list[str]
+    content: list[str]
+
+    @classmethod
+    def from_text(cls, text: str | bytes, path: StoragePath) -> Commit:
+        """Parse a commit file.
+
+        Raises:
+            RunFolderError: the file at ``path`` is damaged.
+        """
+        try:
+            values = json.loads(text)
+            groups = [values["folders"], values["files"], values.get("content", [])]
+            if not all(isinstance(group, list) and all(isinstance(name, str) for name in group) for group in groups):
+                raise TypeError("expected lists of names")
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise RunFolderError(f"{path}: is damaged ({one_line(error)}); restore it from a copy") from None
+        return cls(*groups)
+
+
+@dataclass(frozen=True)
 class FileState:
-    """What is known of a Parquet file: its rows, its size in bytes, and its XXH3 128-bit hash in hex."""
+    """The state of a Parquet file: its number of rows, its size in bytes, and its 128-bit XXH3 hash in hex."""
 
     rows: int
     bytes: int
     xxh3: str
 
     def matches(self, size: int, xxh3: str | None) -> bool:
-        """Return whether a file of this size and hash (None: not known) is in this state.
+        """Return whether a file is in this state.
 
-        A size of -1 and an empty hash in a state stand for any.
+        In a state, the size -1 and the empty hash match any file.
+
+        Args:
+            size: size of the file in bytes.
+            xxh3: hash of the file. None: not known, so only the size is compared.
         """
         return self.bytes in (size, -1) and (xxh3 is None or self.xxh3 in (xxh3, ""))
 
 
-class Changed(Exception):
-    """A file is in none of the states that were expected of it; the argument is its name."""
+class FileChangedError(Exception):
+    """A file is in none of its expected states; the argument is its name."""
 
 
 class Folder(Protocol):
-    """A folder of files. Names are relative to it and use ``/``; reading raises OSError."""
+    """A folder of files. File names are relative to it and use ``/``. Methods that read raise OSError."""
 
     @property
     def path(self) -> StoragePath:
-        """The folder."""
+        """Path of the folder."""
 
     @property
     def on_disk(self) -> Path | None:
-        """The folder if other programs on this machine can write into it, else None."""
+        """Path of the folder on the local disk, or None for an object store."""
 
     def exists(self, name: str = "") -> bool:
-        """Return whether there is such a file or folder; without a name, whether there is the folder."""
+        """Return whether a file or folder exists. Without a name: whether this folder exists."""
 
     def read(self, name: str) -> bytes:
         """Return the content of a file."""
 
     def fetch(self, name: str, target: Path) -> None:
-        """Copy a file that is never changed in place to the local disk, by a hard link where possible."""
+        """Copy a file to the local disk. The copy may be a hard link, so it must not be changed in place."""
 
     def names(self) -> set[str]:
-        """Return the names of the files and folders directly in the folder; its own if it is a file; none if absent."""
+        """Return the names of the files and folders directly in this folder.
+
+        If the path is a file, return its name; if it does not exist, return an empty set.
+        """
 
     def sizes(self, name: str) -> dict[str, int]:
-        """Return the files directly in a folder, by name, with their sizes in bytes; empty if there is none."""
+        """Return the sizes in bytes of the files directly in a folder, by name. Empty if the folder is missing."""
 
     def below(self, name: str) -> list[str]:
-        """Return all files below a folder, relative to it and sorted; empty if there is none."""
+        """Return all files below a folder, relative to it and sorted. Empty if the folder is missing."""
 
     def examine(self, name: str) -> FileState:
-        """Read a Parquet file whole, and return its state."""
+        """Read a complete Parquet file and return its state."""
 
     def read_tables(
         self,
@@ -107,67 +146,67 @@ class Folder(Protocol):
         """Read columns of Parquet files, one table each.
 
         Args:
-            names: the files.
+            names: names of the files.
             schema: the columns.
-            expected: by name, the states that a file may have; each state of a file is checked once.
-            whole: nearly all columns are wanted, so that it pays to fetch whole files.
+            expected: the states that a file may have, by name. A file without an entry is not checked.
+            whole: whether nearly all columns are read, so that it pays to download complete files.
 
         Raises:
             FileNotFoundError: a file does not exist (any more).
-            Changed: a file is in none of its expected states.
-            RunFolderError: a file is damaged, or has other columns.
+            FileChangedError: a file is in none of its expected states.
+            RunFolderError: a file is damaged or has other columns.
         """
 
     def count_rows(self, name: str) -> int:
-        """Return the rows of a Parquet file, from its footer."""
+        """Return the number of rows of a Parquet file from its footer."""
 
     def dataset(self, names: Sequence[str], schema: pa.Schema) -> Any:
         """Return a ``pyarrow.dataset.Dataset`` over Parquet files."""
 
     def lock(self) -> AbstractContextManager[None]:
-        """Hold the folder for writing.
+        """Hold the write lock of the folder.
 
         Raises:
-            RunFolderError: another process holds it.
+            RunFolderError: another process holds the lock.
             DiskError: the folder cannot be created or written.
         """
 
     def write(self, name: str, write: Write, ready: Callable[[Path], None] = lambda file: None) -> None:
-        """Make one file appear whole.
+        """Write a file atomically.
 
         Args:
-            name: the file.
-            write: writes its content.
-            ready: is called when the content is complete, before the file appears.
+            name: name of the file.
+            write: writes the content.
+            ready: is called when the content is complete, before the file becomes visible.
 
         Raises:
-            RunFolderError: the lock was lost, or the folder has been moved or deleted.
-            DiskError: it cannot be written.
+            RunFolderError: the lock was lost, or the folder was moved or deleted.
+            DiskError: the file cannot be written.
         """
 
     def write_named(self, folder: str, write: Write, name_of: Callable[[Path], str]) -> str:
-        """Make one file appear whole under a name that follows from its content, and return the name."""
+        """Write a file atomically under a name derived from its content, and return the name."""
 
     def appending(self, name: str) -> AbstractContextManager[Path]:
-        """Hand out a local file; what is appended to it ends up at the end of a file of the folder."""
+        """Yield a local file; what the block appends to it is appended to the file ``name`` of the folder."""
 
     def remove(self, names: Sequence[str]) -> None:
-        """Remove files, and folders that this leaves empty."""
+        """Remove files, and folders that become empty."""
 
     def replace(self, key: str, folders: Sequence[str] = (), files: Sequence[str] = ()) -> AbstractContextManager[Path]:
-        """Hand out an empty local folder; when the block ends, its content takes the place of what is here.
+        """Yield an empty local folder, and replace folders and files by its content when the block ends.
 
-        Nothing changes if the block raises. Only one process at a time replaces the same ``key``.
+        Nothing changes if the block raises. Only one process at a time can replace the same ``key``.
 
         Args:
-            key: names the replacement; a later one with the same key finishes or clears what an earlier one left.
-            folders: are replaced as a whole.
-            files: are replaced one by one.
+            key: name of the replacement. The next one with the same key finishes or removes an interrupted one.
+            folders: folders to replace completely.
+            files: single files to replace.
 
         Raises:
-            RunFolderError: another process is replacing this ``key``.
+            RunFolderError: another process is replacing the same ``key``.
             DiskError: the new content cannot be written.
         """
 
     def recover(self) -> None:
-        """Finish replacements that a killed process had completed, and remove what other killed ones left."""
+        """Finish the committed replacements of killed processes, and remove the uncommitted ones."""

@@ -1,4 +1,4 @@
-"""Where a run folder is by default, and its log."""
+"""The default path of a run folder, and the log of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlt_data.storage.run import RunFolder
 
 
 def default_run(input: str, model: str) -> Path:
-    """Name a run folder after its input and its model."""
+    """Return the default path of a run folder, which is named after the input and the model."""
     stem = Path(input).name.split(".")[0] or "input"
     parts = [re.sub(r"[^\w.-]+", "-", part).strip("-") for part in (stem, Path(model).name.removesuffix(".gguf"))]
     return Path("runs") / "-".join(parts)
@@ -21,7 +21,7 @@ def default_run(input: str, model: str) -> Path:
 
 @contextmanager
 def run_log(run: RunFolder) -> Iterator[None]:
-    """Write what the library logs into the run's run.log, with the time; into that of a store at the end."""
+    """Write the log messages of the library to run.log. In an object store, the file is written at the end."""
     with run.folder.appending("run.log") as file:
         with disk_errors(run.path):
             handler = logging.FileHandler(file, encoding="utf-8")

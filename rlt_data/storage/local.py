@@ -1,14 +1,14 @@
-"""A folder on a disk.
+"""The storage backend for a folder on a disk.
 
 A file is written under a temporary name, synchronised and renamed. A replacement is staged in a folder next to its
-target (here for the target ``ranks``)::
+target, here ``ranks``::
 
-    .ranks.rlt-data/lock     held by the process that replaces
-    .ranks.rlt-data/new/     the new content, while it is written
-    .ranks.rlt-data/commit   written when ``new`` is complete and synchronised: from now on it will be used
-    .ranks.rlt-data/old/     what was replaced, until the new content is in place
+    .ranks.rlt-data/lock     held by the replacing process
+    .ranks.rlt-data/new/     the new content
+    .ranks.rlt-data/commit   written when ``new`` is complete and synchronised; the replacement is now final
+    .ranks.rlt-data/old/     the old content, until the new content is in place
 
-A move is done if its source is gone, so a replacement can be finished by any later process, from any moment.
+A move is done if its source is gone, so any later process can finish an interrupted replacement.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ import filelock
 import pyarrow as pa
 
 from rlt_data.errors import DiskError, RunFolderError
-from rlt_data.storage.folder import STAGING, Changed, FileState, Write, checksum
+from rlt_data.storage.folder import STAGING, Commit, FileChangedError, FileState, Write, checksum
 from rlt_data.storage.parquet import count_file, read_file
 from rlt_data.storage.paths import disk_errors, refusal
 from rlt_data.storage.schemas import SCHEMAS
 
 _TEMPORARY = re.compile(r"\.rlt-data-[0-9a-f]{32}\.tmp")
 _STAGED = {"lock", "new", "old", "commit"}
-#: Seconds to wait for a process that only finishes or clears what another one left.
-_PATIENCE = 2.0
+#: Seconds to wait for a process that is only finishing or removing an interrupted replacement.
+_LOCK_TIMEOUT = 2.0
 
 
 class LocalFolder:
@@ -47,17 +47,17 @@ class LocalFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock_file: os.stat_result | None = None
-        self._checked: dict[str, tuple[object, str]] = {}  # states of files, with their checksums
+        self._checksums: dict[str, tuple[object, str]] = {}  # by file: inode, time and size; checksum
 
     @property
     def on_disk(self) -> Path | None:
-        """The folder."""
+        """Path of the folder."""
         return self.path
 
     # Reading
 
     def exists(self, name: str = "") -> bool:
-        """Return whether there is such a file or folder; without a name, whether there is the folder."""
+        """Return whether a file or folder exists. Without a name: whether this folder exists."""
         return (self.path / name).exists() if name else self.path.is_dir()
 
     def read(self, name: str) -> bytes:
@@ -65,13 +65,13 @@ class LocalFolder:
         return (self.path / name).read_bytes()
 
     def names(self) -> set[str]:
-        """Return the names of the files and folders directly in the folder."""
+        """Return the names of the files and folders directly in this folder."""
         if self.path.is_dir():
             return set(os.listdir(self.path))
         return {self.path.name} if self.path.exists() else set()
 
     def sizes(self, name: str) -> dict[str, int]:
-        """Return the files directly in a folder, by name, with their sizes."""
+        """Return the sizes in bytes of the files directly in a folder, by name."""
         try:
             with os.scandir(self.path / name) as entries:
                 files = [entry for entry in entries if entry.is_file()]
@@ -79,30 +79,31 @@ class LocalFolder:
             return {}
         sizes = {}
         for file in files:
-            with contextlib.suppress(FileNotFoundError):  # a temporary file that was renamed meanwhile
+            with contextlib.suppress(FileNotFoundError):  # a temporary file that was just renamed
                 sizes[file.name] = file.stat().st_size
         return sizes
 
     def fetch(self, name: str, target: Path) -> None:
-        """Copy a file, by a hard link where possible."""
+        """Copy a file, as a hard link if possible."""
         try:
             os.link(self.path / name, target)
         except OSError:
             shutil.copyfile(self.path / name, target)
 
     def below(self, name: str) -> list[str]:
-        """Return all files below a folder."""
+        """Return all files below a folder, relative to it and sorted."""
         folder = self.path / name
 
-        def refuse(error: OSError) -> None:
-            if not isinstance(error, (FileNotFoundError, NotADirectoryError)):  # removed meanwhile, or never there
+        def raise_unless_missing(error: OSError) -> None:
+            if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
                 raise error
 
-        paths = [Path(parent, file) for parent, _, files in os.walk(folder, onerror=refuse) for file in files]
+        walk = os.walk(folder, onerror=raise_unless_missing)
+        paths = [Path(parent, file) for parent, _, files in walk for file in files]
         return sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
 
     def examine(self, name: str) -> FileState:
-        """Read a Parquet file whole, and return its state."""
+        """Read a complete Parquet file and return its state."""
         path = self.path / name
         return FileState(count_file(path, path), path.stat().st_size, checksum(path))
 
@@ -121,22 +122,22 @@ class LocalFolder:
         return [read_file(self.path / name, self.path / name, schema) for name in names]
 
     def _verify(self, name: str, states: Sequence[FileState]) -> None:
-        found = (self.path / name).stat()
-        now = found.st_ino, found.st_mtime_ns, found.st_size
-        before, digest = self._checked.get(name, (None, ""))
-        if before != now:
+        stat = (self.path / name).stat()
+        version = stat.st_ino, stat.st_mtime_ns, stat.st_size
+        known_version, digest = self._checksums.get(name, (None, ""))
+        if version != known_version:
             digest = checksum(self.path / name)
-            self._checked[name] = now, digest
-        if not any(state.matches(found.st_size, digest) for state in states):
-            raise Changed(name)
+            self._checksums[name] = version, digest
+        if not any(state.matches(stat.st_size, digest) for state in states):
+            raise FileChangedError(name)
 
     def count_rows(self, name: str) -> int:
-        """Return the rows of a Parquet file."""
+        """Return the number of rows of a Parquet file."""
         return count_file(self.path / name, self.path / name)
 
     def dataset(self, names: Sequence[str], schema: pa.Schema) -> Any:
         """Return a ``pyarrow.dataset.Dataset`` over Parquet files."""
-        import pyarrow.dataset  # here, because it imports pandas
+        import pyarrow.dataset  # not at the top, because it imports pandas
 
         return pyarrow.dataset.dataset([str(self.path / name) for name in names], schema=schema, format="parquet")
 
@@ -144,7 +145,7 @@ class LocalFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder for writing; the lock ends with the process, however that ends."""
+        """Hold the write lock of the folder. The lock ends with the process."""
         with disk_errors(self.path):
             is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
@@ -161,15 +162,15 @@ class LocalFolder:
             yield
         finally:
             self._lock_file = None
-            if is_new:  # remove the folder if nothing came of it, because of a bad input for instance
+            if is_new:  # remove the folder if nothing was written, for example because of a bad input
                 with contextlib.suppress(OSError):
                     if os.listdir(self.path) == [".lock"]:
-                        (self.path / ".lock").unlink()  # while the lock is held, so that it is not another process's
+                        (self.path / ".lock").unlink()  # before the release, or it may belong to another process
                         self.path.rmdir()
             lock.release()
 
     def write(self, name: str, write: Write, ready: Callable[[Path], None] = lambda file: None) -> None:
-        """Make one file appear whole."""
+        """Write a file atomically."""
         path = Path(name)
 
         def name_of(file: Path) -> str:
@@ -179,7 +180,7 @@ class LocalFolder:
         self._write(self.path / path.parent, write, name_of, self.path / name)
 
     def write_named(self, folder: str, write: Write, name_of: Callable[[Path], str]) -> str:
-        """Make one file appear whole under a name that follows from its content, and return the name."""
+        """Write a file atomically under a name derived from its content, and return the name."""
         return self._write(self.path / folder, write, name_of, self.path / folder)
 
     def _write(self, parent: Path, write: Write, name_of: Callable[[Path], str], target: Path) -> str:
@@ -200,13 +201,13 @@ class LocalFolder:
 
     @contextlib.contextmanager
     def appending(self, name: str) -> Iterator[Path]:
-        """Hand out the file itself."""
+        """Yield the file itself."""
         with disk_errors(self.path / name):
             self._check_folder()
         yield self.path / name
 
     def remove(self, names: Sequence[str]) -> None:
-        """Remove files, and folders that this leaves empty."""
+        """Remove files, and folders that become empty."""
         with disk_errors(self.path):
             for name in names:
                 (self.path / name).unlink(missing_ok=True)
@@ -216,14 +217,14 @@ class LocalFolder:
                         (self.path / folder).rmdir()
 
     def _check_folder(self) -> None:
-        """Refuse to write to a run folder that is no longer the one that was locked."""
+        """Raise RunFolderError if the path no longer leads to the folder that was locked."""
         if self._lock_file is None:
             return
         try:
-            same = os.path.samestat((self.path / ".lock").stat(), self._lock_file)
+            is_same = os.path.samestat((self.path / ".lock").stat(), self._lock_file)
         except OSError:
-            same = False
-        if not same:
+            is_same = False
+        if not is_same:
             raise RunFolderError(
                 f"{self.path}: the run folder was moved or deleted while this process was writing to it"
             )
@@ -239,12 +240,12 @@ class LocalFolder:
 
     @contextlib.contextmanager
     def replace(self, key: str, folders: Sequence[str] = (), files: Sequence[str] = ()) -> Iterator[Path]:
-        """Hand out an empty folder; when the block ends, its content takes the place of what is here."""
+        """Yield an empty folder, and replace folders and files by its content when the block ends."""
         target = self.path / key
         for name in folders:
             if (self.path / name).is_symlink():
                 raise RunFolderError(
-                    f"{self.path / name}: is a symbolic link, and rlt-data replaces this folder as a whole; "
+                    f"{self.path / name}: is a symbolic link, but rlt-data must replace the complete folder; "
                     "name the folder that the link points to, or remove the link"
                 )
         with disk_errors(target):
@@ -252,14 +253,14 @@ class LocalFolder:
             staging, lock = self._stage(key)
         try:
             with disk_errors(target):
-                self._settle(staging)
-                fresh = staging / "new"
-                fresh.mkdir()
-                yield fresh
+                self._finish_or_discard(staging)
+                content = staging / "new"
+                content.mkdir()
+                yield content
             with disk_errors(target), _signals_deferred():
                 self._check_folder()
                 self._check_kinds(folders, files)
-                for path in [*fresh.rglob("*"), fresh]:
+                for path in [*content.rglob("*"), content]:
                     _synchronise(path)
                 try:
                     _write_synchronised(staging / "commit", json.dumps({"folders": [*folders], "files": [*files]}))
@@ -268,34 +269,34 @@ class LocalFolder:
                     raise
                 self._finish(staging, undo=True)
         finally:
-            self._clear(staging)
+            self._remove_staging(staging)
             lock.release()
 
     def recover(self) -> None:
-        """Finish replacements that killed processes had completed, and clear away what others left."""
+        """Finish the committed replacements of killed processes, and remove the uncommitted ones."""
         for staging in self.path.glob(f".*{STAGING}"):
             try:
                 if set(os.listdir(staging)) - _STAGED:
                     continue
-            except OSError:  # removed meanwhile, no folder, or not ours to read
+            except OSError:  # just removed, not a folder, or not readable
                 continue
             lock = filelock.FileLock(staging / "lock")
             try:
-                lock.acquire(timeout=_PATIENCE if (staging / "commit").exists() else 0)
-            except (filelock.Timeout, OSError):  # another process is at work, or this one may only read
+                lock.acquire(timeout=_LOCK_TIMEOUT if (staging / "commit").exists() else 0)
+            except (filelock.Timeout, OSError):  # another process holds it, or this process has no write permission
                 continue
             try:
                 with _signals_deferred():
-                    self._settle(staging)
+                    self._finish_or_discard(staging)
             except OSError:
                 if (staging / "commit").exists():
-                    raise  # else it is only litter, which this process may not remove
+                    raise  # without a commit, readers do not need the removal
             finally:
-                self._clear(staging)
+                self._remove_staging(staging)
                 lock.release()
 
     def _check_kinds(self, folders: Sequence[str], files: Sequence[str]) -> None:
-        """Refuse to replace a folder or a pipe by a file, or a file by a folder."""
+        """Raise OSError if a file would replace something other than a file, or a folder would replace a file."""
         for name in files:
             if (self.path / name).exists() and not (self.path / name).is_file():
                 raise IsADirectoryError(errno.EISDIR, "it exists and is not a file")
@@ -309,20 +310,20 @@ class LocalFolder:
             staging.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(staging / "lock")
             try:
-                if foreign := sorted(set(os.listdir(staging)) - _STAGED):
-                    raise RunFolderError(f"{staging}: holds files of another program ({foreign[0]}); move it away")
-                lock.acquire(timeout=_PATIENCE)
+                if unknown := sorted(set(os.listdir(staging)) - _STAGED):
+                    raise RunFolderError(f"{staging}: contains files of another program ({unknown[0]}); move it away")
+                lock.acquire(timeout=_LOCK_TIMEOUT)
                 return staging, lock
             except filelock.Timeout:
                 raise RunFolderError(f"{self.path / key}: another rlt-data process is writing it") from None
             except FileNotFoundError:
-                continue  # the process that held it has just removed the folder
+                continue  # the process that held the lock has just removed the folder
 
-    def _settle(self, staging: Path) -> None:
-        """Finish a replacement that was committed, or forget one that was not."""
+    def _finish_or_discard(self, staging: Path) -> None:
+        """Finish a committed replacement, or discard an uncommitted one."""
         if (staging / "commit").exists():
             self._finish(staging, undo=False)
-            (staging / "commit").unlink(missing_ok=True)  # it must not count for what is staged next
+            (staging / "commit").unlink(missing_ok=True)  # it must not apply to the next content
         for name in ("new", "old"):
             if (staging / name).exists():
                 shutil.rmtree(staging / name)
@@ -331,53 +332,54 @@ class LocalFolder:
         """Move the staged content into place.
 
         Args:
-            staging: the staging folder, with its commit.
-            undo: put everything back if a move fails. Without it the commit stays for a later start.
+            staging: the staging folder, with a commit.
+            undo: whether to undo all moves if one fails. If False, the commit stays for a later process.
 
         Raises:
             OSError: a move failed.
         """
-        commit = json.loads((staging / "commit").read_text(encoding="utf-8"))
-        back: list[tuple[Path, Path]] = []
+        commit = Commit.from_text((staging / "commit").read_bytes(), staging / "commit")
+        undo_moves: list[tuple[Path, Path]] = []
         parents = {self.path}
         try:
-            for name in [*commit["folders"], *commit["files"]]:
+            for name in [*commit.folders, *commit.files]:
                 source, target, earlier = staging / "new" / name, self.path / name, staging / "old" / name
                 if not source.exists():
                     continue
                 for path in (target, earlier):
                     path.parent.mkdir(parents=True, exist_ok=True)
                 parents.add(target.parent)
-                overwritten = target.is_file()
-                if overwritten:  # in one step, so that the file is never missing
+                is_overwritten = target.is_file()
+                if is_overwritten:  # replaced in one step, so that the file is never missing
                     shutil.copyfile(target, earlier)
                 elif target.exists():
                     os.rename(target, earlier)
-                    back.append((earlier, target))
+                    undo_moves.append((earlier, target))
                 os.replace(source, target)
-                back += [(earlier, target)] if overwritten else []
-                back.append((target, source))
+                undo_moves += [(earlier, target)] if is_overwritten else []
+                undo_moves.append((target, source))
         except OSError:
             if undo:
-                # The commit goes last, and new content goes back first: a kill on the way leaves what can be finished.
+                # New content moves back first and the commit is removed last, so that after a kill a later process
+                # can still finish the replacement.
                 try:
-                    for source, target in reversed(back):
+                    for source, target in reversed(undo_moves):
                         os.replace(source, target)
                     (staging / "commit").unlink()
                 except OSError as error:
                     raise DiskError(
-                        f"cannot write all of {self.path}: {refusal(error)}. It is complete in {staging}; the next "
-                        "command that uses the folder finishes it."
+                        f"cannot write all of {self.path}: {refusal(error)}. The new content is complete in {staging}; "
+                        "the next command that uses the folder moves it into place."
                     ) from None
             raise
         try:
             _confirm(self.path, sorted(parents))
         finally:
-            with contextlib.suppress(OSError):  # the next start finds nothing left to move, and removes it
+            with contextlib.suppress(OSError):  # else the next process has nothing to move and removes it
                 (staging / "commit").unlink()
 
-    def _clear(self, staging: Path) -> None:
-        """Remove a staging folder, unless it holds what is still to be put in place."""
+    def _remove_staging(self, staging: Path) -> None:
+        """Remove a staging folder, unless its commit is not finished."""
         with contextlib.suppress(OSError):
             if not (staging / "commit").exists():
                 for name in ("new", "old"):
@@ -395,18 +397,18 @@ def _write_synchronised(path: Path, text: str) -> None:
 
 
 def _confirm(target: Path, folders: Sequence[Path]) -> None:
-    """Synchronise folders after files in them were renamed.
+    """Synchronise folders after renaming files in them.
 
     Raises:
-        DiskError: the disk refuses; the files are in place all the same.
+        DiskError: synchronising failed, although the files are in place.
     """
     try:
         for folder in folders:
             _synchronise(folder)
     except OSError as error:
         raise DiskError(
-            f"{target} is written, but the disk did not confirm it ({refusal(error)}): "
-            "it may be lost if the power fails. Check the disk and run this step again."
+            f"{target} is written, but the disk did not confirm the write ({refusal(error)}), so a power failure may "
+            "lose it. Check the disk and run this step again."
         ) from None
 
 
@@ -420,18 +422,18 @@ def _synchronise(path: Path) -> None:
 
 @contextlib.contextmanager
 def _signals_deferred() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM take effect after the block, which moves a few files."""
+    """Delay Ctrl-C and SIGTERM until the end of the block, which moves a few files."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python handles signals in the main thread only
         return
-    caught: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda number, frame: caught.append(number))
+    deferred: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: deferred.append(number))
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-        for late in caught:
-            signal.raise_signal(late)
+        for received in deferred:
+            signal.raise_signal(received)

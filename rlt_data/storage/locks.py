@@ -1,12 +1,12 @@
-"""The lock of a folder in an object store: an object that names its holder and is renewed all the time.
+"""The write lock of a folder in an object store: an object that names its holder and is renewed regularly.
 
-A store knows nothing of processes, so the holder writes the object anew every :data:`REFRESH_SECONDS`; one that is
-older than :data:`STALE_SECONDS` may be taken over. Ages come from the store's own times, so clocks may differ. A
-process that slept meanwhile (a suspended laptop) may wake up and try to continue, so a writer makes sure that it still
-has the lock before it writes, and stops if it has lost it.
+A store cannot tell whether a process is alive, so the holder rewrites the object every :data:`REFRESH_SECONDS`, and
+other processes may take over a lock that is older than :data:`STALE_SECONDS`. Ages are computed from the times of the
+store, so the clocks of the machines may differ. A suspended process may wake up after its lock was taken over.
+Therefore a writer checks its lock before each write, and stops if the lock is lost.
 
-S3 writes an object only if it is absent, or only in place of a given version, so two processes can never both get the
-lock. Other stores offer the former at most; there a process that takes a lock over waits and looks again.
+S3 can write an object only if it does not exist or has a given version, so two processes never get the same lock.
+Other stores support the first condition at most. There, a process that takes over a lock waits and then reads it again.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlt_data.errors import RunFolderError
-from rlt_data.storage.paths import has_whole_objects, store_errors
+from rlt_data.storage.paths import store_errors, uploads_atomically
 
 if TYPE_CHECKING:
     from upath import UPath
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two renewals of a lock in a store.
+#: Seconds between two renewals of a lock.
 REFRESH_SECONDS = 20.0
 #: Seconds without renewal after which a lock may be taken over.
 STALE_SECONDS = 120.0
-#: Seconds after which a process that took a lock over, in a store without conditional writes, looks whether another one
-#: did so at the same moment.
+#: Seconds after which a process that has taken over a lock checks whether another process did so at the same time. Used
+#: in stores without conditional writes.
 SETTLE_SECONDS = 2.0
-#: Protocols of stores that write an object in place of a given version only.
+#: Protocols of stores that can make a write conditional on the version of the object.
 _CONDITIONAL = {"s3", "s3a"}
 
 #: Tokens of the locks that this process holds.
-_held_here: set[str] = set()
+_held_tokens: set[str] = set()
 
 
 class StoreLock:
-    """A lock object; its methods raise OSError where the store refuses."""
+    """A lock object. Its methods raise OSError if the store refuses a request."""
 
     def __init__(self, folder: UPath) -> None:
         self._folder = folder
@@ -63,72 +63,70 @@ class StoreLock:
             "written": 0,
         }
         self._conditional = self._path.protocol in _CONDITIONAL
-        self._confirmed = 0.0  # when it was certainly ours, by the clock on the wall: the other one halts in sleep
+        self._confirmed = 0.0  # last confirmed ownership (wall clock: the monotonic clock stops during suspend)
         self._lost = False
         self._mutex = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew_regularly, name="lock", daemon=True)
 
     def acquire(self) -> None:
-        """Take the lock, and begin to renew it.
+        """Take the lock and start to renew it.
 
         Raises:
-            RunFolderError: another process holds it.
+            RunFolderError: another process holds the lock.
         """
         now = time.time()
-        # Looking first also serves stores that ignore the condition of writing.
-        holder, _ = self._look()
+        # The read also protects in stores that ignore the condition of a write.
+        holder, _ = self._read()
         if holder is not None or not self._create():
             self._take_over()
         self._confirmed = now
-        _held_here.add(self._token)
+        _held_tokens.add(self._token)
         self._thread.start()
 
     def check(self) -> None:
-        """Make sure of the lock; asks the store only if that was not done for a while.
+        """Check that this process still holds the lock. Asks the store only if the last confirmation is old.
 
         Raises:
-            RunFolderError: another process has taken it over.
+            RunFolderError: another process has taken over the lock.
         """
         if not 0 <= time.time() - self._confirmed < STALE_SECONDS / 2:
             self._renew()
         if self._lost:
             raise RunFolderError(
-                f"{self._folder}: another rlt-data process has taken this run folder over, because nothing was heard "
-                "of this one for too long; it stops here, and what it had written is kept"
+                f"{self._folder}: another rlt-data process has taken over this run folder, because this process did "
+                "not renew its lock in time; this process stops, and the rows that it has written are kept"
             )
 
     def release(self) -> None:
-        """Give the lock up, if it is still ours and the store can be reached; else it becomes stale by itself."""
+        """Release the lock. If the store cannot be reached, the lock expires later."""
         self._stop.set()
         self._thread.join()
-        _held_here.discard(self._token)
+        _held_tokens.discard(self._token)
         with contextlib.suppress(OSError), store_errors():
-            if self._is_mine():
+            if self._is_held():
                 self._path.fs.rm_file(self._path.path)
 
     def _take_over(self) -> None:
-        holder, version = self._look()
-        if holder and "token" in holder:  # else it is none of ours: the file lock of a run that was copied from a disk
-            silent = self._silence()
-            if silent < STALE_SECONDS and not _has_ended(holder):
-                raise RunFolderError(self._refusal(holder, silent))
-            logger.warning("%s: %s is gone; its lock is taken over", self._folder, _named(holder))
-        taken = self._overwrite(version)
+        holder, version = self._read()
+        if holder and "token" in holder:  # else it is the file lock of a run that was copied from a disk
+            age = self._age()
+            if age < STALE_SECONDS and not _has_ended(holder):
+                free_at = datetime.now(UTC) + timedelta(seconds=STALE_SECONDS - age)
+                raise RunFolderError(
+                    f"{self._folder}: another rlt-data process is writing to this folder: {_describe(holder)}, which "
+                    f"renewed its lock {age:.0f} s ago. If it was killed, the lock expires at "
+                    f"{free_at.astimezone():%H:%M:%S}."
+                )
+            logger.warning("%s: %s has ended; its lock is taken over", self._folder, _describe(holder))
+        is_overwritten = self._overwrite(version)
         if not self._conditional:
             time.sleep(SETTLE_SECONDS)
-        if not (taken and self._is_mine()):
-            raise RunFolderError(f"{self._folder}: another rlt-data process began to write to it at the same moment")
+        if not (is_overwritten and self._is_held()):
+            raise RunFolderError(f"{self._folder}: another rlt-data process took the lock at the same time")
 
-    def _refusal(self, holder: dict[str, Any], silent: float) -> str:
-        free = datetime.now(UTC) + timedelta(seconds=STALE_SECONDS - silent)
-        return (
-            f"{self._folder}: another rlt-data process is writing to this folder: {_named(holder)}, heard of "
-            f"{silent:.0f} s ago. If it was killed, the folder is free from {free.astimezone():%H:%M:%S}"
-        )
-
-    def _silence(self) -> float:
-        """Return the seconds since the lock was last written, both ends by the store's clock."""
+    def _age(self) -> float:
+        """Return the seconds since the lock was last written, by the clock of the store."""
         fs, probe = self._path.fs, f"{self._path.path}-{self._token}"
         with store_errors():
             fs.pipe_file(probe, b"")
@@ -136,12 +134,12 @@ class StoreLock:
                 now, written = (fs.modified(path) for path in (probe, self._path.path))
                 return float((now - written).total_seconds())
             except FileNotFoundError:
-                return STALE_SECONDS  # released meanwhile
+                return STALE_SECONDS  # just released
             finally:
                 fs.rm_file(probe)
 
-    def _look(self) -> tuple[dict[str, Any] | None, str | None]:
-        """Return what the lock says, None if there is none, and its version in stores that write conditionally."""
+    def _read(self) -> tuple[dict[str, Any] | None, str | None]:
+        """Return the content of the lock (None: no lock) and its version (None: the store has no versions)."""
         fs, path = self._path.fs, self._path.path
         try:
             with store_errors():
@@ -155,13 +153,13 @@ class StoreLock:
             content = {}
         return content if isinstance(content, dict) else {}, version
 
-    def _is_mine(self) -> bool:
-        return ((self._look()[0]) or {}).get("token") == self._token
+    def _is_held(self) -> bool:
+        return (self._read()[0] or {}).get("token") == self._token
 
     def _create(self) -> bool:
-        """Write the lock if there is none, and return whether that was so."""
+        """Write the lock if none exists, and return whether it was written."""
         with store_errors():
-            if not has_whole_objects(self._path):
+            if not uploads_atomically(self._path):
                 self._path.fs.makedirs(self._folder.path, exist_ok=True)
             try:
                 self._path.fs.pipe_file(self._path.path, self._next_content(), mode="create")
@@ -170,25 +168,25 @@ class StoreLock:
         return True
 
     def _overwrite(self, version: str | None) -> bool:
-        """Write the lock in place of a version, and return whether that was still there."""
+        """Overwrite a version of the lock, and return whether that version still existed."""
         condition = {"IfMatch": version} if self._conditional and version else {}
         try:
             with store_errors():
                 self._path.fs.pipe_file(self._path.path, self._next_content(), **condition)
         except OSError as error:
-            if condition and error.errno == errno.EINVAL:  # how s3fs reports a condition that failed
+            if condition and error.errno == errno.EINVAL:  # s3fs reports a failed condition this way
                 return False
             raise
         return True
 
     def _next_content(self) -> bytes:
-        self._content["written"] += 1  # so that no version is like another
+        self._content["written"] += 1  # makes every version unique
         return json.dumps(self._content).encode()
 
     def _renew(self) -> None:
         with self._mutex:
             now = time.time()
-            holder, version = self._look()
+            holder, version = self._read()
             if (holder or {}).get("token") == self._token and self._overwrite(version):
                 self._confirmed = now
             else:
@@ -196,16 +194,16 @@ class StoreLock:
 
     def _renew_regularly(self) -> None:
         while not self._lost and not self._stop.wait(REFRESH_SECONDS):
-            with contextlib.suppress(OSError):  # out of reach for now; check says so if it lasts
+            with contextlib.suppress(OSError):  # temporary; check() raises if it persists
                 self._renew()
 
 
-def _named(holder: dict[str, Any]) -> str:
+def _describe(holder: dict[str, Any]) -> str:
     return f"process {holder.get('process')} on {holder.get('host')} (since {holder.get('since')})"
 
 
 def _machine() -> str | None:
-    """Name this start of this machine, and this container in it; None where that cannot be known."""
+    """Return an id of this boot of this machine and of this container, or None if it cannot be determined."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -214,15 +212,15 @@ def _machine() -> str | None:
 
 
 def _has_ended(holder: dict[str, Any]) -> bool:
-    """Whether a lock was left by a process of this machine that is gone, or by this one when the store was."""
+    """Return whether the holder is a process of this machine that has ended or no longer holds the lock."""
     if _machine() is None or (holder.get("machine"), holder.get("host")) != (_machine(), socket.gethostname()):
         return False
     if holder["process"] == os.getpid():
-        return holder["token"] not in _held_here
+        return holder["token"] not in _held_tokens  # release() could not reach the store
     try:
         os.kill(int(holder["process"]), 0)
     except ProcessLookupError:
         return True
     except PermissionError:
-        pass  # it runs, as somebody else's
+        pass  # it runs as another user
     return False

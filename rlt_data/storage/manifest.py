@@ -1,8 +1,8 @@
-"""The manifest of a table: which part files there are, in which state, and what the table was made from.
+"""The manifest of a table: its part files, their states, and the tables that it was made from.
 
-``RUN/manifests/<table>.json`` has one line for each part. It is written before a part file appears, so a part that it
-does not list is none of ours. The line keeps the part's earlier state until the next change of the manifest, because a
-kill may come between the two.
+``RUN/manifests/<table>.json`` has one line per part. The manifest is written before the part file, so rlt-data did not
+write a file that is not listed. A line keeps the earlier state of its part until the next change of the manifest,
+because a kill may come between the two writes.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Part:
     """A part file.
 
     Attributes:
-        state: of the file.
-        earlier: the state that it may still have, or None.
-        is_new: it may not be there yet.
+        state: state of the file.
+        earlier: previous state, which the file may still have after a kill, or None.
+        is_new: whether the file may not exist yet.
     """
 
     state: FileState
@@ -34,7 +34,7 @@ class Part:
 
     @property
     def states(self) -> list[FileState]:
-        """The states that the file may have."""
+        """The states that the file may be in."""
         return [self.state, *([self.earlier] if self.earlier else [])]
 
 
@@ -43,8 +43,8 @@ class Manifest:
     """The parts of a table.
 
     Attributes:
-        parts: by number.
-        made_from: for a table that is made as a whole, the digests of the tables that it was made from.
+        parts: the parts by number.
+        made_from: digests of the source tables by name, for a table that is derived from others.
     """
 
     parts: dict[int, Part] = field(default_factory=dict)
@@ -53,54 +53,54 @@ class Manifest:
 
     @property
     def rows(self) -> int:
-        """The rows of all parts together."""
+        """Number of rows of all parts."""
         return sum(part.state.rows for part in self.parts.values())
 
     @property
     def digest(self) -> str:
-        """A hash of the content of all parts."""
+        """Hash of the content of all parts."""
         if self._digest is None:
             states = [(number, part.state.xxh3) for number, part in sorted(self.parts.items())]
             self._digest = xxhash.xxh3_128_hexdigest(json.dumps(states).encode())
         return self._digest
 
     @property
-    def settled(self) -> bool:
-        """Whether every part file has the state that is listed."""
-        return not any(part.earlier or part.is_new for part in self.parts.values())
+    def has_pending(self) -> bool:
+        """Whether a part file may not be in its listed state yet."""
+        return any(part.earlier or part.is_new for part in self.parts.values())
 
-    def settle(self) -> None:
-        """Forget earlier states, once all part files are written."""
+    def clear_pending(self) -> None:
+        """Forget earlier states, after all part files were written."""
         self.parts |= {n: Part(part.state) for n, part in self.parts.items() if part.earlier or part.is_new}
         self._digest = None
 
     def put(self, number: int, state: FileState) -> None:
-        """List a new state of a part; its file is written next."""
+        """Set the new state of a part, before its file is written."""
         before = self.parts.get(number)
-        self.settle()
+        self.clear_pending()
         self.parts[number] = Part(state, before.state if before else None, is_new=before is None)
 
     def text(self) -> str:
-        """Return the manifest as JSON, one part a line."""
+        """Return the manifest as JSON, with one line per part."""
         lines = ",\n".join(_line(number, part) for number, part in sorted(self.parts.items()))
         return f'{{\n  "made_from": {json.dumps(self.made_from)},\n  "parts": {{\n{lines}\n  }}\n}}\n'
 
     @classmethod
     def from_text(cls, text: str) -> Manifest:
-        """Read a manifest.
+        """Parse a manifest.
 
         Raises:
-            ValueError: the text is none.
+            ValueError: the text is not a manifest.
         """
         try:
             content = json.loads(text)
             parts = {int(number): _part(entry) for number, entry in content["parts"].items()}
             return cls(parts, dict(content["made_from"]))
         except (AttributeError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"no manifest of a table ({error!r})") from None
+            raise ValueError(f"not the manifest of a table ({error!r})") from None
 
 
-@lru_cache(maxsize=2**16)  # a manifest is written again with every part
+@lru_cache(maxsize=2**16)  # every new part rewrites the manifest
 def _line(number: int, part: Part) -> str:
     entry: dict[str, Any] = dict(vars(part.state))
     if part.earlier:

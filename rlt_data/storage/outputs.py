@@ -1,4 +1,4 @@
-"""Files and folders outside a run: a page, a data set, a merged run. Each appears whole, written by one process."""
+"""Write files and folders outside a run atomically: a page, a data set, a merged run."""
 
 from __future__ import annotations
 
@@ -17,48 +17,48 @@ AnyPath = TypeVar("AnyPath", Path, StoragePath)
 
 
 def write_file(path: Path, write: Write) -> None:
-    """Make a file on the disk appear whole.
+    """Write a file on the disk atomically.
 
     Raises:
-        RunFolderError: another process is writing it.
+        RunFolderError: another process is writing the file.
         DiskError: the disk is full or the folder cannot be written; nothing has changed.
     """
-    path = _followed(path)
-    with LocalFolder(path.parent).replace(path.name, files=[path.name]) as fresh:
-        write(fresh / path.name)
+    path = _resolve_link(path)
+    with LocalFolder(path.parent).replace(path.name, files=[path.name]) as staging:
+        write(staging / path.name)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Make a JSON file appear whole; see :func:`write_file`."""
+    """Write a JSON file on the disk atomically; see :func:`write_file`."""
     write_file(path, lambda file: file.write_text(json_text(content), encoding="utf-8"))
 
 
 def lock_folder(path: Path) -> AbstractContextManager[None]:
-    """Hold a folder on the disk for writing, while other libraries write to it.
+    """Hold the write lock of a folder on the disk, while other libraries write to it.
 
     Raises:
-        RunFolderError: another process holds it.
-        DiskError: it cannot be created or written.
+        RunFolderError: another process holds the lock.
+        DiskError: the folder cannot be created or written.
     """
     return LocalFolder(path).lock()
 
 
 @contextlib.contextmanager
 def new_folder(path: StoragePath) -> Iterator[Path]:
-    """Hand out a folder on the disk to fill; when the block ends it takes the place of ``path``.
+    """Yield an empty folder on the disk, which replaces ``path`` when the block ends.
 
-    What was there stays if the block raises.
+    The old folder stays if the block raises.
 
     Raises:
-        RunFolderError: another process is writing it.
-        DiskError: it cannot be written; nothing has changed.
+        RunFolderError: another process is writing the folder.
+        DiskError: the folder cannot be written; nothing has changed.
     """
-    path = _followed(path)
-    with open_folder(path.parent).replace(path.name, folders=[path.name]) as fresh:
-        (fresh / path.name).mkdir()
-        yield fresh / path.name
+    path = _resolve_link(path)
+    with open_folder(path.parent).replace(path.name, folders=[path.name]) as staging:
+        (staging / path.name).mkdir()
+        yield staging / path.name
 
 
-def _followed(path: AnyPath) -> AnyPath:
-    """Return where a symbolic link points to; other paths as they are, for messages."""
+def _resolve_link(path: AnyPath) -> AnyPath:
+    """Return the target of a symbolic link, or any other path unchanged, so that messages show it as given."""
     return path.resolve() if path.is_symlink() else path

@@ -1,4 +1,4 @@
-"""Parquet files: how tables are written to them and read from them. Every page carries a checksum."""
+"""Read and write tables as Parquet files with a checksum in every page."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import pyarrow.parquet as pq
 from rlt_data.errors import RunFolderError
 from rlt_data.storage.paths import StoragePath
 
-_ROWS_A_SHARD = 100_000
+_ROWS_PER_SHARD = 100_000
 
 
 def write_rows(path: Path, rows: pa.Table) -> None:
-    """Write rows to a file on the disk."""
+    """Write rows to a Parquet file on the disk."""
     pq.write_table(rows, path, compression="zstd", row_group_size=1024, write_page_checksum=True)
 
 
 class Shards:
-    """Writes rows into files of bounded length in a folder on the disk, ``train-00000.parquet`` and so on.
+    """Writes rows to files of limited size in a folder on the disk: ``train-00000.parquet`` and so on.
 
     Args:
-        folder: where to, an existing folder.
+        folder: an existing folder.
         schema: the columns.
 
     Attributes:
-        rows: of each file.
+        rows: number of rows of each file.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
@@ -45,8 +45,8 @@ class Shards:
         self.close()
 
     def write(self, rows: pa.Table) -> None:
-        """Write rows, in a new file where the current one is full."""
-        if self._writer is None or self.rows[-1] >= _ROWS_A_SHARD:
+        """Write rows, to a new file if the current one is full."""
+        if self._writer is None or self.rows[-1] >= _ROWS_PER_SHARD:
             self.close()
             path = self.folder / f"train-{len(self.rows):05d}.parquet"
             self._writer = pq.ParquetWriter(path, self.schema, compression="zstd", write_page_checksum=True)
@@ -62,40 +62,40 @@ class Shards:
 
 
 def read_file(path: StoragePath, source: Any, schema: pa.Schema) -> pa.Table:
-    """Read the columns of a schema from one file; a column that the file lacks is null where the schema allows it.
+    """Read columns of a Parquet file. A missing column is filled with nulls if the schema allows nulls.
 
     Args:
-        path: the file, for messages.
-        source: the file, or something that reads like it.
-        schema: the columns, in the order of the result.
+        path: path of the file, for messages.
+        source: the file: a path, buffer or file object.
+        schema: the columns in the order of the result.
 
     Raises:
         FileNotFoundError: the file does not exist (any more).
-        RunFolderError: the file is damaged, or has other columns.
+        RunFolderError: the file is damaged or lacks a required column.
     """
-    # read_table, which is made for many files, takes twice as long for one
+    # pq.read_table is made for many files and takes twice as long for one.
     pre_buffer = not isinstance(source, Path)
     with table_errors(path), pq.ParquetFile(source, pre_buffer=pre_buffer, page_checksum_verification=True) as file:
-        there = set(file.schema_arrow.names)
-        lacking = [field for field in schema if field.name not in there]
-        if needed := [field.name for field in lacking if not field.nullable]:
-            raise KeyError(f"it has no column {needed[0]!r}")
-        rows = file.read([name for name in schema.names if name in there])
-        for field in lacking:
+        names = set(file.schema_arrow.names)
+        missing = [field for field in schema if field.name not in names]
+        if required := [field.name for field in missing if not field.nullable]:
+            raise KeyError(f"it has no column {required[0]!r}")
+        rows = file.read([name for name in schema.names if name in names])
+        for field in missing:
             rows = rows.append_column(field, pa.nulls(len(rows), field.type))
         rows = rows.select(schema.names)
         return rows if rows.schema.equals(schema) else rows.cast(schema)
 
 
 def count_file(path: StoragePath, source: Any) -> int:
-    """Return the rows of a file, from its footer; see :func:`read_file`."""
+    """Return the number of rows of a file from its footer. The arguments and errors are those of :func:`read_file`."""
     with table_errors(path):
         return int(pq.read_metadata(source).num_rows)
 
 
 @contextlib.contextmanager
 def table_errors(path: StoragePath) -> Iterator[None]:
-    """Turn the errors of a damaged file into RunFolderError, which names the file."""
+    """Turn errors of reading a damaged file into RunFolderError."""
     try:
         yield
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Appending rows to a table of a run, durably within seconds."""
+"""Append rows to a table of a run; each row is durable within seconds."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ from rlt_data.errors import DiskError
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 
-#: Seconds between two writes of the journal: well under the five that a finished row may be at risk.
+#: Seconds between two writes of the journal. Rows must be durable within 5 seconds.
 FLUSH_SECONDS = 2.0
-#: Rows in memory that are written without waiting for the clock.
+#: Number of rows in memory that triggers a write.
 FLUSH_ROWS = 4096
 
 
 class TableWriter:
-    """Appends rows to a table of a run; each is on disk within :data:`FLUSH_SECONDS`, whatever the caller does.
+    """Appends rows to a table of a run and writes them every :data:`FLUSH_SECONDS` in a background thread.
 
-    Use as a context manager. Leaving it writes what is in memory, also after an exception. A failed write is raised
-    by the next call.
+    Use as a context manager. Leaving the context writes the remaining rows, even after an exception. The error of a
+    failed write is raised by the next call.
+
+    Args:
+        run: the run.
+        table: name of the table.
     """
 
     def __init__(self, run: RunFolder, table: str) -> None:
         self._run = run
         self._table = table
         self._rows: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        self._held = 0
+        self._buffered = 0
         self._buffer_lock = threading.Lock()
         self._disk_lock = threading.Lock()
         self._stop = threading.Event()
@@ -48,26 +52,26 @@ class TableWriter:
             self.flush()
 
     def append(self, part: int, row: dict[str, Any]) -> None:
-        """Take one row of a part."""
+        """Add one row to a part."""
         with self._buffer_lock:
             self._rows[part].append(row)
-            self._held += 1
-            full = self._held >= FLUSH_ROWS
-        if full or self._failure:
+            self._buffered += 1
+            is_full = self._buffered >= FLUSH_ROWS
+        if is_full or self._failure:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is in memory."""
+        """Write the rows in memory."""
         if self._failure:
             raise self._failure
         with self._disk_lock:
             with self._buffer_lock:
-                taken, self._rows, self._held = self._rows, defaultdict(list), 0
-            for part, rows in taken.items():
+                rows_by_part, self._rows, self._buffered = self._rows, defaultdict(list), 0
+            for part, rows in rows_by_part.items():
                 self._run.add_segment(self._table, part, to_table(self._table, rows))
 
     def compact(self, part: int) -> None:
-        """Write what is in memory and merge the journal of a complete part into its file."""
+        """Write the rows in memory, and merge the journal of a complete part into its part file."""
         self.flush()
         with self._disk_lock:
             self._run.compact(self._table, part)
@@ -76,6 +80,6 @@ class TableWriter:
         while not self._stop.wait(FLUSH_SECONDS):
             try:
                 self.flush()
-            except Exception as error:  # noqa: BLE001 - handed to the thread that works
+            except Exception as error:  # noqa: BLE001 - raised by the next call
                 self._failure = error
                 return

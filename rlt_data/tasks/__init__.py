@@ -1,1 +1,1 @@
-"""Problems with checkable answers: Countdown, mathematics, multiple choice, and the benchmarks made of them."""
+"""Problems with checkable answers (Countdown, mathematics, multiple choice), benchmarks and graders."""

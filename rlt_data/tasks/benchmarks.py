@@ -1,4 +1,4 @@
-"""Benchmarks: where they lie on the Hub, and how their records become questions with a gold answer."""
+"""Benchmarks: their data sets on the Hub, and the conversion of their records to questions with gold answers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Benchmark:
     """A benchmark.
 
     Attributes:
-        kind: how its answers are graded.
-        row: makes question, gold answer and, for Countdown, numbers and target of a record.
-        hub: id of its data set on the Hub, if it has one.
-        subset: configuration there.
-        split: split there.
+        kind: kind of its answers, which determines the grader.
+        row: converts a record to question, gold answer and, for Countdown, numbers and target.
+        hub: Hub id of its data set; None if it has none.
+        subset: configuration of the data set.
+        split: split of the data set.
     """
 
     kind: Kind
@@ -47,21 +47,21 @@ def _gsm8k(data: Fields) -> tuple[str, str, Fields]:
 
 
 def _gpqa(data: Fields) -> tuple[str, str, Fields]:
-    """Show the choices in an order that follows from the question alone."""
-    question, right = _text(data, "Question"), _text(data, "Correct Answer")
-    choices = [right, *(_text(data, f"Incorrect Answer {number}") for number in (1, 2, 3))]
+    """List the choices in an order that depends only on the question and their texts."""
+    question, correct = _text(data, "Question"), _text(data, "Correct Answer")
+    choices = [correct, *(_text(data, f"Incorrect Answer {number}") for number in (1, 2, 3))]
     choices.sort(key=lambda choice: hashlib.blake2b(f"{question}/{choice}".encode()).digest())
     listed = "\n".join(f"({letter}) {choice.strip()}" for letter, choice in zip(_LETTERS, choices, strict=False))
     text = f"{question.strip()}\n\n{listed}\n\nAnswer with the letter of the right choice."
-    return text, _LETTERS[choices.index(right)], {}
+    return text, _LETTERS[choices.index(correct)], {}
 
 
 def _countdown(data: Fields) -> tuple[str, str, Fields]:
     numbers, target = data.get("numbers", data.get("nums")), data.get("target")
     if not isinstance(numbers, list) or not numbers or not all(isinstance(number, int) for number in numbers):
-        raise BadRow("numbers: a list of integers is needed")
+        raise BadRow("numbers: must be a list of integers")
     if not isinstance(target, int):
-        raise BadRow("target: an integer is needed")
+        raise BadRow("target: must be an integer")
     question = data.get("question") or question_text(numbers, target)
     return str(question), str(target), {"numbers": numbers, "target": target}
 
@@ -78,36 +78,41 @@ BENCHMARKS = {
 
 
 class BenchmarkReader:
-    """Turns records of a benchmark into rows; the gold answer stands in for a solution.
+    """Converts records of a benchmark to rows; the gold answer takes the place of the solution.
 
     Args:
         benchmark: the benchmark.
-        settings: the question's and the answer's columns, where they are named.
+        settings: settings that may name the columns of the question and the answer.
         first: the first record.
 
     Raises:
-        SettingsError: only one of the two is named.
-        InputError: a named column is not there.
+        SettingsError: the settings name only one of the two columns.
+        InputError: the record lacks a named column.
     """
 
     preset: str | None = "benchmark"
 
     def __init__(self, benchmark: Benchmark, settings: EvaluateSettings | TrainSolverSettings, first: Fields) -> None:
         self._benchmark = benchmark
-        named = {"question": settings.question_column, "answer": settings.answer_column}
-        self._named = {field: column for field, column in named.items() if column}
+        columns = {"question": settings.question_column, "answer": settings.answer_column}
+        self._named = {field: column for field, column in columns.items() if column}
         for column in self._named.values():
             if column not in first:
                 raise InputError(f"{settings.input}: no column {column!r}; the columns are {', '.join(first)}")
         if len(self._named) == 1:
-            given, missing = ("question", "answer") if "question" in self._named else ("answer", "question")
-            raise SettingsError(f"--{given}-column: has no effect without --{missing}-column")
+            [named] = self._named
+            missing = "answer" if named == "question" else "question"
+            raise SettingsError(f"--{named}-column: has no effect without --{missing}-column")
 
     def __call__(self, data: Fields, number: int) -> Row:
-        """Make a row of a record.
+        """Convert a record to a row.
+
+        Args:
+            data: the record.
+            number: its index in the data set, the id of records without one.
 
         Raises:
-            BadRow: a field is missing or of the wrong type.
+            BadRow: a field is missing or has the wrong type.
         """
         if self._named:
             question, gold = _text(data, self._named["question"]), _text(data, self._named["answer"])

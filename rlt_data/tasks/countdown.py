@@ -1,7 +1,7 @@
-"""Countdown: reach a target from given numbers, each used once, by arithmetic. Makes problems and checks answers.
+"""Countdown problems and answers: reach a target by arithmetic on given numbers, each used exactly once.
 
-Checking is exact (fractions, a parser of our own; nothing is evaluated by Python), so 1 / 3 * 3 is 1 and an answer can
-do no harm.
+Answers are parsed here and computed with fractions. Python never evaluates them, so 1 / 3 * 3 is exactly 1 and an
+answer cannot run code.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 from rlt_data.errors import SettingsError
 from rlt_data.settings import CountdownSettings
 
-#: An answer with more characters is wrong without being read.
+#: Longer answers, in characters, are wrong without being parsed.
 LONGEST_ANSWER = 500
-#: Draws in a row without a new problem after which there are taken to be no more.
-_FRUITLESS_DRAWS = 20_000
+#: Give up after this many consecutive draws without a new problem.
+_MAX_REJECTED_DRAWS = 20_000
 
 _TOKEN = re.compile(r"\s*(?:(\d+)|([-+*/()]))")
 _SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "x": "*", "[": "(", "]": ")"})
@@ -30,7 +30,7 @@ _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 @dataclass(frozen=True)
 class Problem:
-    """Numbers, the target, and one expression that reaches it."""
+    """A Countdown problem: the numbers, the target, and an expression that reaches it."""
 
     numbers: tuple[int, ...]
     target: int
@@ -38,16 +38,21 @@ class Problem:
 
     @property
     def key(self) -> str:
-        """The multiset of numbers and the target; the order in which they are shown plays no part."""
+        """Identifies the problem: the sorted numbers and the target, whatever the order in the question."""
         return f"{sorted(self.numbers)} {self.target}"
 
     @property
     def question(self) -> str:
-        """The problem in words."""
+        """The text of the problem."""
         return question_text(self.numbers, self.target)
 
     def row(self, number: int, split: str) -> dict[str, Any]:
-        """Return the problem as a line of a questions file."""
+        """Return the problem as a record of a questions file.
+
+        Args:
+            number: index of the problem in the file.
+            split: ``train`` or ``test``.
+        """
         return {
             "id": f"countdown-{split}-{number}",
             "question": self.question,
@@ -59,9 +64,9 @@ class Problem:
 
 
 def question_text(numbers: Sequence[int], target: int) -> str:
-    """Put a problem into words."""
-    *others, last = numbers
-    listed = f"{', '.join(map(str, others))} and {last}"
+    """Return the text of a problem."""
+    *first, last = numbers
+    listed = f"{', '.join(map(str, first))} and {last}"
     return (
         f"Combine the numbers {listed} with +, -, * and / to reach {target}. Use every number exactly once; brackets "
         "are allowed. Answer with one expression."
@@ -69,40 +74,45 @@ def question_text(numbers: Sequence[int], target: int) -> str:
 
 
 def problems(settings: CountdownSettings) -> Iterator[Problem]:
-    """Make problems of one split, none twice; the same for the same settings.
+    """Yield distinct problems of one split; equal settings give equal problems.
 
-    Which split a problem belongs to follows from a hash of its multiset of numbers and its target alone, so the splits
-    of all files ever made with one ``test_share`` are disjoint, whatever the seed.
+    A problem's split is determined by a hash of its sorted numbers and its target. All files with one ``test_share``
+    therefore have disjoint splits, whatever their seeds.
 
     Raises:
-        SettingsError: there are fewer problems than rows.
+        SettingsError: the ranges contain fewer problems than ``rows``.
     """
     draw = random.Random(f"{settings.seed}/{settings.split}")
     seen: set[str] = set()
-    fruitless = 0
+    rejected = 0
     while len(seen) < settings.rows:
         problem = _draw(draw, settings)
         if problem is None or problem.key in seen or split_of(problem, settings.test_share) != settings.split:
-            fruitless += 1
-            if fruitless == _FRUITLESS_DRAWS:
+            rejected += 1
+            if rejected == _MAX_REJECTED_DRAWS:
                 raise SettingsError(
-                    f"--rows: only {len(seen)} different problems of the {settings.split} split were found in these "
-                    "ranges; widen them or ask for fewer"
+                    f"--rows: found only {len(seen)} problems of the {settings.split} split in these ranges; widen the "
+                    "ranges or ask for fewer"
                 )
             continue
-        fruitless = 0
+        rejected = 0
         seen.add(problem.key)
         yield problem
 
 
 def split_of(problem: Problem, test_share: float) -> str:
-    """Return ``train`` or ``test``."""
-    place = int.from_bytes(hashlib.blake2b(problem.key.encode(), digest_size=8).digest(), "big")
-    return "test" if place < test_share * 2**64 else "train"
+    """Return the split of a problem, ``train`` or ``test``.
+
+    Args:
+        problem: the problem.
+        test_share: share of all problems that belong to the test split.
+    """
+    value = int.from_bytes(hashlib.blake2b(problem.key.encode(), digest_size=8).digest(), "big")
+    return "test" if value < test_share * 2**64 else "train"
 
 
 def _draw(draw: random.Random, settings: CountdownSettings) -> Problem | None:
-    """Combine random numbers by random operators; None where that leaves the ranges."""
+    """Combine random numbers with random operators; return None if a value is out of range."""
     count = draw.randint(settings.fewest, settings.most)
     numbers = [draw.randint(settings.smallest, settings.largest) for _ in range(count)]
     terms = [(number, str(number), 3) for number in numbers]  # value, text, precedence
@@ -113,25 +123,25 @@ def _draw(draw: random.Random, settings: CountdownSettings) -> Problem | None:
         value = _apply(operator, Fraction(left[0]), Fraction(right[0]))
         if value is None or value.denominator != 1 or not 0 <= value <= settings.largest_value:
             return None
-        level = _PRECEDENCE[operator]
-        text = f"{_bracketed(left, level)} {operator} {_bracketed(right, level + (operator in '-/'))}"
-        terms.append((int(value), text, level))
+        precedence = _PRECEDENCE[operator]
+        text = f"{_bracketed(left, precedence)} {operator} {_bracketed(right, precedence + (operator in '-/'))}"
+        terms.append((int(value), text, precedence))
     target, expression, _ = terms[0]
     if not settings.smallest_target <= target <= settings.largest_target or target in numbers:
         return None
     return Problem(tuple(numbers), target, expression)
 
 
-def _bracketed(term: tuple[int, str, int], level: int) -> str:
-    return f"({term[1]})" if term[2] < level else term[1]
+def _bracketed(term: tuple[int, str, int], precedence: int) -> str:
+    return f"({term[1]})" if term[2] < precedence else term[1]
 
 
 def problem_with_answer(answer: str, numbers: tuple[int, ...], target: int) -> str | None:
-    """Say why an answer is wrong, or None if it is right.
+    """Return why an answer is wrong, or None if it is correct.
 
     Args:
-        answer: an expression; a closing ``= target`` is allowed.
-        numbers: those that must be used, each as often as it is listed.
+        answer: an expression, optionally followed by ``= target``.
+        numbers: the numbers to use, each exactly as often as it is listed.
         target: the value to reach.
     """
     if len(answer) > LONGEST_ANSWER:
@@ -151,19 +161,19 @@ def problem_with_answer(answer: str, numbers: tuple[int, ...], target: int) -> s
 
 
 class _Parser:
-    """Reads an expression of numbers, + - * / and brackets."""
+    """Recursive-descent parser and evaluator for numbers, + - * / and brackets."""
 
     def __init__(self, text: str) -> None:
         self._tokens: list[str] = []
         self._used: list[int] = []
-        at = 0
+        position = 0
         text = text.rstrip()
-        while at < len(text):
-            found = _TOKEN.match(text, at)
-            if not found:
-                raise ValueError(f"not an expression: {text[at : at + 20]!r}")
-            self._tokens.append(found[1] or found[2])
-            at = found.end()
+        while position < len(text):
+            match = _TOKEN.match(text, position)
+            if not match:
+                raise ValueError(f"not an expression: {text[position : position + 20]!r}")
+            self._tokens.append(match[1] or match[2])
+            position = match.end()
 
     def parse(self) -> tuple[Fraction, list[int]]:
         value = self._sum()
@@ -171,8 +181,8 @@ class _Parser:
             raise ValueError(f"not an expression at {self._tokens[0]!r}")
         return value, self._used
 
-    def _next(self, wanted: str) -> str | None:
-        return self._tokens.pop(0) if self._tokens and self._tokens[0] in wanted else None
+    def _next(self, accepted: str) -> str | None:
+        return self._tokens.pop(0) if self._tokens and self._tokens[0] in accepted else None
 
     def _sum(self) -> Fraction:
         value = self._product()

@@ -1,6 +1,7 @@
-"""Is an answer right? Asked of a process of its own that can be killed, because graders hang and crash on odd answers.
+"""Grade answers in a separate process that can be killed, because graders hang and crash on odd answers.
 
-Three kinds: ``math`` (math-verify: numbers, expressions, sets, intervals), ``choice`` (a letter), ``countdown``.
+Three kinds of answers: ``math`` (numbers, expressions, sets and intervals, compared by math-verify), ``choice`` (a
+letter) and ``countdown`` (an expression). Only ``math`` needs the extra ``eval``.
 """
 
 from __future__ import annotations
@@ -20,80 +21,87 @@ from rlt_data.tasks.countdown import problem_with_answer
 
 Kind = Literal["math", "choice", "countdown"]
 
-#: Seconds that one answer may take.
-PATIENCE = 10.0
-#: Seconds that the process may take to start, imports included.
-_START_PATIENCE = 120.0
-#: What follows these words, last in a text, is its answer.
+#: Time limit per answer, in seconds.
+TIMEOUT = 10.0
+#: Time limit for starting the process, imports included, in seconds.
+_START_TIMEOUT = 120.0
+#: The text after the last match is the answer.
 _ANNOUNCED = re.compile(r"(?:answer(?: is|:)|####)[ :]*", re.I)
 _LETTER = re.compile(r"(?<![A-Za-z])\(?([A-J])\)?(?![A-Za-z])")
 
 
 @dataclass(frozen=True)
 class Grade:
-    """Whether an answer is right, and if it is not, why, as far as that is known."""
+    """Grade of an answer.
+
+    Attributes:
+        correct: whether the answer is correct.
+        note: why the answer is wrong, if known.
+    """
 
     correct: bool
     note: str | None = None
 
 
 def final_answer(solution: str) -> str:
-    """Return the part of a solution that states its answer: the last box, what is announced, or all of it."""
+    """Return the final answer of a solution: the last LaTeX box, else the text after "answer is", else all of it."""
     start = solution.rfind("\\boxed{")
     if start >= 0:
         depth = 0
-        for at in range(start + 6, len(solution)):
-            depth += {"{": 1, "}": -1}.get(solution[at], 0)
+        for position in range(start + 6, len(solution)):
+            depth += {"{": 1, "}": -1}.get(solution[position], 0)
             if not depth:
-                return solution[start + 7 : at].strip()
-    *_, stated = _ANNOUNCED.split(solution)
-    return (stated.strip().splitlines() or [""])[0].strip().removesuffix(".") if stated != solution else stated.strip()
+                return solution[start + 7 : position].strip()
+    *_, answer = _ANNOUNCED.split(solution)
+    return (answer.strip().splitlines() or [""])[0].strip().removesuffix(".") if answer != solution else answer.strip()
 
 
 def grade(kind: Kind, solution: str, gold: str, numbers: list[int] | None = None, target: int | None = None) -> Grade:
-    """Grade a solution here and now; for answers that are trusted not to hang.
+    """Grade a solution in this process, without a time limit.
 
     Args:
-        kind: what is compared.
-        solution: the solution's text.
-        gold: the right answer.
-        numbers: of a Countdown problem.
-        target: of a Countdown problem.
+        kind: kind of answer.
+        solution: text of the solution.
+        gold: the correct answer.
+        numbers: numbers of a Countdown problem.
+        target: target of a Countdown problem.
     """
     if kind == "countdown":
-        problem = problem_with_answer(final_answer(solution), tuple(numbers or ()), int(target or 0))
-        return Grade(problem is None, problem)
+        reason = problem_with_answer(final_answer(solution), tuple(numbers or ()), int(target or 0))
+        return Grade(reason is None, reason)
     if kind == "choice":
         letters = _LETTER.findall(final_answer(solution))
         return Grade(bool(letters) and letters[-1] == gold.strip().strip("()").upper())
     from math_verify import parse, verify
 
-    # Without time limits of its own, which need signals; the process as a whole has one.
-    wanted = parse(f"${gold}$", parsing_timeout=None)
+    # math-verify's own time limits need signals; Grader limits the time of the process instead.
+    expected = parse(f"${gold}$", parsing_timeout=None)
     for text in (f"${final_answer(solution)}$", solution):
-        found = parse(text, parsing_timeout=None)
-        if found and verify(wanted, found, timeout_seconds=None):
+        answer = parse(text, parsing_timeout=None)
+        if answer and verify(expected, answer, timeout_seconds=None):
             return Grade(True)
     return Grade(False)
 
 
 class Grader:
-    """Grades in a process of its own, which is killed and started again when an answer takes too long.
+    """Grades answers in a separate process, which is restarted if it crashes or an answer takes too long.
 
     Use as a context manager.
 
     Args:
-        patience: seconds that one answer may take.
+        kind: kind of the answers; the process imports math-verify at the start only for ``math``.
+        timeout: time limit per answer, in seconds.
     """
 
-    def __init__(self, patience: float = PATIENCE) -> None:
-        self._patience = patience
+    def __init__(self, kind: Kind = "math", timeout: float = TIMEOUT) -> None:
+        self._kind = kind
+        self._timeout = timeout
         self._process: subprocess.Popen[str] | None = None
-        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._replies: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")
 
     def __enter__(self) -> Grader:
-        self._start()  # now, so that a missing package shows before hours of sampling
+        self._start()  # start early, so that a missing package is reported before hours of sampling
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -101,21 +109,27 @@ class Grader:
         self._errors.close()
 
     def grade(self, kind: Kind, solution: str, gold: str, **problem: Any) -> Grade:
-        """Grade a solution; an answer that the grader cannot stand is wrong, with a note.
+        """Grade a solution; an answer on which the grader crashes or times out is wrong, with a note.
+
+        Args:
+            kind: kind of answer.
+            solution: text of the solution.
+            gold: the correct answer.
+            problem: ``numbers`` and ``target`` of a Countdown problem.
 
         Raises:
             ModelError: the grader cannot be started.
         """
         process = self._process or self._start()
         assert process.stdin is not None
-        question = {"kind": kind, "solution": solution, "gold": gold, **problem}
+        request = {"kind": kind, "solution": solution, "gold": gold, **problem}
         try:
-            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
-            line = self._answers.get(timeout=self._patience)
+            line = self._replies.get(timeout=self._timeout)
         except queue.Empty:
             self._kill()
-            return Grade(False, f"the grader did not finish within {self._patience:g} s")
+            return Grade(False, f"the grader did not finish within {self._timeout:g} s")
         except OSError:
             line = ""
         if not line:
@@ -125,32 +139,33 @@ class Grader:
 
     def _start(self) -> subprocess.Popen[str]:
         self._process = process = subprocess.Popen(
-            [sys.executable, "-c", "from rlt_data.tasks.grading import serve; serve()"],
+            [sys.executable, "-c", f"from rlt_data.tasks.grading import serve; serve({self._kind!r})"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
             encoding="utf-8",
         )
-        answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._answers = answers
+        replies: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._replies = replies
 
         def read() -> None:
             assert process.stdout is not None
             for line in process.stdout:
-                answers.put(line)
-            answers.put("")
+                replies.put(line)
+            replies.put("")
 
         threading.Thread(target=read, daemon=True).start()
         try:
-            ready = answers.get(timeout=_START_PATIENCE)
+            ready = replies.get(timeout=_START_TIMEOUT)
         except queue.Empty:
             ready = ""
         if not ready:
             self._kill()
             self._errors.seek(0)
-            reason = (self._errors.read().strip().splitlines() or ["no answer"])[-1]
-            raise ModelError(f"the grader cannot be started: {reason}; pip install 'rlt-data[eval]'")
+            reason = (self._errors.read().strip().splitlines() or ["no reply"])[-1]
+            remedy = "; pip install 'rlt-data[eval]'" if self._kind == "math" else ""
+            raise ModelError(f"the grader cannot be started: {reason}{remedy}")
         return process
 
     def _kill(self) -> None:
@@ -160,18 +175,19 @@ class Grader:
             self._process = None
 
 
-def serve() -> None:
-    """Answer questions on stdin, one JSON object a line, until it ends; what :class:`Grader` starts."""
-    import math_verify  # noqa: F401 - to fail here, not at the first question
+def serve(kind: Kind) -> None:
+    """Grade requests from stdin, one JSON object per line, until stdin is closed; runs in :class:`Grader`'s process."""
+    if kind == "math":
+        import math_verify  # noqa: F401 - fail here if it is missing, not at the first request
 
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # what a library prints is no answer
-    answers.write("{}\n")
-    answers.flush()
+    replies = sys.stdout
+    sys.stdout = sys.stderr  # keep text that libraries print out of the replies
+    replies.write("{}\n")
+    replies.flush()
     for line in sys.stdin:
         try:
-            found = grade(**json.loads(line))
-        except Exception as error:  # noqa: BLE001 - symbolic algebra raises everything
-            found = Grade(False, f"the grader failed: {type(error).__name__}")
-        answers.write(json.dumps({"correct": found.correct, "note": found.note}) + "\n")
-        answers.flush()
+            reply = grade(**json.loads(line))
+        except Exception as error:  # noqa: BLE001 - symbolic algebra raises exceptions of many kinds
+            reply = Grade(False, f"the grader failed: {type(error).__name__}")
+        replies.write(json.dumps({"correct": reply.correct, "note": reply.note}) + "\n")
+        replies.flush()

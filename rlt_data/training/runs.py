@@ -23,8 +23,8 @@ from rlt_data.formats import ChatTemplate, Format, Tokenizer
 from rlt_data.progress import Progress, is_main_process
 from rlt_data.settings import FineTuneSettings, ModelSettings, PolicySettings, TrainingSettings
 from rlt_data.steps.provenance import versions
+from rlt_data.storage.changes import changed_keys
 from rlt_data.storage.outputs import lock_folder, write_file, write_json
-from rlt_data.storage.run import changed_keys
 from rlt_data.training.checkpoints import (
     RECORD,
     checkpoints,

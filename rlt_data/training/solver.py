@@ -27,7 +27,7 @@ def train_solver(settings: TrainSolverSettings, progress: Progress = SILENT) -> 
     checkpoint, tokenizer, template = find_base_model(settings)
     format = choose_format(settings.format, template, checkpoint.name, checkpoint.folder)
     views = Views(format, template)
-    read = good_rows(settings, None, lambda first: BenchmarkReader(benchmark, settings, first))
+    read = good_rows(settings.as_input(), None, lambda first: BenchmarkReader(benchmark, settings, first))
     rows = [
         {
             "prompt": views.solver_prompt(row.question),
@@ -39,7 +39,7 @@ def train_solver(settings: TrainSolverSettings, progress: Progress = SILENT) -> 
         }
         for row in read
     ]
-    with Grader() as grader:
+    with Grader(benchmark.kind) as grader:
         policy = Policy(checkpoint, tokenizer, format, rows, format.solution_tags[1])
         return train_policy(
             settings, policy, lambda: CorrectnessReward(settings, format, benchmark.kind, grader), progress

@@ -31,7 +31,7 @@ def warm_up(settings: WarmUpSettings, progress: Progress = SILENT) -> TrainingSu
     """
     checkpoint, tokenizer, template = find_base_model(settings)
     format = choose_format(settings.format, template, checkpoint.name, checkpoint.folder)
-    texts = teacher_texts(good_rows(settings, format), format, template, settings.input)
+    texts = teacher_texts(good_rows(settings.as_input(), format), format, template, settings.input)
     return fine_tune(settings, checkpoint, tokenizer, list(tokenised(texts, tokenizer)), progress, format=format)
 
 
@@ -66,7 +66,7 @@ def train_teacher(settings: TrainTeacherSettings, progress: Progress = SILENT) -
             "question": row.question,
             "solution": row.solution,
         }
-        for row in good_rows(settings, format)
+        for row in good_rows(settings.as_input(), format)
     ]
     same = tokenizer_fingerprint(tokenizer) == student.identity.tokenizer
     policy = Policy(checkpoint, tokenizer, format, rows, format.explanation_tags[1], len(format.padding), student)

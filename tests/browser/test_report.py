@@ -178,8 +178,7 @@ def test_two_sources_stand_beside_each_other(shown: Show, runs: tuple[Path, Path
     both = [table(run, "scores") for run in runs]
     best = [each.group_by("question_id", maintain_order=True).agg(pl.col("reward").max())["reward"] for each in both]
     ahead, behind = (best[0] > best[1]).sum(), (best[0] < best[1]).sum()
-    text = found.page.locator("#view-overview").inner_text()
-    assert f"by-nano is ahead in {ahead}, by-nano-teacher-warm in {behind}" in " ".join(text.split())
+    assert found.texts(".comparison strong") == ["8", str(ahead), str(behind)]
     found.press("t", "j", "Enter")
     found.page.wait_for_selector(".trace")
     assert found.texts(".trace .chip.s0, .trace .chip.s1") == ["by-nano", "by-nano-teacher-warm"] * 4
@@ -217,7 +216,7 @@ def test_light_and_dark(shown: Show, page: Path) -> None:
 def test_keys_are_explained(shown: Show, page: Path) -> None:
     found = shown(page)
     found.press("?")
-    assert found.page.locator("dialog").is_visible() and "next, previous question" in found.texts("dialog")[0]
+    assert found.page.locator("dialog").is_visible() and found.page.locator("dialog kbd").count() > 10
     found.press("Escape")
     assert not found.page.locator("dialog").is_visible()
     for _ in range(3):

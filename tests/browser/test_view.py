@@ -1,4 +1,4 @@
-"""The live page in a real browser, beside a run that grows."""
+"""The live page in a real browser, while a run grows."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_page_follows_the_run(shown: Show, server: Viewed, run: RunFolder) -
     found.wait(value, 2)
     add(run, *range(2, 12))
     found.wait(value, 12)
-    assert "12 of 20" in found.texts("#live .step")[0] and "at work" in found.texts("#live .step")[0]
+    assert "12 of 20" in found.texts("#live .step")[0] and "running" in found.texts("#live .step")[0]
     cards = "[...document.querySelectorAll('.cards div')].map((e) => e.textContent)"
     found.wait(f"{cards}.includes('traces12')")
     found.press("t")
@@ -67,7 +67,7 @@ def test_a_server_that_ends_is_told_and_may_come_back(shown: Show, server: Viewe
     found.wait("document.querySelector('#live progress') !== null")
     server.process.kill()
     server.process.wait()
-    found.wait("document.getElementById('live').textContent.includes('does not answer')")
+    found.wait("document.querySelector('#live .warn') !== null")
     again = Viewed(run.path, "--port", server.port)
     try:
         found.wait("document.querySelector('#live progress') !== null")

@@ -132,7 +132,7 @@ def test_a_template_that_is_no_file_and_one_that_leaves_the_answer_out(
     with pytest.raises(SettingsError, match="neither 'plain' nor a file"):
         ChatTemplate(_tokenizer(tiny()), "nowhere.jinja")
     (tmp_path / "mute.jinja").write_text("{{ messages[0]['content'] }}")
-    with pytest.raises(ModelError, match="leaves out the assistant's text"):
+    with pytest.raises(ModelError, match="omits the assistant's text"):
         ChatTemplate(_tokenizer(tiny()), str(tmp_path / "mute.jinja"))
 
 
@@ -173,11 +173,11 @@ def write(folder: Path, text: str) -> str:
     ("template", "message"),
     {
         "{% for message in messages if message.role != 'user' %}{{ message.content }}\n{% endfor %}":
-            "leaves out or changes a text of the user",
-        "{{ 10 ** 400 * 1.5 }}": "cannot show a conversation \\(int too large to convert to float\\)",
-        "{{ messages[0] + 1 }}": "cannot show a conversation \\(unsupported operand",
+            "omits or changes the user text",
+        "{{ 10 ** 400 * 1.5 }}": "cannot render a conversation \\(int too large to convert to float\\)",
+        "{{ messages[0] + 1 }}": "cannot render a conversation \\(unsupported operand",
         "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}": "a conversation \\(maximum recursion",
-        "{% if %}": "cannot show a conversation",
+        "{% if %}": "cannot render a conversation",
         "{% for a in range(99999) %}{% for b in range(300) %}{% endfor %}{% endfor %}": "takes more than 0.3 s",
     }.items(),
 )  # fmt: skip
@@ -194,7 +194,7 @@ def test_a_template_that_fails_on_some_texts_only(tiny: Callable[..., Path], tmp
     text = "{% if 'trap' in messages[1].content %}{{ 1 // 0 }}{% endif %}" + TRIMMING
     views = Views(load_format("rlt"), ChatTemplate(_tokenizer(tiny()), write(tmp_path, text)))
     assert "What?" in views.teacher_prompt("What?", "S")
-    with pytest.raises(ModelError, match="cannot show a conversation \\(integer division or modulo by zero\\)"):
+    with pytest.raises(ModelError, match="cannot render a conversation \\(integer division or modulo by zero\\)"):
         views.teacher_prompt("a trap", "S")
 
 
@@ -205,7 +205,7 @@ def test_a_template_that_drops_what_came_before_the_last_question(tiny: Callable
     Views(load_format("rlt"), template).teacher_prompt("Q", "S")
     shots = Views(load_format("rlt-shots"), template)
     for ask in (lambda: shots.teacher_prompt("Q", "S"), shots.check):
-        with pytest.raises(ModelError, match="leaves out or changes a text of the user"):
+        with pytest.raises(ModelError, match="omits or changes the user text"):
             ask()
 
 

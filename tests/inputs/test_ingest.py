@@ -93,7 +93,7 @@ def test_kept_columns_belong_to_the_row_they_came_with(tmp_path: Path, caplog: p
     assert kept.read("questions", 0).select(["answer", "meta"]).to_pylist() == [{"answer": "1", "meta": None}]
     assert kept.read("traces", 0, ["trace_id"]) == bare.read("traces", 0, ["trace_id"])
     assert bare.read("traces", 0)["meta"].to_pylist() == [None, None]
-    assert f"{path}: 1 questions whose rows disagree about the answer" in caplog.text
+    assert f"{path}: 1 questions whose rows have different answers" in caplog.text
     assert caplog.text.count("1 duplicates whose --keep columns differ") == 1  # bare has no such columns
     questions_only = RunFolder(tmp_path / "questions")
     take(questions_only, path, keep=["model"])

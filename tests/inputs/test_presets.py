@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,16 +74,51 @@ def test_the_usual_shapes(
     assert row(data, preset=preset)[1] == got
 
 
-def test_real_data_is_understood(shared_data: Path) -> None:
-    for name, preset in [
-        ("gsm8k_train", "gsm8k"), ("math500", "math"), ("s1k_questions_solutions", "question-solution"),
-        ("aime24", "question-solution"),
-    ]:  # fmt: skip
-        lines = (shared_data / "data" / f"{name}.jsonl").read_text().splitlines()
-        for line in lines[:200]:
-            found, got = row(json.loads(line))
-            assert found == preset and got.question.strip() and got.solution.strip()
-            assert "<<" not in got.solution or preset != "gsm8k"
+#: Rows as the usual data sets hold them, with every column they have; the questions are ours.
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gsm8k": (
+        "gsm8k",
+        {
+            "question": "Ines bakes 24 rolls on Friday, and half as many on Saturday. How many does she bake?",
+            "answer": "She bakes 24/2 = <<24/2=12>>12 rolls on Saturday.\n"
+            "On both days she bakes 24+12 = <<24+12=36>>36 rolls.\n#### 36",
+        },
+    ),
+    "math500": (
+        "math",
+        {
+            "problem": "Find $x > 0$ with $x^2 = 9$.\n\n[asy]\ndraw((0,0)--(3,0));\n[/asy]",
+            "solution": "Since $3^2 = 9$ and $x > 0$, we have $x = \\boxed{3}.$",
+            "answer": "3",
+            "subject": "Algebra",
+            "level": 1,
+            "unique_id": "test/algebra/0.json",
+        },
+    ),
+    "s1k": (
+        "question-solution",
+        {
+            "id": 0,
+            "question": "Prove that \\[ a^2 + b^2 \\geq 2ab \\] for any real numbers $a, b$. ",
+            "solution": "1. **Rewrite it:**\n   \\[\n   (a - b)^2 \\geq 0\n   \\]\n2. A square is not negative.",
+            "source_type": "inequalities",
+        },
+    ),
+    "aime24": (
+        "question-solution",
+        {"id": 60, "problem": "A walk takes $s$ hours.", "solution": "So $s = 4$: \\boxed{240}", "answer": "240",
+         "url": "https://example.org/1", "question": "A walk takes $s$ hours."},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_of_the_usual_data_sets_are_understood(name: str) -> None:
+    preset, data = ROWS[name]
+    found, got = row(data)
+    assert found == preset and got.question == data.get("question", data.get("problem"))
+    assert got.solution.strip() and "<<" not in got.solution
+    assert got.answer == {"gsm8k": "36", "s1k": None}.get(name, data.get("answer"))
 
 
 def test_columns_by_name_win_over_a_preset() -> None:
@@ -113,16 +146,22 @@ def test_traces_come_along() -> None:
         ({"question": None, "solution": "s"}, "question: missing"),
         ({"question": "q", "solution": ""}, "solution: empty"),
         ({"question": " \n", "solution": "s"}, "question: empty"),
-        ({"question": ["q"], "solution": "s"}, "question: text is needed, this is list"),
-        ({"question": 3, "solution": "s"}, "question: text is needed, this is int"),
-        ({"question": "q", "solution": True}, "solution: text is needed, this is bool"),
-        ({"question": "q\0", "solution": "s"}, "question: holds a NUL character"),
-        ({"question": "q", "solution": "\ud800"}, "solution: holds half of a surrogate pair"),
+        ({"question": ["q"], "solution": "s"}, "question: expected text, got list"),
+        ({"question": 3, "solution": "s"}, "question: expected text, got int"),
+        ({"question": "q", "solution": True}, "solution: expected text, got bool"),
+        ({"question": "q", "solution": float("nan")}, "solution: missing"),
+        ({"question": "q", "solution": float("inf")}, "solution: must be a finite number"),
+        ({"question": "q", "solution": "s", "answer": float("-inf")}, "answer: must be a finite number"),
+        ({"question": "q\0", "solution": "s"}, "question: contains a NUL character"),
+        ({"question": "q", "solution": "\ud800"}, "solution: contains half of a surrogate pair"),
         ({"question": "q" * 11, "solution": "s"}, "question: 11 characters, --max-chars is 10"),
         ({"question": "q", "solution": "s", "completion": "c" * 11}, "completion: 11 characters"),
-        ({"messages": [{"role": "user", "content": "q"}] * 2}, "messages: one question and one answer are needed"),
-        ({"messages": "text"}, "messages: a list of objects"),
-        ({"conversations": [{"role": "user"}]}, "conversations: a list of objects with 'from'"),
+        (
+            {"messages": [{"role": "user", "content": "q"}] * 2},
+            "messages: expected one question and one answer, got 2 and 0",
+        ),
+        ({"messages": "text"}, "messages: expected a list of objects"),
+        ({"conversations": [{"role": "user"}]}, "conversations: expected a list of objects with 'from'"),
     ],
 )
 def test_bad_rows_say_the_field_and_the_reason(data: dict[str, Any], message: str) -> None:
@@ -141,8 +180,9 @@ def test_gsm8k_needs_its_mark() -> None:
     [
         ({}, "no preset fits the columns 'text', 'gold'; name them with --question-column and --solution-column"),
         ({"question_column": "text"}, "name them with --solution-column"),
-        ({"question_column": "Text"}, "no column 'Text' for the question; the columns are 'text', 'gold'"),
-        ({"question_column": "text", "solution_column": "gold", "keep": ["x"]}, "no column 'x' for the keep"),
+        ({"question_column": "Text"}, "--question-column: no column 'Text'; the columns are 'text', 'gold'"),
+        ({"question_column": "text", "solution_column": "gold", "keep": ["x"]}, "--keep: no column 'x'"),
+        ({"question_column": "text", "solution_column": "gold", "id_column": "x"}, "--id-column: no column 'x'"),
     ],
 )
 def test_columns_that_are_not_there(settings: dict[str, Any], message: str) -> None:

@@ -19,12 +19,15 @@ from markdown_it import MarkdownIt
 
 from rlt_data.errors import HubError
 from rlt_data.publish.card import BEGIN, END, read_card
+from rlt_data.publish.dataset_card import meaning_of
 from rlt_data.publish.markdown import plain
 from rlt_data.publish.push import PushSummary, push
 from rlt_data.publish.redact import redact_paths
 from rlt_data.settings import PushSettings
 from rlt_data.statistics import stats
+from rlt_data.steps.export_shapes import SHAPES, schema_of
 from rlt_data.storage.run import RunFolder
+from rlt_data.storage.schemas import SCHEMAS
 from tests.conftest import write_jsonl
 from tests.hub_server import File, HubServer
 from tests.made_runs import distilled, make_run, ranked, table, trace
@@ -111,31 +114,32 @@ def large(tmp_path: Path) -> RunFolder:
 
 def test_every_figure_is_that_of_stats(hub: HubServer, large: RunFolder) -> None:
     card, figures = pushed(large, dry_run=True).card, stats(large)
-    text = section(card, "Figures")
+    text = section(card, "Statistics")
     buckets, terms = tables(text)
     assert_same_figures(buckets, figures.buckets)
     assert_same_figures(terms, figures.terms)
-    sentences = [line for line in text.splitlines() if line and not line.startswith(("|", "!["))]
-    selection, run, reasons, shares = (line.partition(": ")[2] for line in sentences)
     made = json.loads((Path(str(large.path)) / "dataset" / "distill.json").read_text())["counts"]
-    rows, questions, tokens = re.fullmatch(
-        r"([\d,]+) rows of ([\d,]+) questions, ([\d.]+) tokens an explanation\.", selection
-    ).groups()  # type: ignore[union-attr]
-    assert [number(rows), number(questions)] == [made["rows"], made["questions"]]
-    assert float(tokens) == round(made["mean_thought_tokens"], 1)
+    selection, *sentences = [line for line in text.splitlines() if line and not line.startswith(("|", "!["))]
+    assert [number(each) for each in re.findall(r"[\d,.]+\d|\d", selection)] == [
+        made["rows"],
+        made["questions"],
+        round(made["mean_thought_tokens"], 1),
+    ]
+    run, reasons, shares = (line.partition(": ")[2] for line in sentences[:3])
     counts, sampled = run.split("; ")
     assert counted(counts) == figures.rows and counted(sampled) == {"sampled tokens": figures.completion_tokens}
     assert counted(reasons) == figures.finish_reasons
     assert counted(shares) == {flag.replace("_", " "): round(100 * share, 1) for flag, share in figures.shares.items()}
-    [left_out] = tables(section(card, "What was left out"))
-    assert {row["what"]: number(row["rows"]) for row in left_out} == {
-        "input rows that could not be used": 5,
-        "input rows that were there twice": 1200,
-        **{f"rows that failed in {step}": count for step, count in figures.failed.items()},
-        "chosen traces that are not well-formed": made["malformed"],
-        "traces that are too long": made["too_long"],
-        "questions without a row in the selection": made["without_row"],
-    }
+    [left_out] = tables(section(card, "Rows left out"))
+    assert [number(row["rows"]) for row in left_out] == [
+        5,
+        1200,
+        *figures.failed.values(),
+        made["malformed"],
+        made["too_long"],
+        made["without_row"],
+    ]
+    assert [row["reason"].split()[-1] for row in left_out[2:4]] == list(figures.failed)
     assert figures.failed == {"score": 2, "generate": 1}
     values = table(large, "ranks").filter(pl.col("flaw").is_null(), pl.col("value").is_not_null()).sort("value")
     ends = re.findall(r"<summary>(\w+): reward (.*), (\d+) tokens", card)
@@ -164,6 +168,25 @@ def test_the_metadata_are_valid_and_say_what_the_files_hold(hub: HubServer, run:
     assert len(images) > 2 and all(path in listed and files[path].content[1:4] == b"PNG" for _, path in images)
 
 
+def test_every_published_column_is_explained(hub: HubServer, run: RunFolder) -> None:
+    columns = [column for table in SCHEMAS.values() for column in table] + [c for s in SHAPES for c in schema_of(s)]
+    unpublished = {"answer_id", "correct", "note", "formatted"}  # of the tables of evaluate
+    assert [column.name for column in columns if not meaning_of(column) and column.name not in unpublished] == []
+    [default, traces] = tables(section(pushed(run, dry_run=True).card, "Columns"))
+    assert [row["column"] for row in default] == schema_of("messages").names
+    assert {"completion", "reward", "rank", "flaw"} <= {row["column"] for row in traces}
+    assert all(row["meaning"] for row in [*default, *traces])
+
+
+def test_only_a_teacher_that_wrote_the_traces_is_named_as_their_author(hub: HubServer, run: RunFolder) -> None:
+    model = {"name": "the-teacher", "revision": None, "weights": "0a", "dtype": "float32"}
+    for step, said in (("score", False), ("generate", True)):
+        run.record(step, {"models": {"teacher": model}})
+        distilled(run)
+        introduction = pushed(run, dry_run=True).card.split("\n# ")[1].split("\n## ")[0]
+        assert ("the-teacher" in introduction) == said
+
+
 def test_a_card_that_is_there_keeps_what_others_wrote(hub: HubServer, run: RunFolder) -> None:
     pushed(run, license="apache-2.0")
     edit_card(
@@ -177,7 +200,7 @@ def test_a_card_that_is_there_keeps_what_others_wrote(hub: HubServer, run: RunFo
     pushed(run)
     merged = DatasetCard(hub.dataset(NAME).heads["main"].files["README.md"].content.decode())
     assert merged.data.to_dict()["extra_key"] == "kept" and merged.data.language == "en"
-    assert merged.data.license == "apache-2.0" and "Declared by those who published it: `apache-2.0`" in merged.text
+    assert merged.data.license == "apache-2.0" and "`apache-2.0`" in section(merged.text, "Licence")
     assert {"theirs", "default", "rank_01"} <= {entry["config_name"] for entry in merged.data.to_dict()["configs"]}
     assert "Above." in merged.text and "Below." in merged.text and merged.text.count(BEGIN) == 1
     assert "--select rank:2" in merged.text

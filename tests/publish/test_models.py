@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from rlt_data.settings import (
     TrainTeacherSettings,
     WarmUpSettings,
 )
-from rlt_data.training.runs import making
+from rlt_data.training.runs import training_provenance
 from rlt_data.training.sft import train_student
 from rlt_data.training.solver import train_solver
 from rlt_data.training.teacher import train_teacher, warm_up
@@ -95,25 +96,27 @@ def test_a_teacher_comes_back_as_it_is(hub: HubServer, trained: Path, tmp_path: 
     assert "teacher" in card.data.tags and f"rlt-data generate --in questions.jsonl --teacher {NAME}" in card.text
 
     recorded = json.loads((trained / "teacher" / "training.json").read_text())
-    given, _, settings = tables(section(card.text, "How it was made"))
+    given, _, settings = tables(section(card.text, "How it was trained"))
     assert {row["setting"]: row["value"] for row in settings}["learning_rate"] == "1e-06"
     hashes = {key: recorded["depends_on"][key] for key in ("model", "student", "data", "format")}
     assert [row["hash"] for row in given] == list(hashes.values())
     assert [row["name"] for row in given] == ["org/base", "chat-1", "org/rows", ""]
-    figures = section(card.text, "Figures")
-    assert f"2 steps; mean reward {recorded['reward']:.4f}" in figures and f"{recorded['best_reward']:.4f}" in figures
+    figures = section(card.text, "Results")
+    assert (
+        "2 steps" in figures and f"{recorded['reward']:.4f}" in figures and f"{recorded['best_reward']:.4f}" in figures
+    )
     entries = [json.loads(line) for line in (trained / "teacher" / "metrics.jsonl").read_text().splitlines()]
     [last] = [entry for entry in entries if "reward" in entry and entry["step"] == 2]
-    [row] = [row for row in tables(figures)[0] if row["figure"] == "reward"]
+    [row] = [row for row in tables(figures)[0] if row["metric"] == "reward"]
     assert float(row["last logged"]) == round(last["reward"], 3) and row["at step"] == "2"
 
     folder = Path(snapshot_download(NAME, local_dir=tmp_path / "back"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = tokenizer("What is 1 + 1?", return_tensors="pt")
-    ours, theirs = (
-        AutoModelForCausalLM.from_pretrained(place)(**text).logits for place in (trained / "teacher", folder)
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(path)(**text).logits for path in (trained / "teacher", folder)
     )
-    assert ours.equal(theirs) and own_format(folder) == own_format(trained / "teacher")
+    assert before.equal(after) and own_format(folder) == own_format(trained / "teacher")
 
     again = pushed(trained / "teacher", license="mit", base_model="org/base", trained_on=("org/rows",))
     assert again.plan.nothing and again.head == summary.commit and set(hub.uploaded.values()) == {1}
@@ -124,11 +127,13 @@ def test_the_best_checkpoint_is_a_model_too(hub: HubServer, trained: Path, tmp_p
     assert not hub.repos and set(summary.sizes) == (MODEL | TOKENIZER | RECORDS | OURS | {"format.yaml"}) - {
         ".gitattributes"
     }
-    assert "these weights." in summary.card and "not of these weights" not in summary.card
+    best_step = json.loads((trained / "teacher" / "training.json").read_text())["best_step"]
+    assert re.findall(r"step (\d+)\.", section(summary.card, "Results")) == [str(best_step)] * 2
     teacher = shutil.copytree(trained / "teacher", tmp_path / "teacher")
     recorded = json.loads((teacher / "training.json").read_text())
     (teacher / "training.json").write_text(json.dumps(recorded | {"best_step": 1}))
-    assert "is that of step 1, not of these weights." in pushed(teacher, dry_run=True).card
+    card = pushed(teacher, dry_run=True).card
+    assert re.findall(r"step (\d+)\.", section(card, "Results")) == ["1", "2"]
 
 
 def test_nothing_of_the_makers_machine_goes_with_it(hub: HubServer, trained: Path, tmp_path: Path) -> None:
@@ -172,14 +177,14 @@ def test_what_is_not_finished_is_refused(rlt: Rlt, hub: HubServer, trained: Path
     assert "the training is not finished" in rlt("push", "--in", begun, "--repo-id", NAME, code=5).output
     empty = shutil.copytree(trained / "student", tmp_path / "empty")
     (empty / "adapter_model.safetensors").unlink()
-    with pytest.raises(RunFolderError, match="there are no weights"):
+    with pytest.raises(RunFolderError, match=r"no weights \(\*\.safetensors\)"):
         pushed(empty)
     torn = shutil.copytree(trained / "student", tmp_path / "torn")
     (torn / "metrics.jsonl").write_text('{"step": 1}\n{"step"')
     with pytest.raises(RunFolderError, match="metrics.jsonl: cannot be read"):
         pushed(torn)
     (torn / "training.json").write_text("[]")
-    with pytest.raises(RunFolderError, match="training.json: cannot be read: no JSON object"):
+    with pytest.raises(RunFolderError, match="training.json: cannot be read: not a JSON object"):
         pushed(torn)
     assert not hub.requests
 
@@ -206,7 +211,7 @@ def test_the_command_on_the_card_is_the_one_that_trained_it(
 ) -> None:
     card = pushed(trained / name, dry_run=True).card
     assert f"- {kind}\n" in card and read_model(trained / name).kind == kind
-    told = section(card, "How it was made").split("```sh\n")[1].split("\n```")[0]
+    told = section(card, "How it was trained").split("```sh\n")[1].split("\n```")[0]
     seen = []
 
     def train(settings: Any, _: Any) -> None:
@@ -229,7 +234,7 @@ def test_what_is_known_of_models_and_data_is_recorded(hub: HubServer, trained: P
     assert not set(recorded["depends_on"]) & {"command", "settings", "models", "versions", "in", "input", "out"}
     assert {"trl", "torch"} < recorded["versions"].keys()
     of_the_hub = TrainStudentSettings(model="nano-student", input="org/rows", out="out")
-    assert making(of_the_hub)["data"] == {"name": "org/rows", "on_hub": True}
+    assert training_provenance(of_the_hub)["data"] == {"name": "org/rows", "on_hub": True}
 
 
 def test_a_published_teacher_is_trained_and_used_by_its_name(
@@ -251,7 +256,7 @@ def test_a_published_teacher_is_trained_and_used_by_its_name(
     card = push(PushSettings(input=str(out), repo_id="tester/more", dry_run=True)).card
     data = ModelCard(card).data
     assert data.base_model == NAME and data.datasets == ["org/rows"]
-    model, rows = tables(section(card, "How it was made"))[0]
+    model, rows = tables(section(card, "How it was trained"))[0]
     assert model["name"] == NAME and model["revision"] == commit and rows["name"] == "org/rows"
     card = push(PushSettings(input=str(out), repo_id="tester/more", dry_run=True, base_model="org/first")).card
     assert ModelCard(card).data.base_model == "org/first" and commit not in card
@@ -278,8 +283,8 @@ def test_a_published_adapter_is_used_by_its_name(hub: HubServer, trained: Path, 
     [
         ({"benchmark": "math"}, True, "solver", f"rlt-data evaluate --model {NAME}"),
         ({"lambda_": 3.0}, True, "teacher", "rlt-data generate"),
-        ({}, True, "fine-tuned", "a warmed-up teacher"),
-        ({}, False, "student", "A student"),
+        ({}, True, "fine-tuned", "`format.yaml`"),
+        ({}, False, "student", "AutoModelForCausalLM"),
     ],
 )
 def test_a_training_that_recorded_no_command_is_told_by_its_settings(

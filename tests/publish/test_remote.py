@@ -39,5 +39,5 @@ def test_a_run_in_a_store_is_published_like_one_on_a_disk(hub: HubServer, run: R
     files().rm(f"{url}/dataset/train.jsonl")
     with pytest.raises(RunFolderError, match=r"train\.jsonl: is damaged, missing, or not from rlt-data distill"):
         push(PushSettings(input=url, repo_id="tester/store"))
-    with pytest.raises(RunFolderError, match="there is no such folder; --in takes a run"):
+    with pytest.raises(RunFolderError, match="no such folder; --in"):
         push(PushSettings(input=f"{bucket}/other", repo_id="tester/other"))

@@ -1,4 +1,4 @@
-"""What the page shows is what the run holds."""
+"""The report shows what the run holds."""
 
 from __future__ import annotations
 
@@ -41,24 +41,24 @@ def test_an_index_has_every_figure_of_every_trace(tmp_path: Path) -> None:
 def test_a_page_holds_whole_questions_up_to_its_limit(tmp_path: Path) -> None:
     run = scored(tmp_path / "run")
     for limit, questions in [(1, ["a"]), (3, ["a"]), (4, ["a"]), (5, ["a", "b"]), (6, ["a", "b", "c"])]:
-        collection = TraceSelection({"run": run}, limit)
-        assert [each.question_id for each in collection.chosen] == questions
-        assert (collection.questions, collection.traces) == (3, 6)
-    assert [len(group) for group in TraceSelection({"run": run}, 6).chunks(4)] == [1, 2]
+        selection = TraceSelection({"run": run}, limit)
+        assert [question.question_id for question in selection.selected] == questions
+        assert (selection.questions, selection.traces) == (3, 6)
+    assert [len(group) for group in TraceSelection({"run": run}, 6).blocks(4)] == [1, 2]
 
 
 def test_two_runs_show_the_questions_that_both_have(tmp_path: Path) -> None:
     one = scored(tmp_path / "one")
     other = make_run(tmp_path / "other", [trace("x", 0, 1.0)], [trace("c", 0, 2.0), trace("b", 0, 3.0)])
-    collection = TraceSelection({"one": one, "other": other}, 100)
-    assert [(each.question_id, each.traces, each.parts) for each in collection.chosen] == [
+    selection = TraceSelection({"one": one, "other": other}, 100)
+    assert [(question.question_id, question.traces, question.parts) for question in selection.selected] == [
         ("b", 3, (0, 1)),
         ("c", 2, (1, 1)),
     ]
-    columns = collection.index()["columns"]
+    columns = selection.index()["columns"]
     assert columns["source"] == [0, 0, 1, 0, 1] and columns["reward"] == [0.5, 0.5, 3.0, None, 2.0]
-    shown = collection.texts(collection.chosen[0])
-    assert [each["source"] for each in shown["traces"]] == [0, 0, 1]
+    shown = selection.texts(selection.selected[0])
+    assert [trace["source"] for trace in shown["traces"]] == [0, 0, 1]
 
 
 def test_tokens_cover_the_text_that_was_scored(rlt: Rlt) -> None:
@@ -66,11 +66,11 @@ def test_tokens_cover_the_text_that_was_scored(rlt: Rlt) -> None:
     rlt("generate", "--teacher", "nano", "--in", "q.jsonl", "--n", 4, "--max-tokens", 60, "--out", "run")
     rlt("score", "--in", "run", "--student", "nano", "--per-token")
     run = RunFolder("run")
-    collection = TraceSelection({"run": run}, 100)
+    selection = TraceSelection({"run": run}, 100)
     scores = {row["trace_id"]: row for row in table(run, "scores").iter_rows(named=True)}
     seen = 0
-    for chosen in collection.chosen:
-        shown = collection.texts(chosen)
+    for question in selection.selected:
+        shown = selection.texts(question)
         for each in shown["traces"]:
             score = scores[each["trace_id"]]
             for name, text, values, mean in [
@@ -97,21 +97,21 @@ def test_what_is_not_scored_is_shown_as_it_was_written(tmp_path: Path) -> None:
     row = {"trace_id": "t", "question_id": "q", "sample_index": 0, "completion": "so</explanation>", "made_by": "m"}
     run.write_part("traces", 0, to_table("traces", [row]))
     run.record("generate", {"settings": {"n": 1}})
-    collection = TraceSelection({"bare": run}, 10)
-    assert collection.index()["columns"] == {"trace_id": ["t"], "sample_index": [0], "question": [0], "source": [0]}
-    [shown] = collection.texts(collection.chosen[0])["traces"]
+    selection = TraceSelection({"bare": run}, 10)
+    assert selection.index()["columns"] == {"trace_id": ["t"], "sample_index": [0], "question": [0], "source": [0]}
+    [shown] = selection.texts(selection.selected[0])["traces"]
     assert shown == {"source": 0, "trace_id": "t", "completion": "so</explanation>"}
 
 
 @pytest.mark.parametrize("completion", ["no tag at all", "one<|end_of_explanation|>and more"])
 def test_a_completion_that_is_more_than_its_thought_is_shown_too(tmp_path: Path, completion: str) -> None:
     run = make_run(tmp_path / "run", [trace("a", 0, 1.0, completion=completion), trace("a", 1, 1.0)])
-    one, other = (lambda c: c.texts(c.chosen[0]))(TraceSelection({"run": run}, 10))["traces"]
+    one, other = (lambda c: c.texts(c.selected[0]))(TraceSelection({"run": run}, 10))["traces"]
     assert one["completion"] == completion and "completion" not in other
     assert pl.Series([one["thought"], other["thought"]]).str.contains("<|end_of", literal=True).sum() == 0
 
 
 def test_a_trace_brings_its_own_kept_columns(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [trace("a", 0, meta='{"m": "A"}'), trace("a", 1)])
-    one, other = (lambda c: c.texts(c.chosen[0]))(TraceSelection({"run": run}, 10))["traces"]
+    one, other = (lambda c: c.texts(c.selected[0]))(TraceSelection({"run": run}, 10))["traces"]
     assert one["meta"] == '{"m": "A"}' and "meta" not in other

@@ -10,7 +10,7 @@ import pytest
 from rlt_data.reporting.overview import overview
 from rlt_data.reporting.report import ReportSummary, report
 from rlt_data.settings import ReportSettings, parse_settings
-from rlt_data.statistics import stats
+from rlt_data.statistics import MEANINGS, stats
 from rlt_data.storage.run import RunFolder
 from tests.conftest import Rlt
 from tests.made_runs import drop_part, make_run, ranked, trace
@@ -51,17 +51,24 @@ def test_the_overview_says_what_stats_says(run: RunFolder) -> None:
                 for value in row
             ]  # fmt: skip
             assert any(cells[at : at + len(wanted)] == wanted for at in range(len(cells))), wanted
-    cards = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text))
+    cards = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text.partition('id="glossary"')[0]))
     assert cards["traces"] == "6" and cards["mean reward"] == "0.000" and cards["well formed"] == "100.0%"
+
+
+def test_terms_are_explained_where_they_are_shown(run: RunFolder) -> None:
+    tables, glossary = overview({"run": run}), overview({"run": run}).partition('id="glossary"')[2]
+    for term in ("reward", "r_ss", "r_kl", "rank", "bucket"):
+        assert f"<dt>{term}</dt><dd>{MEANINGS[term]}</dd>" in glossary
+    for term in ("r_ss", "r_kl", "bucket", "kl_max"):
+        assert f'title="{MEANINGS[term]}">{term.replace("kl_", "kl ") if term[0] == "k" else term}<' in tables
 
 
 def test_a_limit_is_told(rlt: Rlt, run: RunFolder) -> None:
     found = rlt("report", run.path, "--limit", 3)
     assert "2 of 6 traces (--limit) of 1 questions" in found.output
     assert "scored with --per-token" in found.output
-    assert "To read there are 2 of 6: all traces of 1 of 3 questions" in " ".join(
-        Path("report.html").read_text().split()
-    )
+    [note] = re.findall(r'<p class="note">(.*?)</p>', Path("report.html").read_text(), re.S)
+    assert re.findall(r"\d+ of \d+", note) == ["2 of 6", "1 of 3"]
 
 
 def test_runs_without_scores_or_traces(rlt: Rlt, tmp_path: Path) -> None:
@@ -69,7 +76,7 @@ def test_runs_without_scores_or_traces(rlt: Rlt, tmp_path: Path) -> None:
     drop_part(bare, "scores", 0)
     assert reported(bare).traces == 1
     RunFolder(tmp_path / "empty").record("generate", {"settings": {}})
-    assert "no traces yet; run rlt-data generate" in rlt("report", tmp_path / "empty", code=5).output
+    assert "rlt-data generate" in rlt("report", tmp_path / "empty", code=5).output
 
 
 def test_mistakes(rlt: Rlt, run: RunFolder, tmp_path: Path) -> None:
@@ -78,12 +85,12 @@ def test_mistakes(rlt: Rlt, run: RunFolder, tmp_path: Path) -> None:
     for options, code, message in [
         (["nothing"], 5, "nothing: no such run folder"),
         ([run.path, "--against", "nothing"], 5, "nothing: no such run folder"),
-        ([run.path, "--against", run.path], 2, "is the run itself"),
-        ([run.path, "--against", other.path], 2, "have no question in common"),
+        ([run.path, "--against", run.path], 2, f"--against: {run.path}"),
+        ([run.path, "--against", other.path], 2, "--against"),
         ([run.path, "--limit", 0], 2, "--limit: input should be greater than or equal to 1 (got 0)"),
         ([run.path, "--out", tmp_path / "folder"], 7, "folder"),
         ([run.path, "--out", tmp_path / "none" / "there" / "report.html"], 0, "report.html: all 6 traces"),
-        ([run.path, "--out", "s3://bucket/report.html"], 2, "takes a place on this machine"),
+        ([run.path, "--out", "s3://bucket/report.html"], 2, "--out: "),
     ]:
         assert message in rlt("report", *options, code=code).output, options
     assert not list((tmp_path / "folder").iterdir())
@@ -100,7 +107,7 @@ def test_scores_that_do_not_compare_are_told(run: RunFolder, tmp_path: Path) -> 
     run.record("score", {"depends_on": {"lambda": 3.0, "student": "x", "teacher": "t"}})
     other.record("score", {"depends_on": {"lambda": 1.0, "student": "x", "teacher": "u"}})
     text = " ".join(overview({"one": run, "other": other}).split())
-    assert "made with different settings (lambda), so their rewards do not compare" in text
+    assert re.findall(r'<p class="note warn">[^<]*\((.*?)\)', text) == ["lambda"]
 
 
 def test_places_of_this_machine_stay_here(run: RunFolder) -> None:

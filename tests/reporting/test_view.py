@@ -21,6 +21,7 @@ from rlt_data.reporting.live import Watch
 from rlt_data.reporting.serve import Viewer
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
+from tests.children import Child, write_slowly
 from tests.conftest import Rlt, write_jsonl
 from tests.made_runs import make_run, ranked, trace
 
@@ -31,10 +32,9 @@ class Viewed:
     """A server of a page in a process of its own."""
 
     def __init__(self, run: object, *options: object) -> None:
-        command = [*RLT, "view", str(run), *map(str, options or ("--port", "0"))]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert self.process.stdout
-        self.address = self.process.stdout.readline().split()[0]
+        self.process = Child("view", run, *(options or ("--port", 0)))
+        self.process.wait_for(lambda: "\n" in self.process.stdout)
+        self.address = self.process.stdout.split()[0]
         self.port = int(self.address.rstrip("/").rpartition(":")[2])
 
     def ask(self, path: str, host: str | None = None) -> tuple[int, str]:
@@ -53,7 +53,7 @@ class Viewed:
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(30)
+        return self.process.wait()
 
 
 @pytest.fixture
@@ -67,7 +67,6 @@ def viewed() -> Iterator[Callable[..., Viewed]]:
     yield start
     for each in servers:
         each.process.kill()
-        each.process.wait()
 
 
 @pytest.fixture
@@ -127,11 +126,12 @@ def test_answers_are_what_the_run_holds(viewed: Callable[..., Viewed], run: RunF
 def test_mistakes(viewed: Callable[..., Viewed], run: RunFolder) -> None:
     taken = str(viewed(run.path).port)
     for options, code, message in [
-        ([str(run.path), "--port", taken], 2, f"error: --port: {taken} is taken; --port 0 takes a free one\n"),
-        (["nothing"], 5, "error: nothing: no such run folder\n"),
+        ((run.path, "--port", taken), 2, f"--port: {taken}"),
+        (("nothing",), 5, "nothing: no such run folder"),
     ]:
-        done = subprocess.run([*RLT, "view", *options], capture_output=True, text=True)
-        assert (done.returncode, done.stderr, done.stdout) == (code, message, "")
+        child = Child("view", *options)
+        assert (child.wait(), child.stdout, child.stderr.count("\n")) == (code, "", 1)
+        assert child.stderr.startswith("error: ") and message in child.stderr
 
 
 def test_a_run_that_is_gone_is_told_and_may_come_back(
@@ -148,6 +148,26 @@ def test_a_run_that_is_gone_is_told_and_may_come_back(
 # A run that goes on
 
 
+def test_it_shows_rows_as_they_are_written_and_after_a_kill(
+    viewed: Callable[..., Viewed], rlt: Rlt, tiny: Callable[..., Path], problems: Path
+) -> None:
+    generate = "generate", "--teacher", tiny(), "--in", problems, "--n", 40, "--max-tokens", 4, "--out", "run"
+    writing = Child(*generate, prepare=write_slowly)
+    writing.wait_for(lambda: RunFolder.is_at("run"))
+    server = viewed("run")
+    writing.wait_for(lambda: server.step()["done"])
+    assert server.step()["total"] == 240
+    writing.kill()
+    stopped = server.step()["done"]
+    rows = pl.read_parquet([str(path) for path in Path("run").rglob("*.parquet") if "traces" in path.parts])
+    assert stopped == rows["trace_id"].n_unique() < 240
+    rlt(*generate)
+    assert (server.step()["done"], server.step()["state"]) == (240, "done")
+    newest = server.get("/live")["newest"]
+    assert newest and server.get(f"/trace/{newest[0]['trace_id']}")["traces"]
+
+
+@pytest.mark.slow
 def test_it_follows_a_run_through_its_kill_and_resume(viewed: Callable[..., Viewed], rlt: Rlt, tmp_path: Path) -> None:
     rlt("countdown", "make", "--out", "q.jsonl", "--rows", 600, "--most", 3, "--largest", 14, "--largest-target", 120)
     command = [
@@ -183,7 +203,7 @@ def test_it_follows_a_run_through_its_kill_and_resume(viewed: Callable[..., View
     time.sleep(2.5)
     until(lambda: more_than(seen[0]["done"]))
     moving = [each for each in seen if each.get("tokens_per_second")]
-    assert moving and moving[-1]["state"] == "at work" and moving[-1]["total"] == 4800
+    assert moving and moving[-1]["state"] == "running" and moving[-1]["total"] == 4800
     assert moving[-1]["seconds_left"] > 0
     process.kill()
     process.communicate()
@@ -229,15 +249,15 @@ def test_throughput_time_left_and_silence(tmp_path: Path, monkeypatch: pytest.Mo
     now += 10
     add(0, 1, 2, 3)
     found = step()
-    assert found["tokens_per_second"] == 40.0 and found["seconds_left"] == 40.0 and found["state"] == "at work"
+    assert found["tokens_per_second"] == 40.0 and found["seconds_left"] == 40.0 and found["state"] == "running"
     assert watch.now()["stamp"] != stamp
     assert [each["trace_id"] for each in watch.now()["newest"]] == ["t3", "t2", "t1", "t0"]
-    now += live._QUIET + 5
+    now += live._STALLED_AFTER + 5
     found = step()
-    assert found["state"] == "no new row for 25 s" and found["seconds_left"] is found["tokens_per_second"] is None
+    assert found["state"] == "no new rows for 25 s" and found["seconds_left"] is found["tokens_per_second"] is None
     now += 300
     add(4, 5)
-    assert step()["state"] == "at work"  # after a silence only what is new counts
+    assert step()["state"] == "running"  # after a silence only what is new counts
     write_jsonl(Path(str(run.path)) / "errors.jsonl", [{"key": f"t{k}", "step": "generate"} for k in range(6, 20)])
     assert step()["state"] == "done" and step()["failed"] == 14
     run.compact_all("traces")
@@ -254,4 +274,4 @@ def test_the_progress_of_an_evaluation_is_shown(tmp_path: Path) -> None:
     viewer = Viewer(str(run.path), 10)
     assert viewer.index()["questions"] == [] and viewer.page().startswith("<!")
     [step] = viewer.live()["steps"]
-    assert (step["step"], step["done"], step["total"], step["state"]) == ("evaluate", 3, 4, "at work")
+    assert (step["step"], step["done"], step["total"], step["state"]) == ("evaluate", 3, 4, "running")

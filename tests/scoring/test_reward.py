@@ -6,7 +6,7 @@ import pytest
 from rlt_data.scoring.reward import kl_terms, reward_terms
 
 
-def test_the_equations_on_numbers_that_can_be_followed_by_hand() -> None:
+def test_the_equations_on_a_worked_example() -> None:
     terms = reward_terms(
         solution=np.array([-1.0, -3.0]), thought=np.array([-2.0, -4.0]), kl=np.array([0.5, 1.5]), closed=True
     )
@@ -32,7 +32,7 @@ def test_an_empty_explanation_has_the_values_of_the_released_code() -> None:
     assert terms.reward_without_entropy == pytest.approx(-1.01 + 3.03)
 
 
-def test_without_a_teacher_only_the_entropy_free_reward_is_there() -> None:
+def test_without_a_teacher_only_the_entropy_free_reward_is_computed() -> None:
     terms = reward_terms(solution=np.array([-1.0]), thought=np.array([-1.0]), kl=None, closed=True)
     assert terms.reward is None and terms.r_kl is None and terms.kl_mean is None
     assert terms.reward_without_entropy == pytest.approx(-1.01 - 3.03)

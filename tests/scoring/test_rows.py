@@ -114,7 +114,7 @@ def test_tokens_of_two_tokenizers_are_compared_where_they_cover_the_same_charact
     assert row["kl_offsets"].tolist() == student.thought_offsets[alignment.student[:, 0], 0].tolist()
 
 
-def test_the_full_kl_is_taken_as_it_is(tiny: Tiny) -> None:
+def test_the_full_kl_is_used_unchanged(tiny: Tiny) -> None:
     tokenizer = tokenizer_of(tiny())
     student = student_tokens(tokenizer, f"We add.{END}")
     alignment, _ = sampled(tokenizer, student)
@@ -126,7 +126,7 @@ def test_the_full_kl_is_taken_as_it_is(tiny: Tiny) -> None:
 
 
 def test_a_forward_pass_reads_the_sampled_tokens_after_the_prompt(tiny: Tiny) -> None:
-    """By its ids or by its text, a trace that the tokenizer would write alike has the same tokens and positions."""
+    """Tokens from ids and from text agree if the tokenizer encodes the text to the same ids."""
     tokenizer = tokenizer_of(tiny())
     prompt = "Explain.<|begin_of_explanation|>" + FORMAT.padding
     text = f"We add.{END}"

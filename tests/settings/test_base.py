@@ -37,9 +37,9 @@ def test_every_kind_of_error_is_exported(error: str) -> None:
     ("text", "what"), [("a\0b", "a NUL character"), ("\ud800", "half of a surrogate pair")], ids=["NUL", "surrogate"]
 )
 def test_a_text_that_no_file_can_have_or_hold_is_refused(text: str, what: str) -> None:
-    with pytest.raises(SettingsError, match=f"^teacher: must not hold {what}"):
+    with pytest.raises(SettingsError, match=f"^teacher: .*{what}"):
         GenerateSettings(teacher=text, input="x")
-    with pytest.raises(SettingsError, match=f"^keep: must not hold {what}"):
+    with pytest.raises(SettingsError, match=f"^keep: .*{what}"):
         GenerateSettings(teacher="t", input="x", keep=("column", text))
 
 

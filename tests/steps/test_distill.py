@@ -17,8 +17,10 @@ from rlt_data.formats.views import PLAIN, student_message
 from rlt_data.inputs.read import read_records
 from rlt_data.settings import InputSettings
 from rlt_data.steps import distill as distill_module
+from rlt_data.storage.errorlog import ErrorLog
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
+from tests.conftest import Rlt
 from tests.made_runs import distilled, files_of, make_run, ranked, trace
 
 Tiny = Callable[..., Path]
@@ -37,7 +39,7 @@ def taken(run: RunFolder, **settings: Any) -> list[str]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    """Three questions: one with three good traces, one with a good and two bad ones, one with bad ones alone."""
+    """Three questions: with three good traces, with one good and two malformed ones, with malformed ones only."""
     run = make_run(
         tmp_path / "run",
         [
@@ -78,13 +80,13 @@ def test_only_well_formed_traces_are_selected(run: RunFolder, select: str, expec
         "all": ["a/2", "a/1", "a/0", "b/1", "b/0", "c/1"],
     }.items(),
 )
-def test_truncated_traces_are_taken_if_asked_for_and_other_flaws_never(
+def test_include_truncated_selects_truncated_traces_and_no_other_flaw(
     run: RunFolder, select: str, expected: list[str]
 ) -> None:
     assert taken(run, select=select, include_truncated=True) == expected
 
 
-def test_a_quantile_is_selected_over_all_questions(tmp_path: Path) -> None:
+def test_a_quantile_bucket_spans_all_questions(tmp_path: Path) -> None:
     run = make_run(
         tmp_path / "run", [trace(key, i, 10.0 * place + i) for place, key in enumerate("ab") for i in range(4)]
     )
@@ -92,7 +94,7 @@ def test_a_quantile_is_selected_over_all_questions(tmp_path: Path) -> None:
     assert taken(run, select="bucket:1") == ["b/3", "b/2", "b/1", "b/0"]
 
 
-def test_random_takes_one_good_trace_of_each_question_by_the_seed(tmp_path: Path) -> None:
+def test_random_selects_one_well_formed_trace_per_question_by_seed(tmp_path: Path) -> None:
     run = make_run(
         tmp_path / "run", [trace(f"{q}", i, float(i), closed=i > 0) for q in range(100, 160) for i in range(5)]
     )
@@ -104,7 +106,7 @@ def test_random_takes_one_good_trace_of_each_question_by_the_seed(tmp_path: Path
     assert taken(run, select="random", seed=1) == first != taken(run, select="random", seed=2)
 
 
-def test_a_limit_is_a_draw_of_whole_questions_by_the_seed(tmp_path: Path) -> None:
+def test_limit_draws_questions_by_seed(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [trace(f"{q}", i) for q in range(100, 140) for i in range(2)])
     ranked(run)
     ten = taken(run, limit=10, seed=3)
@@ -130,14 +132,14 @@ def test_a_draw_does_not_depend_on_the_order_of_questions_or_on_parts(
     assert drawn[0] == drawn[1] == drawn[2] and len(drawn[0]) == 7
 
 
-def test_a_limit_over_parts_that_give_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_with_parts_that_have_no_selected_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path / "run", [trace("a", 0)], [trace("b", 0), trace("b", 1)], [trace("c", 0)])
     ranked(run)
     monkeypatch.setattr(distill_module, "PARTS_AT_A_TIME", 1)
     assert taken(run, select="rank:2", limit=5) == ["b/1"]
 
 
-def test_what_was_left_out_is_counted(run: RunFolder) -> None:
+def test_excluded_traces_are_counted(run: RunFolder) -> None:
     best = distilled(run)
     assert (best.rows, best.questions, best.malformed, best.without_row) == (2, 2, 0, 1)
     every = distilled(run, select="all")
@@ -148,14 +150,14 @@ def test_what_was_left_out_is_counted(run: RunFolder) -> None:
 
 
 def assistant(row: dict[str, Any]) -> str:
-    """The assistant's text of a row of any shape."""
+    """Return the assistant's text of a row."""
     turns = row.get("completion") or row.get("messages") or row["conversations"]
     return str(turns[-1].get("content") or turns[-1]["value"])
 
 
 @pytest.mark.parametrize("format", ["rlt", "think"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_assistants_text_is_the_students_message_of_the_format(tmp_path: Path, shape: str, format: str) -> None:
+def test_the_assistant_text_is_the_student_message_of_the_format(tmp_path: Path, shape: str, format: str) -> None:
     used = load_format(format)
     thought = "  First <b>this</b>.\n\nOù? 🙂\t\\n then {that}. \n"
     run = make_run(
@@ -204,7 +206,7 @@ def test_datasets_loads_the_folder_and_finds_the_rows_of_the_jsonl_file(
 
 
 @pytest.mark.parametrize("shape", ["messages", "prompt-completion"])
-def test_trl_trains_on_the_data_set_as_it_is(run: RunFolder, tiny: Tiny, tmp_path: Path, shape: str) -> None:
+def test_trl_trains_on_the_data_set_unchanged(run: RunFolder, tiny: Tiny, tmp_path: Path, shape: str) -> None:
     trl = pytest.importorskip("trl")
     summary = distilled(run, shape=shape, select="all")
     data = datasets.load_dataset(str(summary.out), split="train", cache_dir=str(tmp_path / "cache"))
@@ -243,9 +245,7 @@ def long_and_short(tmp_path: Path) -> RunFolder:
 
 
 @pytest.mark.parametrize("kind", ["chat", "base", "sliding"])
-def test_no_row_is_longer_than_the_limit_and_none_is_left_out_for_less(
-    long_and_short: RunFolder, tiny: Tiny, kind: str
-) -> None:
+def test_exactly_the_rows_over_the_token_limit_are_excluded(long_and_short: RunFolder, tiny: Tiny, kind: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny(kind))
     template = {} if tokenizer.chat_template else {"chat_template": PLAIN, "plain_bos": True}
     lengths = {
@@ -268,7 +268,7 @@ def test_no_row_is_longer_than_the_limit_and_none_is_left_out_for_less(
         ("all", ["a/1", "a/0", "c/2", "c/1", "c/0"], {"too_long": 4, "fallbacks": 0, "without_row": 1}),
     ],
 )
-def test_the_next_best_trace_is_taken_where_the_best_is_too_long(
+def test_the_next_best_trace_replaces_one_that_is_too_long(
     long_and_short: RunFolder, tiny: Tiny, select: str, expected: list[str], counts: dict[str, int]
 ) -> None:
     summary = distilled(long_and_short, select=select, tokenizer=str(tiny()), max_tokens=600)
@@ -276,7 +276,7 @@ def test_the_next_best_trace_is_taken_where_the_best_is_too_long(
     assert {name: getattr(summary, name) for name in counts} == counts
 
 
-def test_a_limit_in_tokens_needs_a_tokenizer(run: RunFolder) -> None:
+def test_max_tokens_needs_a_tokenizer(run: RunFolder) -> None:
     with pytest.raises(SettingsError, match="--max-tokens: needs --tokenizer"):
         distilled(run, max_tokens=100)
     with pytest.raises(ModelError, match="nowhere: no such model"):
@@ -301,14 +301,12 @@ def test_a_chat_template_that_would_change_the_rows_is_refused(run: RunFolder, t
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"select": "rank:9"}, "3 questions have no trace that fits the selection"),
-        ({"select": "bucket:9", "limit": 2}, "3 questions"),
-        ({"select": "rank:3"}, "2 traces are not well-formed"),
+        ({"select": "rank:9"}, "--select rank:9: .*3 no trace of this rank or bucket"),
+        ({"select": "bucket:9", "limit": 2}, "--select bucket:9: .*3 no trace of this rank or bucket"),
+        ({"select": "rank:3"}, "--select rank:3: .*2 malformed, 1 no trace of this rank or bucket"),
     ],
 )
-def test_a_selection_that_gives_nothing_leaves_the_earlier_data_set(
-    tmp_path: Path, settings: dict[str, Any], message: str
-) -> None:
+def test_an_empty_selection_keeps_the_earlier_data_set(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     flawed = [trace(key, i, 9.0 - i, closed=i < 2) for key in "ab" for i in range(3)]
     run = make_run(tmp_path / "run", [*flawed, trace("c", 0)])
     ranked(run)
@@ -329,7 +327,7 @@ def test_distilling_again_replaces_the_data_set(run: RunFolder) -> None:
     assert not [path for path in run.path.iterdir() if path.name.startswith(".dataset")]
 
 
-#: What may be in the way of a data set, as files of the folder named by --out; None: --out is a file.
+#: Content of an --out folder that is not a data set; None: --out is a file.
 OBSTACLES: dict[str, dict[str, str] | None] = {
     "a file": None,
     "someone's notes": {"notes.txt": "mine"},
@@ -339,7 +337,7 @@ OBSTACLES: dict[str, dict[str, str] | None] = {
 
 
 @pytest.mark.parametrize("name", OBSTACLES)
-def test_what_is_no_data_set_is_not_replaced(run: RunFolder, tmp_path: Path, name: str) -> None:
+def test_other_files_are_not_replaced(run: RunFolder, tmp_path: Path, name: str) -> None:
     out, content = tmp_path / "out", OBSTACLES[name]
     if content is None:
         out.write_text("mine")
@@ -347,19 +345,19 @@ def test_what_is_no_data_set_is_not_replaced(run: RunFolder, tmp_path: Path, nam
         (out / file).parent.mkdir(parents=True, exist_ok=True)
         (out / file).write_text(text)
     before = files_of(tmp_path)
-    with pytest.raises(RunFolderError, match="out: is there already .* choose another --out"):
+    with pytest.raises(RunFolderError, match="out: .*--out"):
         distilled(run, out=str(out))
     assert files_of(tmp_path) == before
 
 
-def test_a_run_folder_is_not_replaced_and_an_empty_folder_is_used(run: RunFolder, tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="holds something else"):
+def test_a_run_folder_is_refused_and_an_empty_folder_is_used(run: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="run: .*--out"):
         distilled(run, out=str(run.path))
     (tmp_path / "empty").mkdir()
     assert len(rows(distilled(run, out=str(tmp_path / "empty")).out)) == 2
 
 
-def test_how_it_was_made_is_written_beside_it(run: RunFolder) -> None:
+def test_settings_and_counts_are_recorded_with_the_data_set(run: RunFolder) -> None:
     out = distilled(run, select="top:2", seed=7).out
     made = json.loads((out / "distill.json").read_text())
     assert made["settings"]["select"] == "top:2" and made["settings"]["seed"] == 7
@@ -369,16 +367,16 @@ def test_how_it_was_made_is_written_beside_it(run: RunFolder) -> None:
 
 def test_a_run_without_ranks_or_format_is_refused(run: RunFolder, tmp_path: Path) -> None:
     unranked = make_run(tmp_path / "unranked", [trace("a", 0)])
-    with pytest.raises(RunFolderError, match="there are no ranks; run rlt-data rank first"):
+    with pytest.raises(RunFolderError, match="no ranks; run rlt-data rank"):
         distilled(unranked)
     ranked(unranked)
     (unranked.path / "run.json").write_text('{"version": 1, "steps": {}}')
-    with pytest.raises(RunFolderError, match="does not say in which format"):
+    with pytest.raises(RunFolderError, match="run.json .* format"):
         distilled(unranked)
 
 
-def test_a_folder_of_the_same_name_is_not_mistaken_for_another(run: RunFolder, tmp_path: Path) -> None:
-    """Neither by ``datasets``, whose cache goes by folder names and README patterns, nor by our reader."""
+def test_folders_of_the_same_name_are_not_confused(run: RunFolder, tmp_path: Path) -> None:
+    """``datasets`` caches by folder name and README patterns; so does the reader of inputs, which uses it."""
     for place, rank in (("one", 1), ("other", 2)):
         (tmp_path / place).mkdir()
         distilled(run, select=f"rank:{rank}", out=str(tmp_path / place / "dataset"))
@@ -393,7 +391,7 @@ def test_a_folder_of_the_same_name_is_not_mistaken_for_another(run: RunFolder, t
         assert row.data == {"question": place, "solution": "s"}
 
 
-def test_a_row_keeps_the_columns_of_its_own_trace(tmp_path: Path) -> None:
+def test_a_row_has_the_metadata_of_its_trace(tmp_path: Path) -> None:
     run = make_run(
         tmp_path / "run", [trace("a", 0, meta='{"m": "A"}'), trace("a", 1, meta='{"m": "B"}'), trace("b", 0)]
     )
@@ -406,3 +404,48 @@ def test_a_row_keeps_the_columns_of_its_own_trace(tmp_path: Path) -> None:
         "a/1": '{"m": "B"}',
         "b/0": '{"q": 1}',
     }
+
+
+def test_questions_without_a_row_are_counted_by_reason(run: RunFolder) -> None:
+    assert distilled(run).without_row_reasons == {"truncated": 1}
+    expected = {"malformed": 1, "no trace of this rank or bucket": 1}
+    assert distilled(run, select="bucket:3").without_row_reasons == expected
+    assert distilled(run, include_truncated=True).without_row_reasons == {}
+
+
+def test_questions_whose_traces_are_all_too_long_are_counted(long_and_short: RunFolder, tiny: Tiny) -> None:
+    summary = distilled(long_and_short, tokenizer=str(tiny()), max_tokens=600)
+    assert summary.without_row == 1 and summary.without_row_reasons == {"too long": 1}
+
+
+def test_the_reasons_are_printed(rlt: Rlt, run: RunFolder) -> None:
+    printed = rlt("distill", "--in", run.path).stdout
+    assert "1 questions without a row (1 truncated)" in printed
+
+
+def test_new_traces_without_scores_or_ranks_are_refused(rlt: Rlt, run: RunFolder) -> None:
+    with run.locked():
+        run.write_part("questions", 2, to_table("questions", [{"question_id": "d", "question": "?", "solution": "."}]))
+        run.write_part("traces", 2, to_table("traces", [trace("d", 0)]))
+    errors = rlt("distill", "--in", run.path, code=5).stderr
+    assert "1 traces" in errors and "rlt-data score" in errors and "rlt-data rank" in errors
+    assert "rlt-data score" in rlt("rank", "--in", run.path, code=5).stderr
+    with run.locked():
+        run.write_part("scores", 2, to_table("scores", [trace("d", 0)]))
+    assert "rlt-data rank" in rlt("distill", "--in", run.path, code=5).stderr
+    ranked(run)
+    assert distilled(run).questions == 3
+
+
+def test_traces_that_generate_has_not_made_are_reported(rlt: Rlt, run: RunFolder) -> None:
+    run.record("generate", {"settings": {"n": 3}})
+    assert "1 traces are missing" in rlt("rank", "--in", run.path).stderr  # question c has 2 traces
+    assert "rlt-data generate" in rlt("distill", "--in", run.path).stderr
+    assert "missing_traces" not in json.loads((run.path / "dataset" / "distill.json").read_text())["counts"]
+    ErrorLog(run, "generate").add("hash of trace c/2", "too long", None)
+    ranked(run)
+    assert distilled(run).missing_traces == 0
+    run.record("generate", {"settings": {"n": 4}})
+    assert distilled(run).missing_traces == 12 - 8 - 1
+    ErrorLog(run, "generate").add("c", "too long", None)  # none of its traces can be made
+    assert distilled(run).missing_traces == 8 - 6 - 1

@@ -37,7 +37,7 @@ def answered(thought: str, solution: str) -> str:
 
 
 def graded_run(folder: Path, gold: dict[str, str], completions: dict[str, list[str]]) -> RunFolder:
-    """A run with the given answers, graded as gsm8k."""
+    """Make a run with the given answers, graded as gsm8k."""
     run = RunFolder(folder)
     questions = [{"question_id": key, "question": key, "solution": text, "answer": text} for key, text in gold.items()]
     run.write_part("questions", 0, to_table("questions", questions))
@@ -82,7 +82,7 @@ def test_figures_follow_from_the_grades(tmp_path: Path) -> None:
     assert _figures(run, settings.model_copy(update={"n": 1}), failed=0).accuracy == pytest.approx(2 / 3)
 
 
-def test_a_grade_is_not_made_twice_and_answers_are_kept(tmp_path: Path) -> None:
+def test_grading_again_changes_no_grade(tmp_path: Path) -> None:
     completions = {"a": [answered("", "4")]}
     run = graded_run(tmp_path / "run", {"a": "4"}, completions)
     before = table_bytes(run.path, "grades")
@@ -102,11 +102,11 @@ def test_a_grade_is_not_made_twice_and_answers_are_kept(tmp_path: Path) -> None:
         ("just 5", "just 5", False),
     ],
 )
-def test_the_solution_is_found_in_or_out_of_format(completion: str, solution: str, formatted: bool) -> None:
+def test_the_solution_is_extracted_with_and_without_the_format(completion: str, solution: str, formatted: bool) -> None:
     assert solution_in(load_format("rlt"), completion) == (solution, formatted)
 
 
-def test_a_model_is_evaluated_and_a_second_run_adds_nothing(rlt: Rlt, read: Read, tiny: Tiny) -> None:
+def test_a_second_evaluation_adds_nothing(rlt: Rlt, read: Read, tiny: Tiny) -> None:
     rlt("countdown", "make", "--out", "problems.jsonl", "--rows", 5, "--split", "test")
     options = (
         "--model",
@@ -133,7 +133,7 @@ def test_a_model_is_evaluated_and_a_second_run_adds_nothing(rlt: Rlt, read: Read
     assert "temperature was 1.0, now 0.5" in stderr
 
 
-def test_prompts_show_the_question_alone(rlt: Rlt, read: Read, tiny: Tiny, tmp_path: Path) -> None:
+def test_prompts_contain_only_the_question(rlt: Rlt, read: Read, tiny: Tiny, tmp_path: Path) -> None:
     for name, answer in (("one", "7"), ("other", "a much longer gold answer that would change every prompt")):
         rows = write_jsonl(tmp_path / f"{name}.jsonl", [{"question": "What is 3 + 4?", "answer": answer}])
         rlt("evaluate", "--model", tiny(), "--benchmark", "math", "--in", rows, "--max-tokens", 5, "--out", name)
@@ -157,7 +157,7 @@ def test_records_of_benchmarks_are_read(name: str, record: dict[str, Any], quest
     assert bool(found[2]) == (name == "countdown")
 
 
-def test_choices_are_shown_in_an_order_of_their_own() -> None:
+def test_choices_are_shuffled_by_a_hash_of_the_question() -> None:
     record = {
         "Question": "Which?",
         "Correct Answer": "right",
@@ -170,7 +170,7 @@ def test_choices_are_shown_in_an_order_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("record", [{"nums": "3, 4", "target": 7}, {"nums": [3, 4]}, {"nums": [], "target": 1}])
-def test_records_without_what_grading_needs_are_bad_rows(record: dict[str, Any]) -> None:
+def test_records_without_numbers_or_target_are_bad_rows(record: dict[str, Any]) -> None:
     with pytest.raises(BadRow):
         BENCHMARKS["countdown"].row(record)
 
@@ -178,7 +178,7 @@ def test_records_without_what_grading_needs_are_bad_rows(record: dict[str, Any])
 def test_mistakes_get_one_line(rlt: Rlt, tiny: Tiny, tmp_path: Path) -> None:
     rows = write_jsonl(tmp_path / "rows.jsonl", [{"question": "q"}])
     model = "--model", tiny(), "--benchmark"
-    assert "--in: is needed" in rlt("evaluate", *model, "math", code=2).stderr
+    assert "--in: " in rlt("evaluate", *model, "math", code=2).stderr
     assert "answer: missing or empty" in rlt("evaluate", *model, "math", "--in", rows, code=3).stderr
     assert "no column 'gold'" in rlt("evaluate", *model, "math", "--in", rows, "--answer-column", "gold", code=3).stderr
     assert "at temperature 0" in rlt("evaluate", *model, "math", "--in", rows, "--n", 2, code=2).stderr

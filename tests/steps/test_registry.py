@@ -32,7 +32,8 @@ def test_a_step_is_a_command_with_its_settings_as_flags(step: Step) -> None:
     for word in step.command.split():
         command = command.commands[word]
     assert command.help == step.help
-    assert {parameter.name for parameter in command.params} == {*step.settings.model_fields, "config"}
+    flags = {parameter.name for parameter in command.params if parameter.param_type_name == "option"}
+    assert flags == {*step.settings.model_fields, "config"}
 
 
 def test_tables_and_sections_of_pipelines_belong_to_steps() -> None:

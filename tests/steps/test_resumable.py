@@ -13,7 +13,9 @@ from rlt_data.engines import Engine, Failure
 from rlt_data.engines.watchdog import Heartbeat
 from rlt_data.errors import EngineError
 from rlt_data.progress import SILENT
-from rlt_data.settings import GenerateSettings
+from rlt_data.settings import CountdownSettings, EvaluateSettings, GenerateSettings
+from rlt_data.steps.countdown import make_countdown
+from rlt_data.steps.evaluate import evaluate
 from rlt_data.steps.generate import generate
 from rlt_data.steps.resumable import FinishedRow, ResumableTable
 from rlt_data.storage.errorlog import ErrorLog, failures
@@ -25,15 +27,15 @@ PARTS, QUESTIONS = 2, 3
 
 
 @dataclass
-class Asked:
-    """A pending row."""
+class Requested:
+    """A requested row."""
 
     part: int
     source_id: str
 
 
 class IdleEngine:
-    """Has a pulse and a log, and runs no model."""
+    """An engine without a model."""
 
     context_length = 1
 
@@ -55,6 +57,7 @@ class Recorder:
 
     def advance(self, rows: int = 1, tokens: int = 0) -> None:
         self.done += rows
+        assert self.done <= self.total
 
     def finish(self) -> None:
         pass
@@ -78,19 +81,19 @@ def run(tmp_path: Path) -> RunFolder:
     return run
 
 
-def opened(run: RunFolder, **settings: Any) -> ResumableTable[Asked]:
+def opened(run: RunFolder, **settings: Any) -> ResumableTable[Requested]:
     options = {"retry_errors": False, "stall_timeout": 60.0} | settings
     return ResumableTable(run, "generate", "traces", [cast(Engine, IdleEngine())], **options)
 
 
-def request(table: ResumableTable[Asked], part: int, stored: set[str]) -> list[str]:
+def request(table: ResumableTable[Requested], part: int, stored: set[str]) -> list[str]:
     names = [name for i in range(QUESTIONS) if table.is_pending(name := key(part, i), stored)]
     for name in names:
-        table.add(name, Asked(part, f"source of {name}"))
+        table.add(name, Requested(part, f"source of {name}"))
     return names
 
 
-def test_a_part_is_merged_when_its_last_row_arrives_in_whatever_order(run: RunFolder) -> None:
+def test_a_part_is_merged_when_its_last_row_arrives(run: RunFolder) -> None:
     table = opened(run)
     merged: list[list[int]] = []
 
@@ -106,14 +109,14 @@ def test_a_part_is_merged_when_its_last_row_arrives_in_whatever_order(run: RunFo
 
 
 def test_a_part_is_not_merged_while_more_of_it_is_being_read(run: RunFolder) -> None:
-    """Rows may be requested a block at a time: that all rows of the first block are there does not end the part."""
+    """Rows are requested block by block, so a finished first block does not complete the part."""
     table = opened(run)
 
     def results() -> Iterator[FinishedRow | Failure]:
         for part, stored in table.parts("questions"):
             for i in range(QUESTIONS):
                 assert table.is_pending(key(part, i), stored)
-                table.add(key(part, i), Asked(part, ""))
+                table.add(key(part, i), Requested(part, ""))
                 yield finished(key(part, i))
                 assert not (run.path / f"traces/part-{part:05d}.parquet").exists()
             if part:
@@ -125,16 +128,16 @@ def test_a_part_is_not_merged_while_more_of_it_is_being_read(run: RunFolder) -> 
 
 def test_a_failure_is_logged_skipped_and_tried_again_on_request(run: RunFolder) -> None:
     def attempt(reason: str | None, **settings: Any) -> tuple[list[str], int, int]:
-        table, asked = opened(run, **settings), list[str]()
+        table, requested = opened(run, **settings), list[str]()
 
         def results() -> Iterator[FinishedRow | Failure]:
             for part, stored in table.parts("questions"):
                 for name in request(table, part, stored):
-                    asked.append(name)
+                    requested.append(name)
                     yield Failure(name, reason) if reason and name == "t01" else finished(name)
 
         summary = table.fill(results(), SILENT, total=6)
-        return asked, summary.new, summary.failed
+        return requested, summary.new, summary.failed
 
     assert attempt("too long") == (["t00", "t01", "t02", "t10", "t11", "t12"], 5, 1)
     [entry] = failures(run)
@@ -146,7 +149,7 @@ def test_a_failure_is_logged_skipped_and_tried_again_on_request(run: RunFolder) 
     assert failures(run) == []
 
 
-def test_an_engine_that_ends_early_is_an_error_and_keeps_what_arrived(run: RunFolder) -> None:
+def test_rows_that_arrived_are_kept_if_an_engine_stops_early(run: RunFolder) -> None:
     table, progress = opened(run), Recorder()
 
     def results() -> Iterator[FinishedRow | Failure]:
@@ -170,9 +173,7 @@ def test_an_engine_that_ends_early_is_an_error_and_keeps_what_arrived(run: RunFo
     assert left == ["t01", "t02", "t11", "t12"] and progress.done == progress.total == 6
 
 
-def test_progress_ends_at_its_total_if_the_run_has_more_samples_than_are_wanted(
-    tiny: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_progress_never_exceeds_its_total_and_ends_there(tiny: Callable[..., Path], tmp_path: Path) -> None:
     def sample(questions: int, n: int) -> Recorder:
         rows = [{"question": f"What is {i} + 1?", "solution": str(i + 1)} for i in range(questions)]
         path, progress = write_jsonl(tmp_path / "questions.jsonl", rows), Recorder()
@@ -185,10 +186,18 @@ def test_progress_ends_at_its_total_if_the_run_has_more_samples_than_are_wanted(
         assert progress.done == progress.total == questions * n
 
 
-def test_samples_of_a_question_that_failed_are_made_when_it_is_retried(
-    tiny: Callable[..., Path], problems: Path
-) -> None:
-    """The log names the question, not its samples, if the question failed as a whole (say its prompt was too long)."""
+def test_progress_of_an_evaluation_never_exceeds_its_total(tiny: Callable[..., Path]) -> None:
+    for rows, n in [(2, 3), (4, 1)]:
+        make_countdown(CountdownSettings(out="problems.jsonl", rows=rows, split="test"))
+        settings = {"model": str(tiny()), "benchmark": "countdown", "in": "problems.jsonl", "out": "run", "n": n,
+                    "temperature": 1, "max_tokens": 4, "device": "cpu"}  # fmt: skip
+        progress = Recorder()
+        evaluate(EvaluateSettings.model_validate(settings), progress)
+        assert progress.done == progress.total
+
+
+def test_retrying_a_failed_question_makes_its_samples(tiny: Callable[..., Path], problems: Path) -> None:
+    """If a prompt is too long, errors.jsonl has the key of the question, not those of its samples."""
     settings = {"teacher": str(tiny()), "in": str(problems), "out": "run", "n": 2, "max_tokens": 4, "device": "cpu"}
     generate(GenerateSettings.model_validate(settings))
     run = RunFolder("run")

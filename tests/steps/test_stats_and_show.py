@@ -28,7 +28,7 @@ def run(tmp_path: Path) -> RunFolder:
     return make_run(tmp_path / "run", first, second)
 
 
-def test_the_figures_are_those_of_the_tables(run: RunFolder, read: Read) -> None:
+def test_figures_equal_those_computed_from_the_tables(run: RunFolder, read: Read) -> None:
     ErrorLog(run, "score").add("a/9", "too long", "source of a")
     found, scores, traces = stats(run), read(run.path, "scores"), read(run.path, "traces")
     assert found.rows == {"questions": 2, "traces": 8, "scores": 8, "ranks": 0}
@@ -53,7 +53,7 @@ def test_terms_without_values_and_runs_without_scores_have_no_figures(tmp_path: 
     assert stats(bare).shares == {} and set(stats(bare).rows.values()) == {0}
 
 
-def test_the_figures_are_printed_whole_however_wide_they_are(rlt: Rlt, tmp_path: Path) -> None:
+def test_wide_figures_are_printed_completely(rlt: Rlt, tmp_path: Path) -> None:
     rows = [trace("a", i, value, solution_logprob_min=value) for i, value in enumerate((-123456.75, -234567.25))]
     run = make_run(tmp_path / "run", rows)
     printed = rlt("stats", run.path).stdout
@@ -71,14 +71,14 @@ def test_a_question_is_found_by_its_id_or_its_source_with_all_traces_best_first(
     assert [row["trace_id"] for row in shown.traces] == ["b/1", "b/0"]
 
 
-def test_a_trace_is_found_by_the_beginning_of_its_id(run: RunFolder) -> None:
+def test_a_trace_is_found_by_a_prefix_of_its_id(run: RunFolder) -> None:
     shown = find(run, "a/4")
     assert [row["trace_id"] for row in shown.traces] == ["a/4"] and shown.traces[0]["r_ss"] == 4.0
     assert shown.question["question_id"] == "a"
 
 
-def test_a_source_id_goes_before_the_beginning_of_another_key(tmp_path: Path) -> None:
-    """Source ids are often row numbers, and hashes often begin with a digit."""
+def test_a_source_id_takes_precedence_over_a_key_prefix(tmp_path: Path) -> None:
+    """Source ids are often row numbers, and hashes often start with a digit."""
     rows = [
         trace("3f00", 0, source_id="0"),
         trace("a1", 0, trace_id="3a", source_id="1"),
@@ -104,13 +104,13 @@ def test_the_first_question_is_shown_without_a_key(run: RunFolder) -> None:
     assert find(run).question["question_id"] == "a" and len(find(run).traces) == 6
 
 
-def test_ranks_decide_the_order_where_they_are(run: RunFolder) -> None:
+def test_traces_are_shown_by_rank_if_ranked(run: RunFolder) -> None:
     assert [row["trace_id"] for row in find(run, "a").traces][:2] == ["a/2", "a/4"]  # by reward
     ranked(run, by="r_ss")
     assert [row["trace_id"] for row in find(run, "a").traces] == [f"a/{i}" for i in (5, 4, 3, 2, 1, 0)]
 
 
-def test_what_is_not_there_is_not_found(rlt: Rlt, run: RunFolder, tmp_path: Path) -> None:
+def test_unknown_keys_are_refused(rlt: Rlt, run: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no trace or question has the key 'zzz'"):
         find(run, "zzz")
     with pytest.raises(RunFolderError, match="no such run folder"):
@@ -206,6 +206,6 @@ def test_a_trace_is_shown_with_its_own_kept_columns_or_those_of_its_question(rlt
     assert lines[lines.index("Thought 1 about a.") - 1] == '{"q": 1}'
 
 
-def test_a_run_that_is_not_there_has_no_figures(tmp_path: Path) -> None:
+def test_a_missing_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="nosuch: no such run folder"):
         stats(RunFolder(tmp_path / "nosuch"))

@@ -57,12 +57,12 @@ def test_names_of_places_on_a_disk(name: str, path: str) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("s4://bucket/run", "s4://bucket/run: unknown protocol s4://; takes s3://, gs:// and others"),
+        ("s4://bucket/run", "s4://bucket/run: unknown protocol s4://"),
         ("S3://bucket/run", "S3://bucket/run: unknown protocol S3://"),
-        ("s3:/bucket/run", "s3:/bucket/run: a URL has two slashes after its protocol"),
-        ("simplecache::s3://bucket/run", "holds none of :: * ? ["),
-        ("s3://bucket/run*", "holds none of :: * ? ["),
-        ("s3:///", "the URL of a run folder is PROTOCOL://FOLDER"),
+        ("s3:/bucket/run", "s3:/bucket/run: a URL needs two slashes"),
+        ("simplecache::s3://bucket/run", "without any of :: * ? ["),
+        ("s3://bucket/run*", "without any of :: * ? ["),
+        ("s3:///", "s3:///: the URL of a run folder must be PROTOCOL://FOLDER"),
         ("gs://bucket/run", "the package for gs:// is not installed: pip install 'rlt-data[gcs]'"),
         ("abfs://bucket/run", "the package for abfs:// is not installed: Install adlfs"),
     ],
@@ -118,7 +118,7 @@ def test_a_server_that_is_not_there(rlt: Rlt, server: StoreServer) -> None:
 
 def test_what_can_be_on_this_machine_only(rlt: Rlt) -> None:
     url = "s3://bucket/rows.jsonl"
-    assert f"{url}: rows are read from this machine" in rlt("check", "--in", url, code=3).stderr
+    assert f"{url}: input must be on this machine" in rlt("check", "--in", url, code=3).stderr
     made = rlt("countdown", "make", "--out", url, code=2)
     assert "--out: takes a place on this machine" in made.stderr
     trained = rlt("train-student", "--in", "x.jsonl", "--model", "nano", "--out", "s3://bucket/model", code=2)
@@ -182,7 +182,7 @@ def test_a_folder_in_a_store_that_could_not_be_written_whole_is_as_before(monkey
 
     move = MemoryFileSystem.mv
     monkeypatch.setattr(MemoryFileSystem, "mv", moving)
-    with pytest.raises(DiskError, match="run this step again, which finishes it"):
+    with pytest.raises(DiskError, match="gone.*run this step again"):
         write()
     monkeypatch.undo()
     open_folder("memory://runs").recover()

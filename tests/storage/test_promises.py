@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-import rlt_data as rlt
+import rlt_data
 from rlt_data.errors import RunFolderError
 from rlt_data.settings import GenerateSettings, parse_settings
 from rlt_data.steps.generate import generate
@@ -23,6 +23,7 @@ from rlt_data.storage.writer import TableWriter
 from tests.conftest import Rlt
 from tests.killing import environment
 from tests.made_runs import distilled, files_of, make_run, ranked, table, trace
+from tests.permissions import permissions_apply
 
 Tiny = Callable[..., Path]
 ROOT = Path(__file__).parents[2]
@@ -83,7 +84,7 @@ def test_a_part_that_is_missing_truncated_swapped_or_foreign_is_told_in_one_line
     middle.unlink()
     told("scores/part-00001.parquet: is missing")
     middle.write_bytes(content[:-1])
-    told("scores/part-00001.parquet: is truncated, or not the file that rlt-data wrote")
+    told("scores/part-00001.parquet: is truncated")
     middle.write_bytes(content)
     shutil.copy(first, folder / "part-00001 (1).parquet")
     told("scores/part-00001 (1).parquet: is not a part of this table")
@@ -91,7 +92,7 @@ def test_a_part_that_is_missing_truncated_swapped_or_foreign_is_told_in_one_line
     told("scores/part-00003.parquet: is not a part of this table")
     (folder / "part-00003.parquet").unlink()
     pq.write_table(pq.read_table(first).slice(0, 1), first)
-    told("scores/part-00000.parquet: is truncated, or not the file that rlt-data wrote")
+    told("scores/part-00000.parquet: is truncated")
 
 
 def test_a_part_of_the_right_size_with_other_content_is_told(run: RunFolder) -> None:
@@ -99,10 +100,54 @@ def test_a_part_of_the_right_size_with_other_content_is_told(run: RunFolder) -> 
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 4
     file.write_bytes(content)
-    with pytest.raises(RunFolderError, match=r"traces/part-00001.parquet: is damaged, or not the file"):
+    with pytest.raises(RunFolderError, match=r"traces/part-00001.parquet: is damaged"):
         RunFolder.existing(run.path).read("traces", 1, ["trace_id"])
-    with pytest.raises(RunFolderError, match=r"traces/part-00001.parquet: is damaged, or not the file"):
+    with pytest.raises(RunFolderError, match=r"traces/part-00001.parquet: is damaged"):
         RunFolder.existing(run.path).scan()
+
+
+@pytest.mark.parametrize("command", [("stats",), ("show",), ("distill", "--in")])
+def test_a_part_that_may_not_be_read_is_told_in_one_line(rlt: Rlt, run: RunFolder, command: tuple[str, ...]) -> None:
+    file = path_of(run, "traces/part-00000.parquet")
+    file.chmod(0)
+    with permissions_apply():
+        lines = rlt(*command, run.path, code=5).stderr.splitlines()
+    assert len(lines) == 1 and f"{file}: " in lines[0] and "Permission denied" in lines[0]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"folders": "ranks", "files": 3}', '{"folders": [1], "files": []}']
+)
+def test_a_damaged_commit_is_told_in_one_line_and_changes_nothing(rlt: Rlt, run: RunFolder, content: str) -> None:
+    commit = path_of(run, ".ranks.rlt-data/commit")
+    commit.parent.mkdir()
+    commit.write_text(content)
+    before = files_of(run.path)
+    for command in (("stats",), ("rank", "--in")):
+        lines = rlt(*command, run.path, code=5).stderr.splitlines()
+        assert len(lines) == 1 and f"{commit}: " in lines[0]
+    (commit.parent / "lock").unlink()
+    assert files_of(run.path) == before
+
+
+@pytest.mark.parametrize("entry", [3, {"settings": 3}, {"depends_on": []}])
+def test_a_run_json_of_another_program_is_told_in_one_line(rlt: Rlt, run: RunFolder, entry: object) -> None:
+    path_of(run, "run.json").write_text(json.dumps({"version": 2, "steps": {"generate": entry}}))
+    for command in ("stats", "report"):
+        lines = rlt(command, run.path, code=5).stderr.splitlines()
+        assert len(lines) == 1 and "run.json" in lines[0]
+
+
+def test_a_run_keeps_working_when_the_working_directory_changes(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    opened = rlt_data.Run("run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert opened.stats().rows["traces"] == 9 and len(opened.scan("ranks").collect()) == 9
+    assert opened.rank(buckets=2).rows == 9
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_ranks_that_are_older_than_the_scores_are_not_used(rlt: Rlt, run: RunFolder) -> None:
@@ -186,7 +231,7 @@ def test_files_of_other_programs_are_never_removed(rlt: Rlt, tiny: Tiny, problem
     assert [file.read_text() for file in theirs] == ["mine"] * 4
     Path(".ranks.rlt-data").mkdir()
     Path(".ranks.rlt-data/book.txt").write_text("mine")
-    assert "holds files of another program (book.txt)" in rlt("rank", "--in", ".", code=5).stderr
+    assert ".ranks.rlt-data: contains files of another program (book.txt)" in rlt("rank", "--in", ".", code=5).stderr
     assert Path(".ranks.rlt-data/book.txt").read_text() == "mine"
 
 
@@ -223,7 +268,7 @@ def test_a_run_of_the_first_layout_is_read_and_gets_its_manifests_from_the_next_
     before = files_of(run.path)
     assert rlt("stats", run.path).stdout == expected and files_of(run.path) == before
     hidden = path_of(run, "scores/part-00001.parquet").rename(path_of(run, "hidden"))
-    assert "scores: has 6 rows, run.json counts 9; parts are missing" in rlt("stats", run.path, code=5).stderr
+    assert "scores: has 6 rows, but run.json says 9" in rlt("stats", run.path, code=5).stderr
     hidden.rename(path_of(run, "scores/part-00001.parquet"))
     ranked(RunFolder(run.path))
     assert json.loads(path_of(run, "run.json").read_text())["version"] == 2
@@ -246,5 +291,5 @@ def test_readers_get_lazy_frames_and_data_sets(run: RunFolder) -> None:
     assert run.to_dataset("ranks").num_rows == 9 and "question" in run.to_dataset().column_names
     with pytest.raises(RunFolderError, match="has no answers yet"):
         run.scan("answers")
-    with pytest.raises(RunFolderError):
-        rlt.Run("nowhere")
+    with pytest.raises(RunFolderError, match="nowhere: no such run folder$"):
+        rlt_data.Run("nowhere")

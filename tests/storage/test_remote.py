@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import subprocess
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,8 +26,9 @@ from rlt_data.storage.backends import open_folder
 from rlt_data.storage.errorlog import ErrorLog, failures
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
+from tests.children import Child, write_slowly
 from tests.conftest import Rlt
-from tests.killing import command, environment, table_bytes, write_questions
+from tests.killing import table_bytes, write_questions
 from tests.made_runs import distilled, drop_part, make_run, ranked, trace
 from tests.store_server import StoreServer, fetched, files, running_store, sent
 
@@ -61,6 +60,23 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counting)
     return counted
+
+
+@pytest.fixture(scope="module")
+def straight(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """Settings of generate for 300 questions, which are two parts, and the run they make on the disk in one go."""
+    folder = tmp_path_factory.mktemp("straight")
+    questions = write_questions(folder / "questions.jsonl", 300)
+    settings = {"in": str(questions), "teacher": str(tiny()), "n": 1, "max_tokens": 5}
+    generate(parse_settings(GenerateSettings, {**settings, "out": str(folder / "run")}))
+    return settings, folder / "run"
+
+
+def continued(settings: dict[str, Any], out: str) -> int:
+    """Run generate until all 300 traces are there, and return how many of them it made."""
+    summary = generate(parse_settings(GenerateSettings, {**settings, "out": out}))
+    assert summary.rows == 300
+    return summary.new
 
 
 def assert_same_tables(run: Path, other: Path, *tables: str) -> None:
@@ -119,18 +135,16 @@ def test_scoring_into_another_folder_takes_the_traces_over_once(
 
 @pytest.mark.parametrize("begun", ["disk", "store"])
 def test_a_run_is_begun_on_one_side_and_finished_on_the_other(
-    rlt: Rlt, tiny: Tiny, tmp_path: Path, url: str, begun: str
+    straight: tuple[dict[str, Any], Path], tmp_path: Path, url: str, begun: str
 ) -> None:
-    questions = write_questions(tmp_path / "questions.jsonl", 300)
-    step = "generate", "--in", questions, "--teacher", tiny(), "--n", 1, "--max-tokens", 10, "--out"
-    rlt(*step, "straight")
-    half = write_half(RunFolder("disk" if begun == "disk" else url), RunFolder("straight"))
+    settings, complete = straight
+    half = write_half(RunFolder("disk" if begun == "disk" else url), RunFolder(complete))
     (tmp_path / "disk").mkdir(exist_ok=True)
     (tmp_path / "disk" / ".lock").touch()  # as a file lock may leave it
     run = sent(Path("disk"), url) if begun == "disk" else str(fetched(url, tmp_path / "fetched"))
-    assert f"300 traces ({300 - half} new)" in rlt(*step, run).stdout
-    whole = fetched(url, tmp_path / "whole") if begun == "disk" else Path(run)
-    assert_same_tables(whole, Path("straight"), "questions", "traces")
+    assert continued(settings, run) == 300 - half
+    finished = fetched(url, tmp_path / "finished") if begun == "disk" else Path(run)
+    assert_same_tables(finished, complete, "questions", "traces")
 
 
 def write_half(half: RunFolder, whole: RunFolder) -> int:
@@ -146,33 +160,24 @@ def write_half(half: RunFolder, whole: RunFolder) -> int:
     return 200
 
 
-def test_a_killed_process_loses_seconds_and_its_lock(rlt: Rlt, tiny: Tiny, tmp_path: Path, url: str) -> None:
-    questions = write_questions(tmp_path / "questions.jsonl", 300)
-    step = "generate", "--in", questions, "--teacher", tiny(), "--n", 1, "--max-tokens", 15, "--out"
-    rlt(*step, "straight")
-    arguments = command(*map(str, step), url)
-    slowly = (  # so that it is killed before it ends, on any machine
-        "import time, rlt_data.storage.writer as store; store.FLUSH_SECONDS = 0.2; append = store.TableWriter.append; "
-        "store.TableWriter.append = lambda *row: (time.sleep(0.01), append(*row)); "
-    )
-    arguments[2] = slowly + arguments[2]
-    process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not files().find(f"{url}/journal/traces"):
-        assert process.poll() is None
-        time.sleep(0.2)
+def test_a_killed_process_loses_seconds_and_its_lock(
+    straight: tuple[dict[str, Any], Path], tmp_path: Path, url: str
+) -> None:
+    settings, complete = straight
+    flags = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
+    process = Child("generate", *flags, "--out", url, prepare=write_slowly)
+    process.wait_for(lambda: files().find(f"{url}/journal/traces"))
     with (
         pytest.raises(RunFolderError, match=f"is writing to this folder: process {process.pid} on .* free from"),
         RunFolder(url).locked(),
     ):
         pass
-    time.sleep(random.uniform(0, 1))
     process.kill()
-    process.wait()
     assert files().exists(f"{url}/.lock")
     kept = RunFolder(url).count("traces")
-    assert f"300 traces ({300 - kept} new)" in rlt(*step, url).stdout and kept
+    assert kept and continued(settings, url) == 300 - kept
     assert not files().exists(f"{url}/.lock")
-    assert_same_tables(fetched(url, tmp_path / "run"), Path("straight"), "questions", "traces")
+    assert_same_tables(fetched(url, tmp_path / "run"), complete, "questions", "traces")
 
 
 class StopsTheServer:
@@ -195,21 +200,22 @@ class StopsTheServer:
 
 
 def test_a_store_that_goes_away_ends_the_step_and_keeps_what_it_has(
-    rlt: Rlt, tiny: Tiny, tmp_path: Path, server: StoreServer, url: str, monkeypatch: pytest.MonkeyPatch
+    straight: tuple[dict[str, Any], Path],
+    tmp_path: Path,
+    server: StoreServer,
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    questions = write_questions(tmp_path / "questions.jsonl", 300)
-    settings = {"in": str(questions), "teacher": str(tiny()), "n": 1, "max_tokens": 20}
-    generate(parse_settings(GenerateSettings, {**settings, "out": "straight"}))
-    settings["out"] = url
-    monkeypatch.setattr(writer, "FLUSH_SECONDS", 0.2)
-    with pytest.raises(DiskError, match="cannot write s3://.*Could not connect to the endpoint") as error:
-        generate(parse_settings(GenerateSettings, settings), StopsTheServer(server, url))
+    settings, complete = straight
+    monkeypatch.setattr(writer, "FLUSH_SECONDS", 0.05)
+    with pytest.raises(DiskError, match="cannot write s3://") as error:
+        generate(parse_settings(GenerateSettings, {**settings, "out": url}), StopsTheServer(server, url))
     assert error.value.exit_code == 7 and "\n" not in str(error.value)
     server.start()
     kept = RunFolder(url).count("traces")
     assert 0 < kept < 300
-    assert generate(parse_settings(GenerateSettings, settings)).new == 300 - kept
-    assert_same_tables(fetched(url, tmp_path / "run"), Path("straight"), "questions", "traces")
+    assert continued(settings, url) == 300 - kept
+    assert_same_tables(fetched(url, tmp_path / "run"), complete, "questions", "traces")
 
 
 def test_requests_grow_with_the_parts_and_no_faster(tiny: Tiny, url: str, calls: Counter[str]) -> None:
@@ -328,7 +334,7 @@ def test_a_replacement_whose_lock_was_taken_over_changes_nothing(url: str, monke
         files().pipe_file(f"{url}/.page.rlt-data/new/page", b"of the other")
 
     monkeypatch.setattr(objects, "upload", upload_and_lose)
-    with pytest.raises(RunFolderError, match="has taken this run folder over"):
+    with pytest.raises(RunFolderError, match="has taken over this run folder"):
         with open_folder(url).replace("page", files=["page"]) as fresh:
             (fresh / "page").write_text("new")
     assert files().cat_file(f"{url}/page") == b"old"

@@ -1,9 +1,12 @@
-"""Making Countdown problems and checking answers to them."""
+"""Making Countdown problems and checking answers."""
 
 from __future__ import annotations
 
 import itertools
 import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from rlt_data.errors import SettingsError
 from rlt_data.settings import CountdownSettings
 from rlt_data.tasks.countdown import problem_with_answer, problems
+from tests.killing import command, environment
 
 
 def settings(**changes: object) -> CountdownSettings:
@@ -44,8 +48,8 @@ def test_a_seed_makes_the_same_problems_and_another_seed_others() -> None:
     assert first == again and not {p.key for p in first} & {p.key for p in other}
 
 
-def test_more_problems_than_there_are_is_an_error() -> None:
-    with pytest.raises(SettingsError, match="only [0-9]+ different problems"):
+def test_more_rows_than_problems_is_an_error() -> None:
+    with pytest.raises(SettingsError, match="only [0-9]+ problems"):
         list(problems(settings(rows=1000, smallest=1, largest=2, fewest=2, most=2, smallest_target=1)))
 
 
@@ -79,14 +83,32 @@ def test_answers_are_checked(answer: str, reason: str | None) -> None:
     assert found is None if reason is None else re.search(reason, found or "")
 
 
-def test_fractions_on_the_way_are_exact() -> None:
+def test_intermediate_fractions_are_exact() -> None:
     assert problem_with_answer("8 / (3 - 8 / 3)", (3, 3, 8, 8), 24) is None
 
 
 @given(st.lists(st.integers(1, 30), min_size=3, max_size=3), st.sampled_from(list(itertools.product("+-*", repeat=2))))
-def test_it_agrees_with_python_on_integers(numbers: list[int], operators: tuple[str, str]) -> None:
+def test_integer_arithmetic_agrees_with_python(numbers: list[int], operators: tuple[str, str]) -> None:
     a, b, c = numbers
     for text in (f"{a} {operators[0]} {b} {operators[1]} {c}", f"{a} {operators[0]} ({b} {operators[1]} {c})"):
         target = eval(text)
         assert problem_with_answer(text, (a, b, c), target) is None
         assert problem_with_answer(text, (a, b, c), target + 1) is not None
+
+
+def test_countdown_is_evaluated_without_math_verify(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    for package in ("math_verify", "latex2sympy2_extended"):
+        (blocked / f"{package}.py").write_text(f"raise ImportError('{package} is blocked')\n")
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        blocking = environment() | {"PYTHONPATH": str(blocked)}
+        return subprocess.run(command(*arguments), env=blocking, capture_output=True, text=True, check=False)
+
+    assert run("countdown", "make", "--out", "problems.jsonl", "--rows", "3", "--split", "test").returncode == 0
+    options = "--model", tiny(), "--in", "problems.jsonl", "--max-tokens", "5"
+    result = run("evaluate", *options, "--benchmark", "countdown", "--out", "run")
+    assert result.returncode == 0 and "3 answers to 3 questions" in result.stdout, result.stderr
+    missing = run("evaluate", *options, "--benchmark", "math", "--out", "other")
+    assert missing.returncode == 6 and "math_verify is blocked" in missing.stderr and "[eval]" in missing.stderr

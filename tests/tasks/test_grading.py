@@ -1,4 +1,4 @@
-"""Grading answers, also those that hang or kill the grader."""
+"""Grading answers, including those that hang or crash the grader."""
 
 from __future__ import annotations
 
@@ -60,22 +60,22 @@ def test_countdown_is_checked_against_its_numbers(grader: Grader) -> None:
     assert grader.grade("countdown", "3 + 4", "", **problem).note == "uses [3, 4] instead of [3, 4, 5]"
 
 
-def test_an_answer_that_hangs_costs_itself_only() -> None:
+def test_a_hanging_answer_does_not_affect_the_next() -> None:
     with Grader() as grader:
         assert grader.grade("math", "\\boxed{2}", "2").correct  # the imports of the first one take their time
-        grader._patience = 1.0
+        grader._timeout = 1.0
         endless = grader.grade("math", "\\boxed{9999999^{999999999}}", "\\sqrt{2}")
         assert not endless.correct and endless.note == "the grader did not finish within 1 s"
         assert grader.grade("countdown", "1 + 1", "", numbers=[1, 1], target=2).correct
 
 
-def test_an_answer_that_fails_in_the_grader_is_wrong_with_a_note(grader: Grader) -> None:
+def test_an_answer_that_raises_in_the_grader_is_wrong_with_a_note(grader: Grader) -> None:
     found = grader.grade("countdown", "1 + 1", "", numbers=["x"], target="no number")
     assert not found.correct and found.note == "the grader failed: ValueError"
     assert grader.grade("math", "5", "5").correct
 
 
-def test_a_grader_that_dies_is_started_again() -> None:
+def test_a_crashed_grader_is_restarted() -> None:
     with Grader() as grader:
         assert grader.grade("math", "5", "5").correct
         assert grader._process is not None
@@ -85,11 +85,11 @@ def test_a_grader_that_dies_is_started_again() -> None:
         assert grader.grade("math", "5", "5").correct
 
 
-def test_a_grader_that_cannot_start_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grader_that_cannot_start_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ModelError, match=r"rlt-data\[eval\]"), Grader() as grader:
         grader.grade("math", "5", "5")
 
 
-def test_here_and_there_give_the_same() -> None:
+def test_grading_in_this_process_accepts_equal_answers() -> None:
     assert grade("math", "\\boxed{\\sqrt{8}}", "2\\sqrt{2}").correct

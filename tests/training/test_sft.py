@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +19,8 @@ from rlt_data.settings import TrainStudentSettings, parse_settings
 from rlt_data.training.examples import IGNORED, conversations, tokenised
 from rlt_data.training.runs import last_whole_checkpoint
 from rlt_data.training.sft import train_student
+from tests.children import Child, run_child
 from tests.conftest import Rlt, write_jsonl
-from tests.killing import command, environment
 
 pytest.importorskip("trl", reason="needs the extra train")
 Tiny = Callable[..., Path]
@@ -92,20 +89,16 @@ def test_training_lowers_the_loss_and_the_model_loads(rlt: Rlt, tiny: Tiny, rows
 
 
 def test_a_killed_training_ends_with_the_same_weights(tiny: Tiny, rows: Path) -> None:
-    options = ["--model", tiny(), "--in", rows, "--device", "cpu", "--batch-size", "4", "--save-steps", "4"]
-    train = command("train-student", *options, "--epochs", "6", "--learning-rate", "1e-3", "--out")
-    subprocess.run([*train, "straight"], env=environment(), check=True, capture_output=True)
-    process = subprocess.Popen(
-        [*train, "killed"], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while not list(Path("killed").glob("checkpoint-8/trainer_state.json")) and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    options = "--model", tiny(), "--in", rows, "--device", "cpu", "--batch-size", 4, "--save-steps", 4
+    train = "train-student", *options, "--epochs", 4, "--learning-rate", 1e-3, "--out"
+    run_child(*train, "straight")
+    process = Child(*train, "killed")
+    process.wait_for(lambda: list(Path("killed").glob("checkpoint-8/trainer_state.json")))
+    process.kill()
     torn = Path("killed/checkpoint-99")
     torn.mkdir()
     (torn / "model.safetensors").write_bytes(b"half a file")
-    subprocess.run([*train, "killed"], env=environment(), check=True, capture_output=True)
+    run_child(*train, "killed")
     straight, resumed = (load_file(f"{out}/model.safetensors") for out in ("straight", "killed"))
     assert all(straight[name].equal(resumed[name]) for name in straight) and not torn.exists()
 

@@ -1,9 +1,14 @@
 const $ = (id) => document.getElementById(id);
 const head = JSON.parse($("head").textContent);
-const ROW = 58;
-const LONGEST = 50000; // characters of a text that are shown at once
-const TOKENS = 20000;
+const ROW_HEIGHT = 58;
+const MAX_CHARS = 50000; // characters of a text that are shown before "show all"
+const MAX_TOKENS = 20000; // likewise tokens
 const MODES = ["KL", "log-prob", "plain"];
+const MODE_MEANINGS = {
+  "KL": "colour tokens by the KL between teacher and student",
+  "log-prob": "colour tokens by their log-prob under the student",
+  "plain": "no colours",
+};
 const TERMS = ["value", "reward", "reward_without_entropy", "r_ss", "r_kl", "solution_logprob_mean",
   "solution_logprob_min", "kl_mean", "kl_max", "penalty", "thought_tokens", "solution_tokens", "completion_tokens"];
 
@@ -13,32 +18,37 @@ const make = (tag, cls, text) => {
   if (text !== undefined) node.textContent = text;
   return node;
 };
+// A name of a column in words, and its meaning as a tooltip
 const words = (name) => name.startsWith("r_") ? name : name.replaceAll("_", " ");
+const explain = (node, name) => {
+  if (head.meanings[name]) node.title = `${words(name)}: ${head.meanings[name]}`;
+  return node;
+};
 const figure = (value, digits = 3) => value === null || value === undefined ? "–"
   : Number.isInteger(value) ? value.toLocaleString("en") : value.toFixed(digits);
 
-const remember = (key, value) => { try { localStorage.setItem(key, value); } catch { /* a file may have no storage */ } };
+const remember = (key, value) => { try { localStorage.setItem(key, value); } catch { /* pages opened from a file may have no storage */ } };
 const remembered = (key) => { try { return localStorage.getItem(key); } catch { return null; } };
 
-// Characters that turn the direction of text, or cannot be seen, are named.
-const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
+// Replace invisible characters, and those that change the direction of text, by their code points.
+const INVISIBLE = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
 const visible = (text) => text.replaceAll("\r\n", "\n")
-  .replace(UNSEEN, (c) => `⟨U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
+  .replace(INVISIBLE, (c) => `⟨U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
 
-// Where data comes from: blocks of this file, or the server that shows it live
+// Data sources: blocks in this file, or the server of a live page
 
-const unpacked = async (block) => {
+const unpack = async (block) => {
   const binary = atob(block.textContent.trim());
   const bytes = Uint8Array.from(binary, (c) => c.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   return JSON.parse(await new Response(stream).text());
 };
-const whole = new Promise((done) => {
-  if (document.readyState !== "loading") done();
-  else document.addEventListener("DOMContentLoaded", done);
+const documentLoaded = new Promise((resolve) => {
+  if (document.readyState !== "loading") resolve();
+  else document.addEventListener("DOMContentLoaded", resolve);
 });
 const embedded = {
-  index: () => unpacked($("index")),
+  index: () => unpack($("index")),
   chunkOf: (question) => {
     let low = 0;
     let high = head.chunks.length - 1;
@@ -49,42 +59,42 @@ const embedded = {
     return low;
   },
   chunk: async (number) => {
-    await whole;
-    return unpacked($(`texts-${number}`));
+    await documentLoaded;
+    return unpack($(`texts-${number}`));
   },
-  tokens: async (number) => $(`tokens-${number}`) ? unpacked($(`tokens-${number}`)) : {},
+  tokens: async (number) => $(`tokens-${number}`) ? unpack($(`tokens-${number}`)) : {},
 };
-const fetched = async (path) => {
+const fetchJson = async (path) => {
   const answer = await fetch(path);
   if (!answer.ok) throw new Error(await answer.text());
   return answer.json();
 };
 const served = {
-  index: () => fetched("index"),
+  index: () => fetchJson("index"),
   chunkOf: (question) => question,
-  chunk: async (number) => [await fetched(`question/${encodeURIComponent(index.questions[number][0])}`)],
-  tokens: async () => ({}), // they come with the texts
+  chunk: async (number) => [await fetchJson(`question/${encodeURIComponent(index.questions[number][0])}`)],
+  tokens: async () => ({}), // part of the texts
 };
 const store = head.live ? served : embedded;
 
 let index = { questions: [], columns: {} };
 const col = (name) => index.columns[name];
 const at = (name, i) => index.columns[name]?.[i] ?? null;
-let rows = new Map(); // places of traces in the columns, by id
+let rows = new Map(); // row of each trace in the columns, by id
 const rowOf = (id) => rows.get(id) ?? -1;
 
-const chunks = new Map(); // the last few, as they are
+const chunks = new Map(); // cache of the last few
 const question = async (number) => {
   const id = index.questions[number][0];
-  const place = store.chunkOf(number);
-  if (!chunks.has(place)) {
-    chunks.set(place, store.chunk(place));
+  const chunk = store.chunkOf(number);
+  if (!chunks.has(chunk)) {
+    chunks.set(chunk, store.chunk(chunk));
     if (chunks.size > 8) chunks.delete(chunks.keys().next().value);
   }
   try {
-    return (await chunks.get(place)).find((each) => each.question_id === id);
+    return (await chunks.get(chunk)).find((candidate) => candidate.question_id === id);
   } catch (error) {
-    chunks.delete(place);
+    chunks.delete(chunk);
     throw error;
   }
 };

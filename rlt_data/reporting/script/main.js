@@ -1,17 +1,17 @@
-// Theme and parts of the page
+// Theme and views
 
 const root = document.documentElement;
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const paint = () => { root.dataset.theme = remembered("rlt-theme") || (dark.matches ? "dark" : "light"); };
-paint();
-dark.addEventListener("change", paint);
-const turnTheme = () => {
+const applyTheme = () => { root.dataset.theme = remembered("rlt-theme") || (dark.matches ? "dark" : "light"); };
+applyTheme();
+dark.addEventListener("change", applyTheme);
+const toggleTheme = () => {
   root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark";
   remember("rlt-theme", root.dataset.theme);
 };
 
 let routed = null;
-const go = (hash) => { // at once, so that the next key finds the part it is for
+const go = (hash) => { // synchronous, so that the next key acts on the new view
   location.hash = hash;
   route();
 };
@@ -26,13 +26,13 @@ const route = () => {
     if ((name === "traces") === traces) $(`tab-${name}`).setAttribute("aria-current", "page");
     else $(`tab-${name}`).removeAttribute("aria-current");
   }
-  const key = hash.startsWith("trace=") ? hash.slice(6) : null; // hexadecimal digits, which no address encodes
+  const key = hash.startsWith("trace=") ? hash.slice(6) : null; // hexadecimal, so never percent-encoded
   if (traces) draw();
   if (key) openTrace(key);
   else close();
 };
 
-// Pointer and keys
+// Pointer and keyboard
 
 const tip = $("tip");
 document.addEventListener("mouseover", (event) => {
@@ -52,22 +52,22 @@ const keys = {
   o: () => go("overview"),
   t: () => { go("traces"); $("list").focus(); },
   j: () => step(1), ArrowDown: () => step(1), k: () => step(-1), ArrowUp: () => step(-1),
-  Enter: () => { if (inTraces() && state.chosen >= 0) go(`trace=${at("trace_id", state.chosen)}`); },
+  Enter: () => { if (inTraces() && state.selected >= 0) go(`trace=${at("trace_id", state.selected)}`); },
   "]": () => { if (inTraces()) walk(1); },
   "[": () => { if (inTraces()) walk(-1); },
   c: () => { if (state.current && inTraces()) setMode(modes()[(modes().indexOf(mode()) + 1) % modes().length]); },
-  s: () => { if (state.current && inTraces()) turnLayout(); },
+  s: () => { if (state.current && inTraces()) toggleLayout(); },
   w: () => {
     const buttons = $("detail").querySelectorAll(".worst button");
-    if (buttons.length) buttons[look.worst++ % buttons.length].click();
+    if (buttons.length) buttons[view.worst++ % buttons.length].click();
   },
-  d: turnTheme,
+  d: toggleTheme,
   "?": () => $("help").showModal(),
   Escape: () => {
     if (location.hash.startsWith("#trace=")) { go("traces"); $("list").focus(); }
   },
 };
-const step = (by) => { if (inTraces()) choose(placeOf(state.chosen) + by); };
+const step = (by) => { if (inTraces()) selectAt(positionOf(state.selected) + by); };
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
   const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
@@ -77,90 +77,92 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (typing) { event.target.blur(); $("list").focus(); return; }
-  const onButton = event.key === "Enter" && /^(BUTTON|A|SUMMARY)$/.test(event.target.tagName);
+  const activates = event.key === "Enter" && /^(BUTTON|A|SUMMARY)$/.test(event.target.tagName);
   const scrolls = event.key.startsWith("Arrow") && $("detail").contains(event.target);
-  if (keys[event.key] && !onButton && !scrolls) {
+  if (keys[event.key] && !activates && !scrolls) {
     if (event.key.startsWith("Arrow") && !inTraces()) return;
     event.preventDefault();
     keys[event.key]();
   }
 });
 
-let waiting = 0;
-$("search").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(search, 120); });
-for (const id of ["kind", "bucket", "source", "term", "low", "high"]) $(id).addEventListener("input", apply);
-$("sort").addEventListener("input", () => { state.descending = !["rank", "order"].includes($("sort").value); apply(); });
-$("direction").addEventListener("click", () => { state.descending = !state.descending; apply(); });
+let searchTimer = 0;
+$("search").addEventListener("input", () => { clearTimeout(searchTimer); searchTimer = setTimeout(search, 120); });
+for (const id of ["kind", "bucket", "source", "term", "low", "high"]) $(id).addEventListener("input", applyFilters);
+$("sort").addEventListener("input", () => { state.descending = !["rank", "order"].includes($("sort").value); applyFilters(); });
+$("direction").addEventListener("click", () => { state.descending = !state.descending; applyFilters(); });
 $("filters").addEventListener("submit", (event) => event.preventDefault());
 $("filters").addEventListener("reset", () => setTimeout(() => { state.descending = false; search(); }));
 $("list").addEventListener("scroll", draw, { passive: true });
 new ResizeObserver(draw).observe($("list"));
-$("theme").addEventListener("click", turnTheme);
+$("theme").addEventListener("click", toggleTheme);
 $("help-button").addEventListener("click", () => $("help").showModal());
 addEventListener("hashchange", route);
 
-// Live
+// Live page
 
 const duration = (seconds) => seconds < 90 ? `${Math.round(seconds)} s` : seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
-const showLive = (now) => {
-  const lines = now.steps.map((each) => {
+const showProgress = (progress) => {
+  const steps = progress.steps.map((step) => {
     const node = make("div", "step");
     const bar = make("progress");
-    bar.max = each.total || 1;
-    bar.value = each.done;
-    bar.setAttribute("aria-label", each.step);
-    const parts = [`${each.done.toLocaleString("en")} of ${each.total.toLocaleString("en")}`];
-    if (each.failed) parts.push(`${each.failed} failed`);
-    if (each.tokens_per_second) parts.push(`${Math.round(each.tokens_per_second).toLocaleString("en")} tokens/s`);
-    if (each.seconds_left !== null) parts.push(`${duration(each.seconds_left)} left`);
-    parts.push(each.state);
-    node.append(make("b", "", each.step), bar, make("span", "", parts.join(" · ")));
+    bar.max = step.total || 1;
+    bar.value = step.done;
+    bar.setAttribute("aria-label", step.step);
+    const parts = [`${step.done.toLocaleString("en")} of ${step.total.toLocaleString("en")}`];
+    if (step.failed) parts.push(`${step.failed} failed`);
+    if (step.tokens_per_second) parts.push(`${Math.round(step.tokens_per_second).toLocaleString("en")} tokens/s`);
+    if (step.seconds_left !== null) parts.push(`${duration(step.seconds_left)} left`);
+    parts.push(step.state);
+    node.append(make("b", "", step.step), bar, make("span", "", parts.join(" · ")));
     return node;
   });
   const newest = make("ul");
   newest.setAttribute("aria-label", "Newest traces");
-  for (const trace of now.newest) {
+  for (const trace of progress.newest) {
     const link = make("a", "", visible(trace.text));
     link.href = `#trace=${encodeURIComponent(trace.trace_id)}`;
     const item = make("li");
     item.append(link);
     newest.append(item);
   }
-  $("live").replaceChildren(...lines, newest);
+  $("live").replaceChildren(...steps, newest);
 };
 const follow = async () => {
   let stamp = head.stamp;
   for (;;) {
-    await new Promise((done) => setTimeout(done, 2000));
+    await new Promise((resolve) => setTimeout(resolve, 2000));
     if (document.hidden) continue;
     try {
-      const now = await fetched("live");
-      showLive(now);
-      if (now.stamp !== (inTraces() ? index.stamp : stamp)) {
-        // What is costly the server makes anew only now and then; its stamp says whether it has.
+      const progress = await fetchJson("live");
+      showProgress(progress);
+      if (progress.stamp !== (inTraces() ? index.stamp : stamp)) {
+        // The server recomputes costly answers only now and then, so they may have an older stamp.
         if (inTraces()) {
           await loadIndex();
         } else {
           const answer = await fetch("overview");
-          const made = answer.headers.get("X-Stamp");
-          if (answer.ok && made !== stamp) {
-            stamp = made;
-            $("view-overview").innerHTML = await answer.text(); // of texts that the server has escaped
+          const newStamp = answer.headers.get("X-Stamp");
+          if (answer.ok && newStamp !== stamp) {
+            stamp = newStamp;
+            const glossaryOpen = $("glossary")?.open;
+            $("view-overview").innerHTML = await answer.text(); // escaped by the server
+            $("glossary").open = glossaryOpen;
           }
         }
       }
     } catch (error) {
-      $("live").replaceChildren(make("p", "note warn", `The server does not answer (${error.message}); trying again.`));
+      $("live").replaceChildren(make("p", "note warn", `No answer from the server (${error.message}); retrying.`));
     }
   }
 };
 
-// The beginning
+// Start
 
 loadIndex().then(() => {
-  root.dataset.ready = "yes"; // for those who wait for the page
+  root.dataset.ready = "yes"; // for tests and tools that wait for the page
   routed = null;
   route();
-}, (error) => $("view-overview").prepend(make("p", "note warn", `The traces cannot be shown: ${error.message}`)));
+}, (error) => $("view-overview").prepend(make("p", "note warn", `The traces cannot be loaded: ${error.message}`)));
 route();
-if (head.live) fetched("live").then(showLive).finally(follow);
+if (head.live) fetchJson("live").then(showProgress).finally(follow);

@@ -1,10 +1,10 @@
 // One question with all its traces
 
-const look = { mode: remembered("rlt-mode") || "KL", stacked: remembered("rlt-stacked") === "yes", worst: 0 };
+const view = { mode: remembered("rlt-mode") || "KL", stacked: remembered("rlt-stacked") === "yes", worst: 0 };
 
-// Scores that were made without a teacher have no KL.
-const modes = () => state.current.each.traces.some((trace) => trace.kl_tokens) ? MODES : MODES.slice(1);
-const mode = () => modes().includes(look.mode) ? look.mode : modes()[0];
+// Without a teacher there is no KL.
+const modes = () => state.current.question.traces.some((trace) => trace.kl_tokens) ? MODES : MODES.slice(1);
+const mode = () => modes().includes(view.mode) ? view.mode : modes()[0];
 
 const close = () => {
   delete $("view-traces").dataset.open;
@@ -16,50 +16,50 @@ const openTrace = async (id) => {
   const opening = state.opening = {};
   $("view-traces").dataset.open = "";
   const detail = $("detail");
-  let each;
+  let content;
   try {
     if (i >= 0) {
       const number = col("question")[i];
-      each = await question(number);
-      if (each && !each.whole) {
+      content = await question(number);
+      if (content && !content.hasTokens) {
         const tokens = await store.tokens(number);
-        for (const trace of each.traces) Object.assign(trace, tokens[trace.trace_id]);
-        each.whole = true;
+        for (const trace of content.traces) Object.assign(trace, tokens[trace.trace_id]);
+        content.hasTokens = true;
       }
     }
-    if (i < 0 && head.live) each = await fetched(`trace/${encodeURIComponent(id)}`);
+    if (i < 0 && head.live) content = await fetchJson(`trace/${encodeURIComponent(id)}`);
   } catch (error) {
-    detail.replaceChildren(make("p", "note warn", `Cannot be read: ${error.message}`));
+    detail.replaceChildren(make("p", "note warn", `This trace cannot be loaded: ${error.message}`));
     return;
   }
   if (opening !== state.opening) return;
-  if (!each) {
-    detail.replaceChildren(make("p", "fine empty", "This trace is not in this page."));
+  if (!content) {
+    detail.replaceChildren(make("p", "fine empty", "This page does not have this trace."));
     return;
   }
-  if (i >= 0 && i !== state.chosen) {
-    const place = placeOf(i);
-    if (place >= 0) choose(place); else state.chosen = i;
+  if (i >= 0 && i !== state.selected) {
+    const position = positionOf(i);
+    if (position >= 0) selectAt(position); else state.selected = i;
   }
-  state.current = { each, id };
-  show();
+  state.current = { question: content, id };
+  showQuestion();
   detail.scrollTop = 0;
 };
 
 const textBox = (title, text) => {
   const box = make("section", "box");
-  box.append(make("h3", "", title), shownText(text));
+  box.append(make("h3", "", title), plainText(text));
   return box;
 };
-const shownText = (text) => {
+const plainText = (text) => {
   const node = make("div", "text");
   node.dir = "auto";
   text = text.replace(/^\s*\n/, "").trimEnd();
-  node.textContent = visible(text.slice(0, LONGEST));
-  if (text.length > LONGEST) node.append(more(`show all ${text.length.toLocaleString("en")} characters`, () => { node.textContent = visible(text); }));
+  node.textContent = visible(text.slice(0, MAX_CHARS));
+  if (text.length > MAX_CHARS) node.append(makeButton(`show all ${text.length.toLocaleString("en")} characters`, () => { node.textContent = visible(text); }));
   return node;
 };
-const more = (label, action) => {
+const makeButton = (label, action) => {
   const button = make("button", "", label);
   button.type = "button";
   button.addEventListener("click", action);
@@ -67,208 +67,212 @@ const more = (label, action) => {
 };
 
 const level = (value) => Math.min(6, Math.floor(Math.abs(value) / 100 / 0.75 + 0.34));
-const coloured = (text, tokens, places, mode, values) => {
+// A text as spans of tokens, each coloured by its value.
+// tokens: the values that colour; spans: begin and lengths of the tokens; values: [name, list] pairs of the tooltip.
+const colouredText = (text, tokens, spans, mode, values) => {
   const node = make("div", "text");
   node.dir = "auto";
-  const letters = Array.from(text); // offsets count characters, not UTF-16 units
-  let begin = (places.begin ?? tokens.begin) || 0;
-  const lengths = places.lengths;
-  // A format's empty lines around a text take no room.
-  const inner = [letters.findIndex((c) => c.trim()), letters.findLastIndex((c) => c.trim())];
-  const before = letters.slice(0, begin).join(""); // shares a token with a tag, so it has no value
+  const chars = Array.from(text); // offsets count code points, not UTF-16 units
+  let begin = (spans.begin ?? tokens.begin) || 0;
+  const lengths = spans.lengths;
+  // Hide the empty lines that a format puts around a text.
+  const inner = [chars.findIndex((c) => c.trim()), chars.findLastIndex((c) => c.trim())];
+  const before = chars.slice(0, begin).join(""); // without a value, because it shares a token with a tag
   if (before.trim()) node.append(visible(before));
   const add = (from, to) => {
-    const pieces = document.createDocumentFragment();
+    const fragment = document.createDocumentFragment();
     for (let k = from; k < to; k++) {
-      const piece = letters.slice(begin, begin + lengths[k]).join("");
-      const around = begin + lengths[k] <= inner[0] || begin > inner[1];
+      const piece = chars.slice(begin, begin + lengths[k]).join("");
+      const isPadding = begin + lengths[k] <= inner[0] || begin > inner[1];
       begin += lengths[k];
       const value = tokens.values[k];
-      const span = make("span", "k", around ? "" : visible(piece));
+      const span = make("span", "k", isPadding ? "" : visible(piece));
       if (value !== null) {
         const strength = level(value);
         if (strength) span.className = `k ${mode === "log-prob" || value > 0 ? "h" : "c"}${strength}`;
-        if (strength > 2 && !piece.trim()) span.textContent = (piece.includes("\n") ? "↵" : "␣") + (around ? "" : piece.slice(1));
+        if (strength > 2 && !piece.trim()) span.textContent = (piece.includes("\n") ? "↵" : "␣") + (isPadding ? "" : piece.slice(1));
       }
       span.token = { piece, values: values.map(([name, list]) => [name, list[k]]) };
-      pieces.append(span);
+      fragment.append(span);
     }
-    node.append(pieces);
+    node.append(fragment);
   };
-  add(0, Math.min(TOKENS, lengths.length));
-  if (lengths.length > TOKENS) {
-    const button = more(`show all ${lengths.length.toLocaleString("en")} tokens`, () => { button.remove(); add(TOKENS, lengths.length); });
+  add(0, Math.min(MAX_TOKENS, lengths.length));
+  if (lengths.length > MAX_TOKENS) {
+    const button = makeButton(`show all ${lengths.length.toLocaleString("en")} tokens`, () => { button.remove(); add(MAX_TOKENS, lengths.length); });
     node.append(button);
   }
   return node;
 };
 
-const thought = (trace) => {
+const explanationText = (trace) => {
   const [tokens, kl] = [trace.thought_tokens, trace.kl_tokens];
-  if (trace.thought === undefined) return shownText(trace.completion);
-  if (mode() === "plain" || !tokens) return shownText(trace.thought);
-  const same = kl && !kl.lengths;
-  const values = [["log-prob", tokens.values], ...(same ? [["KL", kl.values]] : [])];
-  if (mode() === "KL" && kl) return coloured(trace.thought, kl, same ? tokens : kl, "KL", same ? values : [["KL", kl.values]]);
-  return coloured(trace.thought, tokens, tokens, "log-prob", values);
+  if (trace.thought === undefined) return plainText(trace.completion);
+  if (mode() === "plain" || !tokens) return plainText(trace.thought);
+  const sameSpans = kl && !kl.lengths;
+  const values = [["log-prob", tokens.values], ...(sameSpans ? [["KL", kl.values]] : [])];
+  if (mode() === "KL" && kl) return colouredText(trace.thought, kl, sameSpans ? tokens : kl, "KL", sameSpans ? values : [["KL", kl.values]]);
+  return colouredText(trace.thought, tokens, tokens, "log-prob", values);
 };
 
-const worst = (trace, body) => {
+const worstTokens = (trace, text) => {
   const box = make("span", "worst");
-  const of = mode() === "KL" && trace.kl_tokens ? trace.kl_tokens : trace.thought_tokens;
-  if (!of || mode() === "plain") return box;
-  const badness = (value) => value === null ? -Infinity : of === trace.kl_tokens ? value : -value;
-  const order = of.values.map((value, k) => [badness(value), k]).sort((a, b) => b[0] - a[0]).slice(0, 3);
+  const tokens = mode() === "KL" && trace.kl_tokens ? trace.kl_tokens : trace.thought_tokens;
+  if (!tokens || mode() === "plain") return box;
+  const badness = (value) => value === null ? -Infinity : tokens === trace.kl_tokens ? value : -value;
+  const order = tokens.values.map((value, k) => [badness(value), k]).sort((a, b) => b[0] - a[0]).slice(0, 3);
   for (const [bad, k] of order.filter(([bad]) => bad >= 100)) {
-    const span = body.children[k];
+    const span = text.children[k];
     if (!span || !span.token) continue;
-    const button = more(`${visible(span.token.piece).trim() || "␣"} ${(bad / 100).toFixed(1)}`, () => find(span));
-    button.title = "To this token";
+    const button = makeButton(`${visible(span.token.piece).trim() || "␣"} ${(bad / 100).toFixed(1)}`, () => jumpTo(span));
+    button.title = "Jump to this token";
     box.append(button);
   }
   return box;
 };
-const find = (span) => {
+const jumpTo = (span) => {
   for (const other of document.querySelectorAll(".k.found")) other.classList.remove("found");
   span.classList.add("found");
   span.scrollIntoView({ block: "center", inline: "center" });
 };
 
-// Of a trace beyond the index, which a live page may show, the figures come with it.
-const figureOf = (trace, name) => (trace.figures ? trace.figures[name] : at(name, rowOf(trace.trace_id))) ?? null;
+// A live page can show a trace that is not in the index; such a trace brings its numbers along.
+const numberOf = (trace, name) => (trace.figures ? trace.figures[name] : at(name, rowOf(trace.trace_id))) ?? null;
 
-const card = (trace, chosen) => {
-  const get = (name) => figureOf(trace, name);
+const traceCard = (trace, selectedId) => {
+  const get = (name) => numberOf(trace, name);
   const node = make("section", "trace");
   node.id = `trace-${trace.trace_id}`;
-  if (trace.trace_id === chosen) node.classList.add("chosen");
+  if (trace.trace_id === selectedId) node.classList.add("chosen");
   const header = make("header");
   if (head.sources.length > 1) header.append(make("span", `chip s${trace.source}`, head.sources[trace.source]));
   const rank = get("rank");
-  header.append(make("b", "", rank === null ? `sample ${get("sample_index") ?? ""}` : `rank ${rank}`));
-  const value = get("reward") ?? get("reward_without_entropy");
-  if (value !== null) header.append(make("b", "", figure(value)));
-  if (get("flaw")) header.append(make("span", "chip bad", get("flaw")));
-  const end = get("finish_reason");
-  if (end) header.append(make("span", "chip", end));
+  header.append(rank === null ? make("b", "", `sample ${get("sample_index") ?? ""}`) : explain(make("b", "", `rank ${rank}`), "rank"));
+  const shown = get("reward") === null ? "reward_without_entropy" : "reward";
+  if (get(shown) !== null) header.append(explain(make("b", "", `${words(shown)} ${figure(get(shown))}`), shown));
+  if (get("flaw")) header.append(explain(make("span", "chip bad", get("flaw")), "flaw"));
+  const finishReason = get("finish_reason");
+  if (finishReason) header.append(Object.assign(make("span", "chip", finishReason), { title: "finish reason: why the trace ended" }));
   const terms = make("div", "terms");
   for (const name of ["r_ss", "r_kl", "solution_logprob_mean", "solution_logprob_min", "kl_mean", "kl_max", "penalty", "thought_tokens"]) {
-    const found = get(name);
-    if (found !== null && !(name === "penalty" && found === 0)) terms.append(make("span", "", `${words(name)} ${figure(found)}`));
+    const value = get(name);
+    if (value === null || (name === "penalty" && value === 0)) continue;
+    terms.append(explain(make("span", "", `${words(name)} ${figure(value)}`), name));
   }
   terms.append(make("span", "", `trace ${trace.trace_id.slice(0, 12)}`));
-  const meta = trace.meta ?? state.current.each.meta;
+  const meta = trace.meta ?? state.current.question.meta;
   if (meta) terms.append(make("span", "", visible(meta)));
   header.append(terms);
   node.append(header);
   return node;
 };
 
-const fillCard = (node, trace, each) => {
+const fillCard = (node, trace, question) => {
   const body = make("div", "body");
-  const text = thought(trace);
+  const text = explanationText(trace);
   const solution = trace.solution_tokens;
-  node.querySelector(".terms").before(worst(trace, text));
+  node.querySelector(".terms").before(worstTokens(trace, text));
   body.append(make("h4", "", trace.thought === undefined ? "Completion" : "Explanation"), text);
   if (solution && mode() !== "plain") {
-    body.append(make("h4", "", "Solution, as the student expects it after this explanation"));
-    body.append(coloured(each.contents[trace.source], solution, solution, "log-prob", [["log-prob", solution.values]]));
+    body.append(make("h4", "", "Solution, coloured by how likely it is for the student after this explanation"));
+    body.append(colouredText(question.contents[trace.source], solution, solution, "log-prob", [["log-prob", solution.values]]));
   }
   if (trace.completion !== undefined && trace.thought !== undefined) {
     const raw = make("details");
-    raw.append(make("summary", "", "Raw completion"), shownText(trace.completion));
+    raw.append(make("summary", "", "Raw completion"), plainText(trace.completion));
     body.append(raw);
   }
   node.append(body);
 };
 
-const show = () => {
-  const { each, id } = state.current;
+const showQuestion = () => {
+  const { question, id } = state.current;
   const detail = $("detail");
-  const coloursThere = each.traces.some((trace) => trace.thought_tokens);
+  const hasTokens = question.traces.some((trace) => trace.thought_tokens);
   const tools = make("div", "tools");
-  const back = more("← List", () => go("traces"));
+  const back = makeButton("← List", () => go("traces"));
   back.classList.add("back");
-  const step = (by, label, title) => Object.assign(more(label, () => walk(by)), { title });
+  const step = (by, label, title) => Object.assign(makeButton(label, () => walk(by)), { title });
   tools.append(back, step(-1, "‹", "Previous question ([)"), step(1, "›", "Next question (])"));
-  if (coloursThere) {
+  if (hasTokens) {
     const choice = make("span", "switch");
     choice.setAttribute("role", "group");
     choice.setAttribute("aria-label", "Colours");
-    for (const each of modes()) {
-      const button = more(each, () => setMode(each));
-      button.setAttribute("aria-pressed", String(each === mode()));
+    for (const name of modes()) {
+      const button = makeButton(name, () => setMode(name));
+      button.title = MODE_MEANINGS[name];
+      button.setAttribute("aria-pressed", String(name === mode()));
       choice.append(button);
     }
     tools.append(choice, legend());
   }
-  const layout = more(look.stacked ? "side by side" : "one below the other", turnLayout);
+  const layout = makeButton(view.stacked ? "side by side" : "stacked", toggleLayout);
   layout.classList.add("spread");
   tools.append(layout);
-  const problem = make("div", "problem");
-  problem.append(textBox(`Question ${visible(String(each.source_id ?? ""))}`, each.question), textBox("Solution", each.solution));
-  const traces = make("div", look.stacked ? "stacked" : "side-by-side");
+  const texts = make("div", "problem");
+  texts.append(textBox(`Question ${visible(String(question.source_id ?? ""))}`, question.question), textBox("Solution", question.solution));
+  const traces = make("div", view.stacked ? "stacked" : "side-by-side");
   traces.tabIndex = 0;
-  traces.setAttribute("aria-label", `${each.traces.length} traces`);
-  const rank = (trace) => figureOf(trace, "rank") ?? Infinity;
-  const ranked = [...each.traces].sort((a, b) => (rank(a) === rank(b) ? a.source - b.source : rank(a) - rank(b)));
-  const nodes = ranked.map((trace) => [card(trace, id), trace]);
+  traces.setAttribute("aria-label", `${question.traces.length} traces`);
+  const rank = (trace) => numberOf(trace, "rank") ?? Infinity;
+  const ranked = [...question.traces].sort((a, b) => (rank(a) === rank(b) ? a.source - b.source : rank(a) - rank(b)));
+  const nodes = ranked.map((trace) => [traceCard(trace, id), trace]);
   traces.append(...nodes.map(([node]) => node));
-  detail.replaceChildren(tools, problem);
-  if (!coloursThere && each.traces.some((trace) => trace.thought !== undefined)) {
-    detail.append(make("p", "fine", "Scored with --per-token, each explanation is coloured token by token."));
+  detail.replaceChildren(tools, texts);
+  if (!hasTokens && question.traces.some((trace) => trace.thought !== undefined)) {
+    detail.append(make("p", "fine", "To colour the tokens of each explanation, run rlt-data score with --per-token."));
   }
   detail.append(traces);
-  const chosen = $(`trace-${id}`);
-  if (chosen) traces.scrollLeft = chosen.offsetLeft - traces.offsetLeft - 12;
-  // What is in sight first, the rest after it has been painted.
-  const first = Math.max(0, nodes.findIndex(([node]) => node === chosen));
+  const selected = $(`trace-${id}`);
+  if (selected) traces.scrollLeft = selected.offsetLeft - traces.offsetLeft - 12;
+  // Fill the visible cards first, and the others after these are painted.
+  const first = Math.max(0, nodes.findIndex(([node]) => node === selected));
   const order = [...nodes.slice(first), ...nodes.slice(0, first)];
-  for (const [node, trace] of order.splice(0, 4)) fillCard(node, trace, each);
-  const rest = () => {
+  for (const [node, trace] of order.splice(0, 4)) fillCard(node, trace, question);
+  const fillNext = () => {
     if (!order.length || !traces.isConnected) return;
-    fillCard(...order.shift(), each);
-    setTimeout(rest);
+    fillCard(...order.shift(), question);
+    setTimeout(fillNext);
   };
-  setTimeout(rest);
-  look.worst = 0;
+  setTimeout(fillNext);
+  view.worst = 0;
 };
 
 const legend = () => {
   const box = make("span", "legend");
   const scale = mode() === "KL"
-    ? [["student expects it more", "c5 c3 c1"], ["less than the teacher", "h1 h3 h5"]]
-    : mode() === "log-prob" ? [["expected", "h1"], ["surprising", "h3 h5"]] : [];
+    ? [["likelier for the student", "c5 c3 c1"], ["likelier for the teacher", "h1 h3 h5"]]
+    : mode() === "log-prob" ? [["likely", "h1"], ["unlikely", "h3 h5"]] : [];
   for (const [label, levels] of scale) {
     box.append(make("span", "", label));
-    for (const each of levels.split(" ")) box.append(make("i", each));
+    for (const level of levels.split(" ")) box.append(make("i", level));
   }
   return box;
 };
-const setMode = (each) => {
-  look.mode = each;
-  remember("rlt-mode", each);
-  keepingPlace(show);
+const setMode = (name) => {
+  view.mode = name;
+  remember("rlt-mode", name);
+  keepingScroll(showQuestion);
 };
-const turnLayout = () => {
-  look.stacked = !look.stacked;
-  remember("rlt-stacked", look.stacked ? "yes" : "no");
-  show();
+const toggleLayout = () => {
+  view.stacked = !view.stacked;
+  remember("rlt-stacked", view.stacked ? "yes" : "no");
+  showQuestion();
 };
-const keepingPlace = (work) => {
+const keepingScroll = (action) => {
   const detail = $("detail");
   const [top, left] = [detail.scrollTop, detail.querySelector(".side-by-side")?.scrollLeft];
-  work();
+  action();
   detail.scrollTop = top;
   if (left !== undefined && detail.querySelector(".side-by-side")) detail.querySelector(".side-by-side").scrollLeft = left;
 };
 const walk = (by) => {
-  const from = state.chosen < 0 ? -1 : col("question")[state.chosen];
-  let place = placeOf(state.chosen);
-  while (place >= -1 && place < state.shown.length) {
-    place += by;
-    const i = state.shown[place];
-    if (i !== undefined && col("question")[i] !== from) {
+  const current = state.selected < 0 ? -1 : col("question")[state.selected];
+  let position = positionOf(state.selected);
+  while (position >= -1 && position < state.shown.length) {
+    position += by;
+    const i = state.shown[position];
+    if (i !== undefined && col("question")[i] !== current) {
       go(`trace=${at("trace_id", i)}`);
       return;
     }

@@ -1,0 +1,176 @@
+"""Conflicts between the steps of a pipeline, found from settings and tokenizers before a model is loaded."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from rlt_data.errors import SettingsError
+from rlt_data.settings import (
+    DistillSettings,
+    GenerateSettings,
+    ModelSettings,
+    PipelineSettings,
+    ScoreSettings,
+)
+from rlt_data.settings.base import is_url
+from rlt_data.storage.run import RunFolder
+
+
+def refuse_conflicts(settings: PipelineSettings) -> None:
+    """Check the steps of a pipeline against each other.
+
+    Raises:
+        SettingsError: one line for each conflict between settings, with the cheapest remedy first.
+        RunFolderError: the run folder has scores of other settings.
+        ModelError: a later step's model does not exist, or its chat template would change the text.
+    """
+    conflicts = [
+        *_score_conflicts(settings.generate, settings.score),
+        *_rank_conflicts(settings),
+        *_distill_conflicts(settings),
+    ]
+    if conflicts:
+        raise SettingsError("\n".join(conflicts))
+    if settings.generate and settings.score:
+        _refuse_recorded_scores(settings.score)
+    if settings.score and (settings.generate or settings.distill):
+        _check_models(settings.generate, settings.score, settings.distill)
+
+
+def _key(section: str, name: str, value: str = "") -> str:
+    return f"{section}.{name}: {value}" if value else f"{section}.{name}"
+
+
+def _score_run(score: ScoreSettings) -> str:
+    return score.out or score.input
+
+
+def _score_conflicts(generate: GenerateSettings | None, score: ScoreSettings | None) -> list[str]:
+    if score is None:
+        return []
+    from rlt_data.steps.teacher_source import refuse_conflicting_options, remedies  # imports torch
+
+    key = partial(_key, "score")
+    try:
+        refuse_conflicting_options(score, key)
+    except SettingsError as error:
+        return [str(error)]
+    if generate is None or score.input != generate.out:
+        return []
+    stored_at = generate.temperature or 1.0
+    if score.temperature == stored_at or score.kl == "full":
+        return []
+    differs = f"score.temperature {score.temperature:g} differs from that of the stored log-probs, {stored_at:g}"
+    if score.teacher is None:
+        return [f"{differs} (generate.temperature): {remedies(score, stored_at, generate.teacher, key)}"]
+    if score.teacher != "none" and score.teacher_logprobs == "trace":
+        free, costly = key("temperature", f"{stored_at:g}"), key("teacher_logprobs", "auto")
+        return [f"{differs} (generate.temperature): set {free} (free), or set {costly} (one extra forward pass)"]
+    return []
+
+
+def _rank_conflicts(settings: PipelineSettings) -> list[str]:
+    score, rank = settings.score, settings.rank
+    if rank is None:
+        return []
+    if score is None:
+        if settings.generate is None or _may_have(rank.input, "scores"):
+            return []
+        return [f"rank: {rank.input} has no scores, and this pipeline makes none: add a score section"]
+    if rank.input != _score_run(score):
+        if _may_have(rank.input, "scores"):
+            return []
+        out = _score_run(score)
+        return [f"rank.in: {rank.input} has no scores, because score writes to {out}: set rank.in: {out}"]
+    if score.teacher == "none" and rank.by == "reward":
+        return [
+            "rank.by: without a teacher (score.teacher: none), scores have no reward: set rank.by: "
+            "reward_without_entropy (free), or name score.teacher"
+        ]
+    return []
+
+
+def _distill_conflicts(settings: PipelineSettings) -> list[str]:
+    """Check ``distill`` against the number of traces per question, the buckets and the ranked run."""
+    from rlt_data.steps.distill import refuse_conflicting_options
+
+    distill, rank, generate = settings.distill, settings.rank, settings.generate
+    if distill is None:
+        return []
+    conflicts = []
+    try:
+        refuse_conflicting_options(distill, "distill.max_tokens", "distill.tokenizer")
+    except SettingsError as error:
+        conflicts.append(str(error))
+    if rank is None:
+        if (generate or settings.score) and not _may_have(distill.input, "ranks"):
+            conflicts.append(f"distill: {distill.input} has no ranks, and this pipeline makes none: add a rank section")
+        return conflicts
+    if distill.input != rank.input:
+        if not _may_have(distill.input, "ranks"):
+            conflicts.append(
+                f"distill.in: {distill.input} has no ranks, because rank writes to {rank.input}: set distill.in: "
+                f"{rank.input}"
+            )
+        return conflicts
+    kind, _, text = distill.select.partition(":")
+    number = int(text or 0)
+    if kind == "bucket" and rank.buckets != "ranks":
+        if number > int(rank.buckets):
+            conflicts.append(
+                f"distill.select: {distill.select}, but rank.buckets makes only {rank.buckets} buckets: set "
+                f"distill.select: bucket:{rank.buckets} (free), or rank.buckets: {number} (free)"
+            )
+    elif generate and number > generate.n and not _may_have(distill.input, "traces"):
+        conflicts.append(
+            f"distill.select: {distill.select}, but generate.n makes only {generate.n} traces per question: set "
+            f"distill.select: {kind}:{generate.n} (free), or generate.n: {number} (more samples)"
+        )
+    return conflicts
+
+
+def _may_have(run: str, table: str) -> bool:
+    """Return whether a run has rows of a table from earlier; URLs are not read and may have them."""
+    return is_url(run) or (RunFolder.is_at(run) and bool(RunFolder(run).parts(table)))
+
+
+def _refuse_recorded_scores(score: ScoreSettings) -> None:
+    """Refuse settings that differ from those of scores in the run, apart from models and formats."""
+    if RunFolder.is_at(_score_run(score)):
+        run = RunFolder(_score_run(score))
+        run.refuse_other_settings("score", run.step("score").get("depends_on", {}) | score.depends_on())
+
+
+def _check_models(generate: GenerateSettings | None, score: ScoreSettings, distill: DistillSettings | None) -> None:
+    """Check that the models of later steps exist, and that their chat templates keep the format's text."""
+    from rlt_data.engines import find_checkpoint, open_tokenizer
+    from rlt_data.formats import Format, Views, load_format, own_format
+    from rlt_data.steps.provenance import recorded_format
+    from rlt_data.steps.score import refuse_other_explanations
+
+    def resolve_format(name: str, model: str, settings: ModelSettings) -> Format:
+        """Return the format that :func:`rlt_data.formats.choose_format` would choose, without its notices."""
+        if name != "auto":
+            return load_format(name)
+        checkpoint = find_checkpoint(model, tokenizer_only=True)
+        has_template = open_tokenizer(checkpoint, settings)[1].source != "plain"
+        return own_format(checkpoint.folder) or load_format("rlt" if has_template else "rlt-shots")
+
+    trace_format = None
+    if generate and score.input == generate.out:
+        trace_format = resolve_format(generate.format, generate.teacher, generate)
+    elif RunFolder.is_at(score.input):
+        trace_format = recorded_format(RunFolder(score.input), "generate")
+    if trace_format and score.format == "auto":
+        format = trace_format
+    else:
+        format = resolve_format(score.format, score.student, score)
+        if trace_format:
+            refuse_other_explanations(format, trace_format, partial(_key, "score"))
+    template = open_tokenizer(find_checkpoint(score.student, tokenizer_only=True), score)[1]
+    Views(format, template).check()
+    if score.teacher not in (None, "none"):
+        open_tokenizer(find_checkpoint(str(score.teacher), tokenizer_only=True), score)
+    if distill and distill.tokenizer:
+        template = open_tokenizer(find_checkpoint(distill.tokenizer, tokenizer_only=True), ModelSettings())[1]
+        Views(format.model_copy(update={"shots": ()}), template).check()
