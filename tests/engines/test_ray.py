@@ -132,13 +132,11 @@ def test_mistakes(cluster: Any, questions: Path, tmp_path: Path, rlt: Rlt, monke
         return output
 
     assert "ray: " in said("--engines", 2, code=2)
-    assert "goes with --engine transformers or vllm" in said(
-        "--ray", "auto", "--engine", "server", "--url", "http://localhost/v1", code=2
-    )
+    assert "--ray: " in said("--ray", "auto", "--engine", "server", "--url", "http://localhost/v1", code=2)
     assert "7 engines of one CPU do not fit into the cluster: 0 GPUs, 6 CPUs" in said(
         "--ray", cluster.address, "--engines", 7, code=2
     )
     assert "--ray 127.0.0.1:1: no cluster" in said("--ray", "127.0.0.1:1", code=8)
-    assert "takes auto, local, or the address" in said("--ray", "ray://10.0.0.1:10001", code=2)
+    assert "--ray: " in said("--ray", "ray://10.0.0.1:10001", code=2)
     monkeypatch.setattr("rlt_data.engines.ray.find_spec", lambda name: None)
     assert "pip install 'rlt-data[ray]'" in said("--ray", "auto", code=6)
