@@ -41,7 +41,7 @@ from rlt_data.recipes.nano.corpus import (
     warm_up_rows,
 )
 from rlt_data.recipes.nano.tokenizer import build_tokenizer
-from rlt_data.training.examples import IGNORED, tokenised
+from rlt_data.training.examples import IGNORED, tokenize_texts
 
 logger = logging.getLogger("rlt_data")
 
@@ -196,7 +196,7 @@ def make_base(out: Path, *, steps: int, batch_size: int, rate: float, seed: int)
     logger.info("%d parameters", sum(parameter.numel() for parameter in model.parameters()))
     train(
         model,
-        tokenised(base_texts(seed, views), tokenizer),
+        tokenize_texts(base_texts(seed, views), tokenizer),
         steps=steps,
         batch_size=batch_size,
         rate=rate,

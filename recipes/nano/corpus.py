@@ -23,7 +23,7 @@ from rlt_data.formats import Views
 from rlt_data.recipes.nano.tokenizer import LARGEST_VALUE
 from rlt_data.settings import CountdownSettings
 from rlt_data.tasks.countdown import Problem, problems, question_text
-from rlt_data.training.examples import Text
+from rlt_data.training.examples import TrainingText
 
 OPERATORS = "+-*"
 
@@ -198,7 +198,7 @@ def _steps_by_value(domain: Domain) -> dict[int, list[Step]]:
     return found
 
 
-def base_texts(seed: int, views: Views) -> Iterator[Text]:
+def base_texts(seed: int, views: Views) -> Iterator[TrainingText]:
     """Draw the base corpus, endlessly; of texts with a question only what follows the question is learned.
 
     Args:
@@ -210,14 +210,14 @@ def base_texts(seed: int, views: Views) -> Iterator[Text]:
     while True:
         [kind] = draw.choices(list(BASE_MIXTURE), list(BASE_MIXTURE.values()))
         if kind == "facts":
-            yield Text(start, f" {facts(draw, _FACTS)}{end}")
+            yield TrainingText(start, f" {facts(draw, _FACTS)}{end}")
             continue
         domain = LARGE if draw.random() < LARGE_SHARE else SMALL
         problem = draw.choice(train_problems(domain))
         question = question_text(draw.sample(problem.numbers, 3), problem.target)
         thought, solution = _base_thought(draw, kind, problem, domain)
         given = views.solver_prompt(question)
-        yield Text(given, views.student(question, solution, f" {thought} ").text[len(given) :])
+        yield TrainingText(given, views.student(question, solution, f" {thought} ").text[len(given) :])
 
 
 def _base_thought(draw: random.Random, kind: str, problem: Problem, domain: Domain) -> tuple[str, str]:
