@@ -11,7 +11,7 @@ from rlt_data import errors
 from rlt_data.cli.main import app
 from rlt_data.errors import RltDataError
 from rlt_data.formats.schema import BUILT_IN, Format
-from rlt_data.inputs.presets import _PRESETS
+from rlt_data.plugins import PRESETS
 from rlt_data.storage.schemas import SCHEMAS
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +34,7 @@ def test_every_key_of_a_format_and_every_preset_is_explained() -> None:
     text = (ROOT / "docs" / "formats.md").read_text()
     assert all(f"`{name}`" in text for name in [*Format.model_fields, *BUILT_IN])
     text = (ROOT / "docs" / "inputs.md").read_text()
-    assert all(f"`{name}`" in text for name in _PRESETS)
+    assert all(f"`{name}`" in text for name in PRESETS.built_in)
 
 
 @pytest.mark.parametrize("document", DOCS, ids=lambda path: path.relative_to(ROOT).as_posix())
