@@ -38,8 +38,8 @@ def test_a_token_that_crosses_the_boundary_is_outside() -> None:
 def test_uncovered_characters_are_those_in_no_token(text: str, ranges: list[tuple[int, int]]) -> None:
     start, end = 2, 2 + len(text)
     inside = [(begin, begin + length) for begin, length in ranges if begin + length <= end]
-    seen = set().union(*(range(*each) for each in inside))
-    expected = sum(not text[at - start].isspace() for at in range(start, end) if at not in seen)
+    covered = set().union(*(range(*span) for span in inside))
+    expected = sum(not text[at - start].isspace() for at in range(start, end) if at not in covered)
     assert uncovered("ab" + text + "cd", start, end, np.array(inside, np.int32).reshape(-1, 2)) == expected
 
 
@@ -49,16 +49,16 @@ def test_equal_tokenisations_pair_one_to_one() -> None:
 
 
 def test_pairs_are_the_shortest_runs_that_end_together() -> None:
-    ours = np.array([[0, 3], [3, 5], [5, 9]], np.int32)
-    theirs = np.array([[0, 1], [1, 3], [3, 6], [6, 9]], np.int32)
-    assert align(ours, theirs) == ([(0, 1), (1, 3)], [(0, 2), (2, 4)])
+    first = np.array([[0, 3], [3, 5], [5, 9]], np.int32)
+    second = np.array([[0, 1], [1, 3], [3, 6], [6, 9]], np.int32)
+    assert align(first, second) == ([(0, 1), (1, 3)], [(0, 2), (2, 4)])
 
 
 def test_tokens_without_a_counterpart_are_in_no_pair() -> None:
-    ours = np.array([[0, 2], [2, 3], [3, 4]], np.int32)
-    theirs = np.array([[2, 3]], np.int32)
-    assert align(ours, theirs) == ([(1, 2)], [(0, 1)])
-    assert align(ours, np.zeros((0, 2), np.int32)) == ([], [])
+    first = np.array([[0, 2], [2, 3], [3, 4]], np.int32)
+    second = np.array([[2, 3]], np.int32)
+    assert align(first, second) == ([(1, 2)], [(0, 1)])
+    assert align(first, np.zeros((0, 2), np.int32)) == ([], [])
 
 
 def test_tokens_of_one_character_stay_together() -> None:

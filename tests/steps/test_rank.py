@@ -103,8 +103,8 @@ def test_ranks_equal_a_plain_sort_for_any_order_of_rows(
     assert ranked(run).rows == len(rows)
     assert order(run) == [row["trace_id"] for row in sorted(rows, key=place)]
     for key in "abcd":
-        mine = [row["rank"] for row in ranks(run).values() if row["question_id"] == key]
-        assert sorted(mine) == list(range(1, len(mine) + 1))
+        of_question = [row["rank"] for row in ranks(run).values() if row["question_id"] == key]
+        assert sorted(of_question) == list(range(1, len(of_question) + 1))
 
 
 def test_scores_that_are_still_in_the_journal_are_ranked(tmp_path: Path) -> None:
@@ -146,9 +146,9 @@ def test_quantiles_are_equal_shares_of_all_traces(tmp_path: Path, rows: int, buc
         tmp_path / "run", [trace(f"q{i % 3}", i, float(i)) for i in sorted(range(rows), key=lambda i: i % 3)]
     )
     ranked(run, buckets=buckets)
-    found = [ranks(run)[f"q{i % 3}/{i}"]["bucket"] for i in range(rows)]
-    assert found == sorted(found, reverse=True) and found[-1] == 1 and max(found) <= buckets
-    sizes = Counter(found).values()
+    numbers = [ranks(run)[f"q{i % 3}/{i}"]["bucket"] for i in range(rows)]
+    assert numbers == sorted(numbers, reverse=True) and numbers[-1] == 1 and max(numbers) <= buckets
+    sizes = Counter(numbers).values()
     assert max(sizes) - min(sizes) <= 1 and len(sizes) == min(rows, buckets)
 
 
@@ -156,8 +156,8 @@ def test_equal_values_share_a_quantile(tmp_path: Path) -> None:
     values = [0.1] * 5 + [0.3] * 4 + [0.7]
     run = make_run(tmp_path / "run", [trace("q", i, value) for i, value in enumerate(values)])
     ranked(run, buckets=4)
-    found = [ranks(run)[f"q/{i}"]["bucket"] for i in range(10)]
-    assert found == [3] * 5 + [1] * 5  # the borders are 0.1, 0.2 and 0.3, and a value on a border is above it
+    numbers = [ranks(run)[f"q/{i}"]["bucket"] for i in range(10)]
+    assert numbers == [3] * 5 + [1] * 5  # the borders are 0.1, 0.2 and 0.3, and a value on a border is above it
 
 
 def test_traces_with_a_flaw_or_without_a_value_do_not_affect_quantiles(tmp_path: Path) -> None:

@@ -76,9 +76,9 @@ def test_a_failed_write_of_a_part_does_not_damage_the_table(run: RunFolder) -> N
             with failing(lambda _, target: "part-" in target), pytest.raises(DiskError):
                 run.write_part("traces", part, more[part])
         run.write_part("traces", 1, more[1])
-    found = RunFolder.existing(run.path)
-    assert found.parts("traces") == [0, 1]
-    assert found.read("traces", 0) == before and found.read("traces", 1) == more[1]
+    reopened = RunFolder.existing(run.path)
+    assert reopened.parts("traces") == [0, 1]
+    assert reopened.read("traces", 0) == before and reopened.read("traces", 1) == more[1]
 
 
 def test_a_reader_sees_a_replacement_that_stopped_between_a_table_and_its_manifest(run: RunFolder) -> None:

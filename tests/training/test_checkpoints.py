@@ -42,7 +42,7 @@ def train(rlt: Rlt, tiny: Tiny, rows: Path) -> Train:
 
     def train(out: str, code: int = 0, **changes: Any) -> str:
         flags = {"batch-size": 2, "micro-batch-size": 2, "epochs": 1, "learning-rate": 1e-3, "save-steps": 2} | changes
-        options = [each for name, value in flags.items() for each in (f"--{name.replace('_', '-')}", value)]
+        options = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", value)]
         fixed = "--model", tiny(), "--in", rows, "--device", "cpu", "--keep-checkpoints", 3, "--out", out
         return rlt("train-student", *fixed, *options, code=code).output
 
@@ -99,9 +99,9 @@ def test_a_damaged_checkpoint_is_left_for_the_one_before(
         for checkpoint in checkpoints(interrupted):
             (checkpoint / RECORD).unlink()
     DAMAGES[kind](interrupted / "checkpoint-4")
-    told = " ".join(train("cut").split())
-    assert "damaged checkpoint cut/checkpoint-4 (" in told
-    assert kind.split()[0].removesuffix(".pth") in told and "continuing from cut/checkpoint-2" in told
+    output = " ".join(train("cut").split())
+    assert "damaged checkpoint cut/checkpoint-4 (" in output
+    assert kind.split()[0].removesuffix(".pth") in output and "continuing from cut/checkpoint-2" in output
     assert same_model("cut", "straight")
 
 
@@ -115,11 +115,11 @@ def test_one_changed_bit_is_noticed(train: Train, interrupted: Path) -> None:
 def test_without_a_whole_checkpoint_a_training_is_refused_and_nothing_removed(train: Train, interrupted: Path) -> None:
     for checkpoint in checkpoints(interrupted):
         (checkpoint / "model.safetensors").write_bytes(b"")
-    told = " ".join(train("cut", code=5).split())
+    output = " ".join(train("cut", code=5).split())
     assert (
-        "error: cut: " in told
-        and "checkpoint-4: model.safetensors" in told
-        and "checkpoint-2: model.safetensors" in told
+        "error: cut: " in output
+        and "checkpoint-4: model.safetensors" in output
+        and "checkpoint-2: model.safetensors" in output
     )
     assert [path.name for path in checkpoints(interrupted)] == ["checkpoint-4", "checkpoint-2"]
 
@@ -155,8 +155,8 @@ def test_a_finished_training_whose_model_is_gone_makes_it_again(train: Train, ol
         del recorded["weights"]
         Path("out/training.json").write_text(json.dumps(recorded))
     Path("out/model.safetensors").unlink()
-    told = train("out")
-    assert ("no *.safetensors" if old else "model.safetensors is missing") in told and same_model("out", "straight")
+    output = train("out")
+    assert ("no *.safetensors" if old else "model.safetensors is missing") in output and same_model("out", "straight")
     assert json.loads(Path("out/training.json").read_text()) == json.loads(Path("straight/training.json").read_text())
     if not old:
         flipped(Path("out/model.safetensors"))
@@ -164,13 +164,13 @@ def test_a_finished_training_whose_model_is_gone_makes_it_again(train: Train, ol
     Path("out/model.safetensors").unlink()
     for checkpoint in checkpoints(Path("out")):
         shutil.rmtree(checkpoint)
-    told = " ".join(train("out", code=5).split())
-    assert "error: out: " in told and "model.safetensors is missing" in told
+    output = " ".join(train("out", code=5).split())
+    assert "error: out: " in output and "model.safetensors is missing" in output
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"depends_on": 3}', '{"depends_on": {}, "weights": []}', "\x00"])
 def test_a_damaged_record_of_the_training_is_one_line(train: Train, content: str) -> None:
     Path("out").mkdir()
     Path("out/training.json").write_text(content)
-    told = train("out", code=5)
-    assert "training.json" in told and "choose another --out" in " ".join(told.split())
+    output = train("out", code=5)
+    assert "training.json" in output and "choose another --out" in " ".join(output.split())

@@ -60,7 +60,7 @@ def alike(one: str, other: str) -> None:
 @pytest.mark.slow
 def test_two_launched_processes_train_a_student(rlt: Rlt, tiny: Tiny, tmp_path: Path) -> None:
     turns = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"It is {n}."}] for n in range(16)]
-    rows = write_jsonl(tmp_path / "rows.jsonl", [{"messages": each} for each in turns])
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"messages": messages} for messages in turns])
     options: list[Any] = ["train-student", "--model", tiny(), "--in", rows, "--device", "cpu", "--batch-size", 4]
     options += ["--epochs", 1, "--micro-batch-size", 2, "--learning-rate", 1e-3]
     shipped = yaml.safe_load((SHIPPED / "fsdp2.yaml").read_text())

@@ -41,7 +41,7 @@ def half(tiny: Tiny, tmp_path: Path) -> Path:
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
     turns = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"It is {n}."}] for n in range(8)]
-    return write_jsonl(tmp_path / "rows.jsonl", [{"messages": each} for each in turns])
+    return write_jsonl(tmp_path / "rows.jsonl", [{"messages": messages} for messages in turns])
 
 
 def student(model: Path, rows: Path, out: str = "out", **changes: Any) -> TrainStudentSettings:
@@ -50,7 +50,7 @@ def student(model: Path, rows: Path, out: str = "out", **changes: Any) -> TrainS
 
 
 def dtypes(folder: Path | str) -> set[torch.dtype]:
-    return {each.dtype for each in load_file(Path(folder, "model.safetensors")).values()}
+    return {messages.dtype for messages in load_file(Path(folder, "model.safetensors")).values()}
 
 
 def test_a_model_is_saved_in_the_type_it_began_in(tiny: Tiny, half: Path, rows: Path) -> None:
