@@ -35,8 +35,8 @@ from rlt_data.recipes.nano.corpus import (
     SMALL,
     Domain,
     base_texts,
+    draw_attempts,
     facts,
-    some_attempts,
     train_problems,
     warm_up_rows,
 )
@@ -159,7 +159,7 @@ def skills(model: Any, tokenizer: Any, views: Views, domain: Domain, count: int 
     texts = [f"{tokenizer.bos_token} {facts(draw, 12, [domain])}" for _ in range(count)]
     for _ in range(count):
         problem = draw.choice(train_problems(domain))
-        tried = some_attempts(draw, problem, draw.randint(1, MOST_ATTEMPTS), hit=draw.random() < 0.5)
+        tried = draw_attempts(draw, problem, draw.randint(1, MOST_ATTEMPTS), hit=draw.random() < 0.5)
         thought = " ".join(each.text(problem.target) for each in tried)
         texts.append(views.student(problem.question, tried[-1].expression, f" {thought} ").text)
     for number, text in enumerate(texts):

@@ -23,9 +23,9 @@ from rlt_data.recipes.nano.corpus import (
     attempts,
     base_texts,
     countdown_settings,
+    draw_attempts,
     families,
-    solving,
-    some_attempts,
+    solution_attempt,
     warm_up_rows,
 )
 from rlt_data.recipes.nano.tokenizer import LARGEST_VALUE, build_tokenizer
@@ -173,7 +173,7 @@ def test_the_base_computes_rightly_and_answers_its_last_attempt(views: Views) ->
 @pytest.mark.parametrize("domain", [SMALL, LARGE])
 def test_attempts_are_written_as_the_product_writes_them(domain: Domain) -> None:
     for problem in islice(problems(countdown_settings(domain, "train", 300, seed=7)), 300):
-        solution = solving(problem)
+        solution = solution_attempt(problem)
         assert solution.expression == problem.expression and solution.second.value == problem.target
         assert in_order((solution.first.left, solution.first.operator, solution.first.right), problem.expression)
         numbers = tuple(sorted(problem.numbers))
@@ -182,17 +182,17 @@ def test_attempts_are_written_as_the_product_writes_them(domain: Domain) -> None
 
 
 def test_a_sum_is_computed_from_left_to_right() -> None:
-    solution = solving(Problem((3, 4, 5), 12, "3 + 4 + 5"))
+    solution = solution_attempt(Problem((3, 4, 5), 12, "3 + 4 + 5"))
     assert solution.text(12) == "3 + 4 = 7 7 + 5 = 12 yes"
-    assert solving(Problem((3, 4, 5), 6, "5 + 4 - 3")).text(6) == "5 + 4 = 9 9 - 3 = 6 yes"
-    assert solving(Problem((3, 4, 5), 4, "5 - (4 - 3)")).text(4) == "4 - 3 = 1 5 - 1 = 4 yes"
+    assert solution_attempt(Problem((3, 4, 5), 6, "5 + 4 - 3")).text(6) == "5 + 4 = 9 9 - 3 = 6 yes"
+    assert solution_attempt(Problem((3, 4, 5), 4, "5 - (4 - 3)")).text(4) == "4 - 3 = 1 5 - 1 = 4 yes"
 
 
 def test_no_two_attempts_of_a_trace_are_alike() -> None:
     draw = random.Random(0)
     problem = Problem((3, 4, 5), 12, "3 + 4 + 5")
     for count in (1, 4, 100):
-        drawn = some_attempts(draw, problem, count, hit=True)
+        drawn = draw_attempts(draw, problem, count, hit=True)
         assert len({attempt.key for attempt in drawn}) == len(drawn)
         assert sum(attempt.second.value == 12 for attempt in drawn) == 1
     assert len(families((3, 4, 5))) == len({attempt.key for attempt in attempts((3, 4, 5))})
@@ -218,7 +218,7 @@ def test_explanations_of_the_warm_up_are_what_their_style_says() -> None:
         if row["style"] in ("search", "terse"):
             computed = [(int(a), op, int(b), int(value)) for a, op, b, value in steps]
             assert distinct(computed) and in_order(computed[-2][:3], row["solution"])
-            solution = solving(Problem(problem.numbers, problem.target, row["solution"]))
+            solution = solution_attempt(Problem(problem.numbers, problem.target, row["solution"]))
             assert row["explanation"].endswith(solution.text(problem.target))
         if row["style"] == "only-wrong":
             assert set(verdicts) == {"no"}
