@@ -46,7 +46,7 @@ def show(settings: ShowSettings) -> None:
     from rlt_data.storage.run import RunFolder
 
     run = RunFolder.existing(settings.input)
-    if settings.best or settings.worst or settings.where:
+    if settings.best or settings.worst or settings.where is not None:
         selection = select(
             run,
             settings.key,

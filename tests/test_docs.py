@@ -43,15 +43,17 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert (document.parent / target).exists(), target
 
 
-def test_the_readme_lists_every_command_and_exit_code() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_every_command_and_exit_code_is_explained() -> None:
+    commands = section("README.md", "Commands")
     for command in app.registered_commands:
-        assert command.callback is not None and f"`{command.name or command.callback.__name__}`" in text
-    assert all(f"`{group.name} " in text for group in app.registered_groups)
+        assert command.callback is not None
+        assert re.search(rf"`{command.name or command.callback.__name__}[ `]", commands)
+    assert all(f"`{group.name} " in commands for group in app.registered_groups)
+    codes_table = section("docs/troubleshooting.md", "Exit codes")
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RltDataError)]
     codes = {kind.exit_code for kind in kinds if kind is not RltDataError}
     for code in {0, errors.SOME_ROWS_FAILED, errors.INTERRUPTED, *codes}:
-        assert re.search(rf"^\| {code} \|", text, re.M), code
+        assert re.search(rf"^\| {code} \|", codes_table, re.M), code
 
 
 def test_the_layout_in_the_design_is_complete() -> None:

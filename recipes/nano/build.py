@@ -35,13 +35,13 @@ from rlt_data.recipes.nano.corpus import (
     SMALL,
     Domain,
     base_texts,
+    draw_attempts,
     facts,
-    some_attempts,
     train_problems,
     warm_up_rows,
 )
 from rlt_data.recipes.nano.tokenizer import build_tokenizer
-from rlt_data.training.examples import IGNORED, tokenised
+from rlt_data.training.examples import IGNORED, tokenize_texts
 
 logger = logging.getLogger("rlt_data")
 
@@ -159,7 +159,7 @@ def skills(model: Any, tokenizer: Any, views: Views, domain: Domain, count: int 
     texts = [f"{tokenizer.bos_token} {facts(draw, 12, [domain])}" for _ in range(count)]
     for _ in range(count):
         problem = draw.choice(train_problems(domain))
-        tried = some_attempts(draw, problem, draw.randint(1, MOST_ATTEMPTS), hit=draw.random() < 0.5)
+        tried = draw_attempts(draw, problem, draw.randint(1, MOST_ATTEMPTS), hit=draw.random() < 0.5)
         thought = " ".join(each.text(problem.target) for each in tried)
         texts.append(views.student(problem.question, tried[-1].expression, f" {thought} ").text)
     for number, text in enumerate(texts):
@@ -196,7 +196,7 @@ def make_base(out: Path, *, steps: int, batch_size: int, rate: float, seed: int)
     logger.info("%d parameters", sum(parameter.numel() for parameter in model.parameters()))
     train(
         model,
-        tokenised(base_texts(seed, views), tokenizer),
+        tokenize_texts(base_texts(seed, views), tokenizer),
         steps=steps,
         batch_size=batch_size,
         rate=rate,

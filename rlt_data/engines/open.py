@@ -1,4 +1,4 @@
-"""Opening a model: everything that can be known and refused before its weights are loaded, and then the engine."""
+"""Open a model: check everything that needs no weights, then load the engine."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ from rlt_data.settings import ModelSettings
 
 @dataclass
 class Model:
-    """A model that has been found and examined; :meth:`load` loads its weights.
+    """A model whose files have been checked; :meth:`load` loads its weights.
 
-    Steps ask the model, not its engine, for samples and log-probs, so that every result is checked.
+    Steps call the model and not its engine, so that every result is checked.
 
     Attributes:
-        checkpoint: where its files are.
-        settings: how it is run.
-        tokenizer: its tokenizer.
-        template: its chat template.
-        identity: which model it is.
-        scoring: what the engine is for: log-probs of texts, or samples.
-        served_temperature: temperature of the log-probs of texts, if servers run the model.
+        checkpoint: the model's files.
+        settings: settings of the engine.
+        tokenizer: the model's tokenizer.
+        template: the model's chat template.
+        identity: identifies the model by its content.
+        scoring: the engine scores texts; otherwise it samples.
+        served_temperature: temperature of the servers' log-probs of texts, for ``--engine server``.
     """
 
     checkpoint: Checkpoint
@@ -69,7 +69,7 @@ class Model:
 
     @cached_property
     def engine(self) -> Engine:
-        """The engine that runs the model; without a :meth:`load` before, it is loaded now."""
+        """The engine that runs the model, loaded at the first use."""
         return self._open_engine(None, 1.0)
 
     def _open_engine(self, logs: Path | None, memory_share: float) -> Engine:
@@ -95,17 +95,19 @@ class Model:
 
     @property
     def context_length(self) -> int:
-        """The most tokens of a text, as the checkpoint's configuration and the settings have it."""
-        longest = longest_text(load_config(self.checkpoint, self.settings))
-        return min(longest, self.settings.max_model_len or longest)
+        """Maximum number of tokens of a text, by the checkpoint's configuration and ``--max-model-len``."""
+        model_context = longest_text(load_config(self.checkpoint, self.settings))
+        return min(model_context, self.settings.max_model_len or model_context)
 
     def load(self, logs: Path | None = None, *, memory_share: float = 1.0) -> None:
-        """Load the weights, unless they are loaded, so that an unusable model is refused before anything is written.
+        """Load the engine, unless it is loaded already.
+
+        Steps call this before they write anything, so that an unusable model leaves no files behind.
 
         Args:
-            logs: folder for what the engine's processes write.
-            memory_share: part of the GPU memory (on a cluster: of the GPUs) that the settings allow, where other
-                models need the rest.
+            logs: folder for the logs of engine processes.
+            memory_share: fraction of the allowed GPU memory (on a cluster, of the GPUs) for this model; a second model
+                gets the remainder.
 
         Raises:
             ModelError: the engine cannot run the model.
@@ -115,11 +117,11 @@ class Model:
                 self.engine = self._open_engine(logs, memory_share)
 
     def generate(self, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling) -> Iterator[Sample | Failure]:
-        """Sample completions by :meth:`rlt_data.engines.Engine.generate`; results that cannot be true are failures."""
+        """Sample completions; see :meth:`rlt_data.engines.Engine.generate`. Impossible results become failures."""
         return checked_samples(self.engine, blocks, sampling, self._vocabulary)
 
     def logprobs(self, blocks: Iterable[SequenceBlock], temperature: float) -> Iterator[SequenceLogprobs | Failure]:
-        """Score texts by :meth:`rlt_data.engines.Engine.logprobs`; results that cannot be true are failures."""
+        """Score texts; see :meth:`rlt_data.engines.Engine.logprobs`. Impossible results become failures."""
         return checked_logprobs(self.engine, blocks, temperature, self._vocabulary)
 
     def full_kl(
@@ -129,7 +131,7 @@ class Model:
         other_group: Sequence[SequenceRequest],
         temperature: float,
     ) -> Iterator[SequenceLogprobs | Failure]:
-        """Return KL(this model || other) at the wanted tokens; see :class:`~rlt_data.engines.protocol.FullKL`.
+        """Yield KL(this model || other) at the scored tokens; see :class:`~rlt_data.engines.protocol.FullKL`.
 
         Raises:
             ModelError: the engines cannot compare distributions.
@@ -141,7 +143,7 @@ class Model:
         return vocabulary_size(load_config(self.checkpoint, self.settings))
 
     def close(self) -> None:
-        """Give back what the engine holds, if there is one."""
+        """Close the engine, if it is loaded."""
         if engine := self.__dict__.pop("engine", None):
             engine.close()
 
@@ -175,17 +177,17 @@ def open_server(model: Model, _logs: Path | None, _memory_share: float) -> Engin
 
 
 def open_model(name: str, settings: ModelSettings, *, scoring: bool = False, served_temperature: float = 1.0) -> Model:
-    """Find a model, load its tokenizer and take its fingerprint.
+    """Find a model, load its tokenizer and compute its fingerprint.
 
     Args:
         name: Hub id, folder, GGUF file or packaged name.
-        settings: how it is run.
-        scoring: whether it is to score texts.
-        served_temperature: temperature of the log-probs of texts, if servers run the model.
+        settings: settings of the engine.
+        scoring: score texts; otherwise sample.
+        served_temperature: temperature of the servers' log-probs of texts, for ``--engine server``.
 
     Raises:
-        ModelError: there is no such model, or its tokenizer cannot be used.
-        SettingsError: the device or the chat template is not there.
+        ModelError: the model does not exist, or its tokenizer cannot be used.
+        SettingsError: the device or the chat template does not exist.
     """
     ENGINES.load(settings.engine)  # fails here, before anything is loaded
     served = settings.engine == "server"
@@ -205,16 +207,16 @@ def open_model(name: str, settings: ModelSettings, *, scoring: bool = False, ser
 
 
 def open_same_engine(name: str, settings: ModelSettings, *, scoring: bool, fingerprint: str) -> Engine:
-    """Open and load a model on another machine, and make sure that it is the same one; can be pickled.
+    """Open and load a model on another machine, and check its fingerprint; picklable.
 
     Args:
-        name: as for :func:`open_model`.
-        settings: how it is run.
-        scoring: whether it is to score texts.
-        fingerprint: of the model that it has to be.
+        name: the model's name, as for :func:`open_model`.
+        settings: settings of the engine.
+        scoring: score texts; otherwise sample.
+        fingerprint: the required fingerprint.
 
     Raises:
-        ModelError: this machine has none, or another one, or cannot run it.
+        ModelError: this machine lacks the model, has another one under the name, or cannot run it.
     """
     model = open_model(name, settings, scoring=scoring)
     if model.identity.fingerprint != fingerprint:
@@ -224,10 +226,10 @@ def open_same_engine(name: str, settings: ModelSettings, *, scoring: bool, finge
 
 
 def _served_fingerprint(checkpoint: Checkpoint, settings: ModelSettings) -> str:
-    """Return what stands for the weights of a model that a server runs, whose bytes nobody here sees.
+    """Return a fingerprint for the weights of a served model, which cannot be read from the server.
 
-    A folder's weights are taken to be the served ones; of a model from the Hub they may be there or not, so its name
-    and commit count. A name given to the served model counts too: it may be an adapter's.
+    For a folder with weights it is the hash of these. Weights from the Hub may be missing on this machine, so name and
+    commit count instead. ``--served-model`` counts too, because it may name an adapter.
     """
     if checkpoint.revision is None and has_weights(checkpoint):
         weights = weights_fingerprint(checkpoint)

@@ -364,7 +364,7 @@ class DistillSettings(Settings):
     tokenizer: Annotated[str | None, nano("student")] = field(
         None,
         None,
-        "Student checkpoint whose tokenizer and chat template --max-tokens uses.",
+        "Student checkpoint, to check its chat template and to count the tokens of --max-tokens.",
         affects="rows",
         by_content=True,
     )
@@ -386,13 +386,9 @@ class DistillSettings(Settings):
         raise ValueError("must be best, rank:K, bucket:K, top:K, random or all, with K from 1")
 
     @model_validator(mode="after")
-    def _every_flag_is_read(self) -> DistillSettings:
+    def _tokens_can_be_counted(self) -> DistillSettings:
         if self.max_tokens and not self.tokenizer:
             raise ValueError("max_tokens: requires --tokenizer, the student's checkpoint, to count tokens with")
-        if self.tokenizer and not self.max_tokens:
-            raise ValueError("tokenizer: has no effect without --max-tokens")
-        if self.seed and self.limit is None and self.select != "random":
-            raise ValueError("seed: has no effect without --limit or --select random")
         return self
 
 

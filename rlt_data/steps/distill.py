@@ -124,7 +124,7 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
             summary.seconds = time.monotonic() - began
             _describe(folder, run, settings, format, summary, digest)
             if run.digest("ranks", again=True) != ranks:
-                raise RunFolderError(f"{run.path}: the ranks changed during the run; run rlt-data distill again")
+                raise RunFolderError(f"{run.path}: the ranks changed in the meantime; run rlt-data distill again")
     return summary
 
 
