@@ -26,18 +26,18 @@ BASE, RLT, RAW, EDITED = "base", "student of an RLT", "student of an RL solver, 
 
 def run(experiment: Experiment) -> None:
     """Train solvers from four starting models; evaluate each before and after RL."""
-    solvers = experiment.each(
+    solvers = experiment.run_all(
         _solver, [(BASE, experiment.config["student"]["model"], seed) for seed in experiment.seeds]
     )
-    rlt_students = experiment.each(_train_on_teacher, [(seed,) for seed in experiment.seeds])
-    answers = experiment.each(
+    rlt_students = experiment.run_all(_train_on_teacher, [(seed,) for seed in experiment.seeds])
+    answers = experiment.run_all(
         _answers, [(solver["out"], seed) for solver, seed in zip(solvers, experiment.seeds, strict=True)]
     )
     calls = [
         (run, seed, edited) for run, seed in zip(answers, experiment.seeds, strict=True) for edited in (False, True)
     ]
-    solver_students = experiment.each(_train_on_solver, calls)
-    base = experiment.each(evaluate_base, [(seed,) for seed in experiment.seeds])
+    solver_students = experiment.run_all(_train_on_solver, calls)
+    base = experiment.run_all(evaluate_base, [(seed,) for seed in experiment.seeds])
     before: dict[str, list[dict[str, Any]]] = {
         BASE: base,
         RLT: rlt_students,
@@ -49,7 +49,7 @@ def run(experiment: Experiment) -> None:
         for arm in (RLT, RAW, EDITED)
         for index, seed in enumerate(experiment.seeds)
     ]
-    results = experiment.each(_solver, starts)
+    results = experiment.run_all(_solver, starts)
     if experiment.dry_run:
         return
     after = {BASE: solvers}

@@ -22,10 +22,10 @@ ARMS = {
 def run(experiment: Experiment) -> None:
     """Evaluate six models in a domain in which no teacher was trained, and in the teacher's own."""
     before = _teacher_before_rl(experiment)
-    after = experiment.each(_teacher_after_rl, [(before, seed) for seed in experiment.seeds])
+    after = experiment.run_all(_teacher_after_rl, [(before, seed) for seed in experiment.seeds])
     teachers = [{"before": before, "after": teacher} for teacher in after]
     calls = [(arm, seed, pair) for arm in ARMS for seed, pair in zip(experiment.seeds, teachers, strict=True)]
-    results = experiment.each(_arm, calls)
+    results = experiment.run_all(_arm, calls)
     if experiment.dry_run:
         return
     results_by_arm: dict[str, list[dict[str, float]]] = {}

@@ -12,15 +12,15 @@ def run(experiment: Experiment) -> None:
     """Sample traces, make a data set of each rank, train a student on each, and correlate rank and accuracy."""
     ranks = {float(weight): list(selected) for weight, selected in experiment.config["lambdas"].items()}
     lambdas = list(ranks)
-    runs = experiment.each(_traces, [(seed, lambdas) for seed in experiment.seeds])
+    runs = experiment.run_all(_traces, [(seed, lambdas) for seed in experiment.seeds])
     calls = [
         (runs[index][number], seed, weight, rank)
         for number, weight in enumerate(lambdas)
         for index, seed in enumerate(experiment.seeds)
         for rank in ranks[weight]
     ]
-    results = experiment.each(_student, calls)
-    base = experiment.each(evaluate_base, [(seed,) for seed in experiment.seeds])
+    results = experiment.run_all(_student, calls)
+    base = experiment.run_all(evaluate_base, [(seed,) for seed in experiment.seeds])
     if experiment.dry_run:
         return
     students = dict(zip([(weight, seed, rank) for _, seed, weight, rank in calls], results, strict=True))

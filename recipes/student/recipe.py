@@ -20,13 +20,13 @@ def run(experiment: Experiment) -> None:
     """Train students on all traces and on a subset of each source, and compare them with the base."""
     sources = list(experiment.config["sources"])
     pairs = [(source, seed) for source in sources for seed in experiment.seeds]
-    traces = dict(zip(pairs, experiment.each(_traces, pairs), strict=True))
+    traces = dict(zip(pairs, experiment.run_all(_traces, pairs), strict=True))
     sizes = {"all": None, "subset": int(experiment.config["subset"])}
     calls = [
         (source, traces[source, seed], size, limit, seed) for source, seed in traces for size, limit in sizes.items()
     ]
-    results = experiment.each(_student, calls)
-    base = experiment.each(evaluate_base, [(seed,) for seed in experiment.seeds])
+    results = experiment.run_all(_student, calls)
+    base = experiment.run_all(evaluate_base, [(seed,) for seed in experiment.seeds])
     if experiment.dry_run:
         return
     results_by_arm: dict[tuple[str, str], list[dict[str, Any]]] = {}

@@ -17,7 +17,7 @@ ARMS = {
 def run(experiment: Experiment) -> None:
     """Train a teacher in rounds with three kinds of scoring student, and train new students on its traces."""
     calls = [(arm, seed) for arm in ARMS for seed in experiment.seeds]
-    results = experiment.each(_arm, calls)
+    results = experiment.run_all(_arm, calls)
     if experiment.dry_run:
         return
     rounds = int(experiment.config["rounds"])

@@ -15,7 +15,7 @@ def run(experiment: Experiment) -> None:
     """Train a teacher with and without the KL term; train students on one trace per question of each teacher."""
     warm = _teacher_before_rl(experiment)
     lambdas = [float(weight) for weight in experiment.config["lambdas"]]
-    trained = experiment.each(_teacher, [(warm, seed, weight) for weight in lambdas for seed in experiment.seeds])
+    trained = experiment.run_all(_teacher, [(warm, seed, weight) for weight in lambdas for seed in experiment.seeds])
     arms: dict[str, list[str]] = {"before RL": [warm] * len(experiment.seeds)}
     for number, weight in enumerate(lambdas):
         first = number * len(experiment.seeds)
@@ -23,8 +23,8 @@ def run(experiment: Experiment) -> None:
     calls = [
         (arm, model, seed) for arm, models in arms.items() for seed, model in zip(experiment.seeds, models, strict=True)
     ]
-    results = experiment.each(_student, calls)
-    base = experiment.each(evaluate_base, [(seed,) for seed in experiment.seeds])
+    results = experiment.run_all(_student, calls)
+    base = experiment.run_all(evaluate_base, [(seed,) for seed in experiment.seeds])
     if experiment.dry_run:
         return
     results_by_arm: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
