@@ -11,7 +11,7 @@ SETUP   = @PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' sh scripts/setup.sh
 # Versions to install; CONSTRAINTS=/dev/null takes the newest that pyproject.toml allows.
 CONSTRAINTS ?= constraints/dev.txt
 
-.PHONY: setup demo demo-gemma recipe test test-core test-vllm test-browser lint bench torture package clean
+.PHONY: setup demo demo-gemma recipe test test-all test-core test-vllm test-browser lint bench torture package clean
 
 setup: $(STAMP)
 
@@ -26,10 +26,20 @@ demo: $(STAMP)
 demo-gemma: $(STAMP)
 	PATH=$(abspath $(BIN)):$$PATH sh recipes/demo/gemma.sh
 
-# WORKERS test files run at the same time, each in single-threaded processes.
+# All behaviour in minutes, independent of the machine's speed, with WORKERS single-threaded processes.
 WORKERS ?= 2
+# The tests of the browser and of vLLM need environments of their own: make test-browser, make test-vllm.
+PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --ignore tests/browser --ignore tests/vllm
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+# Everything: also what is marked slow (kills, faults, throughput, long trainings, more examples of every property), the
+# pages in a browser, the core without extras, and real vLLM.
+test-all: $(STAMP)
+	RLT_DATA_EXAMPLES=4 $(PYTEST) $(PYTEST_ARGS)
+	$(MAKE) test-browser
+	$(MAKE) test-core
+	$(MAKE) test-vllm
 
 # The core without extras, installed as users install it.
 CORE_VENV ?= .venv-core

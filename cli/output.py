@@ -1,4 +1,4 @@
-"""What commands print on stdout."""
+"""Print the results of commands on stdout."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
 
 
 class _Console(Console):
-    """A console that leaves a broken pipe to the command, which ends as if all had been read."""
+    """A console that leaves the handling of a broken pipe to the command."""
 
     def on_broken_pipe(self) -> None:
         """Raise the error again; called while it is handled."""
         raise
 
 
-#: Of several processes that train together, the first one speaks.
+#: Only the main process of a distributed training prints.
 _console = _Console(highlight=False, soft_wrap=True, emoji=False, quiet=not is_main_process())
 
-#: Columns of a trace that ``show`` prints above its text.
+#: Score columns that ``show`` prints above a trace's text.
 _SHOWN_TERMS = ("reward", "r_ss", "r_kl", "solution_logprob_mean", "kl_mean", "penalty", "thought_tokens")
 
 
 def print_summary(step: Step, settings: Settings, summary: Any) -> int:
-    """Print what a step did, by the function that its entry in the registry names, and return the exit code."""
+    """Print a step's summary with the function named in the registry, and return the exit code."""
     return globals()[step.output](settings, summary) or 0
 
 
@@ -84,25 +84,25 @@ def _failures(summary: StepSummary | Evaluation) -> int:
     if summary.failure:
         _console.print(_plain(f"most frequent reason ({summary.failure_rows} of {summary.failed}): {summary.failure}"))
     errors = _plain(summary.run / "errors.jsonl")
-    _console.print(f"all reasons are in {errors}; --retry-errors runs those rows again")
+    _console.print(f"all reasons are in {errors}; --retry-errors retries those rows")
     return SOME_ROWS_FAILED
 
 
 def print_merge(_: Settings, summary: MergeSummary) -> None:
-    """Print what was merged."""
+    """Print the counts of a merge."""
     rows = ", ".join(f"{count} {table}" for table, count in summary.rows.items() if count)
-    _console.print(f"{rows or 'nothing'} of {summary.runs} runs merged in {_plain(summary.run)}")
+    _console.print(f"{rows or 'nothing'} from {summary.runs} runs merged into {_plain(summary.run)}")
     repeated = ", ".join(f"{count} {table}" for table, count in summary.repeated.items() if count)
     if repeated:
-        _console.print(f"  {repeated} that several runs have were taken once")
+        _console.print(f"  duplicates kept once: {repeated}")
     if summary.failed:
-        _console.print(f"  {summary.failed} rows failed in these runs; they are in errors.jsonl")
+        _console.print(f"  {summary.failed} rows failed in these runs; errors.jsonl lists them")
     if summary.rows["scores"]:
-        _console.print("  rankings are not merged; rank again")
+        _console.print("  rankings are not merged; run rlt-data rank")
 
 
 def print_ranks(_: Settings, summary: RankSummary) -> None:
-    """Print the table of buckets."""
+    """Print the buckets of a ranking."""
     _console.print(f"{summary.rows} traces of {summary.questions} questions ranked in {_plain(summary.run)}")
     _print_frame(summary.table)
     _note_missing_traces(summary.missing_traces)
@@ -118,7 +118,7 @@ def _note_missing_traces(count: int) -> None:
 
 
 def print_dataset(_: Settings, summary: DistillSummary) -> None:
-    """Print what was distilled."""
+    """Print the counts of a distilled data set."""
     _console.print(
         f"{summary.rows} rows from {summary.questions} questions in {_plain(summary.out)} "
         f"(mean explanation: {summary.mean_thought_tokens:.0f} tokens)"
@@ -126,9 +126,9 @@ def print_dataset(_: Settings, summary: DistillSummary) -> None:
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary.without_row_reasons.items())
     notes = {
         f"questions without a row ({reasons})": summary.without_row,
-        "chosen traces left out because they are not well-formed": summary.malformed,
-        "traces that were too long": summary.too_long,
-        "questions whose first choice was too long and another was taken": summary.fallbacks,
+        "selected traces dropped because they are not well-formed": summary.malformed,
+        "traces dropped because they are too long": summary.too_long,
+        "questions whose best trace was too long and was replaced by another": summary.fallbacks,
     }
     for note, count in notes.items():
         if count:
@@ -137,11 +137,11 @@ def print_dataset(_: Settings, summary: DistillSummary) -> None:
 
 
 def print_push(settings: PushSettings, summary: PushSummary) -> None:
-    """Print what was published, or what would be."""
+    """Print what was uploaded, or for a dry run what would be."""
     for branch in (summary, *summary.stages):
         _print_dry_push(branch) if settings.dry_run else _print_pushed(branch)
     if not settings.dry_run:
-        _console.print(f"read back and equal, in {summary.seconds:.1f} s")
+        _console.print(f"upload verified, in {summary.seconds:.1f} s")
 
 
 def _print_dry_push(summary: PushSummary) -> None:
@@ -160,42 +160,43 @@ def _print_pushed(summary: PushSummary) -> None:
     where = _plain(f"{summary.repo_id} ({summary.pull_request or summary.revision})")
     rows = "; rows: " + ", ".join(f"{name} {count:,}" for name, count in summary.rows.items()) if summary.rows else ""
     if summary.commit is None:
-        _console.print(f"{where} has all of it already, at {summary.head}{rows}")
+        _console.print(f"{where} is up to date at commit {summary.head}{rows}")
         return
     sent = sum(sizes[path] for path in (*plan.new, *plan.changed))
     _console.print(
         f"{where} at commit {summary.commit}: {len(plan.new)} new files, {len(plan.changed)} changed, "
-        f"{len(plan.gone)} deleted, {len(plan.same)} the same ({sent:,} bytes){rows}"
+        f"{len(plan.gone)} deleted, {len(plan.same)} unchanged ({sent:,} bytes uploaded){rows}"
     )
 
 
-def print_evaluation(_: Settings, found: Evaluation) -> int:
-    """Print how a model did on a benchmark, and return the exit code."""
-    chances = ", ".join(f"pass@{k} {share:.1%}" for k, share in found.pass_at.items())
+def print_evaluation(_: Settings, result: Evaluation) -> int:
+    """Print the accuracy of a model on a benchmark, and return the exit code."""
+    pass_at = ", ".join(f"pass@{k} {share:.1%}" for k, share in result.pass_at.items())
     lines = [
-        f"{found.model} on {found.benchmark}: {found.answers} answers to {found.questions} questions in {found.run}",
-        f"accuracy {found.accuracy:.1%} (95 % interval {found.low:.1%} to {found.high:.1%})",
-        f"{chances}; majority vote {found.majority:.1%}",
-        f"in the student's format {found.formatted:.1%}, truncated {found.truncated:.1%}, "
-        f"{found.mean_tokens:,.0f} tokens on average",
+        f"{result.model} on {result.benchmark}: {result.answers} answers to {result.questions} questions "
+        f"in {result.run}",
+        f"accuracy {result.accuracy:.1%} (95 % interval {result.low:.1%} to {result.high:.1%})",
+        f"{pass_at}; majority vote {result.majority:.1%}",
+        f"in the student's format {result.formatted:.1%}, truncated {result.truncated:.1%}, "
+        f"{result.mean_tokens:,.0f} tokens on average",
     ]
-    if found.ungraded:
-        lines.append(f"{found.ungraded} answers that the grader could not stand count as wrong")
-    if found.failed:
-        lines.append(f"{found.failed} failed and count nowhere")
+    if result.ungraded:
+        lines.append(f"{result.ungraded} answers on which the grader crashed or timed out count as wrong")
+    if result.failed:
+        lines.append(f"{result.failed} answers failed and are not counted")
     for line in lines:
         _console.print(_plain(line))
-    return _failures(found)
+    return _failures(result)
 
 
 def print_training(settings: FineTuneSettings, summary: TrainingSummary) -> None:
-    """Print what a training takes, and what came of it."""
+    """Print the plan and the result of supervised training."""
     plan = summary.plan
     if settings.dry_run:
         _print_settings(settings)
     _console.print(
-        f"{plan.rows:,} rows ({plan.left_out:,} left out as too long), {plan.tokens:,} tokens an epoch, "
-        f"{plan.learned_tokens:,} of them learned, {plan.longest:,} in the longest row"
+        f"{plan.rows:,} rows ({plan.left_out:,} left out as too long), {plan.tokens:,} tokens per epoch, "
+        f"{plan.learned_tokens:,} of them in the loss, {plan.longest:,} tokens in the longest row"
     )
     _console.print(
         f"{plan.steps:,} steps on {plan.processes} processes, {plan.accumulation} forward passes each; "
@@ -208,7 +209,7 @@ def print_training(settings: FineTuneSettings, summary: TrainingSummary) -> None
 
 
 def print_policy_training(settings: PolicySettings, summary: PolicySummary) -> None:
-    """Print what a training by GRPO takes, and what came of it."""
+    """Print the plan and the result of GRPO training."""
     plan = summary.plan
     if settings.dry_run:
         _print_settings(settings)
@@ -218,7 +219,7 @@ def print_policy_training(settings: PolicySettings, summary: PolicySummary) -> N
     )
     _console.print(
         f"{plan.steps:,} steps of {plan.samples:,} samples on {plan.processes} processes, {plan.accumulation} forward "
-        f"passes each; every question comes {plan.epochs:.2f} times; at most {plan.tokens:,} tokens"
+        f"passes each; each question is used {plan.epochs:.2f} times; at most {plan.tokens:,} tokens"
     )
     student = f", {plan.student_gib:.1f} GiB for the student" if plan.student_gib else ""
     _console.print(
@@ -226,7 +227,11 @@ def print_policy_training(settings: PolicySettings, summary: PolicySummary) -> N
         f"and reference model (sharded), {plan.activations_gib:.1f} GiB for activations{student}"
     )
     if not settings.dry_run:
-        best = f"; the best, {summary.best_reward:.4f} on held-out questions, in {summary.best}" if summary.best else ""
+        best = ""
+        if summary.best:
+            best = (
+                f"; the best checkpoint (reward {summary.best_reward:.4f} on held-out questions) is in {summary.best}"
+            )
         _console.print(
             _plain(f"{summary.steps} steps done, reward {summary.reward:.4f}; the model is in {summary.out}{best}")
         )
@@ -238,7 +243,7 @@ def _print_settings(settings: TrainingSettings) -> None:
 
 
 def print_check(_: Settings, report: CheckReport) -> int:
-    """Print what an input holds and what is wrong with it, and return the exit code."""
+    """Print the figures of an input and its bad rows, and return the exit code."""
     _console.print(
         f"{_plain(report.source)}: {report.rows} rows, {report.good} good, read as {report.preset or 'nothing'}"
     )
@@ -247,32 +252,32 @@ def print_check(_: Settings, report: CheckReport) -> int:
         _console.print(f"{name}: {report.mean[name]:,.0f} characters on average, {longest:,} at most")
     _console.print(
         f"{report.traces} rows with a trace, {report.duplicates} duplicates (used once), "
-        f"{report.repeated_questions} questions that come again with another solution"
+        f"{report.repeated_questions} repeated questions with another solution"
     )
     for line in report.conflicts:
         _console.print(line)
     if report.bad:
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.bad.most_common())
-        _print_text(f"{sum(report.bad.values())} bad rows ({reasons}); the first:")
-        for place, reason in report.bad_rows:
-            _print_text(f"  {place}: {reason}")
+        _print_text(f"{sum(report.bad.values())} bad rows ({reasons}); the first are:")
+        for position, reason in report.bad_rows:
+            _print_text(f"  {position}: {reason}")
     return InputError.exit_code if report.bad or not report.good else 0
 
 
-def print_problems(settings: CountdownSettings, made: CountdownSummary) -> None:
-    """Print how many Countdown problems were written."""
-    typer.echo(f"{made.rows} problems of the {settings.split} split in {made.out}")
+def print_problems(settings: CountdownSettings, summary: CountdownSummary) -> None:
+    """Print the number of Countdown problems."""
+    typer.echo(f"{summary.rows} problems of the {settings.split} split written to {summary.out}")
 
 
 def print_question(question: dict[str, Any], traces: list[dict[str, Any]]) -> None:
-    """Print a question and traces with their scores."""
+    """Print a question, and traces with their scores."""
     _rule(f"question {question['question_id']} (source {question['source_id']})")
     _print_text(question["question"])
     _rule("solution")
     _print_text(question["solution"])
     for trace in traces:
         rank = f"rank {trace['rank']} of {trace['traces']}, " if trace.get("rank") else ""
-        end = trace["finish_reason"] or "end unknown"
+        end = trace["finish_reason"] or "unknown finish reason"
         _rule(f"{rank}trace {trace['trace_id'][:12]}, sample {trace['sample_index']}, {end}")
         terms = [f"{name} {_figure(trace[name])}" for name in _SHOWN_TERMS if trace.get(name) is not None]
         if terms:
@@ -284,11 +289,15 @@ def print_question(question: dict[str, Any], traces: list[dict[str, Any]]) -> No
 
 def print_selected(settings: ShowSettings, selection: TraceSelection) -> None:
     """Print selected traces, each with its question."""
-    shown = f"{len(selection.traces):,} of {selection.matching:,} traces"
-    if settings.where:
-        shown += f" that satisfy the expression ({selection.total:,} in all)"
-    order = f", {'worst' if settings.worst else 'best'} {selection.order} first" if selection.order else ""
-    _print_text(f"{shown}{order}")
+    if settings.where is None:
+        found = f"{selection.total:,} traces"
+    else:
+        found = f"{selection.matching:,} of {selection.total:,} traces satisfy the expression"
+    if (count := len(selection.traces)) < selection.matching:
+        more = "" if settings.best or settings.worst else " (--best N or --worst N shows more)"
+        found += f"; showing {count:,}{more}"
+    order = f", {'worst' if settings.worst else 'best'} {selection.order} first" if selection.order and count else ""
+    _print_text(found + order)
     for trace in selection.traces:
         print_question(trace, [trace])
 
@@ -298,7 +307,7 @@ def print_stats(stats: Stats) -> None:
     _console.print(", ".join(f"{count} {table}" for table, count in stats.rows.items()))
     if stats.finish_reasons:
         reasons = ", ".join(f"{reason} {count}" for reason, count in stats.finish_reasons.items())
-        _console.print(f"traces ended by: {reasons}; {stats.completion_tokens:,} sampled tokens")
+        _console.print(f"finish reasons: {reasons}; {stats.completion_tokens:,} sampled tokens")
     if rates := stats.tokens_per_second:
         _console.print(", ".join(f"{step} {rate:,.0f} tokens/s" for step, rate in rates.items()))
     if stats.failed:
@@ -310,24 +319,24 @@ def print_stats(stats: Stats) -> None:
     if len(stats.buckets):
         _print_frame(stats.buckets)
     if stats.ranks_outdated:
-        typer.echo("the ranks are older than the scores and left out; run rlt-data rank again", err=True)
+        typer.echo("the ranks are older than the scores and are not shown; run rlt-data rank again", err=True)
 
 
 def print_report(summary: ReportSummary) -> None:
-    """Print what a page holds."""
-    shown = f"all {summary.traces:,} traces"
+    """Print the size and the content of a report page."""
+    traces = f"all {summary.traces:,} traces"
     if summary.traces < summary.all_traces:
-        shown = f"{summary.traces:,} of {summary.all_traces:,} traces (--limit)"
+        traces = f"{summary.traces:,} of {summary.all_traces:,} traces (--limit)"
     _console.print(
-        f"{_plain(summary.out)}: {shown} of {summary.questions:,} questions, {summary.size / 2**20:.1f} MiB, in "
+        f"{_plain(summary.out)}: {traces} of {summary.questions:,} questions, {summary.size / 2**20:.1f} MiB, in "
         f"{summary.seconds:.1f} s"
     )
     if not summary.per_token:
-        _console.print("  explanations are coloured token by token where they were scored with --per-token")
+        _console.print("  to colour explanations token by token, score with --per-token")
 
 
 def printable(text: str) -> str:
-    """Take control characters out of text from models and files, so that it cannot drive the terminal."""
+    """Replace control characters in text from models and files, so that it cannot control the terminal."""
     return "".join(char if _is_visible(char) else "\ufffd" for char in text.replace("\r\n", "\n"))
 
 
@@ -336,7 +345,7 @@ def _is_visible(char: str) -> bool:
 
 
 def _plain(value: object) -> str:
-    """Return a value as text that neither the terminal nor rich takes for a command."""
+    """Return a value as text without terminal control characters or rich markup."""
     return escape(printable(str(value)))
 
 
@@ -352,7 +361,7 @@ def _print_frame(frame: pl.DataFrame) -> None:
         table.add_column(name.replace("_", " "), justify="left" if dtype == pl.String else "right")
     for row in frame.iter_rows():
         table.add_row(*(_figure(value) for value in row))
-    # A table that is wider than the terminal is folded by the terminal; rich would cut its figures.
+    # The terminal wraps a table that is too wide; rich would truncate its figures.
     table.width = Measurement.get(_console, _console.options.update(max_width=10_000), table).maximum
     _console.print(table, crop=False)
 

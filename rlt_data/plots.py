@@ -1,7 +1,6 @@
-"""Plots of runs, trainings and recipes, drawn with Matplotlib: as SVG that follows a page's colours, or as PNG.
+"""Plots of runs, trainings and recipes with Matplotlib, as PNG or as SVG that follows the colours of the page.
 
-A frame of traces has the columns of :func:`rlt_data.statistics.scored`. Several of them, by the names of their
-sources, are drawn over one another.
+Plots of runs take frames with the columns of :func:`rlt_data.statistics.scored`. Several runs are drawn in one plot.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 Draw = Callable[["Figure"], None]
 Sources = Mapping[str, pl.DataFrame]
 
-#: Colours by what they are for. In an SVG each is a CSS variable ``--plot-NAME`` with this value as its default.
+#: Colours by use. In an SVG, each is a CSS variable ``--plot-NAME`` with this value as its default.
 COLOURS = {
     "ink": "#2b3138", "grid": "#dfe3e8", "first": "#3867d6", "second": "#d9731a", "third": "#2f8f6b",
     "fourth": "#8e5bc0", "flawed": "#a9b1bb",
@@ -46,13 +45,13 @@ _STYLE = {
     "ytick.color": COLOURS["ink"],
     "svg.fonttype": "none",
 }
-#: Matplotlib's settings are the whole process's.
+#: Matplotlib's settings are global, so plots are drawn one at a time.
 _drawing = threading.Lock()
 
-_MOST_BINS = 40
-#: Share of the values at each end that the outermost bars hold.
+_MAX_BINS = 40
+#: Share of the values at each end that are clipped into the outermost bins.
 _TAIL = 0.005
-#: Columns of the grid of terms.
+#: Columns of the plot of reward terms, and their labels.
 _TERMS = {
     "r_ss": "solution term r_ss",
     "solution_logprob_mean": "solution log-prob, mean",
@@ -64,13 +63,13 @@ _TERMS = {
 
 
 def svg(draw: Draw, name: str, size: tuple[float, float] = (7.0, 4.2), *, white: bool = False) -> str:
-    """Draw an SVG element, for a page or as a file, with text as text.
+    """Draw an SVG element, for a page or a file, in which text stays text.
 
     Args:
         draw: draws on a figure.
-        name: of the plot; its ids are unlike those of plots with other names.
+        name: name of the plot, which makes its ids unique within a page.
         size: width and height in inches.
-        white: on white instead of what is behind it.
+        white: use a white background instead of a transparent one.
     """
     text = _saved(draw, size, "svg", {"svg.hashsalt": name}, {"Date": None}, white=white).decode()
     text = text[text.index("<svg") :]
@@ -82,7 +81,7 @@ def svg(draw: Draw, name: str, size: tuple[float, float] = (7.0, 4.2), *, white:
 
 
 def png(draw: Draw, size: tuple[float, float] = (7.0, 4.2)) -> bytes:
-    """Draw a PNG on white; the same plot has the same bytes.
+    """Draw a PNG on a white background; the same plot gives the same bytes.
 
     Args:
         draw: draws on a figure.
@@ -116,29 +115,30 @@ def _saved(
 
 
 def card_images(traces: pl.DataFrame) -> dict[str, bytes]:
-    """Draw what a card shows, as PNG files by name; nothing where there are no values."""
+    """Draw the plots of a card, as PNG by file name; empty without scores."""
     return {f"{name}.png": png(draw, size) for name, (draw, size) in plots_of({"": traces}).items()}
 
 
 def plots_of(sources: Sources) -> dict[str, tuple[Draw, tuple[float, float]]]:
-    """Return the plots that traces give, with their sizes, by name: those for which there are values."""
-    frames = list(sources.values())
-    columns = {name for frame in frames for name in frame.columns if frame[name].is_not_null().any()}
+    """Return the plots that the data allows, with their sizes, by name; empty without scores.
+
+    Args:
+        sources: the scores of each run, by the name of the run.
+    """
+    columns = {name for frame in sources.values() for name in frame.columns if frame[name].is_not_null().any()}
     value = "reward" if "reward" in columns else "reward_without_entropy"
-    found: dict[str, tuple[Draw, tuple[float, float]]] = {}
     if value not in columns:
-        return found
-    one, wide = (5.6, 3.4), (14.0, 6.0)
-    found["reward-distribution"] = lambda figure: _distribution(figure.subplots(), sources, value, _word(value)), one
+        return {}
+    small, wide = (5.6, 3.4), (14.0, 6.0)
+    label = value.replace("_", " ")
+    plots: dict[str, tuple[Draw, tuple[float, float]]] = {
+        "reward-distribution": (lambda figure: _distribution(figure.subplots(), sources, value, label), small)
+    }
     if "rank" in columns:
-        found["reward-by-rank"] = lambda figure: _by_rank(figure.subplots(), sources), one
-    found["reward-by-length"] = lambda figure: _by_length(figure, sources, value), one
-    found["reward-terms"] = lambda figure: _terms(figure, sources), wide
-    return found
-
-
-def _word(column: str) -> str:
-    return column.replace("_", " ")
+        plots["reward-by-rank"] = lambda figure: _by_rank(figure.subplots(), sources), small
+    plots["reward-by-length"] = lambda figure: _by_length(figure, sources, value), small
+    plots["reward-terms"] = lambda figure: _terms(figure, sources), wide
+    return plots
 
 
 def _finite(frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
@@ -146,30 +146,31 @@ def _finite(frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
 
 
 def _distribution(axes: Axes, sources: Sources, column: str, label: str) -> None:
-    """Draw a histogram of a column; of one source with what is not well-formed apart, of several as outlines."""
+    """Draw a histogram: of one run with its flawed traces in another colour, of several runs as outlines."""
     frames = {name: _finite(frame, column) for name, frame in sources.items() if column in frame.columns}
     values = [frame[column].to_numpy() for frame in frames.values()]
-    every = np.concatenate(values) if values else np.empty(0)
+    all_values = np.concatenate(values) if values else np.empty(0)
     axes.set(xlabel=label)
-    if not len(every):
+    if not len(all_values):
         return
-    low, high = np.quantile(every, [_TAIL, 1 - _TAIL])
-    bins = min(_MOST_BINS, 8 + int(np.sqrt(len(every))))
+    low, high = np.quantile(all_values, [_TAIL, 1 - _TAIL])
+    bins = min(_MAX_BINS, 8 + int(np.sqrt(len(all_values))))
     edges = np.linspace(low, high if high > low else low + 1, bins + 1).tolist()
     if len(frames) == 1:
-        [(frame, each)] = zip(frames.values(), values, strict=True)
-        good = frame["well_formed"].to_numpy().astype(bool)
-        parts, names, colours = [each[good]], ["well-formed"], [COLOURS["first"]]
-        if not good.all():
-            parts, names, colours = [*parts, each[~good]], [*names, "not well-formed"], [*colours, COLOURS["flawed"]]
-        axes.hist([np.clip(part, low, high) for part in parts], edges, stacked=True, color=colours, label=names)
+        [frame] = frames.values()
+        well_formed = frame["well_formed"].to_numpy().astype(bool)
+        groups, names, colours = [all_values[well_formed]], ["well-formed"], [COLOURS["first"]]
+        if not well_formed.all():
+            groups, names = [*groups, all_values[~well_formed]], [*names, "not well-formed"]
+            colours.append(COLOURS["flawed"])
+        axes.hist([np.clip(group, low, high) for group in groups], edges, stacked=True, color=colours, label=names)
         axes.set_ylabel("traces")
-        if len(parts) > 1:
+        if len(groups) > 1:
             axes.legend()
         return
-    for name, each, colour in zip(frames, values, _SERIES, strict=False):
-        weights = np.full(len(each), 1 / max(len(each), 1))
-        clipped = np.clip(each, low, high)
+    for name, run_values, colour in zip(frames, values, _SERIES, strict=False):
+        weights = np.full(len(run_values), 1 / max(len(run_values), 1))
+        clipped = np.clip(run_values, low, high)
         axes.hist(clipped, edges, weights=weights, histtype="step", linewidth=1.8, color=COLOURS[colour], label=name)
     axes.set_ylabel("share of traces")
     axes.legend()
@@ -184,7 +185,7 @@ def _terms(figure: Figure, sources: Sources) -> None:
 
 
 def _by_rank(axes: Axes, sources: Sources) -> None:
-    """Draw the median value of each rank, with the middle half of its values and nine tenths of them."""
+    """Draw the median value of each rank, with the middle 50 % and 90 % of the values shaded."""
     from matplotlib.ticker import MaxNLocator
 
     for (name, frame), colour in zip(sources.items(), _SERIES, strict=False):
@@ -199,17 +200,17 @@ def _by_rank(axes: Axes, sources: Sources) -> None:
         axes.fill_between(ranks, table["0.05"], table["0.95"], color=shade, alpha=0.12, linewidth=0)
         axes.fill_between(ranks, table["0.25"], table["0.75"], color=shade, alpha=0.28, linewidth=0)
         axes.plot(ranks, table["value"], color=shade, marker="o", markersize=4, label=name)
-    axes.set(xlabel="rank (shades: middle half and nine tenths)", ylabel="value ranked by")
+    axes.set(xlabel="rank, 1 is the best (shaded: middle 50 % and 90 %)", ylabel="value")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(sources) > 1:
         axes.legend()
 
 
 def _by_length(figure: Figure, sources: Sources, column: str) -> None:
-    """Draw how many traces have a length and a value, as squares, with the median value along the lengths."""
+    """Draw a 2D histogram of length and value, with the median value by length."""
     from matplotlib.colors import to_rgba
 
-    every = figure.subplots(1, len(sources), sharex=True, sharey=True, squeeze=False).flat
+    all_axes = figure.subplots(1, len(sources), sharex=True, sharey=True, squeeze=False).flat
     frames = [_finite(frame, column) for frame in sources.values()]
     lengths = np.concatenate([frame["thought_tokens"].to_numpy() for frame in frames]).astype(float)
     values = np.concatenate([frame[column].to_numpy() for frame in frames])
@@ -218,40 +219,40 @@ def _by_length(figure: Figure, sources: Sources, column: str) -> None:
     longest = max(np.quantile(lengths, 1 - _TAIL), 1.0)
     low, high = np.quantile(values, [_TAIL, 1 - _TAIL])
     high = high if high > low else low + 1
-    across, up = np.linspace(0, longest, 22), np.linspace(low, high, 17)
-    for axes, (name, frame), colour in zip(every, zip(sources, frames, strict=True), _SERIES, strict=False):
+    x_edges, y_edges = np.linspace(0, longest, 22), np.linspace(low, high, 17)
+    for axes, (name, frame), colour in zip(all_axes, zip(sources, frames, strict=True), _SERIES, strict=False):
         x = np.clip(frame["thought_tokens"].to_numpy(), 0, longest)
         y = np.clip(frame[column].to_numpy(), low, high)
-        counts = np.histogram2d(x, y, (across, up))[0]
-        # A rectangle for each square and no image, so that it follows the page's colours.
+        counts = np.histogram2d(x, y, (x_edges, y_edges))[0]
+        # Rectangles instead of an image, so that the colours follow the page.
         i, j = np.nonzero(counts)
-        strength = 0.08 + 0.8 * np.sqrt(counts[i, j] / max(counts.max(), 1))
-        shades = [to_rgba(COLOURS[colour], float(each)) for each in strength]
-        axes.bar(across[i], up[1] - up[0], across[1] - across[0], up[j], align="edge", color=shades, linewidth=0)
-        place = np.clip(np.digitize(x, across) - 1, 0, len(across) - 2)
-        columns = pl.DataFrame({"place": place, "value": y}).group_by("place").agg(pl.len(), pl.col("value").median())
-        columns = columns.filter(pl.col("len") > 2).sort("place")
-        middles = (across[:-1] + across[1:]) / 2
-        axes.plot(middles[columns["place"].to_numpy()], columns["value"], color=COLOURS["ink"], linewidth=1.4)
-        axes.set(xlabel="tokens of the explanation", xlim=(0, longest), ylim=(low, high))
+        opacity = 0.08 + 0.8 * np.sqrt(counts[i, j] / max(counts.max(), 1))
+        shades = [to_rgba(COLOURS[colour], float(alpha)) for alpha in opacity]
+        height, width = y_edges[1] - y_edges[0], x_edges[1] - x_edges[0]
+        axes.bar(x_edges[i], height, width, y_edges[j], align="edge", color=shades, linewidth=0)
+        x_bin = np.clip(np.digitize(x, x_edges) - 1, 0, len(x_edges) - 2)
+        medians = pl.DataFrame({"bin": x_bin, "value": y}).group_by("bin").agg(pl.len(), pl.col("value").median())
+        medians = medians.filter(pl.col("len") > 2).sort("bin")
+        centres = (x_edges[:-1] + x_edges[1:]) / 2
+        axes.plot(centres[medians["bin"].to_numpy()], medians["value"], color=COLOURS["ink"], linewidth=1.4)
+        axes.set(xlabel="length of the explanation in tokens", xlim=(0, longest), ylim=(low, high))
         axes.set_title(name if len(sources) > 1 else "")
-    figure.axes[0].set_ylabel(_word(column))
+    figure.axes[0].set_ylabel(column.replace("_", " "))
 
 
 # Plots of trainings and recipes
 
 
 def training_image(entries: Sequence[Mapping[str, Any]]) -> bytes | None:
-    """Draw the course of a training as PNG: its reward, or its loss, by step; None where neither was logged.
+    """Draw the reward of a training by step, or else its loss, as PNG; None if neither was logged twice.
 
     Args:
-        entries: lines of metrics.jsonl.
+        entries: the lines of metrics.jsonl.
     """
-    for column, label in (("reward", "reward"), ("loss", "loss")):
-        curves = {name: [each for each in entries if name in each] for name in (column, f"eval_{column}")}
-        if len(curves[column]) < 2:
-            continue
-        return png(partial(_curves, curves=curves, label=label), (7.0, 3.8))
+    for metric in ("reward", "loss"):
+        curves = {name: [entry for entry in entries if name in entry] for name in (metric, f"eval_{metric}")}
+        if len(curves[metric]) >= 2:
+            return png(partial(_curves, curves=curves, label=metric), (7.0, 3.8))
     return None
 
 
@@ -259,29 +260,29 @@ def _curves(figure: Figure, curves: Mapping[str, Sequence[Mapping[str, Any]]], l
     axes = figure.subplots()
     for (name, entries), colour in zip(curves.items(), _SERIES, strict=False):
         if entries:
-            word = "held out" if name.startswith("eval_") else "training"
-            steps, values = [each["step"] for each in entries], [each[name] for each in entries]
-            axes.plot(steps, values, color=COLOURS[colour], label=word)
+            split = "held-out" if name.startswith("eval_") else "training"
+            steps, values = [entry["step"] for entry in entries], [entry[name] for entry in entries]
+            axes.plot(steps, values, color=COLOURS[colour], label=split)
     axes.set(xlabel="step", ylabel=label)
     axes.legend()
 
 
 def bars(axes: Axes, names: Sequence[str], groups: Mapping[str, Sequence[Any]], ylabel: str = "accuracy") -> None:
-    """Draw bars with their intervals: one place for each name, one bar there for each group.
+    """Draw groups of bars with confidence intervals.
 
     Args:
-        axes: where to.
-        names: of the places.
-        groups: estimates with ``mean`` and ``half`` (of the interval), one for each place, by the name of the group.
-        ylabel: of the axis.
+        axes: the axes to draw on.
+        names: labels of the x axis.
+        groups: estimates with ``mean`` and ``half`` (half the width of the interval), one per name, by group label.
+        ylabel: label of the y axis.
     """
     width = 0.8 / len(groups)
-    for number, (label, means) in enumerate(groups.items()):
-        places = [place + (number - (len(groups) - 1) / 2) * width for place in range(len(names))]
-        heights, halves = [each.mean for each in means], [each.half for each in means]
+    for number, (label, estimates) in enumerate(groups.items()):
+        x = [position + (number - (len(groups) - 1) / 2) * width for position in range(len(names))]
+        heights, errors = [estimate.mean for estimate in estimates], [estimate.half for estimate in estimates]
         colour = COLOURS[_SERIES[number % len(_SERIES)]]
         ink = COLOURS["ink"]
-        axes.bar(places, heights, 0.95 * width, yerr=halves, capsize=3, label=label, color=colour, ecolor=ink)
+        axes.bar(x, heights, 0.95 * width, yerr=errors, capsize=3, label=label, color=colour, ecolor=ink)
     axes.set_xticks(range(len(names)), names, rotation=12, fontsize="small")
     axes.set(ylabel=ylabel)
     axes.grid(axis="x", visible=False)

@@ -57,7 +57,8 @@ MEANINGS = {
     "holds_tag": "whether a tag of the format occurs inside the explanation",
     "well_formed": "whether the trace is closed, not truncated, not empty, and has no tag inside",
     "rank": "place of the trace among the traces of its question, by value; 1 is the best",
-    "bucket": "all traces of one rank or, if rank was run with --buckets, one quantile of all values; 1 is the best",
+    "bucket": "group of traces over all questions: those of one rank or, with rank --buckets, of one quantile of the "
+    "values; 1 is the best",
     "value": "the number that traces are ranked by, by default the reward",
     "flaw": "why the trace is not well-formed: empty, holds tag, truncated or unclosed; null for a well-formed trace",
 }

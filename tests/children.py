@@ -105,9 +105,9 @@ class Child:
         self._process.join()
 
 
-def run_child(*arguments: object) -> Child:
+def run_child(*arguments: object, prepare: Callable[[], object] | None = None) -> Child:
     """Run a command to its end, which must be a good one."""
-    child = Child(*arguments)
+    child = Child(*arguments, prepare=prepare)
     assert child.wait() == 0, child.stderr
     return child
 

@@ -15,9 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
-import ctypes
 import json
-import resource
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -28,6 +26,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from rlt_data.cli.main import app
+from tests.permissions import permissions_apply
 from tests.tiny_models import make_tiny
 
 Rlt = Callable[..., Result]
@@ -98,6 +97,8 @@ def largest_file() -> Callable[[int], AbstractContextManager[None]]:
     The kernel reports it as a full disk's, with another error number, and needs no file system to be mounted.
     """
 
+    import resource  # which Windows lacks
+
     @contextmanager
     def limited(size: int) -> Iterator[None]:
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -112,30 +113,14 @@ def largest_file() -> Callable[[int], AbstractContextManager[None]]:
 
 @pytest.fixture
 def file_modes() -> Iterator[None]:
-    """Let file modes hold also for root, by taking away its capabilities to override them."""
-    if os.getuid():
+    """Let file modes hold also for root."""
+    with permissions_apply():
         yield
-        return
-    before = _capabilities()
-    without = [*before]
-    without[0] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH of the effective ones
-    _set_capabilities(without)
-    yield
-    _set_capabilities(before)
 
 
-_CAPABILITY_HEADER = 0x20080522, 0  # version 3, this thread
-
-
-def _capabilities() -> list[int]:
-    values = (ctypes.c_uint32 * 6)()
-    assert ctypes.CDLL(None).capget((ctypes.c_uint32 * 2)(*_CAPABILITY_HEADER), values) == 0
-    return list(values)
-
-
-def _set_capabilities(values: list[int]) -> None:
-    header = (ctypes.c_uint32 * 2)(*_CAPABILITY_HEADER)
-    assert ctypes.CDLL(None).capset(header, (ctypes.c_uint32 * 6)(*values)) == 0
+def examples(number: int) -> int:
+    """Return how many examples hypothesis tries: four times as many in `make test-all`."""
+    return number * int(os.environ.get("RLT_DATA_EXAMPLES", "1"))
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:

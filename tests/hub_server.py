@@ -1,7 +1,7 @@
-"""A Hub for tests: what huggingface_hub and datasets ask of one, in memory, with faults on demand.
+"""An in-memory Hub for tests, which answers the requests of huggingface_hub and datasets, with faults on demand.
 
-Its answers follow what the client libraries read of them; uploads and downloads are real, and a file that was not
-uploaded cannot be committed.
+Answers have the fields that the client libraries read. Uploads and downloads are real, and only uploaded files can be
+committed.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from werkzeug.serving import make_server
 
 TOKEN = "hf_a_token_that_must_not_appear_anywhere"
 
-#: Files that the Hub stores outside of git, beside large ones.
+#: Files that the Hub stores outside git whatever their size.
 _BINARY = re.compile(r"\.(parquet|safetensors|bin|png|zst|gz|arrow)$")
 
 
-#: Some of those that the Hub knows.
+#: Some licences that the Hub accepts.
 _LICENCES = {"apache-2.0", "mit", "cc-by-4.0", "other"}
 
 
 @dataclass(frozen=True)
 class File:
-    """The content of a file of a commit."""
+    """A file of a commit."""
 
     content: bytes
     lfs: bool
@@ -45,13 +45,13 @@ class File:
 
     @property
     def blob(self) -> str:
-        """The hash that git has of it, or of the pointer that stands for it."""
+        """Git's hash of the file, or of its LFS pointer."""
         content = self.content
         if self.lfs:
             content = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\n".encode()
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
-    def described(self, path: str) -> dict[str, Any]:
+    def as_json(self, path: str) -> dict[str, Any]:
         entry: dict[str, Any] = {"type": "file", "path": path, "size": len(self.content), "oid": self.blob}
         stored = {"oid": self.sha256, "size": len(self.content), "pointerSize": 130}
         return entry | ({"lfs": stored} if self.lfs else {})
@@ -59,7 +59,7 @@ class File:
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit, with all files as they are after it."""
+    """A commit, with all files after it."""
 
     oid: str
     title: str
@@ -70,7 +70,7 @@ class Commit:
 
 @dataclass
 class Pull:
-    """A pull request: its title, the branch that it is to change, and whether it is open, closed or merged."""
+    """A pull request: its title, its target branch, and its status (open, closed or merged)."""
 
     title: str
     base: str
@@ -79,7 +79,7 @@ class Pull:
 
 @dataclass
 class Repo:
-    """A repository: its branches and pull requests by name, each with its head."""
+    """A repository: the heads of its branches and pull requests, by name."""
 
     kind: str
     name: str
@@ -96,26 +96,26 @@ class Repo:
         return self.heads[revision]
 
     def history(self, revision: str = "main") -> list[Commit]:
-        """The commits that lead to a revision, the last first."""
-        found = []
+        """Return the commits of a revision, the newest first."""
+        commits = []
         at: Commit | None = self.heads[revision]
         while at:
-            found.append(at)
+            commits.append(at)
             at = self.commits[at.parent] if at.parent else None
-        return found
+        return commits
 
 
 @dataclass
 class Fault:
-    """What happens to requests instead of an answer.
+    """A fault that requests meet.
 
     Attributes:
-        to: a pattern that method and path have to match.
-        how: a status; ``cut``: the connection is cut; ``lost``: it is cut after the request was done; ``echo``: it is
-            refused with its token in the message; ``hang``: no answer comes; ``moved``: somebody else commits just
-            before.
-        times: how often.
-        after: requests that go well before.
+        to: a pattern for method and path.
+        how: an HTTP status; ``cut``: the connection breaks; ``lost``: it breaks after the request was processed;
+            ``echo``: the request is refused with its token in the message; ``hang``: no answer comes; ``moved``:
+            somebody else commits just before.
+        times: number of requests that meet the fault.
+        after: number of requests that succeed first.
     """
 
     to: str
@@ -125,13 +125,13 @@ class Fault:
 
 
 class HubServer:
-    """The server; it answers until it is stopped.
+    """The server, which runs until :meth:`stop`.
 
     Attributes:
-        repos: by kind (``dataset``, ``model``) and id.
-        faults: what is to go wrong.
+        repos: repositories by kind (``dataset``, ``model``) and id.
+        faults: the faults to inject.
         requests: method and path of every request.
-        uploaded: how often content was uploaded, by hash.
+        uploaded: number of uploads of each content, by hash.
         hanging: set once a request hangs.
         stopped: set when the server stops.
     """
@@ -156,7 +156,7 @@ class HubServer:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs so that its libraries take this for the Hub."""
+        """The environment variables that make a process use this Hub."""
         return {
             "HF_ENDPOINT": self.url,
             "HF_TOKEN": TOKEN,
@@ -171,11 +171,11 @@ class HubServer:
     def model(self, name: str) -> Repo:
         return self.repos["model", name]
 
-    def fault(self, asked: str) -> Fault | None:
-        """Return the fault that meets a request, if one does."""
+    def fault(self, request_line: str) -> Fault | None:
+        """Return the fault for a request, if there is one."""
         with self._lock:
             for fault in self.faults:
-                if fault.times and re.search(fault.to, asked):
+                if fault.times and re.search(fault.to, request_line):
                     if fault.after:
                         fault.after -= 1
                         continue
@@ -184,7 +184,7 @@ class HubServer:
         return None
 
     def store(self, sha256: str, content: bytes) -> bool:
-        """Keep uploaded content; False if it has another hash."""
+        """Store uploaded content, and return whether its hash is right."""
         with self._lock:
             self.uploaded[sha256] = self.uploaded.get(sha256, 0) + 1
             self._stored[sha256] = content
@@ -196,12 +196,12 @@ class HubServer:
     def commit(
         self, repo: Repo, revision: str, lines: list[dict[str, Any]], *, as_pull: bool
     ) -> tuple[Commit, int | None]:
-        """Apply the lines of a commit; the number of the pull request if one was opened for it."""
+        """Apply the lines of a commit, and return it with the number of its pull request, if it opens one."""
         with self._lock:
             header = next(line["value"] for line in lines if line["key"] == "header")
             head = repo.heads[revision]
             if header.get("parentCommit") not in (None, head.oid):
-                abort(_problem(412, "the head has moved"))
+                abort(_error_response(412, "the head has moved"))
             files, changed = dict(head.files), []
             for line in lines:
                 value = line["value"]
@@ -209,7 +209,7 @@ class HubServer:
                     files[value["path"]] = File(b64decode(value["content"]), lfs=False)
                 elif line["key"] == "lfsFile":
                     if value["oid"] not in self._stored:
-                        abort(_problem(400, f"{value['path']} was not uploaded"))
+                        abort(_error_response(400, f"{value['path']} was not uploaded"))
                     files[value["path"]] = File(self._stored[value["oid"]], lfs=True)
                 elif line["key"] == "deletedFile":
                     del files[value["path"]]
@@ -232,20 +232,20 @@ def _app(hub: HubServer) -> Flask:
     def repo_of(kinds: str, name: str) -> Repo:
         repo = hub.repos.get((kinds.removesuffix("s"), name))
         if repo is None or (repo.private and request.headers.get("Authorization") != f"Bearer {TOKEN}"):
-            abort(_problem(404 if repo is None else 401, "Repository not found", "RepoNotFound"))
+            abort(_error_response(404 if repo is None else 401, "Repository not found", "RepoNotFound"))
         return repo
 
     def commit_of(repo: Repo, revision: str) -> Commit:
         found = repo.heads.get(revision) or repo.commits.get(revision)
         if found is None:
-            abort(_problem(404, f"Invalid rev id: {revision}", "RevisionNotFound"))
+            abort(_error_response(404, f"Invalid rev id: {revision}", "RevisionNotFound"))
         return found
 
     @app.before_request
     def _meet_fault() -> Response | None:
-        asked = f"{request.method} {request.path}"
-        hub.requests.append(asked)
-        fault = hub.fault(asked)
+        request_line = f"{request.method} {request.path}"
+        hub.requests.append(request_line)
+        fault = hub.fault(request_line)
         if fault is None:
             return None
         if fault.how == "cut":
@@ -255,7 +255,7 @@ def _app(hub: HubServer) -> Flask:
             g.lost = True
             return None
         if fault.how == "echo":
-            return _problem(400, f"cannot do this for {request.headers.get('Authorization')}")
+            return _error_response(400, f"cannot do this for {request.headers.get('Authorization')}")
         if fault.how == "hang":
             hub.hanging.set()
             hub.stopped.wait(60)
@@ -265,7 +265,7 @@ def _app(hub: HubServer) -> Flask:
             head = repo.heads["main"]
             repo.add("main", "by somebody else", head.files | {"notes.txt": File(b"mine", lfs=False)})
             return None
-        response = _problem(int(fault.how), "not now")
+        response = _error_response(int(fault.how), "not now")
         if fault.how == 429:
             response.headers["Retry-After"] = "7"
         return response
@@ -280,31 +280,31 @@ def _app(hub: HubServer) -> Flask:
     def _only_with_token() -> Response | None:
         if request.method in ("POST", "PUT") and "validate-yaml" not in request.path and "/upload/" not in request.path:
             if request.headers.get("Authorization") != f"Bearer {TOKEN}":
-                return _problem(401, "Invalid username or password.")
+                return _error_response(401, "Invalid username or password.")
         return None
 
     @app.get("/api/whoami-v2")
     def _whoami() -> Any:
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
-            return _problem(401, "Invalid username or password.")
+            return _error_response(401, "Invalid username or password.")
         return jsonify(name="tester", type="user", orgs=[], auth={"accessToken": {"role": "write"}})
 
     @app.post("/api/repos/create")
     def _create() -> Any:
-        asked = request.get_json()
-        name = "/".join(filter(None, (asked.get("organization") or "tester", asked["name"])))
-        kind = asked.get("type", "model")
+        body = request.get_json()
+        name = "/".join(filter(None, (body.get("organization") or "tester", body["name"])))
+        kind = body.get("type", "model")
         url = f"{hub.url}/{'datasets/' if kind == 'dataset' else ''}{name}"
         if (kind, name) in hub.repos:
             return jsonify(url=url, error="You already created this repo"), 409
-        repo = hub.repos[kind, name] = Repo(kind, name, private=asked.get("visibility") == "private")
+        repo = hub.repos[kind, name] = Repo(kind, name, private=body.get("visibility") == "private")
         repo.add("main", "initial commit", {".gitattributes": File(b"*.parquet filter=lfs\n", lfs=False)})
         return jsonify(url=url)
 
     @app.post("/api/validate-yaml")
     def _validate() -> Any:
-        errors = list(_problems_with_card(request.get_json()["content"]))
-        return jsonify(errors=[{"message": each} for each in errors], warnings=[]), 400 if errors else 200
+        errors = list(_card_errors(request.get_json()["content"]))
+        return jsonify(errors=[{"message": error} for error in errors], warnings=[]), 400 if errors else 200
 
     @app.get("/api/<kinds>/<org>/<name>")
     @app.get("/api/<kinds>/<org>/<name>/revision/<path:revision>")
@@ -349,7 +349,7 @@ def _app(hub: HubServer) -> Flask:
     def _branch(kinds: str, org: str, name: str, branch: str) -> Any:
         repo = repo_of(kinds, f"{org}/{name}")
         if branch in repo.heads:
-            return _problem(409, "Reference already exists")
+            return _error_response(409, "Reference already exists")
         repo.heads[branch] = commit_of(repo, (request.get_json() or {}).get("startingPoint", "main"))
         return jsonify({})
 
@@ -357,12 +357,12 @@ def _app(hub: HubServer) -> Flask:
     def _preupload(kinds: str, org: str, name: str, revision: str) -> Any:
         commit = commit_of(repo_of(kinds, f"{org}/{name}"), revision)
         answers = []
-        for asked in request.get_json()["files"]:
-            file = commit.files.get(asked["path"])
-            lfs = bool(_BINARY.search(asked["path"])) or asked["size"] > 10 * 2**20
+        for entry in request.get_json()["files"]:
+            file = commit.files.get(entry["path"])
+            lfs = bool(_BINARY.search(entry["path"])) or entry["size"] > 10 * 2**20
             oid = (file.sha256 if file.lfs else file.blob) if file else None
             answers.append(
-                {"path": asked["path"], "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False, "oid": oid}
+                {"path": entry["path"], "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False, "oid": oid}
             )
         return jsonify(files=answers)
 
@@ -370,10 +370,10 @@ def _app(hub: HubServer) -> Flask:
     @app.post("/<org>/<name>.git/info/lfs/objects/batch")
     def _batch(org: str, name: str) -> Any:
         objects = []
-        for asked in request.get_json()["objects"]:
-            href = f"{hub.url}/upload/{asked['oid']}"
-            missing = hub.stored(asked["oid"]) is None
-            objects.append(asked | ({"actions": {"upload": {"href": href, "header": {}}}} if missing else {}))
+        for content in request.get_json()["objects"]:
+            href = f"{hub.url}/upload/{content['oid']}"
+            missing = hub.stored(content["oid"]) is None
+            objects.append(content | ({"actions": {"upload": {"href": href, "header": {}}}} if missing else {}))
         return jsonify(transfer="basic", objects=objects)
 
     @app.put("/upload/<oid>")
@@ -396,21 +396,21 @@ def _app(hub: HubServer) -> Flask:
         files = commit_of(repo_of(kinds, f"{org}/{name}"), revision).files
         inside = {path: file for path, file in files.items() if not folder or path.startswith(f"{folder}/")}
         if folder and not inside:
-            return _problem(404, f"{folder} does not exist", "EntryNotFound")
+            return _error_response(404, f"{folder} does not exist", "EntryNotFound")
         if request.args.get("recursive", "").lower() in ("true", "1"):
-            return jsonify([file.described(path) for path, file in sorted(inside.items())])
+            return jsonify([file.as_json(path) for path, file in sorted(inside.items())])
         start = len(folder) + 1 if folder else 0
-        entries = [file.described(path) for path, file in sorted(inside.items()) if "/" not in path[start:]]
+        entries = [file.as_json(path) for path, file in sorted(inside.items()) if "/" not in path[start:]]
         folders = sorted({path[: path.index("/", start)] for path in inside if "/" in path[start:]})
-        return jsonify(entries + [{"type": "directory", "path": each, "size": 0, "oid": "0" * 40} for each in folders])
+        return jsonify(entries + [{"type": "directory", "path": name, "size": 0, "oid": "0" * 40} for name in folders])
 
     @app.post("/api/<kinds>/<org>/<name>/paths-info/<path:revision>")
     def _paths(kinds: str, org: str, name: str, revision: str) -> Any:
         files = commit_of(repo_of(kinds, f"{org}/{name}"), revision).files
-        asked = request.form.getlist("paths") or (request.get_json(silent=True) or {}).get("paths", [])
-        found = [files[path].described(path) for path in asked if path in files]
-        folders = {path for path in asked for file in files if file.startswith(f"{path}/")}
-        return jsonify(found + [{"type": "directory", "path": each, "size": 0, "oid": "0" * 40} for each in folders])
+        paths = request.form.getlist("paths") or (request.get_json(silent=True) or {}).get("paths", [])
+        entries = [files[path].as_json(path) for path in paths if path in files]
+        folders = {path for path in paths for file in files if file.startswith(f"{path}/")}
+        return jsonify(entries + [{"type": "directory", "path": name, "size": 0, "oid": "0" * 40} for name in folders])
 
     @app.get("/datasets/<org>/<name>/resolve/<revision>/<path:path>")
     def _resolve_dataset(org: str, name: str, revision: str, path: str) -> Any:
@@ -423,7 +423,7 @@ def _app(hub: HubServer) -> Flask:
     def resolved(kinds: str, name: str, revision: str, path: str) -> Response:
         commit = commit_of(repo_of(kinds, name), revision)
         if path not in commit.files:
-            return _problem(404, f"{path} does not exist", "EntryNotFound")
+            return _error_response(404, f"{path} does not exist", "EntryNotFound")
         file = commit.files[path]
         response = Response(file.content, mimetype="application/octet-stream")
         response.set_etag(file.sha256 if file.lfs else file.blob)
@@ -440,7 +440,7 @@ def _cut() -> None:
     request.environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
 
 
-def _problem(status: int, message: str, code: str = "") -> Response:
+def _error_response(status: int, message: str, code: str = "") -> Response:
     response = Response(json.dumps({"error": message}), status=status, mimetype="application/json")
     response.headers["X-Error-Message"] = message
     if code:
@@ -461,13 +461,13 @@ def _discussion(repo: Repo, number: int) -> dict[str, Any]:
     }
 
 
-def _problems_with_card(text: str) -> Iterator[str]:
-    """Check the metadata of a card as the Hub does."""
-    found = re.match(r"---\s*\n(.*?\n)---\s*\n", text, re.DOTALL)
-    if not found:
+def _card_errors(text: str) -> Iterator[str]:
+    """Yield the errors in the metadata of a card, as the Hub finds them."""
+    header = re.match(r"---\s*\n(.*?\n)---\s*\n", text, re.DOTALL)
+    if not header:
         return
     try:
-        data = yaml.safe_load(found[1])
+        data = yaml.safe_load(header[1])
     except yaml.YAMLError as error:
         yield f"YAML: {error}"
         return

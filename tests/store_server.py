@@ -11,8 +11,7 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
-#: What a process needs beside the server's address; nothing outside this machine is asked for credentials, and a server
-#: that was stopped is not waited for.
+#: Environment variables for a process, in addition to the server's URL: no lookup of credentials, and no retries.
 KEYS = {
     "AWS_ACCESS_KEY_ID": "tester",
     "AWS_SECRET_ACCESS_KEY": "secret",
@@ -25,7 +24,7 @@ KEYS = {
 
 
 class StoreServer:
-    """A store; what is in it outlives stopping and starting."""
+    """An S3 server whose content survives :meth:`stop` and :meth:`start`."""
 
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -47,30 +46,30 @@ class StoreServer:
 
 @contextmanager
 def running_store() -> Iterator[StoreServer]:
-    """Run a store with a bucket named bucket; this process's libraries take it for theirs."""
+    """Run a server with a bucket named bucket, which the S3 libraries of this process use."""
     server = StoreServer()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
-        files().makedirs("bucket", exist_ok=True)  # an earlier store of this process may have left it
+        files().makedirs("bucket", exist_ok=True)  # an earlier server in this process may have left it
         yield server
     server.stop()
     s3fs.S3FileSystem.clear_instance_cache()
 
 
 def files() -> s3fs.S3FileSystem:
-    """The store's content, as another machine sees it."""
+    """Return the file system of the store, without cached listings."""
     return s3fs.S3FileSystem(use_listings_cache=False)
 
 
 def fetched(url: str, folder: Path) -> Path:
-    """Copy a run folder from the store to the disk, file by file."""
+    """Download a run folder from the store."""
     files().get(url, str(folder), recursive=True)
     return folder
 
 
 def sent(folder: Path, url: str) -> str:
-    """Copy a run folder from the disk to the store, file by file."""
+    """Upload a run folder to the store."""
     files().put(str(folder), url, recursive=True)
     return url

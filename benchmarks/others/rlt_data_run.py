@@ -23,6 +23,6 @@ if __name__ == "__main__":
         engine="server",
         url=(url,),
     )
-    summary = generate(settings)
+    summary = generate(settings).summary
     assert not summary.failed
     (Path(folder) / "seconds.json").write_text(json.dumps(summary.seconds))

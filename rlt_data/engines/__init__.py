@@ -1,4 +1,4 @@
-"""Engines run models: the protocol that steps see, and opening a model by name."""
+"""Engines run models. Open one by name with :func:`open_model`; steps use it through :class:`Engine`."""
 
 from rlt_data.engines.config import open_tokenizer
 from rlt_data.engines.models import Checkpoint, find_checkpoint
@@ -15,11 +15,13 @@ from rlt_data.engines.protocol import (
     SequenceLogprobs,
     SequenceRequest,
 )
+from rlt_data.engines.watchdog import Heartbeat
 
 __all__ = [
     "Checkpoint",
     "Engine",
     "Failure",
+    "Heartbeat",
     "Model",
     "ModelIdentity",
     "PromptRequest",

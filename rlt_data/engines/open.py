@@ -1,4 +1,4 @@
-"""Opening a model: everything that can be known and refused before its weights are loaded, and then the engine."""
+"""Open a model: check everything that needs no weights, then load the engine."""
 
 from __future__ import annotations
 
@@ -39,23 +39,24 @@ from rlt_data.engines.results import checked_full_kl, checked_logprobs, checked_
 from rlt_data.errors import ModelError
 from rlt_data.formats import ChatTemplate, Tokenizer
 from rlt_data.libraries import quiet_bars
+from rlt_data.plugins import ENGINES
 from rlt_data.settings import ModelSettings
 
 
 @dataclass
 class Model:
-    """A model that has been found and examined; :meth:`load` loads its weights.
+    """A model whose files have been checked; :meth:`load` loads its weights.
 
-    Steps ask the model, not its engine, for samples and log-probs, so that every result is checked.
+    Steps call the model and not its engine, so that every result is checked.
 
     Attributes:
-        checkpoint: where its files are.
-        settings: how it is run.
-        tokenizer: its tokenizer.
-        template: its chat template.
-        identity: which model it is.
-        scoring: what the engine is for: log-probs of texts, or samples.
-        served_temperature: temperature of the log-probs of texts, if servers run the model.
+        checkpoint: the model's files.
+        settings: settings of the engine.
+        tokenizer: the model's tokenizer.
+        template: the model's chat template.
+        identity: identifies the model by its content.
+        scoring: the engine scores texts; otherwise it samples.
+        served_temperature: temperature of the servers' log-probs of texts, for ``--engine server``.
     """
 
     checkpoint: Checkpoint
@@ -68,7 +69,7 @@ class Model:
 
     @cached_property
     def engine(self) -> Engine:
-        """The engine that runs the model; without a :meth:`load` before, it is loaded now."""
+        """The engine that runs the model, loaded at the first use."""
         return self._open_engine(None, 1.0)
 
     def _open_engine(self, logs: Path | None, memory_share: float) -> Engine:
@@ -83,38 +84,30 @@ class Model:
                 context_length=self.context_length,
                 share=memory_share,
             )
-        if self.settings.engine == "vllm":
-            from rlt_data.engines.vllm import open_pool
-
-            settings = self.settings.model_copy(update={"gpu_memory": self.settings.gpu_memory * memory_share})
-            return open_pool(self.checkpoint, settings, scoring=self.scoring, logs=logs)
-        if self.settings.engine == "server":
-            from rlt_data.engines.server import ServerEngine
-
-            return ServerEngine(
-                self.checkpoint,
-                self.tokenizer,
-                self.settings,
-                scoring=self.scoring,
-                served_temperature=self.served_temperature,
+        engine: Engine = ENGINES.load(self.settings.engine)(self, logs, memory_share)
+        members = (*Engine.__annotations__, *(name for name in vars(Engine) if not name.startswith("_")))
+        missing = [name for name in members if not hasattr(engine, name)]
+        if missing and self.settings.engine not in ENGINES.built_in:
+            raise ModelError(
+                f"engine: {self.settings.engine} returned {type(engine).__name__}, which has no {missing[0]}"
             )
-        from rlt_data.engines.transformers import TransformersEngine
-
-        return TransformersEngine.load(self.checkpoint, self.tokenizer, self.settings)
+        return engine
 
     @property
     def context_length(self) -> int:
-        """The most tokens of a text, as the checkpoint's configuration and the settings have it."""
-        longest = longest_text(load_config(self.checkpoint, self.settings))
-        return min(longest, self.settings.max_model_len or longest)
+        """Maximum number of tokens of a text, by the checkpoint's configuration and ``--max-model-len``."""
+        model_context = longest_text(load_config(self.checkpoint, self.settings))
+        return min(model_context, self.settings.max_model_len or model_context)
 
     def load(self, logs: Path | None = None, *, memory_share: float = 1.0) -> None:
-        """Load the weights, unless they are loaded, so that an unusable model is refused before anything is written.
+        """Load the engine, unless it is loaded already.
+
+        Steps call this before they write anything, so that an unusable model leaves no files behind.
 
         Args:
-            logs: folder for what the engine's processes write.
-            memory_share: part of the GPU memory (on a cluster: of the GPUs) that the settings allow, where other
-                models need the rest.
+            logs: folder for the logs of engine processes.
+            memory_share: fraction of the allowed GPU memory (on a cluster, of the GPUs) for this model; a second model
+                gets the remainder.
 
         Raises:
             ModelError: the engine cannot run the model.
@@ -124,11 +117,11 @@ class Model:
                 self.engine = self._open_engine(logs, memory_share)
 
     def generate(self, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling) -> Iterator[Sample | Failure]:
-        """Sample completions by :meth:`rlt_data.engines.Engine.generate`; results that cannot be true are failures."""
+        """Sample completions; see :meth:`rlt_data.engines.Engine.generate`. Impossible results become failures."""
         return checked_samples(self.engine, blocks, sampling, self._vocabulary)
 
     def logprobs(self, blocks: Iterable[SequenceBlock], temperature: float) -> Iterator[SequenceLogprobs | Failure]:
-        """Score texts by :meth:`rlt_data.engines.Engine.logprobs`; results that cannot be true are failures."""
+        """Score texts; see :meth:`rlt_data.engines.Engine.logprobs`. Impossible results become failures."""
         return checked_logprobs(self.engine, blocks, temperature, self._vocabulary)
 
     def full_kl(
@@ -138,7 +131,7 @@ class Model:
         other_group: Sequence[SequenceRequest],
         temperature: float,
     ) -> Iterator[SequenceLogprobs | Failure]:
-        """Return KL(this model || other) at the wanted tokens; see :class:`~rlt_data.engines.protocol.FullKL`.
+        """Yield KL(this model || other) at the scored tokens; see :class:`~rlt_data.engines.protocol.FullKL`.
 
         Raises:
             ModelError: the engines cannot compare distributions.
@@ -150,24 +143,53 @@ class Model:
         return vocabulary_size(load_config(self.checkpoint, self.settings))
 
     def close(self) -> None:
-        """Give back what the engine holds, if there is one."""
+        """Close the engine, if it is loaded."""
         if engine := self.__dict__.pop("engine", None):
             engine.close()
 
 
+def open_transformers(model: Model, _logs: Path | None, _memory_share: float) -> Engine:
+    """Load a model into this process."""
+    from rlt_data.engines.transformers import TransformersEngine
+
+    return TransformersEngine.load(model.checkpoint, model.tokenizer, model.settings)
+
+
+def open_vllm(model: Model, logs: Path | None, memory_share: float) -> Engine:
+    """Start vLLM processes."""
+    from rlt_data.engines.vllm import open_pool
+
+    settings = model.settings.model_copy(update={"gpu_memory": model.settings.gpu_memory * memory_share})
+    return open_pool(model.checkpoint, settings, scoring=model.scoring, logs=logs)
+
+
+def open_server(model: Model, _logs: Path | None, _memory_share: float) -> Engine:
+    """Connect to servers."""
+    from rlt_data.engines.server import ServerEngine
+
+    return ServerEngine(
+        model.checkpoint,
+        model.tokenizer,
+        model.settings,
+        scoring=model.scoring,
+        served_temperature=model.served_temperature,
+    )
+
+
 def open_model(name: str, settings: ModelSettings, *, scoring: bool = False, served_temperature: float = 1.0) -> Model:
-    """Find a model, load its tokenizer and take its fingerprint.
+    """Find a model, load its tokenizer and compute its fingerprint.
 
     Args:
         name: Hub id, folder, GGUF file or packaged name.
-        settings: how it is run.
-        scoring: whether it is to score texts.
-        served_temperature: temperature of the log-probs of texts, if servers run the model.
+        settings: settings of the engine.
+        scoring: score texts; otherwise sample.
+        served_temperature: temperature of the servers' log-probs of texts, for ``--engine server``.
 
     Raises:
-        ModelError: there is no such model, or its tokenizer cannot be used.
-        SettingsError: the device or the chat template is not there.
+        ModelError: the model does not exist, or its tokenizer cannot be used.
+        SettingsError: the device or the chat template does not exist.
     """
+    ENGINES.load(settings.engine)  # fails here, before anything is loaded
     served = settings.engine == "server"
     checkpoint = find_checkpoint(name, tokenizer_only=served)
     config = load_config(checkpoint, settings)
@@ -185,16 +207,16 @@ def open_model(name: str, settings: ModelSettings, *, scoring: bool = False, ser
 
 
 def open_same_engine(name: str, settings: ModelSettings, *, scoring: bool, fingerprint: str) -> Engine:
-    """Open and load a model on another machine, and make sure that it is the same one; can be pickled.
+    """Open and load a model on another machine, and check its fingerprint; picklable.
 
     Args:
-        name: as for :func:`open_model`.
-        settings: how it is run.
-        scoring: whether it is to score texts.
-        fingerprint: of the model that it has to be.
+        name: the model's name, as for :func:`open_model`.
+        settings: settings of the engine.
+        scoring: score texts; otherwise sample.
+        fingerprint: the required fingerprint.
 
     Raises:
-        ModelError: this machine has none, or another one, or cannot run it.
+        ModelError: this machine lacks the model, has another one under the name, or cannot run it.
     """
     model = open_model(name, settings, scoring=scoring)
     if model.identity.fingerprint != fingerprint:
@@ -204,10 +226,10 @@ def open_same_engine(name: str, settings: ModelSettings, *, scoring: bool, finge
 
 
 def _served_fingerprint(checkpoint: Checkpoint, settings: ModelSettings) -> str:
-    """Return what stands for the weights of a model that a server runs, whose bytes nobody here sees.
+    """Return a fingerprint for the weights of a served model, which cannot be read from the server.
 
-    A folder's weights are taken to be the served ones; of a model from the Hub they may be there or not, so its name
-    and commit count. A name given to the served model counts too: it may be an adapter's.
+    For a folder with weights it is the hash of these. Weights from the Hub may be missing on this machine, so name and
+    commit count instead. ``--served-model`` counts too, because it may name an adapter.
     """
     if checkpoint.revision is None and has_weights(checkpoint):
         weights = weights_fingerprint(checkpoint)

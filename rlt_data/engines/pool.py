@@ -181,7 +181,9 @@ class Pool:
                 more = job is not None
                 if job is not None:
                     pending += len(job.keys)
-                    self._enqueue(job, inbox)
+                    with self._lock:
+                        self._waiting.append(InFlightJob(next(self._numbers), job, inbox, set(job.keys)))
+                        self._dispatch()
             if not pending:
                 return
             yield wait_for_item(inbox, self.heartbeat, self._check_workers)
@@ -197,11 +199,6 @@ class Pool:
         """Count log output of a process that loads its model as progress."""
         if any([worker.log_has_grown() for worker in self._workers if not worker.ready]):
             self.heartbeat.touch()
-
-    def _enqueue(self, job: Job, inbox: queue.SimpleQueue[Result]) -> None:
-        with self._lock:
-            self._waiting.append(InFlightJob(next(self._numbers), job, inbox, set(job.keys)))
-            self._dispatch()
 
     def _has_capacity(self) -> bool:
         with self._lock:

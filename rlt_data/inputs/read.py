@@ -144,27 +144,27 @@ def _from_jsonl(path: Path) -> Iterator[Record]:
         number = 0
         while line := file.readline(LONGEST_LINE):
             number += 1
-            place = f"line {number}"
+            location = f"line {number}"
             if len(line) == LONGEST_LINE:
                 raise InputError(f"{path}:{number}: the line is longer than {LONGEST_LINE >> 20} MiB; is this JSONL?")
             if number == 1:
                 line = _without_byte_order_mark(path, line)
             if line.strip():
-                yield _json_record(place, line)
+                yield _json_record(location, line)
         if number == 0:
             raise InputError(f"{path}: the file is empty")
 
 
-def _json_record(place: str, line: bytes) -> Record:
+def _json_record(location: str, line: bytes) -> Record:
     try:
         data = json.loads(line.rstrip(b"\r\n").decode("utf-8"))
     except UnicodeDecodeError as error:
-        return Record(place, None, f"not UTF-8 at byte {error.start + 1}")
+        return Record(location, None, f"not UTF-8 at byte {error.start + 1}")
     except json.JSONDecodeError as error:
-        return Record(place, None, f"not JSON at column {error.colno}: {error.msg}")
+        return Record(location, None, f"not JSON at column {error.colno}: {error.msg}")
     except (ValueError, RecursionError) as error:
-        return Record(place, None, _json_limit(error))
-    return _object_record(place, data)
+        return Record(location, None, _json_limit(error))
+    return _object_record(location, data)
 
 
 def _json_limit(error: ValueError | RecursionError) -> str:
@@ -172,10 +172,10 @@ def _json_limit(error: ValueError | RecursionError) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
-def _object_record(place: str, data: Any) -> Record:
+def _object_record(location: str, data: Any) -> Record:
     if not isinstance(data, dict):
-        return Record(place, None, f"expected a JSON object, got {_kind(data)}")
-    return Record(place, data)
+        return Record(location, None, f"expected a JSON object, got {_kind(data)}")
+    return Record(location, data)
 
 
 def _from_json(path: Path) -> Iterator[Record]:
@@ -209,13 +209,13 @@ def _from_csv(path: Path) -> Iterator[Record]:
         try:
             columns = len(reader.fieldnames or [])
             for data in reader:
-                place = f"line {reader.line_num}"
+                location = f"line {reader.line_num}"
                 if "" in data:
-                    yield Record(place, None, f"more fields than the {columns} columns of the header")
+                    yield Record(location, None, f"more fields than the {columns} columns of the header")
                 elif None in data.values():
-                    yield Record(place, None, f"fewer fields than the {columns} columns of the header")
+                    yield Record(location, None, f"fewer fields than the {columns} columns of the header")
                 else:
-                    yield Record(place, dict(data))
+                    yield Record(location, dict(data))
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not UTF-8 after line {reader.line_num} ({error.reason})") from None
         except csv.Error as error:

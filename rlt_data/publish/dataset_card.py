@@ -377,7 +377,7 @@ def _statistics(facts: DatasetFacts) -> str:
         f"Run: {rows}; {stats.completion_tokens:,} sampled tokens.",
         f"Finish reasons of the traces: {reasons}." if reasons else "",
         f"Shares of the scored traces: {shares}." if shares else "",
-        f"Means per bucket ({MEANINGS['bucket']}):" if buckets else "",
+        "Means per bucket, of which bucket 1 is the best:" if buckets else "",
         buckets,
         "Distribution of each term of the score:",
         table([row | {"term": code(row["term"])} for row in stats.terms.to_dicts()]),

@@ -139,17 +139,18 @@ def _use(facts: ModelFacts) -> str:
 def _training(model: TrainedModel) -> str:
     recorded = model.recorded
     plan = recorded.get("plan", {})
+    settings = table(
+        [
+            {"setting": code(key.rstrip("_")), "value": code(value)}
+            for key, value in recorded["depends_on"].items()
+            if key not in _INPUTS and value is not None
+        ]
+    )
     return paragraphs(
         fenced(command_line(recorded["command"], recorded["settings"]), "sh") if "command" in recorded else "",
         _inputs_table(model),
         table([{"size": label, "count": plan[key]} for key, label in _PLAN.items() if plan.get(key)]),
-        table(
-            [
-                {"setting": code(key.rstrip("_")), "value": code(value)}
-                for key, value in recorded["depends_on"].items()
-                if key not in _INPUTS and value is not None
-            ]
-        ),
+        f"<details>\n<summary>Settings</summary>\n\n{settings}\n\n</details>" if settings else "",
         versions_line(recorded.get("versions", {})),
     )
 

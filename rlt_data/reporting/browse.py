@@ -64,7 +64,7 @@ def select(
         raise RunFolderError(f"{run.path}: there are no traces yet")
     rows = run.scan()
     columns = rows.collect_schema().names()
-    condition = _condition(where, columns, run) if where else pl.lit(True)
+    condition = pl.lit(True) if where is None else _condition(where, columns, run)
     orders = [name for name in _ORDERS if name in columns]
     needed = dict.fromkeys([*_KEYS, *orders, *condition.meta.root_names()])
     frame = rows.select(list(needed)).collect()

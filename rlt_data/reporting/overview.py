@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from rlt_data import plots
 from rlt_data.publish.redact import redact_paths
 from rlt_data.statistics import MEANINGS, Stats, figure, scored, stats
+from rlt_data.steps.registry import STEPS
 from rlt_data.storage.errorlog import failures
 from rlt_data.storage.run import RunFolder
 
@@ -91,7 +92,7 @@ def _source(name: str, run: RunFolder, scores: pl.DataFrame) -> dict[str, Any]:
         "buckets": figures.buckets.to_dicts(),
         "failures": [(step, reason, count) for (step, reason), count in reasons.most_common(_MAX_REASONS)],
         "steps": {
-            step: settings
+            f"rlt-data {STEPS[step].command}" if step in STEPS else step: settings
             for step, entry in figures.steps.items()
             if (settings := _models_and_settings(redact_paths(entry)))
         },

@@ -105,8 +105,8 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
         with run_log(run):
             sampling_task = _sampling_task(settings, model, format, content_hash(depends_on))
             sampled = sample_questions(run, model, sampling_task, progress)
-            _grade(run, benchmark, format, grader, progress)
-            evaluation = _figures(run, settings, sampled.failed)
+            grade_answers(run, benchmark, format, grader, progress)
+            evaluation = evaluation_of(run, settings, sampled.failed)
             logger.info("evaluate: accuracy %.4f of %d answers", evaluation.accuracy, evaluation.answers)
         excluded = ("run", "failure", "failure_rows")
         run.write_json("evaluation.json", {k: value for k, value in asdict(evaluation).items() if k not in excluded})
@@ -178,7 +178,7 @@ def solution_in(format: Format, completion: str) -> tuple[str, bool]:
     return tail.partition(format.solution_tags[1])[0].strip(), False
 
 
-def _grade(run: RunFolder, benchmark: Benchmark, format: Format, grader: Grader, progress: Progress) -> None:
+def grade_answers(run: RunFolder, benchmark: Benchmark, format: Format, grader: Grader, progress: Progress) -> None:
     """Grade the answers that are not in the grades table."""
     parts = run.parts("answers")
     with task(progress, "grade", run.count("answers")), TableWriter(run, "grades") as writer:
@@ -209,7 +209,8 @@ def _grade_row(answer: dict[str, Any], solution: str, formatted: bool, grade: Gr
     }
 
 
-def _figures(run: RunFolder, settings: EvaluateSettings, failed: int) -> Evaluation:
+def evaluation_of(run: RunFolder, settings: EvaluateSettings, failed: int) -> Evaluation:
+    """Return what the grades of a run add up to."""
     parts = run.parts("grades")
     if not parts:
         raise SettingsError(f"{run.path}: no question has an answer; errors.jsonl has the reasons")

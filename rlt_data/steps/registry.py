@@ -1,6 +1,6 @@
-"""Every step, stated once: what the command line, the Python namespace, pipelines, pages, cards and recipes know of it.
+"""The registry of steps, which the command line, the Python API, pipelines, reports, cards and recipes share.
 
-A step's function is named by an import string, so listing the steps imports neither the functions nor their libraries.
+A step names its function by an import string, so that listing the steps imports no heavy library.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ class Step:
     """A step: a function of settings, and a command with the same settings as flags.
 
     Attributes:
-        name: in run.json, and of its section in pipelines and recipes.
-        command: on the command line, such as ``train-teacher rl``.
-        settings: class of its settings.
-        function: its function, as ``module:name``; takes the settings, and a progress where ``has_progress`` is true.
-        help: what ``--help`` says.
-        output: function of ``rlt_data.cli.output`` that prints its summary; takes settings and summary, and returns
-            the exit code if that is not always 0.
-        reads: tables of a run that it needs.
-        has_progress: whether its function reports progress.
+        name: name in run.json, and of its section in pipelines and recipes.
+        command: name on the command line, such as ``train-teacher rl``.
+        settings: settings class.
+        function: import string of the function, ``module:name``; its arguments are the settings and, if
+            ``has_progress`` is true, a progress.
+        help: help text of the command.
+        output: name of the function in ``rlt_data.cli.output`` that prints the summary; its arguments are settings and
+            summary, and it returns the exit code, or None for 0.
+        reads: tables of a run that the step requires.
+        has_progress: whether the function reports progress.
     """
 
     name: str
@@ -56,40 +57,40 @@ class Step:
 
     @property
     def module(self) -> str:
-        """The module of its function."""
+        """The module of the function."""
         return self.function.partition(":")[0]
 
     @property
     def function_name(self) -> str:
-        """The name of its function, in its module and in ``rlt_data``."""
+        """The name of the function, in its module and in ``rlt_data``."""
         return self.function.partition(":")[2]
 
     @property
     def writes(self) -> tuple[str, ...]:
-        """The tables of a run that it makes."""
+        """The tables of a run that the step writes."""
         from rlt_data.storage.schemas import MADE_BY
 
         return tuple(table for table, step in MADE_BY.items() if step == self.name)
 
     @property
     def trains(self) -> bool:
-        """Whether it trains a model."""
+        """Whether the step trains a model."""
         return issubclass(self.settings, TrainingSettings)
 
     def load(self) -> Callable[..., Any]:
-        """Import its function."""
+        """Import and return the function."""
         function: Callable[..., Any] = getattr(import_module(self.module), self.function_name)
         return function
 
 
-#: From questions to a published data set, in the order of the commands.
+#: Steps from questions to a published data set, in their order.
 DATA_STEPS = (
     Step(
         name="check",
         command="check",
         settings=CheckSettings,
         function="rlt_data.inputs:check",
-        help="Validate an input without a model, and show what is understood of it.",
+        help="Validate an input file and show how it is read, without loading a model.",
         output="print_check",
         has_progress=False,
     ),
@@ -98,7 +99,7 @@ DATA_STEPS = (
         command="generate",
         settings=GenerateSettings,
         function="rlt_data.steps.generate:generate",
-        help="Sample explanations from a teacher that sees each question and its solution.",
+        help="Generate traces: a teacher sees each question and its solution, and explains them.",
         output="print_traces",
     ),
     Step(
@@ -106,7 +107,7 @@ DATA_STEPS = (
         command="score",
         settings=ScoreSettings,
         function="rlt_data.steps.score:score",
-        help="Score traces by how much they help a student, and how natural it finds them (the RLT reward).",
+        help="Score traces by how much they help a student (the RLT reward).",
         output="print_scores",
         reads=("questions", "traces"),
     ),
@@ -115,7 +116,7 @@ DATA_STEPS = (
         command="merge",
         settings=MergeSettings,
         function="rlt_data.steps.merge:merge",
-        help="Merge runs of the same settings, such as those of machines that shared the questions, into a new one.",
+        help="Merge runs with the same settings, such as runs of several machines, into a new one.",
         output="print_merge",
         reads=("questions", "traces", "scores"),
     ),
@@ -124,7 +125,7 @@ DATA_STEPS = (
         command="rank",
         settings=RankSettings,
         function="rlt_data.steps.rank:rank",
-        help="Rank the traces of each question by reward, and sort them into buckets.",
+        help="Rank the traces of each question by reward, and assign them to buckets.",
         output="print_ranks",
         reads=("scores",),
     ),
@@ -133,7 +134,7 @@ DATA_STEPS = (
         command="distill",
         settings=DistillSettings,
         function="rlt_data.steps.distill:distill",
-        help="Choose traces and write them as a data set in the student's format.",
+        help="Select traces and write them as a data set in the student's format.",
         output="print_dataset",
         reads=("questions", "traces", "ranks"),
     ),
@@ -142,20 +143,20 @@ DATA_STEPS = (
         command="push",
         settings=PushSettings,
         function="rlt_data.publish.push:push",
-        help="Publish a distilled data set or a trained model on the Hugging Face Hub, with a card about its making.",
+        help="Publish a distilled data set or a trained model on the Hugging Face Hub, with a card.",
         output="print_push",
         reads=("questions", "traces", "scores", "ranks"),
     ),
 )
 
-#: Training and measuring models, and making problems for that; names are those of recipes.
+#: Steps that train or evaluate models, and that make problems for them.
 MODEL_STEPS = (
     Step(
         name="warmup",
         command=WarmUpSettings.command,
         settings=WarmUpSettings,
         function="rlt_data.training.teacher:warm_up",
-        help="Fine-tune a model on explanations in the teacher format; run it again to continue.",
+        help="Fine-tune a model on explanations in the teacher's format. Run it again to continue.",
         output="print_training",
     ),
     Step(
@@ -163,7 +164,7 @@ MODEL_STEPS = (
         command=TrainTeacherSettings.command,
         settings=TrainTeacherSettings,
         function="rlt_data.training.teacher:train_teacher",
-        help="Train a teacher by GRPO on the dense reward of a frozen student; run it again to continue.",
+        help="Train a teacher by GRPO on the dense reward of a frozen student. Run it again to continue.",
         output="print_policy_training",
     ),
     Step(
@@ -171,7 +172,7 @@ MODEL_STEPS = (
         command=TrainStudentSettings.command,
         settings=TrainStudentSettings,
         function="rlt_data.training.sft:train_student",
-        help="Fine-tune a student on a distilled data set; run it again to continue, under accelerate for many GPUs.",
+        help="Fine-tune a student on a distilled data set. Run it again to continue.",
         output="print_training",
     ),
     Step(
@@ -179,7 +180,7 @@ MODEL_STEPS = (
         command=TrainSolverSettings.command,
         settings=TrainSolverSettings,
         function="rlt_data.training.solver:train_solver",
-        help="Train a student by GRPO on whether its answers are right; run it again to continue.",
+        help="Train a student by GRPO on the correctness of its answers. Run it again to continue.",
         output="print_policy_training",
     ),
     Step(
@@ -187,7 +188,7 @@ MODEL_STEPS = (
         command="evaluate",
         settings=EvaluateSettings,
         function="rlt_data.steps.evaluate:evaluate",
-        help="Measure a model's accuracy on a benchmark: sample answers in the student's format, and grade them.",
+        help="Measure a model's accuracy on a benchmark: sample answers and grade them.",
         output="print_evaluation",
     ),
     Step(
@@ -195,7 +196,7 @@ MODEL_STEPS = (
         command="countdown make",
         settings=CountdownSettings,
         function="rlt_data.steps.countdown:make_countdown",
-        help="Write problems with solutions; no problem is in both splits, whatever the seeds.",
+        help="Write Countdown problems with solutions. The splits never share a problem.",
         output="print_problems",
         has_progress=False,
     ),

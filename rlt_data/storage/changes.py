@@ -60,4 +60,4 @@ def _model_name(role: str, entry: Mapping[str, Any]) -> str:
     if model := entry.get("models", {}).get(role):
         return f"{model['name']!r}" + (f" at revision {model['revision']}" if model["revision"] else "")
     is_none = entry.get("depends_on", {}).get(role) == "none"
-    return "'none'" if is_none else "the model whose log-probs are stored with the traces"
+    return "'none'" if is_none else "the teacher of the traces"

@@ -141,7 +141,7 @@ class Folder(Protocol):
         schema: pa.Schema,
         expected: Mapping[str, Sequence[FileState]],
         *,
-        whole: bool,
+        all_columns: bool,
     ) -> list[pa.Table]:
         """Read columns of Parquet files, one table each.
 
@@ -149,7 +149,7 @@ class Folder(Protocol):
             names: names of the files.
             schema: the columns.
             expected: the states that a file may have, by name. A file without an entry is not checked.
-            whole: whether nearly all columns are read, so that it pays to download complete files.
+            all_columns: whether nearly all columns are read, so that it pays to download complete files.
 
         Raises:
             FileNotFoundError: a file does not exist (any more).

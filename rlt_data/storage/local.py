@@ -113,7 +113,7 @@ class LocalFolder:
         schema: pa.Schema,
         expected: Mapping[str, Sequence[FileState]],
         *,
-        whole: bool,
+        all_columns: bool,
     ) -> list[pa.Table]:
         """Read columns of Parquet files, one table each."""
         for name in names:

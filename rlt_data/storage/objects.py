@@ -93,14 +93,14 @@ class ObjectFolder:
         schema: pa.Schema,
         expected: Mapping[str, Sequence[FileState]],
         *,
-        whole: bool,
+        all_columns: bool,
     ) -> list[pa.Table]:
         """Read columns of Parquet files with few requests.
 
         Only the pages of large files are verified, because a checksum would require the complete file.
         """
         tables = []
-        for name, end, size in self._ends(names, None if whole else _END):
+        for name, end, size in self._ends(names, None if all_columns else _END):
             path, source = self._at(name), pa.BufferReader(end)
             if states := expected.get(name):
                 digest = xxhash.xxh3_128_hexdigest(end) if len(end) == size else None

@@ -373,7 +373,7 @@ class RunFolder:
 
         Args:
             table: name of the table.
-            again: list the files anew instead of using the last listing.
+            again: list the files again instead of using the last listing.
         """
         files = self._files(table, refresh=again)
         journal = sorted(name for names in files.journal.values() for name in names)
@@ -389,13 +389,14 @@ class RunFolder:
     def _read_files(self, table: str, part: int, columns: list[str]) -> tuple[list[str], list[pa.Table]]:
         """Read columns of the files of a part, and return the names and contents of the files."""
         schema = pa.schema([SCHEMAS[table].field(name) for name in columns])
-        whole = len(columns) == len(SCHEMAS[table])
+        all_columns = len(columns) == len(SCHEMAS[table])
         rejected: Part | None = None
         for _ in range(_READ_ATTEMPTS):
             files = self._files(table)
             names = _file_names(files, table, part)
             try:
-                return names, self.folder.read_tables(names, schema, _expected(files, table, part), whole=whole)
+                tables = self.folder.read_tables(names, schema, _expected(files, table, part), all_columns=all_columns)
+                return names, tables
             except FileNotFoundError:  # the writing process has merged a journal in the meantime
                 self._tables.pop(table, None)
             except OSError as error:
@@ -433,7 +434,7 @@ class RunFolder:
 
         Args:
             table: name of the table.
-            refresh: list the files anew, unless this process holds the lock and is thus the only writer.
+            refresh: list the files again, unless this process holds the lock and is thus the only writer.
         """
         if table in self._tables and (self._is_locked or not refresh):
             return self._tables[table]
@@ -508,7 +509,7 @@ class RunFolder:
         try:
             self.folder.write(f"{table}/{part_name(part)}", write, ready)
         except BaseException:
-            self._tables.pop(table, None)  # list the files anew, because the write may have happened
+            self._tables.pop(table, None)  # list the files again, because the write may have happened
             raise
         files.part_files.add(part)
 

@@ -20,7 +20,8 @@ from rlt_data.errors import InputError, SettingsError
 from rlt_data.formats import Format, Tokenizer, encode
 from rlt_data.libraries import quiet_bars
 from rlt_data.progress import Progress
-from rlt_data.settings import PolicySettings
+from rlt_data.settings import PolicySettings, TrainTeacherSettings
+from rlt_data.steps.score import reward_identity
 from rlt_data.storage.outputs import write_file
 from rlt_data.storage.run import content_hash
 from rlt_data.training.plan import PolicyPlan, plan_policy
@@ -125,6 +126,7 @@ def train_policy(
         student=student.identity.weights if student else None,
         data=content_hash(train, held_out),
         format=policy.format.hash,
+        **(reward_identity(settings) if isinstance(settings, TrainTeacherSettings) else {}),
     )
     provenance = training_provenance(settings, model=policy.checkpoint, student=student.checkpoint if student else None)
     run = TrainingRun(Path(settings.out), depends_on, provenance)

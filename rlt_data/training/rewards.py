@@ -6,6 +6,7 @@ Both are reward functions for TRL's GRPOTrainer, over :class:`~rlt_data.training
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -15,9 +16,12 @@ import numpy as np
 
 from rlt_data.engines import Failure, Model, SequenceRequest
 from rlt_data.formats import Format, Tokenizer, Views
+from rlt_data.plugins import REWARDS
 from rlt_data.scoring import (
+    RewardError,
     StudentTokens,
     align_tokens,
+    compute_reward,
     score_trace,
     teacher_tokens_from_ids,
     tokenize_for_student,
@@ -28,6 +32,8 @@ from rlt_data.steps.evaluate import solution_in
 from rlt_data.steps.score import reward_weights
 from rlt_data.tasks.grading import Grader, Kind
 from rlt_data.training.rollouts import Rollout
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 LogMetric = Callable[[str, float], None]
@@ -121,6 +127,8 @@ class DenseReward(Reward):
         super().__init__()
         self._temperature = settings.temperature
         self._weights = reward_weights(settings)
+        self._reward_name = settings.reward
+        self._reward = REWARDS.load(settings.reward)
         self._student = student
         self._format = format
         self._views = Views(format, student.template)
@@ -170,6 +178,17 @@ class DenseReward(Reward):
             self._weights,
             truncated=rollout.finish_reason == "length",
         )
+        try:
+            row["reward"] = compute_reward(
+                self._reward,
+                row,
+                question=question["question"],
+                solution=question["solution"],
+                explanation=explanation,
+            )
+        except RewardError as error:
+            logger.warning("question %s: %s (%s)", question["question_id"], error, self._reward_name)
+            row["reward"] = None
         if row["reward"] is not None and not np.isfinite(row["reward"]):
             row["reward"] = None
         return {name: row[name] for name in (*_TERMS, *_SHARES, "thought_tokens")} | signs

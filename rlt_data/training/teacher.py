@@ -11,6 +11,7 @@ from rlt_data.formats import ChatTemplate, Format, Views, choose_format
 from rlt_data.inputs.check import good_rows
 from rlt_data.inputs.ingest import question_id
 from rlt_data.inputs.presets import Row
+from rlt_data.plugins import REWARDS
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import ModelSettings, TrainTeacherSettings, WarmUpSettings
 from rlt_data.training.examples import TrainingText, tokenize_texts
@@ -44,6 +45,7 @@ def train_teacher(settings: TrainTeacherSettings, progress: Progress = SILENT) -
     Raises:
         RltDataError: one of the errors in :mod:`rlt_data.errors`; existing files are kept.
     """
+    REWARDS.load(settings.reward)
     checkpoint, tokenizer, template = find_base_model(settings)
     student = open_model(
         settings.student,

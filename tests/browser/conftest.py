@@ -1,4 +1,4 @@
-"""A real browser: Chromium, driven by Playwright. Without one these tests are skipped; make test-browser gets it."""
+"""Chromium, driven by Playwright. Without it these tests are skipped; make test-browser installs Playwright."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rlt_data.settings import ReportSettings, parse_settings
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
-@pytest.fixture(scope="module")  # while Playwright is at work, nothing else in its thread may use asyncio
+@pytest.fixture(scope="module")  # while Playwright runs, nothing else in its thread may use asyncio
 def chromium() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra browser (make test-browser)")
-    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if not found:
-        pytest.skip("no chromium is installed here (CHROMIUM names one)")
+    executable = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if not executable:
+        pytest.skip("Chromium is not installed (CHROMIUM can name its executable)")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=FLAGS)
+        browser = driver.chromium.launch(executable_path=executable, args=FLAGS)
         yield browser
         browser.close()
 
@@ -33,11 +33,11 @@ _COUNT = "document.getElementById('count').textContent"
 
 
 class Shown:
-    """A page in the browser, and all that happened in it.
+    """A page in the browser, with a record of its events.
 
     Attributes:
         page: Playwright's page.
-        requests: addresses that were asked for, the page's own included.
+        requests: requested URLs, including that of the page.
         complaints: console messages, errors and dialogs.
     """
 
@@ -61,10 +61,10 @@ class Shown:
         return self.page.evaluate(script)
 
     def wait(self, script: str, value: Any = True, seconds: float = 20.0) -> None:
-        """Wait until a script has a value; Playwright's own way is one that the page's policy forbids."""
+        """Wait until a script returns a value, without wait_for_function, which the page's security policy forbids."""
         ends = time.monotonic() + seconds
-        while (found := self.run(script)) != value:
-            assert time.monotonic() < ends, f"{script} is {found!r} and not {value!r}"
+        while (current := self.run(script)) != value:
+            assert time.monotonic() < ends, f"{script} is {current!r} and not {value!r}"
             time.sleep(0.02)
 
     def press(self, *keys: str) -> None:
@@ -76,7 +76,7 @@ class Shown:
 
     @property
     def count(self) -> str:
-        """What the list says of how many traces it has."""
+        """The counter of the list, such as "3 of 32"."""
         return str(self.run(_COUNT))
 
     def wait_for_count(self, count: str) -> None:
@@ -85,7 +85,7 @@ class Shown:
 
 @pytest.fixture
 def shown(chromium: Any) -> Iterator[Any]:
-    """Open an address in a window of its own: shown(address, **context)."""
+    """Return a function that opens a URL in a new window: shown(address, **context)."""
     opened: list[Shown] = []
 
     def show(address: str | Path, **context: Any) -> Shown:
@@ -93,8 +93,8 @@ def shown(chromium: Any) -> Iterator[Any]:
         return opened[-1]
 
     yield show
-    for each in opened:
-        each.context.close()
+    for window in opened:
+        window.context.close()
 
 
 def reported(run: str | Path, out: Path, **keys: Any) -> Path:

@@ -1,6 +1,6 @@
 """Make the pictures of docs/report.md: python -m tests.browser.screenshots RUN RUN AGAINST FOLDER.
 
-The first run is shown alone, the other two against each other; all scored with --per-token.
+The first run gets a report, the other two are compared. All must be scored with --per-token.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ Show = Callable[..., Shown]
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two teachers' runs on the same questions, scored token by token, by the miniature models."""
+    """Runs of two nano teachers on the same questions, scored with --per-token."""
     folder = tmp_path_factory.mktemp("runs")
 
     def rlt(*arguments: object) -> None:
@@ -51,91 +51,89 @@ def table(run: Path, name: str) -> pl.DataFrame:
     return pl.read_parquet(run / name / "*.parquet")
 
 
-def test_it_opens_from_a_file_and_asks_for_nothing(shown: Show, page: Path) -> None:
-    found = shown(page)
-    found.press("t", "j", "Enter")
-    found.page.wait_for_selector(".trace")
-    assert found.requests == [page.as_uri()] and found.complaints == []
-    assert "fetch" not in found.run("document.querySelector('meta[http-equiv]').content")
-    assert "connect-src 'none'" in found.run("document.querySelector('meta[http-equiv]').content")
+def test_it_opens_from_a_file_without_requests(shown: Show, page: Path) -> None:
+    window = shown(page)
+    window.press("t", "j", "Enter")
+    window.page.wait_for_selector(".trace")
+    assert window.requests == [page.as_uri()] and window.complaints == []
+    assert "fetch" not in window.run("document.querySelector('meta[http-equiv]').content")
+    assert "connect-src 'none'" in window.run("document.querySelector('meta[http-equiv]').content")
 
 
-def test_the_overview_has_the_figures_and_the_plots(shown: Show, page: Path, runs: tuple[Path, Path]) -> None:
-    found = shown(page)
-    cards = dict(zip(found.texts(".cards dt"), found.texts(".cards dd"), strict=True))
+def test_the_overview_has_statistics_and_plots(shown: Show, page: Path, runs: tuple[Path, Path]) -> None:
+    window = shown(page)
+    cards = dict(zip(window.texts(".cards dt"), window.texts(".cards dd"), strict=True))
     rewards = table(runs[0], "scores")["reward"]
     assert cards["traces"] == "32" and cards["mean reward"] == f"{rewards.mean():.3f}"
     assert "tokens/s, generate" in cards
-    assert found.texts("figcaption") == ["reward distribution", "reward by rank", "reward by length", "reward terms"]
-    assert all(box["width"] > 200 for box in (each.bounding_box() for each in found.page.locator("svg").all()))
-    assert found.page.locator("td").count() > 80
+    assert window.texts("figcaption") == ["reward distribution", "reward by rank", "reward by length", "reward terms"]
+    assert all(box["width"] > 200 for box in (each.bounding_box() for each in window.page.locator("svg").all()))
+    assert window.page.locator("td").count() > 80
 
 
 def test_search_sort_and_filters(shown: Show, page: Path, runs: tuple[Path, Path]) -> None:
     scores = table(runs[0], "scores").join(table(runs[0], "ranks").select("trace_id", "bucket"), on="trace_id")
-    found = shown(page)
-    found.press("t")
-    assert found.count == "32 of 32"
-    found.page.select_option("#bucket", "2")
-    assert found.count == f"{scores.filter(bucket=2).height} of 32"
-    found.press("Escape")
-    found.page.click("#reset")
-    found.wait_for_count("32 of 32")
-    found.page.select_option("#kind", "good")
-    assert found.count == f"{scores['well_formed'].sum()} of 32"
-    found.page.click("#reset")
+    window = shown(page)
+    window.press("t")
+    assert window.count == "32 of 32"
+    window.page.select_option("#bucket", "2")
+    assert window.count == f"{scores.filter(bucket=2).height} of 32"
+    window.press("Escape")
+    window.page.click("#reset")
+    window.wait_for_count("32 of 32")
+    window.page.select_option("#kind", "good")
+    assert window.count == f"{scores['well_formed'].sum()} of 32"
+    window.page.click("#reset")
     middle = float(scores["reward"].median())  # type: ignore[arg-type]
-    found.page.select_option("#term", "reward")
-    found.page.fill("#low", str(middle))
-    assert found.count == f"{(scores['reward'] >= middle).sum()} of 32"
-    found.page.fill("#low", "")
-    found.page.select_option("#sort", "reward")
+    window.page.select_option("#term", "reward")
+    window.page.fill("#low", str(middle))
+    assert window.count == f"{(scores['reward'] >= middle).sum()} of 32"
+    window.page.fill("#low", "")
+    window.page.select_option("#sort", "reward")
     best = f"{scores['reward'].max():.3f}"
-    assert found.texts(".item b")[0] == best
-    found.page.click("#direction")
-    assert found.texts(".item b")[0] == f"{scores['reward'].min():.3f}"
-    found.press("/")
-    found.wait("document.activeElement.id", "search")
+    assert window.texts(".item b")[0] == best
+    window.page.click("#direction")
+    assert window.texts(".item b")[0] == f"{scores['reward'].min():.3f}"
+    window.press("/")
+    window.wait("document.activeElement.id", "search")
     completion = table(runs[0], "traces")["completion"][5]
     piece = completion.removesuffix("</explanation>").strip()[-20:]
-    found.page.keyboard.type(piece.upper())  # case does not count
+    window.page.keyboard.type(piece.upper())  # case does not count
     wanted = table(runs[0], "traces")["completion"].str.contains(piece, literal=True).sum()
-    found.wait_for_count(f"{wanted} of 32")
-    assert found.complaints == []
+    window.wait_for_count(f"{wanted} of 32")
+    assert window.complaints == []
 
 
 def test_a_question_has_all_its_traces_side_by_side(shown: Show, page: Path, runs: tuple[Path, Path]) -> None:
-    found = shown(page)
-    found.press("t", "j", "j", "Enter")
-    found.page.wait_for_selector(".trace")
-    boxes = [each.bounding_box() for each in found.page.locator(".trace").all()]
+    window = shown(page)
+    window.press("t", "j", "j", "Enter")
+    window.page.wait_for_selector(".trace")
+    boxes = [each.bounding_box() for each in window.page.locator(".trace").all()]
     assert len(boxes) == 4 and len({box["y"] for box in boxes if box}) == 1
-    assert [text.split()[1] for text in found.texts(".trace header b:first-of-type")] == ["1", "2", "3", "4"]
-    assert found.page.locator(".trace.chosen").count() == 1
-    found.press("s")
-    boxes = [each.bounding_box() for each in found.page.locator(".trace").all()]
+    assert [text.split()[1] for text in window.texts(".trace header b:first-of-type")] == ["1", "2", "3", "4"]
+    assert window.page.locator(".trace.chosen").count() == 1
+    window.press("s")
+    boxes = [each.bounding_box() for each in window.page.locator(".trace").all()]
     assert len({box["x"] for box in boxes if box}) == 1
-    before = found.texts(".problem .text")
-    found.press("]")
-    found.wait(f"document.querySelector('.problem .text').textContent !== {before[0]!r}")
-    found.press("[")
-    found.wait("document.querySelector('.problem .text').textContent", before[0])
-    found.press("Escape")
-    assert found.run("document.activeElement.id") == "list"
+    before = window.texts(".problem .text")
+    window.press("]")
+    window.wait(f"document.querySelector('.problem .text').textContent !== {before[0]!r}")
+    window.press("[")
+    window.wait("document.querySelector('.problem .text').textContent", before[0])
+    window.press("Escape")
+    assert window.run("document.activeElement.id") == "list"
 
 
-def test_tokens_are_coloured_by_what_the_student_thought_of_them(
-    shown: Show, page: Path, runs: tuple[Path, Path]
-) -> None:
-    found = shown(page)
-    found.press("t", "j", "Enter")
-    found.page.wait_for_selector(".trace.chosen .k", state="attached")
-    key = found.run("location.hash").removeprefix("#trace=")
+def test_tokens_are_coloured_by_kl_and_log_prob(shown: Show, page: Path, runs: tuple[Path, Path]) -> None:
+    window = shown(page)
+    window.press("t", "j", "Enter")
+    window.page.wait_for_selector(".trace.chosen .k", state="attached")
+    key = window.run("location.hash").removeprefix("#trace=")
     [score] = table(runs[0], "scores").filter(trace_id=key).to_dicts()
 
     def tokens(part: int) -> list[tuple[list[Any], str]]:
         script = f"[...document.querySelectorAll('.trace.chosen .body > .text')[{part}].querySelectorAll('.k')]"
-        return [tuple(each) for each in found.run(f"{script}.map((e) => [e.token.values, e.className])")]
+        return [tuple(each) for each in window.run(f"{script}.map((e) => [e.token.values, e.className])")]
 
     thought = tokens(0)
     assert len(thought) == len(score["thought_logprobs"])
@@ -147,56 +145,56 @@ def test_tokens_are_coloured_by_what_the_student_thought_of_them(
     missed = min(range(len(score["solution_logprobs"])), key=lambda k: score["solution_logprobs"][k])
     solution = tokens(1)
     assert abs(solution[missed][0][0][1] / 100 - score["solution_logprobs"][missed]) < 0.0051
-    found.page.locator(".trace.chosen .k").nth(worst).hover()
-    tip = found.page.locator("#tip").inner_text()
+    window.page.locator(".trace.chosen .k").nth(worst).hover()
+    tip = window.page.locator("#tip").inner_text()
     assert f"log-prob {round(100 * score['thought_logprobs'][worst]) / 100:.2f}" in tip
     assert f"KL {round(100 * score['thought_kl'][worst]) / 100:.2f}" in tip
-    found.press("c")
-    assert found.page.locator(".switch button[aria-pressed=true]").inner_text() == "log-prob"
-    found.press("c")
-    assert found.page.locator(".trace.chosen .k").count() == 0
+    window.press("c")
+    assert window.page.locator(".switch button[aria-pressed=true]").inner_text() == "log-prob"
+    window.press("c")
+    assert window.page.locator(".trace.chosen .k").count() == 0
 
 
-def test_without_a_teacher_there_are_log_probs_alone(shown: Show, runs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_without_a_teacher_only_log_probs_are_shown(shown: Show, runs: tuple[Path, Path], tmp_path: Path) -> None:
     done = CliRunner().invoke(
         app, ["score", "--in", str(runs[0]), "--student", "nano-teacher", "--teacher", "none", "--per-token",
-              "--teacher-logprobs", "compute", "--out", str(tmp_path / "alone")],
+              "--out", str(tmp_path / "alone")],
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    found = shown(reported(tmp_path / "alone", tmp_path / "alone.html"))
-    found.press("t", "j", "Enter")
-    found.page.wait_for_selector(".trace .k", state="attached")
-    assert found.texts(".switch button") == ["log-prob", "plain"]
-    assert found.texts(".switch [aria-pressed=true]") == ["log-prob"]
-    assert found.texts(".trace header b:first-of-type")[0].startswith("sample")  # not ranked
-    assert found.complaints == []
+    window = shown(reported(tmp_path / "alone", tmp_path / "alone.html"))
+    window.press("t", "j", "Enter")
+    window.page.wait_for_selector(".trace .k", state="attached")
+    assert window.texts(".switch button") == ["log-prob", "plain"]
+    assert window.texts(".switch [aria-pressed=true]") == ["log-prob"]
+    assert window.texts(".trace header b:first-of-type")[0].startswith("sample")  # not ranked
+    assert window.complaints == []
 
 
-def test_two_sources_stand_beside_each_other(shown: Show, runs: tuple[Path, Path], tmp_path: Path) -> None:
-    found = shown(reported(runs[0], tmp_path / "against.html", against=str(runs[1])))
-    assert found.texts(".source h2") == ["by-nano", "by-nano-teacher-warm"]
+def test_two_runs_are_compared(shown: Show, runs: tuple[Path, Path], tmp_path: Path) -> None:
+    window = shown(reported(runs[0], tmp_path / "against.html", against=str(runs[1])))
+    assert window.texts(".source h2") == ["by-nano", "by-nano-teacher-warm"]
     both = [table(run, "scores") for run in runs]
     best = [each.group_by("question_id", maintain_order=True).agg(pl.col("reward").max())["reward"] for each in both]
     ahead, behind = (best[0] > best[1]).sum(), (best[0] < best[1]).sum()
-    assert found.texts(".comparison strong") == ["8", str(ahead), str(behind)]
-    found.press("t", "j", "Enter")
-    found.page.wait_for_selector(".trace")
-    assert found.texts(".trace .chip.s0, .trace .chip.s1") == ["by-nano", "by-nano-teacher-warm"] * 4
-    found.page.select_option("#source", "1")
-    assert found.count == "32 of 64"
+    assert window.texts(".comparison strong") == ["8", str(ahead), str(behind)]
+    window.press("t", "j", "Enter")
+    window.page.wait_for_selector(".trace")
+    assert window.texts(".trace .chip.s0, .trace .chip.s1") == ["by-nano", "by-nano-teacher-warm"] * 4
+    window.page.select_option("#source", "1")
+    assert window.count == "32 of 64"
 
 
 def test_on_a_phone(shown: Show, page: Path) -> None:
-    found = shown(page, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    window = shown(page, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
     for place in ("overview", "traces"):
-        found.run(f"location.hash = '{place}'")
-        assert found.run("document.documentElement.scrollWidth") <= 390
-    found.page.tap(".item >> nth=3")
-    found.page.wait_for_selector(".trace")
-    assert not found.page.locator("#list").is_visible()
-    assert found.run("document.documentElement.scrollWidth") <= 390
-    found.page.tap(".back")
-    assert found.page.locator("#list").is_visible()
+        window.run(f"location.hash = '{place}'")
+        assert window.run("document.documentElement.scrollWidth") <= 390
+    window.page.tap(".item >> nth=3")
+    window.page.wait_for_selector(".trace")
+    assert not window.page.locator("#list").is_visible()
+    assert window.run("document.documentElement.scrollWidth") <= 390
+    window.page.tap(".back")
+    assert window.page.locator("#list").is_visible()
 
 
 def test_light_and_dark(shown: Show, page: Path) -> None:
@@ -214,21 +212,21 @@ def test_light_and_dark(shown: Show, page: Path) -> None:
 
 
 def test_keys_are_explained(shown: Show, page: Path) -> None:
-    found = shown(page)
-    found.press("?")
-    assert found.page.locator("dialog").is_visible() and found.page.locator("dialog kbd").count() > 10
-    found.press("Escape")
-    assert not found.page.locator("dialog").is_visible()
+    window = shown(page)
+    window.press("?")
+    assert window.page.locator("dialog").is_visible() and window.page.locator("dialog kbd").count() > 10
+    window.press("Escape")
+    assert not window.page.locator("dialog").is_visible()
     for _ in range(3):
-        found.press("Tab")
-    assert found.run("document.activeElement.id") == "tab-traces"
+        window.press("Tab")
+    assert window.run("document.activeElement.id") == "tab-traces"
 
 
 # Many traces
 
 
 def large_run(folder: Path, tokens: int) -> RunFolder:
-    """Make 10,000 traces of 625 questions, of random words and values, which do not compress better than real ones."""
+    """Make 10,000 traces of 625 questions, with random words and values, which compress no better than real ones."""
     random = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlu"))
     words = ["".join(random.choice(letters, random.integers(2, 9))) for _ in range(5000)]
@@ -249,16 +247,17 @@ def large_run(folder: Path, tokens: int) -> RunFolder:
     return run
 
 
+@pytest.mark.slow
 def test_ten_thousand_traces_stay_smooth(shown: Show, tmp_path: Path) -> None:
     run = large_run(tmp_path / "large", int(os.environ.get("RLT_DATA_TOKENS", "300")))
     began = time.monotonic()
     page = reported(run.path, tmp_path / "large.html")
     written = time.monotonic() - began
     began = time.monotonic()
-    found = shown(page)
+    window = shown(page)
     opened = time.monotonic() - began
-    found.press("t")
-    assert found.count == "10,000 of 10,000"
+    window.press("t")
+    assert window.count == "10,000 of 10,000"
     script = """([id, value]) => {
       const began = performance.now();
       const node = document.getElementById(id);
@@ -268,26 +267,26 @@ def test_ten_thousand_traces_stay_smooth(shown: Show, tmp_path: Path) -> None:
       return performance.now() - began;
     }"""
     filters = [("bucket", "3"), ("bucket", ""), ("term", "reward"), ("low", "5"), ("high", "7.5"), ("sort", "reward")]
-    slowest = max(found.page.evaluate(script, list(each)) for each in filters)
+    slowest = max(window.page.evaluate(script, list(each)) for each in filters)
     rewards = [(question * 31 + sample * 17) % 997 / 100 for question in range(625) for sample in range(16)]
-    assert found.count == f"{sum(5 <= reward <= 7.5 for reward in rewards):,} of 10,000"
-    found.page.click("#reset")
+    assert window.count == f"{sum(5 <= reward <= 7.5 for reward in rewards):,} of 10,000"
+    window.page.click("#reset")
     began = time.monotonic()
-    found.page.fill("#search", "77 3.")
-    found.wait_for_count("6 of 10,000")
+    window.page.fill("#search", "77 3.")
+    window.wait_for_count("6 of 10,000")
     first = time.monotonic() - began
     began = time.monotonic()
-    found.page.fill("#search", "7 3.")
-    found.wait_for_count("62 of 10,000")
+    window.page.fill("#search", "7 3.")
+    window.wait_for_count("62 of 10,000")
     again = time.monotonic() - began
     began = time.monotonic()
-    found.page.click(".item")
-    found.page.wait_for_selector(".trace .k", state="attached")
+    window.page.click(".item")
+    window.page.wait_for_selector(".trace .k", state="attached")
     question = time.monotonic() - began
     print(f"{page.stat().st_size / 2**20:.1f} MiB written in {written:.1f} s; opened in {opened:.2f} s")
     print(f"slowest filter {slowest:.0f} ms; first search {first:.2f} s, next {again:.2f}, a question {question:.2f}")
     assert opened < 3 and slowest < 200
-    assert found.complaints == []
+    assert window.complaints == []
 
 
 # Hostile texts
@@ -330,20 +329,20 @@ def test_nothing_in_a_trace_can_run(shown: Show, tmp_path: Path) -> None:
     )
     run.record("generate", {"settings": {"n": 1, "format": "</script><script>window.pwned=1</script>"}})
     page = reported(run.path, tmp_path / "hostile.html")
-    found = shown(page)
-    assert name in found.page.title() and "<script>window.pwned" in found.page.locator("#view-overview").inner_text()
-    found.press("t")
+    window = shown(page)
+    assert name in window.page.title() and "<script>window.pwned" in window.page.locator("#view-overview").inner_text()
+    window.press("t")
     for number, text in enumerate(_HOSTILE):
-        found.run(f"location.hash = 'trace=q{number}/0'")
-        found.page.wait_for_selector(f"#trace-q{number}\\/0")
-        shown_text = found.page.locator(".trace .body > .text").first.text_content() or ""
+        window.run(f"location.hash = 'trace=q{number}/0'")
+        window.page.wait_for_selector(f"#trace-q{number}\\/0")
+        shown_text = window.page.locator(".trace .body > .text").first.text_content() or ""
         if text.isascii() and text.isprintable() and len(text) < 5000:
             assert text in shown_text
-    found.run("location.hash = 'trace=q4/0'")
-    found.page.wait_for_selector("#trace-q4\\/0")
-    assert "⟨U+202E⟩" in (found.page.locator(".trace .body > .text").first.text_content() or "")
-    found.page.fill("#search", "<script>")
-    found.wait("/^[1-8] of 9$/.test(document.getElementById('count').textContent)")
-    assert found.run("window.pwned") is None
-    assert found.requests == [page.as_uri()] and found.complaints == []
-    assert found.run("document.querySelectorAll('script:not([type])').length") == 1
+    window.run("location.hash = 'trace=q4/0'")
+    window.page.wait_for_selector("#trace-q4\\/0")
+    assert "⟨U+202E⟩" in (window.page.locator(".trace .body > .text").first.text_content() or "")
+    window.page.fill("#search", "<script>")
+    window.wait("/^[1-8] of 9$/.test(document.getElementById('count').textContent)")
+    assert window.run("window.pwned") is None
+    assert window.requests == [page.as_uri()] and window.complaints == []
+    assert window.run("document.querySelectorAll('script:not([type])').length") == 1

@@ -43,34 +43,34 @@ def server(run: RunFolder) -> Iterator[Viewed]:
 
 
 def test_the_page_follows_the_run(shown: Show, server: Viewed, run: RunFolder) -> None:
-    found = shown(server.address)
+    window = shown(server.address)
     value = "document.querySelector('#live progress')?.value"
-    found.wait(value, 2)
+    window.wait(value, 2)
     add(run, *range(2, 12))
-    found.wait(value, 12)
-    assert "12 of 20" in found.texts("#live .step")[0] and "running" in found.texts("#live .step")[0]
+    window.wait(value, 12)
+    assert "12 of 20" in window.texts("#live .step")[0] and "running" in window.texts("#live .step")[0]
     cards = "[...document.querySelectorAll('.cards div')].map((e) => e.textContent)"
-    found.wait(f"{cards}.includes('traces12')")
-    found.press("t")
-    found.wait_for_count("12 of 12")
+    window.wait(f"{cards}.includes('traces12')")
+    window.press("t")
+    window.wait_for_count("12 of 12")
     add(run, *range(12, 18))
-    found.wait_for_count("18 of 18")
-    assert found.texts("#live li a")[0] == "<b>text</b> 17"
-    found.page.click("#live li a >> nth=0")
-    found.page.wait_for_selector(".trace.chosen")
-    assert found.texts(".trace .body .text") == ["<b>text</b> 16", "<b>text</b> 17"]
-    assert found.complaints == [] and all(each.startswith(server.address) for each in found.requests)
+    window.wait_for_count("18 of 18")
+    assert window.texts("#live li a")[0] == "<b>text</b> 17"
+    window.page.click("#live li a >> nth=0")
+    window.page.wait_for_selector(".trace.chosen")
+    assert window.texts(".trace .body .text") == ["<b>text</b> 16", "<b>text</b> 17"]
+    assert window.complaints == [] and all(each.startswith(server.address) for each in window.requests)
 
 
-def test_a_server_that_ends_is_told_and_may_come_back(shown: Show, server: Viewed, run: RunFolder) -> None:
-    found = shown(server.address)
-    found.wait("document.querySelector('#live progress') !== null")
+def test_a_server_that_ends_may_come_back(shown: Show, server: Viewed, run: RunFolder) -> None:
+    window = shown(server.address)
+    window.wait("document.querySelector('#live progress') !== null")
     server.process.kill()
     server.process.wait()
-    found.wait("document.querySelector('#live .warn') !== null")
+    window.wait("document.querySelector('#live .warn') !== null")
     again = Viewed(run.path, "--port", server.port)
     try:
-        found.wait("document.querySelector('#live progress') !== null")
+        window.wait("document.querySelector('#live progress') !== null")
     finally:
         again.process.kill()
         again.process.wait()

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import importlib
+import json
 import os
+import pkgutil
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,16 +17,14 @@ from typing import Any
 
 import polars as pl
 import pytest
+import transformers
 
 import rlt_data
+from rlt_data import progress
 from rlt_data.cli import commands
-from rlt_data.cli import progress as cli_progress
-from rlt_data.cli.progress import Lines
-from rlt_data.settings import (
-    Settings,
-)
+from rlt_data.settings import GenerateSettings, Settings, TrainTeacherSettings, parse_settings
 from rlt_data.steps.registry import STEPS
-from tests.children import Child, write_slowly
+from tests.children import Child, run_child, write_slowly
 from tests.conftest import Rlt
 from tests.killing import command, environment, write_questions
 from tests.made_runs import make_run, trace
@@ -106,12 +108,16 @@ def test_the_command_line_imports_nothing_heavy_before_a_command_runs() -> None:
     assert "rlt_data.settings" in loaded and not heavy & set(loaded)
 
 
+def import_every_module() -> None:
+    """Import all of the package, print what is loaded, and end the process."""
+    for module in pkgutil.walk_packages(rlt_data.__path__, "rlt_data."):
+        importlib.import_module(module.name)
+    print(*sys.modules)
+    sys.exit()
+
+
 def test_no_module_needs_trl_or_vllm() -> None:
-    loaded = python(
-        "import sys, pkgutil, importlib, rlt_data\n"
-        "for module in pkgutil.walk_packages(rlt_data.__path__, 'rlt_data.'): importlib.import_module(module.name)\n"
-        "print(*sys.modules)"
-    ).split()
+    loaded = run_child(prepare=import_every_module).stdout.split()
     assert {"rlt_data.steps.score", "rlt_data.engines.transformers", "torch"} <= set(loaded)
     assert not {"trl", "vllm"} & {name.partition(".")[0] for name in loaded}
 
@@ -184,6 +190,60 @@ def test_a_wrong_command_line_says_what_would_be_right(rlt: Rlt, tmp_path: Path,
     assert [path.name for path in tmp_path.iterdir()] == ["twice.yaml"]
 
 
+@pytest.mark.parametrize("arguments", [("RUN",), ("--in", "RUN"), ("RUN", "--in", "RUN"), ("--config", "flags.yaml")])
+def test_a_run_is_named_with_or_without_its_flag(rlt: Rlt, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    make_run(tmp_path / "RUN", [trace("a", 0, 1.0)])
+    (tmp_path / "flags.yaml").write_text("in: RUN\n")
+    for name in ("rank", "stats", "show", "report", "distill"):
+        assert re.search(r"RUN|report.html|1 questions|question a", rlt(name, *arguments).stdout)
+    (tmp_path / "flags.yaml").write_text("in: [RUN, RUN]\n")
+    if arguments != ("RUN", "--in", "RUN"):  # two of the same
+        twice = ("--config", "flags.yaml") if "--config" in arguments else (*arguments, *arguments)
+        assert "RUN and RUN" in rlt("merge", *twice, "--out", "new", code=2).stderr
+
+
+def test_flags_go_before_a_file_of_flags_whose_keys_have_hyphens_or_underscores(rlt: Rlt, tmp_path: Path) -> None:
+    rows = [json.dumps({"question": f"{i}?", "solution": "s" * i}) + "\n" for i in range(1, 5)]
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
+    (tmp_path / "flags.yaml").write_text("in: rows.jsonl\nmax-chars: 2\nquestion_column: question\nlimit: 3\n")
+    assert "3 rows, 2 good" in rlt("check", "--config", "flags.yaml", code=3).stdout
+    assert "2 rows, 2 good" in rlt("check", "--config", "flags.yaml", "--limit", 2).stdout
+    assert "3 rows, 3 good" in rlt("check", "--config", "flags.yaml", "--max-chars", 9).stdout
+
+
+#: Flags by their earlier names, with a value.
+EARLIER = {
+    "--questions": ("--questions-per-step", 3),
+    "--group": ("--samples-per-question", 6),
+    "--sync-mixup": ("--ref-mixup-alpha", 0.5),
+    "--sync-steps": ("--ref-sync-steps", 5),
+    "--recipe": ("--defaults", "trl"),
+    "--warmup": ("--warmup-ratio", 0.25),
+    "--batch-size": ("--sampling-batch-size", 7),
+    "--sample-rows": ("--save-samples", 8),
+}
+
+
+@pytest.mark.parametrize("flag", EARLIER)
+def test_a_flag_has_its_earlier_name_too(rlt: Rlt, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flag: str) -> None:
+    parsed: list[Any] = []
+    monkeypatch.setattr("rlt_data.training.teacher.train_teacher", lambda settings, _: parsed.append(settings))
+    monkeypatch.setattr("rlt_data.cli.output.print_policy_training", lambda *_: None)
+    new, value = EARLIER[flag]
+    options = "train-teacher", "rl", "x", "--model", "m", "--student", "s", "--out", "o"
+    rlt(*options, flag, value)
+    rlt(*options, f"{flag}={value}")
+    rlt(*options, new, value)
+    for key in (flag, new):
+        (tmp_path / "flags.yaml").write_text(f"{key.removeprefix('--')}: {value}\n")
+        rlt(*options, "--config", "flags.yaml")
+        keyword = {key.removeprefix("--").replace("-", "_"): value}
+        parsed.append(TrainTeacherSettings(model="m", student="s", input="x", out="o", **keyword))
+    assert len(parsed) == 7 and all(settings == parsed[0] for settings in parsed)
+    assert parsed[0].not_default(*TrainTeacherSettings.model_fields.keys() - {"model", "student", "input", "out"})
+    assert flag not in re.findall(r"--[a-z-]+", rlt("train-teacher", "rl", "--help").stdout)
+
+
 def test_without_arguments_the_help_is_shown(rlt: Rlt) -> None:
     assert "Usage" in rlt(code=2).output
 
@@ -213,8 +273,8 @@ def test_a_long_task_writes_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0] + [float(second) for second in range(4, 400, 4) for _ in range(2)])
-    monkeypatch.setattr(cli_progress.time, "monotonic", lambda: next(clock))
-    lines = Lines()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    lines = progress.LogLines()
     lines.start("score", 8, done=2)
     for _ in range(6):
         lines.advance(1, tokens=100)
@@ -235,7 +295,7 @@ def test_an_interrupted_command_keeps_what_is_finished_and_goes_on_from_there(
     process.send_signal(stop)
     code, errors = process.wait(), process.stderr
     assert code == 130, errors
-    assert errors.count("interrupted; what is finished is kept") == 1 and "Traceback" not in errors
+    assert errors.count("interrupted") == 1 and "Traceback" not in errors
     kept = pl.concat(pl.read_parquet(file) for file in Path("run").rglob("[!.]*.parquet") if "traces" in str(file))
     assert 0 < len(kept) < 600
     assert f"600 traces ({600 - len(kept)} new)" in rlt(*options).stdout
@@ -261,6 +321,18 @@ def test_a_reader_that_leaves_ends_a_command_quietly(tmp_path: Path, name: str) 
     options = {"rank": ("--in", run.path), "check": ("--in", questions), "formats": ()}
     process = Child(name, *options.get(name, (run.path,)), unread="stdout")
     assert process.wait() == 0 and not re.search("error|Traceback|Exception", process.stderr), process.stderr
+
+
+def test_a_command_ends_quietly_where_only_its_first_line_is_read() -> None:
+    shell = f"set -o pipefail; {shlex.join(command('formats', 'rlt'))} | head -1"
+    result = subprocess.run(["bash", "-c", shell], env=environment(), capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and result.stdout.count("\n") == 1, result.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("generate", "--help"), ("train-teacher",)])
+def test_a_reader_that_leaves_ends_the_help_quietly(arguments: tuple[str, ...]) -> None:
+    child = Child(*arguments, unread="stdout")
+    assert (child.wait(), child.stderr) == (0, "")
 
 
 def test_a_reader_of_notices_that_leaves_does_not_end_the_work(tiny: Tiny, tmp_path: Path) -> None:
@@ -290,18 +362,15 @@ def test_ctrl_c_while_modules_are_imported_is_one_line(delay: float) -> None:
     assert (process.returncode, errors) == (130, "interrupted\n")
 
 
-def test_the_library_shows_no_bars_and_leaves_those_of_others(tiny: Tiny) -> None:
-    code = (
-        "from transformers import AutoModelForCausalLM\n"  # before rlt_data: the environment would be too late
-        "import sys, rlt_data as rlt\n"
-        f"settings = dict(teacher={str(tiny())!r}, input='questions.jsonl', out='run', n=1, max_tokens=4)\n"
-        "rlt.generate(rlt.GenerateSettings(**settings))\n"
-        "print('between', file=sys.stderr)\n"
-        f"AutoModelForCausalLM.from_pretrained({str(tiny())!r})\n"
-    )
+def test_the_library_shows_no_bars_and_leaves_those_of_others(
+    tiny: Tiny, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS")
+    monkeypatch.setattr("rlt_data.libraries._bars_shown", False)  # earlier command lines of this process showed them
     write_questions(Path("questions.jsonl"), 2)
-    hidden = ("HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_VERBOSITY")
-    variables = {key: value for key, value in environment().items() if key not in hidden}
-    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
-    before, _, after = done.stderr.partition("between\n")
-    assert (before, done.stdout) == ("", "") and "Loading weights" in after
+    settings = {"teacher": str(tiny()), "in": "questions.jsonl", "out": "run", "n": 1, "max_tokens": 4}
+    transformers.logging.enable_progress_bar()
+    rlt_data.generate(parse_settings(GenerateSettings, settings))
+    assert capfd.readouterr() == ("", "")
+    transformers.AutoModelForCausalLM.from_pretrained(tiny())
+    assert "Loading weights" in capfd.readouterr().err

@@ -573,8 +573,7 @@ WITHOUT_EFFECT: list[tuple[str, dict[str, Any], str]] = [
     ("evaluate", {"model": "m", "benchmark": "gsm8k", "split": "test"}, "split"),
     ("evaluate", {"model": "m", "benchmark": "gsm8k", "subset": "x"}, "subset"),
     ("evaluate", SOURCE | {"model": "m", "benchmark": "math", "answer_column": "x"}, "answer_column"),
-    ("distill", {"in": "r", "seed": 1}, "seed"),
-    ("distill", {"in": "r", "tokenizer": "t"}, "tokenizer"),
+    ("distill", {"in": "r", "max_tokens": 9}, "max_tokens"),
 ]
 
 

@@ -1,10 +1,10 @@
-"""OpenAI-compatible servers over tiny models, for tests; one process shows several models and kinds by their paths.
+"""OpenAI-compatible servers over tiny models, for tests; paths select one of several models and kinds.
 
 python -m tests.engines.completion_server [NAME=FOLDER ...] [--port N] [--seconds S] [--key KEY]
 
-The base URL of a kind is http://127.0.0.1:PORT/NAME/KIND/v1 (see KINDS). Samples depend on prompt, seed and settings
-only. The model ``canned`` is always there and answers without any model. GET /seen tells how many requests there
-were, and the most at a time.
+The base URL of a kind is http://127.0.0.1:PORT/NAME/KIND/v1 (see KINDS). Samples depend only on prompt, seed and
+settings. The model ``canned`` always exists and answers without a model. GET /seen returns the number of requests, in
+total and the most at a time.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Kind:
-    """What a kind of server takes and tells."""
+    """What a kind of server accepts and returns."""
 
     ids: bool = True
     more: bool = True
-    stop: str = "asked"  # asked: as include_stop_str_in_output says; silent; told
+    stop: str = "requested"  # asked: as include_stop_str_in_output says; silent; logprobs
     processed: bool = True
     any_token: bool = True  # logprob_token_ids
     prompt_logprobs: str | None = "prompt_logprobs"
@@ -42,8 +42,8 @@ KINDS = {
     "vllm": Kind(),
     "raw": Kind(processed=False),
     "older": Kind(any_token=False),
-    "hosted": Kind(ids=False, more=False, stop="silent", prompt_logprobs=None, listed=False),
-    "telling": Kind(ids=False, stop="told", prompt_logprobs="echo"),
+    "hosted": Kind(ids=False, more=False, stop="removed", prompt_logprobs=None, listed=False),
+    "reporting": Kind(ids=False, stop="reported", prompt_logprobs="echo"),
     "echo": Kind(prompt_logprobs="echo"),
     "other": Kind(name="another"),
 }
@@ -106,7 +106,7 @@ class TinyModel:
 
 
 class Canned:
-    """Answers without a model: a text that tells prompt and seed, and ends as asked."""
+    """Answers without a model: a text that depends on prompt and seed, and ends with the stop text."""
 
     context_length = 2048
     vocabulary = 2**31
@@ -122,8 +122,8 @@ class Canned:
         return "".join(chr(97 + token % 26) for token in ids)
 
 
-class Places:
-    """How many requests there are at a time."""
+class RequestCounter:
+    """Counts requests, in total and at a time."""
 
     def __init__(self) -> None:
         self.requests = self.most = 0
@@ -131,9 +131,9 @@ class Places:
         self._open: set[socket.socket] = set()
 
     @contextmanager
-    def taken(self, connection: socket.socket) -> Iterator[None]:
+    def counting(self, connection: socket.socket) -> Iterator[None]:
         with self.lock:
-            # A client that has gone counts no more, though the thread that served it may not know yet.
+            # A disconnected client does not count, even if its thread has not noticed yet.
             gone, _, _ = select.select(list(self._open), [], [], 0)
             self._open -= set(gone)
             self._open.add(connection)
@@ -147,17 +147,17 @@ class Places:
 
 
 class Server:
-    """The kinds, and what they have seen."""
+    """Serves all kinds over all models."""
 
     def __init__(self, models: dict[str, Any], seconds: float, key: str | None) -> None:
         self.models = models
         self.seconds = seconds
         self.key = key
-        self.places = Places()
+        self.counter = RequestCounter()
 
     def get(self, path: str) -> dict[str, Any]:
         if path == "/seen":
-            return {"requests": self.places.requests, "most": self.places.most}
+            return {"requests": self.counter.requests, "most": self.counter.most}
         model, kind = self._served(path, "/v1/models")
         if not kind.listed:
             raise Refused(404, "there is no such page")
@@ -170,7 +170,7 @@ class Server:
         if self.key and authorization != f"Bearer {self.key}":
             raise Refused(401, f"Incorrect API key provided: {authorization}\nsecond line")
         model, kind = self._served(path, "/v1/completions")
-        with self.places.taken(connection):
+        with self.counter.counting(connection):
             time.sleep(self.seconds)
             return self.complete(model, kind, body)
 
@@ -203,12 +203,12 @@ class Server:
             text += stop or ""
         elif stop is None and ended:
             text = model.text(tokens[:-1])
-        if stop and not (kind.stop == "asked" and body.get("include_stop_str_in_output")):
+        if stop and not (kind.stop == "requested" and body.get("include_stop_str_in_output")):
             text = text.partition(stop)[0]
         choice: dict[str, Any] = {"index": 0, "text": text, "finish_reason": "stop" if ended else "length"}
-        if kind.stop == "asked":
+        if kind.stop == "requested":
             choice["stop_reason"] = stop
-        elif kind.stop == "told":
+        elif kind.stop == "reported":
             choice["matched_stop"] = stop
         if kind.ids and body.get("return_token_ids") and not isinstance(model, Canned):
             choice["token_ids"] = tokens
@@ -216,8 +216,8 @@ class Server:
             choice["logprobs"] = self._logprobs(model, kind, body, ids, tokens)
         if body.get("prompt_logprobs") is not None and kind.prompt_logprobs == "prompt_logprobs":
             values = model.logprobs(ids, 1.0)
-            told = [{str(id): {"logprob": values[at, id].item()}} for at, id in enumerate(ids[1:])]
-            choice["prompt_logprobs"] = [None, *told]
+            logprobs = [{str(id): {"logprob": values[at, id].item()}} for at, id in enumerate(ids[1:])]
+            choice["prompt_logprobs"] = [None, *logprobs]
         return answer | {"choices": [choice]}
 
     def _logprobs(
@@ -229,14 +229,14 @@ class Server:
         values = model.logprobs([*ids, *tokens], temperature)
         shown = list(enumerate([*ids, *tokens])) if body.get("echo") else list(enumerate(tokens, len(ids)))
         named = "token_id:{}".format if body.get("return_tokens_as_token_ids") else str
-        told: dict[str, Any] = {"tokens": [named(token) for _, token in shown]}
-        told["token_logprobs"] = [values[at - 1, token].item() if at else None for at, token in shown]
+        logprobs: dict[str, Any] = {"tokens": [named(token) for _, token in shown]}
+        logprobs["token_logprobs"] = [values[at - 1, token].item() if at else None for at, token in shown]
         chosen = body.get("logprob_token_ids", []) if kind.any_token else []
         likeliest = values.topk(min(body["logprobs"], 20)).indices.tolist()
-        told["top_logprobs"] = [
+        logprobs["top_logprobs"] = [
             {named(id): values[at - 1, id].item() for id in (chosen or likeliest[at - 1])} for at, _ in shown if at
         ]
-        return told
+        return logprobs
 
 
 def serve(server: Server, port: int) -> None:
@@ -273,7 +273,7 @@ class Listening(ThreadingHTTPServer):
     request_queue_size = 256
 
     def handle_error(self, *_: Any) -> None:
-        """Say nothing of clients that went away."""
+        """Ignore clients that disconnected."""
 
 
 def send(handler: BaseHTTPRequestHandler, status: int, content: bytes, **headers: str) -> None:
@@ -291,7 +291,7 @@ if __name__ == "__main__":
     parser.add_argument("--key")
     options = parser.parse_args()
     answering: dict[str, Any] = {"canned": Canned()}
-    for given in options.models:
-        called, _, folder = given.partition("=")
-        answering[called] = TinyModel(Path(folder))
+    for argument in options.models:
+        name, _, folder = argument.partition("=")
+        answering[name] = TinyModel(Path(folder))
     serve(Server(answering, options.seconds, options.key), options.port)

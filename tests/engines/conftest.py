@@ -1,4 +1,4 @@
-"""Completion servers for the tests of the server engine: one process for all of them, and a second for routing."""
+"""Completion servers for the tests of the server engine: one process serves all, a second one is for routing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.engines.serving import ROOT, Process, running
 
 
 def divided(student: Path, copy: Path) -> Path:
-    """Make a copy of a student by the lines of docs/engines.md."""
+    """Make a copy of a student with the code in docs/engines.md."""
     [lines] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "engines.md").read_text(), re.S)
     lines = lines.replace('"Qwen/Qwen2.5-7B-Instruct"', repr(str(student))).replace('"student-0.7"', repr(str(copy)))
     exec(lines, {})
@@ -21,7 +21,7 @@ def divided(student: Path, copy: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def servers(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, Process]]:
-    """Both processes, which start side by side."""
+    """Start both processes in parallel."""
     copy = divided(tiny(), tmp_path_factory.mktemp("copy") / "copy")
     models = f"chat={tiny()}", f"base={tiny('base')}", f"copy={copy}"
     with running("completion_server", *models) as first, running("completion_server", models[0]) as second:
@@ -30,11 +30,11 @@ def servers(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def server(servers: tuple[Process, Process]) -> Process:
-    """A process that shows all kinds of servers, over a chat model, a base model and a copy of the former."""
+    """Return a process with all kinds of servers, over a chat model, a base model and a copy of the chat model."""
     return servers[0]
 
 
 @pytest.fixture(scope="session")
 def second_server(servers: tuple[Process, Process]) -> Process:
-    """Another process over the chat model."""
+    """Return another process over the chat model."""
     return servers[1]

@@ -1,4 +1,4 @@
-"""An engine core without a model, that dies, hangs or refuses where the key of a text says so."""
+"""An engine core without a model, that dies, hangs or refuses if the key of a text says so."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlt_data.errors import ModelError
 
 
 class TroubledCore:
-    """Answers each text with the number of its process, as many times as tokens are wanted."""
+    """Answers each text with its process id, once per scored token."""
 
     context_length = 100
     window = 8
@@ -34,12 +34,12 @@ class TroubledCore:
         self._jobs.append((number, job.request))
 
     def step(self) -> list[tuple[int, Result]]:
-        """Finish the job that has waited longest; a deadly one takes the process with it as soon as it is there."""
+        """Finish the oldest job; a deadly job kills the process as soon as it arrives."""
         time.sleep(0.01)
         for _, request in self._jobs:
-            kind, _, where = request.key.partition(":")
-            if kind == "die" or (kind == "die-once" and not Path(where).exists()):
-                Path(where).touch()
+            kind, _, path = request.key.partition(":")
+            if kind == "die" or (kind == "die-once" and not Path(path).exists()):
+                Path(path).touch()
                 print("the last words", flush=True)
                 os._exit(1)
             if kind == "hang":
@@ -51,7 +51,7 @@ class TroubledCore:
 
 
 def too_large(*_: object) -> TroubledCore:
-    """Fail as vLLM does where the keys and values of one text do not fit into a GPU."""
+    """Fail like vLLM when the KV cache of one text does not fit into a GPU."""
     print(
         "(EngineCore pid=7) ValueError: To serve at least one request with the model's max seq len (131072), 16.0 GiB "
         "KV cache is needed, which is larger than the available KV cache memory (5.2 GiB).",
@@ -61,7 +61,7 @@ def too_large(*_: object) -> TroubledCore:
 
 
 def troubled(trouble: str = "") -> TroubledCore:
-    """Make a core, or fail to."""
+    """Return a core, or fail."""
     if trouble == "refuse":
         raise ModelError("model: cannot be run")
     if trouble == "refuse after words":

@@ -1,11 +1,11 @@
-"""A proxy before a completion server that does by turns what servers do on a bad day.
+"""A proxy before a completion server that injects faults in turn.
 
 python -m tests.engines.fault_proxy http://127.0.0.1:PORT [--after N] TURN [TURN ...]
 
 The first N completions pass; from then on each takes the next turn: ok, 500, 503, 418, 429 (with Retry-After: 1),
 busy (429 without), hang (until the client goes away), cut (in the middle of the body), torn (half of the JSON), deep
-(JSON that is nested too deeply), large (more than is read), and those of LIES, which change a good answer.
-POST /turns with a list of turns begins anew with those. GET /seen tells the turns that were taken and the most
+(JSON that is nested too deeply), large (more than is read), and those of LIES, which change a correct answer.
+POST /turns with a list of turns replaces the turns. GET /seen returns the turns taken so far and the most
 requests at a time; everything else passes through.
 """
 
@@ -22,7 +22,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from tests.engines.completion_server import Listening, Places, send
+from tests.engines.completion_server import Listening, RequestCounter, send
 
 ERROR = b'{"error": {"message": "it is a bad day"}}'
 
@@ -55,9 +55,9 @@ def tokens(change: Callable[[list[int]], list[int]]) -> Callable[[Choice], None]
 
 def too_few(choice: Choice) -> None:
     for name in ("token_logprobs", "prompt_logprobs"):
-        for told in (choice, choice.get("logprobs", {})):
-            if name in told:
-                told[name] = told[name][:2]
+        for choice_or_logprobs in (choice, choice.get("logprobs", {})):
+            if name in choice_or_logprobs:
+                choice_or_logprobs[name] = choice_or_logprobs[name][:2]
 
 
 LIES: dict[str, Callable[[Choice], None]] = {
@@ -78,15 +78,15 @@ LIES: dict[str, Callable[[Choice], None]] = {
 
 
 class Faults:
-    """Whose turn it is, and what has been seen."""
+    """The next fault, and counts of past ones."""
 
     def __init__(self, turns: list[str], after: int) -> None:
         self.turns = itertools.chain(["ok"] * after, itertools.cycle(turns))
         self.taken: Counter[str] = Counter()
-        self.places = Places()
+        self.counter = RequestCounter()
 
     def next(self) -> str:
-        with self.places.lock:
+        with self.counter.lock:
             turn = next(self.turns)
             self.taken[turn] += 1
             return turn
@@ -102,23 +102,23 @@ def serve(target: str, turns: list[str], after: int, port: int) -> None:
 
         def do_GET(self) -> None:
             if self.path == "/seen":
-                send(self, 200, json.dumps({"taken": faults.taken, "most": faults.places.most}).encode())
+                send(self, 200, json.dumps({"taken": faults.taken, "most": faults.counter.most}).encode())
             else:
                 self.forward(None)()
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if self.path == "/turns":
-                with faults.places.lock:
+                with faults.counter.lock:
                     faults.turns = itertools.cycle(json.loads(body))
                 send(self, 200, b"{}")
                 return
-            with faults.places.taken(self.connection):
+            with faults.counter.counting(self.connection):
                 answer = self.answer(faults.next(), body)
             answer()
 
         def answer(self, turn: str, body: bytes) -> Callable[[], None]:
-            """Do all but the last step, so that whoever gets the answer finds the place free."""
+            """Do everything but send, so that the request is no longer counted when the client gets the answer."""
             if turn == "ok":
                 return self.forward(body)
             if turn == "hang":
@@ -146,15 +146,15 @@ def serve(target: str, turns: list[str], after: int, port: int) -> None:
             self.close()
 
         def forward(self, body: bytes | None, lie: Callable[[Choice], None] | None = None) -> Callable[[], None]:
-            passed = {name: self.headers[name] for name in ("Authorization", "Content-Type") if self.headers[name]}
-            request = urllib.request.Request(target + self.path, body, passed)
+            headers = {name: self.headers[name] for name in ("Authorization", "Content-Type") if self.headers[name]}
+            request = urllib.request.Request(target + self.path, body, headers)
             try:
                 with urllib.request.urlopen(request) as answer:
                     status, content = answer.status, answer.read()
                 if lie:
-                    told = json.loads(content)
-                    lie(told["choices"][0])
-                    content = json.dumps(told).encode()
+                    document = json.loads(content)
+                    lie(document["choices"][0])
+                    content = json.dumps(document).encode()
             except urllib.error.HTTPError as error:
                 status, content = error.code, error.read()
             return lambda: send(self, status, content)

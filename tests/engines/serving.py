@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Process:
-    """A server on loopback; the module prints its port when it listens."""
+    """A server on loopback; the module prints its port."""
 
     def __init__(self, module: str, *arguments: object) -> None:
         self.command = [sys.executable, "-m", f"tests.engines.{module}", *map(str, arguments)]
@@ -47,7 +47,7 @@ class Process:
             return dict(json.load(answer))
 
     def turns(self, *turns: str) -> None:
-        """Let a fault proxy begin anew with other turns."""
+        """Replace the turns of a fault proxy."""
         request = urllib.request.Request(f"{self.at}/turns", json.dumps(turns).encode())
         urllib.request.urlopen(request).close()
 
@@ -64,7 +64,7 @@ class Process:
 
 @contextmanager
 def running(module: str, *arguments: object) -> Iterator[Process]:
-    """Run a server as long as the block lasts; it starts while the block goes on."""
+    """Run a server for the duration of the block, which does not wait for its start."""
     process = Process(module, *arguments)
     try:
         yield process
@@ -73,15 +73,15 @@ def running(module: str, *arguments: object) -> Iterator[Process]:
 
 
 def unused_port() -> int:
-    """A port where nothing listens."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    """Return a port on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def wait_until(condition: Any, seconds: float = 20.0) -> None:
-    """Wait for something to become true."""
+    """Wait until a condition is true."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.02)

@@ -63,7 +63,7 @@ def test_its_fingerprint_covers_base_and_adapter(base: Path, tmp_path: Path) -> 
     other = adapter_of(base, tmp_path / "other", seed=1)
     copy = shutil.copytree(first, tmp_path / "copy")
     assert weights(copy) == weights(first) != weights(other)
-    assert len({weights(each) for each in (base, first, other)}) == 3
+    assert len({weights(folder) for folder in (base, first, other)}) == 3
     moved = tmp_path / "moved"
     model = AutoModelForCausalLM.from_pretrained(base)
     model.lm_head.weight.data[0] += 1
@@ -87,8 +87,10 @@ def test_a_students_adapters_can_generate_score_and_learn_more(rlt: Rlt, base: P
     assert Path("more/model.safetensors").is_file()
 
 
-def test_what_cannot_be_merged_is_told_in_one_line(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def told(folder: Path) -> str:
+def test_an_adapter_that_cannot_be_merged_is_refused_in_one_line(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def error_of(folder: Path) -> str:
         with pytest.raises(ModelError) as error:
             find_checkpoint(str(folder))
         assert "\n" not in str(error.value)
@@ -97,17 +99,17 @@ def test_what_cannot_be_merged_is_told_in_one_line(base: Path, tmp_path: Path, m
     adapter = adapter_of(base, tmp_path / "adapter", seed=2)
     with monkeypatch.context() as patch:
         patch.setattr(models, "find_spec", lambda name: None)
-        assert "a LoRA adapter needs the package peft; pip install 'rlt-data[train]'" in told(adapter)
+        assert "pip install 'rlt-data[train]'" in error_of(adapter)
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_model.safetensors").write_bytes(b"half a file")
-    assert "the adapter cannot be merged into" in told(adapter)
+    assert str(base) in error_of(adapter)
     (adapter / "adapter_model.safetensors").unlink()
-    assert "the folder holds no weights of an adapter" in told(adapter)
-    for damaged, message in {
-        json.dumps(config | {"base_model_name_or_path": "nowhere"}): "the base model of this adapter cannot be opened",
+    assert "no adapter_model.safetensors" in error_of(adapter)
+    for damaged, cause in {
+        json.dumps(config | {"base_model_name_or_path": "nowhere"}): "base model",
         json.dumps(config | {"base_model_name_or_path": None}): "adapter_config.json names no base model",
         "{": "adapter_config.json names no base model",
     }.items():
         (adapter / "adapter_model.safetensors").write_bytes(b"")
         (adapter / "adapter_config.json").write_text(damaged)
-        assert message in told(adapter)
+        assert cause in error_of(adapter)

@@ -38,7 +38,7 @@ def texts(count: int, seed: int = 0) -> list[SequenceRequest]:
 
 def logprobs(engine: TransformersEngine, groups: list[list[SequenceRequest]]) -> dict[str, np.ndarray]:
     results = engine.logprobs([groups], 0.7)
-    return {each.key: each.logprobs for each in results if isinstance(each, SequenceLogprobs)}
+    return {result.key: result.logprobs for result in results if isinstance(result, SequenceLogprobs)}
 
 
 @KINDS
@@ -65,8 +65,8 @@ def test_a_sampled_token_has_the_logprob_of_a_second_pass(tiny: Tiny, kind: str)
     for sample in engine.generate([block], sampling):
         prompt = prompts[int(sample.key.split("/")[0])]
         ids = np.concatenate([prompt, sample.token_ids])  # type: ignore[union-attr]
-        wanted = np.arange(len(prompt), len(ids), dtype=np.int32)
-        second = logprobs(engine, [[SequenceRequest("again", ids, wanted)]])["again"]
+        positions = np.arange(len(prompt), len(ids), dtype=np.int32)
+        second = logprobs(engine, [[SequenceRequest("again", ids, positions)]])["again"]
         assert sample.logprobs == pytest.approx(second, abs=2e-6)  # type: ignore[union-attr]
 
 
@@ -74,10 +74,10 @@ def test_rows_of_a_product_do_not_depend_on_their_number() -> None:
     torch.manual_seed(0)
     for inner, outer in [(48, 64), (640, 2048), (1024, 37)]:
         weight, rows = torch.randn(outer, inner), torch.randn(64, inner)
-        whole = linear(rows, weight, None)
+        complete = linear(rows, weight, None)
         for count in range(1, min_rows() + 3):
-            assert torch.equal(linear(rows[:count], weight, None), whole[:count])
-        assert torch.equal(linear(rows[:6].reshape(2, 3, inner), weight, None), whole[:6].reshape(2, 3, outer))
+            assert torch.equal(linear(rows[:count], weight, None), complete[:count])
+        assert torch.equal(linear(rows[:6].reshape(2, 3, inner), weight, None), complete[:6].reshape(2, 3, outer))
 
 
 def test_other_types_are_left_as_they_are(tiny: Tiny) -> None:

@@ -46,7 +46,7 @@ def make(tmp_path: Path) -> Iterator[MakePool]:
 
 
 def ask(pool: Pool, keys: Sequence[str]) -> dict[str, float | str]:
-    """Return each key's answer: the process that gave it, or the reason of its failure."""
+    """Return each key's answer: the process that answered, or the reason of its failure."""
     requests = [SequenceRequest(key, np.arange(4, dtype=np.int32), np.array([1], np.int32)) for key in keys]
     blocks = ([requests[start : start + 5]] for start in range(0, len(requests), 5))
     results = list(pool.logprobs(blocks, 1.0))
@@ -63,14 +63,15 @@ def test_all_processes_work(make: MakePool) -> None:
 
 
 def test_blocks_are_taken_only_as_far_ahead_as_keeps_the_processes_busy(make: MakePool) -> None:
-    taken = count()
+    read_ahead = count()
     blocks = (
-        [[SequenceRequest(str(next(taken)), np.arange(4, dtype=np.int32), np.array([1], np.int32))]] for _ in range(200)
+        [[SequenceRequest(str(next(read_ahead)), np.arange(4, dtype=np.int32), np.array([1], np.int32))]]
+        for _ in range(200)
     )
     results = make(2).logprobs(blocks, 1.0)
     for done in range(1, 30):
         next(results)
-        assert next(taken) - 2 * done < 2 * 8 + done  # each look at the counter counts too
+        assert next(read_ahead) - 2 * done < 2 * 8 + done  # each next() counts too
     results.close()  # type: ignore[attr-defined]
 
 
@@ -86,13 +87,16 @@ def test_a_process_that_dies_is_started_again_and_nothing_is_lost(make: MakePool
     assert len(set(answers.values())) == 2  # the process before and the one after
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_text_that_kills_engines_fails_alone(make: MakePool, tmp_path: Path, processes: int) -> None:
-    deadly = [f"die:{tmp_path / 'died'}", f"die:{tmp_path / 'died too'}"]
+@pytest.mark.parametrize(
+    ("processes", "deadly"),
+    [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow), pytest.param(2, 2, marks=pytest.mark.slow)],
+)
+def test_a_text_that_kills_engines_fails_alone(make: MakePool, tmp_path: Path, processes: int, deadly: int) -> None:
+    texts = [f"die:{tmp_path / str(number)}" for number in range(deadly)]
     plain = [str(key) for key in range(30)]
-    answers = ask(make(processes), [*plain[:10], deadly[0], *plain[10:], deadly[1]])
+    answers = ask(make(processes), [*plain[:10], texts[0], *plain[10:], *texts[1:]])
     assert all(isinstance(answers[key], float) for key in plain)
-    for key in deadly:
+    for key in texts:
         assert "the last words" in str(answers[key])
 
 
@@ -107,7 +111,7 @@ def test_a_core_that_cannot_run_is_refused_immediately(make: MakePool) -> None:
     with pytest.raises(ModelError, match=r"(?s)^model: cannot be run; its log \(.*logs/model-0.log\) ends with:\n"
                                          r"  INFO loading\n  ValueError: the cause$"):  # fmt: skip
         make(trouble="refuse after words")
-    with pytest.raises(ModelError, match=r"^model: cannot be run$"):  # the log of the pool before is not its own
+    with pytest.raises(ModelError, match=r"^model: cannot be run$"):  # skips the log of the pool before
         make(trouble="refuse")
     with pytest.raises(ModelError, match=r"(?s)no such thing as this model"):
         make(trouble="die")
@@ -117,16 +121,14 @@ def test_a_core_that_cannot_run_is_refused_immediately(make: MakePool) -> None:
 
 def test_a_hanging_engine_ends_the_work_and_names_the_missing_rows(make: MakePool) -> None:
     pool = make()
-    began = time.monotonic()
     with pytest.raises(EngineError, match=r"2 s \(--stall-timeout\); 2 rows .*\(hang, b;"):
         with watched([pool.heartbeat], 2.0, lambda: describe_missing(["hang", "b"], pool.log_tail())):
             ask(pool, ["a", "hang", "b"])
-    assert time.monotonic() - began < 8
 
 
 def test_a_slow_engine_is_not_stopped(make: MakePool) -> None:
     pool = make()
-    with watched([pool.heartbeat], 1.0, lambda: ""):
+    with watched([pool.heartbeat], 2.5, lambda: ""):
         assert len(ask(pool, [str(key) for key in range(300)])) == 300
 
 
@@ -141,14 +143,14 @@ def test_processes_end_with_the_pool_and_with_its_process(make: MakePool, tmp_pa
         "pool = Pool('tests.engines.cores:troubled', (), [{}], name='model')\n"
         "print(pool._workers[0]._process.pid, flush=True)\ntime.sleep(60)\n"
     )
-    found = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=found)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
     assert parent.stdout
     number = int(parent.stdout.readline())
     assert _lives(number)
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while _lives(number) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _lives(number)

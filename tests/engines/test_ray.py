@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 
 from rlt_data import CountdownSettings, make_countdown
 from rlt_data.engines.ray import Feed
+from tests.children import run_child
 from tests.conftest import Rlt
 from tests.killing import command, environment, run_to_end
 
@@ -28,12 +29,12 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     nodes = {"num_cpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args=nodes)
+    cluster = Cluster(initialize_head=True, head_node_args=nodes)
     for _ in range(2):
-        made.add_node(num_cpus=2, object_store_memory=80 * 2**20)
-    made.wait_for_nodes()
-    yield made
-    made.shutdown()
+        cluster.add_node(num_cpus=2, object_store_memory=80 * 2**20)
+    cluster.wait_for_nodes()
+    yield cluster
+    cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def score(run: Path, *more: Any) -> list[str]:
 
 @pytest.fixture(scope="module")
 def alone(questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of a single machine."""
+    """Return a run of a single machine."""
     run = tmp_path_factory.mktemp("alone") / "run"
     run_to_end(generate(questions, run))
     shutil.copytree(run, run.with_name("scored"))
@@ -78,6 +79,7 @@ def started(arguments: list[str], run: Path, table: str) -> subprocess.Popen[str
     return process
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_costs_nothing_but_time(cluster: Any, questions: Path, alone: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = started(generate(questions, run, "--ray", cluster.address, "--engines", 3), run, "traces")
@@ -89,8 +91,9 @@ def test_a_node_that_dies_costs_nothing_but_time(cluster: Any, questions: Path, 
     cluster.wait_for_nodes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begins", ["here", "on the cluster"])
-def test_a_run_is_finished_on_the_other_side(
+def test_a_run_starts_on_one_side_and_continues_on_the_other(
     cluster: Any, questions: Path, alone: Path, tmp_path: Path, begins: str
 ) -> None:
     run = tmp_path / "run"
@@ -104,41 +107,60 @@ def test_a_run_is_finished_on_the_other_side(
     assert tables(run) == tables(alone)
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_one_machine(cluster: Any, alone: Path, tmp_path: Path) -> None:
     run = shutil.copytree(alone, tmp_path / "run")
     run_to_end(score(run, "--ray", cluster.address))
     assert tables(run) == tables(alone.with_name("scored"))
 
 
-def test_batches_are_handed_out_whatever_the_order_they_come_in() -> None:
-    async def hand_out() -> list[list[int] | None]:
+def test_batches_are_read_in_order_whatever_order_they_arrive_in() -> None:
+    async def read_batches() -> list[list[int] | None]:
         feed = Feed()
-        asked = [asyncio.create_task(feed.get(batch_id)) for batch_id in (0, 1, 2)]
-        for come in (feed.put(1, [11]), feed.close(2), feed.put(0, [10])):
+        reads = [asyncio.create_task(feed.get(batch_id)) for batch_id in (0, 1, 2)]
+        for call in (feed.put(1, [11]), feed.close(2), feed.put(0, [10])):
             await asyncio.sleep(0)
-            await come
-        first = await asyncio.gather(*asked)
+            await call
+        first = await asyncio.gather(*reads)
         await feed.drop(0)
         return [*first, await feed.get(0), await feed.get(1)]
 
-    assert asyncio.run(hand_out()) == [[10], [11], None, [], [11]]
+    assert asyncio.run(read_batches()) == [[10], [11], None, [], [11]]
 
 
-def test_mistakes(cluster: Any, questions: Path, tmp_path: Path, rlt: Rlt, monkeypatch: pytest.MonkeyPatch) -> None:
-    def said(*options: Any, code: int) -> str:
+@pytest.mark.slow  # Ray gives its processes little time to start
+def test_ray_on_this_machine_gives_the_same_run(rlt: Rlt, questions: Path, tmp_path: Path) -> None:
+    options = "--teacher", "nano", "--in", questions, "--limit", 12, "--n", 2, "--max-tokens", 12, "--out"
+    rlt("generate", *options, "without")
+    run_child("generate", *options, "with", "--ray", "local", "--engines", 1)
+    assert tables(Path("with")) == tables(Path("without"))
+
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(questions: Path, tmp_path: Path, rlt: Rlt) -> Refused:
+    """Run a command that must fail before it writes a trace, and return what it prints."""
+
+    def generate(*options: Any, code: int) -> str:
         run = tmp_path / "run"
         output = rlt("generate", "--teacher", "nano", "--in", questions, "--out", run, *options, code=code).output
         assert not (run / "traces").exists()
         return output
 
-    assert "ray: " in said("--engines", 2, code=2)
-    assert "goes with --engine transformers or vllm" in said(
-        "--ray", "auto", "--engine", "server", "--url", "http://localhost/v1", code=2
-    )
-    assert "7 engines of one CPU do not fit into the cluster: 0 GPUs, 6 CPUs" in said(
-        "--ray", cluster.address, "--engines", 7, code=2
-    )
-    assert "--ray 127.0.0.1:1: no cluster" in said("--ray", "127.0.0.1:1", code=8)
-    assert "takes auto, local, or the address" in said("--ray", "ray://10.0.0.1:10001", code=2)
+    return generate
+
+
+@pytest.mark.slow
+def test_more_engines_than_fit_into_the_cluster(cluster: Any, refused: Refused) -> None:
+    assert "0 GPUs, 6 CPUs" in refused("--ray", cluster.address, "--engines", 7, code=2)
+
+
+def test_mistakes(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "ray: " in refused("--engines", 2, code=2)
+    assert "--engine" in refused("--ray", "auto", "--engine", "server", "--url", "http://localhost/v1", code=2)
+    assert "--ray 127.0.0.1:1" in refused("--ray", "127.0.0.1:1", code=8)
+    assert "auto, local" in refused("--ray", "ray://10.0.0.1:10001", code=2)
     monkeypatch.setattr("rlt_data.engines.ray.find_spec", lambda name: None)
-    assert "pip install 'rlt-data[ray]'" in said("--ray", "auto", code=6)
+    assert "pip install 'rlt-data[ray]'" in refused("--ray", "auto", code=6)

@@ -1,4 +1,4 @@
-"""Results that cannot be true: each is a failure of its row, whatever engine it came from."""
+"""Impossible results become failures of their rows, with any engine."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def opened(tiny: Tiny, proxy: Process) -> Iterator[Callable[..., Model]]:
 
     def open_served(kind: str = "vllm", scoring: bool = False) -> Model:
         proxy.turns("ok")
-        asked: dict[str, Any] = {"engine": "server", "url": (proxy.url(kind),), "retries": 0}
-        models.append(open_model(str(tiny()), ModelSettings(**asked), scoring=scoring))
+        settings: dict[str, Any] = {"engine": "server", "url": (proxy.url(kind),), "retries": 0}
+        models.append(open_model(str(tiny()), ModelSettings(**settings), scoring=scoring))
         models[-1].load()
         return models[-1]
 
@@ -47,7 +47,7 @@ def opened(tiny: Tiny, proxy: Process) -> Iterator[Callable[..., Model]]:
         model.close()
 
 
-def sample(model: Model, **how: Any) -> Sample | Failure:
+def sample(model: Model) -> Sample | Failure:
     request = PromptRequest(np.arange(10, 20, dtype=np.int32), [SampleRequest("a", seed=1)], tail=1)
     [result] = model.generate([[request]], SAMPLING)
     return result
@@ -119,7 +119,7 @@ def test_tokens_that_a_model_lacks_never_reach_it(tiny: Tiny, token: int) -> Non
     assert failed == {"bad": f"the text holds token {token}, which the model does not have"} and len(results) == 2
     prompts = [PromptRequest(ids, [SampleRequest(key, 1)]) for key, ids in texts.items()]
     samples = list(model.generate([prompts], SAMPLING))
-    assert [each.key for each in samples if isinstance(each, Failure)] == ["bad"] and len(samples) == 2
+    assert [sample.key for sample in samples if isinstance(sample, Failure)] == ["bad"] and len(samples) == 2
 
 
 def test_a_model_that_computes_nan(tiny: Tiny) -> None:
@@ -140,11 +140,11 @@ def test_rounding_is_no_lie() -> None:
 
 
 def test_lies_end_in_the_error_log_and_never_in_a_table(rlt: Rlt, tiny: Tiny, server: Process, problems: Path) -> None:
-    asked = "--in", problems, "--teacher", tiny(), "--n", 4, "--max-tokens", 8, "--out", "run"
+    arguments = "--in", problems, "--teacher", tiny(), "--n", 4, "--max-tokens", 8, "--out", "run"
     lies = ["nan", "ok", "few", "ok", "lowest", "ok", "many", "unknown", "ok", "positive", "infinite"]
-    with running("fault_proxy", server.at, *lies) as lying:
-        served = "--temperature", 1, "--engine", "server", "--url", lying.url(), "--retries", 0
-        rlt("generate", *asked, *served, code=4)
+    with running("fault_proxy", server.at, *lies) as liar:
+        served = "--temperature", 1, "--engine", "server", "--url", liar.url(), "--retries", 0
+        rlt("generate", *arguments, *served, code=4)
         traces = pl.read_parquet("run/traces/*.parquet")
         errors = _errors()
         assert len(traces) + len(errors) == 24 and len(traces) > 1
@@ -153,7 +153,7 @@ def test_lies_end_in_the_error_log_and_never_in_a_table(rlt: Rlt, tiny: Tiny, se
             assert len(row["token_ids"]) == len(row["logprobs"]) == row["completion_tokens"] <= 8
             assert np.isfinite(row["logprobs"]).all() and max(row["logprobs"]) <= 0
 
-        lying.turns("ok", "nan", "ok", "positive", "ok", "infinite", "ok", "lowest")
+        liar.turns("ok", "nan", "ok", "positive", "ok", "infinite", "ok", "lowest")
         rlt("score", "--in", "run", "--student", tiny(), *served, code=4)
         scores = pl.read_parquet("run/scores/*.parquet")
         assert len(scores) + len(_errors()) - len(errors) == len(traces) > len(scores) > 0

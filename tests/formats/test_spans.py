@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +13,21 @@ from transformers import AutoTokenizer
 
 from rlt_data.formats import Encoding, align, encode, tokens_inside
 from rlt_data.formats.spans import decode_after, sampled_offsets, uncovered
+from tests.conftest import examples
 
 KINDS = ("chat", "base", "sliding")
+
+
+@cache
+def tokenizer_of(model: Path) -> Any:
+    return AutoTokenizer.from_pretrained(model)
+
 
 #: Words, marks, spaces, characters of several bytes and ones that combine.
 texts = st.text(st.sampled_from(list("ab 1+.<|>\n\té你🙂\u0301")), max_size=30)
 
 
-def test_a_token_that_reaches_over_the_edge_is_outside() -> None:
+def test_a_token_that_crosses_the_boundary_is_outside() -> None:
     encoding = Encoding(np.arange(4, dtype=np.int32), np.array([[0, 2], [2, 3], [3, 3], [3, 6]], np.int32))
     assert tokens_inside(encoding, 0, 5).tolist() == [0, 1]
     assert tokens_inside(encoding, 1, 6).tolist() == [1, 3]
@@ -29,8 +38,8 @@ def test_a_token_that_reaches_over_the_edge_is_outside() -> None:
 def test_uncovered_characters_are_those_in_no_token(text: str, ranges: list[tuple[int, int]]) -> None:
     start, end = 2, 2 + len(text)
     inside = [(begin, begin + length) for begin, length in ranges if begin + length <= end]
-    seen = set().union(*(range(*each) for each in inside))
-    expected = sum(not text[at - start].isspace() for at in range(start, end) if at not in seen)
+    covered = set().union(*(range(*span) for span in inside))
+    expected = sum(not text[at - start].isspace() for at in range(start, end) if at not in covered)
     assert uncovered("ab" + text + "cd", start, end, np.array(inside, np.int32).reshape(-1, 2)) == expected
 
 
@@ -40,16 +49,16 @@ def test_equal_tokenisations_pair_one_to_one() -> None:
 
 
 def test_pairs_are_the_shortest_runs_that_end_together() -> None:
-    ours = np.array([[0, 3], [3, 5], [5, 9]], np.int32)
-    theirs = np.array([[0, 1], [1, 3], [3, 6], [6, 9]], np.int32)
-    assert align(ours, theirs) == ([(0, 1), (1, 3)], [(0, 2), (2, 4)])
+    first = np.array([[0, 3], [3, 5], [5, 9]], np.int32)
+    second = np.array([[0, 1], [1, 3], [3, 6], [6, 9]], np.int32)
+    assert align(first, second) == ([(0, 1), (1, 3)], [(0, 2), (2, 4)])
 
 
-def test_what_the_other_side_lacks_is_in_no_pair() -> None:
-    ours = np.array([[0, 2], [2, 3], [3, 4]], np.int32)
-    theirs = np.array([[2, 3]], np.int32)
-    assert align(ours, theirs) == ([(1, 2)], [(0, 1)])
-    assert align(ours, np.zeros((0, 2), np.int32)) == ([], [])
+def test_tokens_without_a_counterpart_are_in_no_pair() -> None:
+    first = np.array([[0, 2], [2, 3], [3, 4]], np.int32)
+    second = np.array([[2, 3]], np.int32)
+    assert align(first, second) == ([(1, 2)], [(0, 1)])
+    assert align(first, np.zeros((0, 2), np.int32)) == ([], [])
 
 
 def test_tokens_of_one_character_stay_together() -> None:
@@ -59,10 +68,10 @@ def test_tokens_of_one_character_stay_together() -> None:
 
 
 @pytest.mark.parametrize("kinds", [("chat", "base"), ("chat", "sliding"), ("base", "sliding")])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(20), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=texts)
 def test_any_two_tokenizers_pair_every_character(tiny: Callable[..., Path], kinds: tuple[str, str], text: str) -> None:
-    first, second = (encode(AutoTokenizer.from_pretrained(tiny(kind)), [text])[0] for kind in kinds)
+    first, second = (encode(tokenizer_of(tiny(kind)), [text])[0] for kind in kinds)
     ranges_a, ranges_b = align(first.offsets, second.offsets)
     covered = [_characters(first, pair) for pair in ranges_a]
     assert covered == [_characters(second, pair) for pair in ranges_b]
@@ -74,10 +83,10 @@ def _characters(encoding: Encoding, pair: tuple[int, int]) -> set[int]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(20), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ids=st.lists(st.integers(4, 320), max_size=40))
 def test_offsets_of_sampled_tokens_cover_their_text(tiny: Callable[..., Path], kind: str, ids: list[int]) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny(kind))
+    tokenizer = tokenizer_of(tiny(kind))
     context = tokenizer("Say: ")["input_ids"]
     offsets = sampled_offsets(tokenizer, context, ids)
     assert len(offsets) == len(ids)
@@ -89,12 +98,12 @@ def test_offsets_of_sampled_tokens_cover_their_text(tiny: Callable[..., Path], k
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(20), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=texts)
 def test_offsets_of_a_text_by_decoding_are_those_of_its_tokenisation(
     tiny: Callable[..., Path], kind: str, text: str
 ) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny(kind))
+    tokenizer = tokenizer_of(tiny(kind))
     context, both = encode(tokenizer, ["x:", "x:" + text])
     if both.ids[: len(context)].tolist() != context.ids.tolist() or "\u0301" in text:
         return  # the text fuses with what is before it, or is normalised

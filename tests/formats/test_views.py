@@ -108,7 +108,7 @@ def test_a_template_that_leaves_the_system_text_out_gets_it_in_the_question(
     assert views.teacher_prompt("What?", "S").startswith(format.teacher_system + "\n\nWhat?\n")
 
 
-def test_a_template_that_trims_keeps_our_texts(tiny: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_template_that_strips_white_space_keeps_the_texts(tiny: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "trimming.jinja").write_text(TRIMMING)
     views = Views(load_format("rlt"), ChatTemplate(_tokenizer(tiny()), str(tmp_path / "trimming.jinja")))
     views.check()
@@ -126,17 +126,17 @@ def test_a_template_that_rewrites_thoughts_is_refused_with_the_difference(
     assert "<answer>" in str(error.value) and "<think>" in str(error.value)
 
 
-def test_a_template_that_is_no_file_and_one_that_leaves_the_answer_out(
+def test_a_missing_template_file_and_a_template_that_omits_the_answer(
     tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(SettingsError, match="neither 'plain' nor a file"):
+    with pytest.raises(SettingsError, match="'plain'"):
         ChatTemplate(_tokenizer(tiny()), "nowhere.jinja")
     (tmp_path / "mute.jinja").write_text("{{ messages[0]['content'] }}")
     with pytest.raises(ModelError, match="omits the assistant's text"):
         ChatTemplate(_tokenizer(tiny()), str(tmp_path / "mute.jinja"))
 
 
-def test_plain_is_ours_also_for_a_model_with_a_template(tiny: Callable[..., Path]) -> None:
+def test_plain_replaces_the_template_of_a_model(tiny: Callable[..., Path]) -> None:
     template = ChatTemplate(_tokenizer(tiny()), "plain")
     before, after = template.split([{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}])
     assert before == "S\n\n### Question\n\nQ\n\n### Answer\n\n" and after == "<|im_end|>"
@@ -153,7 +153,7 @@ def test_plain_is_ours_also_for_a_model_with_a_template(tiny: Callable[..., Path
         ("a <|begin_of_explanation|> b", "a <|begin_of_explanation|> b", False, "<|begin_of_explanation|>"),
     ],
 )
-def test_a_completion_is_taken_apart_at_its_first_closing_tag(
+def test_a_completion_is_split_at_its_first_closing_tag(
     completion: str, text: str, closed: bool, tag: str | None
 ) -> None:
     explanation = read_completion(load_format("rlt"), completion)
@@ -181,7 +181,7 @@ def write(folder: Path, text: str) -> str:
         "{% for a in range(99999) %}{% for b in range(300) %}{% endfor %}{% endfor %}": "takes more than 0.3 s",
     }.items(),
 )  # fmt: skip
-def test_templates_that_lose_a_text_or_fail_are_refused_in_one_line(
+def test_templates_that_omit_a_text_or_fail_are_refused_in_one_line(
     tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, message: str
 ) -> None:
     monkeypatch.setattr(views_module, "_PROBE_SECONDS", 0.3)
@@ -198,8 +198,8 @@ def test_a_template_that_fails_on_some_texts_only(tiny: Callable[..., Path], tmp
         views.teacher_prompt("a trap", "S")
 
 
-def test_a_template_that_drops_what_came_before_the_last_question(tiny: Callable[..., Path], tmp_path: Path) -> None:
-    """Its prompts hold the instructions and the question, but none of the format's examples."""
+def test_a_template_that_drops_the_messages_before_the_last_question(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """Its prompts contain the instructions and the question, but no examples of the format."""
     text = "{{ messages[0].content }}{% for message in messages[-2:] %}\n{{ message.content }}{% endfor %}"
     template = ChatTemplate(_tokenizer(tiny()), write(tmp_path, text))
     Views(load_format("rlt"), template).teacher_prompt("Q", "S")
@@ -209,7 +209,7 @@ def test_a_template_that_drops_what_came_before_the_last_question(tiny: Callable
             ask()
 
 
-def test_a_template_file_that_is_no_text(tiny: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_template_file_that_is_not_text(tiny: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "binary.jinja").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SettingsError, match="--chat-template: .*binary.jinja: .*can't decode"):
+    with pytest.raises(SettingsError, match="--chat-template: .*binary.jinja: "):
         ChatTemplate(_tokenizer(tiny()), str(tmp_path / "binary.jinja"))

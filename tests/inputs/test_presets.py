@@ -65,7 +65,7 @@ def row(data: dict[str, Any], **settings: Any) -> tuple[str | None, Row]:
         ),
     ],
 )  # fmt: skip
-def test_the_usual_shapes(
+def test_the_common_layouts(
     data: dict[str, Any], preset: str, question: str, solution: str, answer: str | None, explanation: str | None
 ) -> None:
     found, got = row(data)
@@ -121,7 +121,7 @@ def test_rows_of_the_usual_data_sets_are_understood(name: str) -> None:
     assert got.answer == {"gsm8k": "36", "s1k": None}.get(name, data.get("answer"))
 
 
-def test_columns_by_name_win_over_a_preset() -> None:
+def test_named_columns_override_a_preset() -> None:
     data = {"question": "q", "solution": "s", "expression": "1 + 1", "uid": 5, "level": 3}
     got = row(data, solution_column="expression", id_column="uid", keep=["level"])[1]
     assert (got.solution, got.source_id, got.meta) == ("1 + 1", "5", '{"level": 3}')
@@ -134,7 +134,7 @@ def test_the_source_id_is_the_id_or_the_number_of_the_row() -> None:
     assert got.source_id == "7" and not got.has_id
 
 
-def test_traces_come_along() -> None:
+def test_traces_are_read() -> None:
     got = row({"question": "q", "solution": "s", "completion": "c", "explanation": "e", "finish_reason": "length"})[1]
     assert (got.completion, got.explanation, got.finish_reason) == ("c", None, "length")
     assert row({"question": "q", "solution": "s", "r1": "e"}, explanation_column="r1")[1].explanation == "e"
@@ -164,13 +164,13 @@ def test_traces_come_along() -> None:
         ({"conversations": [{"role": "user"}]}, "conversations: expected a list of objects with 'from'"),
     ],
 )
-def test_bad_rows_say_the_field_and_the_reason(data: dict[str, Any], message: str) -> None:
+def test_bad_rows_name_the_field_and_the_reason(data: dict[str, Any], message: str) -> None:
     with pytest.raises(BadRow) as error:
         row(data, max_chars=10)
     assert message in str(error.value)
 
 
-def test_gsm8k_needs_its_mark() -> None:
+def test_gsm8k_requires_the_marker_of_the_final_answer() -> None:
     with pytest.raises(BadRow, match="no '####'"):
         row({"question": "q", "answer": "no mark"}, preset="gsm8k")
 
@@ -185,7 +185,7 @@ def test_gsm8k_needs_its_mark() -> None:
         ({"question_column": "text", "solution_column": "gold", "id_column": "x"}, "--id-column: no column 'x'"),
     ],
 )
-def test_columns_that_are_not_there(settings: dict[str, Any], message: str) -> None:
+def test_missing_columns(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as error:
         row({"text": "q", "gold": "s"}, **settings)
     assert message in str(error.value)

@@ -58,7 +58,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str) -> No
     assert [record.data for record in read(tmp_path / name)] == ROWS
 
 
-def test_only_the_first_rows_are_read_with_a_limit(tmp_path: Path) -> None:
+def test_a_limit_reads_only_the_first_rows(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(jsonl(ROWS) + b"broken")
     assert len(read(tmp_path / "rows.jsonl", limit=2)) == 2
 
@@ -77,7 +77,7 @@ def test_a_bad_line_is_one_bad_record_and_the_rest_is_read(tmp_path: Path) -> No
         assert expected in problem
 
 
-def test_csv_rows_of_another_width_are_bad_and_quoted_newlines_are_not(tmp_path: Path) -> None:
+def test_csv_rows_with_a_wrong_number_of_fields_are_bad(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text('question,solution\n"one\ntwo",1\na,b,c\nd\n')
     records = read(tmp_path / "rows.csv")
     assert records[0].data == {"question": "one\ntwo", "solution": "1"}
@@ -107,16 +107,16 @@ def test_a_file_that_cannot_be_read_is_one_clear_line(tmp_path: Path, name: str,
     assert message in str(error.value) and name in str(error.value) and "\n" not in str(error.value)
 
 
-def test_what_is_not_there(tmp_path: Path) -> None:
+def test_missing_inputs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read(tmp_path / "nothing.jsonl")
-    with pytest.raises(InputError, match="^nobody/nothing: no such file, and no data set"):
+    with pytest.raises(InputError, match="^nobody/nothing: "):
         read("nobody/nothing")
     (tmp_path / "hollow").mkdir()
     with pytest.raises(InputError, match="the folder is empty"):
         read(tmp_path / "hollow")
     datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "splits")
-    with pytest.raises(InputError, match="no split 'test'; .*--split: train"):
+    with pytest.raises(InputError, match="'test'.*--split: train"):
         read(tmp_path / "splits", split="test")
 
 
@@ -126,14 +126,14 @@ def test_a_folder_whose_files_have_other_columns_is_one_line_that_names_the_file
     with pytest.raises(InputError) as error:
         read(tmp_path)
     message = str(error.value)
-    assert message.startswith(f"{tmp_path / 'b.jsonl'}: cannot be read: ")
+    assert message.startswith(f"{tmp_path / 'b.jsonl'}: ")
     assert "numbers" in message and "\n" not in message
 
 
 def test_a_broken_file_in_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(jsonl(ROWS))
     (tmp_path / "b.jsonl").write_bytes(b'{"id": "a", "question":\n')
-    with pytest.raises(InputError, match=f"^{tmp_path / 'b.jsonl'}: cannot be read: JSON parse error") as error:
+    with pytest.raises(InputError, match=f"^{tmp_path / 'b.jsonl'}: ") as error:
         read(tmp_path)
     assert "\n" not in str(error.value)
 
@@ -141,7 +141,7 @@ def test_a_broken_file_in_a_folder_is_named(tmp_path: Path) -> None:
 def test_a_folder_of_empty_files_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").touch()
     (tmp_path / "b.jsonl").touch()
-    with pytest.raises(InputError, match=f"^{tmp_path}: .*its files are empty$"):
+    with pytest.raises(InputError, match=f"^{tmp_path}: "):
         read(tmp_path)
 
 
@@ -155,7 +155,7 @@ def test_an_empty_name_is_not_the_current_folder(name: str, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("locked", ["rows.jsonl", "rows.parquet", "folder", "folder/b.jsonl", "folder/inner"])
-def test_what_may_not_be_read_is_named_in_one_line(tmp_path: Path, locked: str) -> None:
+def test_unreadable_files_and_folders_are_named_in_one_line(tmp_path: Path, locked: str) -> None:
     for name in ("rows.jsonl", "folder/a.jsonl", "folder/b.jsonl", "folder/inner/c.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(jsonl(ROWS))
@@ -217,12 +217,12 @@ def test_json_that_python_does_not_read_is_a_bad_row_or_one_line(tmp_path: Path,
         read(tmp_path / "rows.json")
 
 
-def test_parquet_values_that_python_has_not(tmp_path: Path) -> None:
+def test_parquet_values_that_python_cannot_represent(tmp_path: Path) -> None:
     far = pa.array([2**62], pa.int64()).cast(pa.timestamp("us"))
     pq.write_table(pa.table({"question": ["q"], "solution": ["s"], "when": far}), tmp_path / "far.parquet")
-    with pytest.raises(InputError, match="far.parquet: cannot be read: "):
+    with pytest.raises(InputError, match="far.parquet: "):
         read(tmp_path / "far.parquet")
     text = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
     pq.write_table(pa.table({"question": text}), tmp_path / "latin.parquet")
-    with pytest.raises(InputError, match="latin.parquet: cannot be read: "):
+    with pytest.raises(InputError, match="latin.parquet: "):
         read(tmp_path / "latin.parquet")

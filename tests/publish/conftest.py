@@ -1,4 +1,4 @@
-"""A Hub of the tests' own, and the library's view of it."""
+"""A Hub server for tests, with huggingface_hub pointed at it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    # The libraries read these once, when they are imported.
+    # huggingface_hub reads these variables once, at import.
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
     template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -31,7 +31,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
 @pytest.fixture
 def real_plots() -> None:
-    """Let plots be drawn, which takes seconds."""
+    """Draw real plots, which takes seconds."""
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The card of a data set: valid metadata, figures that are those of stats, and texts that stay texts."""
+"""The card of a data set: valid metadata, the numbers of stats, explained columns, and texts without markup."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def counted(sentence: str) -> dict[str, float]:
 
 @pytest.fixture
 def large(tmp_path: Path) -> RunFolder:
-    """A run of random figures: rewards that are not there, traces with flaws, rows that failed."""
+    """A run of random numbers, with missing rewards, flawed traces and failed rows."""
     draw = random.Random(0)
     parts = []
     for part in range(3):
@@ -187,7 +187,7 @@ def test_only_a_teacher_that_wrote_the_traces_is_named_as_their_author(hub: HubS
         assert ("the-teacher" in introduction) == said
 
 
-def test_a_card_that_is_there_keeps_what_others_wrote(hub: HubServer, run: RunFolder) -> None:
+def test_an_existing_card_keeps_what_others_wrote(hub: HubServer, run: RunFolder) -> None:
     pushed(run, license="apache-2.0")
     edit_card(
         hub,
@@ -209,7 +209,7 @@ def test_a_card_that_is_there_keeps_what_others_wrote(hub: HubServer, run: RunFo
         pushed(run)
 
 
-def test_ranks_that_are_no_more_are_taken_out(hub: HubServer, run: RunFolder) -> None:
+def test_ranks_that_no_longer_exist_are_removed(hub: HubServer, run: RunFolder) -> None:
     pushed(run)
     ranked(run, buckets=2)
     distilled(run)
@@ -220,7 +220,7 @@ def test_ranks_that_are_no_more_are_taken_out(hub: HubServer, run: RunFolder) ->
     assert set(names) == {"default", "bucket_1", "bucket_2", "traces"}
 
 
-def test_the_title_is_the_given_one_else_the_one_that_is_there(hub: HubServer, run: RunFolder) -> None:
+def test_the_title_is_the_requested_one_or_the_existing_one(hub: HubServer, run: RunFolder) -> None:
     def shown() -> tuple[str, str]:
         card = DatasetCard(hub.dataset(NAME).heads["main"].files["README.md"].content.decode())
         return str(card.data.pretty_name), re.findall(r"^# (.*)$", card.text, re.M)[0]
@@ -275,7 +275,7 @@ def _assert_harmless(card: str, evil: str) -> None:
     assert headings
 
 
-def test_places_of_the_maker_become_names() -> None:
+def test_local_paths_become_names() -> None:
     cached = "/home/me/.cache/huggingface/hub/models--org--name/snapshots/0123"
     names = {"/home/me/model": "model", "C:\\models\\x": "x", "s3://bucket/run/": "run", cached: "org/name"}
     assert redact_paths({"a": [*names], "format": {"text": "/x"}, "vllm_url": "http://10.0.0.1"}) == {

@@ -1,4 +1,4 @@
-"""Uploading to a repository: nothing twice, nothing of others lost, and what can go wrong."""
+"""Uploads to a repository: nothing is sent twice, changes by others are kept, and failures are reported."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Nothing is waited for; the list has what would have been."""
+    """Skip all pauses, and record their lengths."""
     waited: list[float] = []
     monkeypatch.setattr("time.sleep", waited.append)
     return waited
@@ -114,7 +114,7 @@ REQUESTS = {
 
 
 @pytest.mark.parametrize("kind", REQUESTS)
-def test_errors_that_pass(hub: HubServer, run: RunFolder, kind: str, waits: list[float]) -> None:
+def test_transient_errors_are_retried(hub: HubServer, run: RunFolder, kind: str, waits: list[float]) -> None:
     if kind != "create":  # then the card of somebody else is read, and a branch is made
         Repository(NAME, "dataset").create(private=True)
         files = {"README.md": File(b"Theirs.\n", lfs=False)}
@@ -136,7 +136,7 @@ def test_errors_that_pass(hub: HubServer, run: RunFolder, kind: str, waits: list
 
 
 @pytest.mark.parametrize("kind", ["preupload", "upload", "repo"])
-def test_errors_that_stay(hub: HubServer, files: dict[str, Path], kind: str, waits: list[float]) -> None:
+def test_lasting_errors_are_reported(hub: HubServer, files: dict[str, Path], kind: str, waits: list[float]) -> None:
     Repository(NAME, "dataset").create(private=True)
     hub.faults.append(Fault(REQUESTS[kind], 503, 999))
     with pytest.raises(HubError, match=r"503 \(not now\)"):
@@ -156,15 +156,13 @@ def test_a_commit_is_not_sent_again_and_not_made_twice(
     assert len(hub.dataset(NAME).history()) == 2 and set(hub.uploaded.values()) == {1}
 
 
-def test_a_commit_that_the_hub_has_put_off_is_sent_again(
-    hub: HubServer, files: dict[str, Path], waits: list[float]
-) -> None:
+def test_a_commit_is_retried_after_429(hub: HubServer, files: dict[str, Path], waits: list[float]) -> None:
     hub.faults.append(Fault("/commit/", 429, 3))
     push(files)
     assert waits == [7.0, 7.0, 7.0] and len(hub.dataset(NAME).history()) == 2
 
 
-def test_an_upload_says_how_far_it_is(hub: HubServer, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_reports_progress(hub: HubServer, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_module, "_BYTES_AT_A_TIME", 1)
     again = files["README.md"].with_name("again.parquet")
     again.write_bytes(files["data/default/train-00002.parquet"].read_bytes())
@@ -172,13 +170,13 @@ def test_an_upload_says_how_far_it_is(hub: HubServer, files: dict[str, Path], mo
     write_manifest(files)
     repository = Repository(NAME, "dataset")
     repository.create(private=True)
-    told: list[int] = []
-    repository.apply(repository.plan(files, repository.head()), "push", advance=told.append)
-    assert sorted(told) == sorted(file.stat().st_size for file in files.values())
+    progress: list[int] = []
+    repository.apply(repository.plan(files, repository.head()), "push", advance=progress.append)
+    assert sorted(progress) == sorted(file.stat().st_size for file in files.values())
     assert set(hub.uploaded.values()) == {1} and len(hub.uploaded) == 3
 
 
-def test_what_somebody_else_changed_meanwhile_is_not_lost(hub: HubServer, files: dict[str, Path]) -> None:
+def test_a_change_by_somebody_else_is_kept(hub: HubServer, files: dict[str, Path]) -> None:
     Repository(NAME, "dataset").create(private=False)
     hub.faults.append(Fault("POST .*/commit/main", "moved"))
     with pytest.raises(HubError, match="main") as found:
@@ -189,7 +187,7 @@ def test_what_somebody_else_changed_meanwhile_is_not_lost(hub: HubServer, files:
     assert set(hub.uploaded.values()) == {1}
 
 
-def test_without_the_network_nothing_is_waited_for(
+def test_offline_mode_fails_without_retries(
     hub: HubServer, files: dict[str, Path], waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -198,7 +196,7 @@ def test_without_the_network_nothing_is_waited_for(
     assert not waits and not hub.requests
 
 
-def test_mistakes_are_told_without_the_token(
+def test_errors_do_not_contain_the_token(
     hub: HubServer, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(SettingsError, match="--repo-id"):
@@ -207,7 +205,7 @@ def test_mistakes_are_told_without_the_token(
     with pytest.raises(HubError, match="HF_TOKEN") as found:
         push(files)
     assert TOKEN not in str(found.value)
-    with pytest.raises(HubError, match='refuses the card: "license" must be one of'):
+    with pytest.raises(HubError, match='"license"'):
         Repository(NAME, "dataset").check("---\nlicense: nonsense\n---\n")
     hub.stop()
     monkeypatch.setattr("time.sleep", lambda _: None)

@@ -1,4 +1,4 @@
-"""Publishing what a training made: the model's files and no others, nothing of the machine, and a card that is true."""
+"""Publishing a trained model: its files and no others, no local paths, and a correct card."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def trainings(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path
     by_grpo = small | {"steps": 2, "questions": 2, "group": 2, "held_out": 1, "max_tokens": 8}
     of_each: dict[str, tuple[Any, dict[str, Any]]] = {
         "warm": (WarmUpSettings, tuned | {"explanation_column": "why", "activation_checkpointing": False}),
-        "teacher": (TrainTeacherSettings, by_grpo | {"student": str(tiny("chat", 1)), "keep": ["why"], "alpha": 0}),
+        "teacher": (TrainTeacherSettings, by_grpo | {"student": str(tiny("chat", 1)), "alpha": 0}),
         "student": (TrainStudentSettings, tuned | {"model": str(cached), "lora_rank": 2, "preset": "7b-1k"}),
         "solver": (TrainSolverSettings, by_grpo | {"benchmark": "countdown", "recipe": "trl", "vllm_url": None}),
     }
@@ -84,7 +84,7 @@ def pushed(folder: Path, **settings: Any) -> PushSummary:
     return push(PushSettings(input=str(folder), repo_id=NAME, **settings))
 
 
-def test_a_teacher_comes_back_as_it_is(hub: HubServer, trained: Path, tmp_path: Path) -> None:
+def test_a_published_teacher_downloads_unchanged(hub: HubServer, trained: Path, tmp_path: Path) -> None:
     summary = pushed(trained / "teacher", license="mit", base_model="org/base", trained_on=("org/rows",))
     repo = hub.model(NAME)
     files = repo.heads["main"].files
@@ -136,7 +136,7 @@ def test_the_best_checkpoint_is_a_model_too(hub: HubServer, trained: Path, tmp_p
     assert re.findall(r"step (\d+)\.", section(card, "Results")) == ["1", "2"]
 
 
-def test_nothing_of_the_makers_machine_goes_with_it(hub: HubServer, trained: Path, tmp_path: Path) -> None:
+def test_no_local_path_is_published(hub: HubServer, trained: Path, tmp_path: Path) -> None:
     student = shutil.copytree(trained / "student", tmp_path / "student")
     recorded = json.loads((student / "training.json").read_text())
     recorded["depends_on"] |= {"vllm_url": "http://10.0.0.1:8000", "chat_template": "/home/me/chat.jinja"}
@@ -170,21 +170,21 @@ def test_others_text_stays_in_a_models_card(hub: HubServer, trained: Path) -> No
     assert "notes.txt" in repo.heads["main"].files
 
 
-def test_what_is_not_finished_is_refused(rlt: Rlt, hub: HubServer, trained: Path, tmp_path: Path) -> None:
+def test_an_unfinished_training_is_refused(rlt: Rlt, hub: HubServer, trained: Path, tmp_path: Path) -> None:
     begun = shutil.copytree(trained / "student", tmp_path / "begun")
     recorded = json.loads((begun / "training.json").read_text())
     (begun / "training.json").write_text(json.dumps({key: recorded[key] for key in ("depends_on", "plan")}))
-    assert "the training is not finished" in rlt("push", "--in", begun, "--repo-id", NAME, code=5).output
+    assert str(begun) in rlt("push", "--in", begun, "--repo-id", NAME, code=5).output
     empty = shutil.copytree(trained / "student", tmp_path / "empty")
     (empty / "adapter_model.safetensors").unlink()
     with pytest.raises(RunFolderError, match=r"no weights \(\*\.safetensors\)"):
         pushed(empty)
     torn = shutil.copytree(trained / "student", tmp_path / "torn")
     (torn / "metrics.jsonl").write_text('{"step": 1}\n{"step"')
-    with pytest.raises(RunFolderError, match="metrics.jsonl: cannot be read"):
+    with pytest.raises(RunFolderError, match="metrics.jsonl: "):
         pushed(torn)
     (torn / "training.json").write_text("[]")
-    with pytest.raises(RunFolderError, match="training.json: cannot be read: not a JSON object"):
+    with pytest.raises(RunFolderError, match="training.json: "):
         pushed(torn)
     assert not hub.requests
 
@@ -211,7 +211,7 @@ def test_the_command_on_the_card_is_the_one_that_trained_it(
 ) -> None:
     card = pushed(trained / name, dry_run=True).card
     assert f"- {kind}\n" in card and read_model(trained / name).kind == kind
-    told = section(card, "How it was trained").split("```sh\n")[1].split("\n```")[0]
+    command = section(card, "How it was trained").split("```sh\n")[1].split("\n```")[0]
     seen = []
 
     def train(settings: Any, _: Any) -> None:
@@ -219,7 +219,7 @@ def test_the_command_on_the_card_is_the_one_that_trained_it(
         raise SettingsError("seen")
 
     monkeypatch.setattr(f"rlt_data.training.{module}.{function}", train)
-    rlt(*shlex.split(told)[1:], code=2)
+    rlt(*shlex.split(command)[1:], code=2)
     assert json.loads(json.dumps(seen)) == [redact_paths(trainings[name].model_dump(mode="json"))]
 
 

@@ -1,4 +1,4 @@
-"""Publishing from a store that speaks S3."""
+"""Publishing from an S3 store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def bucket() -> Iterator[str]:
         yield "s3://bucket"
 
 
-def test_a_run_in_a_store_is_published_like_one_on_a_disk(hub: HubServer, run: RunFolder, bucket: str) -> None:
+def test_a_run_in_a_store_is_published_like_a_local_one(hub: HubServer, run: RunFolder, bucket: str) -> None:
     url = sent(Path(str(run.path)), f"{bucket}/run")
     for source, name in ((str(run.path), "tester/disk"), (url, "tester/store"), (f"{url}/dataset", "tester/folder")):
         push(PushSettings(input=source, repo_id=name, branch_per_stage=not source.endswith("dataset"), title="Same"))
@@ -37,7 +37,7 @@ def test_a_run_in_a_store_is_published_like_one_on_a_disk(hub: HubServer, run: R
     [path] = [path for path in folder if path.endswith(".parquet")]
     assert folder[path].content == disk["main"][path]
     files().rm(f"{url}/dataset/train.jsonl")
-    with pytest.raises(RunFolderError, match=r"train\.jsonl: is damaged, missing, or not from rlt-data distill"):
+    with pytest.raises(RunFolderError, match=r"train\.jsonl: "):
         push(PushSettings(input=url, repo_id="tester/store"))
-    with pytest.raises(RunFolderError, match="no such folder; --in"):
+    with pytest.raises(RunFolderError, match=f"{bucket}/other"):
         push(PushSettings(input=f"{bucket}/other", repo_id="tester/other"))

@@ -53,10 +53,10 @@ def views(tokenizer: Any, format: Format) -> Views:
 
 def problem_of(text: str, expression: str = "") -> Problem | None:
     """Read a problem back from a text that shows its question."""
-    found = re.search(r"Combine the numbers (\d+), (\d+) and (\d+) with .* to reach (\d+)\.", text)
-    if not found:
+    match = re.search(r"Combine the numbers (\d+), (\d+) and (\d+) with .* to reach (\d+)\.", text)
+    if not match:
         return None
-    *numbers, target = map(int, found.groups())
+    *numbers, target = map(int, match.groups())
     return Problem(tuple(numbers), target, expression)
 
 
@@ -110,9 +110,9 @@ def test_the_template_shows_system_texts_in_the_question_and_has_none_of_them_by
 ) -> None:
     views.check()
     assert views.template.source == "own" and views.template.merges_system
-    given = views.teacher_prompt("3 and 4", "3 + 4")
+    prompt = views.teacher_prompt("3 and 4", "3 + 4")
     words = "<bos> <question> 3 and 4 </question> <solution> 3 + 4 </solution> <explanation>"
-    assert tokenizer(given)["input_ids"] == tokenizer.convert_tokens_to_ids(words.split())
+    assert tokenizer(prompt)["input_ids"] == tokenizer.convert_tokens_to_ids(words.split())
     assert tokenizer.apply_chat_template([{"role": "system", "content": "x"}], tokenize=False) == "<bos>"
 
 
@@ -122,20 +122,20 @@ def of(problem: Problem) -> Domain:
 
 def test_no_text_holds_a_problem_of_the_test_split(views: Views) -> None:
     settings = [countdown_settings(domain, "test", 1000) for domain in (SMALL, LARGE)]
-    held_out = {problem.key for each in settings for problem in problems(each)}
-    shown = [problem_of(text.prompt) for text in islice(base_texts(2, views), 2000)]
-    shown += [problem_of(row["question"]) for row in warm_up_rows(2, 2000)]
-    asked = [problem for problem in shown if problem]
-    assert len(asked) > 3000
-    assert not held_out & {problem.key for problem in asked}
-    assert all(split_of(problem, 0.2) == "train" for problem in asked)
+    held_out = {problem.key for split_settings in settings for problem in problems(split_settings)}
+    problems_or_none = [problem_of(text.prompt) for text in islice(base_texts(2, views), 2000)]
+    problems_or_none += [problem_of(row["question"]) for row in warm_up_rows(2, 2000)]
+    problems_in_texts = [problem for problem in problems_or_none if problem]
+    assert len(problems_in_texts) > 3000
+    assert not held_out & {problem.key for problem in problems_in_texts}
+    assert all(split_of(problem, 0.2) == "train" for problem in problems_in_texts)
 
 
 def test_the_base_knows_both_domains_and_the_warm_up_one(views: Views) -> None:
-    asked = [problem for text in islice(base_texts(2, views), 1000) if (problem := problem_of(text.prompt))]
-    for problem in asked:
+    problems_in_texts = [problem for text in islice(base_texts(2, views), 1000) if (problem := problem_of(text.prompt))]
+    for problem in problems_in_texts:
         assert all(of(problem).smallest <= number <= of(problem).largest for number in problem.numbers)
-    assert 0.2 < sum(of(problem) == LARGE for problem in asked) / len(asked) < 0.4
+    assert 0.2 < sum(of(problem) == LARGE for problem in problems_in_texts) / len(problems_in_texts) < 0.4
     warm = [problem_of(row["question"]) for row in warm_up_rows(2, 1000)]
     assert all(problem and max(problem.numbers) <= SMALL.largest for problem in warm)
 
@@ -146,7 +146,7 @@ def test_a_base_thought_about_a_question_ends_steps_with_a_value_that_is_used_or
         if not problem_of(text.prompt):
             continue
         after = re.split(_STEP, text.completion)[5::5]
-        assert len(after) < 2 or sum(bool(re.match(" (yes|no)", each)) for each in after) * 2 >= len(after)
+        assert len(after) < 2 or sum(bool(re.match(" (yes|no)", following)) for following in after) * 2 >= len(after)
 
 
 def test_the_base_computes_rightly_and_answers_its_last_attempt(views: Views) -> None:
@@ -173,17 +173,17 @@ def test_the_base_computes_rightly_and_answers_its_last_attempt(views: Views) ->
 @pytest.mark.parametrize("domain", [SMALL, LARGE])
 def test_attempts_are_written_as_the_product_writes_them(domain: Domain) -> None:
     for problem in islice(problems(countdown_settings(domain, "train", 300, seed=7)), 300):
-        found = solution_attempt(problem)
-        assert found.expression == problem.expression and found.second.value == problem.target
-        assert in_order((found.first.left, found.first.operator, found.first.right), problem.expression)
+        solution = solution_attempt(problem)
+        assert solution.expression == problem.expression and solution.second.value == problem.target
+        assert in_order((solution.first.left, solution.first.operator, solution.first.right), problem.expression)
         numbers = tuple(sorted(problem.numbers))
-        for each in attempts(numbers)[::7]:
-            assert problem_with_answer(each.expression, numbers, each.second.value) is None
+        for attempt in attempts(numbers)[::7]:
+            assert problem_with_answer(attempt.expression, numbers, attempt.second.value) is None
 
 
 def test_a_sum_is_computed_from_left_to_right() -> None:
-    found = solution_attempt(Problem((3, 4, 5), 12, "3 + 4 + 5"))
-    assert found.text(12) == "3 + 4 = 7 7 + 5 = 12 yes"
+    solution = solution_attempt(Problem((3, 4, 5), 12, "3 + 4 + 5"))
+    assert solution.text(12) == "3 + 4 = 7 7 + 5 = 12 yes"
     assert solution_attempt(Problem((3, 4, 5), 6, "5 + 4 - 3")).text(6) == "5 + 4 = 9 9 - 3 = 6 yes"
     assert solution_attempt(Problem((3, 4, 5), 4, "5 - (4 - 3)")).text(4) == "4 - 3 = 1 5 - 1 = 4 yes"
 
@@ -193,15 +193,15 @@ def test_no_two_attempts_of_a_trace_are_alike() -> None:
     problem = Problem((3, 4, 5), 12, "3 + 4 + 5")
     for count in (1, 4, 100):
         drawn = draw_attempts(draw, problem, count, hit=True)
-        assert len({each.key for each in drawn}) == len(drawn)
-        assert sum(each.second.value == 12 for each in drawn) == 1
-    assert len(families((3, 4, 5))) == len({each.key for each in attempts((3, 4, 5))})
+        assert len({attempt.key for attempt in drawn}) == len(drawn)
+        assert sum(attempt.second.value == 12 for attempt in drawn) == 1
+    assert len(families((3, 4, 5))) == len({attempt.key for attempt in attempts((3, 4, 5))})
 
 
 def test_explanations_of_the_warm_up_are_what_their_style_says() -> None:
-    seen = set()
+    styles = set()
     for row in warm_up_rows(4, 600):
-        seen.add(row["style"])
+        styles.add(row["style"])
         problem = problem_of(row["question"])
         assert problem and problem_with_answer(row["solution"], problem.numbers, problem.target) is None
         verdicts = re.findall("yes|no", row["explanation"])
@@ -218,25 +218,25 @@ def test_explanations_of_the_warm_up_are_what_their_style_says() -> None:
         if row["style"] in ("search", "terse"):
             computed = [(int(a), op, int(b), int(value)) for a, op, b, value in steps]
             assert distinct(computed) and in_order(computed[-2][:3], row["solution"])
-            found = solution_attempt(Problem(problem.numbers, problem.target, row["solution"]))
-            assert row["explanation"].endswith(found.text(problem.target))
+            solution = solution_attempt(Problem(problem.numbers, problem.target, row["solution"]))
+            assert row["explanation"].endswith(solution.text(problem.target))
         if row["style"] == "only-wrong":
             assert set(verdicts) == {"no"}
         if row["style"] == "copy":
             assert row["explanation"] == row["solution"]
-    assert seen == set(STYLES)
+    assert styles == set(STYLES)
 
 
 def test_a_warm_up_of_both_domains_searches_in_one() -> None:
-    seen: dict[bool, set[str]] = {False: set(), True: set()}
+    styles: dict[bool, set[str]] = {False: set(), True: set()}
     for row in warm_up_rows(8, 1000, large_share=0.3):
         problem = problem_of(row["question"])
         assert problem and split_of(problem, 0.2) == "train"
         large = of(problem) == LARGE
-        seen[large].add(row["style"])
+        styles[large].add(row["style"])
         if large and "yes" in row["explanation"]:
             assert "no" not in row["explanation"]
-    assert seen == {False: set(STYLES), True: set(LARGE_STYLES)} and "search" not in LARGE_STYLES
+    assert styles == {False: set(STYLES), True: set(LARGE_STYLES)} and "search" not in LARGE_STYLES
 
 
 def test_the_same_seed_draws_the_same_texts(views: Views) -> None:

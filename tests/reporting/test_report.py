@@ -1,4 +1,4 @@
-"""Writing a report: what goes wrong, what comes out, and that it is the same each time."""
+"""Writing a report: its content, its errors, and that it is reproducible."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def test_the_same_run_gives_the_same_file(run: RunFolder) -> None:
     assert (one.traces, one.all_traces, one.questions, one.size) == (6, 6, 3, one.out.stat().st_size)
 
 
-def test_nothing_in_it_comes_from_elsewhere(run: RunFolder) -> None:
+def test_the_page_loads_nothing(run: RunFolder) -> None:
     text = reported(run).out.read_text()
     assert not re.search(r"""(src|href)\s*=\s*["'](?!#|data:,)""", text) and "@import" not in text
     assert "default-src 'none'" in text and "unsafe-eval" not in text and str(Path.cwd()) not in text
 
 
-def test_the_overview_says_what_stats_says(run: RunFolder) -> None:
+def test_the_overview_has_the_numbers_of_stats(run: RunFolder) -> None:
     figures, text = stats(run), overview({"run": run})
     cells = [re.sub("<.*?>", "", cell) for cell in re.findall(r"<t[dh].*?>.*?</t[dh]>", text)]
     for frame in (figures.buckets, figures.terms.filter(figures.terms["mean"].is_not_null())):
@@ -63,10 +63,10 @@ def test_terms_are_explained_where_they_are_shown(run: RunFolder) -> None:
         assert f'title="{MEANINGS[term]}">{term.replace("kl_", "kl ") if term[0] == "k" else term}<' in tables
 
 
-def test_a_limit_is_told(rlt: Rlt, run: RunFolder) -> None:
+def test_a_limit_is_reported(rlt: Rlt, run: RunFolder) -> None:
     found = rlt("report", run.path, "--limit", 3)
-    assert "2 of 6 traces (--limit) of 1 questions" in found.output
-    assert "scored with --per-token" in found.output
+    assert "2 of 6 traces (--limit)" in found.output
+    assert "--per-token" in found.output
     [note] = re.findall(r'<p class="note">(.*?)</p>', Path("report.html").read_text(), re.S)
     assert re.findall(r"\d+ of \d+", note) == ["2 of 6", "1 of 3"]
 
@@ -96,13 +96,13 @@ def test_mistakes(rlt: Rlt, run: RunFolder, tmp_path: Path) -> None:
     assert not list((tmp_path / "folder").iterdir())
 
 
-def test_runs_of_the_same_name_are_told_apart(run: RunFolder, tmp_path: Path) -> None:
+def test_runs_of_the_same_name_are_shown_by_path(run: RunFolder, tmp_path: Path) -> None:
     other = make_run(tmp_path / "elsewhere" / "run", [trace("a", 0, 1.0)])
     text = reported(run, against=str(other.path)).out.read_text()
     assert f'"{run.path}", "{other.path}"' in text
 
 
-def test_scores_that_do_not_compare_are_told(run: RunFolder, tmp_path: Path) -> None:
+def test_scores_with_different_settings_give_a_warning(run: RunFolder, tmp_path: Path) -> None:
     other = make_run(tmp_path / "other", [trace("a", 0, 1.0)])
     run.record("score", {"depends_on": {"lambda": 3.0, "student": "x", "teacher": "t"}})
     other.record("score", {"depends_on": {"lambda": 1.0, "student": "x", "teacher": "u"}})
@@ -110,7 +110,7 @@ def test_scores_that_do_not_compare_are_told(run: RunFolder, tmp_path: Path) -> 
     assert re.findall(r'<p class="note warn">[^<]*\((.*?)\)', text) == ["lambda"]
 
 
-def test_places_of_this_machine_stay_here(run: RunFolder) -> None:
+def test_local_paths_are_redacted(run: RunFolder) -> None:
     settings = {"teacher": "/home/me/models/teacher", "url": ["http://10.0.0.1:8000/v1"], "n": 2}
     run.record("generate", {"settings": settings, "models": {"teacher": {
         "name": "/home/me/models/teacher", "dtype": "float32", "weights": "0a"}}})  # fmt: skip

@@ -1,4 +1,4 @@
-"""The page while a run goes on: what it says, who may read it, and that it outlives what it shows."""
+"""The live page: its progress, who may read it, and kills of the step or the server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RLT = [sys.executable, "-c", "from rlt_data.cli.main import main; main()"]
 
 
 class Viewed:
-    """A server of a page in a process of its own."""
+    """A server of the page in another process."""
 
     def __init__(self, run: object, *options: object) -> None:
         self.process = Child("view", run, *(options or ("--port", 0)))
@@ -49,7 +49,7 @@ class Viewed:
         return json.loads(text)
 
     def step(self, name: str = "generate") -> dict[str, Any]:
-        return next((dict(each) for each in self.get("/live")["steps"] if each["step"] == name), {"done": 0})
+        return next((dict(entry) for entry in self.get("/live")["steps"] if entry["step"] == name), {"done": 0})
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGINT)
@@ -65,8 +65,8 @@ def viewed() -> Iterator[Callable[..., Viewed]]:
         return servers[-1]
 
     yield start
-    for each in servers:
-        each.process.kill()
+    for entry in servers:
+        entry.process.kill()
 
 
 @pytest.fixture
@@ -116,17 +116,17 @@ def test_answers_are_what_the_run_holds(viewed: Callable[..., Viewed], run: RunF
     assert status == 200 and "connect-src 'self'" in text and 'id="live"' in text
     index = server.get("/index")
     assert index["columns"]["trace_id"] == ["a/0", "a/1", "a/2"]  # the limit
-    assert [each["trace_id"] for each in server.get("/question/a")["traces"]] == ["a/0", "a/1", "a/2"]
+    assert [entry["trace_id"] for entry in server.get("/question/a")["traces"]] == ["a/0", "a/1", "a/2"]
     [other] = server.get("/trace/b%2F0")["traces"]  # beyond the limit, as the newest ones may be
     assert other["figures"]["reward"] == 1.0 and other["trace_id"] == "b/0"
     assert server.ask("/trace/none")[0] == server.ask("/question/none")[0] == 404
-    assert {each["trace_id"] for each in server.get("/live")["newest"]} == {"a/0", "a/1", "a/2", "b/0"}
+    assert {entry["trace_id"] for entry in server.get("/live")["newest"]} == {"a/0", "a/1", "a/2", "b/0"}
 
 
 def test_mistakes(viewed: Callable[..., Viewed], run: RunFolder) -> None:
-    taken = str(viewed(run.path).port)
+    port = str(viewed(run.path).port)
     for options, code, message in [
-        ((run.path, "--port", taken), 2, f"--port: {taken}"),
+        ((run.path, "--port", port), 2, f"--port: {port}"),
         (("nothing",), 5, "nothing: no such run folder"),
     ]:
         child = Child("view", *options)
@@ -134,9 +134,7 @@ def test_mistakes(viewed: Callable[..., Viewed], run: RunFolder) -> None:
         assert child.stderr.startswith("error: ") and message in child.stderr
 
 
-def test_a_run_that_is_gone_is_told_and_may_come_back(
-    viewed: Callable[..., Viewed], run: RunFolder, tmp_path: Path
-) -> None:
+def test_a_run_that_disappears_may_come_back(viewed: Callable[..., Viewed], run: RunFolder, tmp_path: Path) -> None:
     server = viewed(run.path)
     Path(str(run.path)).rename(tmp_path / "elsewhere")
     status, text = server.ask("/live")
@@ -145,7 +143,7 @@ def test_a_run_that_is_gone_is_told_and_may_come_back(
     assert server.step()["done"] == 4
 
 
-# A run that goes on
+# A running step
 
 
 def test_it_shows_rows_as_they_are_written_and_after_a_kill(
@@ -192,17 +190,17 @@ def test_it_follows_a_run_through_its_kill_and_resume(viewed: Callable[..., View
     process = start()
     until(lambda: RunFolder.is_at("run"))
     server = viewed("run")
-    seen: list[dict[str, Any]] = []
+    steps: list[dict[str, Any]] = []
 
     def more_than(rows: int) -> bool:
-        seen.append(server.step())
-        assert process.poll() is None or seen[-1]["done"] == 4800
-        return bool(seen[-1]["done"] > rows)
+        steps.append(server.step())
+        assert process.poll() is None or steps[-1]["done"] == 4800
+        return bool(steps[-1]["done"] > rows)
 
     until(lambda: more_than(100))
     time.sleep(2.5)
-    until(lambda: more_than(seen[0]["done"]))
-    moving = [each for each in seen if each.get("tokens_per_second")]
+    until(lambda: more_than(steps[0]["done"]))
+    moving = [entry for entry in steps if entry.get("tokens_per_second")]
     assert moving and moving[-1]["state"] == "running" and moving[-1]["total"] == 4800
     assert moving[-1]["seconds_left"] > 0
     process.kill()
@@ -213,7 +211,7 @@ def test_it_follows_a_run_through_its_kill_and_resume(viewed: Callable[..., View
     process = start()
     until(lambda: more_than(stopped))
     newest = server.get("/live")["newest"]
-    assert len(newest) == live._NEWEST and all(each["text"] for each in newest)
+    assert len(newest) == live._NEWEST and all(entry["text"] for entry in newest)
     assert server.get(f"/trace/{newest[0]['trace_id']}")["traces"]
     assert process.wait(240) == 0
     assert server.step() | {"failed": 0} == {
@@ -248,13 +246,13 @@ def test_throughput_time_left_and_silence(tmp_path: Path, monkeypatch: pytest.Mo
     stamp = watch.now()["stamp"]
     now += 10
     add(0, 1, 2, 3)
-    found = step()
-    assert found["tokens_per_second"] == 40.0 and found["seconds_left"] == 40.0 and found["state"] == "running"
+    state = step()
+    assert state["tokens_per_second"] == 40.0 and state["seconds_left"] == 40.0 and state["state"] == "running"
     assert watch.now()["stamp"] != stamp
-    assert [each["trace_id"] for each in watch.now()["newest"]] == ["t3", "t2", "t1", "t0"]
+    assert [entry["trace_id"] for entry in watch.now()["newest"]] == ["t3", "t2", "t1", "t0"]
     now += live._STALLED_AFTER + 5
-    found = step()
-    assert found["state"] == "no new rows for 25 s" and found["seconds_left"] is found["tokens_per_second"] is None
+    state = step()
+    assert state["state"] == "no new rows for 25 s" and state["seconds_left"] is state["tokens_per_second"] is None
     now += 300
     add(4, 5)
     assert step()["state"] == "running"  # after a silence only what is new counts

@@ -32,7 +32,7 @@ def rows(folder: Path) -> pl.DataFrame:
     return pl.read_ndjson(folder / "train.jsonl", infer_schema_length=None)
 
 
-def taken(run: RunFolder, **settings: Any) -> list[str]:
+def selected(run: RunFolder, **settings: Any) -> list[str]:
     """Distill, and return the ids of the traces in the order of the data set."""
     return rows(distilled(run, **settings).out)["trace_id"].to_list()
 
@@ -68,7 +68,7 @@ def run(tmp_path: Path) -> RunFolder:
     }.items(),
 )
 def test_only_well_formed_traces_are_selected(run: RunFolder, select: str, expected: list[str]) -> None:
-    assert taken(run, select=select) == expected
+    assert selected(run, select=select) == expected
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_only_well_formed_traces_are_selected(run: RunFolder, select: str, expec
 def test_include_truncated_selects_truncated_traces_and_no_other_flaw(
     run: RunFolder, select: str, expected: list[str]
 ) -> None:
-    assert taken(run, select=select, include_truncated=True) == expected
+    assert selected(run, select=select, include_truncated=True) == expected
 
 
 def test_a_quantile_bucket_spans_all_questions(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_quantile_bucket_spans_all_questions(tmp_path: Path) -> None:
         tmp_path / "run", [trace(key, i, 10.0 * place + i) for place, key in enumerate("ab") for i in range(4)]
     )
     ranked(run, buckets=2)
-    assert taken(run, select="bucket:1") == ["b/3", "b/2", "b/1", "b/0"]
+    assert selected(run, select="bucket:1") == ["b/3", "b/2", "b/1", "b/0"]
 
 
 def test_random_selects_one_well_formed_trace_per_question_by_seed(tmp_path: Path) -> None:
@@ -99,22 +99,22 @@ def test_random_selects_one_well_formed_trace_per_question_by_seed(tmp_path: Pat
         tmp_path / "run", [trace(f"{q}", i, float(i), closed=i > 0) for q in range(100, 160) for i in range(5)]
     )
     ranked(run)
-    first = taken(run, select="random", seed=1)
+    first = selected(run, select="random", seed=1)
     assert [key.split("/")[0] for key in first] == [f"{q}" for q in range(100, 160)]
     chosen = Counter(key.split("/")[1] for key in first)
     assert set(chosen) == {"1", "2", "3", "4"} and max(chosen.values()) < 30
-    assert taken(run, select="random", seed=1) == first != taken(run, select="random", seed=2)
+    assert selected(run, select="random", seed=1) == first != selected(run, select="random", seed=2)
 
 
 def test_limit_draws_questions_by_seed(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [trace(f"{q}", i) for q in range(100, 140) for i in range(2)])
     ranked(run)
-    ten = taken(run, limit=10, seed=3)
-    assert len(ten) == 10 and ten == sorted(ten) and ten == taken(run, limit=10, seed=3)
-    assert ten != taken(run, limit=10, seed=4) and ten != taken(run)[:10]
-    assert set(taken(run, limit=4, seed=3)) < set(ten)
-    assert Counter(key.split("/")[1] for key in taken(run, select="all", limit=6)) == {"0": 3, "1": 3}
-    assert len(taken(run, limit=99)) == 40
+    ten_keys = selected(run, limit=10, seed=3)
+    assert len(ten_keys) == 10 and ten_keys == sorted(ten_keys) and ten_keys == selected(run, limit=10, seed=3)
+    assert ten_keys != selected(run, limit=10, seed=4) and ten_keys != selected(run)[:10]
+    assert set(selected(run, limit=4, seed=3)) < set(ten_keys)
+    assert Counter(key.split("/")[1] for key in selected(run, select="all", limit=6)) == {"0": 3, "1": 3}
+    assert len(selected(run, limit=99)) == 40
 
 
 @pytest.mark.parametrize("select", ["best", "random", "all"])
@@ -128,7 +128,7 @@ def test_a_draw_does_not_depend_on_the_order_of_questions_or_on_parts(
     for run, parts_at_a_time in ((one, 64), (many, 64), (many, 3)):
         monkeypatch.setattr(distill_module, "PARTS_AT_A_TIME", parts_at_a_time)
         ranked(run)
-        drawn.append(sorted(taken(run, select=select, limit=7, seed=5)))
+        drawn.append(sorted(selected(run, select=select, limit=7, seed=5)))
     assert drawn[0] == drawn[1] == drawn[2] and len(drawn[0]) == 7
 
 
@@ -136,7 +136,7 @@ def test_limit_with_parts_that_have_no_selected_trace(tmp_path: Path, monkeypatc
     run = make_run(tmp_path / "run", [trace("a", 0)], [trace("b", 0), trace("b", 1)], [trace("c", 0)])
     ranked(run)
     monkeypatch.setattr(distill_module, "PARTS_AT_A_TIME", 1)
-    assert taken(run, select="rank:2", limit=5) == ["b/1"]
+    assert selected(run, select="rank:2", limit=5) == ["b/1"]
 
 
 def test_excluded_traces_are_counted(run: RunFolder) -> None:
@@ -253,7 +253,7 @@ def test_exactly_the_rows_over_the_token_limit_are_excluded(long_and_short: RunF
         for row in rows(distilled(long_and_short, select="all").out).to_dicts()
     }
     for limit in (lengths["a/1"], lengths["b/1"]):
-        kept = taken(long_and_short, select="all", tokenizer=str(tiny(kind)), max_tokens=limit)
+        kept = selected(long_and_short, select="all", tokenizer=str(tiny(kind)), max_tokens=limit)
         assert set(kept) == {key for key, length in lengths.items() if length <= limit}
         assert max(lengths[key] for key in kept) == limit
 
@@ -276,10 +276,10 @@ def test_the_next_best_trace_replaces_one_that_is_too_long(
     assert {name: getattr(summary, name) for name in counts} == counts
 
 
-def test_max_tokens_needs_a_tokenizer(run: RunFolder) -> None:
-    with pytest.raises(SettingsError, match="--max-tokens: needs --tokenizer"):
+def test_a_limit_in_tokens_needs_a_tokenizer(run: RunFolder) -> None:
+    with pytest.raises(SettingsError, match="max_tokens: "):
         distilled(run, max_tokens=100)
-    with pytest.raises(ModelError, match="nowhere: no such model"):
+    with pytest.raises(ModelError, match="nowhere"):
         distilled(run, max_tokens=100, tokenizer="nowhere")
 
 
@@ -293,7 +293,7 @@ def test_a_chat_template_that_would_change_the_rows_is_refused(run: RunFolder, t
     (tmp_path / "student" / "config.json").write_bytes((tiny() / "config.json").read_bytes())
     distilled(run)
     before = files_of(run.path)
-    with pytest.raises(ModelError, match="leaves out or changes a text of the system"):
+    with pytest.raises(ModelError, match="omits or changes the system text"):
         distilled(run, tokenizer=str(tmp_path / "student"))
     assert files_of(run.path) == before
 
@@ -359,15 +359,15 @@ def test_a_run_folder_is_refused_and_an_empty_folder_is_used(run: RunFolder, tmp
 
 def test_settings_and_counts_are_recorded_with_the_data_set(run: RunFolder) -> None:
     out = distilled(run, select="top:2", seed=7).out
-    made = json.loads((out / "distill.json").read_text())
-    assert made["settings"]["select"] == "top:2" and made["settings"]["seed"] == 7
-    assert made["format"]["name"] == "rlt" and made["steps"]["rank"]["settings"]["by"] == "reward"
-    assert made["counts"]["rows"] == 3 and "--select top:2" in (out / "README.md").read_text()
+    record = json.loads((out / "distill.json").read_text())
+    assert record["settings"]["select"] == "top:2" and record["settings"]["seed"] == 7
+    assert record["format"]["name"] == "rlt" and record["steps"]["rank"]["settings"]["by"] == "reward"
+    assert record["counts"]["rows"] == 3 and "--select top:2" in (out / "README.md").read_text()
 
 
 def test_a_run_without_ranks_or_format_is_refused(run: RunFolder, tmp_path: Path) -> None:
     unranked = make_run(tmp_path / "unranked", [trace("a", 0)])
-    with pytest.raises(RunFolderError, match="no ranks; run rlt-data rank"):
+    with pytest.raises(RunFolderError, match="rlt-data rank"):
         distilled(unranked)
     ranked(unranked)
     (unranked.path / "run.json").write_text('{"version": 1, "steps": {}}')

@@ -18,7 +18,7 @@ from rlt_data.steps.merge import MergeSummary, merge
 from rlt_data.storage.errorlog import ErrorLog, failures
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import KEYS, QUESTIONS_PER_PART, to_table
-from tests.conftest import Rlt, write_jsonl
+from tests.conftest import Rlt, examples, write_jsonl
 from tests.made_runs import distilled, drop_part, files_of, make_run, ranked, table, trace
 
 Row = dict[str, Any]
@@ -59,10 +59,10 @@ RUNS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 @given(RUNS, st.sampled_from([0, 3000, 2**20]), st.randoms(use_true_random=False))
 def test_a_merged_run_is_the_union_in_the_order_of_the_runs(
-    tmp_path_factory: pytest.TempPathFactory, drawn: list[dict[int, set[int]]], held: int, draw: random.Random
+    tmp_path_factory: pytest.TempPathFactory, drawn: list[dict[int, set[int]]], buffer_bytes: int, draw: random.Random
 ) -> None:
     folder = tmp_path_factory.mktemp("case")
     runs: list[RunFolder] = []
@@ -72,7 +72,8 @@ def test_a_merged_run_is_the_union_in_the_order_of_the_runs(
     for number, samples in enumerate(drawn):
         order = in_parts(draw.sample(sorted(samples), len(samples)), 4)
         parts = [
-            [trace(f"q{i}", sample, made_by=f"{number}") for i in few for sample in sorted(samples[i])] for few in order
+            [trace(f"q{i}", sample, made_by=f"{number}") for i in chunk for sample in sorted(samples[i])]
+            for chunk in order
         ]
         runs.append(make_run(folder / f"{number}", *parts))
         for part, rows in enumerate(parts):
@@ -85,21 +86,21 @@ def test_a_merged_run_is_the_union_in_the_order_of_the_runs(
                 traces.setdefault(row["trace_id"], row)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(merge_module, "QUESTIONS_PER_PART", 4)
-        patch.setattr(merge_module, "BUFFER_BYTES", held)
-        found = merged(folder / "merged", *runs)
+        patch.setattr(merge_module, "BUFFER_BYTES", buffer_bytes)
+        union = merged(folder / "merged", *runs)
     expected = sorted(traces.values(), key=lambda row: (places[row["question_id"]], row["sample_index"]))
-    for part, asked in enumerate(in_parts(list(places), 4)):
-        assert found.read("questions", part)["question_id"].to_pylist() == asked
-        mine = [row for row in expected if row["question_id"] in asked]
-        assert found.read("traces", part, columns := ["trace_id", "made_by", "completion"]).to_pylist() == [
-            {name: row[name] for name in columns} for row in mine
+    for part, question_ids in enumerate(in_parts(list(places), 4)):
+        assert union.read("questions", part)["question_id"].to_pylist() == question_ids
+        of_part = [row for row in expected if row["question_id"] in question_ids]
+        assert union.read("traces", part, columns := ["trace_id", "made_by", "completion"]).to_pylist() == [
+            {name: row[name] for name in columns} for row in of_part
         ]
-        assert found.read("scores", part)["trace_id"].to_pylist() == [
-            row["trace_id"] for row in mine if row["trace_id"] in scored
+        assert union.read("scores", part)["trace_id"].to_pylist() == [
+            row["trace_id"] for row in of_part if row["trace_id"] in scored
         ]
-    counts = {name: found.count(name) for name in TABLES}
+    counts = {name: union.count(name) for name in TABLES}
     assert counts == {"questions": len(places), "traces": len(traces), "scores": len(scored)}
-    assert {path.name for path in found.path.iterdir()} - {"manifests"} == {
+    assert {path.name for path in union.path.iterdir()} - {"manifests"} == {
         "run.json",
         *(name for name in TABLES if counts[name]),
     }
@@ -139,10 +140,10 @@ def test_a_merged_run_can_be_merged_again(tmp_path: Path, shares: list[RunFolder
 
 
 def test_merge_counts_rows_and_duplicates(tmp_path: Path, shares: list[RunFolder]) -> None:
-    found = merging(tmp_path / "merged", *shares)
+    summary = merging(tmp_path / "merged", *shares)
     none = {"answers": 0, "grades": 0}
-    assert found.rows == dict.fromkeys(TABLES, 650) | none and found.repeated == dict.fromkeys(TABLES, 350) | none
-    assert (found.runs, found.failed, RunFolder(found.run).step("merge")["rows"]) == (3, 0, found.rows)
+    assert summary.rows == dict.fromkeys(TABLES, 650) | none and summary.repeated == dict.fromkeys(TABLES, 350) | none
+    assert (summary.runs, summary.failed, RunFolder(summary.run).step("merge")["rows"]) == (3, 0, summary.rows)
 
 
 def test_source_runs_do_not_change_and_unchanged_parts_are_hard_links(tmp_path: Path) -> None:
@@ -150,13 +151,13 @@ def test_source_runs_do_not_change_and_unchanged_parts_are_hard_links(tmp_path: 
     ranked(runs[0])
     (runs[1].path / ".lock").touch()
     before = [files_of(run.path) for run in runs]
-    found = merged(tmp_path / "merged", *runs)
+    merged_run = merged(tmp_path / "merged", *runs)
     assert [files_of(run.path) for run in runs] == before
     for name in TABLES:
         for part, (run, its) in enumerate([(runs[0], 0), (runs[0], 1), (runs[1], 0)]):
-            assert os.path.samefile(found.part_file(name, part), run.part_file(name, its))
-    assert not found.parts("ranks") and not found.step("rank")
-    assert ranked(found).rows == 600
+            assert os.path.samefile(merged_run.part_file(name, part), run.part_file(name, its))
+    assert not merged_run.parts("ranks") and not merged_run.step("rank")
+    assert ranked(merged_run).rows == 600
 
 
 def test_rows_in_journals_are_merged(tmp_path: Path) -> None:
@@ -183,9 +184,9 @@ def test_answers_and_grades_are_merged_too(tmp_path: Path) -> None:
         run.write_part("answers", 0, to_table("answers", rows))
         run.write_part("grades", 0, to_table("grades", rows[1:]))
         runs.append(run)
-    found = merged(tmp_path / "merged", *runs)
-    assert table(found, "answers")["made_by"].to_list() == ["a", "a", "b", "b"]
-    assert keys(found, "grades") == ["0001/0", "0002/0", "0003/0"]
+    merged_run = merged(tmp_path / "merged", *runs)
+    assert table(merged_run, "answers")["made_by"].to_list() == ["a", "a", "b", "b"]
+    assert keys(merged_run, "grades") == ["0001/0", "0002/0", "0003/0"]
 
 
 def test_run_json_entries_come_from_the_first_run_that_has_them(tmp_path: Path) -> None:
@@ -198,11 +199,11 @@ def test_run_json_entries_come_from_the_first_run_that_has_them(tmp_path: Path) 
     for run in runs[1:]:
         run.record("generate", {"depends_on": {"seed": 0}, "settings": {"in": run.path.name}})
         run.record("input", {"digest": f"of {run.path.name}"})
-    found = merged(tmp_path / "merged", *runs)
-    assert found.step("generate") == {"depends_on": {"seed": 0}, "settings": {"in": "b"}, "rows": 4, "failed": 0}
-    assert found.step("score")["settings"] == {"in": "c"} and found.step("score")["rows"] == 2
-    assert found.step("input") == {"digest": "of b"}
-    assert [source["input"] for source in found.step("merge")["sources"]] == [None, "of b", "of c", "of d"]
+    merged_run = merged(tmp_path / "merged", *runs)
+    assert merged_run.step("generate") == {"depends_on": {"seed": 0}, "settings": {"in": "b"}, "rows": 4, "failed": 0}
+    assert merged_run.step("score")["settings"] == {"in": "c"} and merged_run.step("score")["rows"] == 2
+    assert merged_run.step("input") == {"digest": "of b"}
+    assert [source["input"] for source in merged_run.step("merge")["sources"]] == [None, "of b", "of c", "of d"]
 
 
 def test_runs_of_other_settings_are_refused_by_name(tmp_path: Path) -> None:
@@ -228,11 +229,11 @@ def test_failures_are_carried_over_unless_another_run_has_the_row(tmp_path: Path
         ("generate", "0009/0", 2),
     ]:
         ErrorLog(runs[run], step).add(key, f"in {run}", None)
-    found = merging(tmp_path / "merged", *runs)
-    assert {(entry["step"], entry["key"], entry["reason"]) for entry in failures(RunFolder(found.run))} == {
+    summary = merging(tmp_path / "merged", *runs)
+    assert {(entry["step"], entry["key"], entry["reason"]) for entry in failures(RunFolder(summary.run))} == {
         ("generate", "0009/0", "in 0"), ("score", "0009/0", "in 1")
     }  # fmt: skip
-    assert found.failed == 2
+    assert summary.failed == 2
 
 
 def test_a_failed_merge_leaves_nothing_and_a_killed_one_does_not_block_the_next(
@@ -288,10 +289,10 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, largest_file: Any) -> None:
 
 
 def test_a_data_set_of_a_merged_run_contains_no_local_path(tmp_path: Path) -> None:
-    found = merged(tmp_path / "merged", run_of(tmp_path / "a", range(3)), run_of(tmp_path / "b", range(2, 6)))
-    ranked(found)
-    made = json.loads((distilled(found).out / "distill.json").read_text())
-    assert made["steps"]["merge"]["rows"]["traces"] == 6 and str(tmp_path) not in json.dumps(made)
+    merged_run = merged(tmp_path / "merged", run_of(tmp_path / "a", range(3)), run_of(tmp_path / "b", range(2, 6)))
+    ranked(merged_run)
+    record = json.loads((distilled(merged_run).out / "distill.json").read_text())
+    assert record["steps"]["merge"]["rows"]["traces"] == 6 and str(tmp_path) not in json.dumps(record)
 
 
 def test_merged_shares_equal_the_unsplit_run_and_can_be_continued(
@@ -301,19 +302,19 @@ def test_merged_shares_equal_the_unsplit_run_and_can_be_continued(
     rows = [json.loads(line) for line in problems.read_text().splitlines()]
     write_jsonl(tmp_path / "first.jsonl", rows[:3])
     write_jsonl(tmp_path / "second.jsonl", rows[3:])
-    made = "--teacher", tiny(), "--max-tokens", 12
+    models = "--teacher", tiny(), "--max-tokens", 12
     for name, file, samples in [("whole", problems, 2), ("a", "first.jsonl", 2), ("b", "second.jsonl", 2)]:
-        rlt("generate", "--in", file, *made, "--n", samples, "--out", name)
+        rlt("generate", "--in", file, *models, "--n", samples, "--out", name)
         rlt("score", "--in", name, "--student", tiny("chat", 1))
-    rlt("generate", "--in", problems, *made, "--n", 3, "--out", "more")
+    rlt("generate", "--in", problems, *models, "--n", 3, "--out", "more")
     printed = rlt("merge", "--in", "a", "--in", "b", "--out", "merged").stdout
-    assert "6 questions, 12 traces, 12 scores of 2 runs merged in merged" in printed and "rank again" in printed
-    assert "0 new" in rlt("generate", "--in", problems, *made, "--n", 2, "--out", "merged").stdout
+    assert "6 questions, 12 traces, 12 scores" in printed and "merged" in printed and "rlt-data rank" in printed
+    assert "0 new" in rlt("generate", "--in", problems, *models, "--n", 2, "--out", "merged").stdout
     assert "0 new" in rlt("score", "--in", "merged", "--student", tiny("chat", 1)).stdout
     for name in ("traces", "scores"):
         assert keys(RunFolder("merged"), name) == keys(RunFolder("whole"), name)
     assert "12 traces of 6 questions" in rlt("rank", "--in", "merged").stdout
     printed = rlt("merge", "--in", "more", "--in", "merged", "--out", "all").stdout
-    assert "6 questions, 18 traces, 12 scores" in printed and "6 questions, 12 traces that several runs" in printed
+    assert "6 questions, 18 traces, 12 scores" in printed and "6 questions, 12 traces\n" in printed
     assert "18 scores (6 new)" in rlt("score", "--in", "all", "--student", tiny("chat", 1)).stdout
     assert "18 traces of 6 questions" in rlt("rank", "--in", "all").stdout

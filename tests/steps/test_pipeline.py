@@ -73,7 +73,7 @@ def test_only_the_given_steps_run(rlt: Rlt, tmp_path: Path) -> None:
 
 
 def test_a_step_without_its_input_names_it(rlt: Rlt, tmp_path: Path) -> None:
-    assert "run: no such run folder" in rlt("run", write(tmp_path / "p.yaml", "out: run\nrank:\n"), code=5).stderr
+    assert "error: run: " in rlt("run", write(tmp_path / "p.yaml", "out: run\nrank:\n"), code=5).stderr
 
 
 def test_failed_rows_set_the_exit_code_and_later_steps_run(rlt: Rlt, tiny: Tiny, tmp_path: Path) -> None:
@@ -169,5 +169,5 @@ def test_a_file_that_cannot_be_read_is_named(rlt: Rlt, tmp_path: Path) -> None:
 
 def test_a_single_misspelt_section_is_named(tmp_path: Path) -> None:
     file = write(tmp_path / "pipeline.yaml", {"out": "run", "genrate": {"in": "x", "teacher": "t"}})
-    with pytest.raises(SettingsError, match="genrate: unknown key; did you mean 'generate'"):
+    with pytest.raises(SettingsError, match="genrate: .*'generate'"):
         load_pipeline(file)

@@ -15,6 +15,7 @@ from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.steps import rank as rank_module
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
+from tests.conftest import examples
 from tests.made_runs import drop_part, files_of, make_run, ranked, table, trace
 
 Row = dict[str, Any]
@@ -71,7 +72,7 @@ TRACES = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(TRACES, st.randoms(use_true_random=False))
 def test_ranks_equal_a_plain_sort_for_any_order_of_rows(
     tmp_path_factory: pytest.TempPathFactory, drawn: list[Row], shuffle: random.Random
@@ -102,8 +103,8 @@ def test_ranks_equal_a_plain_sort_for_any_order_of_rows(
     assert ranked(run).rows == len(rows)
     assert order(run) == [row["trace_id"] for row in sorted(rows, key=place)]
     for key in "abcd":
-        mine = [row["rank"] for row in ranks(run).values() if row["question_id"] == key]
-        assert sorted(mine) == list(range(1, len(mine) + 1))
+        of_question = [row["rank"] for row in ranks(run).values() if row["question_id"] == key]
+        assert sorted(of_question) == list(range(1, len(of_question) + 1))
 
 
 def test_scores_that_are_still_in_the_journal_are_ranked(tmp_path: Path) -> None:
@@ -145,9 +146,9 @@ def test_quantiles_are_equal_shares_of_all_traces(tmp_path: Path, rows: int, buc
         tmp_path / "run", [trace(f"q{i % 3}", i, float(i)) for i in sorted(range(rows), key=lambda i: i % 3)]
     )
     ranked(run, buckets=buckets)
-    found = [ranks(run)[f"q{i % 3}/{i}"]["bucket"] for i in range(rows)]
-    assert found == sorted(found, reverse=True) and found[-1] == 1 and max(found) <= buckets
-    sizes = Counter(found).values()
+    numbers = [ranks(run)[f"q{i % 3}/{i}"]["bucket"] for i in range(rows)]
+    assert numbers == sorted(numbers, reverse=True) and numbers[-1] == 1 and max(numbers) <= buckets
+    sizes = Counter(numbers).values()
     assert max(sizes) - min(sizes) <= 1 and len(sizes) == min(rows, buckets)
 
 
@@ -155,8 +156,8 @@ def test_equal_values_share_a_quantile(tmp_path: Path) -> None:
     values = [0.1] * 5 + [0.3] * 4 + [0.7]
     run = make_run(tmp_path / "run", [trace("q", i, value) for i, value in enumerate(values)])
     ranked(run, buckets=4)
-    found = [ranks(run)[f"q/{i}"]["bucket"] for i in range(10)]
-    assert found == [3] * 5 + [1] * 5  # the borders are 0.1, 0.2 and 0.3, and a value on a border is above it
+    numbers = [ranks(run)[f"q/{i}"]["bucket"] for i in range(10)]
+    assert numbers == [3] * 5 + [1] * 5  # the borders are 0.1, 0.2 and 0.3, and a value on a border is above it
 
 
 def test_traces_with_a_flaw_or_without_a_value_do_not_affect_quantiles(tmp_path: Path) -> None:
@@ -272,10 +273,10 @@ def test_a_failed_ranking_keeps_the_earlier_one(tmp_path: Path, name: str, monke
 
 def test_a_run_without_scores_or_values_cannot_be_ranked(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    with pytest.raises(RunFolderError, match="no scores to rank; run rlt-data score first"):
+    with pytest.raises(RunFolderError, match="rlt-data score"):
         ranked(run)
     run = make_run(tmp_path / "other", [trace("q", 0, None), trace("q", 1, NAN)])
-    with pytest.raises(SettingsError, match="no trace has a reward; .* --by reward_without_entropy"):
+    with pytest.raises(SettingsError, match="--by reward_without_entropy"):
         ranked(run)
-    with pytest.raises(RunFolderError, match="no such run folder"):
+    with pytest.raises(RunFolderError, match="nothing"):
         ranked(RunFolder(tmp_path / "nothing"))

@@ -1,4 +1,4 @@
-"""Errors and signals at every disk call of a replacement, in a child process."""
+"""Inject errors and signals at every disk call of a replacement, in a child process."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 #: Calls that change a disk, or make a change durable.
 CALLS = ("rename", "replace", "fsync", "unlink", "rmdir", "mkdir", "link")
-#: What happens at a call: an error instead of it, or a signal before it.
+#: Faults at a call: an error in place of the call, or a signal before it.
 FAULTS = {
     "no space": errno.ENOSPC,
     "input/output error": errno.EIO,
@@ -23,19 +23,19 @@ FAULTS = {
 
 
 class Interrupted(BaseException):
-    """SIGTERM, as the command line turns it into an exception."""
+    """Raised on SIGTERM, as in the command line."""
 
 
 def run_with_fault(work: Callable[[], object], fault: str, number: int) -> tuple[bool, int]:
-    """Do something in a child process, with a fault at one of its disk calls.
+    """Run a function in a child process, with a fault at one of its disk calls.
 
     Args:
-        work: what to do. The parent must not have used polars, whose threads do not survive a fork.
+        work: the function. The parent must not have used polars, whose threads do not survive a fork.
         fault: a key of :data:`FAULTS`.
-        number: of the call at which it happens, from 0.
+        number: index of the call with the fault, from 0.
 
     Returns:
-        Whether there was such a call, and the child's exit code (0: done, 1: an exception, negative: a signal).
+        Whether the call was made, and the child's exit code (0: done, 1: an exception, negative: a signal).
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -49,7 +49,7 @@ def run_with_fault(work: Callable[[], object], fault: str, number: int) -> tuple
             sys.stdout = sys.stderr = io.StringIO()
             work()
             code = 0
-        except BaseException:  # noqa: BLE001 - what is on the disk matters, not how the work ended
+        except BaseException:  # noqa: BLE001 - only the files on the disk matter
             pass
         finally:
             os._exit(code)
@@ -61,7 +61,17 @@ def run_with_fault(work: Callable[[], object], fault: str, number: int) -> tuple
 
 
 def in_child(work: Callable[[], object]) -> int:
-    """Do something in a child process, and return its exit code."""
+    """Run a function in a child process, and return its exit code."""
+    return exit_code(start_child(work))
+
+
+def exit_code(child: int) -> int:
+    """Wait for a child process, and return its exit code."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def start_child(work: Callable[[], object]) -> int:
+    """Start a function in a child process, and return its process id."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -72,7 +82,7 @@ def in_child(work: Callable[[], object]) -> int:
             print(repr(error), file=sys.__stderr__)
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return child
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -102,16 +112,17 @@ def _inject(fault: str, at: int, note: Callable[[], object]) -> None:
 
 
 def every_fault(
-    work: Callable[[], object], prepare: Callable[[], object], step: int = 1
+    work: Callable[[], object], prepare: Callable[[], object], step: int = 1, faults: Iterable[str] = FAULTS
 ) -> Iterator[tuple[str, int, int]]:
-    """Do something with each fault at each of its disk calls, and yield the fault, the call's number and the exit code.
+    """Run a function with each fault at each disk call, and yield fault, call number and exit code.
 
     Args:
-        work: what to do.
-        prepare: is called before each try.
-        step: take every so many calls only.
+        work: the function.
+        prepare: is called before each run.
+        step: test only every ``step``-th call.
+        faults: keys of :data:`FAULTS`.
     """
-    for fault in FAULTS:
+    for fault in faults:
         for number in range(0, 10_000, step):
             prepare()
             happened, code = run_with_fault(work, fault, number)
@@ -121,10 +132,10 @@ def every_fault(
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
-    """Return the content of every file below a folder but locks and logs."""
-    left_out = {".lock", "run.log"}
+    """Return the content of every file below a folder, except locks and logs."""
+    ignored = {".lock", "run.log"}
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in left_out
+        if path.is_file() and path.name not in ignored
     }

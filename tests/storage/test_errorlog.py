@@ -14,7 +14,7 @@ def run(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "run")
 
 
-def test_a_failed_row_is_settled_until_it_is_retried(run: RunFolder) -> None:
+def test_a_failed_row_is_skipped_until_it_is_retried(run: RunFolder) -> None:
     ErrorLog(run, "score").add("k", "too long", "q1")
     assert ErrorLog(run, "score").settled("k")
     assert not ErrorLog(run, "generate").settled("k")
@@ -26,7 +26,7 @@ def test_a_failed_row_is_settled_until_it_is_retried(run: RunFolder) -> None:
     assert entry == {"key": "k", "step": "score", "reason": "too long again", "attempts": 2, "source_id": "q1"}
 
 
-def test_a_row_that_was_made_after_all_leaves_the_file(run: RunFolder) -> None:
+def test_a_row_that_succeeds_later_is_removed_from_the_file(run: RunFolder) -> None:
     log = ErrorLog(run, "score")
     log.add("k", "reason", None)
     log.add("l", "reason", None)
@@ -36,7 +36,7 @@ def test_a_row_that_was_made_after_all_leaves_the_file(run: RunFolder) -> None:
     assert [entry["key"] for entry in failures(run)] == ["l"] and len(log) == 1
 
 
-def test_a_torn_last_line_is_ignored(run: RunFolder) -> None:
+def test_an_incomplete_last_line_is_ignored(run: RunFolder) -> None:
     ErrorLog(run, "score").add("k", "reason", None)
     with (run.path / "errors.jsonl").open("a") as file:
         file.write('{"key": "l", "st')

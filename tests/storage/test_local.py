@@ -1,4 +1,4 @@
-"""A folder on a disk: what happens when several things go wrong, or at the same time."""
+"""A folder on a disk, with several errors and with concurrent changes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 @contextmanager
 def failing(fails: Callable[[int, str], bool]) -> Iterator[None]:
-    """Let moves on the disk fail: ``fails`` gets the number of the move and its target."""
+    """Make moves on the disk fail. ``fails`` receives the number of the move and its target."""
     number = -1
 
     def wrap(move: Callable[..., Any]) -> Callable[..., Any]:
@@ -68,7 +68,7 @@ def test_a_replacement_that_fails_and_cannot_be_undone_is_finished_later(run: Ru
             assert files_of(tmp_path).keys() == whole.keys()
 
 
-def test_a_part_that_could_not_be_written_does_not_spoil_its_table(run: RunFolder) -> None:
+def test_a_failed_write_of_a_part_does_not_damage_the_table(run: RunFolder) -> None:
     before = run.read("traces", 0)
     more = [to_table("traces", [trace(str(part), i) for i in range(5)]) for part in range(3)]
     with run.locked():
@@ -76,9 +76,9 @@ def test_a_part_that_could_not_be_written_does_not_spoil_its_table(run: RunFolde
             with failing(lambda _, target: "part-" in target), pytest.raises(DiskError):
                 run.write_part("traces", part, more[part])
         run.write_part("traces", 1, more[1])
-    found = RunFolder.existing(run.path)
-    assert found.parts("traces") == [0, 1]
-    assert found.read("traces", 0) == before and found.read("traces", 1) == more[1]
+    reopened = RunFolder.existing(run.path)
+    assert reopened.parts("traces") == [0, 1]
+    assert reopened.read("traces", 0) == before and reopened.read("traces", 1) == more[1]
 
 
 def test_a_reader_sees_a_replacement_that_stopped_between_a_table_and_its_manifest(run: RunFolder) -> None:
@@ -99,40 +99,40 @@ def test_a_reader_sees_a_replacement_that_stopped_between_a_table_and_its_manife
     assert reader.read("ranks", 0)["scored_by"].to_pylist() == ["tesT"] * len(old)
 
 
-def test_files_of_other_programs_in_a_folder_that_is_replaced_are_kept(rlt: Rlt, run: RunFolder) -> None:
+def test_a_folder_with_files_of_other_programs_is_not_replaced(rlt: Rlt, run: RunFolder) -> None:
     distilled(run)
-    mine = [run.path / name for name in ("ranks/notes.txt", "ranks/plots/1.png", "dataset/data/notes.txt")]
-    for path in mine:
+    other_files = [run.path / name for name in ("ranks/notes.txt", "ranks/plots/1.png", "dataset/data/notes.txt")]
+    for path in other_files:
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
-    assert "ranks/notes.txt: is not a part of this table" in rlt("rank", "--in", run.path, code=5).stderr
-    mine[0].rename("notes.txt")
-    assert "ranks/plots/1.png: is not a part of this table" in rlt("rank", "--in", run.path, code=5).stderr
-    assert "holds something else (data/notes.txt)" in rlt("distill", "--in", run.path, code=5).stderr
-    assert [path.read_text() for path in (Path("notes.txt"), *mine[1:])] == ["mine"] * 3
+    assert "ranks/notes.txt: " in rlt("rank", "--in", run.path, code=5).stderr
+    other_files[0].rename("notes.txt")
+    assert "ranks/plots/1.png: " in rlt("rank", "--in", run.path, code=5).stderr
+    assert "(data/notes.txt)" in rlt("distill", "--in", run.path, code=5).stderr
+    assert [path.read_text() for path in (Path("notes.txt"), *other_files[1:])] == ["mine"] * 3
 
 
-def test_a_file_in_the_folder_of_manifests_that_is_no_manifest_is_left_alone(run: RunFolder) -> None:
+def test_other_files_in_the_manifests_folder_are_kept(run: RunFolder) -> None:
     for name in ("notes.json", "scores (1).json", "notes.txt"):
         (run.path / "manifests" / name).write_text("mine")
     assert ranked(run).rows == 6
     assert (run.path / "manifests/notes.json").read_text() == "mine"
 
 
-def test_a_file_does_not_take_the_place_of_a_folder_or_a_pipe(rlt: Rlt, run: RunFolder) -> None:
+def test_a_file_does_not_replace_a_folder_or_a_pipe(rlt: Rlt, run: RunFolder) -> None:
     Path("folder").mkdir()
     Path("folder/file").write_text("mine")
     os.mkfifo("pipe")
     for out in ("folder", "pipe"):
-        told = f"cannot write {out}: it exists and is not a file"
-        assert told in rlt("report", run.path, "--out", out, code=7).stderr
-        assert told in rlt("countdown", "make", "--rows", 3, "--out", out, code=7).stderr
+        message = f"cannot write {out}: it exists and is not a file"
+        assert message in rlt("report", run.path, "--out", out, code=7).stderr
+        assert message in rlt("countdown", "make", "--rows", 3, "--out", out, code=7).stderr
     assert Path("folder/file").read_text() == "mine" and Path("pipe").is_fifo()
 
 
 @contextmanager
 def meanwhile(work: Callable[[], object]) -> Iterator[None]:
-    """Do something again and again in another thread."""
+    """Call a function repeatedly in another thread."""
     stop = threading.Event()
 
     def again() -> None:
@@ -148,7 +148,7 @@ def meanwhile(work: Callable[[], object]) -> Iterator[None]:
         thread.join()
 
 
-def test_files_and_folders_that_come_and_go_do_not_disturb_a_reader(tmp_path: Path) -> None:
+def test_readers_tolerate_files_and_folders_that_appear_and_disappear(tmp_path: Path) -> None:
     folder = LocalFolder(tmp_path)
     (tmp_path / "traces").mkdir()
     (tmp_path / "traces/part-00000.parquet").touch()
@@ -165,7 +165,7 @@ def test_files_and_folders_that_come_and_go_do_not_disturb_a_reader(tmp_path: Pa
             path.unlink()
         deep.rmdir()
         deep.parent.rmdir()
-        with suppress(OSError):  # cleared meanwhile
+        with suppress(OSError):  # already removed
             staging.rmdir()
 
     with meanwhile(come_and_go):
@@ -175,7 +175,7 @@ def test_files_and_folders_that_come_and_go_do_not_disturb_a_reader(tmp_path: Pa
             folder.recover()
 
 
-def test_a_staging_folder_that_another_process_removes_is_made_again(
+def test_a_staging_folder_removed_by_another_process_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     staging, listdir = tmp_path / ".page.rlt-data", os.listdir
@@ -198,7 +198,7 @@ def test_a_staging_folder_that_another_process_removes_is_made_again(
     assert removed and listdir(tmp_path) == ["page"]
 
 
-def test_litter_that_cannot_be_removed_does_not_keep_a_run_from_being_read(
+def test_a_run_is_readable_although_an_old_staging_folder_cannot_be_removed(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (run.path / ".ranks.rlt-data/new/ranks").mkdir(parents=True)
@@ -206,5 +206,5 @@ def test_litter_that_cannot_be_removed_does_not_keep_a_run_from_being_read(
     def refuse(path: Path, **_: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
-    monkeypatch.setattr(shutil, "rmtree", refuse)  # tests may run as root, who may remove everything
+    monkeypatch.setattr(shutil, "rmtree", refuse)  # tests may run as root, who can remove everything
     assert RunFolder.existing(run.path).count("ranks") == 6

@@ -1,12 +1,12 @@
-"""What storage promises, with faults on the way: `make torture` tries many more of them."""
+"""The guarantees of storage under faults. `make torture` tries many more."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -20,35 +20,43 @@ from rlt_data.steps.generate import generate
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 from rlt_data.storage.writer import TableWriter
+from tests.children import run_child
 from tests.conftest import Rlt
-from tests.killing import environment
 from tests.made_runs import distilled, files_of, make_run, ranked, table, trace
 from tests.permissions import permissions_apply
+from tests.storage.faults import FAULTS
 
 Tiny = Callable[..., Path]
-ROOT = Path(__file__).parents[2]
 
 
-def torture(call: str) -> dict[str, object]:
+def torture(function: str, *arguments: object) -> dict[str, object]:
     """Call a function of torture.py in a process that has not used polars, so that it can fork."""
-    code = f"import json; from tests.storage.torture import *; print(json.dumps({call}))"
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False
-    )
-    assert result.returncode == 0, result.stderr.decode()
-    return dict(json.loads(result.stdout.splitlines()[-1]))
+    child = run_child(prepare=partial(_torture, function, *arguments))
+    return dict(json.loads(child.stdout.splitlines()[-1]))
 
 
-def test_no_fault_loses_an_earlier_result() -> None:
-    found = torture("faults(step=11)")
+def _torture(function: str, *arguments: object) -> None:
+    from tests.storage import torture
+
+    print(json.dumps(getattr(torture, function)(*arguments)))
+    sys.exit()
+
+
+@pytest.mark.parametrize(
+    ("step", "kinds"),
+    [(17, ("SIGKILL",)), pytest.param(5, tuple(FAULTS), marks=pytest.mark.slow)],
+    ids=["some", "many"],
+)
+def test_no_fault_loses_an_earlier_result(step: int, kinds: tuple[str, ...]) -> None:
+    found = torture("faults", step, kinds)
     assert found.keys() == {"rank", "distill", "report", "countdown", "merge"}
     for name, counts in found.items():
-        assert isinstance(counts, dict) and counts["faults"] > 3, name
+        assert isinstance(counts, dict) and counts["faults"] > 1, name
         assert counts["lost"] == counts["left"] == 0 and counts["old"] and counts["new"], (name, counts)
 
 
-def test_two_distills_at_a_time_make_one_data_set() -> None:
-    assert torture("pairs(2)")["wrong"] == 0
+def test_two_concurrent_distills_write_one_data_set() -> None:
+    assert torture("pairs", 2)["wrong"] == 0
 
 
 @pytest.fixture
@@ -63,7 +71,7 @@ def path_of(run: RunFolder, name: str) -> Path:
     return Path(str(run.path)) / name
 
 
-def test_a_part_that_is_missing_truncated_swapped_or_foreign_is_told_in_one_line(rlt: Rlt, run: RunFolder) -> None:
+def test_a_missing_truncated_swapped_or_unknown_part_is_reported_in_one_line(rlt: Rlt, run: RunFolder) -> None:
     folder = path_of(run, "scores")
     middle, first = folder / "part-00001.parquet", folder / "part-00000.parquet"
     content = middle.read_bytes()
@@ -76,26 +84,26 @@ def test_a_part_that_is_missing_truncated_swapped_or_foreign_is_told_in_one_line
     )
     shutil.copytree(run.path, "x")
 
-    def told(message: str) -> None:
+    def assert_reported(message: str) -> None:
         for command in commands:
             lines = rlt(*command, run.path, code=5).stderr.splitlines()
             assert len(lines) == 1 and message in lines[0], (command, lines)
 
     middle.unlink()
-    told("scores/part-00001.parquet: is missing")
+    assert_reported("scores/part-00001.parquet: is missing")
     middle.write_bytes(content[:-1])
-    told("scores/part-00001.parquet: is truncated")
+    assert_reported("scores/part-00001.parquet: is truncated")
     middle.write_bytes(content)
     shutil.copy(first, folder / "part-00001 (1).parquet")
-    told("scores/part-00001 (1).parquet: is not a part of this table")
+    assert_reported("scores/part-00001 (1).parquet: is not a part of this table")
     (folder / "part-00001 (1).parquet").rename(folder / "part-00003.parquet")
-    told("scores/part-00003.parquet: is not a part of this table")
+    assert_reported("scores/part-00003.parquet: is not a part of this table")
     (folder / "part-00003.parquet").unlink()
     pq.write_table(pq.read_table(first).slice(0, 1), first)
-    told("scores/part-00000.parquet: is truncated")
+    assert_reported("scores/part-00000.parquet: is truncated")
 
 
-def test_a_part_of_the_right_size_with_other_content_is_told(run: RunFolder) -> None:
+def test_a_part_with_the_right_size_and_other_content_is_reported(run: RunFolder) -> None:
     file = path_of(run, "traces/part-00001.parquet")
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 4
@@ -107,7 +115,7 @@ def test_a_part_of_the_right_size_with_other_content_is_told(run: RunFolder) -> 
 
 
 @pytest.mark.parametrize("command", [("stats",), ("show",), ("distill", "--in")])
-def test_a_part_that_may_not_be_read_is_told_in_one_line(rlt: Rlt, run: RunFolder, command: tuple[str, ...]) -> None:
+def test_an_unreadable_part_is_reported_in_one_line(rlt: Rlt, run: RunFolder, command: tuple[str, ...]) -> None:
     file = path_of(run, "traces/part-00000.parquet")
     file.chmod(0)
     with permissions_apply():
@@ -118,7 +126,7 @@ def test_a_part_that_may_not_be_read_is_told_in_one_line(rlt: Rlt, run: RunFolde
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", '{"folders": "ranks", "files": 3}', '{"folders": [1], "files": []}']
 )
-def test_a_damaged_commit_is_told_in_one_line_and_changes_nothing(rlt: Rlt, run: RunFolder, content: str) -> None:
+def test_a_damaged_commit_is_reported_in_one_line_and_changes_nothing(rlt: Rlt, run: RunFolder, content: str) -> None:
     commit = path_of(run, ".ranks.rlt-data/commit")
     commit.parent.mkdir()
     commit.write_text(content)
@@ -131,7 +139,7 @@ def test_a_damaged_commit_is_told_in_one_line_and_changes_nothing(rlt: Rlt, run:
 
 
 @pytest.mark.parametrize("entry", [3, {"settings": 3}, {"depends_on": []}])
-def test_a_run_json_of_another_program_is_told_in_one_line(rlt: Rlt, run: RunFolder, entry: object) -> None:
+def test_a_run_json_of_another_program_is_reported_in_one_line(rlt: Rlt, run: RunFolder, entry: object) -> None:
     path_of(run, "run.json").write_text(json.dumps({"version": 2, "steps": {"generate": entry}}))
     for command in ("stats", "report"):
         lines = rlt(command, run.path, code=5).stderr.splitlines()
@@ -170,10 +178,10 @@ def test_ranks_that_are_older_than_the_scores_are_not_used(rlt: Rlt, run: RunFol
     assert distilled(run).questions == 4
 
 
-def test_a_run_that_is_not_scored_to_its_end_is_not_ranked(rlt: Rlt, run: RunFolder) -> None:
+def test_a_run_with_unscored_traces_is_not_ranked(rlt: Rlt, run: RunFolder) -> None:
     with run.locked(), TableWriter(run, "traces") as writer:
         writer.append(0, trace("0", 7))
-    assert "1 traces have no score yet; run rlt-data score to its end" in rlt("rank", "--in", run.path, code=5).stderr
+    assert "1 traces have no score; run rlt-data score" in rlt("rank", "--in", run.path, code=5).stderr
 
 
 def test_ranks_that_change_while_a_data_set_is_written_are_noticed(
@@ -189,17 +197,17 @@ def test_ranks_that_change_while_a_data_set_is_written_are_noticed(
         ranked(RunFolder(run.path), buckets=2)
 
     monkeypatch.setattr(module, "_describe", rank_meanwhile)
-    with pytest.raises(RunFolderError, match="the ranks were replaced meanwhile"):
+    with pytest.raises(RunFolderError, match="the ranks changed .* run rlt-data distill again"):
         distilled(run, select="all")
     assert files_of(path_of(run, "dataset")) == before
 
 
 @pytest.mark.parametrize("what", ["deleted", "moved"])
-def test_a_run_folder_that_goes_away_stops_its_writer(tiny: Tiny, problems: Path, tmp_path: Path, what: str) -> None:
+def test_a_writer_stops_when_its_run_folder_disappears(tiny: Tiny, problems: Path, tmp_path: Path, what: str) -> None:
     out = tmp_path / "run"
 
     class GoesAway:
-        """Progress that takes the folder away after the third trace."""
+        """Progress that removes the folder after the third trace."""
 
         rows = 0
 
@@ -221,21 +229,26 @@ def test_a_run_folder_that_goes_away_stops_its_writer(tiny: Tiny, problems: Path
 
 
 def test_files_of_other_programs_are_never_removed(rlt: Rlt, tiny: Tiny, problems: Path) -> None:
-    theirs = [Path(".chapter1.docx.tmp"), Path("notes/.draft.tmp"), Path(".rlt-data-mine.tmp"), Path(".ranks.new.tmp")]
+    other_files = [
+        Path(".chapter1.docx.tmp"),
+        Path("notes/.draft.tmp"),
+        Path(".rlt-data-mine.tmp"),
+        Path(".ranks.new.tmp"),
+    ]
     Path("notes").mkdir()
-    for file in theirs:
+    for file in other_files:
         file.write_text("mine")
     rlt("generate", "--in", problems, "--teacher", tiny(), "--n", 1, "--max-tokens", 5, "--out", ".")
     rlt("score", "--in", ".", "--student", tiny("chat", 1))
     rlt("rank", "--in", ".")
-    assert [file.read_text() for file in theirs] == ["mine"] * 4
+    assert [file.read_text() for file in other_files] == ["mine"] * 4
     Path(".ranks.rlt-data").mkdir()
     Path(".ranks.rlt-data/book.txt").write_text("mine")
     assert ".ranks.rlt-data: contains files of another program (book.txt)" in rlt("rank", "--in", ".", code=5).stderr
     assert Path(".ranks.rlt-data/book.txt").read_text() == "mine"
 
 
-def test_what_a_killed_command_left_beside_its_output_is_removed_by_the_next(rlt: Rlt) -> None:
+def test_the_next_command_removes_the_staging_folder_of_a_killed_one(rlt: Rlt) -> None:
     left = Path(".problems.jsonl.rlt-data/new")
     left.mkdir(parents=True)
     (left / "problems.jsonl").write_text("half")
@@ -256,9 +269,7 @@ def test_a_table_that_is_a_symbolic_link_is_refused_and_a_data_set_is_written_wh
         assert len(pl.read_ndjson(tmp_path / "dataset" / "train.jsonl")) == 9
 
 
-def test_a_run_of_the_first_layout_is_read_and_gets_its_manifests_from_the_next_writer(
-    rlt: Rlt, run: RunFolder
-) -> None:
+def test_a_run_of_the_first_layout_can_be_read_and_the_next_writer_adds_manifests(rlt: Rlt, run: RunFolder) -> None:
     expected = rlt("stats", run.path).stdout
     shutil.rmtree(path_of(run, "manifests"))
     info = json.loads(path_of(run, "run.json").read_text())

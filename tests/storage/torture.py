@@ -1,9 +1,9 @@
-"""The promises of storage, broken on purpose: ``make torture`` writes docs/results/faults.json.
+"""Try to break the guarantees of storage: ``make torture`` writes docs/results/faults.json.
 
 Faults: an error or a signal at every third disk call of rank, distill, report, merge and countdown over earlier
 results.
-Pairs: two distills into one folder at the same time. Parts: one in the middle deleted, truncated, swapped or foreign,
-read by every command. Flips: single bits of Parquet parts.
+Pairs: two concurrent distills into one folder. Parts: a part that is deleted, truncated, swapped or unknown, read by
+every command. Flips: single bits of part files.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,10 @@ from rlt_data.steps.merge import merge
 from rlt_data.storage.backends import open_folder
 from rlt_data.storage.run import RunFolder
 from tests.made_runs import distilled, make_run, ranked, trace
-from tests.storage.faults import content_of, every_fault, in_child
+from tests.storage.faults import FAULTS, content_of, every_fault, exit_code, in_child, start_child
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "faults.json"
-#: Commands that read a run, with the tables that a damaged part of is read by each.
+#: Commands that read a run.
 COMMANDS: dict[str, list[str]] = {
     "rank": ["rank", "--in", "RUN"],
     "distill": ["distill", "--in", "RUN"],
@@ -50,7 +49,7 @@ COMMANDS: dict[str, list[str]] = {
 
 
 def made(folder: Path, parts: int = 3) -> RunFolder:
-    """Make a ranked and distilled run of several parts, with texts and values as different as real ones."""
+    """Make a ranked and distilled run of several parts, with texts and values as varied as real ones."""
     draw = random.Random(0)
 
     def traces(question: str) -> list[dict[str, Any]]:
@@ -68,13 +67,13 @@ def made(folder: Path, parts: int = 3) -> RunFolder:
 
 
 def result_of(target: Path) -> str:
-    """Return a hash of what a step has written: a file, or a folder."""
+    """Return a hash of the output of a step: a file or a folder."""
     content = {target.name: target.read_bytes()} if target.is_file() else content_of(target)
     kept = {name: data for name, data in content.items() if not name.startswith((".", "dataset/."))}
     return hashlib.sha256(repr(sorted(kept.items())).encode()).hexdigest()
 
 
-#: Steps over an earlier result: what each does, and the folder or file that it replaces.
+#: Steps that replace an earlier result: the function, and the folder or file that it replaces.
 STEPS: dict[str, tuple[Callable[[], object], str]] = {
     "rank": (lambda: ranked(RunFolder("run"), buckets=2), "run"),
     "distill": (lambda: distilled(RunFolder("run"), select="all"), "run/dataset"),
@@ -91,80 +90,73 @@ def _earlier() -> None:
     make_countdown(CountdownSettings(rows=10, out="problems.jsonl"))
 
 
-def faults(step: int = 1) -> dict[str, Any]:
-    """Inject every fault at every ``step``-th disk call of each of :data:`STEPS`.
+def faults(step: int = 1, kinds: Iterable[str] = FAULTS) -> dict[str, Any]:
+    """Inject every fault at every ``step``-th disk call of each of :data:`STEPS`, or only faults of some kinds.
 
     Returns:
-        For each of them: ``faults`` injected, ``old`` and ``new`` results found after them, ``lost`` (neither), and
-        ``left``: names that are still there after the step has run once more.
+        For each step: the number of ``faults``, of ``old`` and ``new`` results after them, of ``lost`` results
+        (neither), and of runs with files ``left`` after the step has run again.
     """
     outcome: dict[str, Any] = {}
-    with _workplace():
+    with _temporary_directory():
         assert in_child(_earlier) == 0
         shutil.copytree(".", "../before", symlinks=True)
         for name, (work, target) in STEPS.items():
-            place = Path(target)
+            output = Path(target)
             _restore()
-            before = result_of(place) if place.exists() else ""
+            before = result_of(output) if output.exists() else ""
             assert in_child(work) == 0
-            after = result_of(place)
+            after = result_of(output)
             names = set(content_of(Path()))
             counts: Counter[str] = Counter()
-            for _ in every_fault(work, _restore, step):
+            for _ in every_fault(work, _restore, step, kinds):
                 counts["faults"] += 1
                 in_child(_open)
-                found = result_of(place) if place.exists() else ""
-                counts["old" if found == before else "new" if found == after else "lost"] += 1
-                in_child(work)  # of a merge that is there already, this is refused
+                result = result_of(output) if output.exists() else ""
+                counts["old" if result == before else "new" if result == after else "lost"] += 1
+                in_child(work)  # refused for a merge, whose output exists
                 counts["left"] += bool(set(content_of(Path())) - names)
             outcome[name] = {key: counts[key] for key in ("faults", "old", "new", "lost", "left")}
     return outcome
 
 
 def pairs(number: int) -> dict[str, int]:
-    """Start two distills into one folder at a time, and count data sets that contradict themselves."""
+    """Start two concurrent distills into one folder, and count inconsistent data sets."""
     counts: Counter[str] = Counter()
-    with _workplace():
+    with _temporary_directory():
         assert in_child(lambda: made(Path("run"), parts=40)) == 0
         for _ in range(number):
-            started = [
-                subprocess.Popen(
-                    [sys.executable, "-c", "from rlt_data.cli.main import main; main()", *arguments],
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                )
-                for arguments in (["distill", "--in", "run"], ["distill", "--in", "run", "--select", "top:2"])
-            ]
-            codes = sorted(process.wait() for process in started)
+            started = [start_child(partial(distilled, RunFolder("run"), select=rule)) for rule in ("best", "top:2")]
+            codes = sorted(map(exit_code, started))
             counts[f"exit codes {codes}"] += 1
             counts["wrong"] += not _consistent(Path("run/dataset"))
     return {"pairs": number, "wrong": 0, **counts}
 
 
 def _consistent(folder: Path) -> bool:
-    told = json.loads((folder / "distill.json").read_text())
+    description = json.loads((folder / "distill.json").read_text())
     rows = len((folder / "train.jsonl").read_text().splitlines())
-    expected = 160 if told["settings"]["select"] == "best" else 320
+    expected = 160 if description["settings"]["select"] == "best" else 320
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    return rows == told["counts"]["rows"] == expected and names == {*told["files"], "distill.json"}
+    return rows == description["counts"]["rows"] == expected and names == {*description["files"], "distill.json"}
 
 
 def parts() -> dict[str, Any]:
-    """Damage a part in the middle of every table, and count the commands that do not report it in one line."""
+    """Damage a middle part of every table, and list the commands that do not report it in one line."""
     outcome: dict[str, Any] = {"tries": 0, "unreported": []}
-    with _workplace():
+    with _temporary_directory():
         assert in_child(_earlier) == 0
         shutil.copytree(".", "../before", symlinks=True)
         for table in ("questions", "traces", "scores", "ranks"):
-            for damage in ("deleted", "truncated", "swapped", "foreign"):
+            for damage in ("deleted", "truncated", "swapped", "unknown"):
                 for command, arguments in COMMANDS.items():
-                    if command == "rank" and table == "ranks" and damage != "foreign":
-                        continue  # it makes them anew
+                    if command == "rank" and table == "ranks" and damage != "unknown":
+                        continue  # it replaces them
                     _restore()
                     _damage(Path("run") / table, damage)
                     words = [{"RUN": "run", "OTHER": "other"}.get(word, word) for word in arguments]
                     outcome["tries"] += 1
-                    if in_child(lambda: _reports(words, table)) != 0:  # noqa: B023 - called at once
+                    if in_child(lambda: _reports(words, table)) != 0:  # noqa: B023 - called immediately
                         outcome["unreported"].append(f"{command}: {table} {damage}")
     return outcome
 
@@ -193,10 +185,10 @@ def _reports(arguments: list[str], table: str) -> None:
 
 
 def flips(number: int, seed: int = 0) -> dict[str, Any]:
-    """Flip single bits of parts, and count the flips that reading accepts with other values."""
+    """Flip single bits of part files, and count the flips that a read does not notice."""
     draw = random.Random(seed)
     outcome = {"flips": number, "unnoticed": 0}
-    with _workplace():
+    with _temporary_directory():
         assert in_child(lambda: made(Path("run"))) == 0
         for turn in range(number):
             table = ("questions", "traces", "scores", "ranks")[turn % 4]
@@ -216,21 +208,21 @@ def flips(number: int, seed: int = 0) -> dict[str, Any]:
 
 
 def _open() -> None:
-    """Open what is here as the next command would."""
+    """Open the files as the next command does."""
     RunFolder.existing("run")
     open_folder(".").recover()
 
 
 @contextlib.contextmanager
-def _workplace() -> Any:
-    here = Path.cwd()
+def _temporary_directory() -> Any:
+    previous = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "now").mkdir()
         os.chdir(Path(folder) / "now")
         try:
             yield
         finally:
-            os.chdir(here)
+            os.chdir(previous)
 
 
 def _restore() -> None:
@@ -240,7 +232,7 @@ def _restore() -> None:
 
 
 def main() -> None:
-    """Run everything, and write what came out."""
+    """Run all tests, and write the results."""
     results: dict[str, Any] = {"command": "make torture"}
     for name, work in (
         ("faults", lambda: faults(step=3)),
@@ -248,9 +240,9 @@ def main() -> None:
         ("parts", parts),
         ("flips", lambda: flips(600)),
     ):
-        began = time.monotonic()
+        start = time.monotonic()
         results[name] = work()
-        print(name, f"{time.monotonic() - began:.0f} s", json.dumps(results[name]), flush=True)
+        print(name, f"{time.monotonic() - start:.0f} s", json.dumps(results[name]), flush=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 

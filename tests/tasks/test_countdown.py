@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
-import subprocess
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from rlt_data.errors import SettingsError
 from rlt_data.settings import CountdownSettings
 from rlt_data.tasks.countdown import problem_with_answer, problems
-from tests.killing import command, environment
+from tests.children import Child, run_child
 
 
 def settings(**changes: object) -> CountdownSettings:
@@ -96,19 +97,22 @@ def test_integer_arithmetic_agrees_with_python(numbers: list[int], operators: tu
         assert problem_with_answer(text, (a, b, c), target + 1) is not None
 
 
-def test_countdown_is_evaluated_without_math_verify(tiny: Callable[..., Path], tmp_path: Path) -> None:
+def import_first_from(folder: str) -> None:
+    sys.path.insert(0, folder)
+
+
+def test_countdown_is_evaluated_without_math_verify(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blocked = tmp_path / "blocked"
     blocked.mkdir()
     for package in ("math_verify", "latex2sympy2_extended"):
         (blocked / f"{package}.py").write_text(f"raise ImportError('{package} is blocked')\n")
 
-    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        blocking = environment() | {"PYTHONPATH": str(blocked)}
-        return subprocess.run(command(*arguments), env=blocking, capture_output=True, text=True, check=False)
-
-    assert run("countdown", "make", "--out", "problems.jsonl", "--rows", "3", "--split", "test").returncode == 0
-    options = "--model", tiny(), "--in", "problems.jsonl", "--max-tokens", "5"
-    result = run("evaluate", *options, "--benchmark", "countdown", "--out", "run")
-    assert result.returncode == 0 and "3 answers to 3 questions" in result.stdout, result.stderr
-    missing = run("evaluate", *options, "--benchmark", "math", "--out", "other")
-    assert missing.returncode == 6 and "math_verify is blocked" in missing.stderr and "[eval]" in missing.stderr
+    monkeypatch.setenv("PYTHONPATH", str(blocked))  # for the process of the grader
+    block = partial(import_first_from, str(blocked))
+    run_child("countdown", "make", "--out", "problems.jsonl", "--rows", 3, "--split", "test", prepare=block)
+    evaluate = "evaluate", "--model", tiny(), "--in", "problems.jsonl", "--max-tokens", 5, "--benchmark"
+    assert "3 answers to 3 questions" in run_child(*evaluate, "countdown", "--out", "run", prepare=block).stdout
+    child = Child(*evaluate, "math", "--out", "other", prepare=block)
+    assert child.wait() == 6 and "math_verify is blocked" in child.stderr and "[eval]" in child.stderr

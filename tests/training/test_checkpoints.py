@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from rlt_data.errors import RunFolderError
+from rlt_data.settings import TrainStudentSettings
 from rlt_data.training.checkpoints import RECORD, checkpoints, last_complete_checkpoint
+from rlt_data.training.sft import train_student
 from tests.conftest import Rlt, write_jsonl
 
 pytest.importorskip("trl", reason="needs the extra train")
@@ -19,15 +20,29 @@ Tiny = Callable[..., Path]
 Train = Callable[..., str]
 
 
-@pytest.fixture
-def train(rlt: Rlt, tiny: Tiny, tmp_path: Path) -> Train:
-    """Train for six steps with a checkpoint every two; return what is printed."""
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     turns = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"It is {n}."}] for n in range(12)]
-    rows = write_jsonl(tmp_path / "rows.jsonl", [{"messages": each} for each in turns])
+    return write_jsonl(tmp_path_factory.mktemp("rows") / "rows.jsonl", [{"messages": messages} for messages in turns])
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: Tiny, rows: Path) -> Path:
+    """A training of six steps that was not interrupted."""
+    sizes: dict[str, Any] = {"batch_size": 2, "micro_batch_size": 2, "epochs": 1, "save_steps": 2, "device": "cpu"}
+    sizes |= {"keep_checkpoints": 3, "learning_rate": 1e-3}
+    out = rows.parent / "straight"
+    train_student(TrainStudentSettings(model=str(tiny()), input=str(rows), out=str(out), **sizes))
+    return out
+
+
+@pytest.fixture
+def train(rlt: Rlt, tiny: Tiny, rows: Path) -> Train:
+    """Train for six steps with a checkpoint every two; return what is printed."""
 
     def train(out: str, code: int = 0, **changes: Any) -> str:
         flags = {"batch-size": 2, "micro-batch-size": 2, "epochs": 1, "learning-rate": 1e-3, "save-steps": 2} | changes
-        options = [each for name, value in flags.items() for each in (f"--{name.replace('_', '-')}", value)]
+        options = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", value)]
         fixed = "--model", tiny(), "--in", rows, "--device", "cpu", "--keep-checkpoints", 3, "--out", out
         return rlt("train-student", *fixed, *options, code=code).output
 
@@ -35,10 +50,10 @@ def train(rlt: Rlt, tiny: Tiny, tmp_path: Path) -> Train:
 
 
 @pytest.fixture
-def interrupted(train: Train) -> Path:
+def interrupted(finished: Path) -> Path:
     """A training that was stopped after step 4."""
-    train("straight")
-    shutil.copytree("straight", "cut")
+    shutil.copytree(finished, "straight")
+    shutil.copytree(finished, "cut")
     shutil.rmtree("cut/checkpoint-6")
     for file in Path("cut").glob("*.safetensors"):
         file.unlink()
@@ -69,8 +84,14 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("record", [True, False], ids=["with a record", "of an earlier version"])
-@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize(
+    ("kind", "record"),
+    [
+        pytest.param(kind, record, marks=[] if record or kind.endswith("cut off") else pytest.mark.slow)
+        for kind in DAMAGES
+        for record in (True, False)
+    ],
+)
 def test_a_damaged_checkpoint_is_left_for_the_one_before(
     train: Train, interrupted: Path, kind: str, record: bool
 ) -> None:
@@ -78,9 +99,9 @@ def test_a_damaged_checkpoint_is_left_for_the_one_before(
         for checkpoint in checkpoints(interrupted):
             (checkpoint / RECORD).unlink()
     DAMAGES[kind](interrupted / "checkpoint-4")
-    told = " ".join(train("cut").split())
-    assert "damaged checkpoint cut/checkpoint-4 (" in told
-    assert kind.split()[0].removesuffix(".pth") in told and "continuing from cut/checkpoint-2" in told
+    output = " ".join(train("cut").split())
+    assert "damaged checkpoint cut/checkpoint-4 (" in output
+    assert kind.split()[0].removesuffix(".pth") in output and "continuing from cut/checkpoint-2" in output
     assert same_model("cut", "straight")
 
 
@@ -94,11 +115,11 @@ def test_one_changed_bit_is_noticed(train: Train, interrupted: Path) -> None:
 def test_without_a_whole_checkpoint_a_training_is_refused_and_nothing_removed(train: Train, interrupted: Path) -> None:
     for checkpoint in checkpoints(interrupted):
         (checkpoint / "model.safetensors").write_bytes(b"")
-    told = " ".join(train("cut", code=5).split())
+    output = " ".join(train("cut", code=5).split())
     assert (
-        "error: cut: " in told
-        and "checkpoint-4: model.safetensors" in told
-        and "checkpoint-2: model.safetensors" in told
+        "error: cut: " in output
+        and "checkpoint-4: model.safetensors" in output
+        and "checkpoint-2: model.safetensors" in output
     )
     assert [path.name for path in checkpoints(interrupted)] == ["checkpoint-4", "checkpoint-2"]
 
@@ -134,8 +155,8 @@ def test_a_finished_training_whose_model_is_gone_makes_it_again(train: Train, ol
         del recorded["weights"]
         Path("out/training.json").write_text(json.dumps(recorded))
     Path("out/model.safetensors").unlink()
-    told = train("out")
-    assert ("no *.safetensors" if old else "model.safetensors is missing") in told and same_model("out", "straight")
+    output = train("out")
+    assert ("no *.safetensors" if old else "model.safetensors is missing") in output and same_model("out", "straight")
     assert json.loads(Path("out/training.json").read_text()) == json.loads(Path("straight/training.json").read_text())
     if not old:
         flipped(Path("out/model.safetensors"))
@@ -143,28 +164,13 @@ def test_a_finished_training_whose_model_is_gone_makes_it_again(train: Train, ol
     Path("out/model.safetensors").unlink()
     for checkpoint in checkpoints(Path("out")):
         shutil.rmtree(checkpoint)
-    told = " ".join(train("out", code=5).split())
-    assert "error: out: " in told and "model.safetensors is missing" in told
+    output = " ".join(train("out", code=5).split())
+    assert "error: out: " in output and "model.safetensors is missing" in output
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"depends_on": 3}', '{"depends_on": {}, "weights": []}', "\x00"])
 def test_a_damaged_record_of_the_training_is_one_line(train: Train, content: str) -> None:
     Path("out").mkdir()
     Path("out/training.json").write_text(content)
-    told = train("out", code=5)
-    assert "training.json" in told and "choose another --out" in " ".join(told.split())
-
-
-def test_an_old_checkpoint_without_the_reference_is_refused(tmp_path: Path) -> None:
-    from rlt_data.training.trl_patches import PolicyTrainer
-
-    class Loading:
-        def _load_from_checkpoint(self, *_: Any) -> None:
-            pass
-
-    class Trainer(PolicyTrainer, Loading):
-        class args:  # noqa: N801
-            sync_ref_model = True
-
-    with pytest.raises(RunFolderError, match="reference/model.safetensors is missing"):
-        Trainer()._load_from_checkpoint(str(tmp_path))
+    output = train("out", code=5)
+    assert "training.json" in output and "choose another --out" in " ".join(output.split())

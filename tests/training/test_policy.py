@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +15,13 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from rlt_data.engines import open_model
 from rlt_data.errors import InputError, ModelError, RunFolderError, SettingsError
-from rlt_data.formats import load_format
+from rlt_data.formats import ChatTemplate, Views, load_format
 from rlt_data.settings import (
     CountdownSettings,
     ModelSettings,
@@ -27,10 +31,11 @@ from rlt_data.settings import (
 )
 from rlt_data.steps.countdown import make_countdown
 from rlt_data.tasks.grading import Grader
+from rlt_data.training.checkpoints import RECORD
 from rlt_data.training.grpo import grpo_arguments
 from rlt_data.training.plan import PolicyPlan
 from rlt_data.training.rewards import CorrectnessReward, DenseReward, copied_fraction, repeated_fraction
-from rlt_data.training.rollouts import Rollout
+from rlt_data.training.rollouts import Rollout, Rollouts
 from rlt_data.training.solver import train_solver
 from rlt_data.training.teacher import train_teacher
 from tests.conftest import Rlt, write_jsonl
@@ -55,8 +60,8 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    asked = [(f"What is {i} times {i + 2}?", f"{i} * {i + 2} = {i * (i + 2)}.") for i in range(3, 15)]
-    records = [{"id": str(i), "question": q, "solution": s, "answer": s} for i, (q, s) in enumerate(asked)]
+    problems = [(f"What is {i} times {i + 2}?", f"{i} * {i + 2} = {i * (i + 2)}.") for i in range(3, 15)]
+    records = [{"id": str(i), "question": q, "solution": s, "answer": s} for i, (q, s) in enumerate(problems)]
     return write_jsonl(tmp_path / "rows.jsonl", records)
 
 
@@ -85,48 +90,53 @@ def metrics(out: str) -> list[dict[str, Any]]:
 
 
 def test_a_continued_training_with_a_synchronised_reference_ends_in_the_same_weights(settings: Settings) -> None:
-    train_teacher(settings("straight"))
-    recorded = json.loads(Path("straight/training.json").read_text())
-    for step in (2, 4):
-        cut = Path(f"cut-{step}")
-        cut.mkdir()
-        begun = {key: value for key, value in recorded.items() if key in ("depends_on", "plan")}
-        (cut / "training.json").write_text(json.dumps(begun))
-        for done in range(2, step + 1, 2):
-            shutil.copytree(f"straight/checkpoint-{done}", cut / f"checkpoint-{done}")
-        train_teacher(settings(str(cut)))
-        assert same(weights(cut), weights(Path("straight")))
-        assert same(weights(cut / "checkpoint-6/reference"), weights(Path("straight/checkpoint-6/reference")))
-        assert [each.get("kl") for each in metrics(str(cut))] == [each.get("kl") for each in metrics("straight")]
-    assert not same(weights(Path("straight/checkpoint-4/reference")), weights(Path("straight/checkpoint-6/reference")))
+    straight, cut = Path("straight"), Path("cut")
+    train_teacher(settings("straight", steps=4))
+    recorded = json.loads((straight / "training.json").read_text())
+    cut.mkdir()
+    begun = {key: value for key, value in recorded.items() if key in ("depends_on", "plan")}
+    (cut / "training.json").write_text(json.dumps(begun))
+    shutil.copytree(straight / "checkpoint-2", cut / "checkpoint-2")
+    shutil.copytree(cut, "without reference")
+    train_teacher(settings("cut", steps=4))
+    assert same(weights(cut), weights(straight))
+    assert same(weights(cut / "checkpoint-4/reference"), weights(straight / "checkpoint-4/reference"))
+    assert [entry.get("kl") for entry in metrics("cut")] == [entry.get("kl") for entry in metrics("straight")]
+    assert not same(weights(straight / "checkpoint-2/reference"), weights(straight / "checkpoint-4/reference"))
+
+    old = Path("without reference/checkpoint-2")  # as an earlier version wrote it
+    shutil.rmtree(old / "reference")
+    (old / RECORD).unlink()
+    with pytest.raises(RunFolderError, match="reference/model.safetensors"):
+        train_teacher(settings("without reference", steps=4))
 
 
 def test_what_is_kept(settings: Settings) -> None:
-    told: list[str] = []
+    calls: list[str] = []
 
     class Told:
         def start(self, task: str, total: int, done: int = 0) -> None:
-            told.append(f"{task} {done} of {total}")
+            calls.append(f"{task} {done} of {total}")
 
         def advance(self, rows: int = 1, tokens: int = 0) -> None:
-            told.append("step")
+            calls.append("step")
 
         def finish(self) -> None:
-            told.append("end")
+            calls.append("end")
 
     summary = train_teacher(settings(keep_checkpoints=1), Told())
-    assert told == ["train 0 of 6", *["step"] * 6, "end"] and summary.steps == 6
-    evaluated = {each["step"]: each["eval_reward"] for each in metrics("out") if "eval_reward" in each}
+    assert calls == ["train 0 of 6", *["step"] * 6, "end"] and summary.steps == 6
+    evaluated = {entry["step"]: entry["eval_reward"] for entry in metrics("out") if "eval_reward" in entry}
     assert list(evaluated) == [2, 4, 6]
     recorded = json.loads(Path("out/training.json").read_text())
     assert recorded["best_reward"] == summary.best_reward == max(evaluated.values())
     assert recorded["best_step"] == max(evaluated, key=lambda step: evaluated[step])
     assert same(weights(Path("out/best")), weights(Path(f"out/checkpoint-{recorded['best_step']}")))
-    assert {each.name for each in Path("out/best").glob("*.safetensors")} == {"model.safetensors"}
-    steps = [each for each in metrics("out") if "reward" in each]
+    assert {entry.name for entry in Path("out/best").glob("*.safetensors")} == {"model.safetensors"}
+    steps = [entry for entry in metrics("out") if "reward" in entry]
     terms = {"r_ss", "r_kl", "well_formed", "truncated", "completion_tokens", "copied", "repeated", "length_drift"}
-    assert len(steps) == 6 and all(terms <= each.keys() for each in steps)
-    assert not any("clipped_ratio" in name for each in steps for name in each)
+    assert len(steps) == 6 and all(terms <= entry.keys() for entry in steps)
+    assert not any("clipped_ratio" in name for entry in steps for name in entry)
     samples = pl.read_parquet("out/samples/step-000004.parquet")
     assert {"step", "question", "completion", "explanation", "reward", "r_kl", "copied"} <= set(samples.columns)
     assert samples["reward"].mean() == pytest.approx(evaluated[4], abs=1e-4)
@@ -153,10 +163,10 @@ def test_the_training_scores_as_score_does(rlt: Rlt, tiny: Tiny, rows: Path, set
     model = open_model(str(student), ModelSettings(device="cpu"))
     with_lambda = settings(**{"lambda": 2.0})
     reward = DenseReward(with_lambda, model, load_format("rlt"), model.tokenizer, same_tokenizer=True)
-    found = reward.rows([questions[row["question_id"]] for row in traces.to_dicts()], rollouts)
+    scored = reward.rows([questions[row["question_id"]] for row in traces.to_dicts()], rollouts)
     scores = {row["trace_id"]: row for row in pl.read_parquet("run/scores/*.parquet").to_dicts()}
-    assert len(found) == len(scores) == 36
-    for trace, row in zip(traces.to_dicts(), found, strict=True):
+    assert len(scored) == len(scores) == 36
+    for trace, row in zip(traces.to_dicts(), scored, strict=True):
         score = scores[trace["trace_id"]]
         for name in ("reward", "r_ss", "r_kl", "penalty", "kl_max", "solution_logprob_min"):
             assert row[name] == pytest.approx(score[name], abs=1e-5), name
@@ -164,88 +174,72 @@ def test_the_training_scores_as_score_does(rlt: Rlt, tiny: Tiny, rows: Path, set
 
 
 @pytest.mark.parametrize("kind", ["chat", "base", "sliding"])
-def test_sampled_logprobs_are_those_of_the_policy_in_training(tiny: Tiny, settings: Settings, kind: str) -> None:
-    """Held against TRL's own forward pass, and against the way that is taken with vLLM, of which a stand-in samples."""
-    seen: list[tuple[Any, list[list[int]], list[list[int]], list[Rollout]]] = []
-    from rlt_data.training import grpo
-    from rlt_data.training.rollouts import Rollouts
+def test_sampled_logprobs_are_those_of_the_policy(tiny: Tiny, settings: Settings, kind: str) -> None:
+    """Compare with one plain forward pass per sample; vLLM is replaced by a stand-in that returns the same samples."""
+    from trl import GRPOConfig
 
-    class Noting(Rollouts):
-        def __call__(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
-            output = super().__call__(prompts, trainer)
-            asked, sampled, found = output["prompt_ids"], output["completion_ids"], output["rollout"]
-            seen.append((trainer, asked, sampled, found))
-            if len(seen) == 1:
-                for prompt, ids, each in zip(asked, sampled, found, strict=True):
-                    whole = torch.tensor([[*prompt, *ids]])
-                    keep = len(ids) + len(each.tail_ids)
-                    with torch.no_grad():
-                        values, *_ = trainer._get_per_token_logps_and_entropies(
-                            trainer.model, whole, torch.ones_like(whole), keep
-                        )
-                    expected = np.concatenate([each.tail_logprobs, each.logprobs])
-                    assert values[0][: len(expected)].numpy() == pytest.approx(expected, abs=1e-4)
-                    assert list(each.tail_ids) == prompt[len(prompt) - len(each.tail_ids) :]
-                # as vLLM returns them: the likeliest tokens of each place, the sampled one first; None for NaN
-                returned = [[[value] for value in [*each.logprobs.tolist(), None]] for each in found]
-                trainer.vllm_generation = SimpleNamespace(generate=lambda *_: (None, sampled, returned, None))
-                trainer.use_vllm = True
-                again = super().__call__(prompts, trainer)
-                trainer.use_vllm = False
-                assert again["completion_ids"] == sampled and again["prompt_ids"] == asked
-                for one, other in zip(again["rollout"], found, strict=True):
-                    assert (one.text, one.finish_reason) == (other.text, other.finish_reason)
-                    assert one.logprobs == pytest.approx(other.logprobs)
-                    assert one.tail_logprobs == pytest.approx(other.tail_logprobs, abs=1e-4)
-            return output
+    from rlt_data.training.trl_patches import policy_trainer
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grpo, "Rollouts", Noting)
-        train_teacher(settings(model=str(tiny(kind)), steps=1, held_out=0, max_tokens=20))
-    _, prompts, completions, found = seen[0]
-    assert len(prompts) == len(completions) == len(found) == 8
-    assert prompts[0] == prompts[3] != prompts[4]  # groups stand together
-    assert len({tuple(ids) for ids in completions}) > 4  # and their samples differ
-    tokenizer: Any = seen[0][0].processing_class
-    assert prompts[0].count(tokenizer.bos_token_id or -1) <= 1
+    chosen = settings(model=str(tiny(kind)), max_tokens=20)
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny(kind))
+    views = Views(load_format("rlt"), ChatTemplate(tokenizer))
+    prompts = [views.teacher_prompt(f"What is {i} + 1?", f"It is {i + 1}.") for i in range(2) for _ in range(4)]
+    rollouts = Rollouts(chosen, stop="<|end_of_explanation|>", tail_characters=2)
+    plan = replace(a_plan(chosen), held_out=0, accumulation=2)
+    trainer = policy_trainer(
+        rollout_func=rollouts,
+        model=str(tiny(kind)),
+        reward_funcs=[lambda prompts, **_: [0.0] * len(prompts)],
+        args=GRPOConfig(**grpo_arguments(chosen, plan, stop="<|end_of_explanation|>")),
+        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts[::4]]),
+        processing_class=tokenizer,
+    )
+    output = rollouts(prompts, trainer)
+    prompt_ids, sampled, samples = output["prompt_ids"], output["completion_ids"], output["rollout"]
+    assert len({tuple(ids) for ids in sampled}) > 4
+    assert prompt_ids[0].count(tokenizer.bos_token_id or -1) <= 1
+    for prompt, ids, sample in zip(prompt_ids, sampled, samples, strict=True):
+        expected = plain_logprobs(trainer.model, [*prompt, *ids], chosen.temperature)[len(prompt) - 1 :]
+        assert sample.logprobs == pytest.approx(expected[: len(sample.logprobs)], abs=1e-4)
+        tail = len(sample.tail_ids)
+        assert tail and list(sample.tail_ids) == prompt[-tail:]
+        of_prompt = plain_logprobs(trainer.model, prompt, chosen.temperature)
+        assert sample.tail_logprobs == pytest.approx(of_prompt[-tail:], abs=1e-4)
+
+    # as vLLM returns them: the likeliest tokens of each position, the sampled one first; None for NaN
+    returned = [[[value] for value in [*sample.logprobs.tolist(), None]] for sample in samples]
+    trainer.vllm_generation = SimpleNamespace(generate=lambda *_: (None, sampled, returned, None))
+    trainer.use_vllm = True
+    again = rollouts(prompts, trainer)
+    assert again["completion_ids"] == sampled and again["prompt_ids"] == prompt_ids
+    for one, other in zip(again["rollout"], samples, strict=True):
+        assert (one.text, one.finish_reason) == (other.text, other.finish_reason)
+        assert one.logprobs == pytest.approx(other.logprobs)
+        assert one.tail_logprobs == pytest.approx(other.tail_logprobs, abs=1e-4)
 
 
-def test_padding_is_left_out_and_changes_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trl import GRPOTrainer
+def plain_logprobs(model: Any, ids: list[int], temperature: float) -> np.ndarray:
+    """Return the log-prob of every token of a text but the first."""
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0, :-1] / temperature
+    return np.asarray(torch.log_softmax(logits, -1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0].numpy())
 
-    from rlt_data.training import trl_patches
 
-    own = GRPOTrainer._get_per_token_logps_and_entropies
-    tokens: list[int] = []
-
-    def counting(trainer: Any, model: Any, ids: Any, *rest: Any, **options: Any) -> Any:
-        tokens.append(ids.numel())
-        return own(trainer, model, ids, *rest, **options)
-
-    class AsInTrl(trl_patches.PolicyTrainer):
-        def _prepare_inputs(self, *given: Any) -> Any:
-            return GRPOTrainer._prepare_inputs(self, *given)  # type: ignore[arg-type]
-
-        def _get_per_token_logps_and_entropies(self, *given: Any, **options: Any) -> Any:
-            return GRPOTrainer._get_per_token_logps_and_entropies(self, *given, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", counting)
+def test_padding_changes_nothing(settings: Settings) -> None:
     ranges = {"operators": "+-*", "fewest": 3, "most": 3, "largest": 14, "largest_target": 120, "largest_value": 120}
-    make_countdown(CountdownSettings(out="asked.jsonl", rows=8, smallest_target=0, **ranges))
+    make_countdown(CountdownSettings(out="asked.jsonl", rows=4, smallest_target=0, **ranges))
     models = {"model": "nano-teacher-warm", "student": "nano", "in": "asked.jsonl"}
     # the second step follows from the first one's update; its loss holds the KL to the model before it
-    sizes = {"steps": 2, "questions": 4, "group": 8, "max_tokens": 110, "held_out": 0, "temperature": 1.0, "beta": 0.5}
-    passed = []
-    for way in (trl_patches.PolicyTrainer, AsInTrl):
-        monkeypatch.setattr(trl_patches, "PolicyTrainer", way)
-        train_teacher(settings(way.__name__, learning_rate=1e-4, sync_steps=0, **models, **sizes))
-        passed.append(sum(tokens))
-        tokens.clear()
-    assert passed[0] < 0.75 * passed[1]
-    for ours, trls in zip(metrics("PolicyTrainer")[:2], metrics("AsInTrl")[:2], strict=True):
+    sizes = {"steps": 2, "questions": 2, "group": 4, "max_tokens": 60, "held_out": 0, "temperature": 1.0, "beta": 0.5}
+    sizes |= {"learning_rate": 1e-4, "sync_steps": 0}
+    for size in (1, 8):  # without padding, and with
+        train_teacher(settings(f"of {size}", micro_batch_size=size, **models, **sizes))
+    samples = pl.concat(pl.read_parquet(file) for file in Path("of 8").glob("samples/*.parquet"))
+    assert samples["completion"].str.len_chars().n_unique() > 1
+    for one, other in zip(metrics("of 1")[:2], metrics("of 8")[:2], strict=True):
         for name in ("loss", "grad_norm", "reward"):  # the others are means over micro-batches
-            assert ours[name] == pytest.approx(trls[name], rel=1e-3, abs=1e-6), name
-    assert metrics("PolicyTrainer")[1]["kl"] > 0
+            assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-6), name
+    assert metrics("of 8")[1]["kl"] > 0
 
 
 def test_a_teacher_of_other_tokens_than_the_student_is_trained_too(tiny: Tiny, settings: Settings) -> None:
@@ -260,8 +254,8 @@ def test_a_solver_is_trained(tiny: Tiny, tmp_path: Path) -> None:
     options = SMALL | {"model": str(tiny()), "in": str(data), "out": "solver", "benchmark": "countdown", "steps": 2}
     summary = train_solver(TrainSolverSettings(**options))
     assert summary.reward == -1.0  # random weights write no tags
-    steps = [each for each in metrics("solver") if "reward" in each]
-    assert all({"correct", "well_formed", "truncated"} <= each.keys() for each in steps)
+    steps = [entry for entry in metrics("solver") if "reward" in entry]
+    assert all({"correct", "well_formed", "truncated"} <= entry.keys() for entry in steps)
 
 
 def test_correctness_is_rewarded_in_three_steps(settings: Settings) -> None:
@@ -277,9 +271,9 @@ def test_correctness_is_rewarded_in_three_steps(settings: Settings) -> None:
         Rollout(text, np.zeros(3, np.int32), nothing, nothing.astype(np.int32), nothing, "stop")
         for text in texts.values()
     ]
-    made = TrainSolverSettings(model="m", input="i", out="o")
+    solver = TrainSolverSettings(model="m", input="i", out="o")
     with Grader() as grader:
-        rows = CorrectnessReward(made, format, "countdown", grader).rows([question] * 3, rollouts)
+        rows = CorrectnessReward(solver, format, "countdown", grader).rows([question] * 3, rollouts)
     assert [row["reward"] for row in rows] == list(texts)
     assert [row["correct"] for row in rows] == [True, False, False]
 
@@ -302,8 +296,8 @@ def test_a_collapse_is_told_of_once(settings: Settings, caplog: pytest.LogCaptur
     with pytest.MonkeyPatch.context() as patch, caplog.at_level("WARNING", "rlt_data"):
         patch.setattr(rewards, "copied_fraction", lambda *_: 0.9)
         train_teacher(settings(steps=3))
-    told = [record.getMessage() for record in caplog.records if "copy the solution" in record.getMessage()]
-    assert len(told) == 1 and "out/samples" in told[0]
+    warnings = [record.getMessage() for record in caplog.records if "copy the solution" in record.getMessage()]
+    assert len(warnings) == 1 and "out/samples" in warnings[0]
 
 
 #: The released teacher's RL settings (cfgs/run_cfg/teacher_rlt.yaml and trainers/grpo.py of the authors' repository).
@@ -354,27 +348,26 @@ def test_the_other_recipe_is_what_trl_does(tmp_path: Path) -> None:
     changed = ("loss_type", "beta", "use_bias_correction_kl", "vllm_importance_sampling_correction", "sync_ref_model")
     settings = TrainTeacherSettings(model="m", student="s", input="i", out=str(tmp_path), device="cpu", recipe="trl")
     config = GRPOConfig(**grpo_arguments(settings, a_plan(settings), stop="</x>"))
-    theirs = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
-    assert {name: getattr(config, name) for name in changed} == {name: getattr(theirs, name) for name in changed}
+    default = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    assert {name: getattr(config, name) for name in changed} == {name: getattr(default, name) for name in changed}
     assert TrainTeacherSettings(model="m", student="s", input="i", out="o", recipe="trl", beta=0.1).beta == 0.1
 
 
 def test_a_dry_run_plans_and_writes_nothing(rlt: Rlt, tiny: Tiny, rows: Path) -> None:
     options = "--model", tiny(), "--student", tiny("chat", 1), "--in", rows, "--out", "out", "--device", "cpu"
     result = rlt("train-teacher", "rl", *options, "--max-tokens", 100, "--questions", 4, "--held-out", 2, "--dry-run")
-    assert "10 questions to train on (0 left out as too long), 2 held out" in result.stdout
-    assert "125 steps of 256 samples on 1 processes, 256 forward passes each" in result.stdout
-    assert "sync_steps: 32" in result.stdout and not Path("out").exists()
+    assert {"10", "2", "125", "256"} <= set(re.findall(r"\d+", result.stdout))  # questions, steps, samples
+    assert "ref_sync_steps: 32" in result.stdout and not Path("out").exists()
 
 
 def test_what_cannot_be_trained_is_refused_at_once(settings: Settings, rows: Path, tiny: Tiny) -> None:
-    with pytest.raises(InputError, match=r"12 of 12 prompts .* leave no room for --max-tokens 3000"):
+    with pytest.raises(InputError, match=r"12 of 12 prompts .*--max-tokens 3000"):
         train_teacher(settings(max_tokens=3000))
-    with pytest.raises(SettingsError, match=r"--held-out: 12 of 12 questions leave none"):
+    with pytest.raises(SettingsError, match=r"--held-out: 12 of 12"):
         train_teacher(settings(held_out=12))
-    with pytest.raises(SettingsError, match=r"--questions: a step takes 11, and there are 9"):
+    with pytest.raises(SettingsError, match=r"--questions: .*11.* 9"):
         train_teacher(settings(questions=11))
-    with pytest.raises(SettingsError, match=r"--questions times --group: 8 .*--micro-batch-size 3"):
+    with pytest.raises(SettingsError, match=r"--questions .*--group: 8 .*--micro-batch-size 3"):
         train_teacher(settings(micro_batch_size=3))
     with pytest.raises(SettingsError, match="vLLM"):
         train_teacher(settings(vllm="colocate"))
@@ -382,11 +375,11 @@ def test_what_cannot_be_trained_is_refused_at_once(settings: Settings, rows: Pat
         from rlt_data.settings import parse_settings
 
         parse_settings(TrainTeacherSettings, {"model": "m", "student": "s", "in": "i", "out": "o", "vllm": "server"})
-    with pytest.raises(ModelError, match="no such model"):
+    with pytest.raises(ModelError, match="nowhere"):
         train_teacher(settings(student="nowhere"))
     assert not Path("out").exists()
     train_teacher(settings(steps=2))
-    with pytest.raises(RunFolderError, match=r"other settings or data \(lambda_ differ\)"):
+    with pytest.raises(RunFolderError, match="lambda_"):
         train_teacher(settings(steps=2, **{"lambda": 1.0}))
 
 
@@ -396,14 +389,14 @@ def test_rewards_that_are_none_have_no_advantage(settings: Settings) -> None:
 
     class Forgetful(DenseReward):
         def rows(self, questions: Any, rollouts: Any) -> Any:
-            found = super().rows(questions, rollouts)
-            return [{**row, "reward": None} if place % 2 else row for place, row in enumerate(found)]
+            rows = super().rows(questions, rollouts)
+            return [{**row, "reward": None} if index % 2 else row for index, row in enumerate(rows)]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rlt_data.training.teacher.DenseReward", Forgetful)
         train_teacher(settings(steps=2, held_out=0))
-    steps = [each for each in metrics("out") if "reward" in each]
-    assert all(each["unrewarded"] == 0.5 and np.isfinite(each["reward"]) for each in steps)
+    steps = [entry for entry in metrics("out") if "reward" in entry]
+    assert all(entry["unrewarded"] == 0.5 and np.isfinite(entry["reward"]) for entry in steps)
     assert rewards.DenseReward is DenseReward
 
 

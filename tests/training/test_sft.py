@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -115,7 +116,7 @@ def test_lora_and_packing_train_too(tiny: Tiny, rows: Path) -> None:
 def test_a_dry_run_tells_the_plan_and_loads_nothing(rlt: Rlt, tiny: Tiny, rows: Path) -> None:
     options = "--model", tiny(), "--in", rows, "--out", "out", "--dry-run"
     result = rlt("train-student", *options, "--batch-size", 8, "--micro-batch-size", 2, "--epochs", 3)
-    assert "9 steps on 1 processes, 4 forward passes each" in result.stdout and "learning_rate: 1e-05" in result.stdout
+    assert re.search(r"\b9 steps.*\b4 ", result.stdout) and "learning_rate: 1e-05" in result.stdout
     assert not Path("out").exists()
     assert "max_length: 16384" in rlt("train-student", *options, "--preset", "7b-17k").stdout
     chosen = rlt("train-student", *options, "--preset", "7b-1k", "--epochs", 3).stdout
@@ -123,11 +124,11 @@ def test_a_dry_run_tells_the_plan_and_loads_nothing(rlt: Rlt, tiny: Tiny, rows: 
 
 
 def test_long_rows_are_refused_before_anything_is_cut(tiny: Tiny, rows: Path) -> None:
-    with pytest.raises(InputError, match="24 of 24 rows are longer than --max-length 20"):
+    with pytest.raises(InputError, match="24 of 24 rows .*--max-length 20"):
         train_student(settings(tiny(), rows, max_length=20))
     with pytest.raises(InputError, match="every row is longer"):
         train_student(settings(tiny(), rows, max_length=20, leave_out_long=True))
-    lengths = sorted(len(each) for each in _ids(tiny(), rows))
+    lengths = sorted(len(row) for row in _ids(tiny(), rows))
     plan = train_student(settings(tiny(), rows, max_length=lengths[11], leave_out_long=True, dry_run=True)).plan
     assert plan.longest == lengths[11] and plan.rows + plan.left_out == 24
 
@@ -135,7 +136,7 @@ def test_long_rows_are_refused_before_anything_is_cut(tiny: Tiny, rows: Path) ->
 def _ids(model: Path, rows: Path) -> list[list[int]]:
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
     return [
-        each["input_ids"] for each in tokenize_texts(read_conversations(str(rows), ChatTemplate(tokenizer)), tokenizer)
+        row["input_ids"] for row in tokenize_texts(read_conversations(str(rows), ChatTemplate(tokenizer)), tokenizer)
     ]
 
 
@@ -145,7 +146,7 @@ def test_another_training_is_not_continued(tiny: Tiny, rows: Path, tmp_path: Pat
         train_student(settings(tiny(), rows, max_steps=1, learning_rate=1e-4))
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("mine")
-    with pytest.raises(RunFolderError, match="holds no training"):
+    with pytest.raises(RunFolderError, match="notes"):
         train_student(settings(tiny(), rows, str(tmp_path / "notes")))
     assert [path.name for path in (tmp_path / "notes").iterdir()] == ["mine.txt"]
 
@@ -172,17 +173,17 @@ def test_curves_that_go_nowhere_are_told_at_once(
     monkeypatch.setitem(sys.modules, package, None)  # as if it was not installed
     options = "--model", tiny(), "--in", rows, "--out", "out", "--log-to", package
     for more in ((), ("--dry-run",)):
-        told = rlt("train-student", *options, *more, code=2).output
-        assert f"error: --log-to: {package} is not installed; pip install {package}" in told
+        output = rlt("train-student", *options, *more, code=2).output
+        assert f"error: --log-to: {package} " in output and f"pip install {package}" in output
     assert not Path("out").exists()
 
 
 def test_mistakes_are_told_before_training(tiny: Tiny, rows: Path, tmp_path: Path) -> None:
     other = write_jsonl(tmp_path / "other.jsonl", [{"question": "q", "answer": "a"}])
-    with pytest.raises(InputError, match="its columns are question, answer"):
+    with pytest.raises(InputError, match="question, answer"):
         train_student(settings(tiny(), other))
     with pytest.raises(SettingsError, match="--micro-batch-size"):
         train_student(settings(tiny(), rows, batch_size=3))
-    with pytest.raises(SettingsError, match="did you mean 'epochs'"):
+    with pytest.raises(SettingsError, match="'epochs'"):
         parse_settings(TrainStudentSettings, {"model": "m", "in": "x", "out": "o", "epoch": 1})
     assert last_complete_checkpoint(tmp_path / "nothing") is None

@@ -78,13 +78,12 @@ class Generator:
             yield batch
 
     def _fitting_size(self, block: Sequence[PromptRequest], sampling: Sampling) -> int:
-        if self._model.device.type == "cpu":
+        """Return how many samples of a block fit into memory; 32 without CUDA."""
+        device = self._model.device
+        if device.type != "cuda":
             return 32
         longest = max((len(request.ids) for request in block), default=1)
         expected = min(longest + (sampling.max_tokens or 4096), self._model.context_length)
-        if self._model.device.type != "cuda":
-            return 32
-        device = self._model.device
         free, _ = torch.cuda.mem_get_info(device)
         # The driver does not count memory as free that PyTorch keeps from earlier batches.
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

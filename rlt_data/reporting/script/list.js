@@ -24,7 +24,7 @@ const fillFilters = () => {
   const sources = head.sources.map((name, i) => [String(i), name]);
   fill($("source"), sources.length > 1 ? [["", "both runs"], ...sources] : []);
   const terms = TERMS.filter((name) => col(name));
-  fill($("term"), [["", "filter by number"], ...terms.map((name) => [name, words(name)])]);
+  fill($("term"), [["", "any number"], ...terms.map((name) => [name, words(name)])]);
   fill($("sort"), [["order", "order of the run"], ...["rank", ...terms].filter((name) => col(name)).map((name) => [name, words(name)])]);
 };
 

@@ -174,7 +174,7 @@ const fillCard = (node, trace, question) => {
   node.querySelector(".terms").before(worstTokens(trace, text));
   body.append(make("h4", "", trace.thought === undefined ? "Completion" : "Explanation"), text);
   if (solution && mode() !== "plain") {
-    body.append(make("h4", "", "Solution, coloured by how likely it is for the student after this explanation"));
+    body.append(make("h4", "", "Solution, coloured by the student's log-probs after this explanation"));
     body.append(colouredText(question.contents[trace.source], solution, solution, "log-prob", [["log-prob", solution.values]]));
   }
   if (trace.completion !== undefined && trace.thought !== undefined) {
