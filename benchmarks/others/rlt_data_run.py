@@ -1,4 +1,4 @@
-"""Texts of a server that answers at once by our server engine, and the seconds that took."""
+"""Time rlt-data's server engine with a server that responds immediately."""
 
 from __future__ import annotations
 
