@@ -68,9 +68,9 @@ def main() -> None:
     for _ in range(arguments.rounds):  # in turn, so that slow moments affect both
         for what, run in work.items():
             for name, engine in engines.items():
-                began = time.perf_counter()
+                start_time = time.perf_counter()
                 count = run(engine)
-                speeds[what][name] = max(speeds[what][name], count / (time.perf_counter() - began))
+                speeds[what][name] = max(speeds[what][name], count / (time.perf_counter() - start_time))
     rows = [{"what": what, **speed, "exact / plain": speed["exact"] / speed["plain"]} for what, speed in speeds.items()]
     print_table(rows)
     moved = [{"engine": name, **_differences(engine, groups)} for name, engine in engines.items()]

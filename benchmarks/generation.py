@@ -44,9 +44,9 @@ class Recorder:
         def recorded() -> Iterator[Sequence[PromptRequest]]:
             source = iter(blocks)
             while True:
-                began = time.perf_counter()
+                start_time = time.perf_counter()
                 block = next(source, None)
-                self.inside -= time.perf_counter() - began  # the step makes the blocks
+                self.inside -= time.perf_counter() - start_time  # the step makes the blocks
                 if block is None:
                     return
                 self.blocks.append(block)
@@ -54,9 +54,9 @@ class Recorder:
 
         results = self.engine.generate(recorded(), sampling)
         while True:
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             result = next(results, None)
-            self.inside += time.perf_counter() - began
+            self.inside += time.perf_counter() - start_time
             if result is None:
                 return
             yield result
@@ -96,9 +96,9 @@ def main() -> None:
         share = recorder.inside / step_seconds
         blocks, recorder.blocks = recorder.blocks, []
         assert recorder.sampling is not None
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         samples = list(engine.generate(blocks, recorder.sampling))
-        engine_seconds = time.perf_counter() - began
+        engine_seconds = time.perf_counter() - start_time
         engine_tokens = sum(len(sample.token_ids) for sample in samples if isinstance(sample, Sample))
         assert step_tokens == engine_tokens, (step_tokens, engine_tokens)
         rows.append(
@@ -127,9 +127,9 @@ def run_step(model: Model, recorder: Recorder, settings: GenerateSettings) -> tu
     model.engine = recorder  # type: ignore[assignment]
     opened = mock.patch("rlt_data.steps.generate.open_model", return_value=model)
     with tempfile.TemporaryDirectory() as folder, opened:
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         summary = generate(settings.model_copy(update={"out": f"{folder}/run"}))
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start_time
     assert not summary.failed and summary.new == settings.n * (settings.limit or 0)
     return summary.tokens, seconds
 

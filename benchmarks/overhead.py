@@ -2,9 +2,9 @@
 
     python -m benchmarks.overhead [--traces 10000 1000000] [--long 2000] [--others 10000 50000]
 
-`generate` and `score` run with 16 traces per question and do all their work: prompts, tokenisation, seeds, rows,
-journal and merging. The engine returns the same 100 tokens for every sample and zero for every log-prob. A second
-measurement uses traces of 4,000 tokens. Microseconds exclude the start of the process, peak memory includes it. Each measurement
+`generate` and `score` do all their work with 16 traces per question: prompts, tokenisation, seeds, rows, journal
+and merging. The engine returns the same 100 tokens for every sample and zero for every log-prob. A second measurement
+uses traces of 4,000 tokens. Microseconds exclude the start of the process, peak memory includes it. Each measurement
 runs in its own process.
 
 For comparison, distilabel 1.5.3 and bespokelabs-curator generate as many texts, each in its own environment in

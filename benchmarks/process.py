@@ -13,12 +13,12 @@ from pathlib import Path
 #: Starts the command from a small process, because a forked child starts with its parent's peak memory.
 _MEASURE = """
 import json, resource, subprocess, sys, time
-began = time.monotonic()
+start_time = time.monotonic()
 code = subprocess.call(sys.argv[2:], stdout=subprocess.DEVNULL)
 usage = resource.getrusage(resource.RUSAGE_CHILDREN)
 scale = 2**20 if sys.platform == "darwin" else 2**10
 with open(sys.argv[1], "w") as file:
-    took = {"seconds": time.monotonic() - began, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+    took = {"seconds": time.monotonic() - start_time, "cpu_seconds": usage.ru_utime + usage.ru_stime}
     json.dump({"code": code, **took, "megabytes": usage.ru_maxrss / scale}, file)
 """
 

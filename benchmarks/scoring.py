@@ -82,9 +82,9 @@ def main() -> None:
     seconds = {name: float("inf") for name in work}
     for _ in range(arguments.rounds):  # in turn, so that slow moments affect all
         for name, (run, count) in work.items():
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             run()
-            seconds[name] = min(seconds[name], (time.perf_counter() - began) / count)
+            seconds[name] = min(seconds[name], (time.perf_counter() - start_time) / count)
     for other in others:
         other.close()
     slowest = seconds["plain loop (student and teacher)"]

@@ -22,8 +22,8 @@ if __name__ == "__main__":
     # With LiteLLM, because curator's own client downloads a vocabulary.
     backend = {"base_url": url, "api_key": "none", **limits}
     model = curator.LLM(model_name="openai/instant", backend="litellm", backend_params=backend)
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     result = model(prompts)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start_time
     assert len(getattr(result, "dataset", result)) == len(prompts)
     (Path(folder) / "seconds.json").write_text(json.dumps(seconds))

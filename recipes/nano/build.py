@@ -109,7 +109,7 @@ def train(model: Any, examples: Iterator[Example], *, steps: int, batch_size: in
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup_steps, (1 + math.cos(math.pi * step / steps)) / 2)
     )
-    began, tokens, losses = time.monotonic(), 0, []
+    start_time, tokens, losses = time.monotonic(), 0, []
     model.train()
     for step, batch in enumerate(make_batches(examples, steps, batch_size, seed), 1):
         logits = model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1]
@@ -122,7 +122,7 @@ def train(model: Any, examples: Iterator[Example], *, steps: int, batch_size: in
         tokens += batch["input_ids"].numel() * PROCESSES
         losses.append(loss.detach())
         if step % 100 == 0 or step == steps:
-            speed = tokens / (time.monotonic() - began)
+            speed = tokens / (time.monotonic() - start_time)
             logger.info("step %d: loss %.4f, %.0f tokens/s", step, float(torch.stack(losses).mean()), speed)
             losses.clear()
     model.eval()

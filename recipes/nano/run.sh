@@ -23,12 +23,12 @@ step $distributed rlt_data.recipes.nano.build base --out "$out/student"
 step $build rows --out "$out/warm-up.jsonl"
 step $distributed rlt_data.cli.main train-teacher warmup --model "$out/student" --in "$out/warm-up.jsonl" \
     --out "$out/teacher-warm" --epochs 1 --batch-size 64 --micro-batch-size 32 \
-    --learning-rate 3e-3 --warmup 0.05 --weight-decay 0.01 --max-length 256 --save-steps 100000 \
+    --learning-rate 3e-3 --warmup-ratio 0.05 --weight-decay 0.01 --max-length 256 --save-steps 100000 \
     --no-activation-checkpointing --device cpu
 step rlt-data countdown make --out "$out/train.jsonl" --rows 2048 --operators +-* --fewest 3 --most 3 --smallest 1 \
     --largest 14 --smallest-target 0 --largest-target 120 --largest-value 120
 step $distributed rlt_data.cli.main train-teacher rl --model "$out/teacher-warm" --student "$out/student" \
-    --in "$out/train.jsonl" --out "$out/teacher" --steps 50 --questions 32 --group 16 \
+    --in "$out/train.jsonl" --out "$out/teacher" --steps 50 --questions-per-step 32 --samples-per-question 16 \
     --micro-batch-size 64 --learning-rate 2e-4 --temperature 1 --lambda 1 --beta 0 --missing-tag-penalty -3 \
     --max-tokens 110 --held-out 128 --save-steps 10 --batch-size 256 --batch-tokens 16384 \
     --no-activation-checkpointing --device cpu

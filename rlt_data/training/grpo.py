@@ -192,7 +192,7 @@ def _split(settings: PolicySettings, rows: list[Row]) -> tuple[list[Row], list[R
     train = [row for index, row in enumerate(rows) if index not in held_out]
     if len(train) < settings.questions:
         raise SettingsError(
-            f"--questions: each step needs {settings.questions} questions, but only {len(train)} are left to train on"
+            f"--questions-per-step: each step needs {settings.questions} questions, but only {len(train)} are left to train on"
         )
     return train, [row for index, row in enumerate(rows) if index in held_out]
 

@@ -181,7 +181,7 @@ def plan_policy(
         samples=samples,
         tokens=settings.steps * samples * (longest + settings.max_tokens),
         processes=processes,
-        accumulation=_accumulation(settings, samples, "--questions times --group"),
+        accumulation=_accumulation(settings, samples, "--questions-per-step times --samples-per-question"),
         parameters=parameters,
         state_gib=(_BYTES_FULL + reference) * parameters / processes / _GIB,
         student_gib=student_bytes / _GIB,

@@ -365,9 +365,9 @@ def test_what_cannot_be_trained_is_refused_at_once(settings: Settings, rows: Pat
         train_teacher(settings(max_tokens=3000))
     with pytest.raises(SettingsError, match="--held-out: .*12 of 12"):
         train_teacher(settings(held_out=12))
-    with pytest.raises(SettingsError, match=r"--questions: .*11.* 9"):
+    with pytest.raises(SettingsError, match=r"--questions-per-step: .*11.* 9"):
         train_teacher(settings(questions=11))
-    with pytest.raises(SettingsError, match=r"--questions .*--group: 8 .*--micro-batch-size 3"):
+    with pytest.raises(SettingsError, match=r"--questions-per-step .*--samples-per-question: 8 .*--micro-batch-size 3"):
         train_teacher(settings(micro_batch_size=3))
     with pytest.raises(SettingsError, match="vLLM"):
         train_teacher(settings(vllm="colocate"))
