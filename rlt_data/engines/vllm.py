@@ -90,8 +90,8 @@ def open_pool(checkpoint: Checkpoint, settings: ModelSettings, *, scoring: bool,
             raise
         raise ModelError(
             f"{error}\nA smaller --max-model-len reduces the GPU memory for a text's KV cache (the model's context is "
-            f"{context_length_of(load_config(checkpoint, settings))} tokens); --gpu-memory (now {settings.gpu_memory:g}) "
-            "sets vLLM's share of the GPU."
+            f"{context_length_of(load_config(checkpoint, settings))} tokens); "
+            f"--gpu-memory (now {settings.gpu_memory:g}) sets vLLM's share of the GPU."
         ) from None
 
 
