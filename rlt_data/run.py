@@ -148,7 +148,7 @@ def read_dataset(folder: StoragePath) -> datasets.Dataset:
     import pyarrow.parquet as pq
 
     data = open_folder(folder / "data")
-    files = sorted(data.below(""))
+    files = sorted(data.list_files(""))
     return datasets.Dataset(pa.concat_tables(pq.read_table(io.BytesIO(data.read(file))) for file in files))
 
 

@@ -42,8 +42,6 @@ def run(rlt: Rlt) -> Path:
 
 
 def test_an_installed_package_brings_all_four(tmp_path: Path, rlt: Rlt, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("pip", reason="installs a package")
-    pytest.importorskip("setuptools", reason="builds a package")
     source = shutil.copytree(PLUGIN, tmp_path / "source")
     site = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "--quiet"]

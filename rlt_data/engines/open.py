@@ -9,8 +9,8 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from rlt_data.engines.config import (
+    context_length_of,
     load_config,
-    longest_text,
     open_tokenizer,
     pick_device,
     pick_dtype,
@@ -96,7 +96,7 @@ class Model:
     @property
     def context_length(self) -> int:
         """Maximum number of tokens of a text, by the checkpoint's configuration and ``--max-model-len``."""
-        model_context = longest_text(load_config(self.checkpoint, self.settings))
+        model_context = context_length_of(load_config(self.checkpoint, self.settings))
         return min(model_context, self.settings.max_model_len or model_context)
 
     def load(self, logs: Path | None = None, *, memory_share: float = 1.0) -> None:

@@ -136,7 +136,7 @@ def _load(name_or_file: str, extending: tuple[str, ...]) -> Format:
     return _parse(text, extending)
 
 
-def own_format(folder: Path) -> Format | None:
+def model_format(folder: Path) -> Format | None:
     """Return the format in ``format.yaml`` in a model's folder, or None if the file does not exist.
 
     Raises:

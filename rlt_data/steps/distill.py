@@ -139,7 +139,7 @@ def refuse_conflicting_options(
 def _refuse_other_content(out: StoragePath) -> None:
     folder = open_folder(out)
     names = folder.names()
-    foreign = names - _CONTENT | {f"data/{name}" for name in folder.below("data") if not _SHARD.fullmatch(name)}
+    foreign = names - _CONTENT | {f"data/{name}" for name in folder.list_files("data") if not _SHARD.fullmatch(name)}
     if names and ("distill.json" not in names or foreign):
         listed = ", ".join(sorted(foreign)[:3]) or "no distill.json"
         raise RunFolderError(f"{out}: exists and is not a data set of rlt-data ({listed}); choose another --out")

@@ -28,7 +28,7 @@ from rlt_data.engines import (
     SequenceRequest,
     open_model,
 )
-from rlt_data.engines.results import problem_with_logprobs
+from rlt_data.engines.results import invalid_logprobs
 from rlt_data.errors import SettingsError
 from rlt_data.formats import Format, Views, choose_format, load_format
 from rlt_data.inputs import ingest
@@ -50,7 +50,7 @@ from rlt_data.settings.base import is_url
 from rlt_data.steps.provenance import StepSummary, outcome, recorded_format, step_entry
 from rlt_data.steps.resumable import FinishedRow, ResumableTable
 from rlt_data.steps.teacher_source import NameSetting, TeacherSource, flag, refuse_conflicting_options
-from rlt_data.storage.layout import default_run, run_log
+from rlt_data.storage.layout import default_run_path, run_log
 from rlt_data.storage.run import RunFolder, content_hash
 
 T = TypeVar("T")
@@ -71,11 +71,13 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
     """
     refuse_conflicting_options(settings)
     REWARDS.load(settings.reward)
-    source = RunFolder.existing(settings.input) if is_url(settings.input) or RunFolder.is_at(settings.input) else None
+    source = (
+        RunFolder.existing(settings.input) if is_url(settings.input) or RunFolder.exists_at(settings.input) else None
+    )
     if source and (unread := settings.not_default(*(InputSettings.model_fields.keys() - {"input"}))):
         flags = ", ".join(map(flag, sorted(unread)))
         raise SettingsError(f"{flags}: no effect with a run, whose traces are all scored")
-    run = RunFolder(settings.out or (source.path if source else default_run(settings.input, settings.student)))
+    run = RunFolder(settings.out or (source.path if source else default_run_path(settings.input, settings.student)))
     student = open_model(settings.student, settings, scoring=True, served_temperature=settings.served_temperature)
     teacher = _open_teacher(settings, student)
     trace_format = recorded_format(source, "generate") if source else None
@@ -355,7 +357,7 @@ class _Scoring:
         if not len(student.solution):
             return NO_SOLUTION_TOKEN
         if teacher and teacher.ids is None:  # earlier versions stored whatever a server had sent
-            if reason := problem_with_logprobs(_stored_logprobs(trace), len(teacher.thought_ids)):
+            if reason := invalid_logprobs(_stored_logprobs(trace), len(teacher.thought_ids)):
                 return f"the trace was stored with {reason}; --teacher-logprobs compute does not use stored log-probs"
         texts = [("student's", len(student.encoding), self._student.engine)]
         if teacher and teacher.ids is not None and self._teacher.model:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from rlt_data.engines import Model
-from rlt_data.engines.config import load_config, longest_text
+from rlt_data.engines.config import context_length_of, load_config
 from rlt_data.engines.models import Checkpoint, weights_fingerprint
 from rlt_data.errors import InputError, SettingsError
 from rlt_data.formats import Format, Tokenizer, encode
@@ -170,7 +170,7 @@ def _fitting(settings: PolicySettings, policy: Policy, config: Any) -> tuple[lis
         raise InputError(f"{settings.input}: no rows to train on")
     encodings = encode(policy.tokenizer, [row["prompt"] for row in policy.rows])
     lengths = {row["question_id"]: len(encoding) for row, encoding in zip(policy.rows, encodings, strict=True)}
-    context = longest_text(config)
+    context = context_length_of(config)
     kept = [row for row in policy.rows if lengths[row["question_id"]] + settings.max_tokens <= context]
     longer = len(policy.rows) - len(kept)
     if longer and (not kept or not settings.leave_out_long):
@@ -192,7 +192,8 @@ def _split(settings: PolicySettings, rows: list[Row]) -> tuple[list[Row], list[R
     train = [row for index, row in enumerate(rows) if index not in held_out]
     if len(train) < settings.questions:
         raise SettingsError(
-            f"--questions-per-step: each step needs {settings.questions} questions, but only {len(train)} are left to train on"
+            f"--questions-per-step: each step needs {settings.questions} questions, but only {len(train)} are left to "
+            "train on"
         )
     return train, [row for index, row in enumerate(rows) if index in held_out]
 

@@ -13,7 +13,7 @@ import torch
 from rlt_data.engines.config import load_config
 from rlt_data.engines.models import Checkpoint, weights_fingerprint
 from rlt_data.errors import InputError
-from rlt_data.formats import Format, own_format
+from rlt_data.formats import Format, model_format
 from rlt_data.libraries import quiet_bars
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import FineTuneSettings, TrainStudentSettings
@@ -63,7 +63,7 @@ def train_student(settings: TrainStudentSettings, progress: Progress = SILENT) -
     """
     checkpoint, tokenizer, template = find_base_model(settings)
     examples = list(tokenize_texts(read_conversations(settings.input, template), tokenizer))
-    return fine_tune(settings, checkpoint, tokenizer, examples, progress, format=own_format(checkpoint.folder))
+    return fine_tune(settings, checkpoint, tokenizer, examples, progress, format=model_format(checkpoint.folder))
 
 
 def fine_tune(

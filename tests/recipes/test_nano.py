@@ -29,7 +29,7 @@ from rlt_data.recipes.nano.corpus import (
     warm_up_rows,
 )
 from rlt_data.recipes.nano.tokenizer import LARGEST_VALUE, build_tokenizer
-from rlt_data.tasks.countdown import Problem, problem_with_answer, problems, question_text, split_of
+from rlt_data.tasks.countdown import Problem, problems, question_text, split_of, why_wrong
 from rlt_data.training.examples import tokenize_texts
 from tests.conftest import Rlt
 
@@ -164,7 +164,7 @@ def test_the_base_computes_rightly_and_answers_its_last_attempt(views: Views) ->
         assert [verdict == "yes" for verdict in verdicts] == [step[3] == problem.target for step in steps[1::2]]
         assert distinct(steps)
         [solution] = re.findall("<solution> (.*) </solution>", text.completion)
-        assert problem_with_answer(solution, problem.numbers, steps[-1][3]) is None
+        assert why_wrong(solution, problem.numbers, steps[-1][3]) is None
         assert in_order(steps[-2][:3], solution)
         answered += 1
     assert answered > 200 and checked > 50
@@ -178,7 +178,7 @@ def test_attempts_are_written_as_the_product_writes_them(domain: Domain) -> None
         assert in_order((solution.first.left, solution.first.operator, solution.first.right), problem.expression)
         numbers = tuple(sorted(problem.numbers))
         for attempt in attempts(numbers)[::7]:
-            assert problem_with_answer(attempt.expression, numbers, attempt.second.value) is None
+            assert why_wrong(attempt.expression, numbers, attempt.second.value) is None
 
 
 def test_a_sum_is_computed_from_left_to_right() -> None:
@@ -203,7 +203,7 @@ def test_explanations_of_the_warm_up_are_what_their_style_says() -> None:
     for row in warm_up_rows(4, 600):
         styles.add(row["style"])
         problem = problem_of(row["question"])
-        assert problem and problem_with_answer(row["solution"], problem.numbers, problem.target) is None
+        assert problem and why_wrong(row["solution"], problem.numbers, problem.target) is None
         verdicts = re.findall("yes|no", row["explanation"])
         steps = _STEP.findall(row["explanation"])
         right = all(
