@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -220,7 +220,7 @@ def open_same_engine(name: str, settings: ModelSettings, *, scoring: bool, finge
     """
     model = open_model(name, settings, scoring=scoring)
     if model.identity.fingerprint != fingerprint:
-        raise ModelError(f"{name}: {os.uname().nodename} has another model under this name")
+        raise ModelError(f"{name}: {socket.gethostname()} has another model under this name")
     model.load()
     return model.engine
 

@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -190,7 +191,7 @@ class LocalFolder:
             parent.mkdir(parents=True, exist_ok=True)
             try:
                 write(temporary)
-                _synchronise(temporary)
+                synchronise(temporary)
                 name = name_of(temporary)
                 os.replace(temporary, parent / name)
             finally:
@@ -261,7 +262,7 @@ class LocalFolder:
                 self._check_folder()
                 self._check_kinds(folders, files)
                 for path in [*content.rglob("*"), content]:
-                    _synchronise(path)
+                    synchronise(path)
                 try:
                     _write_synchronised(staging / "commit", json.dumps({"folders": [*folders], "files": [*files]}))
                 except OSError:
@@ -391,9 +392,9 @@ class LocalFolder:
 def _write_synchronised(path: Path, text: str) -> None:
     temporary = path.with_name("new") / f".{uuid.uuid4().hex}"
     temporary.write_text(text, encoding="utf-8")
-    _synchronise(temporary)
+    synchronise(temporary)
     os.replace(temporary, path)
-    _synchronise(path.parent)
+    synchronise(path.parent)
 
 
 def _confirm(target: Path, folders: Sequence[Path]) -> None:
@@ -404,7 +405,7 @@ def _confirm(target: Path, folders: Sequence[Path]) -> None:
     """
     try:
         for folder in folders:
-            _synchronise(folder)
+            synchronise(folder)
     except OSError as error:
         raise DiskError(
             f"{target} is written, but the disk did not confirm the write ({refusal(error)}), so a power failure may "
@@ -412,8 +413,11 @@ def _confirm(target: Path, folders: Sequence[Path]) -> None:
         ) from None
 
 
-def _synchronise(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def synchronise(path: Path) -> None:
+    """Sync a file or folder to disk. Windows cannot sync folders, and syncs only files opened for writing."""
+    if sys.platform == "win32" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

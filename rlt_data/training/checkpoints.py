@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import shutil
-import sys
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import xxhash
 
 from rlt_data.errors import RunFolderError
+from rlt_data.storage.local import synchronise
 from rlt_data.storage.outputs import write_json
 from rlt_data.storage.paths import disk_errors
 
@@ -50,7 +50,7 @@ def file_records(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, Any
     """Sync files to disk, and return the size and hash of each by its path relative to ``folder``."""
     records = {}
     for file in sorted(files):
-        _sync(file)
+        synchronise(file)
         records[file.relative_to(folder).as_posix()] = _file_record(file)
     return records
 
@@ -60,17 +60,6 @@ def _file_record(path: Path) -> dict[str, Any]:
         digest = hashlib.file_digest(file, xxhash.xxh3_128)
         size = os.fstat(file.fileno()).st_size
     return {"bytes": size, "xxh3_128": digest.hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    """Sync a file or folder to disk; Windows cannot open folders, and syncs writable files only."""
-    if sys.platform == "win32" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def record_checkpoint(checkpoint: Path) -> None:
@@ -83,7 +72,7 @@ def record_checkpoint(checkpoint: Path) -> None:
         files = [path for path in checkpoint.rglob("*") if path.is_file() and path.name != RECORD]
         content = file_records(checkpoint, files)
         for folder in {path.parent for path in files} | {checkpoint.parent}:
-            _sync(folder)
+            synchronise(folder)
     write_json(checkpoint / RECORD, {"files": content})
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from rlt_data.errors import DiskError
-from rlt_data.storage.local import LocalFolder
+from rlt_data.storage.local import LocalFolder, synchronise
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 from tests.conftest import Rlt
@@ -208,3 +208,22 @@ def test_a_run_is_readable_although_an_old_staging_folder_cannot_be_removed(
 
     monkeypatch.setattr(shutil, "rmtree", refuse)  # tests may run as root, who can remove everything
     assert RunFolder.existing(run.path).count("ranks") == 6
+
+
+def test_files_and_folders_are_synced_on_windows_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows refuses to open folders, and to sync files that are open for reading only."""
+    flags: list[int] = []
+    original = os.open
+
+    def windows_open(path: Path, flag: int) -> int:
+        if path.is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied")
+        flags.append(flag)
+        return original(path, flag)
+
+    (tmp_path / "file").write_text("content")
+    monkeypatch.setattr("sys.platform", "win32")
+    monkeypatch.setattr(os, "open", windows_open)
+    synchronise(tmp_path / "file")
+    synchronise(tmp_path)
+    assert flags == [os.O_RDWR]
