@@ -26,15 +26,15 @@ demo: $(STAMP)
 demo-gemma: $(STAMP)
 	PATH=$(abspath $(BIN)):$$PATH sh recipes/demo/gemma.sh
 
-# All behaviour in minutes, independent of the machine's speed, with WORKERS single-threaded processes.
+# All behaviour, in minutes and independent of the machine's speed, in WORKERS single-threaded processes.
 WORKERS ?= 2
-# The tests of the browser and of vLLM need environments of their own: make test-browser, make test-vllm.
+# Browser and vLLM tests need other environments: make test-browser, make test-vllm.
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --ignore tests/browser --ignore tests/vllm
 test: $(STAMP)
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
-# Everything: also what is marked slow (kills, faults, throughput, long trainings, more examples of every property), the
-# pages in a browser, the core without extras, and real vLLM.
+# All tests: also slow ones (kills, faults, throughput, long trainings, more examples per property), the report page in a
+# browser, the core without extras, and real vLLM.
 test-all: $(STAMP)
 	RLT_DATA_EXAMPLES=4 $(PYTEST) $(PYTEST_ARGS)
 	$(MAKE) test-browser
