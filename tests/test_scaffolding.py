@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def test_every_make_command_exists(file: str) -> None:
     text = commands(file.removeprefix("workflows/")) if file.startswith("workflows/") else (ROOT / file).read_text()
     text = "\n".join(re.findall(r"`([^`]+)`", text)) + text if file.endswith(".md") else text
     for line in re.findall(r"(?:^|`)make (.+?)(?:`|$|  #)", text, re.M):
-        words = [word for word in line.split() if "=" not in word and word != "#"]
+        words = [word for word in shlex.split(line) if "=" not in word]
         assert words and set(words) <= TARGETS, line
 
 
