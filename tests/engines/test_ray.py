@@ -16,7 +16,6 @@ import pytest
 
 from rlt_data import CountdownSettings, make_countdown
 from rlt_data.engines.ray import Feed
-from tests.children import run_child
 from tests.conftest import Rlt
 from tests.killing import command, environment, run_to_end
 
@@ -132,7 +131,7 @@ def test_batches_are_read_in_order_whatever_order_they_arrive_in() -> None:
 def test_ray_on_this_machine_gives_the_same_run(rlt: Rlt, questions: Path, tmp_path: Path) -> None:
     options = "--teacher", "nano", "--in", questions, "--limit", 12, "--n", 2, "--max-tokens", 12, "--out"
     rlt("generate", *options, "without")
-    run_child("generate", *options, "with", "--ray", "local", "--engines", 1)
+    run_to_end(command("generate", *map(str, options), "with", "--ray", "local", "--engines", "1"))
     assert tables(Path("with")) == tables(Path("without"))
 
 
