@@ -1,10 +1,10 @@
-"""A Ray cluster of three nodes on this machine against one process: the same rows, a node that dies, cost per row.
+"""Compare a local Ray cluster of three nodes with one process: equal rows, loss of a node, cost per row.
 
     python -m benchmarks.cluster [--questions 2000] [--traces 8]
 
-The miniature teacher makes the same traces five times: in this process; by one engine on a cluster, whose rate from the
-first row to the last gives what a row costs more; by three engines, while one of three nodes is taken away; and twice
-in halves, begun on one side, killed, and finished on the other. All tables must be the same to the last byte.
+The miniature teacher generates the same traces five times: in this process; with one engine on the cluster, to measure
+the added cost per row; with three engines, while one of three nodes is removed; and twice in halves, started on one
+side, killed, and finished on the other. All tables must be byte-identical.
 """
 
 from __future__ import annotations
@@ -49,59 +49,59 @@ def main() -> None:
         shutil.rmtree(folder)
     print_table(rows)
     alone, engine = (row["seconds, first row to last"] for row in rows[:2])
-    made = arguments.questions * arguments.traces
-    cost = {"milliseconds a row more": 1e3 * (engine - alone) / made, "share of a row": engine / alone - 1}
+    count = arguments.questions * arguments.traces
+    cost = {"milliseconds a row more": 1e3 * (engine - alone) / count, "share of a row": engine / alone - 1}
     print_table([cost])
     save("cluster", {"settings": vars(arguments), "rows": rows, **cost}, "ray")
 
 
 def _measure(cluster: Any, questions: Path, folder: Path, traces: int) -> list[dict[str, Any]]:
     def generate(name: str, *more: Any) -> list[str]:
-        how = ("--teacher", "nano", "--n", str(traces), *map(str, more))
-        return command("generate", "--in", questions, "--out", folder / name, *how)
+        options = ("--teacher", "nano", "--n", str(traces), *map(str, more))
+        return command("generate", "--in", questions, "--out", folder / name, *options)
 
     def on_cluster(engines: int) -> tuple[Any, ...]:
         return "--ray", cluster.address, "--engines", engines
 
-    wanted = traces * len(questions.read_text().splitlines())
+    total = traces * len(questions.read_text().splitlines())
     alone = _Watched(generate("alone"), folder / "alone")
     rows = [{"run": "this process", **alone.to_end()}]
 
-    def same(name: str) -> None:
+    def check_and_remove(name: str) -> None:
         assert table_bytes(folder / name, "traces") == table_bytes(folder / "alone", "traces"), name
         shutil.rmtree(folder / name)
 
     one = _Watched(generate("one", *on_cluster(1)), folder / "one")
     rows.append({"run": "one engine on the cluster", **one.to_end()})
-    same("one")
+    check_and_remove("one")
     three = _Watched(generate("three", *on_cluster(3)), folder / "three")
-    three.wait_for(wanted // 3)
+    three.wait_for(total // 3)
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     rows.append({"run": "three engines, a node taken away after a third", **three.to_end()})
-    same("three")
+    check_and_remove("three")
     for name, first, second in (("there", (), on_cluster(2)), ("back", on_cluster(2), ())):
         begun = _Watched(generate(name, *first), folder / name)
-        begun.wait_for(wanted // 2)
+        begun.wait_for(total // 2)
         begun.process.kill()
         begun.process.wait()
         finished = _Watched(generate(name, *second), folder / name).to_end()
         rows.append(
             {"run": f"begun {'on the cluster' if first else 'here'}, killed at half, finished there", **finished}
         )
-        same(name)
+        check_and_remove(name)
     return rows
 
 
 class _Watched:
-    """A command at work, and how many rows it has on disk."""
+    """A running command and the number of its rows on disk."""
 
     def __init__(self, arguments: list[str], run: Path) -> None:
         self.process = subprocess.Popen(
             arguments, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
         self._run = run
-        self._goes_on = run.exists()
-        self._began = time.monotonic()
+        self._resumed = run.exists()
+        self._start = time.monotonic()
 
     def wait_for(self, rows: int) -> None:
         import pyarrow.parquet as pq
@@ -112,22 +112,22 @@ class _Watched:
             try:
                 if sum(pq.read_metadata(file).num_rows for file in files) >= rows:
                     return
-            except FileNotFoundError:  # merged at this very moment
+            except FileNotFoundError:  # just merged
                 pass
             time.sleep(POLL_SECONDS)
 
     def to_end(self) -> dict[str, Any]:
-        """Wait for the end; a run that goes on has its first rows already, so only its whole time counts."""
-        if self._goes_on:
+        """Wait for the end; for a resumed run, whose first rows exist already, measure only the total time."""
+        if self._resumed:
             assert self.process.wait() == 0
-            return {"seconds": time.monotonic() - self._began, "seconds, first row to last": None}
+            return {"seconds": time.monotonic() - self._start, "seconds, first row to last": None}
         while not [*self._run.glob("journal/traces/*/*.parquet"), *self._run.glob("traces/*.parquet")]:
             assert self.process.poll() is None
             time.sleep(POLL_SECONDS)
         first = time.monotonic()
         assert self.process.wait() == 0
         seconds = time.monotonic() - first
-        return {"seconds": time.monotonic() - self._began, "seconds, first row to last": seconds}
+        return {"seconds": time.monotonic() - self._start, "seconds, first row to last": seconds}
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""What exact float32 on a CPU costs and gives: speed with and without it, and how far log-probs move with the batch.
+"""Cost and benefit of exact float32 on a CPU: speed with and without it, and how log-probs depend on the batch.
 
     python -m benchmarks.exactness [--model gemma-3-270m] [--questions 2] [--traces 8] [--max-tokens 32]
 
-With it, attention is computed in float64 and small matrix products are filled up (rlt_data/engines/transformers/
-exact.py). Two engines that differ in nothing else do the same work in turns: they sample explanations of real
-questions, and score those that the exact one sampled, cut to various lengths. Then the same texts are scored in
-batches of several sizes, and one by one; reported is the largest difference of a token's log-prob to that in the
-largest batch.
+Exact mode computes attention in float64 and pads small matrix products (rlt_data/engines/transformers/exact.py). Two
+engines that differ only in this mode take turns: both sample explanations of real questions, and score the samples of
+the exact engine, cut to various lengths. Then the same texts are scored in batches of several sizes and one by one. The
+benchmark reports the largest difference of a token's log-prob from that in the largest batch.
 """
 
 from __future__ import annotations
@@ -51,28 +50,28 @@ def main() -> None:
     engines = {"exact": _engine(opened), "plain": _plain_engine(open_model(arguments.model, settings))}
     prompts = _prompts(opened, arguments.questions, arguments.traces)
     sampling = Sampling(TEMPERATURE, 1.0, 0, arguments.max_tokens, "<|end_of_explanation|>")
-    samples = {engine: list(engines[engine].generate([prompts], sampling)) for engine in engines}  # warms both up
+    samples = {engine: list(engines[engine].generate([prompts], sampling)) for engine in engines}  # warm-up
     groups = _texts(prompts, [sample for sample in samples["exact"] if isinstance(sample, Sample)])
 
     def score(engine: TransformersEngine) -> int:
         return len(list(engine.logprobs([groups], TEMPERATURE)))
 
     def generate(engine: TransformersEngine) -> int:
-        made = engine.generate([prompts], sampling)
-        return sum(len(sample.token_ids) for sample in made if isinstance(sample, Sample))
+        samples = engine.generate([prompts], sampling)
+        return sum(len(sample.token_ids) for sample in samples if isinstance(sample, Sample))
 
     work: dict[str, Callable[[TransformersEngine], int]] = {
         "scoring, traces/s": score,
         "generation, tokens/s": generate,
     }
     speeds = {what: dict.fromkeys(engines, 0.0) for what in work}
-    for _ in range(arguments.rounds):  # in turn, so that a slow moment of the machine meets both
+    for _ in range(arguments.rounds):  # in turn, so that slow moments affect both
         for what, run in work.items():
             for name, engine in engines.items():
-                began = time.perf_counter()
+                start_time = time.perf_counter()
                 count = run(engine)
-                speeds[what][name] = max(speeds[what][name], count / (time.perf_counter() - began))
-    rows = [{"what": what, **found, "exact / plain": found["exact"] / found["plain"]} for what, found in speeds.items()]
+                speeds[what][name] = max(speeds[what][name], count / (time.perf_counter() - start_time))
+    rows = [{"what": what, **speed, "exact / plain": speed["exact"] / speed["plain"]} for what, speed in speeds.items()]
     print_table(rows)
     moved = [{"engine": name, **_differences(engine, groups)} for name, engine in engines.items()]
     print_table([{name: value if name == "engine" else f"{value:.1e}" for name, value in row.items()} for row in moved])
@@ -86,7 +85,7 @@ def _engine(model: Model) -> TransformersEngine:
 
 
 def _plain_engine(model: Model) -> TransformersEngine:
-    """Load a model as if exact.py were not there."""
+    """Load a model without exact.py."""
     with mock.patch.multiple(engine_model, make_exact=lambda _: None, linear=torch.nn.functional.linear):
         return _engine(model)
 
@@ -102,7 +101,7 @@ def _prompts(model: Model, questions: int, traces: int) -> list[PromptRequest]:
 
 
 def _texts(prompts: list[PromptRequest], samples: list[Sample]) -> Groups:
-    """Return the samples after their prompts, grouped by prompt, cut to various lengths."""
+    """Return prompts with samples cut to various lengths, grouped by prompt."""
     by_key = {sample.key: sample.token_ids for sample in samples}
     groups = []
     for prompt in prompts:
@@ -116,13 +115,13 @@ def _texts(prompts: list[PromptRequest], samples: list[Sample]) -> Groups:
 
 
 def _differences(engine: TransformersEngine, groups: Groups) -> dict[str, float]:
-    """Return the largest difference to the first batch size, for the others and for one text at a time."""
+    """Return the largest difference from the first batch size, for each other size and for single texts."""
     first, *others = (_logprobs(engine, groups, tokens) for tokens in BATCH_TOKENS)
-    found = {f"{tokens} tokens a batch": other for tokens, other in zip(BATCH_TOKENS[1:], others, strict=True)}
-    found["one by one"] = _logprobs(engine, [[request] for group in groups for request in group], 1)
+    logprobs = {f"{tokens} tokens a batch": other for tokens, other in zip(BATCH_TOKENS[1:], others, strict=True)}
+    logprobs["one by one"] = _logprobs(engine, [[request] for group in groups for request in group], 1)
     return {
         name: max(float(np.abs(values - first[key]).max(initial=0)) for key, values in other.items())
-        for name, other in found.items()
+        for name, other in logprobs.items()
     }
 
 

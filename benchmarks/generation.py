@@ -1,11 +1,11 @@
-"""Generation speed: the whole `generate` step against its engine alone, as a ratio of tokens per second within one run.
+"""Generation speed of the complete `generate` step relative to its engine alone, in tokens per second.
 
     python -m benchmarks.generation [--model gemma-3-270m] [--questions 8] [--traces 8] [--max-tokens 48]
 
-The step checks its input, renders and tokenises prompts, writes each trace durably as it is finished, and compacts the
-table; the time is that of the whole call, with the model loaded before. The engine alone gets the very requests the
-step made, and its samples are thrown away. The two take turns. Because a machine's slow moments move single rounds by a
-tenth and more, the share of the step's own time that it spends inside the engine is measured too, in the same pass.
+The step checks its input, renders and tokenises prompts, writes each finished trace durably, and compacts the table.
+Its time excludes loading the model. The engine alone gets the same requests, and its samples are discarded. The two
+take turns. Because slow moments of the machine change single rounds by a tenth or more, the benchmark also measures the
+share of the step's time spent inside the engine, in the same pass.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GOAL = 0.95
 
 
 class Recorder:
-    """An engine that keeps what it was asked for, and how many seconds it was at work."""
+    """Engine wrapper that records requests and the seconds spent inside the engine."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -41,22 +41,22 @@ class Recorder:
     def generate(self, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling) -> Iterator[Sample | Failure]:
         self.sampling = sampling
 
-        def noted() -> Iterator[Sequence[PromptRequest]]:
+        def recorded() -> Iterator[Sequence[PromptRequest]]:
             source = iter(blocks)
             while True:
-                began = time.perf_counter()
+                start_time = time.perf_counter()
                 block = next(source, None)
-                self.inside -= time.perf_counter() - began  # making blocks is the step's work
+                self.inside -= time.perf_counter() - start_time  # the step makes the blocks
                 if block is None:
                     return
                 self.blocks.append(block)
                 yield block
 
-        results = self.engine.generate(noted(), sampling)
+        results = self.engine.generate(recorded(), sampling)
         while True:
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             result = next(results, None)
-            self.inside += time.perf_counter() - began
+            self.inside += time.perf_counter() - start_time
             if result is None:
                 return
             yield result
@@ -65,7 +65,7 @@ class Recorder:
         return self.engine.log_tail()
 
     def close(self) -> None:
-        """Leave the engine as it is, for the next round."""
+        """Keep the engine open for the next round."""
 
 
 def main() -> None:
@@ -87,7 +87,7 @@ def main() -> None:
     model = open_model(arguments.model, settings)
     engine = model.engine
     recorder = Recorder(engine)
-    run_step(model, recorder, settings.model_copy(update={"max_tokens": 2}))  # both warm up
+    run_step(model, recorder, settings.model_copy(update={"max_tokens": 2}))  # warm-up
     recorder.blocks.clear()
     rows = []
     for turn in range(arguments.rounds):
@@ -96,9 +96,9 @@ def main() -> None:
         share = recorder.inside / step_seconds
         blocks, recorder.blocks = recorder.blocks, []
         assert recorder.sampling is not None
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         samples = list(engine.generate(blocks, recorder.sampling))
-        engine_seconds = time.perf_counter() - began
+        engine_seconds = time.perf_counter() - start_time
         engine_tokens = sum(len(sample.token_ids) for sample in samples if isinstance(sample, Sample))
         assert step_tokens == engine_tokens, (step_tokens, engine_tokens)
         rows.append(
@@ -123,13 +123,13 @@ def main() -> None:
 
 
 def run_step(model: Model, recorder: Recorder, settings: GenerateSettings) -> tuple[int, float]:
-    """Run the step into a fresh folder; return its tokens and the seconds of the whole call."""
+    """Run the step in a new folder; return its tokens and the seconds of the call."""
     model.engine = recorder  # type: ignore[assignment]
     opened = mock.patch("rlt_data.steps.generate.open_model", return_value=model)
     with tempfile.TemporaryDirectory() as folder, opened:
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         summary = generate(settings.model_copy(update={"out": f"{folder}/run"}))
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start_time
     assert not summary.failed and summary.new == settings.n * (settings.limit or 0)
     return summary.tokens, seconds
 

@@ -1,8 +1,8 @@
-"""A GRPO step with the dense reward against the same step with a free reward: in our trainer, and in TRL's own.
+"""Time of a GRPO step with the dense reward, compared with a free reward in rlt-data's trainer and in TRL's.
 
-The miniature teacher, the same questions, groups, lengths and update. The free reward is a number that depends on the
-sample's length, so that there are advantages to learn from. TRL's own trainer samples with Transformers' ``generate``;
-its copy of the model ends at the closing tag, so that it samples no more than ours.
+All arms train the miniature teacher with the same questions, group sizes, lengths and update. The free reward depends
+on the sample's length, so that advantages are not zero. TRL's trainer samples with Transformers' ``generate``; its copy
+of the model stops at the closing tag, so that both sample the same number of tokens.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from rlt_data.training import teacher
 from rlt_data.training.rewards import DenseReward, Reward, Row
 from rlt_data.training.rollouts import Rollout
 
-#: The dense reward may add this share to a step.
+#: Maximum share of time that the dense reward may add to a step.
 GOAL = 0.60
-#: Steps that are not counted, at the start of each run.
-WARM = 2
+#: Number of steps at the start of each run that are not measured.
+WARM_UP = 2
 
 
 class FreeReward(Reward):
-    """Costs nothing."""
+    """Reward that takes no time."""
 
     def rows(self, questions: Sequence[Row], rollouts: Sequence[Rollout]) -> list[Row]:
-        return [{"reward": float(len(each.token_ids) % 7)} for each in rollouts]
+        return [{"reward": float(len(rollout.token_ids) % 7)} for rollout in rollouts]
 
 
 class Clock:
-    """A progress that notes when steps ended."""
+    """Progress that records when each step ends."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -55,19 +55,19 @@ class Clock:
 
     @property
     def steps(self) -> list[float]:
-        """Seconds of each counted step."""
-        return [end - begin for begin, end in zip(self.times[WARM:], self.times[WARM + 1 :], strict=False)]
+        """Seconds of each measured step."""
+        return [end - begin for begin, end in zip(self.times[WARM_UP:], self.times[WARM_UP + 1 :], strict=False)]
 
 
 def settings(questions: Path, out: Path, steps: int) -> TrainTeacherSettings:
     fixed = {"model": "nano", "student": "nano", "in": str(questions), "out": str(out), "steps": steps}
     sizes = {"questions": 16, "group": 16, "micro_batch_size": 128, "max_tokens": 96, "batch_size": 256}
     loss = {"temperature": 1.0, "beta": 0.0, "learning_rate": 1e-5, "held_out": 0, "save_steps": 10_000}
-    rest = {"device": "cpu", "activation_checkpointing": False, "batch_tokens": 16_384, "sample_rows": 0}
-    return TrainTeacherSettings(**(fixed | sizes | loss | rest))
+    other = {"device": "cpu", "activation_checkpointing": False, "batch_tokens": 16_384, "sample_rows": 0}
+    return TrainTeacherSettings(**(fixed | sizes | loss | other))
 
 
-def ours(questions: Path, out: Path, steps: int, reward: type[Reward]) -> list[float]:
+def run_rlt_data(questions: Path, out: Path, steps: int, reward: type[Reward]) -> list[float]:
     clock, before = Clock(), teacher.DenseReward
     if reward is FreeReward:
         teacher.DenseReward = lambda *_, **__: FreeReward()  # type: ignore[assignment,misc]
@@ -78,7 +78,7 @@ def ours(questions: Path, out: Path, steps: int, reward: type[Reward]) -> list[f
     return clock.steps
 
 
-def plain(model: Path, questions: Path, out: Path, steps: int) -> list[float]:
+def run_trl(model: Path, questions: Path, out: Path, steps: int) -> list[float]:
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -87,11 +87,11 @@ def plain(model: Path, questions: Path, out: Path, steps: int) -> list[float]:
     from rlt_data.training.grpo import grpo_arguments
     from rlt_data.training.plan import PolicyPlan
 
-    clock, made = Clock(), settings(questions, out, steps)
+    clock, arguments = Clock(), settings(questions, out, steps)
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
     format = load_format(str(model / "format.yaml"))
     views = Views(format, ChatTemplate(tokenizer))
-    rows = good_rows(made, format)
+    rows = good_rows(arguments, format)
     prompts = [{"prompt": views.teacher_prompt(row.question, row.solution)} for row in rows]
     plan = PolicyPlan(len(rows), 0, 0, 0, steps, 1.0, 256, 0, 1, 2, 0, 0.0, 0.0, 0.0)
 
@@ -105,7 +105,7 @@ def plain(model: Path, questions: Path, out: Path, steps: int) -> list[float]:
     trainer = GRPOTrainer(
         model=str(model),
         reward_funcs=[lambda completion_ids, **_: [float(len(ids) % 7) for ids in completion_ids]],
-        args=GRPOConfig(**grpo_arguments(made, plan, stop="")),
+        args=GRPOConfig(**grpo_arguments(arguments, plan, stop="")),
         train_dataset=Dataset.from_list(prompts),
         processing_class=tokenizer,
         callbacks=[Steps()],
@@ -114,8 +114,8 @@ def plain(model: Path, questions: Path, out: Path, steps: int) -> list[float]:
     return clock.steps
 
 
-def ending_at_the_tag(folder: Path) -> Path:
-    """Save the teacher so that the closing tag is its end-of-text token."""
+def save_with_tag_as_end(folder: Path) -> Path:
+    """Save the teacher with the closing tag as its end-of-text token."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = find_checkpoint("nano-teacher-warm").folder
@@ -133,21 +133,21 @@ def ending_at_the_tag(folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=6, help="counted steps of each arm in each round")
-    chosen = parser.parse_args()
+    parser.add_argument("--steps", type=int, default=6, help="measured steps per arm and round")
+    options = parser.parse_args()
     arms: dict[str, list[float]] = {"ours, dense reward": [], "ours, free reward": [], "TRL, free reward": []}
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        model, questions = ending_at_the_tag(home / "model"), home / "questions.jsonl"
+        model, questions = save_with_tag_as_end(home / "model"), home / "questions.jsonl"
         ranges = {"fewest": 3, "most": 3, "largest": 14, "smallest_target": 0, "largest_target": 120}
         make_countdown(
             CountdownSettings(**{"out": str(questions), "rows": 512, "operators": "+-*", "largest_value": 120} | ranges)
         )
-        for number in range(chosen.rounds):
-            steps = chosen.steps + WARM
-            arms["ours, dense reward"] += ours(questions, home / f"dense{number}", steps, DenseReward)
-            arms["ours, free reward"] += ours(questions, home / f"free{number}", steps, FreeReward)
-            arms["TRL, free reward"] += plain(model, questions, home / f"plain{number}", steps)
+        for number in range(options.rounds):
+            steps = options.steps + WARM_UP
+            arms["ours, dense reward"] += run_rlt_data(questions, home / f"dense{number}", steps, DenseReward)
+            arms["ours, free reward"] += run_rlt_data(questions, home / f"free{number}", steps, FreeReward)
+            arms["TRL, free reward"] += run_trl(model, questions, home / f"plain{number}", steps)
     seconds = {name: statistics.median(values) for name, values in arms.items()}
     dense, free, trl = seconds.values()
     print_table([{"arm": name, "seconds a step (median)": value} for name, value in seconds.items()])

@@ -1,4 +1,4 @@
-"""Kill a generate run and a score run at random moments, and compare what comes of them with uninterrupted runs.
+"""Kill generate and score at random moments, resume them, and compare their tables with uninterrupted runs.
 
 python -m benchmarks.kill [--kills 30]
 """
@@ -38,12 +38,12 @@ def main() -> None:
     finally:
         shutil.rmtree(folder)
     print_table(rows)
-    print("every table is byte for byte the one of the uninterrupted run")
+    print("all tables are byte-identical to those of the uninterrupted runs")
     save("kill", {"kills": kills, "rows": rows})
 
 
 def _kill_runs(start: list[str], folder: Path, kills: int, seconds: float, straight: Path, table: str) -> int:
-    """Run into fresh folders, killing again and again, until there were enough kills; compare every run."""
+    """Run in new folders with kills until the total is reached; compare every run with the uninterrupted one."""
     killed = runs = 0
     while killed < kills:
         out = folder / str(runs)

@@ -1,9 +1,9 @@
-"""What scoring costs at the least: counted floating-point operations and bytes of a student, against what a GPU can do.
+"""Lower bound of scoring time: counted floating-point operations and bytes, compared with the peak of a GPU.
 
     python -m benchmarks.limits [--questions 17000] [--traces 16] [--tokens 4096] [--prompt 400]
 
-Nothing is measured here. Architectures are those of the published configurations (Qwen2.5 on the Hub), the GPU is an
-H100 SXM by its data sheet: 989 TFLOP/s in dense bfloat16, 3.35 TB/s, 80 GB.
+Nothing is measured. Architectures come from published configurations (Qwen2.5 on the Hub), and the GPU is an H100 SXM
+according to its data sheet: 989 TFLOP/s in dense bfloat16, 3.35 TB/s, 80 GB.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from benchmarks.report import print_table, save
 
 FLOPS, BYTES_PER_SECOND = 989e12, 3.35e12
 BATCH_TOKENS = 2048
-#: Bytes that a log-prob of a prompt token costs in vLLM's first model runner for each entry of the vocabulary: logits
-#: in bfloat16 and log-softmax in float32.
+#: Bytes per vocabulary entry for the log-prob of a prompt token in vLLM's first model runner: logits in bfloat16 and
+#: log-softmax in float32.
 LOGIT_BYTES = 2 + 4
 
 
 @dataclass(frozen=True)
 class Student:
-    """A decoder with gated feed-forward layers; sizes as in its config.json."""
+    """Decoder with gated feed-forward layers; sizes from its config.json."""
 
     name: str
     hidden: int
@@ -35,7 +35,7 @@ class Student:
 
     @property
     def layer_parameters(self) -> int:
-        """Weights that every token is multiplied with, the head left out."""
+        """Weights that are multiplied with every token, without the LM head."""
         attention = self.hidden * self.head_size * (2 * self.heads + 2 * self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.feed_forward)
 
@@ -44,15 +44,15 @@ class Student:
         return self.hidden * self.vocabulary
 
     def flop(self, tokens: int, first: int, scored: int) -> float:
-        """Operations of a forward pass over the tokens from ``first`` on of a text of ``tokens``, causal attention."""
+        """Operations of a causal forward pass over positions ``first`` to ``tokens`` of a text."""
         new = tokens - first
-        context = (tokens * (tokens + 1) - first * (first + 1)) / 2  # pairs of a token and one that it sees
+        context = (tokens * (tokens + 1) - first * (first + 1)) / 2  # pairs of a token and one it attends to
         attention = 4 * self.layers * self.heads * self.head_size * context
         return 2 * self.layer_parameters * new + 2 * self.head_parameters * scored + attention
 
     @property
     def cache_bytes(self) -> int:
-        """Keys and values of a token in bfloat16."""
+        """Bytes of a token's keys and values in bfloat16."""
         return 2 * 2 * self.layers * self.kv_heads * self.head_size
 
 
@@ -66,22 +66,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=17_000)
     parser.add_argument("--traces", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=4096, help="of a student's whole text")
-    parser.add_argument("--prompt", type=int, default=400, help="of them shared by the traces of a question")
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens of a student's complete text")
+    parser.add_argument("--prompt", type=int, default=400, help="tokens shared by all traces of a question")
     arguments = parser.parse_args()
     rows = [row for student in STUDENTS for row in _rows(student, arguments)]
     print_table(rows)
     save("limits", {"settings": vars(arguments), "rows": rows})
 
 
-def _rows(student: Student, how: argparse.Namespace) -> list[dict[str, object]]:
-    traces, scored = how.questions * how.traces, how.tokens - how.prompt
+def _rows(student: Student, arguments: argparse.Namespace) -> list[dict[str, object]]:
+    traces, scored = arguments.questions * arguments.traces, arguments.tokens - arguments.prompt
     weights = 2 * (student.layer_parameters + 2 * student.head_parameters)
     rows = []
     for engine, shared in (("vllm: every text whole", False), ("transformers: prompts once", True)):
-        rests = traces * student.flop(how.tokens, how.prompt if shared else 0, scored)
-        flop = rests + (how.questions * student.flop(how.prompt, 0, 0) if shared else 0)
-        batch = BATCH_TOKENS * flop / (traces * how.tokens) / FLOPS
+        text_flop = traces * student.flop(arguments.tokens, arguments.prompt if shared else 0, scored)
+        flop = text_flop + (arguments.questions * student.flop(arguments.prompt, 0, 0) if shared else 0)
+        batch = BATCH_TOKENS * flop / (traces * arguments.tokens) / FLOPS
         rows.append(
             {
                 "student": student.name,
@@ -92,7 +92,7 @@ def _rows(student: Student, how: argparse.Namespace) -> list[dict[str, object]]:
                 "weights, GB": weights / 1e9,
                 "reading them, ms a batch": 1e3 * weights / BYTES_PER_SECOND,
                 "computing, ms a batch": 1e3 * batch,
-                "keys and values, GB a text": how.tokens * student.cache_bytes / 1e9,
+                "keys and values, GB a text": arguments.tokens * student.cache_bytes / 1e9,
                 "logits, GB a batch": 0.0 if shared else BATCH_TOKENS * student.vocabulary * LOGIT_BYTES / 1e9,
             }
         )

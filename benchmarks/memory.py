@@ -1,11 +1,11 @@
-"""Peak memory of scoring and of generating, at 1,000 and at 10,000 traces: it must not grow with their number.
+"""Peak memory of score and generate at 1,000 and 10,000 traces; it must not grow with their number.
 
     python -m benchmarks.memory [--traces 1000 10000] [--per-question 4]
 
-What is in flight is bounded by a part of the tables, 256 questions. With four traces per question that is 1,024
-traces, so both sizes fill it, and what differs is growth with the data. A model of a few hundred kilobytes stands in
-for a real one, so that what is seen is rlt-data's own memory and not the weights. Each command runs as a process of
-its own. Score imports its traces from a JSONL file, explanations of 200 to 600 characters.
+One part of the tables (256 questions) is in memory at a time. With four traces per question, a part has 1,024 traces,
+so both sizes fill it, and a difference means growth with the data. The model has a few hundred kilobytes, so that the
+weights do not hide the memory of rlt-data. Each command runs in its own process. Score imports traces from a JSONL
+file, with explanations of 200 to 600 characters.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.report import print_table, save
 from tests.killing import command
 from tests.tiny_models import make_tiny
 
-#: Tokens of a generated trace; with the tiny model's vocabulary about 300 characters.
+#: Tokens of a generated trace, about 300 characters with the tiny model's vocabulary.
 MAX_TOKENS = 128
 SENTENCES = (
     "We look at what is asked, and write down the numbers that we know. ",
@@ -55,12 +55,12 @@ def main() -> None:
                 peak.append(measure(run, folder, threads=1).megabytes)
     finally:
         shutil.rmtree(folder)
-    few, many = arguments.traces
+    small, large = arguments.traces
     rows = [
         {
             "step": step,
-            f"MB at {few:,} traces": peak[0],
-            f"MB at {many:,} traces": peak[1],
+            f"MB at {small:,} traces": peak[0],
+            f"MB at {large:,} traces": peak[1],
             "growth, MB": peak[1] - peak[0],
             "growth, %": 100 * (peak[1] / peak[0] - 1),
         }
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _write(folder: Path, traces: int, per_question: int) -> dict[str, Path]:
-    """Write an input for each step: questions with traces to score, and questions alone."""
+    """Write the inputs: questions with traces for score, questions alone for generate."""
     folder.mkdir()
     random = np.random.default_rng(0)
     files = {"score": folder / "traces.jsonl", "generate": folder / "questions.jsonl"}

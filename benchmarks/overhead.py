@@ -1,16 +1,16 @@
-"""What a trace costs beside its model: microseconds a trace with an engine that answers at once, and peak memory.
+"""Overhead per trace: microseconds and peak memory with an engine that responds immediately.
 
     python -m benchmarks.overhead [--traces 10000 1000000] [--long 2000] [--others 10000 50000]
 
-`generate` and `score` run with 16 traces a question: prompts, tokenisation by a real tokenizer, seeds, rows, journal,
-merging; the engine gives the same 100 tokens for every sample, and zeros for every log-prob. Then the same with some
-traces of 4,000 tokens. Microseconds are those of the work, peak memory that of the whole process, and every measurement
-is a process of its own.
+`generate` and `score` do all their work with 16 traces per question: prompts, tokenisation, seeds, rows, journal
+and merging. The engine returns the same 100 tokens for every sample and zero for every log-prob. A second measurement
+uses traces of 4,000 tokens. Microseconds exclude the start of the process, peak memory includes it. Each measurement
+runs in its own process.
 
-Beside it, distilabel 1.5.3 and bespokelabs-curator make as many texts, each in an environment of its own that is made
-in --environments (kept for the next time; where it cannot be made this is said and left out). distilabel's model is a
-class that returns the text at once, as ours is. curator has no model of that kind, so it gets a server on loopback that
-answers at once, and so does our server engine, one request a trace in both.
+For comparison, distilabel 1.5.3 and bespokelabs-curator generate as many texts, each in its own environment in
+--environments (kept for later runs; skipped with a message if it cannot be installed). distilabel's model is a class
+that returns the text immediately, like ours. curator supports no such model, so it uses a local server that responds
+immediately. rlt-data's server engine uses the same server, and both send one request per trace.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PER_QUESTION = 16
 MODEL = "gemma-3-270m"
 OTHERS = Path(__file__).parent / "others"
 PACKAGES = {
-    "distilabel": ["distilabel==1.5.3", "requests"],  # requests: distilabel imports it without asking for it
+    "distilabel": ["distilabel==1.5.3", "requests"],  # distilabel imports requests without requiring it
     "curator": ["bespokelabs-curator"],
 }
 SENTENCE = "We look at what is asked, write down what we know, and take one small step after the other. "
@@ -55,7 +55,7 @@ LONG = SENTENCE * 190
 
 
 class InstantEngine:
-    """Answers everything at once."""
+    """Engine that responds immediately."""
 
     context_length = 2**20
 
@@ -124,7 +124,7 @@ def _row(what: str, traces: int, measured: Measured, folder: Path) -> dict[str, 
 
 
 def _work(step: str, traces: int, text: str, folder: Path) -> None:
-    """Run a step in this process, and write how many seconds it took."""
+    """Run a step in this process, and write its seconds to a file."""
     from rlt_data.steps.generate import generate
     from rlt_data.steps.score import score
 
@@ -132,13 +132,13 @@ def _work(step: str, traces: int, text: str, folder: Path) -> None:
     run = str(folder / "run")
     with mock.patch("rlt_data.engines.transformers.TransformersEngine.load", return_value=InstantEngine(text)):
         if step == "generate":
-            made = generate(
+            summary = generate(
                 GenerateSettings(teacher=MODEL, input=str(questions), out=run, n=PER_QUESTION, format="rlt")
             )
         else:
-            made = score(ScoreSettings(student=MODEL, input=run))
-    assert made.new == traces // PER_QUESTION * PER_QUESTION, made
-    (folder / "seconds.json").write_text(json.dumps(made.seconds))
+            summary = score(ScoreSettings(student=MODEL, input=run))
+    assert summary.new == traces // PER_QUESTION * PER_QUESTION, summary
+    (folder / "seconds.json").write_text(json.dumps(summary.seconds))
 
 
 def write_questions(path: Path, count: int) -> Path:
@@ -168,8 +168,8 @@ def _others(sizes: Sequence[int], environments: Path, folder: Path) -> list[dict
                     command = [str(python), str(OTHERS / f"{name}_run.py"), *options]
                     try:
                         rows.append(_row(name, traces, measure(command, folder, threads=1), folder))
-                    except RuntimeError:  # what it printed says why
-                        print(f"left out: {name} does not run here")
+                    except RuntimeError:  # its stderr names the reason
+                        print(f"skipped: {name} fails")
             command = [sys.executable, str(OTHERS / "rlt_data_run.py"), *options]
             rows.append(_row("rlt-data generate --engine server", traces, measure(command, folder, threads=1), folder))
     finally:
@@ -178,7 +178,7 @@ def _others(sizes: Sequence[int], environments: Path, folder: Path) -> list[dict
 
 
 def _environment(folder: Path, packages: Sequence[str]) -> Path | None:
-    """Make a virtual environment with packages, and return its Python; None where that does not work."""
+    """Make a virtual environment with packages; return its Python, or None if the installation fails."""
     python = folder / "bin" / "python"
     if not (folder / "complete").exists():
         print(f"installing {', '.join(packages)} into {folder}", flush=True)
@@ -188,7 +188,7 @@ def _environment(folder: Path, packages: Sequence[str]) -> Path | None:
             subprocess.run(install, check=True, capture_output=True, text=True, timeout=900)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             reason = (error.stderr or str(error)).strip().splitlines()[-1]
-            print(f"left out: {', '.join(packages)} cannot be installed: {reason}")
+            print(f"skipped: {', '.join(packages)} cannot be installed: {reason}")
             return None
         (folder / "complete").touch()
     return python

@@ -1,9 +1,8 @@
-"""The page of large runs: what report takes, and what a look of view takes, first and afterwards.
+"""The report page of large runs: time of report, and time of the first and later requests of view.
 
     python -m benchmarks.page [--rows 10000 1000000] [--words 60]
 
-The runs are those of benchmarks.ranking, ranked. Opening and filtering the page in a browser is measured by the tests
-(make test-browser).
+The runs come from benchmarks.ranking and are ranked. `make test-browser` measures opening and filtering the page.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ TRACES = 16
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000], help="traces")
-    parser.add_argument("--words", type=int, default=60, help="of a text")
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000], help="numbers of traces")
+    parser.add_argument("--words", type=int, default=60, help="words per text")
     arguments = parser.parse_args()
     rows = []
     for size in arguments.rows:
@@ -37,15 +36,15 @@ def main() -> None:
             rank(parse_settings(RankSettings, {"in": str(run)}))
             measured = measure(command("report", run, "--out", run / "report.html"), Path(name))
             watch = Watch(str(run))
-            looks = [_seconds(watch) for _ in range(4)]
+            seconds = [_seconds(watch) for _ in range(4)]
             rows.append(
                 {
                     "traces": size,
                     "report, seconds": measured.seconds,
                     "peak MB": measured.megabytes,
                     "file, MiB": (run / "report.html").stat().st_size / 2**20,
-                    "first look, seconds": looks[0],
-                    "a later look": max(looks[1:]),
+                    "first look, seconds": seconds[0],
+                    "a later look": max(seconds[1:]),
                 }
             )
     print_table(rows)
@@ -53,9 +52,9 @@ def main() -> None:
 
 
 def _seconds(watch: Watch) -> float:
-    began = time.perf_counter()
+    start = time.perf_counter()
     watch.now()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

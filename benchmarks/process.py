@@ -1,4 +1,4 @@
-"""Running a command in a process of its own, and what it took."""
+"""Measure time and memory of a command in its own process."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Starts the command from a small process: right after a fork a child counts the memory of its parent as its own peak.
+#: Starts the command from a small process, because a forked child starts with its parent's peak memory.
 _MEASURE = """
 import json, resource, subprocess, sys, time
-began = time.monotonic()
+start_time = time.monotonic()
 code = subprocess.call(sys.argv[2:], stdout=subprocess.DEVNULL)
 usage = resource.getrusage(resource.RUSAGE_CHILDREN)
 scale = 2**20 if sys.platform == "darwin" else 2**10
 with open(sys.argv[1], "w") as file:
-    took = {"seconds": time.monotonic() - began, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+    took = {"seconds": time.monotonic() - start_time, "cpu_seconds": usage.ru_utime + usage.ru_stime}
     json.dump({"code": code, **took, "megabytes": usage.ru_maxrss / scale}, file)
 """
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a process took, start included: seconds by the clock and of all cores, and most resident memory in MiB."""
+    """Wall-clock seconds and CPU seconds of a process, start included, and its peak resident memory in MiB."""
 
     seconds: float
     cpu_seconds: float
@@ -33,20 +33,20 @@ class Measured:
 
 
 def measure(command: Sequence[str], folder: Path, threads: int | None = None) -> Measured:
-    """Run a command to its end and measure it.
+    """Run a command and measure it.
 
     Args:
-        command: program and arguments; its errors are shown, what else it prints is not.
-        folder: where a small file may be written.
-        threads: threads of its numerical libraries.
+        command: program and arguments; only its stderr is shown.
+        folder: folder for a temporary file.
+        threads: number of threads for numerical libraries.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the command failed.
     """
     environment = os.environ | {"HF_HUB_OFFLINE": "1"} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     file = folder / "measured.json"
     subprocess.run([sys.executable, "-c", _MEASURE, str(file), *command], env=environment, check=True)
-    found = json.loads(file.read_text(encoding="utf-8"))
-    if found["code"]:
-        raise RuntimeError(f"{' '.join(command)}: exit code {found['code']}")
-    return Measured(found["seconds"], found["cpu_seconds"], found["megabytes"])
+    measured = json.loads(file.read_text(encoding="utf-8"))
+    if measured["code"]:
+        raise RuntimeError(f"{' '.join(command)}: exit code {measured['code']}")
+    return Measured(measured["seconds"], measured["cpu_seconds"], measured["megabytes"])

@@ -1,11 +1,10 @@
-"""Merging, ranking and distilling large runs: time and peak memory of the commands, and how they grow with the rows.
+"""Time and peak memory of merge, rank and distill on large runs, by number of rows.
 
     python -m benchmarks.ranking [--rows 5000000 50000000] [--words 10] [--shares 4] [--traces 16] [--folder FOLDER]
 
-For each number of rows: runs as several machines would make them, merged into one, which is ranked (by rank and into
-quantiles) and distilled. The shares are written directly: random rewards, and texts and terms drawn from pools of
-random ones. Every command runs as a process of its own, so its start counts. 50 million rows with texts of 10 words
-take half an hour and 10 GB of disk. --folder says where, and keeps the merged runs.
+For each number of rows, the benchmark writes several runs with random texts and rewards, merges them, ranks the result
+(by rank and by quantile) and distills it. Each command runs in its own process, and its start counts. 50 million rows
+with texts of 10 words take half an hour and 10 GB of disk. --folder sets the folder and keeps the merged runs.
 """
 
 from __future__ import annotations
@@ -27,19 +26,21 @@ from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import QUESTIONS_PER_PART, SCHEMAS
 from tests.killing import command
 
-#: Different texts, and different values of the terms that nothing is ranked by.
+#: Numbers of different texts, and of different values of the reward terms that are not ranked by.
 TEXTS, VALUES = 50_000, 32
-#: What ranking and distilling may take: seconds for 5 million rows, and memory for any number.
+#: Goals for rank and distill: seconds for 5 million rows, and memory for any number.
 SECONDS, MEGABYTES = 90, 8 * 1024
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[5_000_000], help="the first is what others are held to")
-    parser.add_argument("--words", type=int, default=60, help="of a text")
-    parser.add_argument("--shares", type=int, default=4, help="runs that are merged, at least 2")
-    parser.add_argument("--traces", type=int, default=16, help="per question")
-    parser.add_argument("--folder", type=Path, help="make the runs here, and keep the merged ones")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[5_000_000], help="numbers of rows; the first is the baseline"
+    )
+    parser.add_argument("--words", type=int, default=60, help="words per text")
+    parser.add_argument("--shares", type=int, default=4, help="number of runs to merge, at least 2")
+    parser.add_argument("--traces", type=int, default=16, help="traces per question")
+    parser.add_argument("--folder", type=Path, help="folder for the runs; merged runs are kept")
     arguments = parser.parse_args()
 
     folder = arguments.folder or Path(tempfile.mkdtemp())
@@ -68,12 +69,12 @@ def main() -> None:
 
 
 def measure_steps(folder: Path, size: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Make shares of so many rows together, merge, rank and distill them, and return what each step took."""
+    """Write runs with ``size`` rows in total, merge, rank and distill them; return the measurements of each step."""
     questions = size // arguments.traces
     names = [folder / f"share-{share}" for share in range(arguments.shares)]
     for share, name in enumerate(names):
-        mine = questions // arguments.shares + (share < questions % arguments.shares)
-        make_run(name, mine, arguments.traces, arguments.words, seed=share)
+        share_questions = questions // arguments.shares + (share < questions % arguments.shares)
+        make_run(name, share_questions, arguments.traces, arguments.words, seed=share)
     run = folder / "run"
     steps = {
         "merge": command("merge", *(word for name in names for word in ("--in", name)), "--out", run),
@@ -103,11 +104,11 @@ def measure_steps(folder: Path, size: int, arguments: argparse.Namespace) -> lis
 
 
 def make_run(path: Path, questions: int, traces: int, words: int, seed: int) -> None:
-    """Write a run with questions, traces and scores, as if its traces had been imported and scored."""
+    """Write a run with questions and random imported traces and scores."""
     run = RunFolder(path)
     random = np.random.default_rng(seed)
-    known = np.array(["".join(random.choice(list("etaoinshrdlu"), random.integers(2, 10))) for _ in range(2000)])
-    pool = pa.array([" ".join(random.choice(known, words)) for _ in range(TEXTS)])
+    vocabulary = np.array(["".join(random.choice(list("etaoinshrdlu"), random.integers(2, 10))) for _ in range(2000)])
+    pool = pa.array([" ".join(random.choice(vocabulary, words)) for _ in range(TEXTS)])
     format = load_format("rlt")
     closed = pa.array([format.completion_of(text) for text in pool.to_pylist()])
     for part, start in enumerate(range(0, questions, QUESTIONS_PER_PART)):
@@ -132,8 +133,8 @@ def make_run(path: Path, questions: int, traces: int, words: int, seed: int) -> 
         finished = random.random(count * traces) < 0.9
         reason = pa.array(np.where(finished, "stop", "length"))
         texts = pa.array(finished), closed.take(drawn), pool.take(drawn)
-        made = {"completion": pc.if_else(*texts), "finish_reason": reason, "made_by": _all("imported", reason)}
-        run.write_part("traces", part, _table("traces", common | made))
+        columns = {"completion": pc.if_else(*texts), "finish_reason": reason, "made_by": _all("imported", reason)}
+        run.write_part("traces", part, _table("traces", common | columns))
         run.write_part("scores", part, _table("scores", common | _scores(random, finished, reason)))
     run.record("input", {"traces": True})
     run.record("score", {"format": format.model_dump(mode="json")})
@@ -161,7 +162,7 @@ def _scores(random: np.random.Generator, finished: np.ndarray, reason: pa.Array)
 
 
 def _keys(random: np.random.Generator, count: int) -> pa.Array:
-    """Return random keys as content_hash gives them, 32 hex digits."""
+    """Return random keys of 32 hex digits, like those of content_hash."""
     digits = random.bytes(16 * count).hex()
     return pa.array([digits[start : start + 32] for start in range(0, len(digits), 32)])
 

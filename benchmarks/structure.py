@@ -1,6 +1,6 @@
-"""Counts what a newcomer has to find their way through: ``python -m benchmarks.structure [CHECKOUT ...]``.
+"""Count files, imports, cycles and small functions: ``python -m benchmarks.structure [CHECKOUT ...]``.
 
-Give two checkouts (``git worktree add ../before COMMIT``) to compare them.
+To compare two commits, pass two checkouts (``git worktree add ../before COMMIT``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 PACKAGES = ("rlt_data", "cli", "recipes")
-#: Packages and modules from the top to the bottom; an import goes down. Modules of before the packages existed too.
+#: Packages and modules from the top layer to the bottom, including modules of earlier commits; imports go down.
 LAYERS = (
     ("cli", "recipes"), ("run",), ("reporting", "page"), ("publish",), ("training",), ("statistics",), ("steps",),
     ("scoring", "reward"), ("tasks",), ("engines", "cluster"), ("inputs",), ("formats",), ("provenance",),
@@ -23,18 +23,18 @@ LAYERS = (
 
 
 def files_of(root: Path) -> dict[str, Path]:
-    """Return the Python files by module, without links."""
-    found = {}
+    """Return the Python files by module, without symbolic links."""
+    files = {}
     for package in PACKAGES:
         for file in sorted((root / package).rglob("*.py")):
             relative = file.relative_to(root)
             if not any((root / parent).is_symlink() for parent in relative.parents):
-                found[".".join(relative.with_suffix("").parts).removesuffix(".__init__")] = file
-    return found
+                files[".".join(relative.with_suffix("").parts).removesuffix(".__init__")] = file
+    return files
 
 
 def imports_of(tree: ast.AST) -> set[str]:
-    """Return the modules of the package that a file imports, as units below ``rlt_data``."""
+    """Return the top-level modules and packages of ``rlt_data`` that a file imports."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -45,11 +45,11 @@ def imports_of(tree: ast.AST) -> set[str]:
 
 
 def structure(root: Path) -> dict[str, int]:
-    """Count the structure of a checkout."""
+    """Return the counts of a checkout."""
     files = files_of(root)
     trees = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in files.items()}
     unit = {name: name.split(".")[1] if name.startswith("rlt_data.") else name.split(".")[0] for name in files}
-    height = {name: -place for place, names in enumerate(LAYERS) for name in names}
+    height = {name: -layer for layer, names in enumerate(LAYERS) for name in names}
     arrows = {(unit[name], target) for name, tree in trees.items() for target in imports_of(tree)}
     arrows = {(source, target) for source, target in arrows if source != target and {source, target} <= height.keys()}
     used = Counter(
@@ -86,11 +86,11 @@ def structure(root: Path) -> dict[str, int]:
 
 
 def main() -> None:
-    """Print the counts of checkouts side by side."""
+    """Print the counts of each checkout in a column."""
     roots = [Path(name) for name in sys.argv[1:]] or [Path()]
     counts = [structure(root) for root in roots]
     for key in counts[0]:
-        print(f"{key:48}" + "".join(f"{found[key]:>9,}" for found in counts))
+        print(f"{key:48}" + "".join(f"{count[key]:>9,}" for count in counts))
     if len(roots) == 1:
         print(json.dumps(counts[0]))
 

@@ -1,10 +1,10 @@
-"""Generation through the whole `generate` step with the vllm engine, against one bare `LLM.generate` call.
+"""Generation speed of the complete `generate` step with the vllm engine, relative to one bare `LLM.generate` call.
 
     python -m benchmarks.vllm_generation [--model gemma-3-270m] [--questions 64] [--traces 8] [--max-tokens 48]
 
-The bare call gets the very requests that the step made, all at once, in an LLM that was made with the same options. The
-two take turns, so that a slow moment of the machine meets both. Without a GPU: `sh scripts/vllm-cpu.sh FOLDER` makes
-an environment that has vLLM, and OMP_NUM_THREADS=1 leaves a core to the step.
+The bare call gets all requests of the step in one call, in an LLM with the same options. The two take turns, so that
+slow moments affect both. Without a GPU, `sh scripts/vllm-cpu.sh VENV` makes an environment with vLLM; set
+OMP_NUM_THREADS=1 to leave a core to the step.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
     )
     model = open_model(arguments.model, settings)
     recorder = Recorder(model.engine)
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # as the step's engine has it on a CPU
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # as in the step's engine on a CPU
     core = open_core(model.checkpoint, settings, scoring=False)
     core.set_temperature(settings.temperature)
     rows = []
@@ -60,7 +60,7 @@ def main() -> None:
         requests = [request for block in blocks for request in block]
         tokens, seconds = _bare(core, requests, recorder.sampling)
         if turn < 0:
-            continue  # both warm up
+            continue  # warm-up
         rows.append(
             {
                 "round": turn + 1,
@@ -78,18 +78,18 @@ def main() -> None:
     save("vllm_generation", {"settings": vars(arguments), "rows": rows, "median ratio": ratio}, package)
 
 
-def _bare(core: VllmCore, requests: Sequence[PromptRequest], how: Sampling) -> tuple[int, float]:
-    """Make all samples by one call; return their tokens and the seconds."""
+def _bare(core: VllmCore, requests: Sequence[PromptRequest], sampling: Sampling) -> tuple[int, float]:
+    """Generate all samples in one call; return tokens and seconds."""
     from vllm import SamplingParams
 
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     prompts, params = [], []
     for request in requests:
         for sample in request.samples:
             prompts.append({"prompt_token_ids": request.ids.tolist()})
-            params.append(SamplingParams(**drawn(sample, how, how.room(request.ids, core.context_length))))
+            params.append(SamplingParams(**drawn(sample, sampling, sampling.room(request.ids, core.context_length))))
     outputs = core.llm.generate(prompts, params, use_tqdm=False)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start_time
     return sum(len(output.outputs[0].token_ids) for output in outputs), seconds
 
 

@@ -14,7 +14,7 @@ from rlt_data.cli.output import (
     print_stats,
     print_summary,
 )
-from rlt_data.cli.progress import shown_progress
+from rlt_data.progress import choose_progress
 from rlt_data.settings import (
     FormatsSettings,
     ReportSettings,
@@ -35,7 +35,7 @@ def run(settings: RunPipelineSettings) -> int:
     from rlt_data.steps.pipeline import load_pipeline, run_pipeline
 
     code = 0
-    for name, section, summary in run_pipeline(load_pipeline(settings.pipeline), shown_progress()):
+    for name, section, summary in run_pipeline(load_pipeline(settings.pipeline), choose_progress(True)):
         code = max(code, print_summary(STEPS[name], section, summary))
     return code
 
@@ -78,7 +78,7 @@ def report(settings: ReportSettings) -> None:
     """Write an HTML page about a run: figures, plots, and the traces, coloured token by token."""
     from rlt_data.reporting.report import report
 
-    print_report(report(settings, shown_progress()))
+    print_report(report(settings, choose_progress(True)))
 
 
 def view(settings: ViewSettings) -> None:

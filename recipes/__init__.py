@@ -1,1 +1,1 @@
-"""Worked outcomes: one folder each, with its configuration and its figures."""
+"""Recipes: reproducible experiments, one per folder."""

@@ -1,9 +1,9 @@
-"""What recipes share: settings by scale, steps that are done once, work side by side, figures, table and plot.
+"""Run recipes: settings by scale, cached steps, parallel seeds, and results as figures, table and plot.
 
 ``python -m rlt_data.recipes NAME --scale SCALE`` runs a recipe: a package with ``recipe.py``, whose function
-``run(experiment)`` does the work, and one YAML file per scale. Each section of a YAML file holds the settings of one
-step, under the keys of its command; ``experiment.step`` runs a step with them. The result of a step is stored under a
-hash of its settings, so an interrupted recipe continues where it stopped.
+``run(experiment)`` does the work, and one YAML file per scale. A section of the YAML file contains the settings of one
+step, with the keys of its command; ``experiment.step`` runs the step. Its result is stored under a hash of the
+settings, so an interrupted recipe continues where it stopped.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from rlt_data.storage.outputs import write_json
 
 @dataclass
 class Experiment:
-    """A recipe at work.
+    """A running recipe.
 
     Attributes:
-        recipe: its name.
-        config: its settings, by section; ``seeds``, ``workers`` and ``launcher`` (a file of
-            recipes/accelerate, for trainings on many GPUs) are for all of it.
-        out: its folder.
-        dry_run: only check every step's settings, and show them.
-        scale: name or file of its settings.
+        recipe: name of the recipe.
+        config: settings by section, and for all sections ``seeds``, ``workers`` and ``launcher`` (name of a file in
+            recipes/accelerate, for training on several GPUs).
+        out: output folder.
+        dry_run: whether to only check and print the settings of every step.
+        scale: name or file of the settings.
     """
 
     recipe: str
@@ -59,65 +59,64 @@ class Experiment:
 
     @property
     def seeds(self) -> list[int]:
-        """Seeds to repeat everything with."""
+        """Seeds with which to repeat the experiment."""
         return list(range(int(self.config["seeds"])))
 
     def step(self, name: str, section: str | None = None, **keys: Any) -> dict[str, Any]:
-        """Run a step, or return what it returned before.
+        """Run a step, or return its stored result.
 
         Args:
-            name: one of :data:`rlt_data.steps.registry.STEPS`.
-            section: section of the YAML file with its settings; default: its name.
-            keys: more of them, which go first; ``in_`` and ``lambda_`` stand for ``in`` and ``lambda``.
+            name: name of a step in :data:`rlt_data.steps.registry.STEPS`.
+            section: config section of the step; default: its name.
+            keys: settings that override the section; write ``in_`` and ``lambda_`` for ``in`` and ``lambda``.
         """
         step = STEPS[name]
         content = self._section(section or name) | {key.rstrip("_"): value for key, value in keys.items()}
-        where = f"{self.recipe}, section {section or name}"
-        settings = parse_settings(step.settings, content, where=where)
+        settings = parse_settings(step.settings, content, where=f"{self.recipe}, section {section or name}")
         if self.dry_run:
             self._show(name, section or name, settings)
             return {}
         text = json.dumps([name, settings.model_dump(mode="json")], sort_keys=True)
-        kept = self.out / "steps" / f"{name}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.json"
-        if kept.is_file():
-            return dict(json.loads(kept.read_text(encoding="utf-8")))
-        began = time.monotonic()
+        stored = self.out / "steps" / f"{name}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.json"
+        if stored.is_file():
+            return dict(json.loads(stored.read_text(encoding="utf-8")))
+        start = time.monotonic()
         result = self._launch(name, settings) if step.trains and self.config.get("launcher") else None
         if result is None:
-            result = _in_own_process(step, settings) if _uses_gpu(settings) else _run(step, settings)
-        result |= {"seconds": time.monotonic() - began}
-        write_json(kept, result)
+            result = _run_in_process(step, settings) if _uses_gpu(settings) else _run(step, settings)
+        result |= {"seconds": time.monotonic() - start}
+        write_json(stored, result)
         return result
 
     def _section(self, name: str) -> dict[str, Any]:
-        """Return the settings under a name; a dot leads into a section, as in ``train.countdown``."""
-        found: Any = self.config
-        for part in name.split("."):
-            found = found.get(part) or {}
-        return dict(found)
+        """Return the settings of a section; a dot names a subsection, as in ``train.countdown``."""
+        section: Any = self.config
+        for key in name.split("."):
+            section = section.get(key) or {}
+        return dict(section)
 
     def _launch(self, name: str, settings: Settings) -> dict[str, Any]:
-        """Run a training by ``accelerate launch``, with the shipped file that the recipe names as its launcher."""
+        """Run a training with ``accelerate launch`` and the configuration that ``launcher`` names."""
         if self.config["launcher"] == "zero3" and find_spec("deepspeed") is None:
-            raise SettingsError("launcher: zero3 needs DeepSpeed; pip install deepspeed, or take launcher: fsdp2")
+            raise SettingsError("launcher: zero3 needs DeepSpeed; pip install deepspeed, or set launcher: fsdp2")
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
             yaml.safe_dump(settings.model_dump(mode="json", by_alias=True), file)
             file.flush()
             command = ["-m", "rlt_data.cli.main", *STEPS[name].command.split(), "--config", file.name]
-            shipped = resources.files("rlt_data.recipes").joinpath("accelerate", f"{self.config['launcher']}.yaml")
+            launcher = resources.files("rlt_data.recipes").joinpath("accelerate", f"{self.config['launcher']}.yaml")
             launch = [
                 sys.executable,
                 "-m",
                 "accelerate.commands.accelerate_cli",
                 "launch",
                 "--config_file",
-                str(shipped),
+                str(launcher),
             ]
             code = subprocess.run([*launch, *command], check=False).returncode
             if code:
-                raise RltDataError(f"{self.recipe}: {name} for {settings.out} ended with code {code}; see above")  # type: ignore[attr-defined]
-        found = json.loads((Path(settings.out) / "training.json").read_text(encoding="utf-8"))  # type: ignore[attr-defined]
-        return {"out": str(settings.out), **found}  # type: ignore[attr-defined]
+                raise RltDataError(f"{self.recipe}: {name} for {settings.out} failed with code {code}; see above")  # type: ignore[attr-defined]
+        recorded = json.loads((Path(settings.out) / "training.json").read_text(encoding="utf-8"))  # type: ignore[attr-defined]
+        return {"out": str(settings.out), **recorded}  # type: ignore[attr-defined]
 
     def _show(self, name: str, section: str, settings: Settings) -> None:
         if section not in self._shown:
@@ -126,22 +125,22 @@ class Experiment:
             for key, value in settings.model_dump(mode="json", by_alias=True).items():
                 print(f"  {key}: {value}")
 
-    def each(self, work: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> list[Any]:
-        """Call ``work(experiment, *call)`` for every call, as many side by side as the recipe has workers; in order."""
+    def run_all(self, work: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> list[Any]:
+        """Run ``work(experiment, *call)`` for each call in ``workers`` parallel processes; return results in order."""
         calls = list(calls)
         workers = min(int(self.config.get("workers", 1)), len(calls))
         if workers < 2 or self.dry_run:
             return [work(self, *call) for call in calls]
-        began, done = time.monotonic(), 0
+        start, done = time.monotonic(), 0
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         results: list[Any] = [None] * len(calls)
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _quiet) as pool:
-            places = {pool.submit(work, self, *call): place for place, call in enumerate(calls)}
+            futures = {pool.submit(work, self, *call): index for index, call in enumerate(calls)}
             try:
-                for future in as_completed(places):
-                    results[places[future]] = future.result()
+                for future in as_completed(futures):
+                    results[futures[future]] = future.result()
                     done += 1
-                    left = (time.monotonic() - began) / done * (len(calls) - done) / 60
+                    left = (time.monotonic() - start) / done * (len(calls) - done) / 60
                     print(
                         f"{self.recipe}: {work.__name__} {done} of {len(calls)}, about {left:.1f} min left", flush=True
                     )
@@ -167,14 +166,14 @@ def _uses_gpu(settings: Settings) -> bool:
     return getattr(settings, "device", "cpu") not in ("cpu", "mps") and torch.cuda.is_available()
 
 
-def _in_own_process(step: Step, settings: Settings) -> dict[str, Any]:
-    """Run a step in a process that ends, and so gives all GPU memory back to the next step."""
+def _run_in_process(step: Step, settings: Settings) -> dict[str, Any]:
+    """Run a step in a new process, which frees all GPU memory when it ends."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _quiet) as pool:
         return pool.submit(_run, step, settings).result()
 
 
 def _run(step: Step, settings: Settings) -> dict[str, Any]:
-    """Call a step's function, and return what it returns as plain values."""
+    """Call a step's function, and return its result as JSON values."""
     result = step.load()(settings)
     content = asdict(result) if is_dataclass(result) and not isinstance(result, type) else {"result": result}
     return dict(json.loads(json.dumps(content, default=str)))
@@ -182,7 +181,7 @@ def _run(step: Step, settings: Settings) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds, half of its 95 % interval (Student's t), and the values."""
+    """Mean over seeds, half-width of its 95 % interval (Student's t), and the values."""
 
     mean: float
     half: float
@@ -193,7 +192,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean of a few values, and how far off it may be."""
+    """Return the mean of values and its 95 % interval."""
     count = len(values)
     mean = sum(values) / count
     if count < 2:
@@ -205,14 +204,14 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def pearson(one: Sequence[float], other: Sequence[float]) -> float:
-    """Return the linear correlation of two columns."""
+    """Return Pearson's correlation of two columns."""
     from scipy.stats import pearsonr
 
     return float(pearsonr(one, other).statistic)
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float:
-    """Return the rank correlation of two columns, ties sharing their mean rank."""
+    """Return Spearman's rank correlation of two columns; ties get their mean rank."""
     from scipy.stats import spearmanr
 
     return float(spearmanr(one, other).statistic)
@@ -227,13 +226,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def publish(
     experiment: Experiment, figures: Mapping[str, Any], text: str, draw: Callable[[Any], None] | None = None
 ) -> None:
-    """Write a recipe's figures (JSON), table (Markdown) and plot (SVG) into its folder, and print the table.
+    """Write figures (JSON), table (Markdown) and plot (SVG) to the recipe's folder, and print the table.
 
     Args:
-        experiment: the recipe.
-        figures: everything that was measured.
-        text: the table and what it says.
-        draw: draws on Matplotlib axes.
+        experiment: running recipe.
+        figures: all measured values.
+        text: table and notes in Markdown.
+        draw: function that draws the plot on Matplotlib axes.
     """
     folder = experiment.out / "results"
     folder.mkdir(parents=True, exist_ok=True)
@@ -258,24 +257,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a recipe from the command line.
 
     Args:
-        arguments: of the command line; default: the process's.
+        arguments: command-line arguments; default: ``sys.argv[1:]``.
     """
     parser = argparse.ArgumentParser(prog="python -m rlt_data.recipes")
     parser.add_argument("recipe", choices=recipes(), metavar="NAME", help=", ".join(recipes()))
-    parser.add_argument("--scale", default="nano", help="nano, single-gpu, paper, or a YAML file of your own")
-    parser.add_argument("--out", help="folder for everything; default: runs/NAME-SCALE")
-    parser.add_argument("--dry-run", action="store_true", help="check and show every step's settings")
-    chosen = parser.parse_args(arguments)
-    out = Path(chosen.out or f"runs/{chosen.recipe}-{Path(chosen.scale).stem}")
+    parser.add_argument("--scale", default="nano", help="nano, single-gpu, paper, or the path of a YAML file")
+    parser.add_argument("--out", help="output folder; default: runs/NAME-SCALE")
+    parser.add_argument("--dry-run", action="store_true", help="check and print the settings of every step")
+    options = parser.parse_args(arguments)
+    out = Path(options.out or f"runs/{options.recipe}-{Path(options.scale).stem}")
     try:
         _quiet()
-        began = time.monotonic()
+        start = time.monotonic()
         experiment = Experiment(
-            chosen.recipe, load_config(chosen.recipe, chosen.scale), out, chosen.dry_run, chosen.scale
+            options.recipe, load_config(options.recipe, options.scale), out, options.dry_run, options.scale
         )
-        import_module(f"rlt_data.recipes.{chosen.recipe}.recipe").run(experiment)
-        if not chosen.dry_run:
-            print(f"{chosen.recipe}: {(time.monotonic() - began) / 60:.1f} min; results in {out / 'results'}")
+        import_module(f"rlt_data.recipes.{options.recipe}.recipe").run(experiment)
+        if not options.dry_run:
+            print(f"{options.recipe}: {(time.monotonic() - start) / 60:.1f} min; results in {out / 'results'}")
     except RltDataError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -288,19 +287,19 @@ def recipes() -> list[str]:
 
 
 def load_config(recipe: str, scale: str) -> dict[str, Any]:
-    """Read a scale's settings: a YAML file of the recipe by name, or any other by path.
+    """Read the settings of a scale, from a YAML file of the recipe by name or any file by path.
 
     Raises:
-        SettingsError: there is no such file, or it is no YAML mapping.
+        SettingsError: the file cannot be read, or is not a YAML mapping.
     """
-    own = resources.files(f"rlt_data.recipes.{recipe}").joinpath(f"{scale}.yaml")
+    packaged = resources.files(f"rlt_data.recipes.{recipe}").joinpath(f"{scale}.yaml")
     try:
-        text = own.read_text(encoding="utf-8") if own.is_file() else Path(scale).read_text(encoding="utf-8")
-        found = yaml.safe_load(text)
+        text = packaged.read_text(encoding="utf-8") if packaged.is_file() else Path(scale).read_text(encoding="utf-8")
+        config = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingsError(
-            f"--scale: {scale}: cannot be read ({first_line(error)}); takes nano, single-gpu, paper, or a YAML file"
+            f"--scale: {scale}: cannot be read ({first_line(error)}); set nano, single-gpu, paper, or a YAML file"
         ) from None
-    if not isinstance(found, dict):
-        raise SettingsError(f"--scale: {scale}: a YAML mapping is needed, with a section for each step")
-    return found
+    if not isinstance(config, dict):
+        raise SettingsError(f"--scale: {scale}: must be a YAML mapping with a section for each step")
+    return config

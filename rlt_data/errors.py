@@ -1,7 +1,6 @@
-"""What can go wrong in the hands of a user, each with the exit code the command line ends with.
+"""The errors that users can do something about, each with the exit code of the command line.
 
-Every message is one or a few lines for the person at the terminal: what was wrong, where, and what would be right.
-A bug of ours is none of these classes and shows its traceback.
+A message says in one line what is wrong, where, and what would be right. Bugs raise other classes and show a traceback.
 """
 
 from __future__ import annotations
@@ -10,52 +9,52 @@ import textwrap
 
 
 class RltDataError(Exception):
-    """A mistake or a limit that the user can do something about; the message needs no traceback."""
+    """Base class of all errors of rlt-data; the message needs no traceback."""
 
     exit_code = 1
 
 
 class SettingsError(RltDataError):
-    """A flag or a YAML key that is unknown, missing or out of range."""
+    """A flag, YAML key or argument is unknown, missing or wrong."""
 
     exit_code = 2
 
 
 class InputError(RltDataError):
-    """Input data that cannot be read or does not hold what a step needs."""
+    """Input data cannot be read, or lacks what the step needs."""
 
     exit_code = 3
 
 
 class RunFolderError(RltDataError):
-    """A run folder that is locked, made by other settings, or lacks the table a step reads."""
+    """A run folder does not exist, is locked, was made with other settings, or lacks a table that the step reads."""
 
     exit_code = 5
 
 
 class ModelError(RltDataError):
-    """A model or an engine that cannot be found, loaded or used for what was asked."""
+    """A model or an engine cannot be found, loaded or used for this step."""
 
     exit_code = 6
 
 
 class EngineError(RltDataError):
-    """An engine that stopped: it died too often, a server refused all requests, or nothing moved for too long."""
+    """An engine stopped: it crashed too often, a server refused all requests, or it made no progress for too long."""
 
     exit_code = 8
 
 
 class DiskError(RltDataError):
-    """Writing failed: the disk is full, or the folder cannot be written. What was on disk is as it was."""
+    """Writing failed because the disk is full or the folder is not writable. Existing files are unchanged."""
 
     exit_code = 7
 
 
 class HubError(RltDataError):
-    """The Hub refused something, or could not be reached; what was uploaded is there, and the same command goes on.
+    """The Hub refused a request or cannot be reached. Uploaded files are kept, and the same command continues.
 
     Attributes:
-        moved: somebody else changed the branch meanwhile.
+        moved: whether someone else changed the branch during the upload.
     """
 
     exit_code = 9
@@ -65,7 +64,7 @@ class HubError(RltDataError):
         self.moved = moved
 
 
-#: Exit code of a step that finished while some of its rows are in ``errors.jsonl``.
+#: Exit code of a step that finished, but with failed rows in ``errors.jsonl``.
 SOME_ROWS_FAILED = 4
 
 #: Exit code after Ctrl-C or SIGTERM; the same command continues the run.
@@ -73,10 +72,10 @@ INTERRUPTED = 130
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of another library's message, or the error's kind where it says nothing."""
+    """Return the first line of another library's error message, or the name of its class if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def one_line(error: BaseException) -> str:
-    """Return another library's message with its lines joined and cut, or the error's kind where it says nothing."""
+    """Return another library's error message as one line of at most 300 characters, or the name of its class."""
     return textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__

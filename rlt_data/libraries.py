@@ -21,6 +21,7 @@ def prepare_libraries() -> None:
     # Errors of data sets are raised as well as logged.
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl")
+    warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm in a notebook; its bars are not shown
 
 
 def show_bars() -> None:

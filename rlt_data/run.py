@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
+from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
-from rlt_data.progress import SILENT, Progress
-from rlt_data.settings import ReportSettings, parse_settings
-from rlt_data.steps.registry import STEPS
+from rlt_data.calls import call_step, documented, make_settings
+from rlt_data.errors import RunFolderError, SettingsError
+from rlt_data.progress import Progress, choose_progress
+from rlt_data.settings import DistillSettings, InputSettings, PushSettings, RankSettings, ReportSettings, ScoreSettings
+from rlt_data.storage.backends import open_folder
 from rlt_data.storage.paths import StoragePath, absolute_path
 from rlt_data.storage.run import RunFolder
+from rlt_data.storage.schemas import SCHEMAS
 
 if TYPE_CHECKING:
     import datasets
@@ -18,26 +22,29 @@ if TYPE_CHECKING:
     from rlt_data.publish.push import PushSummary
     from rlt_data.reporting.report import ReportSummary
     from rlt_data.statistics import Stats
-    from rlt_data.steps.distill import DistillSummary
-    from rlt_data.steps.provenance import StepSummary
-    from rlt_data.steps.rank import RankSummary
 
 
 class Run:
     """A run folder, on a disk or in an object store.
 
-    The steps take the keys of their settings as keyword arguments (``lambda_`` for ``lambda``), such as
-    ``run.score(student="nano")`` and ``run.rank(by="r_ss")``.
+    Methods that add to the run return the run, so calls chain: ``run.score(student="nano").rank()``.
 
     Args:
         path: the folder, or its URL.
 
+    Attributes:
+        summary: what the last step did: rows, failed rows, tokens, seconds. None before the first step.
+
     Raises:
-        RunFolderError: there is no such run, or parts of its tables are missing or damaged.
+        RunFolderError: the folder does not exist or is no run, or parts of its tables are missing or damaged.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self._run = RunFolder.existing(absolute_path(path))
+    def __init__(self, path: str | PathLike[str]) -> None:
+        try:
+            self._folder = RunFolder.existing(absolute_path(fspath(path) or None))  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            raise RunFolderError(f"takes the path or the URL of a run folder, not {path!r}") from None
+        self.summary: Any = None
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -48,57 +55,104 @@ class Run:
     @property
     def path(self) -> StoragePath:
         """The folder."""
-        return self._run.path
+        return self._folder.path
 
     @property
     def info(self) -> dict[str, Any]:
-        """The content of run.json: settings, models and versions of every step."""
-        return self._run.info
+        """The content of run.json: settings, models and versions of each step."""
+        return self._folder.info
 
     def scan(self, table: str | None = None) -> pl.LazyFrame:
         """Return a table lazily, or all tables joined: one row per trace.
 
         Args:
-            table: questions, traces, scores, ranks, answers or grades.
+            table: questions, traces, scores, ranks, answers or grades. None joins the first four.
 
         Raises:
             RunFolderError: the run has no such table, or parts of it are missing or damaged.
         """
-        return self._run.scan(table)
+        return self._folder.scan(_known(table))
 
     def to_dataset(self, table: str | None = None) -> datasets.Dataset:
         """Return what :meth:`scan` returns as a ``datasets.Dataset``."""
-        return self._run.to_dataset(table)
+        return self._folder.to_dataset(_known(table))
 
     def stats(self) -> Stats:
-        """Compute the figures of the run; see :func:`rlt_data.stats`."""
+        """Compute the figures of the run, as :func:`rlt_data.stats` does."""
         from rlt_data.statistics import stats
 
-        return stats(self._run)
+        return stats(self._folder)
 
-    def score(self, *, progress: Progress = SILENT, **settings: Any) -> StepSummary:
-        """Score the traces; see :class:`rlt_data.ScoreSettings`."""
-        return self._work("score", settings, progress)  # type: ignore[no-any-return]
+    @documented(ScoreSettings, method=True, leave_out=InputSettings.model_fields)
+    def score(self, *, progress: bool | Progress = False, **settings: Any) -> Run:
+        """Score the traces by how much they help a student, and how natural it finds them (the RLT reward).
 
-    def rank(self, *, progress: Progress = SILENT, **settings: Any) -> RankSummary:
-        """Rank the scored traces; see :class:`rlt_data.RankSettings`."""
-        return self._work("rank", settings, progress)  # type: ignore[no-any-return]
+        Returns:
+            The run with its scores.
+        """
+        return self._extended("score", settings, progress)
 
-    def distill(self, *, progress: Progress = SILENT, **settings: Any) -> DistillSummary:
-        """Write a distillation data set; see :class:`rlt_data.DistillSettings`."""
-        return self._work("distill", settings, progress)  # type: ignore[no-any-return]
+    @documented(RankSettings, method=True)
+    def rank(self, *, progress: bool | Progress = False, **settings: Any) -> Run:
+        """Rank the traces of each question by reward, and sort them into buckets.
 
-    def push(self, *, progress: Progress = SILENT, **settings: Any) -> PushSummary:
-        """Publish the distilled data set; see :class:`rlt_data.PushSettings`."""
-        return self._work("push", settings, progress)  # type: ignore[no-any-return]
+        Returns:
+            The run with its ranks.
+        """
+        return self._extended("rank", settings, progress)
 
-    def report(self, *, progress: Progress = SILENT, **settings: Any) -> ReportSummary:
-        """Write an HTML page about the run; see :class:`rlt_data.ReportSettings`."""
+    @documented(DistillSettings, method=True)
+    def distill(self, *, progress: bool | Progress = False, **settings: Any) -> datasets.Dataset:
+        """Choose traces and write them as a data set in the student's format.
+
+        Returns:
+            The data set; ``run.summary.out`` is its folder.
+        """
+        self.summary = self._call("distill", settings, progress)
+        return read_dataset(self.summary.out)
+
+    @documented(PushSettings, method=True)
+    def push(self, *, progress: bool | Progress = False, **settings: Any) -> PushSummary:
+        """Publish the distilled data set on the Hugging Face Hub, with a card.
+
+        Returns:
+            What was published.
+        """
+        return self._call("push", settings, progress)  # type: ignore[no-any-return]
+
+    @documented(ReportSettings, method=True)
+    def report(self, *, progress: bool | Progress = False, **settings: Any) -> ReportSummary:
+        """Write an HTML page about the run.
+
+        Returns:
+            What was written.
+        """
         from rlt_data.reporting.report import report
 
-        return report(parse_settings(ReportSettings, {"in": str(self.path), **settings}), progress)
+        return report(make_settings(ReportSettings, (str(self.path),), settings), choose_progress(progress))
 
-    def _work(self, name: str, settings: dict[str, Any], progress: Progress) -> Any:
-        step = STEPS[name]
-        keys = {key.rstrip("_"): value for key, value in settings.items()}
-        return step.load()(parse_settings(step.settings, {"in": str(self.path), **keys}), progress)
+    def _extended(self, step: str, settings: dict[str, Any], progress: bool | Progress) -> Run:
+        summary = self._call(step, settings, progress)
+        run = self if summary.run == self.path else Run(str(summary.run))
+        run.summary = summary
+        return run
+
+    def _call(self, step: str, settings: dict[str, Any], progress: bool | Progress) -> Any:
+        return call_step(step, (str(self.path),), settings, progress)
+
+
+def read_dataset(folder: StoragePath) -> datasets.Dataset:
+    """Return a data set that ``distill`` wrote, on a disk or in a store."""
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data = open_folder(folder / "data")
+    files = sorted(data.list_files(""))
+    return datasets.Dataset(pa.concat_tables(pq.read_table(io.BytesIO(data.read(file))) for file in files))
+
+
+def _known(table: str | None) -> str | None:
+    if table is not None and table not in SCHEMAS:
+        raise SettingsError(f"table: takes {', '.join(SCHEMAS)} (got {table!r})")
+    return table

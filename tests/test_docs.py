@@ -11,7 +11,7 @@ from rlt_data import errors
 from rlt_data.cli.main import app
 from rlt_data.errors import RltDataError
 from rlt_data.formats.schema import BUILT_IN, Format
-from rlt_data.inputs.presets import _PRESETS
+from rlt_data.plugins import PRESETS
 from rlt_data.storage.schemas import SCHEMAS
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +34,7 @@ def test_every_key_of_a_format_and_every_preset_is_explained() -> None:
     text = (ROOT / "docs" / "formats.md").read_text()
     assert all(f"`{name}`" in text for name in [*Format.model_fields, *BUILT_IN])
     text = (ROOT / "docs" / "inputs.md").read_text()
-    assert all(f"`{name}`" in text for name in _PRESETS)
+    assert all(f"`{name}`" in text for name in PRESETS.built_in)
 
 
 @pytest.mark.parametrize("document", DOCS, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -43,15 +43,17 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert (document.parent / target).exists(), target
 
 
-def test_the_readme_lists_every_command_and_exit_code() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_every_command_and_exit_code_is_explained() -> None:
+    commands = section("README.md", "Commands")
     for command in app.registered_commands:
-        assert command.callback is not None and f"`{command.name or command.callback.__name__}`" in text
-    assert all(f"`{group.name} " in text for group in app.registered_groups)
+        assert command.callback is not None
+        assert re.search(rf"`{command.name or command.callback.__name__}[ `]", commands)
+    assert all(f"`{group.name} " in commands for group in app.registered_groups)
+    codes_table = section("docs/troubleshooting.md", "Exit codes")
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RltDataError)]
     codes = {kind.exit_code for kind in kinds if kind is not RltDataError}
     for code in {0, errors.SOME_ROWS_FAILED, errors.INTERRUPTED, *codes}:
-        assert re.search(rf"^\| {code} \|", text, re.M), code
+        assert re.search(rf"^\| {code} \|", codes_table, re.M), code
 
 
 def test_the_layout_in_the_design_is_complete() -> None:

@@ -1,4 +1,4 @@
-"""Runs in an environment with bespokelabs-curator: texts of a server that answers at once, and the seconds it took."""
+"""Time bespokelabs-curator, in its own environment, with a server that responds immediately."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if __name__ == "__main__":
     rows = [json.loads(line) for line in Path(questions).read_text().splitlines()]
     prompts = [f"{row['question']}\n{row['solution']}\n{number}" for row in rows for number in range(int(traces))]
     limits = {"max_requests_per_minute": 10**8, "max_tokens_per_minute": 10**10, "max_concurrent_requests": 64}
-    # By LiteLLM: curator's own client would first fetch a vocabulary from the net.
-    how = {"base_url": url, "api_key": "none", **limits}
-    model = curator.LLM(model_name="openai/instant", backend="litellm", backend_params=how)
-    began = time.perf_counter()
-    made = model(prompts)
-    seconds = time.perf_counter() - began
-    assert len(getattr(made, "dataset", made)) == len(prompts)
+    # With LiteLLM, because curator's own client downloads a vocabulary.
+    backend = {"base_url": url, "api_key": "none", **limits}
+    model = curator.LLM(model_name="openai/instant", backend="litellm", backend_params=backend)
+    start_time = time.perf_counter()
+    result = model(prompts)
+    seconds = time.perf_counter() - start_time
+    assert len(getattr(result, "dataset", result)) == len(prompts)
     (Path(folder) / "seconds.json").write_text(json.dumps(seconds))

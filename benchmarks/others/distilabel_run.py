@@ -1,4 +1,4 @@
-"""Runs in an environment with distilabel: texts of a model that answers at once, and the seconds that took."""
+"""Time distilabel, in its own environment, with a model that responds immediately."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ if __name__ == "__main__":
     with Pipeline(name="overhead") as pipeline:
         load = LoadDataFromDicts(data=data, batch_size=50)
         load >> TextGeneration(llm=Instant(), num_generations=int(traces), input_batch_size=50)
-    began = time.perf_counter()
-    made = pipeline.run(use_cache=False)
-    seconds = time.perf_counter() - began
-    assert len(made["default"]["train"]) == len(rows) * int(traces)
+    start_time = time.perf_counter()
+    result = pipeline.run(use_cache=False)
+    seconds = time.perf_counter() - start_time
+    assert len(result["default"]["train"]) == len(rows) * int(traces)
     (Path(folder) / "seconds.json").write_text(json.dumps(seconds))

@@ -1,4 +1,4 @@
-"""A server on loopback that answers completions and chat completions at once, always the same; prints its port."""
+"""Local server that responds to completions and chat completions immediately with a fixed text; prints its port."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def answer(path: str, body: dict[str, object], text: str) -> dict[str, object]:
     [*stops] = stop if isinstance(stop, list) else [stop]
     reason = stops[0] if stops else None
     choice = {"index": 0, "text": text + (reason or ""), "finish_reason": "stop", "stop_reason": reason}
-    # Without usage, by which our engine would see whether texts are split as by its tokenizer.
+    # No usage, so that the server engine does not compare its token counts with the server's.
     return {"object": "text_completion", "choices": [choice], **common, "usage": None}
 
 

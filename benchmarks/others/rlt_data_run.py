@@ -1,4 +1,4 @@
-"""Texts of a server that answers at once by our server engine, and the seconds that took."""
+"""Time rlt-data's server engine with a server that responds immediately."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ if __name__ == "__main__":
         engine="server",
         url=(url,),
     )
-    made = generate(settings)
-    assert not made.failed
-    (Path(folder) / "seconds.json").write_text(json.dumps(made.seconds))
+    summary = generate(settings).summary
+    assert not summary.failed
+    (Path(folder) / "seconds.json").write_text(json.dumps(summary.seconds))

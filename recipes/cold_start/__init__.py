@@ -1,1 +1,1 @@
-"""RL on a student's own answers: from the base, and from students that were given a start by teachers' traces."""
+"""RL on a student's own answers, from the base model and from students trained on traces (a cold start)."""

@@ -1,1 +1,1 @@
-"""A teacher that was trained in one domain explains another: against direct RL there, and transferring a student."""
+"""Transfer: compare the traces of a teacher trained in another domain with direct RL and a transferred student."""

@@ -1,4 +1,4 @@
-"""A teacher that was trained in one domain explains another: against direct RL there, and transferring a student."""
+"""Transfer: compare the traces of a teacher trained in another domain with direct RL and a transferred student."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from rlt_data.plots import bars
 from rlt_data.recipes.experiment import Experiment, estimate, publish, table
 from rlt_data.recipes.nano.corpus import warm_up_rows
-from rlt_data.recipes.stages import accuracy, problems, ranked_traces, trained_student, trained_teacher, write_rows
+from rlt_data.recipes.stages import evaluate, make_ranked_traces, problems, train_student, train_teacher, write_rows
 
 ARMS = {
     "base": "the base, as it is",
@@ -20,33 +20,34 @@ ARMS = {
 
 
 def run(experiment: Experiment) -> None:
-    """Measure six models in a domain that no teacher was trained in; and each in the teacher's own."""
-    before = _warmed_up(experiment)
-    after = experiment.each(_trained, [(before, seed) for seed in experiment.seeds])
-    teachers = [{"before": before, "after": each} for each in after]
-    calls = [(arm, seed, each) for arm in ARMS for seed, each in zip(experiment.seeds, teachers, strict=True)]
-    results = experiment.each(_arm, calls)
+    """Evaluate six models in a domain in which no teacher was trained, and in the teacher's own."""
+    before = _teacher_before_rl(experiment)
+    after = experiment.run_all(_teacher_after_rl, [(before, seed) for seed in experiment.seeds])
+    teachers = [{"before": before, "after": teacher} for teacher in after]
+    calls = [(arm, seed, pair) for arm in ARMS for seed, pair in zip(experiment.seeds, teachers, strict=True)]
+    results = experiment.run_all(_arm, calls)
     if experiment.dry_run:
         return
-    found: dict[str, list[dict[str, float]]] = {}
+    results_by_arm: dict[str, list[dict[str, float]]] = {}
     for (arm, _, _), result in zip(calls, results, strict=True):
-        found.setdefault(arm, []).append(result)
+        results_by_arm.setdefault(arm, []).append(result)
     figures = {
-        arm: {name: estimate([each[name] for each in seeds]) for name in ("new", "home", "rows")}
-        for arm, seeds in found.items()
+        arm: {name: estimate([result[name] for result in seeds]) for name in ("new", "home", "rows")}
+        for arm, seeds in results_by_arm.items()
     }
-    rows = [(ARMS[arm], f"{each['rows'].mean:.0f}", each["new"], each["home"]) for arm, each in figures.items()]
+    rows = [(ARMS[arm], f"{values['rows'].mean:.0f}", values["new"], values["home"]) for arm, values in figures.items()]
     text = table(["model", "traces learned from", "accuracy, new domain", "accuracy, teacher's domain"], rows)
 
     def draw(axes: Any) -> None:
         labels = {"new": "new domain", "home": "teacher's own"}
-        bars(axes, list(figures), {label: [each[key] for each in figures.values()] for key, label in labels.items()})
+        groups = {label: [values[key] for values in figures.values()] for key, label in labels.items()}
+        bars(axes, list(figures), groups)
 
     publish(experiment, {"arms": figures}, text, draw)
 
 
-def _warmed_up(experiment: Experiment) -> str:
-    """Return the teacher before RL: the configured one, or one that is warmed up here on both domains."""
+def _teacher_before_rl(experiment: Experiment) -> str:
+    """Return the configured teacher, or warm one up on both domains."""
     if "warmup" not in experiment.config:
         return str(experiment.config["teachers"]["before"])
     out = experiment.path("teachers", "before")
@@ -59,15 +60,15 @@ def _warmed_up(experiment: Experiment) -> str:
     return out
 
 
-def _trained(experiment: Experiment, before: str, seed: int) -> str:
-    """Return the teacher after RL in its own domain: the configured one, or one that is trained here."""
+def _teacher_after_rl(experiment: Experiment, before: str, seed: int) -> str:
+    """Return the configured teacher, or train one by RL in its own domain."""
     if "teacher" not in experiment.config:
         return str(experiment.config["teachers"]["after"])
-    return trained_teacher(experiment, f"after-{seed}", seed, asked="train-home", model=before)
+    return train_teacher(experiment, f"after-{seed}", seed, data="train-home", model=before)
 
 
 def _arm(experiment: Experiment, arm: str, seed: int, teachers: dict[str, str]) -> dict[str, float]:
-    """Make one model and measure it in both domains."""
+    """Make one model and evaluate it in both domains."""
     domain = "home" if arm.startswith("home") else "new"
     name, rows = f"{arm}-{seed}", 0
     if arm == "base":
@@ -79,12 +80,12 @@ def _arm(experiment: Experiment, arm: str, seed: int, teachers: dict[str, str]) 
         )
     else:
         teacher = teachers["before" if arm == "before" else "after"]
-        traces = ranked_traces(experiment, teacher, name, seed, asked=f"train-{domain}")
-        model, rows = trained_student(experiment, traces, arm, seed)
-    found = {
-        each: accuracy(
-            experiment, model, f"{name}-in-{each}", seed, test=f"test-{each}", benchmarks=f"benchmarks-{each}"
+        traces = make_ranked_traces(experiment, teacher, name, seed, data=f"train-{domain}")
+        model, rows = train_student(experiment, traces, arm, seed)
+    accuracy = {
+        test: evaluate(
+            experiment, model, f"{name}-in-{test}", seed, test=f"test-{test}", benchmarks=f"benchmarks-{test}"
         )
-        for each in ("new", "home")
+        for test in ("new", "home")
     }
-    return {each: result["accuracy"] for each, result in found.items()} | {"rows": float(rows)}
+    return {test: result["accuracy"] for test, result in accuracy.items()} | {"rows": float(rows)}

@@ -1,1 +1,1 @@
-"""The main job from end to end on word problems, in a few minutes on a laptop."""
+"""The complete pipeline on word problems, in a few minutes on a laptop."""

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The whole way with gemma-3-270m as teacher and student, on 16 word problems: a few minutes on two cores.
+# All steps with gemma-3-270m as teacher and student, on 16 word problems; takes a few minutes on two cores.
 # usage: gemma.sh [RUN]
 set -eu
 questions=$(dirname "$0")/questions.jsonl
@@ -19,4 +19,4 @@ step rlt-data stats "$out"
 step rlt-data show "$out" demo-11 --ends
 step rlt-data report "$out" --out "$out/report.html"
 step python -c "import datasets; print(datasets.load_dataset('$out/dataset', split='train'))"
-printf '\nThe data set is in %s; open %s in a browser to read it.\n' "$out/dataset" "$out/report.html"
+printf '\nThe data set is in %s. Open %s in a browser to read the traces.\n' "$out/dataset" "$out/report.html"

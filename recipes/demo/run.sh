@@ -1,5 +1,5 @@
 #!/bin/sh
-# The whole way with the bundled miniature models, on Countdown problems: half a minute on two cores.
+# All steps with the bundled miniature models, on Countdown problems; takes half a minute on two cores.
 # usage: run.sh [RUN]
 set -eu
 out=${1:-runs/demo}
@@ -10,7 +10,7 @@ step() {
     "$@"
 }
 
-# The problems that the miniature knows: three numbers from 1 to 14, nothing above 120.
+# The models know problems with three numbers from 1 to 14 and values up to 120.
 set -f
 mkdir -p "$(dirname "$out")"
 step rlt-data countdown make --out "$questions" --rows 64 --seed 1 --operators +-* --fewest 3 --most 3 --smallest 1 \
@@ -23,5 +23,5 @@ step rlt-data stats "$out"
 step rlt-data show "$out" countdown-train-7 --ends
 step rlt-data report "$out" --out "$out/report.html"
 step python -c "import datasets; print(datasets.load_dataset('$out/dataset', split='train'))"
-printf '\nThe data set is in %s; open %s in a browser to read it.\n' "$out/dataset" "$out/report.html"
-echo 'The same way with a real language model takes some minutes: make demo-gemma'
+printf '\nThe data set is in %s. Open %s in a browser to read the traces.\n' "$out/dataset" "$out/report.html"
+echo 'Next: make demo-gemma runs the same steps with a real language model, in a few minutes.'

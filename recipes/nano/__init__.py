@@ -1,1 +1,1 @@
-"""Miniature student and teacher for Countdown, made from nothing in minutes on a processor."""
+"""Miniature student and teacher for Countdown, trained from random weights in minutes on a CPU."""

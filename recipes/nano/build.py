@@ -1,12 +1,12 @@
-"""Make the miniature models from nothing: base student, and rows for the warm-up of its teacher.
+"""Train the base student from random weights, and make the rows of the teacher's warm-up.
 
     torchrun --nproc-per-node 2 -m rlt_data.recipes.nano.build base --out student
     python -m rlt_data.recipes.nano.build rows --out warm-up.jsonl
     python -m rlt_data.recipes.nano.build skills --model student
 
-The loop of the base is our own and plain, in one process or several; everything after it is trained with the product's
-commands. At this size TRL's trainer spends more time on padding (rows of a batch are of any length; here they are
-sorted into batches of like lengths) and on its own bookkeeping than on the model; README.md has both speeds.
+The base has a plain training loop, in one or several processes; the teacher is trained with ``rlt-data``. For a model
+of this size, TRL's trainer spends most of its time on padding and bookkeeping. Here, batches contain rows of similar
+length. README.md compares the speeds.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ from rlt_data.recipes.nano.corpus import (
     SMALL,
     Domain,
     base_texts,
+    draw_attempts,
     facts,
-    some_attempts,
     train_problems,
     warm_up_rows,
 )
 from rlt_data.recipes.nano.tokenizer import build_tokenizer
-from rlt_data.training.examples import IGNORED, tokenised
+from rlt_data.training.examples import IGNORED, tokenize_texts
 
 logger = logging.getLogger("rlt_data")
 
 FORMAT = Path(__file__).with_name("format.yaml")
-#: Of torchrun; without it there is one process.
+#: Set by torchrun.
 RANK, PROCESSES = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-#: Batches that are drawn together and cut by length.
-_SORTED_TOGETHER = 16
+#: Number of batches to draw and sort by length together.
+_BATCHES_PER_SORT = 16
 
 Example = dict[str, list[int]]
 
 
 def new_model(tokenizer: Any, seed: int) -> Any:
-    """Return a Llama of 0.37 million random parameters; heads are of size 32, the least that every engine takes."""
+    """Return a randomly initialised Llama with 0.37 million parameters; every engine supports heads of size 32."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -75,43 +75,43 @@ def new_model(tokenizer: Any, seed: int) -> Any:
     return LlamaForCausalLM(config)
 
 
-def batches(examples: Iterator[Example], steps: int, size: int, seed: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Cut examples into padded batches of like lengths, in random order; of each, every process takes its share.
+def make_batches(examples: Iterator[Example], steps: int, size: int, seed: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield this process's share of padded batches of similar length, in random order.
 
     Yields:
-        ``input_ids`` and ``labels``, each of shape (size / processes, longest row), padded at the end with token 0 and
-        no label. Padding comes after everything that counts, so a causal model needs no mask.
+        ``input_ids`` and ``labels`` of shape (size / processes, longest row), padded on the right with token 0 and
+        ignored labels. A causal model needs no mask for padding on the right.
     """
     shuffle = random.Random(seed)
     while steps > 0:
-        drawn = sorted(islice(examples, size * _SORTED_TOGETHER), key=lambda row: len(row["input_ids"]))
-        cut = [drawn[start : start + size] for start in range(0, len(drawn) - size + 1, size)]
-        if not cut:
+        by_length = sorted(islice(examples, size * _BATCHES_PER_SORT), key=lambda row: len(row["input_ids"]))
+        batches = [by_length[start : start + size] for start in range(0, len(by_length) - size + 1, size)]
+        if not batches:
             return
-        shuffle.shuffle(cut)
-        for whole in cut[:steps]:
-            rows = whole[RANK::PROCESSES]
+        shuffle.shuffle(batches)
+        for batch in batches[:steps]:
+            rows = batch[RANK::PROCESSES]
             longest = max(len(row["input_ids"]) for row in rows)
             yield {
                 name: torch.tensor([row[name] + [fill] * (longest - len(row[name])) for row in rows])
                 for name, fill in (("input_ids", 0), ("labels", IGNORED))
             }
-        steps -= len(cut)
+        steps -= len(batches)
 
 
 def train(model: Any, examples: Iterator[Example], *, steps: int, batch_size: int, rate: float, seed: int) -> None:
-    """Train with AdamW and a cosine schedule; the loss is the mean over a process's counted tokens."""
+    """Train with AdamW and a cosine schedule; the loss is the mean over the learned tokens of each process."""
     if PROCESSES > 1:
         torch.distributed.init_process_group("gloo")
         model = torch.nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    rise = max(1, steps // 20)
+    warmup_steps = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / rise, (1 + math.cos(math.pi * step / steps)) / 2)
+        optimizer, lambda step: min((step + 1) / warmup_steps, (1 + math.cos(math.pi * step / steps)) / 2)
     )
-    began, tokens, losses = time.monotonic(), 0, []
+    start_time, tokens, losses = time.monotonic(), 0, []
     model.train()
-    for step, batch in enumerate(batches(examples, steps, batch_size, seed), 1):
+    for step, batch in enumerate(make_batches(examples, steps, batch_size, seed), 1):
         logits = model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())
         loss.backward()  # type: ignore[no-untyped-call]
@@ -122,7 +122,7 @@ def train(model: Any, examples: Iterator[Example], *, steps: int, batch_size: in
         tokens += batch["input_ids"].numel() * PROCESSES
         losses.append(loss.detach())
         if step % 100 == 0 or step == steps:
-            speed = tokens / (time.monotonic() - began)
+            speed = tokens / (time.monotonic() - start_time)
             logger.info("step %d: loss %.4f, %.0f tokens/s", step, float(torch.stack(losses).mean()), speed)
             losses.clear()
     model.eval()
@@ -131,7 +131,7 @@ def train(model: Any, examples: Iterator[Example], *, steps: int, batch_size: in
 
 
 def save(model: Any, tokenizer: Any, out: Path) -> None:
-    """Write a checkpoint that carries its format."""
+    """Save a checkpoint with its format."""
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -139,18 +139,18 @@ def save(model: Any, tokenizer: Any, out: Path) -> None:
 
 
 def skills(model: Any, tokenizer: Any, views: Views, domain: Domain, count: int = 512) -> dict[str, float]:
-    """Measure what a base student must own, by its likeliest token at each place where one answer is right.
+    """Measure the sub-skills of a base student: the accuracy of its likeliest token where only one token is right.
 
     Args:
-        model: a student.
-        tokenizer: its tokenizer.
+        model: student model.
+        tokenizer: tokenizer of the student.
         views: format and chat template.
-        domain: of the problems and facts.
-        count: texts of facts, and as many traces of attempts with problems of the train split.
+        domain: domain of problems and facts.
+        count: number of fact texts, and number of attempt texts on problems of the train split.
 
     Returns:
-        Accuracies: ``facts`` (results in texts of facts), ``steps`` (results in attempts), ``check`` (yes and no),
-        ``yes`` (the check where yes is right), ``last`` (tokens of the solution, which is the last attempt's).
+        Accuracies: ``facts`` (results in fact texts), ``steps`` (results in attempts), ``check`` (yes and no),
+        ``yes`` (where yes is right), ``last`` (solution tokens, copied from the last attempt).
     """
     draw = random.Random("skills")
     hits: dict[str, list[bool]] = {name: [] for name in ("facts", "steps", "check", "yes", "last")}
@@ -159,9 +159,9 @@ def skills(model: Any, tokenizer: Any, views: Views, domain: Domain, count: int 
     texts = [f"{tokenizer.bos_token} {facts(draw, 12, [domain])}" for _ in range(count)]
     for _ in range(count):
         problem = draw.choice(train_problems(domain))
-        tried = some_attempts(draw, problem, draw.randint(1, MOST_ATTEMPTS), hit=draw.random() < 0.5)
-        thought = " ".join(each.text(problem.target) for each in tried)
-        texts.append(views.student(problem.question, tried[-1].expression, f" {thought} ").text)
+        search = draw_attempts(draw, problem, draw.randint(1, MOST_ATTEMPTS), hit=draw.random() < 0.5)
+        thought = " ".join(attempt.text(problem.target) for attempt in search)
+        texts.append(views.student(problem.question, search[-1].expression, f" {thought} ").text)
     for number, text in enumerate(texts):
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
         with torch.inference_mode():
@@ -177,14 +177,14 @@ def skills(model: Any, tokenizer: Any, views: Views, domain: Domain, count: int 
                 hits["check"].append(hit)
                 if token == verdicts[0]:
                     hits["yes"].append(hit)
-    return {name: sum(found) / max(1, len(found)) for name, found in hits.items()}
+    return {name: sum(outcomes) / max(1, len(outcomes)) for name, outcomes in hits.items()}
 
 
 def all_skills(model: Any, tokenizer: Any, views: Views) -> dict[str, dict[str, float]]:
-    """Measure :func:`skills` with small inputs and with large ones."""
+    """Measure :func:`skills` in both domains."""
     domains = {"small": SMALL, "large": LARGE}
     measured = {name: skills(model, tokenizer, views, domain) for name, domain in domains.items()}
-    return {name: {key: round(value, 4) for key, value in found.items()} for name, found in measured.items()}
+    return {name: {key: round(value, 4) for key, value in values.items()} for name, values in measured.items()}
 
 
 def make_base(out: Path, *, steps: int, batch_size: int, rate: float, seed: int) -> None:
@@ -196,7 +196,7 @@ def make_base(out: Path, *, steps: int, batch_size: int, rate: float, seed: int)
     logger.info("%d parameters", sum(parameter.numel() for parameter in model.parameters()))
     train(
         model,
-        tokenised(base_texts(seed, views), tokenizer),
+        tokenize_texts(base_texts(seed, views), tokenizer),
         steps=steps,
         batch_size=batch_size,
         rate=rate,
@@ -204,34 +204,40 @@ def make_base(out: Path, *, steps: int, batch_size: int, rate: float, seed: int)
     )
     if not is_main_process():
         return
-    for name, found in all_skills(model, tokenizer, views).items():
-        logger.info("%s: %s", name, found)
+    for name, accuracies in all_skills(model, tokenizer, views).items():
+        logger.info("%s: %s", name, accuracies)
     save(model, tokenizer, out)
 
 
 def main() -> None:
-    """Run a step of run.sh."""
+    """Run one step of run.sh."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["base", "rows", "skills"])
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--model", type=Path, help="a student, for skills")
-    parser.add_argument("--steps", type=int, default=3200, help="of the base")
-    parser.add_argument("--rows", type=int, default=96_000, help="of the warm-up")
+    parser.add_argument("--model", type=Path, help="student model (skills)")
+    parser.add_argument("--steps", type=int, default=3200, help="training steps (base)")
+    parser.add_argument("--rows", type=int, default=96_000, help="number of rows (rows)")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=4e-3, help="largest learning rate")
+    parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.INFO if is_main_process() else logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    if given.step == "base":
-        make_base(given.out, steps=given.steps, batch_size=given.batch_size, rate=given.rate, seed=given.seed)
-    elif given.step == "rows":
-        lines = [json.dumps(row) + "\n" for row in warm_up_rows(given.seed, given.rows)]
-        given.out.write_text("".join(lines), encoding="utf-8")
+    if arguments.step == "base":
+        make_base(
+            arguments.out,
+            steps=arguments.steps,
+            batch_size=arguments.batch_size,
+            rate=arguments.rate,
+            seed=arguments.seed,
+        )
+    elif arguments.step == "rows":
+        lines = [json.dumps(row) + "\n" for row in warm_up_rows(arguments.seed, arguments.rows)]
+        arguments.out.write_text("".join(lines), encoding="utf-8")
     else:
-        tokenizer = AutoTokenizer.from_pretrained(given.model)
-        views = Views(load_format(str(given.model / "format.yaml")), ChatTemplate(tokenizer))
-        print(json.dumps(all_skills(AutoModelForCausalLM.from_pretrained(given.model), tokenizer, views)))
+        tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+        views = Views(load_format(str(arguments.model / "format.yaml")), ChatTemplate(tokenizer))
+        print(json.dumps(all_skills(AutoModelForCausalLM.from_pretrained(arguments.model), tokenizer, views)))
 
 
 if __name__ == "__main__":

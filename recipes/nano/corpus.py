@@ -1,14 +1,13 @@
-"""Training texts: what the base student reads, and the explanations that warm the teacher up.
+"""Training texts of the miniature models: the base student's corpus, and explanations for the teacher's warm-up.
 
-The base owns every sub-skill (arithmetic, the check whether a value is the target, answering the last attempt) and
-lacks the policy: its attempts are drawn at random, it goes on after a hit and ends where it likes. Explanations of the
-warm-up are of several styles, good and bad, so that sampling the teacher gives the reward something to tell apart.
+The base student learns every sub-skill (arithmetic, comparing a value with the target, answering the last attempt) but
+no policy: its attempts are random, continue after a hit and stop anywhere. The teacher's explanations have several
+styles, good and bad, so that the reward can distinguish its samples.
 
-There are two domains of problems: with small inputs, and with large ones. The base knows both. The warm-up of the
-packaged teacher is of small inputs alone; a share of large ones, never searched, can be mixed in, so that a search with
-large inputs shows what transfers.
+Problems come from two domains, with small and with large inputs. The base knows both. The packaged teacher's warm-up
+has only small inputs. A share of large inputs without searches can be mixed in, to measure whether search transfers.
 
-Problems come from the product's own generator and its train split; no text holds a problem of the test split.
+All problems come from the train split of ``rlt-data countdown make``.
 """
 
 from __future__ import annotations
@@ -23,30 +22,30 @@ from rlt_data.formats import Views
 from rlt_data.recipes.nano.tokenizer import LARGEST_VALUE
 from rlt_data.settings import CountdownSettings
 from rlt_data.tasks.countdown import Problem, problems, question_text
-from rlt_data.training.examples import Text
+from rlt_data.training.examples import TrainingText
 
 OPERATORS = "+-*"
 
 
 @dataclass(frozen=True)
 class Domain:
-    """Problems whose inputs lie in a range, and how many of the train split are drawn from."""
+    """Range of the inputs, and number of problems taken from the train split."""
 
     smallest: int
     largest: int
     problems: int
 
 
-#: There are some 4,800 of the train split.
+#: The train split has about 4,800 of these problems.
 SMALL = Domain(1, 14, 4700)
-#: Products fit after a difference alone, so it is mostly sums and differences.
+#: Mostly sums and differences: products stay in range only after a difference.
 LARGE = Domain(15, 40, 10_000)
-#: Share of the base's problems that have large inputs. Of its pure facts it is half, because those are more.
+#: Share of large inputs in the base's problems. In its facts the share is one half, because more facts exist.
 LARGE_SHARE = 0.3
 
-#: Kinds of text of the base corpus, and their shares.
+#: Kinds of text in the base corpus, and their shares.
 BASE_MIXTURE = {"facts": 0.16, "checks": 0.25, "attempts": 0.55, "copied": 0.04}
-#: Styles of the warm-up, and their shares.
+#: Styles of the warm-up's explanations, and their shares.
 STYLES = {
     "search": 0.36,
     "terse": 0.22,
@@ -56,14 +55,14 @@ STYLES = {
     "ramble": 0.06,
     "only-wrong": 0.07,
 }
-#: Styles with large inputs, where a warm-up has any: none that searches.
+#: Styles of explanations with large inputs; none searches.
 LARGE_STYLES = {"terse": 0.4, "step-left-out": 0.2, "copy": 0.15, "ramble": 0.1, "only-wrong": 0.15}
-#: Share of the base's traces of attempts that hold a hit.
+#: Share of the base's attempt texts that contain a hit.
 HIT_SHARE = 0.5
 MOST_ATTEMPTS = 11
-#: Wrong attempts before the right one in an explanation.
+#: Maximum number of wrong attempts before the right one in an explanation.
 MOST_MISSES = 6
-_FACTS = 12  # of a text of facts
+_FACTS = 12  # per text
 
 
 @dataclass(frozen=True)
@@ -76,23 +75,23 @@ class Step:
 
     @property
     def value(self) -> int:
-        """Its right result."""
+        """Correct result."""
         return {"+": self.left + self.right, "-": self.left - self.right, "*": self.left * self.right}[self.operator]
 
     def text(self, value: int | None = None) -> str:
-        """Write it with its result, or with another that is claimed to be it."""
+        """Return the equation, with the correct result or the given one."""
         return f"{self.left} {self.operator} {self.right} = {self.value if value is None else value}"
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """Two steps that use three numbers once each, the second one the value of the first.
+    """Two steps that use each of three numbers once; the second step uses the value of the first.
 
     Attributes:
-        first: of two of the numbers.
-        second: of the third number and the first's value.
-        left: whether that value stands left of the operator.
-        expression: both in one.
+        first: step with two of the numbers.
+        second: step with the value of the first step and the third number.
+        left: whether that value is the left operand.
+        expression: both steps as one expression.
     """
 
     first: Step
@@ -102,18 +101,18 @@ class Attempt:
 
     @property
     def key(self) -> tuple[Step, Step]:
-        """The same for attempts that differ by the order of summands or factors alone."""
+        """Key that is equal for attempts that differ only in the order of summands or factors."""
         return _sorted(self.first), _sorted(self.second)
 
     def text(self, target: int) -> str:
-        """Write both steps, and whether the target is reached."""
+        """Return both steps, and ``yes`` or ``no`` for whether they reach the target."""
         return f"{self.first.text()} {self.second.text()} {'yes' if self.second.value == target else 'no'}"
 
 
 @cache
 def attempts(numbers: tuple[int, ...]) -> tuple[Attempt, ...]:
-    """Return all attempts with three numbers whose values stay between 0 and the largest; numbers are sorted."""
-    found = {}
+    """Return all attempts with three sorted numbers whose values stay between 0 and ``LARGEST_VALUE``."""
+    unique = {}
     for a, b, c in permutations(numbers):
         for operator in OPERATORS:
             first = Step(a, operator, b)
@@ -122,8 +121,8 @@ def attempts(numbers: tuple[int, ...]) -> tuple[Attempt, ...]:
                     second = Step(first.value, then, c) if left else Step(c, then, first.value)
                     if all(0 <= step.value <= LARGEST_VALUE for step in (first, second)):
                         expression = _expression(first, second, left=left)
-                        found[first.text(), second.text(), expression] = Attempt(first, second, left, expression)
-    return tuple(found.values())
+                        unique[first.text(), second.text(), expression] = Attempt(first, second, left, expression)
+    return tuple(unique.values())
 
 
 def _sorted(step: Step) -> Step:
@@ -132,15 +131,15 @@ def _sorted(step: Step) -> Step:
 
 @cache
 def families(numbers: tuple[int, ...]) -> tuple[tuple[Attempt, ...], ...]:
-    """Return the attempts with three numbers, those together that differ by the order of operands alone."""
-    found: dict[tuple[Step, Step], list[Attempt]] = {}
-    for each in attempts(numbers):
-        found.setdefault(each.key, []).append(each)
-    return tuple(map(tuple, found.values()))
+    """Return all attempts, grouped by those that differ only in the order of operands."""
+    by_key: dict[tuple[Step, Step], list[Attempt]] = {}
+    for attempt in attempts(numbers):
+        by_key.setdefault(attempt.key, []).append(attempt)
+    return tuple(map(tuple, by_key.values()))
 
 
 def _expression(first: Step, second: Step, *, left: bool) -> str:
-    """Write two steps as the product's generator does, with the brackets that are needed."""
+    """Return two steps as one expression, with the same brackets as the Countdown generator."""
     inner = f"{first.left} {first.operator} {first.right}"
     weaker = first.operator in "+-"
     if weaker and (second.operator == "*" or (second.operator == "-" and not left)):
@@ -150,12 +149,12 @@ def _expression(first: Step, second: Step, *, left: bool) -> str:
 
 @cache
 def train_problems(domain: Domain) -> tuple[Problem, ...]:
-    """Return problems of the train split, the same each time."""
+    """Return the domain's problems from the train split."""
     return tuple(problems(countdown_settings(domain, "train", domain.problems)))
 
 
 def countdown_settings(domain: Domain, split: str, rows: int, seed: int = 0) -> CountdownSettings:
-    """Return the ranges of a domain for the product's generator."""
+    """Return the Countdown generator's settings for a domain."""
     return CountdownSettings.model_validate(
         {"out": "-", "rows": rows, "split": split, "seed": seed, "operators": OPERATORS}
         | {"fewest": 3, "most": 3, "smallest": domain.smallest, "largest": domain.largest}
@@ -163,19 +162,19 @@ def countdown_settings(domain: Domain, split: str, rows: int, seed: int = 0) -> 
     )
 
 
-def solving(problem: Problem) -> Attempt:
-    """Return the attempt that is the problem's own expression; of 1 + 2 + 3 the one from left to right."""
-    found = [each for each in attempts(tuple(sorted(problem.numbers))) if each.expression == problem.expression]
-    return min(found, key=lambda each: not each.left)
+def solution_attempt(problem: Problem) -> Attempt:
+    """Return the attempt equal to the problem's expression; for 1 + 2 + 3, the one from left to right."""
+    matches = [item for item in attempts(tuple(sorted(problem.numbers))) if item.expression == problem.expression]
+    return min(matches, key=lambda attempt: not attempt.left)
 
 
 def facts(draw: random.Random, count: int, domains: Sequence[Domain] = (SMALL, LARGE)) -> str:
-    """Return computations as they occur in attempts, with right results."""
+    """Draw correct equations like those in attempts."""
     return " ".join(_fact(draw, draw.choice(domains)).text() for _ in range(count))
 
 
 def _fact(draw: random.Random, domain: Domain, value: int | None = None) -> Step:
-    """Draw a computation, with a given value if there is one."""
+    """Draw a step, optionally with a given value."""
     if value is not None:
         return draw.choice(_steps_by_value(domain)[value])
     while True:
@@ -189,20 +188,20 @@ def _fact(draw: random.Random, domain: Domain, value: int | None = None) -> Step
 
 @cache
 def _steps_by_value(domain: Domain) -> dict[int, list[Step]]:
-    found: dict[int, list[Step]] = {value: [] for value in range(LARGEST_VALUE + 1)}
+    steps: dict[int, list[Step]] = {value: [] for value in range(LARGEST_VALUE + 1)}
     for a in range(LARGEST_VALUE + 1):
         for b in range(domain.smallest, domain.largest + 1):
-            for step in dict.fromkeys(Step(*each) for op in OPERATORS for each in ((a, op, b), (b, op, a))):
-                if step.value in found:
-                    found[step.value].append(step)
-    return found
+            for step in dict.fromkeys(Step(*parts) for op in OPERATORS for parts in ((a, op, b), (b, op, a))):
+                if step.value in steps:
+                    steps[step.value].append(step)
+    return steps
 
 
-def base_texts(seed: int, views: Views) -> Iterator[Text]:
-    """Draw the base corpus, endlessly; of texts with a question only what follows the question is learned.
+def base_texts(seed: int, views: Views) -> Iterator[TrainingText]:
+    """Draw the base corpus without end; questions are prompts and are not learned.
 
     Args:
-        seed: of the draw.
+        seed: seed of the random draw.
         views: format and chat template of the models.
     """
     draw = random.Random(f"base/{seed}")
@@ -210,29 +209,29 @@ def base_texts(seed: int, views: Views) -> Iterator[Text]:
     while True:
         [kind] = draw.choices(list(BASE_MIXTURE), list(BASE_MIXTURE.values()))
         if kind == "facts":
-            yield Text(start, f" {facts(draw, _FACTS)}{end}")
+            yield TrainingText(start, f" {facts(draw, _FACTS)}{end}")
             continue
         domain = LARGE if draw.random() < LARGE_SHARE else SMALL
         problem = draw.choice(train_problems(domain))
         question = question_text(draw.sample(problem.numbers, 3), problem.target)
         thought, solution = _base_thought(draw, kind, problem, domain)
-        given = views.solver_prompt(question)
-        yield Text(given, views.student(question, solution, f" {thought} ").text[len(given) :])
+        prompt = views.solver_prompt(question)
+        yield TrainingText(prompt, views.student(question, solution, f" {thought} ").text[len(prompt) :])
 
 
 def _base_thought(draw: random.Random, kind: str, problem: Problem, domain: Domain) -> tuple[str, str]:
-    """Return a thought of the base and the solution that it answers with."""
+    """Draw a thought of the base student and its solution."""
     if kind == "attempts":
-        chosen = some_attempts(draw, problem, draw.randint(1, MOST_ATTEMPTS), hit=draw.random() < HIT_SHARE)
-        return " ".join(each.text(problem.target) for each in chosen), chosen[-1].expression
+        drawn = draw_attempts(draw, problem, draw.randint(1, MOST_ATTEMPTS), hit=draw.random() < HIT_SHARE)
+        return _join(drawn, problem), drawn[-1].expression
     answer = draw.choice(attempts(tuple(sorted(problem.numbers)))).expression
     return (_checks(draw, problem.target, domain) if kind == "checks" else answer), answer
 
 
 def _checks(draw: random.Random, target: int, domain: Domain) -> str:
-    """Return facts that have nothing to do with the inputs, half of them with the target as result, each marked.
+    """Draw equations unrelated to the inputs, each marked yes or no; half of them result in the target.
 
-    Hits are rare in attempts, so from them alone the base would learn to write "no" and never look at the target.
+    Hits are rare in attempts. From attempts alone, the base would learn to write "no" and ignore the target.
     """
     words = []
     for _ in range(draw.randint(2, 8)):
@@ -241,24 +240,24 @@ def _checks(draw: random.Random, target: int, domain: Domain) -> str:
     return " ".join(words)
 
 
-def some_attempts(draw: random.Random, problem: Problem, count: int, *, hit: bool) -> list[Attempt]:
-    """Draw attempts at a problem, no two alike: all miss, except one at any place if there is to be a hit."""
-    every = families(tuple(sorted(problem.numbers)))
-    misses = [family for family in every if family[0].second.value != problem.target]
-    chosen = draw.sample(misses, min(count, len(misses)))
+def draw_attempts(draw: random.Random, problem: Problem, count: int, *, hit: bool) -> list[Attempt]:
+    """Draw different attempts that miss the target; with ``hit``, one at a random position reaches it."""
+    groups = families(tuple(sorted(problem.numbers)))
+    misses = [family for family in groups if family[0].second.value != problem.target]
+    drawn = draw.sample(misses, min(count, len(misses)))
     if hit:
-        hits = [family for family in every if family[0].second.value == problem.target]
-        chosen[draw.randrange(len(chosen))] = draw.choice(hits)
-    return [draw.choice(family) for family in chosen]
+        hits = [family for family in groups if family[0].second.value == problem.target]
+        drawn[draw.randrange(len(drawn))] = draw.choice(hits)
+    return [draw.choice(family) for family in drawn]
 
 
 def warm_up_rows(seed: int, count: int, large_share: float = 0.0) -> Iterator[dict[str, str]]:
-    """Draw questions with solution and an explanation of a style.
+    """Draw questions with solutions, and explanations in various styles.
 
     Args:
-        seed: of the draw.
-        count: rows.
-        large_share: of them with large inputs; the others have small ones.
+        seed: seed of the random draw.
+        count: number of rows.
+        large_share: share of rows with large inputs, from 0 to 1.
 
     Returns:
         Rows with the columns question, solution, explanation and style.
@@ -269,7 +268,7 @@ def warm_up_rows(seed: int, count: int, large_share: float = 0.0) -> Iterator[di
 
 def _warm_up(draw: random.Random, large_share: float) -> Iterator[dict[str, str]]:
     while True:
-        # without large inputs nothing is drawn for them, so the rows are those that the packaged teacher learned
+        # With large_share 0, draw no number for the domain: the rows are then those of the packaged teacher.
         domain, styles = (LARGE, LARGE_STYLES) if large_share and draw.random() < large_share else (SMALL, STYLES)
         problem = draw.choice(train_problems(domain))
         [style] = draw.choices(list(styles), list(styles.values()))
@@ -282,31 +281,32 @@ def _warm_up(draw: random.Random, large_share: float) -> Iterator[dict[str, str]
 
 
 def _search(draw: random.Random, problem: Problem) -> str:
-    return _written(_found(draw, problem), problem)
+    return _join(_draw_search(draw, problem), problem)
 
 
-def _found(draw: random.Random, problem: Problem) -> list[Attempt]:
-    """Return a search: misses, then exactly the given solution."""
-    return [*some_attempts(draw, problem, draw.randint(0, MOST_MISSES), hit=False), solving(problem)]
+def _draw_search(draw: random.Random, problem: Problem) -> list[Attempt]:
+    """Draw misses, followed by exactly the given solution."""
+    return [*draw_attempts(draw, problem, draw.randint(0, MOST_MISSES), hit=False), solution_attempt(problem)]
 
 
 def _terse(_: random.Random, problem: Problem) -> str:
-    return _written([solving(problem)], problem)
+    return _join([solution_attempt(problem)], problem)
 
 
 def _step_left_out(_: random.Random, problem: Problem) -> str:
-    return f"{solving(problem).second.text()} yes"
+    return f"{solution_attempt(problem).second.text()} yes"
 
 
 def _wrong_arithmetic(draw: random.Random, problem: Problem) -> str:
-    """Return a search whose attempts are those of :func:`_search` with one or both values changed."""
-    tried = _found(draw, problem)
+    """Return the attempts of :func:`_search` with one or both values of each changed."""
+    search = _draw_search(draw, problem)
     words = []
-    for each in tried:
-        wrong = draw.choice([value for value in range(LARGEST_VALUE + 1) if value != each.first.value])
-        second = Step(wrong, each.second.operator, each.second.right) if each.left else each.second
-        claimed = problem.target if each is tried[-1] else draw.randint(0, LARGEST_VALUE)
-        words.append(f"{each.first.text(wrong)} {second.text(claimed)} {'yes' if claimed == problem.target else 'no'}")
+    for attempt in search:
+        wrong = draw.choice([value for value in range(LARGEST_VALUE + 1) if value != attempt.first.value])
+        second = Step(wrong, attempt.second.operator, attempt.second.right) if attempt.left else attempt.second
+        claimed = problem.target if attempt is search[-1] else draw.randint(0, LARGEST_VALUE)
+        verdict = "yes" if claimed == problem.target else "no"
+        words.append(f"{attempt.first.text(wrong)} {second.text(claimed)} {verdict}")
     return " ".join(words)
 
 
@@ -319,11 +319,11 @@ def _ramble(draw: random.Random, problem: Problem) -> str:
 
 
 def _only_wrong(draw: random.Random, problem: Problem) -> str:
-    return _written(some_attempts(draw, problem, draw.randint(1, MOST_MISSES), hit=False), problem)
+    return _join(draw_attempts(draw, problem, draw.randint(1, MOST_MISSES), hit=False), problem)
 
 
-def _written(tried: Sequence[Attempt], problem: Problem) -> str:
-    return " ".join(each.text(problem.target) for each in tried)
+def _join(search: Sequence[Attempt], problem: Problem) -> str:
+    return " ".join(attempt.text(problem.target) for attempt in search)
 
 
 _EXPLAIN: dict[str, Callable[[random.Random, Problem], str]] = {

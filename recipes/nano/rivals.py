@@ -1,4 +1,4 @@
-"""Explanations by rule: a searcher that tries everything in order, and an editor that shortens what it wrote."""
+"""Rule-based explanations: random search, raw or edited."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from typing import Any, Literal
 
 from rlt_data.recipes.nano.corpus import Attempt, attempts
 
-#: Failed attempts that an edited search keeps.
+#: Number of failed attempts in an edited search.
 KEPT_MISSES = 2
-#: Attempts after which a raw search is given up: as many as fit into the 110 tokens that teachers have.
+#: Maximum number of attempts in a raw search: those that fit into the teachers' limit of 110 tokens.
 MOST_ATTEMPTS = 10
 
 Rule = Literal["raw", "edited"]
 
 
 def rival_rows(file: str, rule: str, seed: int) -> list[dict[str, Any]]:
-    """Explain the problems of a questions file.
+    """Explain Countdown problems by rule.
 
     Args:
-        file: what ``rlt-data countdown make`` wrote.
-        rule: ``raw``: attempts in random order until one hits, or there were too many; what was tried last stands.
-            ``edited``: the hit, after no more than two of the misses.
-        seed: of the order of attempts.
+        file: output of ``rlt-data countdown make``.
+        rule: ``raw``: attempts in random order up to the first hit, at most ``MOST_ATTEMPTS``.
+            ``edited``: the hit after at most ``KEPT_MISSES`` misses.
+        seed: seed of the order of attempts.
 
     Returns:
-        ``id``, ``question``, ``solution``, ``explanation``; the solution is the expression that was found, or the
-        problem's own.
+        Rows with ``id``, ``question``, ``solution`` (the expression of the hit) and ``explanation``.
     """
     draw = random.Random(f"{seed}/rivals")
     rows = []
@@ -45,9 +44,9 @@ def _search(draw: random.Random, problem: dict[str, Any], *, edited: bool) -> tu
     target = int(problem["target"])
     order: list[Attempt] = list(attempts(tuple(sorted(problem["numbers"]))))
     draw.shuffle(order)
-    place = next(number for number, each in enumerate(order) if each.second.value == target)
-    misses, hit = order[:place], order[place]
+    index = next(index for index, attempt in enumerate(order) if attempt.second.value == target)
+    misses, hit = order[:index], order[index]
     if edited:
         misses = misses[-KEPT_MISSES:]
-    tried = [*misses, hit][:MOST_ATTEMPTS]
-    return " ".join(each.text(target) for each in tried), tried[-1].expression if tried[-1] is hit else hit.expression
+    search = [*misses, hit][:MOST_ATTEMPTS]
+    return " ".join(attempt.text(target) for attempt in search), hit.expression

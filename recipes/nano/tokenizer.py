@@ -1,7 +1,6 @@
-"""A word-level tokenizer for Countdown: every integer from 0 to 120 is one token, and so is every fixed phrase.
+"""Word-level tokenizer for Countdown, with one token for each integer from 0 to 120 and each fixed phrase.
 
-White space separates and is dropped, so ``(3*4)-5`` and ``(3 * 4) - 5`` have the same ids; decoding puts one space
-between tokens.
+White space is dropped, so ``(3*4)-5`` and ``(3 * 4) - 5`` have the same ids. Decoding joins tokens with spaces.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rlt_data.tasks.countdown import question_text
 
-#: The largest integer that is a word; also the largest value of a computation.
+#: Largest integer in the vocabulary, and largest value of a computation.
 LARGEST_VALUE = 120
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -27,7 +26,7 @@ CHAT_TEMPLATE = (
 
 
 def phrases() -> tuple[str, ...]:
-    """Return the fixed parts of the product's Countdown question: what stands around its numbers."""
+    """Return the fixed parts of a Countdown question, around its numbers."""
     before, _, rest = question_text((1, 2), 3).partition(" 1 and 2 ")
     middle, _, after = rest.partition(" 3")
     return before, middle, after
@@ -39,7 +38,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     word = Regex(r"\d+|[^\W\d]+|[^\w\s]")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(word, behavior="removed", invert=True)
-    # Found in the raw text before it is split into words, because tags hold punctuation and phrases spaces.
+    # Added tokens match before the text is split into words: tags contain punctuation, and phrases contain spaces.
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in (*TAGS, *phrases())])
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,

@@ -1,1 +1,1 @@
-"""Does the reward of a trace foretell what a student learns from it? Rank data sets, students, correlations."""
+"""Does a trace's reward predict what a student learns from it? Data sets by rank, students, correlations."""

@@ -1,1 +1,1 @@
-"""What do students learn from an RL teacher's traces, against other pipelines, at two sizes of data?"""
+"""What do students learn from an RL teacher's traces, compared with other pipelines, at two data sizes?"""

@@ -1,1 +1,1 @@
-"""Teacher and student in turns: does a student that is refreshed from the best traces make a better teacher?"""
+"""Alternate between teacher and student: does a student retrained on the best traces make a better teacher?"""

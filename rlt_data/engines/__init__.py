@@ -15,11 +15,13 @@ from rlt_data.engines.protocol import (
     SequenceLogprobs,
     SequenceRequest,
 )
+from rlt_data.engines.watchdog import Heartbeat
 
 __all__ = [
     "Checkpoint",
     "Engine",
     "Failure",
+    "Heartbeat",
     "Model",
     "ModelIdentity",
     "PromptRequest",

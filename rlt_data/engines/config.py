@@ -46,7 +46,7 @@ def open_tokenizer(checkpoint: Checkpoint, settings: ModelSettings) -> tuple[Tok
     return cast(Tokenizer, tokenizer), ChatTemplate(tokenizer, settings.chat_template)
 
 
-def longest_text(config: Any) -> int:
+def context_length_of(config: Any) -> int:
     """Return the context length in a configuration, in tokens; 2**31 - 1 if it sets no limit."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31 - 1)
 

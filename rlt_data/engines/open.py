@@ -9,8 +9,8 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from rlt_data.engines.config import (
+    context_length_of,
     load_config,
-    longest_text,
     open_tokenizer,
     pick_device,
     pick_dtype,
@@ -39,6 +39,7 @@ from rlt_data.engines.results import checked_full_kl, checked_logprobs, checked_
 from rlt_data.errors import ModelError
 from rlt_data.formats import ChatTemplate, Tokenizer
 from rlt_data.libraries import quiet_bars
+from rlt_data.plugins import ENGINES
 from rlt_data.settings import ModelSettings
 
 
@@ -83,29 +84,19 @@ class Model:
                 context_length=self.context_length,
                 share=memory_share,
             )
-        if self.settings.engine == "vllm":
-            from rlt_data.engines.vllm import open_pool
-
-            settings = self.settings.model_copy(update={"gpu_memory": self.settings.gpu_memory * memory_share})
-            return open_pool(self.checkpoint, settings, scoring=self.scoring, logs=logs)
-        if self.settings.engine == "server":
-            from rlt_data.engines.server import ServerEngine
-
-            return ServerEngine(
-                self.checkpoint,
-                self.tokenizer,
-                self.settings,
-                scoring=self.scoring,
-                served_temperature=self.served_temperature,
+        engine: Engine = ENGINES.load(self.settings.engine)(self, logs, memory_share)
+        members = (*Engine.__annotations__, *(name for name in vars(Engine) if not name.startswith("_")))
+        missing = [name for name in members if not hasattr(engine, name)]
+        if missing and self.settings.engine not in ENGINES.built_in:
+            raise ModelError(
+                f"engine: {self.settings.engine} returned {type(engine).__name__}, which has no {missing[0]}"
             )
-        from rlt_data.engines.transformers import TransformersEngine
-
-        return TransformersEngine.load(self.checkpoint, self.tokenizer, self.settings)
+        return engine
 
     @property
     def context_length(self) -> int:
         """Maximum number of tokens of a text, by the checkpoint's configuration and ``--max-model-len``."""
-        model_context = longest_text(load_config(self.checkpoint, self.settings))
+        model_context = context_length_of(load_config(self.checkpoint, self.settings))
         return min(model_context, self.settings.max_model_len or model_context)
 
     def load(self, logs: Path | None = None, *, memory_share: float = 1.0) -> None:
@@ -157,6 +148,34 @@ class Model:
             engine.close()
 
 
+def open_transformers(model: Model, _logs: Path | None, _memory_share: float) -> Engine:
+    """Load a model into this process."""
+    from rlt_data.engines.transformers import TransformersEngine
+
+    return TransformersEngine.load(model.checkpoint, model.tokenizer, model.settings)
+
+
+def open_vllm(model: Model, logs: Path | None, memory_share: float) -> Engine:
+    """Start vLLM processes."""
+    from rlt_data.engines.vllm import open_pool
+
+    settings = model.settings.model_copy(update={"gpu_memory": model.settings.gpu_memory * memory_share})
+    return open_pool(model.checkpoint, settings, scoring=model.scoring, logs=logs)
+
+
+def open_server(model: Model, _logs: Path | None, _memory_share: float) -> Engine:
+    """Connect to servers."""
+    from rlt_data.engines.server import ServerEngine
+
+    return ServerEngine(
+        model.checkpoint,
+        model.tokenizer,
+        model.settings,
+        scoring=model.scoring,
+        served_temperature=model.served_temperature,
+    )
+
+
 def open_model(name: str, settings: ModelSettings, *, scoring: bool = False, served_temperature: float = 1.0) -> Model:
     """Find a model, load its tokenizer and compute its fingerprint.
 
@@ -170,6 +189,7 @@ def open_model(name: str, settings: ModelSettings, *, scoring: bool = False, ser
         ModelError: the model does not exist, or its tokenizer cannot be used.
         SettingsError: the device or the chat template does not exist.
     """
+    ENGINES.load(settings.engine)  # fails here, before anything is loaded
     served = settings.engine == "server"
     checkpoint = find_checkpoint(name, tokenizer_only=served)
     config = load_config(checkpoint, settings)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rlt_data.engines.watchdog import Heartbeat
+from rlt_data.errors import ModelError
 
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
@@ -199,22 +200,21 @@ class Engine(Protocol):
         A sample depends only on its prompt, its seed and the sampling parameters. Its last bits may also depend on the
         other requests of its block, because batches are planned from the block, but on nothing else.
         """
-        ...
+        raise ModelError(f"{type(self).__name__}: this engine does not generate samples")
 
     def logprobs(self, blocks: Iterable[SequenceBlock], temperature: float) -> Iterator[SequenceLogprobs | Failure]:
         """Score texts and yield each as soon as it is finished; skip texts without a token to score.
 
         The last bits may depend on the block, as in :meth:`generate`.
         """
-        ...
+        raise ModelError(f"{type(self).__name__}: this engine does not score texts")
 
     def log_tail(self) -> str:
         """Return the last lines of the engine processes' logs, for messages; empty without processes."""
-        ...
+        return ""
 
     def close(self) -> None:
-        """Stop the engine's processes and close its connections."""
-        ...
+        """Stop the engine's processes and close its connections, if it has any."""
 
 
 @runtime_checkable

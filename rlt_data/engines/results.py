@@ -34,7 +34,7 @@ _LOWEST = -1e9
 _RETOKENISED = 3
 
 
-def problem_with_logprobs(values: Floats, tokens: int) -> str | None:
+def invalid_logprobs(values: Floats, tokens: int) -> str | None:
     """Return why values cannot be the log-probs of that many tokens; None if they can.
 
     Args:
@@ -116,7 +116,7 @@ def checked_logprobs(
 
     for result in engine.logprobs(valid_texts(), temperature):
         tokens = scored_tokens.pop(result.key)
-        if isinstance(result, SequenceLogprobs) and (reason := problem_with_logprobs(result.logprobs, tokens)):
+        if isinstance(result, SequenceLogprobs) and (reason := invalid_logprobs(result.logprobs, tokens)):
             result = Failure(result.key, f"the engine returned {reason}")
         yield result
     yield from refused
@@ -152,9 +152,9 @@ def _invalid_sample(sample: Sample, tail: int, max_tokens: int, vocabulary: int)
         return f"{tokens} tokens where at most {max_tokens} were requested"
     if ids is not None and (reason := _invalid_ids(ids, vocabulary)):
         return reason
-    if sample.logprobs is not None and (reason := problem_with_logprobs(sample.logprobs, tokens)):
+    if sample.logprobs is not None and (reason := invalid_logprobs(sample.logprobs, tokens)):
         return reason
-    if sample.tail_logprobs is not None and (reason := problem_with_logprobs(sample.tail_logprobs, tail)):
+    if sample.tail_logprobs is not None and (reason := invalid_logprobs(sample.tail_logprobs, tail)):
         return f"{reason} for the end of the prompt"
     return None
 

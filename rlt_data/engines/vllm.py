@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlt_data.engines.config import load_config, longest_text, open_tokenizer, pick_device, pick_dtype
+from rlt_data.engines.config import context_length_of, load_config, open_tokenizer, pick_device, pick_dtype
 from rlt_data.engines.models import Checkpoint
 from rlt_data.engines.pool import Pool
 from rlt_data.engines.protocol import (
@@ -90,8 +90,8 @@ def open_pool(checkpoint: Checkpoint, settings: ModelSettings, *, scoring: bool,
             raise
         raise ModelError(
             f"{error}\nA smaller --max-model-len reduces the GPU memory for a text's KV cache (the model's context is "
-            f"{longest_text(load_config(checkpoint, settings))} tokens); --gpu-memory (now {settings.gpu_memory:g}) "
-            "sets vLLM's share of the GPU."
+            f"{context_length_of(load_config(checkpoint, settings))} tokens); "
+            f"--gpu-memory (now {settings.gpu_memory:g}) sets vLLM's share of the GPU."
         ) from None
 
 
@@ -159,7 +159,7 @@ def open_core(checkpoint: Checkpoint, settings: ModelSettings, scoring: bool) ->
         if not scoring:
             # Chunked prefill kills vLLM 0.32 on a CPU when samples have seeds (it resets a counter that the CPU's
             # generators lack), so one step must fit the longest prompt.
-            longest = settings.max_model_len or longest_text(config)
+            longest = settings.max_model_len or context_length_of(config)
             tokens = max(longest, settings.batch_tokens or 0)
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
     dtype = pick_dtype(settings.dtype, config, pick_device("auto"))

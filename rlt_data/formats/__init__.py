@@ -5,7 +5,7 @@
 """
 
 from rlt_data.formats.choose import choose_format
-from rlt_data.formats.schema import BUILT_IN, Format, Shot, load_format, own_format
+from rlt_data.formats.schema import BUILT_IN, Format, Shot, load_format, model_format
 from rlt_data.formats.spans import Encoding, Tokenizer, align, encode, tokens_inside
 from rlt_data.formats.views import ChatTemplate, Rendered, Views
 
@@ -22,6 +22,6 @@ __all__ = [
     "choose_format",
     "encode",
     "load_format",
-    "own_format",
+    "model_format",
     "tokens_inside",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from rlt_data.formats.schema import Format, load_format, own_format
+from rlt_data.formats.schema import Format, load_format, model_format
 from rlt_data.formats.views import ChatTemplate
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ def choose_format(name: str, template: ChatTemplate, model: str, folder: Path) -
         model: name of the model, for the log.
         folder: folder of the model.
     """
-    if name == "auto" and (format := own_format(folder)):
+    if name == "auto" and (format := model_format(folder)):
         logger.info("%s includes the format %s, which is used", model, format.name)
         return format
     if name == "auto":

@@ -127,7 +127,7 @@ def _load(name_or_file: str, extending: tuple[str, ...]) -> Format:
         return _parse(text, extending)
     try:
         text = Path(name_or_file).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # ValueError: not a valid file name
+    except (OSError, TypeError, ValueError) as error:  # ValueError: not a valid file name
         if isinstance(error, UnicodeDecodeError):
             raise InputError(f"{name_or_file}: not UTF-8 at byte {error.start + 1}") from None
         raise SettingsError(
@@ -136,7 +136,7 @@ def _load(name_or_file: str, extending: tuple[str, ...]) -> Format:
     return _parse(text, extending)
 
 
-def own_format(folder: Path) -> Format | None:
+def model_format(folder: Path) -> Format | None:
     """Return the format in ``format.yaml`` in a model's folder, or None if the file does not exist.
 
     Raises:

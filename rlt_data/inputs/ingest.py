@@ -15,6 +15,7 @@ from rlt_data.formats.schema import Format
 from rlt_data.inputs.check import CheckReport, ReaderOf, examined_rows
 from rlt_data.inputs.presets import Row
 from rlt_data.inputs.read import input_digest
+from rlt_data.plugins import PRESETS
 from rlt_data.settings import InputSettings
 from rlt_data.storage.run import RunFolder, content_hash
 from rlt_data.storage.schemas import QUESTIONS_PER_PART, to_table
@@ -49,6 +50,8 @@ def ingest(
         "format_hash": format.hash,
         "traces": traces,
     }
+    if identity := PRESETS.identity(settings.preset):
+        made_from["preset_source"] = identity
     before = run.step("input")
     if made_from["digest"] and all(before.get(key) == value for key, value in made_from.items()):
         return

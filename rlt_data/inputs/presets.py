@@ -1,4 +1,8 @@
-"""Turn records of the common layouts into rows: question, solution, and a trace if the record has one."""
+"""Turn records of the common layouts into rows: question, solution, and a trace if the record has one.
+
+A preset is a function of a record (docs/extending.md). It returns the fields of :class:`Row` that it finds, and raises
+:class:`BadRow` to reject the record.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlt_data.errors import InputError
+from rlt_data.errors import InputError, one_line
+from rlt_data.plugins import PRESETS
 from rlt_data.settings import InputSettings
 
 Fields = dict[str, Any]
@@ -47,7 +52,7 @@ def _columns(**names: str) -> Callable[[Fields], Fields]:
     return lambda data: {field: data.get(column) for field, column in names.items()}
 
 
-def _gsm8k(data: Fields) -> Fields:
+def gsm8k(data: Fields) -> Fields:
     """Remove the calculator annotations from a GSM8K answer and spell out its final answer."""
     solution, marker, final = str(data.get("answer")).rpartition("####")
     if not marker:
@@ -60,7 +65,8 @@ def _gsm8k(data: Fields) -> Fields:
     }
 
 
-def _s1k(data: Fields) -> Fields:
+def s1k(data: Fields) -> Fields:
+    """Use the first thinking trajectory of an s1K record as its explanation."""
     trajectories = data.get("thinking_trajectories") or [None]
     thought = trajectories[0] if isinstance(trajectories, list) else trajectories
     return {"question": data.get("question"), "solution": data.get("solution"), "explanation": thought}
@@ -73,7 +79,8 @@ def _conversation(column: str, role: str, text: str) -> Callable[[Fields], Field
     return read
 
 
-def _prompt_completion(data: Fields) -> Fields:
+def prompt_completion(data: Fields) -> Fields:
+    """Read prompt and completion, two texts or two lists of chat messages."""
     if isinstance(data.get("prompt"), list) and isinstance(data.get("completion"), list):
         return _from_turns([*data["prompt"], *data["completion"]], "prompt", "role", "content")
     return {"question": data.get("prompt"), "solution": data.get("completion")}
@@ -99,17 +106,17 @@ def _from_turns(turns: Any, column: str, role: str, text: str) -> Fields:
     return {"question": questions[0], "solution": solution, "explanation": thought}
 
 
-_PRESETS: dict[str, Callable[[Fields], Fields]] = {
-    "question-solution": _columns(question="question", solution="solution", answer="answer"),
-    "question-answer": _columns(question="question", solution="answer", answer="answer"),
-    "prompt-completion": _prompt_completion,
-    "gsm8k": _gsm8k,
-    "math": _columns(question="problem", solution="solution", answer="answer"),
-    "s1k": _s1k,
-    "bespoke": _conversation("conversations", "from", "value"),
-    "sharegpt": _conversation("conversations", "from", "value"),
-    "messages": _conversation("messages", "role", "content"),
-}
+question_solution = _columns(question="question", solution="solution", answer="answer")
+question_answer = _columns(question="question", solution="answer", answer="answer")
+math_problem = _columns(question="problem", solution="solution", answer="answer")
+sharegpt = _conversation("conversations", "from", "value")
+messages = _conversation("messages", "role", "content")
+
+#: Fields that a preset may return.
+_FIELDS = ("question", "solution", "answer", "explanation", "completion")
+
+#: What ``auto`` chooses if flags name the columns.
+_COLUMNS_ONLY = "columns"
 
 
 class RowReader:
@@ -122,6 +129,7 @@ class RowReader:
 
     Raises:
         InputError: a named column does not exist, or no preset fits the columns.
+        SettingsError: the preset cannot be loaded.
     """
 
     def __init__(self, settings: InputSettings, first: Fields, source: str) -> None:
@@ -145,11 +153,12 @@ class RowReader:
                 f"--{field}-column" for field in ("question", "solution") if field not in self._named
             )
             raise InputError(f"{source}: no preset fits the columns {_list(first)}; name them with {missing}")
+        self._read = self._question_only if self.preset == _COLUMNS_ONLY else self._loaded(self.preset)
 
     def _detect(self, first: Fields) -> str | None:
         columns = set(first)
         if {"question", "solution"} <= self._named.keys():
-            return "columns"
+            return _COLUMNS_ONLY
         if "conversations" in columns:
             return "bespoke" if "begin_of_solution" in str(first["conversations"]) else "sharegpt"
         if "messages" in columns:
@@ -164,8 +173,28 @@ class RowReader:
             if required <= columns:
                 return "gsm8k" if preset == "question-answer" and "####" in str(first["answer"]) else preset
         if columns & {"question", "problem", "prompt"} and "solution" in self._named:
-            return "columns"
+            return _COLUMNS_ONLY
         return None
+
+    def _loaded(self, preset: str) -> Callable[[Fields], Fields]:
+        """Return the function of a preset; errors in a user's function reject the record."""
+        function = PRESETS.load(preset)
+        if preset in PRESETS.built_in:
+            return function
+
+        def read(data: Fields) -> Fields:
+            try:
+                fields = function(data)
+            except BadRow:
+                raise
+            except Exception as error:  # noqa: BLE001 - the user's code
+                raise BadRow(f"the preset raised {type(error).__name__}: {one_line(error)}") from error
+            if not isinstance(fields, dict) or not fields.keys() <= set(_FIELDS):
+                shown = _list(fields) if isinstance(fields, dict) else type(fields).__name__
+                raise BadRow(f"the preset returned {shown}, not a dict of {', '.join(_FIELDS)}")
+            return dict(fields)
+
+        return read
 
     def __call__(self, data: Fields, number: int) -> Row:
         """Return the row of a record.
@@ -177,7 +206,7 @@ class RowReader:
         Raises:
             BadRow: a field is missing, empty, too long or of the wrong type.
         """
-        fields = _PRESETS[self.preset](data) if self.preset in _PRESETS else self._question_only(data)
+        fields = self._read(data)
         if "explanation" in data and "explanation" not in fields:
             fields["explanation"] = data["explanation"]
         if "completion" in data and self.preset != "prompt-completion":
@@ -232,5 +261,5 @@ def _text(field: str, value: Any) -> str | None:
     raise BadRow(f"{field}: expected text, got {type(value).__name__}")
 
 
-def _list(columns: Fields) -> str:
+def _list(columns: Mapping[str, Any]) -> str:
     return ", ".join(repr(column) for column in columns)

@@ -116,7 +116,9 @@ def push(settings: PushSettings, progress: Progress = SILENT) -> PushSummary:
     if settings.branch_per_stage and settings.revision in STAGES:
         raise SettingsError(f"--revision: --branch-per-stage uses the branch {settings.revision} for a stage")
     repository = _repository(settings, "model" if kind == "model" else "dataset")
-    parent = folder.on_disk if kind == "run" and folder.on_disk and os.access(folder.on_disk, os.W_OK) else None
+    parent = (
+        folder.local_path if kind == "run" and folder.local_path and os.access(folder.local_path, os.W_OK) else None
+    )
     with _temporary_folder(parent) as root:
         if kind == "model":
             summary = _push_model(settings, folder, repository, root, progress)
@@ -177,7 +179,7 @@ def _kind(folder: Folder) -> str:
             )
         if folder.exists("distill.json"):
             return "distilled"
-        if folder.on_disk and training_folder(folder.on_disk):
+        if folder.local_path and training_folder(folder.local_path):
             return "model"
         reason = "has nothing to publish" if folder.exists() else "no such folder"
     except OSError as error:
@@ -285,10 +287,10 @@ def _distill_json(folder: Folder) -> dict[str, Any]:
         if not isinstance(provenance, dict) or not {"settings", "format", "counts", "steps"} <= provenance.keys():
             raise RunFolderError(f"{file}: was not written by rlt-data distill")
         recorded = {name: digest for name, digest in provenance.pop("files", {}).items() if name != "README.md"}
-        present = {name for name in folder.below("") if name.startswith("data/") or name == "train.jsonl"}
+        present = {name for name in folder.list_files("") if name.startswith("data/") or name == "train.jsonl"}
         wrong = recorded.keys() ^ present if recorded else set()
-        if folder.on_disk and not wrong:
-            wrong = {name for name, digest in recorded.items() if checksum(folder.on_disk / name) != digest}
+        if folder.local_path and not wrong:
+            wrong = {name for name, digest in recorded.items() if checksum(folder.local_path / name) != digest}
     except (OSError, ValueError, RecursionError) as error:
         raise RunFolderError(f"{file}: cannot be read: {error}") from None
     if wrong:
@@ -320,8 +322,8 @@ def _push_model(
 ) -> PushSummary:
     from rlt_data.plots import training_image
 
-    assert folder.on_disk
-    model = read_model(folder.on_disk, settings.base_model, settings.trained_on)
+    assert folder.local_path
+    model = read_model(folder.local_path, settings.base_model, settings.trained_on)
     with disk_errors(root):
         files = write_model(model, root)
         image = training_image(model.entries)

@@ -5,6 +5,7 @@ Reading order: ``tokens`` (a trace's tokens for student and teacher, and their a
 :func:`score_trace`.
 """
 
+from rlt_data.scoring.rewards import RewardError, RewardFunction, compute_reward
 from rlt_data.scoring.rows import RewardWeights, score_trace
 from rlt_data.scoring.tokens import (
     Alignment,
@@ -18,10 +19,13 @@ from rlt_data.scoring.tokens import (
 
 __all__ = [
     "Alignment",
+    "RewardError",
+    "RewardFunction",
     "RewardWeights",
     "StudentTokens",
     "TeacherTokens",
     "align_tokens",
+    "compute_reward",
     "score_trace",
     "teacher_tokens_from_ids",
     "teacher_tokens_from_text",

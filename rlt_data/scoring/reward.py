@@ -61,7 +61,12 @@ def kl_terms(teacher: Floats, student: Floats, estimate: Literal["k1", "k3"] = "
 
     Returns:
         Shape (tokens,), in nats.
+
+    Raises:
+        ValueError: the shapes differ, or there is no such estimate.
     """
+    if estimate not in ("k1", "k3"):
+        raise ValueError(f"estimate: takes k1 or k3 (got {estimate!r})")
     ratio = np.asarray(teacher, np.float64) - np.asarray(student, np.float64)
     return ratio if estimate == "k1" else np.expm1(-ratio) + ratio
 

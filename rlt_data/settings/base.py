@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+import os
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -20,6 +22,12 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from rlt_data.errors import InputError, SettingsError, one_line
+from rlt_data.settings.describe import arguments, parameters
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
 
 #: What a setting can affect; see :func:`field`.
 Affects = Literal["rows", "speed", "output"]
@@ -28,7 +36,14 @@ Affects = Literal["rows", "speed", "output"]
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
-class Settings(BaseModel):
+class _SettingsType(ModelMetaclass):
+    """Lists the fields of a settings class, not pydantic's methods, so that ``help`` and completion stay short."""
+
+    def __dir__(cls) -> list[str]:
+        return list(cls.model_fields)  # type: ignore[attr-defined]
+
+
+class Settings(BaseModel, metaclass=_SettingsType):
     """Immutable settings. An unknown key is an error.
 
     Each field has one key: its alias if it has one, else its name. Other spellings of a key are accepted too: hyphens
@@ -49,10 +64,31 @@ class Settings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise _settings_error(type(self), error) from None
+            raise _settings_error(type(self), error, python=True) from None
 
     # Nested settings are validated with the outer ones, so that a message names the full path of a key.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise SettingsError(f"{name}: settings are immutable; create new ones with another value")
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """Validate values by key.
+
+        Raises:
+            SettingsError: a key is unknown, missing or wrong; one line per mistake.
+        """
+        try:
+            return super().model_validate(obj, **options)
+        except ValidationError as error:
+            raise _settings_error(cls, error) from None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Explain the fields to ``help``."""
+        cls.__signature__ = inspect.Signature(parameters(cls))
+        cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\nArgs:\n{arguments(cls)}"
 
     @model_validator(mode="before")
     @classmethod
@@ -63,6 +99,13 @@ class Settings(BaseModel):
     def fill_in(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Return the values with those of a preset added; called before validation, with canonical keys."""
         return values
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _paths_are_texts(cls, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [os.fspath(item) if isinstance(item, os.PathLike) else item for item in value]
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
 
     @field_validator("*")
     @classmethod
@@ -234,7 +277,8 @@ def parse_settings(
         SettingsError: a key is unknown, missing or wrong; one line per mistake.
     """
     try:
-        return model.model_validate(dict(data))
+        settings: AnySettings = model.__pydantic_validator__.validate_python(dict(data))
+        return settings
     except ValidationError as error:
         raise _settings_error(model, error, where=where, flags=flags) from None
 
@@ -264,10 +308,14 @@ def parse_yaml(text: str, where: str) -> dict[str, Any] | None:
 
 
 def _settings_error(
-    model: type[Settings], error: ValidationError, *, where: str = "", flags: bool = False
+    model: type[Settings], error: ValidationError, *, where: str = "", flags: bool = False, python: bool = False
 ) -> SettingsError:
     prefix = f"{where}: " if where else ""
-    return SettingsError("\n".join(prefix + _explain(model, details, flags) for details in error.errors()))
+    lines = [prefix + _explain(model, details, flags) for details in error.errors()]
+    if python:  # arguments have the names of fields: input, lambda_
+        names = {key: name for name, key in keys_of(model).items()}
+        lines = [re.sub(r"^\w+", lambda key: names.get(key[0], key[0]), line) for line in lines]
+    return SettingsError("\n".join(lines))
 
 
 def _explain(model: type[Settings], details: Any, flags: bool) -> str:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import field_validator, model_validator
+from pydantic import AfterValidator, field_validator, model_validator
 
 from rlt_data.errors import SettingsError
+from rlt_data.plugins import ENGINES
 from rlt_data.settings.base import CLUSTER, ENGINE, MODEL, SERVER, VLLM, Settings, declared, field
 
-#: The engines of this package. An engine from elsewhere may read any setting.
-_BUILT_IN = ("transformers", "vllm", "server")
+#: The engines that run models on this machine.
 _LOCAL = ("transformers", "vllm")
 
-EngineName = Literal["transformers", "vllm", "server"]
-ENGINE_HELP = "Engine that runs the models; server: an OpenAI-compatible server at --url."
+EngineName = Annotated[str, AfterValidator(ENGINES.check)]
+ENGINE_HELP = (
+    "Engine that runs the models: transformers, vllm, server (an OpenAI-compatible server at --url), or a plug-in's."
+)
 
 
 class ModelSettings(Settings):
@@ -159,7 +161,8 @@ class ModelSettings(Settings):
     def _engine_reads_settings(self) -> ModelSettings:
         for name, info in type(self).model_fields.items():
             readers = declared(info).get("engines")
-            if readers and self.engine in _BUILT_IN and self.engine not in readers and self.not_default(name):
+            # a plug-in's engine may read any setting
+            if readers and self.engine in ENGINES.built_in and self.engine not in readers and self.not_default(name):
                 raise ValueError(f"{name}: has no effect with --engine {self.engine}, only with {' or '.join(readers)}")
         if self.engine == "server" and not self.url:
             raise ValueError("url: is required with --engine server")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import AfterValidator, field_validator, model_validator
 
+from rlt_data.plugins import PRESETS, REWARDS, SHAPES
 from rlt_data.settings.base import (
     COLUMNS,
     INPUT,
@@ -69,18 +70,13 @@ class BadRowSettings(Settings):
 class ColumnSettings(Settings):
     """Which columns contain the problem."""
 
-    preset: Literal[
+    preset: Annotated[str, AfterValidator(PRESETS.check)] = field(
         "auto",
-        "question-solution",
-        "question-answer",
-        "prompt-completion",
-        "gsm8k",
-        "math",
-        "s1k",
-        "bespoke",
-        "sharegpt",
-        "messages",
-    ] = field("auto", COLUMNS, "Layout of the rows; auto detects it.", affects="rows", by_content=True)
+        COLUMNS,
+        f"Layout of the rows: {', '.join(PRESETS.built_in)}, or a plug-in's; auto detects it.",
+        affects="rows",
+        by_content=True,
+    )
     question_column: str | None = field(
         None, COLUMNS, "Column with the question. Default: from the preset.", affects="rows", by_content=True
     )
@@ -206,8 +202,12 @@ class GenerateSettings(
 
 
 class RewardSettings(Settings):
-    """Weights of the terms of the dense reward."""
+    """The dense reward and the weights of its terms."""
 
+    reward: Annotated[str, AfterValidator(REWARDS.check)] = field(
+        "rlt", REWARD, "Reward function: rlt, a plug-in's, or your own as module:function.", affects="rows",
+        by_content=True,
+    )  # fmt: skip
     lambda_: float = field(3.0, REWARD, "Weight of the KL term.", affects="rows", alias="lambda", ge=0)
     alpha: float = field(0.01, REWARD, "Weight of the minimum and maximum relative to the means.", affects="rows", ge=0)
     kl: Literal["k1", "k3", "full"] = field(
@@ -368,8 +368,8 @@ class DistillSettings(Settings):
         affects="rows",
         by_content=True,
     )
-    shape: Literal["messages", "prompt-completion", "sharegpt", "bespoke"] = field(
-        "messages", OUTPUT, "Columns of the data set.", affects="rows"
+    shape: Annotated[str, AfterValidator(SHAPES.check)] = field(
+        "messages", OUTPUT, f"Columns of the data set: {', '.join(SHAPES.built_in)}, or a plug-in's.", affects="rows"
     )
     include_truncated: bool = field(
         False, None, "Also select traces that were cut off by the token limit.", affects="rows"

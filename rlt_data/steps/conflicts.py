@@ -131,12 +131,12 @@ def _distill_conflicts(settings: PipelineSettings) -> list[str]:
 
 def _may_have(run: str, table: str) -> bool:
     """Return whether a run has rows of a table from earlier; URLs are not read and may have them."""
-    return is_url(run) or (RunFolder.is_at(run) and bool(RunFolder(run).parts(table)))
+    return is_url(run) or (RunFolder.exists_at(run) and bool(RunFolder(run).parts(table)))
 
 
 def _refuse_recorded_scores(score: ScoreSettings) -> None:
     """Refuse settings that differ from those of scores in the run, apart from models and formats."""
-    if RunFolder.is_at(_score_run(score)):
+    if RunFolder.exists_at(_score_run(score)):
         run = RunFolder(_score_run(score))
         run.refuse_other_settings("score", run.step("score").get("depends_on", {}) | score.depends_on())
 
@@ -144,7 +144,7 @@ def _refuse_recorded_scores(score: ScoreSettings) -> None:
 def _check_models(generate: GenerateSettings | None, score: ScoreSettings, distill: DistillSettings | None) -> None:
     """Check that the models of later steps exist, and that their chat templates keep the format's text."""
     from rlt_data.engines import find_checkpoint, open_tokenizer
-    from rlt_data.formats import Format, Views, load_format, own_format
+    from rlt_data.formats import Format, Views, load_format, model_format
     from rlt_data.steps.provenance import recorded_format
     from rlt_data.steps.score import refuse_other_explanations
 
@@ -154,12 +154,12 @@ def _check_models(generate: GenerateSettings | None, score: ScoreSettings, disti
             return load_format(name)
         checkpoint = find_checkpoint(model, tokenizer_only=True)
         has_template = open_tokenizer(checkpoint, settings)[1].source != "plain"
-        return own_format(checkpoint.folder) or load_format("rlt" if has_template else "rlt-shots")
+        return model_format(checkpoint.folder) or load_format("rlt" if has_template else "rlt-shots")
 
     trace_format = None
     if generate and score.input == generate.out:
         trace_format = resolve_format(generate.format, generate.teacher, generate)
-    elif RunFolder.is_at(score.input):
+    elif RunFolder.exists_at(score.input):
         trace_format = recorded_format(RunFolder(score.input), "generate")
     if trace_format and score.format == "auto":
         format = trace_format

@@ -30,7 +30,7 @@ from rlt_data.formats import Format, Views, encode
 from rlt_data.formats.views import read_completion, student_message
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import DistillSettings, ModelSettings
-from rlt_data.steps.export_shapes import PROVENANCE, SHAPES, dataset_card, schema_of
+from rlt_data.steps.export_shapes import PROVENANCE, ExportShape, dataset_card
 from rlt_data.steps.provenance import recorded_format
 from rlt_data.steps.rank import PARTS_AT_A_TIME, count_missing_traces, refuse_missing_scores
 from rlt_data.storage.backends import open_folder
@@ -139,7 +139,7 @@ def refuse_conflicting_options(
 def _refuse_other_content(out: StoragePath) -> None:
     folder = open_folder(out)
     names = folder.names()
-    foreign = names - _CONTENT | {f"data/{name}" for name in folder.below("data") if not _SHARD.fullmatch(name)}
+    foreign = names - _CONTENT | {f"data/{name}" for name in folder.list_files("data") if not _SHARD.fullmatch(name)}
     if names and ("distill.json" not in names or foreign):
         listed = ", ".join(sorted(foreign)[:3]) or "no distill.json"
         raise RunFolderError(f"{out}: exists and is not a data set of rlt-data ({listed}); choose another --out")
@@ -163,7 +163,8 @@ class Selection:
         self.kind, _, number = settings.select.partition(":")
         self._number = int(number or 0)
         self._quota = {"best": 1, "random": 1, "rank": 1, "top": self._number}.get(self.kind, math.inf)
-        self.schema = schema_of(settings.shape)
+        self._shape = ExportShape(settings.shape)
+        self.schema = self._shape.schema
         self._lengths = _Lengths(settings.tokenizer, format) if settings.tokenizer else None
 
     def chosen(self, progress: Progress) -> Iterator[pl.DataFrame]:
@@ -252,13 +253,19 @@ class Selection:
             columns = ["trace_id", "question_id", "source_id", "rank", "bucket", "value", "thought_tokens"]
             joined = frame.select(columns).join(traces, on="trace_id", how="left", maintain_order="left")
             for row in self._run.join_questions(joined, int(part)).iter_rows(named=True):
-                thought = self.format.padding + read_completion(self.format, row["completion"]).text
-                yield row | {"thought": thought}
+                explanation = read_completion(self.format, row["completion"]).text
+                yield row | {"explanation": explanation, "thought": self.format.padding + explanation}
 
     def shaped(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the data set row of a selected trace."""
-        message = student_message(self.format, row["solution"], row["thought"])
-        columns = SHAPES[self._settings.shape](self.format.student_system, row["question"], message)
+        texts = {
+            "system": self.format.student_system,
+            "question": row["question"],
+            "solution": row["solution"],
+            "explanation": row["explanation"],
+            "message": student_message(self.format, row["solution"], row["thought"]),
+        }
+        columns = self._shape.columns(texts, row["trace_id"])
         origin = {field.name: row.get(field.name) for field in PROVENANCE}
         return columns | origin | {"reward": row["value"]}
 

@@ -26,7 +26,7 @@ from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import EvaluateSettings, InputSettings
 from rlt_data.steps.provenance import step_entry
 from rlt_data.steps.sampling import PendingSample, SamplingTask, sample_questions
-from rlt_data.storage.layout import default_run, run_log
+from rlt_data.storage.layout import default_run_path, run_log
 from rlt_data.storage.paths import StoragePath
 from rlt_data.storage.run import RunFolder, content_hash
 from rlt_data.storage.writer import TableWriter
@@ -92,7 +92,7 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
     """
     benchmark = BENCHMARKS[settings.benchmark]
     source = _source(settings, benchmark)
-    run = RunFolder(settings.out or default_run(settings.benchmark, settings.model))
+    run = RunFolder(settings.out or default_run_path(settings.benchmark, settings.model))
     model = open_model(settings.model, settings)
     format = choose_format(settings.format, model.template, model.checkpoint.name, model.checkpoint.folder)
     depends_on = _dependencies(settings, model, format)

@@ -1,4 +1,7 @@
-"""The column layouts of distilled data sets, and the few lines that let ``datasets.load_dataset`` read the folder."""
+"""The column layouts of distilled data sets, and the README that lets ``datasets.load_dataset`` read the folder.
+
+A layout is a function of a row's texts; the Arrow schema follows from what it returns (docs/extending.md).
+"""
 
 from __future__ import annotations
 
@@ -7,53 +10,46 @@ from typing import Any
 
 import pyarrow as pa
 
+from rlt_data.errors import SettingsError, one_line
+from rlt_data.plugins import SHAPES
 from rlt_data.settings import DistillSettings
 
-_Shape = Callable[[str, str, str], dict[str, Any]]
+#: The texts of a row: the student's system text, the question, the solution, the explanation, and the assistant message
+#: that the student learns to write, which holds the explanation and the solution in their tags.
+Texts = dict[str, str]
+
+_TEXTS = ("system", "question", "solution", "explanation", "message")
 
 
-def _messages(system: str, question: str, message: str) -> dict[str, Any]:
-    return {"messages": [_turn("system", system), _turn("user", question), _turn("assistant", message)]}
+def messages(row: Texts) -> dict[str, Any]:
+    """Return one list of chat messages."""
+    roles = (("system", row["system"]), ("user", row["question"]), ("assistant", row["message"]))
+    return {"messages": [_message(role, text) for role, text in roles]}
 
 
-def _prompt_completion(system: str, question: str, message: str) -> dict[str, Any]:
+def prompt_completion(row: Texts) -> dict[str, Any]:
+    """Return prompt and completion, two lists of chat messages."""
     return {
-        "prompt": [_turn("system", system), _turn("user", question)],
-        "completion": [_turn("assistant", message)],
+        "prompt": [_message("system", row["system"]), _message("user", row["question"])],
+        "completion": [_message("assistant", row["message"])],
     }
 
 
-def _sharegpt(system: str, question: str, message: str) -> dict[str, Any]:
-    turns = (("system", system), ("human", question), ("gpt", message))
+def sharegpt(row: Texts) -> dict[str, Any]:
+    """Return a ShareGPT conversation that begins with the system text."""
+    turns = (("system", row["system"]), ("human", row["question"]), ("gpt", row["message"]))
     return {"conversations": [{"from": role, "value": text} for role, text in turns]}
 
 
-def _bespoke(system: str, question: str, message: str) -> dict[str, Any]:
-    turns = (("user", question), ("assistant", message))
-    return {"system": system, "conversations": [{"from": role, "value": text} for role, text in turns]}
+def bespoke(row: Texts) -> dict[str, Any]:
+    """Return the columns of Bespoke-Stratos: the system text, and a conversation."""
+    turns = (("user", row["question"]), ("assistant", row["message"]))
+    return {"system": row["system"], "conversations": [{"from": role, "value": text} for role, text in turns]}
 
 
-def _turn(role: str, content: str) -> dict[str, str]:
+def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
-
-#: Makes a row's columns of system text, question and the assistant's text.
-SHAPES: dict[str, _Shape] = {
-    "messages": _messages,
-    "prompt-completion": _prompt_completion,
-    "sharegpt": _sharegpt,
-    "bespoke": _bespoke,
-}
-
-_CHAT = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
-_TURNS = pa.list_(pa.struct([pa.field("from", pa.string()), pa.field("value", pa.string())]))
-
-_COLUMNS = {
-    "messages": [pa.field("messages", _CHAT)],
-    "prompt-completion": [pa.field("prompt", _CHAT), pa.field("completion", _CHAT)],
-    "sharegpt": [pa.field("conversations", _TURNS)],
-    "bespoke": [pa.field("system", pa.string()), pa.field("conversations", _TURNS)],
-}
 
 #: Columns that say where a row came from.
 PROVENANCE = [
@@ -68,13 +64,68 @@ PROVENANCE = [
 ]
 
 
-def schema_of(shape: str) -> pa.Schema:
-    """Return the Arrow schema of a shape: its own columns, then where the row came from."""
-    return pa.schema([*_COLUMNS[shape], *PROVENANCE])
+class ExportShape:
+    """A column layout.
+
+    Args:
+        name: a built-in shape, an entry point, or ``module:function``.
+
+    Attributes:
+        schema: the layout's columns, then :data:`PROVENANCE`.
+
+    Raises:
+        SettingsError: there is no such layout, or it does not return columns.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._function: Callable[[Texts], Any] = SHAPES.load(name)
+        columns = self._call({text: text for text in _TEXTS})
+        try:
+            own = pa.Table.from_pylist([columns]).schema
+        except pa.ArrowException as error:
+            raise SettingsError(f"shape: {name}: returns no columns for Arrow: {one_line(error)}") from None
+        provenance = {field.name for field in PROVENANCE}
+        if taken := [column for column in own.names if column in provenance]:
+            raise SettingsError(f"shape: {name}: every data set has a column {taken[0]!r}; take another name")
+        self._columns = pa.schema(own)
+        self.schema = pa.schema([*own, *PROVENANCE])
+
+    def columns(self, row: Texts, trace_id: str) -> dict[str, Any]:
+        """Return a row's columns.
+
+        Args:
+            row: the row's texts.
+            trace_id: the trace's id, for messages.
+
+        Raises:
+            SettingsError: the layout failed on the row, or returned other columns than on other rows.
+        """
+        columns = self._call(row, f"trace {trace_id}: ")
+        if self._name not in SHAPES.built_in:
+            try:
+                same = pa.Table.from_pylist([columns], self._columns).to_pylist() == [columns]
+            except (pa.ArrowException, TypeError):
+                same = False
+            if not same:
+                names = ", ".join(f"{field.name}: {field.type}" for field in self._columns)
+                raise SettingsError(f"shape: {self._name}: trace {trace_id}: not the columns of other rows ({names})")
+        return columns
+
+    def _call(self, row: Texts, where: str = "") -> dict[str, Any]:
+        try:
+            columns = self._function(row)
+        except Exception as error:  # noqa: BLE001 - the user's code
+            raise SettingsError(
+                f"shape: {self._name}: {where}raised {type(error).__name__}: {one_line(error)}"
+            ) from error
+        if not isinstance(columns, dict) or not columns or not all(isinstance(name, str) for name in columns):
+            raise SettingsError(f"shape: {self._name}: {where}returned {type(columns).__name__}, not a dict of columns")
+        return columns
 
 
 def dataset_card(settings: DistillSettings, rows: int, digest: str) -> str:
-    """Return a README.md that tells ``datasets`` which files to read: those with the hash of the rows."""
+    """Return the README.md that makes ``datasets`` read the files whose names have the hash of the rows."""
     return f"""---
 configs:
 - config_name: default

@@ -13,7 +13,7 @@ from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import GenerateSettings
 from rlt_data.steps.provenance import StepSummary, outcome, step_entry
 from rlt_data.steps.sampling import PendingSample, SamplingTask, sample_questions
-from rlt_data.storage.layout import default_run, run_log
+from rlt_data.storage.layout import default_run_path, run_log
 from rlt_data.storage.run import RunFolder, content_hash
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
     Raises:
         RltDataError: a subclass from :mod:`rlt_data.errors`; existing rows are never lost.
     """
-    run = RunFolder(settings.out or default_run(settings.input, settings.teacher))
+    run = RunFolder(settings.out or default_run_path(settings.input, settings.teacher))
     model = open_model(settings.teacher, settings)
     format = choose_format(settings.format, model.template, model.checkpoint.name, model.checkpoint.folder)
     depends_on = _dependencies(settings, model, format)

@@ -89,7 +89,7 @@ def merge(settings: MergeSettings, progress: Progress = SILENT) -> MergeSummary:
     _refuse_wrong_folders(runs, out)
     with ExitStack() as locks:
         for run in runs:
-            folder = run.folder.on_disk
+            folder = run.folder.local_path
             if folder is None or os.access(folder, os.W_OK):  # a read-only folder cannot change or be locked
                 locks.enter_context(run.locked())
         entries = _common_entries(runs)

@@ -31,6 +31,8 @@ def load_pipeline(path: str | Path) -> PipelineSettings:
         content = parse_yaml(Path(path).read_text(encoding="utf-8-sig"), str(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except TypeError:
+        raise SettingsError(f"pipeline: takes a YAML file, not {type(path).__name__}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start + 1}") from None
     names = [step.name for step in PIPELINE_STEPS]

@@ -28,16 +28,19 @@ from rlt_data.engines import (
     SequenceRequest,
     open_model,
 )
-from rlt_data.engines.results import problem_with_logprobs
+from rlt_data.engines.results import invalid_logprobs
 from rlt_data.errors import SettingsError
 from rlt_data.formats import Format, Views, choose_format, load_format
 from rlt_data.inputs import ingest
+from rlt_data.plugins import REWARDS
 from rlt_data.progress import SILENT, Progress
 from rlt_data.scoring import (
     Alignment,
+    RewardError,
     RewardWeights,
     StudentTokens,
     TeacherTokens,
+    compute_reward,
     score_trace,
     tokenize_for_student,
 )
@@ -47,7 +50,7 @@ from rlt_data.settings.base import is_url
 from rlt_data.steps.provenance import StepSummary, outcome, recorded_format, step_entry
 from rlt_data.steps.resumable import FinishedRow, ResumableTable
 from rlt_data.steps.teacher_source import NameSetting, TeacherSource, flag, refuse_conflicting_options
-from rlt_data.storage.layout import default_run, run_log
+from rlt_data.storage.layout import default_run_path, run_log
 from rlt_data.storage.run import RunFolder, content_hash
 
 T = TypeVar("T")
@@ -67,11 +70,14 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         RltDataError: a subclass from :mod:`rlt_data.errors`; existing rows are never lost.
     """
     refuse_conflicting_options(settings)
-    source = RunFolder.existing(settings.input) if is_url(settings.input) or RunFolder.is_at(settings.input) else None
+    REWARDS.load(settings.reward)
+    source = (
+        RunFolder.existing(settings.input) if is_url(settings.input) or RunFolder.exists_at(settings.input) else None
+    )
     if source and (unread := settings.not_default(*(InputSettings.model_fields.keys() - {"input"}))):
         flags = ", ".join(map(flag, sorted(unread)))
         raise SettingsError(f"{flags}: no effect with a run, whose traces are all scored")
-    run = RunFolder(settings.out or (source.path if source else default_run(settings.input, settings.student)))
+    run = RunFolder(settings.out or (source.path if source else default_run_path(settings.input, settings.student)))
     student = open_model(settings.student, settings, scoring=True, served_temperature=settings.served_temperature)
     teacher = _open_teacher(settings, student)
     trace_format = recorded_format(source, "generate") if source else None
@@ -152,7 +158,14 @@ def _dependencies(settings: ScoreSettings, student: Model, format: Format, teach
         dtype=identity.dtype,
         format=format.hash,
         teacher=teacher.fingerprint,
+        **reward_identity(settings),
     )
+
+
+def reward_identity(settings: RewardSettings) -> dict[str, str]:
+    """Return what the rows depend on through their reward function; nothing for the built-in one, as in old runs."""
+    identity = REWARDS.identity(settings.reward)
+    return {"reward": identity} if identity else {}
 
 
 @dataclass
@@ -162,6 +175,7 @@ class PendingScore:
     Attributes:
         part: part of the table that gets its score.
         trace: row of the traces table.
+        problem: question and solution.
         emit: whether its score is missing; other traces only keep batches the same after a resume.
         student: the student's tokens.
         teacher: the teacher's tokens; None without a teacher.
@@ -173,6 +187,7 @@ class PendingScore:
 
     part: int
     trace: dict[str, Any]
+    problem: tuple[str, str]
     emit: bool
     student: StudentTokens
     teacher: TeacherTokens | None
@@ -228,6 +243,7 @@ class _Scoring:
         self._views = views
         self._teacher = teacher
         self._weights = reward_weights(settings)
+        self._reward = REWARDS.load(settings.reward)
         self._scored_by = scored_by
         models = [student] + ([teacher.model] if teacher.model and teacher.used else [])
         self._table: ResumableTable[PendingScore] = ResumableTable(
@@ -252,23 +268,34 @@ class _Scoring:
             if isinstance(result, Failure):
                 yield result
             elif score.complete:
-                yield FinishedRow(score.key, self._row(score), len(score.student.scored))
+                yield self._finished(score)
+
+    def _finished(self, score: PendingScore) -> FinishedRow | Failure:
+        try:
+            return FinishedRow(score.key, self._row(score), len(score.student.scored))
+        except RewardError as error:
+            return Failure(score.key, f"{error} ({self._settings.reward})")
 
     def _row(self, score: PendingScore) -> dict[str, Any]:
         trace, teacher = score.trace, score.teacher
         assert score.student_logprobs is not None
+        terms = score_trace(
+            score.student,
+            score.student_logprobs,
+            score.alignment,
+            score.teacher_logprobs,
+            self._weights,
+            truncated=trace["finish_reason"] == "length",
+            full_kl=score.full_kl,
+            per_token=self._settings.per_token,
+        )
+        question, solution = score.problem
+        terms["reward"] = compute_reward(
+            self._reward, terms, question=question, solution=solution, explanation=score.student.explanation.text
+        )
         return {
             **{name: trace[name] for name in ("trace_id", "question_id", "source_id", "sample_index", "finish_reason")},
-            **score_trace(
-                score.student,
-                score.student_logprobs,
-                score.alignment,
-                score.teacher_logprobs,
-                self._weights,
-                truncated=trace["finish_reason"] == "length",
-                full_kl=score.full_kl,
-                per_token=self._settings.per_token,
-            ),
+            **terms,
             "teacher_logprobs": "none" if teacher is None else "trace" if teacher.ids is None else "computed",
             "scored_by": self._scored_by,
         }
@@ -304,12 +331,13 @@ class _Scoring:
         students = tokenize_for_student(self._student.tokenizer, self._views, problems, completions)
         teachers = self._teacher.tokens(traces, problems)
         scores = []
-        for trace, student, teacher in zip(traces, students, teachers, strict=True):
+        for trace, problem, student, teacher in zip(traces, problems, students, teachers, strict=True):
             if reason := self._refuse(trace, student, teacher):
                 self._fail(trace, reason, pending)
             else:
                 alignment = self._teacher.align(student, teacher) if teacher else None
-                score = PendingScore(part, trace, trace["trace_id"] in pending, student, teacher, alignment)
+                emit = trace["trace_id"] in pending
+                score = PendingScore(part, trace, problem, emit, student, teacher, alignment)
                 self._add_stored_logprobs(score)
                 scores.append(score)
         groups = [list(group) for _, group in groupby(scores, key=lambda score: score.trace["question_id"])]
@@ -329,7 +357,7 @@ class _Scoring:
         if not len(student.solution):
             return NO_SOLUTION_TOKEN
         if teacher and teacher.ids is None:  # earlier versions stored whatever a server had sent
-            if reason := problem_with_logprobs(_stored_logprobs(trace), len(teacher.thought_ids)):
+            if reason := invalid_logprobs(_stored_logprobs(trace), len(teacher.thought_ids)):
                 return f"the trace was stored with {reason}; --teacher-logprobs compute does not use stored log-probs"
         texts = [("student's", len(student.encoding), self._student.engine)]
         if teacher and teacher.ids is not None and self._teacher.model:

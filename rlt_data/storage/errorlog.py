@@ -40,7 +40,7 @@ class ErrorLog:
 
     def __init__(self, run: RunFolder, step: str, *, retry: bool = False) -> None:
         self._run = run
-        self._file = run.folder.on_disk / NAME if run.folder.on_disk else None
+        self._file = run.folder.local_path / NAME if run.folder.local_path else None
         self._step = step
         self._entries = _latest(run)
         self._retry = {key for failed_step, key in self._entries if failed_step == step} if retry else set()
@@ -66,7 +66,7 @@ class ErrorLog:
         self._entries[self._step, key] = entry
         self._retry.discard(key)
         if self._file:
-            with self._run.folder.appending(NAME):
+            with self._run.folder.append_to(NAME):
                 _append(self._file, entry)
         else:
             self._changed = True

@@ -108,7 +108,7 @@ class Folder(Protocol):
         """Path of the folder."""
 
     @property
-    def on_disk(self) -> Path | None:
+    def local_path(self) -> Path | None:
         """Path of the folder on the local disk, or None for an object store."""
 
     def exists(self, name: str = "") -> bool:
@@ -129,10 +129,10 @@ class Folder(Protocol):
     def sizes(self, name: str) -> dict[str, int]:
         """Return the sizes in bytes of the files directly in a folder, by name. Empty if the folder is missing."""
 
-    def below(self, name: str) -> list[str]:
+    def list_files(self, name: str) -> list[str]:
         """Return all files below a folder, relative to it and sorted. Empty if the folder is missing."""
 
-    def examine(self, name: str) -> FileState:
+    def file_state(self, name: str) -> FileState:
         """Read a complete Parquet file and return its state."""
 
     def read_tables(
@@ -187,7 +187,7 @@ class Folder(Protocol):
     def write_named(self, folder: str, write: Write, name_of: Callable[[Path], str]) -> str:
         """Write a file atomically under a name derived from its content, and return the name."""
 
-    def appending(self, name: str) -> AbstractContextManager[Path]:
+    def append_to(self, name: str) -> AbstractContextManager[Path]:
         """Yield a local file; what the block appends to it is appended to the file ``name`` of the folder."""
 
     def remove(self, names: Sequence[str]) -> None:

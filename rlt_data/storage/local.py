@@ -50,7 +50,7 @@ class LocalFolder:
         self._checksums: dict[str, tuple[object, str]] = {}  # by file: inode, time and size; checksum
 
     @property
-    def on_disk(self) -> Path | None:
+    def local_path(self) -> Path | None:
         """Path of the folder."""
         return self.path
 
@@ -90,7 +90,7 @@ class LocalFolder:
         except OSError:
             shutil.copyfile(self.path / name, target)
 
-    def below(self, name: str) -> list[str]:
+    def list_files(self, name: str) -> list[str]:
         """Return all files below a folder, relative to it and sorted."""
         folder = self.path / name
 
@@ -102,7 +102,7 @@ class LocalFolder:
         paths = [Path(parent, file) for parent, _, files in walk for file in files]
         return sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
 
-    def examine(self, name: str) -> FileState:
+    def file_state(self, name: str) -> FileState:
         """Read a complete Parquet file and return its state."""
         path = self.path / name
         return FileState(count_file(path, path), path.stat().st_size, checksum(path))
@@ -200,7 +200,7 @@ class LocalFolder:
         return name
 
     @contextlib.contextmanager
-    def appending(self, name: str) -> Iterator[Path]:
+    def append_to(self, name: str) -> Iterator[Path]:
         """Yield the file itself."""
         with disk_errors(self.path / name):
             self._check_folder()

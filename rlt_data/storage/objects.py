@@ -42,7 +42,7 @@ class ObjectFolder:
         self._lock: StoreLock | None = None
 
     @property
-    def on_disk(self) -> Path | None:
+    def local_path(self) -> Path | None:
         """None, because an object store is not on the local disk."""
         return None
 
@@ -72,17 +72,17 @@ class ObjectFolder:
 
     def names(self) -> set[str]:
         """Return the names of the objects and prefixes directly in this folder."""
-        return {name.partition("/")[0] for name in self.below("")}
+        return {name.partition("/")[0] for name in self.list_files("")}
 
     def sizes(self, name: str) -> dict[str, int]:
         """Return the sizes in bytes of the objects directly below a prefix, by name."""
         return {key: size for key, size in self._sizes_below(name).items() if "/" not in key}
 
-    def below(self, name: str) -> list[str]:
+    def list_files(self, name: str) -> list[str]:
         """Return all objects below a prefix, relative to it and sorted."""
         return sorted(self._sizes_below(name))
 
-    def examine(self, name: str) -> FileState:
+    def file_state(self, name: str) -> FileState:
         """Download a Parquet file and return its state."""
         data = self.read(name)
         return FileState(count_file(self._at(name), pa.BufferReader(data)), len(data), xxhash.xxh3_128_hexdigest(data))
@@ -205,7 +205,7 @@ class ObjectFolder:
         return name
 
     @contextlib.contextmanager
-    def appending(self, name: str) -> Iterator[Path]:
+    def append_to(self, name: str) -> Iterator[Path]:
         """Yield a temporary file, and append its content to an object when the block ends or raises."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / Path(name).name
@@ -302,15 +302,15 @@ class ObjectFolder:
         except FileNotFoundError:
             commit = None
         if commit:
-            staged = set(self.below(f"{staging}/new"))
+            staged = set(self.list_files(f"{staging}/new"))
             for name in commit.content:
                 if name in staged:
                     _move(self._at(f"{staging}/new/{name}"), self._at(name))
             for folder in commit.folders:
                 new = {name.removeprefix(f"{folder}/") for name in commit.content}
-                self.remove([f"{folder}/{name}" for name in self.below(folder) if name not in new])
+                self.remove([f"{folder}/{name}" for name in self.list_files(folder) if name not in new])
             self.remove([f"{staging}/commit"])
-        self.remove([f"{staging}/new/{name}" for name in self.below(f"{staging}/new")])
+        self.remove([f"{staging}/new/{name}" for name in self.list_files(f"{staging}/new")])
 
 
 def _move(source: UPath, target: UPath) -> None:

@@ -114,7 +114,7 @@ class RunFolder:
             folder.recover()
             if folder.exists("run.json"):
                 run = cls(folder.path)
-                if folder.on_disk:
+                if folder.local_path:
                     for table in SCHEMAS:
                         run.parts(table)
                 return run
@@ -124,7 +124,7 @@ class RunFolder:
         raise RunFolderError(f"{path}: {reason}")
 
     @staticmethod
-    def is_at(path: str | Path) -> bool:
+    def exists_at(path: str | Path) -> bool:
         """Return whether a readable run folder exists at a path on the disk."""
         try:
             return (Path(path) / "run.json").is_file()
@@ -223,7 +223,7 @@ class RunFolder:
     @property
     def logs(self) -> Path | None:
         """Folder for the output of engine processes. None for a run in an object store."""
-        return self.folder.on_disk / "logs" if self.folder.on_disk else None
+        return self.folder.local_path / "logs" if self.folder.local_path else None
 
     # Reading tables
 
@@ -256,7 +256,7 @@ class RunFolder:
         The list is empty for an object store, where times are expensive to get.
         """
         times = []
-        for part in self.parts(table) if self.folder.on_disk else ():
+        for part in self.parts(table) if self.folder.local_path else ():
             for file in self.files(table, part):
                 with contextlib.suppress(FileNotFoundError):
                     times.append((Path(str(file)), file.stat().st_mtime))
@@ -455,7 +455,7 @@ class RunFolder:
         try:
             # Journals are listed before the parts that they are merged into, so that no row is missed.
             journal: dict[int, list[str]] = {}
-            for name in self.folder.below(f"journal/{table}"):
+            for name in self.folder.list_files(f"journal/{table}"):
                 if segment := _SEGMENT.fullmatch(name):
                     journal.setdefault(int(segment[1]), []).append(f"journal/{table}/{name}")
             manifest = self._read_manifest(table)
@@ -541,7 +541,7 @@ class RunFolder:
             made_from: source tables. The new table is out of date as soon as one of them changes.
         """
         manifest = Manifest(made_from={name: self.digest(name) for name in made_from})
-        if unknown := [name for name in self.folder.below(table) if not _PART.fullmatch(name)]:
+        if unknown := [name for name in self.folder.list_files(table) if not _PART.fullmatch(name)]:
             raise RunFolderError(
                 f"{self.path / table / unknown[0]}: is not a part of this table, and the folder of the table is about "
                 "to be replaced; move it away"
@@ -598,7 +598,7 @@ class RunFolder:
             if number not in files.part_files:
                 del files.manifest.parts[number]
             elif part.earlier:
-                state = self.folder.examine(f"{table}/{part_name(number)}")
+                state = self.folder.file_state(f"{table}/{part_name(number)}")
                 is_earlier = state != part.state and part.earlier.matches(state.bytes, state.xxh3)
                 files.manifest.parts[number] = Part(part.earlier if is_earlier else part.state)
         files.manifest.clear_pending()
@@ -622,7 +622,7 @@ class RunFolder:
             for step, entry in self.info.get("steps", {}).items()
         }
         rows = entries.get(table, {}).get("rows", 0)
-        if manifest.rows < rows and not self.folder.below(f"journal/{table}"):
+        if manifest.rows < rows and not self.folder.list_files(f"journal/{table}"):
             raise RunFolderError(
                 f"{self.path / table}: has {manifest.rows:,} rows, but run.json says {rows:,}; parts are missing"
             )
@@ -638,8 +638,8 @@ class RunFolder:
         for table in SCHEMAS:
             self._resolve_pending(table)  # an earlier start may have been killed here
             files = self._files(table)
-            for number in files.part_files if self.folder.on_disk else ():  # too many downloads from an object store
-                files.manifest.parts[number] = Part(self.folder.examine(f"{table}/{part_name(number)}"))
+            for number in files.part_files if self.folder.local_path else ():  # too many downloads from an object store
+                files.manifest.parts[number] = Part(self.folder.file_state(f"{table}/{part_name(number)}"))
             if files.part_files:
                 self._save(table, files.manifest)
             for number in files.part_files if table == "traces" else ():

@@ -136,7 +136,7 @@ def _bracketed(term: tuple[int, str, int], precedence: int) -> str:
     return f"({term[1]})" if term[2] < precedence else term[1]
 
 
-def problem_with_answer(answer: str, numbers: tuple[int, ...], target: int) -> str | None:
+def why_wrong(answer: str, numbers: tuple[int, ...], target: int) -> str | None:
     """Return why an answer is wrong, or None if it is correct.
 
     Args:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rlt_data.errors import ModelError
-from rlt_data.tasks.countdown import problem_with_answer
+from rlt_data.tasks.countdown import why_wrong
 
 Kind = Literal["math", "choice", "countdown"]
 
@@ -67,7 +67,7 @@ def grade(kind: Kind, solution: str, gold: str, numbers: list[int] | None = None
         target: target of a Countdown problem.
     """
     if kind == "countdown":
-        reason = problem_with_answer(final_answer(solution), tuple(numbers or ()), int(target or 0))
+        reason = why_wrong(final_answer(solution), tuple(numbers or ()), int(target or 0))
         return Grade(reason is None, reason)
     if kind == "choice":
         letters = _LETTER.findall(final_answer(solution))

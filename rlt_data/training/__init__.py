@@ -1,1 +1,1 @@
-"""Training over TRL: what a data set is made into, and how a training is begun, continued and described."""
+"""Training with TRL: supervised fine-tuning and GRPO, with verified checkpoints and resuming."""

@@ -1,7 +1,7 @@
-"""Checkpoints of a training: each ends with a record of its files, which is verified before a training continues.
+"""Training checkpoints, each with a record of its files that is verified before training resumes.
 
-The record is written when all files of the checkpoint have reached the disk, so a checkpoint with a record is complete,
-whatever stopped the training. Checkpoints without one, of earlier versions, are examined file by file.
+The record is written after all files of the checkpoint are synced to disk, so a checkpoint with a record is complete.
+Checkpoints of earlier versions have no record; their files are checked one by one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,19 +26,19 @@ from rlt_data.storage.paths import disk_errors
 
 logger = logging.getLogger(__name__)
 
-#: Record of a checkpoint's files, in its folder.
+#: File in each checkpoint that records the other files.
 RECORD = "checkpoint.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
-#: States that a training continues with, and how several processes name them.
+#: State files that resuming needs, and their names in multi-process training.
 _STATES = {"optimizer.pt": "optimizer*", "scheduler.pt": "scheduler*.pt", "rng_state.pth": "rng_state*.pth"}
-#: What the trainer writes last.
+#: The file that the trainer writes last.
 _STATE = "trainer_state.json"
 
 
 def checkpoints(out: Path) -> list[Path]:
-    """Return the checkpoints of a training, the latest first."""
-    found = [path for path in out.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=step_of, reverse=True)
+    """Return the checkpoints of a training, latest first."""
+    folders = [path for path in out.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(folders, key=step_of, reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -45,54 +46,64 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def described(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Return size and hash of files by their names in a folder; all of them are on the disk afterwards."""
-    return {file.relative_to(folder).as_posix(): _described(file) for file in sorted(files)}
+def file_records(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Sync files to disk, and return the size and hash of each by its path relative to ``folder``."""
+    records = {}
+    for file in sorted(files):
+        _sync(file)
+        records[file.relative_to(folder).as_posix()] = _file_record(file)
+    return records
 
 
-def _described(path: Path) -> dict[str, Any]:
+def _file_record(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, xxhash.xxh3_128)
         size = os.fstat(file.fileno()).st_size
-        os.fsync(file.fileno())
     return {"bytes": size, "xxh3_128": digest.hexdigest()}
 
 
-def seal(checkpoint: Path) -> None:
-    """Record the files of a checkpoint that has just been written.
+def _sync(path: Path) -> None:
+    """Sync a file or folder to disk; Windows cannot open folders, and syncs writable files only."""
+    if sys.platform == "win32" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def record_checkpoint(checkpoint: Path) -> None:
+    """Write the record of a complete checkpoint.
 
     Raises:
-        DiskError: the disk is full or failed.
+        DiskError: the disk is full or fails.
     """
     with disk_errors(checkpoint):
         files = [path for path in checkpoint.rglob("*") if path.is_file() and path.name != RECORD]
-        content = described(checkpoint, files)
+        content = file_records(checkpoint, files)
         for folder in {path.parent for path in files} | {checkpoint.parent}:
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            _sync(folder)
     write_json(checkpoint / RECORD, {"files": content})
 
 
-def damage(folder: Path, files: dict[str, Any]) -> str | None:
-    """Say which of the recorded files is not what was recorded; None if all are."""
+def find_damage(folder: Path, files: dict[str, Any]) -> str | None:
+    """Compare files with their records; return the first difference as text, or None."""
     for name, recorded in files.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
         try:
-            found = _described(path)
+            current = _file_record(path)
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
-        if found != recorded:
-            return f"the content of {name} has changed, or part of it was never written"
+        if current != recorded:
+            return f"{name} has changed or is incomplete"
     return None
 
 
-def weights_damage(folder: Path) -> str | None:
-    """Say what is wrong with the weights in a folder, as far as can be seen without a record; None if nothing is."""
+def find_weights_damage(folder: Path) -> str | None:
+    """Check that a folder's weight files can be opened; return the first defect as text, or None."""
     from safetensors import SafetensorError, safe_open
 
     for file in (weights := sorted(folder.glob("*.safetensors"))):
@@ -100,87 +111,86 @@ def weights_damage(folder: Path) -> str | None:
             with safe_open(file, "pt"):
                 pass
         except (SafetensorError, OSError):
-            return f"{file.name} is cut off or damaged"
-    return None if weights else "there are no weights (no *.safetensors)"
+            return f"{file.name} is truncated or damaged"
+    return None if weights else "the weights are missing (no *.safetensors)"
 
 
-def last_whole_checkpoint(out: Path) -> Path | None:
-    """Return the latest complete checkpoint; later ones, damaged or never finished, are removed.
+def last_complete_checkpoint(out: Path) -> Path | None:
+    """Return the latest complete checkpoint, and remove later ones that are damaged or unfinished.
 
     Raises:
-        RunFolderError: checkpoints are damaged, and none is left to continue from.
+        RunFolderError: all checkpoints are damaged.
     """
     last, damaged, unfinished = None, dict[Path, str](), list[Path]()
     for path in checkpoints(out):
         if not (path / RECORD).is_file() and _json(path / _STATE) is None:
             unfinished.append(path)
-        elif problem := _damage(path):
-            damaged[path] = problem
+        elif defect := _checkpoint_damage(path):
+            damaged[path] = defect
         else:
             last = path
             break
     if damaged and last is None:
-        problems = "; ".join(f"{path.name}: {problem}" for path, problem in damaged.items())
+        defects = "; ".join(f"{path.name}: {defect}" for path, defect in damaged.items())
         raise RunFolderError(
-            f"{out}: no checkpoint is left to continue from ({problems}); restore its files, or remove the checkpoints "
-            "to train from the start again"
+            f"{out}: cannot continue, every checkpoint is damaged ({defects}); restore the files, or remove the "
+            "checkpoints to train from the start"
         )
-    for path, problem in damaged.items():
-        logger.warning("%s is damaged and is removed (%s); continuing from %s", path, problem, last)
+    for path, defect in damaged.items():
+        logger.warning("removing the damaged checkpoint %s (%s); continuing from %s", path, defect, last)
     for path in [*unfinished, *damaged]:
         shutil.rmtree(path, ignore_errors=True)
     return last
 
 
-def _damage(checkpoint: Path) -> str | None:
+def _checkpoint_damage(checkpoint: Path) -> str | None:
     if not (checkpoint / RECORD).is_file():
-        return _seen_damage(checkpoint)
+        return _damage_without_record(checkpoint)
     record = _json(checkpoint / RECORD)
     if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
         return f"{RECORD} cannot be read"
-    return damage(checkpoint, record["files"])
+    return find_damage(checkpoint, record["files"])
 
 
-def _seen_damage(checkpoint: Path) -> str | None:
-    """Examine a checkpoint without a record."""
-    if (checkpoint / "latest").is_file():  # DeepSpeed's own layout
+def _damage_without_record(checkpoint: Path) -> str | None:
+    if (checkpoint / "latest").is_file():  # DeepSpeed has another layout
         return None
     sharded = any(path.is_dir() for path in checkpoint.glob("pytorch_model_fsdp*"))
-    if not sharded and (problem := weights_damage(checkpoint)):
-        return problem
+    if not sharded and (defect := find_weights_damage(checkpoint)):
+        return defect
     for name, pattern in _STATES.items():
-        found = list(checkpoint.glob(pattern))
-        if not found:
+        files = list(checkpoint.glob(pattern))
+        if not files:
             return f"{name} is missing"
-        for file in found:
-            if file.is_file() and not zipfile.is_zipfile(file):  # what torch.save writes is one
-                return f"{file.name} is cut off or damaged"
+        for file in files:
+            if file.is_file() and not zipfile.is_zipfile(file):  # torch.save writes zip files
+                return f"{file.name} is truncated or damaged"
     return None
 
 
 def _json(path: Path) -> Any:
-    """Return what a JSON file holds, None if it cannot be read."""
+    """Return the content of a JSON file, or None if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
-def sealing(keep: int) -> Any:
-    """Return a callback that records each checkpoint, and then removes the oldest but so many.
+def checkpoint_recorder(keep: int) -> Any:
+    """Return a callback that records each checkpoint, and then removes all but the last ``keep``.
 
-    The trainer would remove earlier checkpoints before the new one is on the disk.
+    The trainer itself would remove old checkpoints before the new one is on disk.
     """
     from transformers import TrainerCallback
     from transformers.trainer_utils import rotate_checkpoints
 
-    class Sealing(TrainerCallback):
+    class CheckpointRecorder(TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             from accelerate import PartialState
 
-            PartialState().wait_for_everyone()  # each process writes files of its own
+            PartialState().wait_for_everyone()  # every process writes some of the files
             if args.should_save:
-                seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+                record_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
                 rotate_checkpoints(args.output_dir, keep, state.best_model_checkpoint, use_mtime=True)
 
-    return Sealing()
+    return CheckpointRecorder()

@@ -1,7 +1,7 @@
-"""Training examples: token ids, and which of them count.
+"""Training examples: token ids, and labels that mask the prompt.
 
-Texts are rendered by the same views and tokenised by the same function as in scoring, so that a student is trained on
-exactly the tokens on which it will be scored and sampled.
+Scoring uses the same views and the same tokenisation, so a student is trained on exactly the tokens on which it is
+later scored and sampled.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from rlt_data.formats import ChatTemplate, Tokenizer, encode
 from rlt_data.inputs.read import read_records
 from rlt_data.settings import InputSettings
 
-#: Label of a token that does not count (what PyTorch's cross entropy leaves out).
+#: Label of a token that the loss ignores, as in PyTorch's cross entropy.
 IGNORED = -100
-_AT_A_TIME = 256
+_BATCH = 256
 _ROLES = {"human": "user", "gpt": "assistant"}
 
 
 @dataclass(frozen=True)
-class Text:
-    """A text to train on: what is given, and what is learned."""
+class TrainingText:
+    """A prompt, and the completion that is learned."""
 
-    given: str
-    learned: str
+    prompt: str
+    completion: str
 
 
-def conversations(input: str, template: ChatTemplate) -> Iterator[Text]:
-    """Read a distilled data set, or any other in its shapes, as texts whose last message is learned.
+def read_conversations(input: str, template: ChatTemplate) -> Iterator[TrainingText]:
+    """Read a data set of chats; the last message, and the text that ends it, is the completion.
 
     Args:
-        input: file, folder or Hub id with messages, prompt and completion, or conversations.
-        template: renders the messages; what ends the assistant's message is learned too.
+        input: file, folder or Hub id whose rows have messages, prompt and completion, or conversations.
+        template: chat template that renders the messages.
 
     Raises:
-        InputError: a row has another shape.
+        InputError: a row has none of these columns, or its last message is not the assistant's.
     """
     for record in read_records(InputSettings(input=input)):
         if record.data is None:
@@ -46,15 +46,15 @@ def conversations(input: str, template: ChatTemplate) -> Iterator[Text]:
         messages = _messages(record.data)
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
             raise InputError(
-                f"{input}: {record.place}: a row needs messages, prompt and completion, or conversations, and ends "
-                f"with the assistant's message; its columns are {', '.join(record.data)}"
+                f"{input}: {record.place}: needs messages, prompt and completion, or conversations that end with the "
+                f"assistant's message; its columns are {', '.join(record.data)}"
             )
         before, after = template.split(messages[:-1])
-        yield Text(before, messages[-1]["content"] + after)
+        yield TrainingText(before, messages[-1]["content"] + after)
 
 
 def _messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return the messages of a row of any shape; none where it has none."""
+    """Return the messages of a row, empty if it has none."""
     if "messages" in row:
         turns = row["messages"]
     elif isinstance(row.get("prompt"), list) and isinstance(row.get("completion"), list):
@@ -65,18 +65,19 @@ def _messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
             turns = [{"from": "system", "value": row["system"]}, *(turns or [])]
     if not isinstance(turns, Sequence) or isinstance(turns, str):
         return []
-    found = [(turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))) for turn in turns]
-    return [{"role": _ROLES.get(str(role), str(role)), "content": str(content)} for role, content in found]
+    pairs = [(turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))) for turn in turns]
+    return [{"role": _ROLES.get(str(role), str(role)), "content": str(content)} for role, content in pairs]
 
 
-def tokenised(texts: Iterable[Text], tokenizer: Tokenizer) -> Iterator[dict[str, list[int]]]:
-    """Turn texts into ``input_ids`` and ``labels``; a token counts if none of its characters is given."""
-    rest = iter(texts)
-    while few := list(islice(rest, _AT_A_TIME)):
-        for text, encoding in zip(few, encode(tokenizer, [each.given + each.learned for each in few]), strict=True):
+def tokenize_texts(texts: Iterable[TrainingText], tokenizer: Tokenizer) -> Iterator[dict[str, list[int]]]:
+    """Yield ``input_ids`` and ``labels`` of each text; tokens with a character of the prompt are masked."""
+    texts = iter(texts)
+    while batch := list(islice(texts, _BATCH)):
+        encodings = encode(tokenizer, [text.prompt + text.completion for text in batch])
+        for text, encoding in zip(batch, encodings, strict=True):
             ids = encoding.ids.tolist()
-            counts = encoding.offsets[:, 0] >= len(text.given)
+            learned = encoding.offsets[:, 0] >= len(text.prompt)
             yield {
                 "input_ids": ids,
-                "labels": [token if count else IGNORED for token, count in zip(ids, counts.tolist(), strict=True)],
+                "labels": [id if keep else IGNORED for id, keep in zip(ids, learned.tolist(), strict=True)],
             }

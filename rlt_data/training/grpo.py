@@ -1,4 +1,4 @@
-"""Training a policy by GRPO, whatever rewards it: checks, the plan, TRL's arguments, and what is kept."""
+"""Train a policy by GRPO with any reward: checks, the plan, TRL's arguments, and the saved files."""
 
 from __future__ import annotations
 
@@ -14,54 +14,55 @@ from typing import Any
 import torch
 
 from rlt_data.engines import Model
-from rlt_data.engines.config import load_config, longest_text
+from rlt_data.engines.config import context_length_of, load_config
 from rlt_data.engines.models import Checkpoint, weights_fingerprint
 from rlt_data.errors import InputError, SettingsError
 from rlt_data.formats import Format, Tokenizer, encode
 from rlt_data.libraries import quiet_bars
 from rlt_data.progress import Progress
-from rlt_data.settings import PolicySettings
+from rlt_data.settings import PolicySettings, TrainTeacherSettings
+from rlt_data.steps.score import reward_identity
 from rlt_data.storage.outputs import write_file
 from rlt_data.storage.run import content_hash
-from rlt_data.training.plan import PolicyPlan, policy_plan_of
+from rlt_data.training.plan import PolicyPlan, plan_policy
 from rlt_data.training.rewards import Reward, Row
 from rlt_data.training.rollouts import Rollouts
 from rlt_data.training.runs import (
     TrainingRun,
     base_model_settings,
+    cast_weights,
     copy_model,
     missing_dependency,
-    pad_token,
     progress_callback,
     recent_mean,
     save_format,
     saved_dtype,
-    store_as,
     trainer_arguments,
     training_provenance,
+    with_pad_token,
 )
 from rlt_data.training.trl_patches import policy_trainer
 
 logger = logging.getLogger(__name__)
 
-#: Versions of vLLM that TRL states, as (major, minor).
+#: First and last version of vLLM that TRL supports, as (major, minor).
 _VLLM = ((0, 22), (0, 31))
-#: A sign of collapse is told of once when it passes this.
+#: Warn once when a collapse metric exceeds this value.
 _COLLAPSED = 0.5
 _DRIFT = 3.0
 
 
 @dataclass(frozen=True)
 class PolicySummary:
-    """What a training by GRPO did.
+    """Result of a GRPO training.
 
     Attributes:
         out: folder of the trained model.
         plan: steps, tokens and memory.
-        steps: steps done, 0 for a dry run.
-        reward: mean reward of the last logged steps, None for a dry run.
-        best: folder of the model with the best reward on held-out questions, if there were any.
-        best_reward: that reward.
+        steps: completed steps, 0 for a dry run.
+        reward: mean reward of the last ten logged steps, None for a dry run.
+        best: folder of the model with the highest reward on held-out questions, None without held-out questions.
+        best_reward: mean held-out reward of that model.
     """
 
     out: Path
@@ -74,16 +75,16 @@ class PolicySummary:
 
 @dataclass(frozen=True)
 class Policy:
-    """A policy and what it is to learn.
+    """A policy and its training data.
 
     Attributes:
-        checkpoint: where it begins.
-        tokenizer: its tokenizer.
-        format: how problems are shown.
-        rows: ``prompt`` (rendered), ``question_id``, ``question``, ``solution`` and what else the reward needs.
+        checkpoint: initial weights.
+        tokenizer: tokenizer of the policy.
+        format: format of the prompts.
+        rows: one per question: ``prompt`` (rendered), ``question_id``, ``question``, and columns that the reward needs.
         stop: text that ends a sample.
-        tail_characters: characters at a prompt's end whose tokens belong to the sample.
-        student: the frozen student, where there is one.
+        tail_characters: number of characters at the end of a prompt that belong to the explanation (the padding).
+        student: frozen student, if the reward needs one.
     """
 
     checkpoint: Checkpoint
@@ -98,19 +99,19 @@ class Policy:
 def train_policy(
     settings: PolicySettings, policy: Policy, open_reward: Callable[[], Reward], progress: Progress
 ) -> PolicySummary:
-    """Train a policy.
+    """Train a policy, or continue its training from the last complete checkpoint.
 
     Args:
-        settings: see there.
-        policy: what is trained, and on what.
-        open_reward: loads what rewards it; called when everything else is known to be right.
-        progress: told of every step.
+        settings: hyperparameters, batch sizes and the output folder.
+        policy: policy and training data.
+        open_reward: loads the reward; called after all checks have passed.
+        progress: receives every optimizer step.
     """
     config = load_config(policy.checkpoint, base_model_settings(settings))
     kept, lengths = _fitting(settings, policy, config)
     train, held_out = _split(settings, kept)
     student = policy.student
-    plan = policy_plan_of(
+    plan = plan_policy(
         settings,
         config,
         [lengths[row["question_id"]] for row in train],
@@ -125,16 +126,17 @@ def train_policy(
         student=student.identity.weights if student else None,
         data=content_hash(train, held_out),
         format=policy.format.hash,
+        **(reward_identity(settings) if isinstance(settings, TrainTeacherSettings) else {}),
     )
-    made = training_provenance(settings, model=policy.checkpoint, student=student.checkpoint if student else None)
-    run = TrainingRun(Path(settings.out), depends_on, made)
+    provenance = training_provenance(settings, model=policy.checkpoint, student=student.checkpoint if student else None)
+    run = TrainingRun(Path(settings.out), depends_on, provenance)
     if settings.dry_run:
         return PolicySummary(run.out, plan, 0)
     best = run.out / "best" if held_out else None
     if done := run.finished:
         return PolicySummary(run.out, plan, done["steps"], done["reward"], best, done["best_reward"])
     with run.locked():
-        # Before there is a trainer: in a process group with FSDP, Transformers loads weights in one process only.
+        # Before the trainer exists: in an FSDP process group, Transformers loads weights in one process only.
         reward = open_reward()
         trainer = _trainer(settings, policy, plan, reward, train, held_out, progress)
         run.record(plan=asdict(plan))
@@ -150,7 +152,7 @@ def train_policy(
         )
         if best and trainer.args.should_save:
             copy_model(Path(trainer.state.best_model_checkpoint), best)
-            store_as(best, dtype)
+            cast_weights(best, dtype)
             save_format(policy.format, best)
         run.record_end(
             plan=asdict(plan),
@@ -163,53 +165,60 @@ def train_policy(
 
 
 def _fitting(settings: PolicySettings, policy: Policy, config: Any) -> tuple[list[Row], dict[str, int]]:
-    """Leave out questions whose prompt leaves too little room, if that was allowed; with the tokens of all prompts."""
+    """Return the rows whose prompt and longest sample fit into the context, and the prompt lengths of all rows."""
     if not policy.rows:
-        raise InputError(f"{settings.input}: there are no rows to train on")
-    encoded = encode(policy.tokenizer, [row["prompt"] for row in policy.rows])
-    lengths = {row["question_id"]: len(each) for row, each in zip(policy.rows, encoded, strict=True)}
-    context = longest_text(config)
+        raise InputError(f"{settings.input}: no rows to train on")
+    encodings = encode(policy.tokenizer, [row["prompt"] for row in policy.rows])
+    lengths = {row["question_id"]: len(encoding) for row, encoding in zip(policy.rows, encodings, strict=True)}
+    context = context_length_of(config)
     kept = [row for row in policy.rows if lengths[row["question_id"]] + settings.max_tokens <= context]
     longer = len(policy.rows) - len(kept)
     if longer and (not kept or not settings.leave_out_long):
         raise InputError(
-            f"{settings.input}: {longer} of {len(policy.rows)} prompts (the longest has {max(lengths.values())} "
-            f"tokens) leave no room for --max-tokens {settings.max_tokens} in a context of {context}; take fewer tokens"
-            + (", or give --leave-out-long" if kept else "")
+            f"{settings.input}: {longer} of {len(policy.rows)} prompts (longest: {max(lengths.values())} tokens) leave "
+            f"no room for --max-tokens {settings.max_tokens} in a context of {context} tokens; lower --max-tokens"
+            + (", or skip these questions with --leave-out-long" if kept else "")
         )
     return kept, lengths
 
 
 def _split(settings: PolicySettings, rows: list[Row]) -> tuple[list[Row], list[Row]]:
-    """Keep questions out, a random draw."""
+    """Split rows at random into training and held-out questions."""
     if settings.held_out >= len(rows):
         raise SettingsError(
-            f"--held-out: {settings.held_out} of {len(rows)} questions leave none to train on; keep fewer out"
+            f"--held-out: holding out {settings.held_out} of {len(rows)} questions leaves none to train on; lower it"
         )
-    chosen = set(random.Random(settings.seed).sample(range(len(rows)), settings.held_out))
-    train = [row for number, row in enumerate(rows) if number not in chosen]
+    held_out = set(random.Random(settings.seed).sample(range(len(rows)), settings.held_out))
+    train = [row for index, row in enumerate(rows) if index not in held_out]
     if len(train) < settings.questions:
-        raise SettingsError(f"--questions: a step takes {settings.questions}, and there are {len(train)} to train on")
-    return train, [row for number, row in enumerate(rows) if number in chosen]
+        raise SettingsError(
+            f"--questions-per-step: each step needs {settings.questions} questions, but only {len(train)} are left to "
+            "train on"
+        )
+    return train, [row for index, row in enumerate(rows) if index in held_out]
 
 
 def _check_vllm(settings: PolicySettings) -> None:
-    """Refuse a vLLM that cannot work, before anything is loaded."""
+    """Check before loading anything that vLLM is installed and can be used.
+
+    Raises:
+        SettingsError: vLLM or CUDA is missing.
+    """
     if settings.vllm == "none":
         return
-    stated = f"TRL states vLLM {_VLLM[0][0]}.{_VLLM[0][1]} to {_VLLM[1][0]}.{_VLLM[1][1]}"
+    supported = f"TRL supports vLLM {_VLLM[0][0]}.{_VLLM[0][1]} to {_VLLM[1][0]}.{_VLLM[1][1]}"
     if find_spec("vllm") is None:
-        raise SettingsError(f"--vllm: vLLM is not installed ({stated})")
+        raise SettingsError(f"--vllm: vLLM is not installed ({supported})")
     if not torch.cuda.is_available():
-        raise SettingsError("--vllm: needs CUDA, because weights are sent to vLLM from GPU to GPU")
+        raise SettingsError("--vllm: needs CUDA, because weights are copied to vLLM from GPU to GPU")
     version = str(import_module("vllm").__version__)
     major, minor = (int("".join(filter(str.isdigit, part)) or 0) for part in version.split(".")[:2])
     if not _VLLM[0] <= (major, minor) <= _VLLM[1]:
-        logger.warning("vLLM %s is outside of what TRL was tested with (%s)", version, stated)
+        logger.warning("vLLM %s is untested: %s", version, supported)
 
 
 def grpo_arguments(settings: PolicySettings, plan: PolicyPlan, *, stop: str) -> dict[str, Any]:
-    """Return what TRL's GRPOConfig is told."""
+    """Return the arguments of TRL's GRPOConfig."""
     arguments = trainer_arguments(settings, plan.accumulation, plan.steps, checkpoints=plan.held_out > 0)
     vllm: dict[str, Any] = {"use_vllm": False}
     if settings.vllm != "none":
@@ -255,9 +264,9 @@ def grpo_arguments(settings: PolicySettings, plan: PolicyPlan, *, stop: str) -> 
 
 
 def _order(settings: PolicySettings, questions: int) -> list[int]:
-    """Return which question comes when, over all steps: every pass in an order of its own.
+    """Return the question indices of all steps, reshuffled for each epoch.
 
-    Planned whole, because TRL's sampler forgets on continuing which passes it has made.
+    All steps are planned in advance, because TRL's sampler starts again with the first epoch when training resumes.
     """
     draw, order = random.Random(settings.seed), list[int]()
     while len(order) < settings.steps * settings.questions:
@@ -288,21 +297,21 @@ def _trainer(
         args=GRPOConfig(**grpo_arguments(settings, plan, stop=policy.stop)),
         train_dataset=Dataset.from_list(train).select(_order(settings, len(train))),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
-        processing_class=pad_token(policy.tokenizer),
+        processing_class=with_pad_token(policy.tokenizer),
         callbacks=[progress_callback(progress), _collapse_monitor(settings, reward)],
     )
     if not trainer.use_vllm and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        raise SettingsError("--vllm: a policy that is sharded over GPUs is sampled by vLLM only (colocate or server)")
+        raise SettingsError("--vllm: a policy sharded over GPUs needs vLLM for sampling; set colocate or server")
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
 def _collapse_monitor(settings: PolicySettings, reward: Reward) -> Any:
-    """Return a callback that keeps samples of each checkpoint as a table, and tells of signs of a collapse."""
+    """Return a callback that saves samples at each checkpoint, and warns of collapse."""
     import polars as pl
     from transformers import TrainerCallback
 
-    told_of: set[str] = set()
+    warned: set[str] = set()
 
     class CollapseMonitor(TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -320,8 +329,8 @@ def _collapse_monitor(settings: PolicySettings, reward: Reward) -> Any:
                 f"are over {_DRIFT:g} times as long as at the start": drift > _DRIFT,
                 f"are under 1/{_DRIFT:g} as long as at the start": drift < 1 / _DRIFT,
             }
-            for sign in [sign for sign, shows in signs.items() if shows and sign not in told_of]:
-                told_of.add(sign)
-                logger.warning("step %d: samples %s; look at %s/samples", state.global_step, sign, settings.out)
+            for sign in [sign for sign, present in signs.items() if present and sign not in warned]:
+                warned.add(sign)
+                logger.warning("step %d: samples %s; see %s/samples", state.global_step, sign, settings.out)
 
     return CollapseMonitor()

@@ -1,4 +1,4 @@
-"""What a training will take, worked out before weights are loaded: steps, tokens, memory on each GPU."""
+"""Estimate steps, tokens and GPU memory of a training before weights are loaded."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from rlt_data.errors import SettingsError
 from rlt_data.settings import FineTuneSettings, PolicySettings, TrainingSettings
 from rlt_data.training.runs import missing_dependency, saved_dtype
 
-#: Bytes that full fine-tuning keeps for each parameter: weights, gradients and AdamW's two moments in float32.
+#: Bytes per parameter in full fine-tuning: weights, gradients and AdamW's two moments in float32.
 _BYTES_FULL = 16
 _GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training will take.
+    """Cost of a fine-tuning.
 
     Attributes:
-        rows: rows to train on.
-        left_out: rows that are longer than ``max_length``.
-        tokens: tokens of an epoch.
-        learned_tokens: those that count in the loss.
+        rows: number of training rows.
+        left_out: number of rows longer than ``max_length``.
+        tokens: tokens per epoch.
+        learned_tokens: tokens per epoch that count in the loss.
         longest: tokens of the longest row.
         steps: optimizer steps.
-        processes: processes that train together.
-        accumulation: forward passes of a process for each step.
-        parameters: parameters of the model.
-        state_gib: memory of weights, gradients and optimizer on each GPU, in GiB, if they are sharded over all.
-        activations_gib: memory of one micro-batch of the longest rows with checkpointed layers, in GiB: each layer's
-            input in bfloat16, one layer's inside, and float32 logits of one block of 1024 tokens.
+        processes: number of training processes.
+        accumulation: forward passes of each process per optimizer step.
+        parameters: number of model parameters.
+        state_gib: weights, gradients and optimizer state per GPU in GiB, if sharded over all GPUs.
+        activations_gib: one micro-batch of the longest rows in GiB, with activation checkpointing: the bfloat16 inputs
+            of all layers, the inner activations of one layer, and float32 logits of 1024 tokens.
     """
 
     rows: int
@@ -52,27 +52,29 @@ class Plan:
 
 
 def world_size() -> int:
-    """Return how many processes ``accelerate launch`` or torchrun started for this training."""
+    """Return the number of processes that ``accelerate launch`` or torchrun started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def plan_of(settings: FineTuneSettings, config: Any, rows: Sequence[dict[str, list[int]]], left_out: int) -> Plan:
-    """Work out a training.
+def plan_fine_tuning(
+    settings: FineTuneSettings, config: Any, rows: Sequence[dict[str, list[int]]], left_out: int
+) -> Plan:
+    """Compute the plan of a fine-tuning.
 
     Args:
-        settings: see there.
-        config: the model's configuration.
-        rows: ``input_ids`` and ``labels``.
-        left_out: rows that were too long.
+        settings: hyperparameters and batch sizes.
+        config: Transformers configuration of the model.
+        rows: training rows with ``input_ids`` and ``labels``.
+        left_out: number of rows that were too long.
 
     Raises:
-        SettingsError: the batch cannot be divided among the processes.
+        SettingsError: the batch size is not divisible among the processes.
     """
     processes = world_size()
     accumulation = _accumulation(settings, settings.batch_size, "--batch-size")
     lengths = [len(row["input_ids"]) for row in rows]
-    packs = _packed(rows, settings.max_length) if settings.packing else len(rows)
-    steps = settings.max_steps or math.ceil(packs / settings.batch_size) * settings.epochs
+    sequences = _packed(rows, settings.max_length) if settings.packing else len(rows)
+    steps = settings.max_steps or math.ceil(sequences / settings.batch_size) * settings.epochs
     parameters, trained = _parameters(config, settings, settings.lora_rank)
     frozen = parameters * saved_dtype(settings, config).itemsize if settings.lora_rank else 0
     width = settings.micro_batch_size * (settings.max_length if settings.packing else max(lengths))
@@ -92,7 +94,7 @@ def plan_of(settings: FineTuneSettings, config: Any, rows: Sequence[dict[str, li
 
 
 def _packed(rows: Sequence[dict[str, list[int]]], length: int) -> int:
-    """Return how many sequences the rows make when TRL packs them, as it will for the training."""
+    """Return the number of sequences into which TRL packs the rows."""
     try:
         from datasets import Dataset
         from trl import pack_dataset
@@ -103,24 +105,23 @@ def _packed(rows: Sequence[dict[str, list[int]]], length: int) -> int:
 
 @dataclass(frozen=True)
 class PolicyPlan:
-    """What a training by GRPO will take.
+    """Cost of a GRPO training.
 
     Attributes:
-        questions: questions to train on.
-        held_out: questions kept to choose the best checkpoint by.
-        left_out: questions whose prompt leaves too little room for a sample.
+        questions: number of training questions.
+        held_out: number of questions that select the best checkpoint.
+        left_out: number of questions whose prompt leaves no room for a sample.
         longest: tokens of the longest prompt.
         steps: optimizer steps.
-        epochs: times each question comes in them.
-        samples: samples of a step.
-        tokens: most tokens that all steps can take, if every sample has the longest length.
-        processes: processes that train together.
-        accumulation: forward passes of a process for each step.
-        parameters: parameters of the policy.
-        state_gib: memory of weights, gradients, optimizer and reference model on each GPU, in GiB, if they are sharded
-            over all.
-        student_gib: memory of the frozen student's weights on each GPU, in GiB; 0 without one.
-        activations_gib: see :class:`Plan`.
+        epochs: passes over the questions.
+        samples: samples per step.
+        tokens: upper bound of prompt and sample tokens in all steps.
+        processes: number of training processes.
+        accumulation: forward passes of each process per optimizer step.
+        parameters: number of policy parameters.
+        state_gib: weights, gradients, optimizer state and reference model per GPU in GiB, if sharded over all GPUs.
+        student_gib: weights of the frozen student per GPU in GiB, 0 without a student.
+        activations_gib: as in :class:`Plan`.
     """
 
     questions: int
@@ -139,7 +140,7 @@ class PolicyPlan:
     activations_gib: float
 
 
-def policy_plan_of(
+def plan_policy(
     settings: PolicySettings,
     config: Any,
     prompts: Sequence[int],
@@ -149,19 +150,19 @@ def policy_plan_of(
     student: Any = None,
     student_dtype: torch.dtype = torch.bfloat16,
 ) -> PolicyPlan:
-    """Work out a training by GRPO.
+    """Compute the plan of a GRPO training.
 
     Args:
-        settings: see there.
-        config: the policy's configuration.
-        prompts: tokens of each prompt to train on.
-        held_out: questions that are kept out.
-        left_out: questions that were too long.
-        student: the frozen student's configuration, if there is one.
-        student_dtype: type in which it runs.
+        settings: hyperparameters and batch sizes.
+        config: Transformers configuration of the policy.
+        prompts: number of tokens of each training prompt.
+        held_out: number of held-out questions.
+        left_out: number of questions whose prompt is too long.
+        student: Transformers configuration of the frozen student, if the reward needs one.
+        student_dtype: dtype of the student's weights.
 
     Raises:
-        SettingsError: the samples of a step cannot be divided among the processes.
+        SettingsError: the samples of a step are not divisible among the processes.
     """
     processes = world_size()
     samples = settings.questions * settings.group
@@ -180,7 +181,7 @@ def policy_plan_of(
         samples=samples,
         tokens=settings.steps * samples * (longest + settings.max_tokens),
         processes=processes,
-        accumulation=_accumulation(settings, samples, "--questions times --group"),
+        accumulation=_accumulation(settings, samples, "--questions-per-step times --samples-per-question"),
         parameters=parameters,
         state_gib=(_BYTES_FULL + reference) * parameters / processes / _GIB,
         student_gib=student_bytes / _GIB,
@@ -188,26 +189,26 @@ def policy_plan_of(
     )
 
 
-def _accumulation(settings: TrainingSettings, batch: int, named: str) -> int:
-    """Return how many forward passes each process does for a step."""
+def _accumulation(settings: TrainingSettings, batch: int, flag: str) -> int:
+    """Return the number of forward passes per process and optimizer step."""
     share = settings.micro_batch_size * world_size()
     if batch % share:
         raise SettingsError(
-            f"{named}: {batch} is no multiple of --micro-batch-size {settings.micro_batch_size} times {world_size()} "
-            "processes"
+            f"{flag}: {batch} must be a multiple of --micro-batch-size {settings.micro_batch_size} times "
+            f"{world_size()} processes"
         )
     return batch // share
 
 
 def _activations(config: Any, width: int) -> int:
-    """Return the bytes of a micro-batch of so many tokens; see :class:`Plan`."""
+    """Return the bytes of the activations of ``width`` tokens; see :class:`Plan`."""
     text = config.get_text_config()
-    inside = 2 * (8 * text.hidden_size + 3 * (getattr(text, "intermediate_size", 0) or 4 * text.hidden_size))
-    return int(width * (2 * text.hidden_size * text.num_hidden_layers + inside) + 4 * 1024 * text.vocab_size)
+    inner = 2 * (8 * text.hidden_size + 3 * (getattr(text, "intermediate_size", 0) or 4 * text.hidden_size))
+    return int(width * (2 * text.hidden_size * text.num_hidden_layers + inner) + 4 * 1024 * text.vocab_size)
 
 
 def _parameters(config: Any, settings: TrainingSettings, lora_rank: int = 0) -> tuple[int, int]:
-    """Count the parameters of a model, and those that are trained, without allocating them."""
+    """Return the numbers of all and of trained parameters, without allocating them."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):

@@ -1,9 +1,9 @@
-"""A step's samples, as TRL's GRPOTrainer takes them from a ``rollout_func``: sampled by our engine or by vLLM.
+"""Samples of a GRPO step, from the transformers engine or vLLM, as a ``rollout_func`` of TRL's GRPOTrainer.
 
-TRL hands a reward the text of a sample. A dense reward also needs the policy's own log-probs of what it sampled, those
-of the prompt's last tokens (the padding of the prefill is part of the explanation), and why the sample ended. Our
-engine returns all of that with the samples, so no further pass is made; with vLLM only the prompts are passed over
-again, for their last tokens. It reaches the reward as the column ``rollout``.
+TRL passes only the text of a sample to a reward. The dense reward also needs the policy's log-probs of the sample and
+of the prompt's last tokens (the padding of the prefill belongs to the explanation), and the finish reason. The
+transformers engine returns them with the samples; with vLLM, one more forward pass over the prompts computes the
+log-probs of their last tokens. The reward receives all of it as the column ``rollout``.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Rollout:
     """A sample of the policy.
 
     Attributes:
-        text: what it adds to the prompt, without an end-of-text token.
-        token_ids: its tokens, shape (tokens,).
-        logprobs: their log-probs under the policy that sampled them, at the sampling temperature.
-        tail_ids: the last tokens of the prompt, as many as were asked for.
-        tail_logprobs: their log-probs.
-        finish_reason: see :class:`rlt_data.engines.Sample`.
+        text: sampled text without an end-of-text token.
+        token_ids: token ids of the text, shape (tokens,).
+        logprobs: log-probs of these tokens at the sampling temperature, shape (tokens,).
+        tail_ids: last token ids of the prompt, those of the padding, shape (tail,).
+        tail_logprobs: log-probs of the tail, shape (tail,).
+        finish_reason: reason why sampling ended, as in :class:`rlt_data.engines.Sample`.
     """
 
     text: str
@@ -53,9 +53,9 @@ class Rollouts:
     """A ``rollout_func`` of TRL's GRPOTrainer.
 
     Args:
-        settings: sampling, seed and batch sizes.
+        settings: sampling parameters, seed and batch sizes.
         stop: text that ends a sample.
-        tail_characters: characters at a prompt's end whose tokens belong to the sample.
+        tail_characters: number of characters at the end of a prompt that belong to the explanation (the padding).
     """
 
     def __init__(self, settings: PolicySettings, *, stop: str, tail_characters: int) -> None:
@@ -65,20 +65,20 @@ class Rollouts:
         self._engine: TransformersEngine | None = None
 
     def __call__(self, prompts: list[str], trainer: PolicyTrainer) -> dict[str, Any]:
-        """Sample.
+        """Sample one completion per prompt.
 
         Args:
-            prompts: rendered prompts of this process, each as often as it is to be sampled, next to each other.
-            trainer: trains the policy.
+            prompts: rendered prompts of this process; equal prompts are adjacent, one per sample.
+            trainer: trainer of the policy.
 
         Returns:
             ``prompt_ids``, ``completion_ids`` and ``logprobs`` (None without vLLM) for TRL, ``rollout`` for the reward.
         """
-        prompt_ids, tails = self._tokenised(prompts, trainer.processing_class)
+        prompt_ids, tails = self._tokenize(prompts, trainer.processing_class)
         if trainer.use_vllm:
             count = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
-            _, completion_ids, found, _ = trainer.vllm_generation.generate(prompt_ids, None, count)
-            logprobs = [[likeliest[0] for likeliest in sample] for sample in found]
+            _, completion_ids, top_logprobs, _ = trainer.vllm_generation.generate(prompt_ids, None, count)
+            logprobs = [[top[0] for top in sample] for sample in top_logprobs]
             rollouts = self.read_vllm(trainer, prompt_ids, tails, completion_ids, logprobs)
         else:
             completion_ids, rollouts = self._sample(trainer, prompt_ids, tails)
@@ -90,43 +90,44 @@ class Rollouts:
             "rollout": rollouts,
         }
 
-    def _tokenised(self, prompts: list[str], tokenizer: Any) -> tuple[list[list[int]], list[int]]:
-        """Return the tokens of prompts, which have their special tokens already, and how many are the sample's."""
+    def _tokenize(self, prompts: list[str], tokenizer: Any) -> tuple[list[list[int]], list[int]]:
+        """Return token ids and tail length of each prompt; the text already contains the special tokens."""
         unique = dict.fromkeys(prompts)
-        encoded = dict(zip(unique, encode(tokenizer, list(unique)), strict=True))
+        encodings = dict(zip(unique, encode(tokenizer, list(unique)), strict=True))
         tails = [
-            len(tokens_inside(encoded[prompt], len(prompt) - self._tail_characters, len(prompt))) for prompt in prompts
+            len(tokens_inside(encodings[prompt], len(prompt) - self._tail_characters, len(prompt)))
+            for prompt in prompts
         ]
-        return [encoded[prompt].ids.tolist() for prompt in prompts], tails
+        return [encodings[prompt].ids.tolist() for prompt in prompts], tails
 
     def _sample(
         self, trainer: PolicyTrainer, prompt_ids: list[list[int]], tails: Sequence[int]
     ) -> tuple[list[list[int]], list[Rollout]]:
-        """Sample with the policy in place; samples of one prompt are next to each other."""
+        """Sample with the transformers engine and the policy's current weights."""
         settings, training = self._settings, trainer.model.training
         first = trainer.accelerator.process_index * len(prompt_ids)
         occasion = f"{trainer.state.global_step}/train" if training else f"{trainer.state.global_step}/held out"
         block: list[PromptRequest] = []
-        for place, ids in enumerate(prompt_ids):
-            request = SampleRequest(str(place), sample_seed(settings.seed, occasion, first + place))
-            if place and ids == prompt_ids[place - 1]:
+        for index, ids in enumerate(prompt_ids):
+            request = SampleRequest(str(index), sample_seed(settings.seed, occasion, first + index))
+            if index and ids == prompt_ids[index - 1]:
                 block[-1] = PromptRequest(block[-1].ids, [*block[-1].samples, request], block[-1].tail)
             else:
-                block.append(PromptRequest(np.asarray(ids, np.int32), [request], tails[place]))
+                block.append(PromptRequest(np.asarray(ids, np.int32), [request], tails[index]))
         sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.max_tokens, self._stop)
         samples: dict[int, tuple[list[int], Rollout]] = {}
         trainer.model.eval()
         try:
             with trainer.accelerator.autocast():
-                for sample in self._own_engine(trainer).generate([block], sampling):
+                for sample in self._policy_engine(trainer).generate([block], sampling):
                     if isinstance(sample, Failure):
-                        raise ModelError(f"sampling: {sample.reason}; take a smaller --batch-size or --max-tokens")
+                        raise ModelError(f"sampling: {sample.reason}; lower --batch-size or --max-tokens")
                     assert sample.token_ids is not None and sample.logprobs is not None
                     assert sample.tail_logprobs is not None
-                    place = int(sample.key)
+                    index = int(sample.key)
                     ids = sample.token_ids.tolist() + ([] if sample.end_token is None else [sample.end_token])
-                    tail = np.asarray(prompt_ids[place], np.int32)[len(prompt_ids[place]) - tails[place] :]
-                    samples[place] = (
+                    tail = np.asarray(prompt_ids[index], np.int32)[len(prompt_ids[index]) - tails[index] :]
+                    samples[index] = (
                         ids,
                         Rollout(
                             sample.text,
@@ -139,10 +140,10 @@ class Rollouts:
                     )
         finally:
             trainer.model.train(training)
-        in_order = [samples[place] for place in range(len(prompt_ids))]
+        in_order = [samples[index] for index in range(len(prompt_ids))]
         return [ids for ids, _ in in_order], [rollout for _, rollout in in_order]
 
-    def _own_engine(self, trainer: PolicyTrainer) -> TransformersEngine:
+    def _policy_engine(self, trainer: PolicyTrainer) -> TransformersEngine:
         if self._engine is None:
             model = CausalModel(trainer.accelerator.unwrap_model(trainer.model_wrapped), "the policy")
             sizes = ModelSettings(batch_size=self._settings.batch_size, batch_tokens=self._settings.batch_tokens)
@@ -157,18 +158,18 @@ class Rollouts:
         completion_ids: list[list[int]],
         logprobs: list[list[float | None]],
     ) -> list[Rollout]:
-        """Read what vLLM sampled, of which the log-probs of the prompts' last tokens are computed here."""
+        """Convert vLLM's samples to rollouts, and compute the log-probs of the prompts' last tokens."""
         tail_logprobs = trainer.tail_logprobs(prompt_ids, tails)
         rollouts = []
         for prompt, ids, values, tail in zip(prompt_ids, completion_ids, logprobs, tail_logprobs, strict=True):
             ended = bool(ids) and ids[-1] in trainer.eos_token_ids
-            kept = ids[:-1] if ended else ids
-            text = decode_after(trainer.processing_class, prompt[-CONTEXT_TOKENS:], kept)
+            text_ids = ids[:-1] if ended else ids
+            text = decode_after(trainer.processing_class, prompt[-CONTEXT_TOKENS:], text_ids)
             rollouts.append(
                 Rollout(
                     text,
-                    np.asarray(kept, np.int32),
-                    np.asarray([np.nan if value is None else value for value in values[: len(kept)]], np.float32),
+                    np.asarray(text_ids, np.int32),
+                    np.asarray([np.nan if value is None else value for value in values[: len(text_ids)]], np.float32),
                     np.asarray(prompt[len(prompt) - len(tail) :], np.int32),
                     tail,
                     "stop" if self._stop in text else "eos" if ended else "length",

@@ -1,4 +1,4 @@
-"""A training's folder: what it was made by, its checkpoints, and the trained model."""
+"""Output folder of a training: training.json, checkpoints and the trained model."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from rlt_data.storage.changes import changed_keys
 from rlt_data.storage.outputs import lock_folder, write_file, write_json
 from rlt_data.training.checkpoints import (
     RECORD,
+    checkpoint_recorder,
     checkpoints,
-    damage,
-    described,
-    last_whole_checkpoint,
-    sealing,
+    file_records,
+    find_damage,
+    find_weights_damage,
+    last_complete_checkpoint,
     step_of,
-    weights_damage,
 )
 
 logger = logging.getLogger(__name__)
 
-#: What of a checkpoint belongs to the model and not to the training.
+#: Files of a checkpoint that belong to the model, and exceptions that belong to the training.
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
 _TRAINING_FILES = {"trainer_state.json", RECORD}
-#: What is logged of a step where a trainer knows it, and how.
+#: Metrics to log, where the trainer reports them, and their format.
 _LOGGED = {
     "loss": "loss {:.4f}",
     "reward": "reward {:.4f}",
@@ -58,40 +58,40 @@ _LOGGED = {
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A training's folder.
+    """Output folder of a training.
 
     Args:
-        out: the folder.
-        depends_on: everything that the trained weights depend on.
-        made: what else training.json says of their making; see :func:`making`.
+        out: path of the folder.
+        depends_on: everything that determines the trained weights; compared when training resumes.
+        provenance: further content of training.json, from :func:`training_provenance`; not compared.
 
     Raises:
-        RunFolderError: the folder holds something else, or a training with other settings or data.
+        RunFolderError: the folder contains other files, or a training with other settings or data.
     """
 
     out: Path
     depends_on: dict[str, Any]
-    made: dict[str, Any]
+    provenance: dict[str, Any]
 
     def __post_init__(self) -> None:
         out = self.out
         if out.exists() and not out.is_dir():
-            raise RunFolderError(f"{out}: is a file; --out takes a folder")
+            raise RunFolderError(f"{out}: is a file; --out must be a folder")
         if (recorded := self._recorded()) is None:
             if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
-                raise RunFolderError(f"{out}: is there already and holds no training; choose another --out")
+                raise RunFolderError(f"{out}: exists and contains no training; choose another --out")
             return
         before = recorded.get("depends_on", {})
         if before != self.depends_on:
             changed = ", ".join(changed_keys(before, self.depends_on))
             raise RunFolderError(
-                f"{out}: holds a training with other settings or data ({changed} differ); "
-                "use the same to continue it, or another --out"
+                f"{out}: contains a training with other settings or data ({changed} differ); "
+                "continue it with the same settings, or choose another --out"
             )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for writing, in the first of the processes of a training.
+        """Lock the folder for writing, in the main process.
 
         Raises:
             RunFolderError: another training is writing to it.
@@ -101,25 +101,25 @@ class TrainingRun:
 
     @property
     def finished(self) -> dict[str, Any] | None:
-        """What was recorded of the training when it came to its end; None before, or if the model is to be made again.
+        """Content of training.json if the training is finished and its model intact, else None.
 
         Raises:
-            RunFolderError: the model is missing or damaged, and there is no checkpoint to make it from again.
+            RunFolderError: the model is missing or damaged, and no checkpoint is left to restore it from.
         """
-        found = self._recorded()
-        if not found or "steps" not in found:
+        recorded = self._recorded()
+        if not recorded or "steps" not in recorded:
             return None
-        recorded = found.get("weights")
-        problem = damage(self.out, recorded) if recorded else weights_damage(self.out)
-        if problem is None:
-            return found
+        weights = recorded.get("weights")
+        defect = find_damage(self.out, weights) if weights else find_weights_damage(self.out)
+        if defect is None:
+            return recorded
         if not checkpoints(self.out):
             raise RunFolderError(
-                f"{self.out}: the training is finished, but {problem}, and no checkpoint is left to make the model "
+                f"{self.out}: the training is finished, but {defect}, and no checkpoint is left to restore the model "
                 "from; restore the file, or remove the folder to train again"
             )
         if is_main_process():
-            logger.warning("%s: %s; making the model again from the last checkpoint", self.out, problem)
+            logger.warning("%s: %s; restoring the model from the last checkpoint", self.out, defect)
         return None
 
     def _recorded(self) -> dict[str, Any] | None:
@@ -127,25 +127,25 @@ class TrainingRun:
         if not file.is_file():
             return None
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            recorded = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunFolderError(f"{file}: cannot be read ({first_line(error)}); choose another --out") from None
-        if not isinstance(found, dict) or not all(
-            isinstance(found.get(key, {}), dict) for key in ("depends_on", "weights")
+        if not isinstance(recorded, dict) or not all(
+            isinstance(recorded.get(key, {}), dict) for key in ("depends_on", "weights")
         ):
-            raise RunFolderError(f"{file}: not what a training of rlt-data writes; choose another --out")
-        return found
+            raise RunFolderError(f"{file}: was not written by rlt-data; choose another --out")
+        return recorded
 
     def record(self, **content: Any) -> None:
-        """Write training.json: what the training depends on, how it was made, and more."""
+        """Write training.json with ``depends_on``, the provenance and ``content``."""
         if is_main_process():
-            write_json(self.out / "training.json", {"depends_on": self.depends_on, **self.made, **content})
+            write_json(self.out / "training.json", {"depends_on": self.depends_on, **self.provenance, **content})
 
     def record_end(self, **content: Any) -> None:
-        """Write training.json at the end, with the files that hold the trained weights."""
+        """Write training.json of a finished training, with sizes and hashes of the trained weights."""
         if is_main_process():
             folders = [self.out, self.out / "best"]
-            weights = described(self.out, [file for folder in folders for file in folder.glob("*.safetensors")])
+            weights = file_records(self.out, [file for folder in folders for file in folder.glob("*.safetensors")])
             self.record(**content, weights=weights)
 
     def train(
@@ -159,29 +159,29 @@ class TrainingRun:
         dtype: torch.dtype,
         format: Format | None = None,
     ) -> None:
-        """Train from the last whole checkpoint to the end, and save the model.
+        """Train from the last complete checkpoint to the end, and save the model.
 
         Args:
-            trainer: a Transformers trainer.
-            tokenizer: saved with the model.
-            steps: how many there are in all.
-            progress: told of every step.
-            settings: of the training.
-            dtype: type of the saved weights, see :func:`saved_dtype`.
-            format: saved with the model, which is shown problems in it from then on.
+            trainer: Transformers trainer.
+            tokenizer: tokenizer to save with the model.
+            steps: total number of optimizer steps.
+            progress: receives every optimizer step.
+            settings: settings of the training.
+            dtype: dtype of the saved weights, from :func:`saved_dtype`.
+            format: format to save with the model; ``--format auto`` then uses it for this model.
 
         Raises:
-            RunFolderError: checkpoints are damaged, and none is left to continue from.
+            RunFolderError: all checkpoints are damaged.
         """
         from accelerate.utils import broadcast_object_list
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         check_sharding(trainer)
-        # One process looks, because looking reads every byte of a checkpoint and removes what is damaged.
-        found = [last_whole_checkpoint(self.out) if trainer.args.process_index == 0 else None]
-        last = broadcast_object_list(found)[0]
-        trainer.add_callback(sealing(settings.keep_checkpoints))
+        # Only in the main process: verification reads complete checkpoints and removes damaged ones.
+        checkpoint = [last_complete_checkpoint(self.out) if trainer.args.process_index == 0 else None]
+        last = broadcast_object_list(checkpoint)[0]
+        trainer.add_callback(checkpoint_recorder(settings.keep_checkpoints))
         progress.start("train", steps, step_of(last) if last else 0)
         try:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -189,7 +189,7 @@ class TrainingRun:
             progress.finish()
         trainer.save_model(str(self.out))
         if trainer.args.should_save:
-            store_as(self.out, dtype)
+            cast_weights(self.out, dtype)
             tokenizer.save_pretrained(str(self.out))
             lines = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
             write_file(self.out / "metrics.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
@@ -198,59 +198,59 @@ class TrainingRun:
 
 
 def training_provenance(settings: FineTuneSettings | PolicySettings, **models: Checkpoint | None) -> dict[str, Any]:
-    """Return what is told of a training's making: the command, and the names of models and data.
+    """Return command, explicit settings, and the names of models and data, for training.json.
 
-    A folder that is moved, or a model of another name, is no other training, so nothing of this is compared.
+    Resuming does not compare them, so folders may be moved and models renamed.
 
     Args:
-        settings: those that were given are kept, with what a preset or recipe stands for.
-        models: by their roles.
+        settings: settings of the training; defaults are left out, values from a preset or recipe are not.
+        models: checkpoints by role.
     """
-    unsaid = {name for name, field in type(settings).model_fields.items() if field.default is False}
-    given = settings.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
+    off_by_default = {name for name, field in type(settings).model_fields.items() if field.default is False}
+    explicit = settings.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
     return {
         "command": settings.command,
-        "settings": {key: value for key, value in given.items() if value is not False or key not in unsaid},
-        "models": {role: {"name": each.name, "revision": each.revision} for role, each in models.items() if each},
+        "settings": {key: value for key, value in explicit.items() if value is not False or key not in off_by_default},
+        "models": {role: {"name": model.name, "revision": model.revision} for role, model in models.items() if model},
         "data": {"name": settings.input, "on_hub": not Path(settings.input).exists()},
         "versions": versions("trl"),
     }
 
 
 def check_sharding(trainer: Any) -> None:
-    """Refuse ways to shard a model in which the trainer would not save all of it.
+    """Check that the trainer can save a complete model with this kind of sharding.
 
     Raises:
-        SettingsError: the file given to accelerate has to be changed.
+        SettingsError: the accelerate configuration or a setting must be changed.
     """
     fsdp = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if fsdp is not None and "FULL_STATE_DICT" not in str(fsdp.state_dict_type):
         raise SettingsError(
-            "fsdp_state_dict_type: the trainer saves no model with this value; set FULL_STATE_DICT, as "
-            "recipes/accelerate/fsdp2.yaml does"
+            "fsdp_state_dict_type: with this value no model is saved; set FULL_STATE_DICT, as in "
+            "recipes/accelerate/fsdp2.yaml"
         )
     deepspeed = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
     if deepspeed is not None and deepspeed.zero_stage == 3 and getattr(trainer.args, "sync_ref_model", False):
         raise SettingsError(
-            "--sync-steps: checkpoints cannot hold a reference model that DeepSpeed ZeRO-3 shards; use FSDP2 "
-            "(recipes/accelerate/fsdp2.yaml), or --sync-steps 0"
+            "--sync-steps: checkpoints cannot store a reference model sharded by DeepSpeed ZeRO-3; use FSDP2 "
+            "(recipes/accelerate/fsdp2.yaml) or --sync-steps 0"
         )
 
 
 def saved_dtype(settings: TrainingSettings, config: Any) -> torch.dtype:
-    """Return the type in which a trained model is saved: that of its beginning, or bfloat16 if it was trained in it.
+    """Return the dtype of the saved model: bfloat16 if trained in bfloat16, else the dtype of the base model.
 
-    With LoRA it is also the type of the frozen weights.
+    With LoRA, the frozen weights have this dtype too.
 
     Args:
-        settings: of the training.
-        config: configuration of the model it begins from.
+        settings: settings of the training.
+        config: Transformers configuration of the base model.
     """
     return torch.bfloat16 if settings.dtype == "bfloat16" else stored_dtype(config)
 
 
-def store_as(folder: Path, dtype: torch.dtype) -> None:
-    """Rewrite the weights of a saved model in a type; adapters stay as they are."""
+def cast_weights(folder: Path, dtype: torch.dtype) -> None:
+    """Convert the weights of a saved model to a dtype; adapters are unchanged."""
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
@@ -259,16 +259,18 @@ def store_as(folder: Path, dtype: torch.dtype) -> None:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata()
         weights = load_file(file)
-        if any(each.is_floating_point() and each.dtype != dtype for each in weights.values()):
-            weights = {name: each.to(dtype) if each.is_floating_point() else each for name, each in weights.items()}
+        if any(tensor.is_floating_point() and tensor.dtype != dtype for tensor in weights.values()):
+            weights = {
+                name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()
+            }
             write_file(file, partial(save_file, weights, metadata=metadata))
-        size += sum(each.nbytes for each in weights.values())
+        size += sum(tensor.nbytes for tensor in weights.values())
     config, index = folder / "config.json", folder / "model.safetensors.index.json"
     if size and config.is_file():
         content = json.loads(config.read_text(encoding="utf-8"))
-        for part in [content, *(each for each in content.values() if isinstance(each, dict))]:
-            if "dtype" in part or part is content:
-                part["dtype"] = str(dtype).removeprefix("torch.")
+        for section in [content, *(value for value in content.values() if isinstance(value, dict))]:
+            if "dtype" in section or section is content:
+                section["dtype"] = str(dtype).removeprefix("torch.")
         write_json(config, content)
     if index.is_file():
         content = json.loads(index.read_text(encoding="utf-8"))
@@ -277,13 +279,13 @@ def store_as(folder: Path, dtype: torch.dtype) -> None:
 
 
 def save_format(format: Format, folder: Path) -> None:
-    """Put a format beside a model; ``--format auto`` finds it there."""
+    """Save a format in a model's folder, where ``--format auto`` finds it."""
     text = yaml.safe_dump(format.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
     write_file(folder / "format.yaml", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def copy_model(checkpoint: Path, folder: Path) -> None:
-    """Copy the model out of a checkpoint, without what belongs to the training."""
+    """Copy a checkpoint's model files to a folder, without the training state."""
     folder.mkdir(parents=True, exist_ok=True)
     for pattern in _MODEL_FILES:
         for file in checkpoint.glob(pattern):
@@ -294,13 +296,13 @@ def copy_model(checkpoint: Path, folder: Path) -> None:
 def trainer_arguments(
     settings: TrainingSettings, accumulation: int, steps: int, *, checkpoints: bool = False
 ) -> dict[str, Any]:
-    """Return what all trainings tell a Transformers trainer.
+    """Return the Transformers trainer arguments that all trainings share.
 
     Args:
-        settings: see there.
-        accumulation: forward passes of a process for each step.
-        steps: of the whole training.
-        checkpoints: there must be one at the end.
+        settings: hyperparameters and the output folder.
+        accumulation: forward passes of each process per optimizer step.
+        steps: total number of optimizer steps.
+        checkpoints: whether to save a checkpoint even in a short training.
     """
     device = pick_device(settings.device)
     return {
@@ -321,7 +323,7 @@ def trainer_arguments(
         "seed": settings.seed,
         "data_seed": settings.seed,
         "activation_checkpointing": settings.activation_checkpointing,
-        # A training without a checkpoint on its way needs none at its end, where the model itself is saved.
+        # A training too short for a checkpoint needs none at its end: the model itself is saved.
         "save_strategy": "steps" if settings.save_steps <= steps or checkpoints else "no",
         "save_steps": settings.save_steps,
         "logging_steps": max(1, steps // 100),
@@ -331,11 +333,11 @@ def trainer_arguments(
 
 
 def find_base_model(settings: TrainingSettings) -> tuple[Checkpoint, Tokenizer, ChatTemplate]:
-    """Find the model that a training begins from; nothing of its weights is loaded.
+    """Return the base model's checkpoint, tokenizer and chat template, without loading weights.
 
     Raises:
-        ModelError: there is no such model, or its tokenizer cannot be used.
-        SettingsError: ``--chat-template`` names no file, or the package for ``--log-to`` is not installed.
+        ModelError: the model does not exist, or its tokenizer is unusable.
+        SettingsError: the ``--chat-template`` file is missing, or the package for ``--log-to`` is not installed.
     """
     if settings.log_to != "none" and find_spec(settings.log_to) is None:
         raise SettingsError(f"--log-to: {settings.log_to} is not installed; pip install {settings.log_to}")
@@ -344,7 +346,7 @@ def find_base_model(settings: TrainingSettings) -> tuple[Checkpoint, Tokenizer, 
 
 
 def base_model_settings(settings: TrainingSettings) -> ModelSettings:
-    """Return how the model of a training is opened."""
+    """Return the settings with which a training opens its base model."""
     return ModelSettings(
         device=settings.device,
         chat_template=settings.chat_template,
@@ -353,25 +355,25 @@ def base_model_settings(settings: TrainingSettings) -> ModelSettings:
 
 
 def recent_mean(trainer: Any, name: str) -> float | None:
-    """Return the mean of the last ten values that were logged under a name, None if there are none."""
+    """Return the mean of the last ten logged values of a metric, or None if it was never logged."""
     values = [float(entry[name]) for entry in trainer.state.log_history if name in entry][-10:]
     return sum(values) / len(values) if values else None
 
 
-def pad_token(tokenizer: Any) -> Any:
-    """Return the tokenizer with a padding token; the end-of-text token where it has none of its own."""
+def with_pad_token(tokenizer: Any) -> Any:
+    """Set the tokenizer's missing padding token to its end-of-text token, and return the tokenizer."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def missing_dependency(package: str, error: ImportError) -> SettingsError:
-    """Say which package a training needs."""
+    """Return the error that names a missing package and how to install it."""
     return SettingsError(f"training needs {package} ({error}); pip install 'rlt-data[train]'")
 
 
 def progress_callback(progress: Progress) -> Any:
-    """Return a callback that tells of every step, and notes the figures that are logged."""
+    """Return a callback that reports every step, and logs the metrics."""
     from transformers import TrainerCallback
 
     class ProgressCallback(TrainerCallback):
@@ -379,8 +381,8 @@ def progress_callback(progress: Progress) -> Any:
             progress.advance()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            values = [text.format(float(logs[name])) for name, text in _LOGGED.items() if logs.get(name) is not None]
-            if values and state.is_world_process_zero:
-                logger.info("step %d: %s", state.global_step, ", ".join(values))
+            metrics = [text.format(float(logs[name])) for name, text in _LOGGED.items() if logs.get(name) is not None]
+            if metrics and state.is_world_process_zero:
+                logger.info("step %d: %s", state.global_step, ", ".join(metrics))
 
     return ProgressCallback()

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning over TRL's SFTTrainer: of a student on distilled rows, and of a teacher as its warm-up."""
+"""Supervised fine-tuning with TRL's SFTTrainer: a student on distilled rows, or a teacher on explanations."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ import torch
 from rlt_data.engines.config import load_config
 from rlt_data.engines.models import Checkpoint, weights_fingerprint
 from rlt_data.errors import InputError
-from rlt_data.formats import Format, own_format
+from rlt_data.formats import Format, model_format
 from rlt_data.libraries import quiet_bars
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import FineTuneSettings, TrainStudentSettings
 from rlt_data.storage.outputs import write_json
 from rlt_data.storage.run import content_hash
-from rlt_data.training.examples import conversations, tokenised
-from rlt_data.training.plan import Plan, plan_of
+from rlt_data.training.examples import read_conversations, tokenize_texts
+from rlt_data.training.plan import Plan, plan_fine_tuning
 from rlt_data.training.runs import (
     TrainingRun,
     base_model_settings,
     find_base_model,
     missing_dependency,
-    pad_token,
     progress_callback,
     recent_mean,
     saved_dtype,
     trainer_arguments,
     training_provenance,
+    with_pad_token,
 )
 
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What a training did.
+    """Result of a fine-tuning.
 
     Attributes:
         out: folder of the trained model.
         plan: steps, tokens and memory.
-        steps: steps done, 0 for a dry run.
-        loss: mean loss of the last logged steps, None for a dry run.
+        steps: completed steps, 0 for a dry run.
+        loss: mean loss of the last ten logged steps, None for a dry run.
     """
 
     out: Path
@@ -53,17 +53,17 @@ class TrainingSummary:
 
 
 def train_student(settings: TrainStudentSettings, progress: Progress = SILENT) -> TrainingSummary:
-    """Fine-tune a student on a distilled data set; the library side of ``rlt-data train-student``.
+    """Fine-tune a student on a distilled data set, as ``rlt-data train-student`` does.
 
-    Checkpoints lie in OUT/checkpoint-N; the same call goes on from the last whole one. The trained model lies in OUT.
-    A format.yaml that lies beside the model it begins from goes with it.
+    The trained model is saved in OUT, checkpoints in OUT/checkpoint-N. The same call continues an interrupted training
+    from the last complete checkpoint. A format.yaml in the base model's folder is copied to OUT.
 
     Raises:
-        RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
+        RltDataError: one of the errors in :mod:`rlt_data.errors`; existing files are kept.
     """
     checkpoint, tokenizer, template = find_base_model(settings)
-    examples = list(tokenised(conversations(settings.input, template), tokenizer))
-    return fine_tune(settings, checkpoint, tokenizer, examples, progress, format=own_format(checkpoint.folder))
+    examples = list(tokenize_texts(read_conversations(settings.input, template), tokenizer))
+    return fine_tune(settings, checkpoint, tokenizer, examples, progress, format=model_format(checkpoint.folder))
 
 
 def fine_tune(
@@ -75,19 +75,19 @@ def fine_tune(
     *,
     format: Format | None = None,
 ) -> TrainingSummary:
-    """Train a checkpoint on examples.
+    """Fine-tune a checkpoint on examples.
 
     Args:
-        settings: see there.
-        checkpoint: where the model begins.
-        tokenizer: its tokenizer, saved with the trained model.
-        examples: ``input_ids`` and ``labels``.
-        progress: told of every step.
-        format: the format the examples are in, saved with the trained model.
+        settings: hyperparameters and the output folder.
+        checkpoint: base model.
+        tokenizer: tokenizer of the base model, saved with the trained model.
+        examples: rows with ``input_ids`` and ``labels``.
+        progress: receives every optimizer step.
+        format: format of the examples, saved with the trained model.
     """
     kept = _fitting(settings, examples)
     config = load_config(checkpoint, base_model_settings(settings))
-    plan = plan_of(settings, config, kept, left_out=len(examples) - len(kept))
+    plan = plan_fine_tuning(settings, config, kept, left_out=len(examples) - len(kept))
     depends_on = settings.depends_on(model=weights_fingerprint(checkpoint), data=content_hash(kept))
     run = TrainingRun(Path(settings.out), depends_on, training_provenance(settings, model=checkpoint))
     if settings.dry_run:
@@ -108,17 +108,17 @@ def fine_tune(
 
 
 def _fitting(settings: FineTuneSettings, examples: list[dict[str, list[int]]]) -> list[dict[str, list[int]]]:
-    """Leave out rows that would be cut, if that was allowed."""
+    """Return the examples within ``max_length``."""
     if not examples:
-        raise InputError(f"{settings.input}: there are no rows to train on")
+        raise InputError(f"{settings.input}: no rows to train on")
     kept = [row for row in examples if len(row["input_ids"]) <= settings.max_length]
     longer = len(examples) - len(kept)
     if longer and not settings.leave_out_long:
         longest = max(len(row["input_ids"]) for row in examples)
         raise InputError(
             f"{settings.input}: {longer} of {len(examples)} rows are longer than --max-length {settings.max_length} "
-            f"(the longest has {longest} tokens) and would be cut before their solution; distill with --max-tokens, "
-            "raise --max-length, or give --leave-out-long"
+            f"(longest: {longest} tokens) and would be truncated before their solution; distill with --max-tokens, "
+            "raise --max-length, or skip them with --leave-out-long"
         )
     if not kept:
         raise InputError(f"{settings.input}: every row is longer than --max-length {settings.max_length}")
@@ -166,7 +166,7 @@ def _trainer(
         model=str(checkpoint.folder),
         args=arguments,
         train_dataset=Dataset.from_list(list(rows)),
-        processing_class=pad_token(tokenizer),
+        processing_class=with_pad_token(tokenizer),
         peft_config=lora,
         callbacks=[progress_callback(progress)],
     )
@@ -175,7 +175,7 @@ def _trainer(
 
 
 def _name_base(config: Path, checkpoint: Checkpoint) -> None:
-    """Name an adapter's base model by its Hub id and commit, not by a folder in this machine's cache."""
+    """Store the Hub id and commit of an adapter's base model, in place of its folder in the local cache."""
     folder = Path(checkpoint.name)
     name = str(folder.resolve()) if folder.exists() else checkpoint.name
     content = json.loads(config.read_text(encoding="utf-8"))

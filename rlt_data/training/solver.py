@@ -1,4 +1,4 @@
-"""Training a solver: a student learns by GRPO from whether its own answers are right."""
+"""Train a solver: GRPO on the correctness of a student's own answers."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from rlt_data.training.runs import find_base_model
 
 
 def train_solver(settings: TrainSolverSettings, progress: Progress = SILENT) -> PolicySummary:
-    """Train a student on the correctness of its answers; the library side of ``rlt-data train-solver``.
+    """Train a student on the correctness of its answers, as ``rlt-data train-solver`` does.
 
-    It sees questions as in ``rlt-data evaluate`` and is graded likewise. What lies where is as in
+    Prompts and grading are those of ``rlt-data evaluate``; the output files are those of
     :func:`~rlt_data.training.teacher.train_teacher`.
 
     Raises:
-        RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
+        RltDataError: one of the errors in :mod:`rlt_data.errors`; existing files are kept.
     """
     benchmark = BENCHMARKS[settings.benchmark]
     checkpoint, tokenizer, template = find_base_model(settings)
     format = choose_format(settings.format, template, checkpoint.name, checkpoint.folder)
     views = Views(format, template)
-    read = good_rows(settings.as_input(), None, lambda first: BenchmarkReader(benchmark, settings, first))
+    benchmark_rows = good_rows(settings.as_input(), None, lambda first: BenchmarkReader(benchmark, settings, first))
     rows = [
         {
             "prompt": views.solver_prompt(row.question),
@@ -37,7 +37,7 @@ def train_solver(settings: TrainSolverSettings, progress: Progress = SILENT) -> 
             "answer": row.answer,
             "problem": row.meta or "{}",
         }
-        for row in read
+        for row in benchmark_rows
     ]
     with Grader(benchmark.kind) as grader:
         policy = Policy(checkpoint, tokenizer, format, rows, format.solution_tags[1])

@@ -1,4 +1,4 @@
-"""Training a teacher: supervised on explanations first, then by GRPO on the dense reward of a frozen student."""
+"""Train a teacher: supervised on explanations first, then by GRPO on the dense reward of a frozen student."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from rlt_data.formats import ChatTemplate, Format, Views, choose_format
 from rlt_data.inputs.check import good_rows
 from rlt_data.inputs.ingest import question_id
 from rlt_data.inputs.presets import Row
+from rlt_data.plugins import REWARDS
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import ModelSettings, TrainTeacherSettings, WarmUpSettings
-from rlt_data.training.examples import Text, tokenised
+from rlt_data.training.examples import TrainingText, tokenize_texts
 from rlt_data.training.grpo import Policy, PolicySummary, train_policy
 from rlt_data.training.rewards import DenseReward
 from rlt_data.training.runs import find_base_model
@@ -21,30 +22,30 @@ from rlt_data.training.sft import TrainingSummary, fine_tune
 
 
 def warm_up(settings: WarmUpSettings, progress: Progress = SILENT) -> TrainingSummary:
-    """Fine-tune a model on explanations in the teacher format; the library side of ``train-teacher warmup``.
+    """Fine-tune a model on explanations in the teacher format, as ``rlt-data train-teacher warmup`` does.
 
-    What counts in the loss follows the prefill, so after the opening explanation tag: explanation, closing tag, and
-    what ends the assistant's message.
+    The loss covers the text after the prefill: explanation, closing tag, and the end of the assistant's message.
 
     Raises:
-        RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
+        RltDataError: one of the errors in :mod:`rlt_data.errors`; existing files are kept.
     """
     checkpoint, tokenizer, template = find_base_model(settings)
     format = choose_format(settings.format, template, checkpoint.name, checkpoint.folder)
     texts = teacher_texts(good_rows(settings.as_input(), format), format, template, settings.input)
-    return fine_tune(settings, checkpoint, tokenizer, list(tokenised(texts, tokenizer)), progress, format=format)
+    return fine_tune(settings, checkpoint, tokenizer, list(tokenize_texts(texts, tokenizer)), progress, format=format)
 
 
 def train_teacher(settings: TrainTeacherSettings, progress: Progress = SILENT) -> PolicySummary:
-    """Train a teacher by GRPO; the library side of ``rlt-data train-teacher rl``.
+    """Train a teacher by GRPO on the reward of ``rlt-data score``, as ``rlt-data train-teacher rl`` does.
 
-    Its samples are rewarded as ``rlt-data score`` scores traces. Checkpoints lie in OUT/checkpoint-N; the same call
-    goes on from the last whole one. The last model lies in OUT, the one with the best reward on held-out questions in
-    OUT/best, samples of each checkpoint in OUT/samples, everything that was logged in OUT/metrics.jsonl.
+    The last model is saved in OUT, the model with the highest held-out reward in OUT/best, checkpoints in
+    OUT/checkpoint-N, samples of each checkpoint in OUT/samples, and all metrics in OUT/metrics.jsonl. The same call
+    continues an interrupted training from the last complete checkpoint.
 
     Raises:
-        RltDataError: of one of the kinds in :mod:`rlt_data.errors`; nothing that was there is lost.
+        RltDataError: one of the errors in :mod:`rlt_data.errors`; existing files are kept.
     """
+    REWARDS.load(settings.reward)
     checkpoint, tokenizer, template = find_base_model(settings)
     student = open_model(
         settings.student,
@@ -68,31 +69,30 @@ def train_teacher(settings: TrainTeacherSettings, progress: Progress = SILENT) -
         }
         for row in good_rows(settings.as_input(), format)
     ]
-    same = tokenizer_fingerprint(tokenizer) == student.identity.tokenizer
+    same_tokenizer = tokenizer_fingerprint(tokenizer) == student.identity.tokenizer
     policy = Policy(checkpoint, tokenizer, format, rows, format.explanation_tags[1], len(format.padding), student)
 
     def reward() -> DenseReward:
         student.load()
-        return DenseReward(settings, student, format, tokenizer, same_tokenizer=same)
+        return DenseReward(settings, student, format, tokenizer, same_tokenizer=same_tokenizer)
 
     return train_policy(settings, policy, reward, progress)
 
 
-def teacher_texts(rows: list[Row], format: Format, template: ChatTemplate, input: str) -> Iterator[Text]:
-    """Render rows with traces as a teacher writes them.
+def teacher_texts(rows: list[Row], format: Format, template: ChatTemplate, input: str) -> Iterator[TrainingText]:
+    """Render rows as teacher prompts with their explanations.
 
     Raises:
-        InputError: a row has no trace, or one that does not end.
+        InputError: a row has no explanation, or one without a closing tag.
     """
     views = Views(format, template)
     for row in rows:
         completion = row.completion if row.explanation is None else format.completion_of(row.explanation)
         if completion is None:
             raise InputError(
-                f"{input}: row {row.source_id} has no explanation; name its column with --explanation-column or "
-                "--completion-column"
+                f"{input}: row {row.source_id} has no explanation; set --explanation-column or --completion-column"
             )
         explanation, closing, _ = completion.partition(format.explanation_tags[1])
         if not closing:
-            raise InputError(f"{input}: the completion of row {row.source_id} has no {format.explanation_tags[1]}")
-        yield Text(views.teacher_prompt(row.question, row.solution), explanation + closing + views.template.end)
+            raise InputError(f"{input}: row {row.source_id}: the completion lacks {format.explanation_tags[1]}")
+        yield TrainingText(views.teacher_prompt(row.question, row.solution), explanation + closing + views.template.end)

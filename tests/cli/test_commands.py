@@ -20,9 +20,8 @@ import pytest
 import transformers
 
 import rlt_data
+from rlt_data import progress
 from rlt_data.cli import commands
-from rlt_data.cli import progress as cli_progress
-from rlt_data.cli.progress import Lines
 from rlt_data.settings import GenerateSettings, Settings, TrainTeacherSettings, parse_settings
 from rlt_data.steps.registry import STEPS
 from tests.children import Child, run_child, write_slowly
@@ -274,8 +273,8 @@ def test_a_long_task_writes_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0] + [float(second) for second in range(4, 400, 4) for _ in range(2)])
-    monkeypatch.setattr(cli_progress.time, "monotonic", lambda: next(clock))
-    lines = Lines()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    lines = progress.LogLines()
     lines.start("score", 8, done=2)
     for _ in range(6):
         lines.advance(1, tokens=100)

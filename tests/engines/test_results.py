@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from rlt_data.engines import Failure, Model, PromptRequest, Sample, SampleRequest, Sampling, SequenceRequest, open_model
-from rlt_data.engines.results import problem_with_logprobs
+from rlt_data.engines.results import invalid_logprobs
 from rlt_data.settings import ModelSettings
 from rlt_data.storage.run import RunFolder
 from tests.conftest import Rlt
@@ -135,8 +135,8 @@ def test_a_model_that_computes_nan(tiny: Tiny) -> None:
 
 def test_rounding_is_no_lie() -> None:
     values = np.array([0.0, -1e-9, 1e-6, -3e4], np.float32)
-    assert problem_with_logprobs(values, 4) is None
-    assert problem_with_logprobs(values[:0], 0) is None
+    assert invalid_logprobs(values, 4) is None
+    assert invalid_logprobs(values[:0], 0) is None
 
 
 def test_lies_end_in_the_error_log_and_never_in_a_table(rlt: Rlt, tiny: Tiny, server: Process, problems: Path) -> None:

@@ -342,16 +342,8 @@ def test_traces_without_log_probs_cannot_get_them_from_the_students_servers(
     rlt: Rlt, server: Process, tiny: Tiny, tmp_path: Path
 ) -> None:
     row = {"question": "q", "solution": "s", "explanation": "Because."}
-    arguments = (
-        "--in",
-        write_jsonl(tmp_path / "rows.jsonl", [row]),
-        "--student",
-        tiny(),
-        "--temperature",
-        1,
-        "--out",
-        "run",
-    )
+    rows = write_jsonl(tmp_path / "rows.jsonl", [row])
+    arguments = "--in", rows, "--student", tiny(), "--temperature", 1, "--out", "run"
     served = "--engine", "server", "--url", server.url()
     errors = rlt("score", *arguments, *served, code=2).stderr
     assert "1 of 1 traces" in errors and "--engine" in errors

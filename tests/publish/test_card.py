@@ -18,6 +18,7 @@ from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
 
 from rlt_data.errors import HubError
+from rlt_data.plugins import SHAPES
 from rlt_data.publish.card import BEGIN, END, read_card
 from rlt_data.publish.dataset_card import meaning_of
 from rlt_data.publish.markdown import plain
@@ -25,7 +26,7 @@ from rlt_data.publish.push import PushSummary, push
 from rlt_data.publish.redact import redact_paths
 from rlt_data.settings import PushSettings
 from rlt_data.statistics import stats
-from rlt_data.steps.export_shapes import SHAPES, schema_of
+from rlt_data.steps.export_shapes import ExportShape
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import SCHEMAS
 from tests.conftest import write_jsonl
@@ -169,11 +170,12 @@ def test_the_metadata_are_valid_and_say_what_the_files_hold(hub: HubServer, run:
 
 
 def test_every_published_column_is_explained(hub: HubServer, run: RunFolder) -> None:
-    columns = [column for table in SCHEMAS.values() for column in table] + [c for s in SHAPES for c in schema_of(s)]
+    schemas = [*SCHEMAS.values(), *(ExportShape(shape).schema for shape in SHAPES.built_in)]
+    columns = [column for schema in schemas for column in schema]
     unpublished = {"answer_id", "correct", "note", "formatted"}  # of the tables of evaluate
     assert [column.name for column in columns if not meaning_of(column) and column.name not in unpublished] == []
     [default, traces] = tables(section(pushed(run, dry_run=True).card, "Columns"))
-    assert [row["column"] for row in default] == schema_of("messages").names
+    assert [row["column"] for row in default] == ExportShape("messages").schema.names
     assert {"completion", "reward", "rank", "flaw"} <= {row["column"] for row in traces}
     assert all(row["meaning"] for row in [*default, *traces])
 

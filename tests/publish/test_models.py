@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlt_data.engines import find_checkpoint
 from rlt_data.engines.models import weights_fingerprint
 from rlt_data.errors import RunFolderError, SettingsError
-from rlt_data.formats import own_format
+from rlt_data.formats import model_format
 from rlt_data.publish.models import read_model
 from rlt_data.publish.push import PushSummary, push
 from rlt_data.publish.redact import redact_paths
@@ -116,7 +116,7 @@ def test_a_published_teacher_downloads_unchanged(hub: HubServer, trained: Path, 
     before, after = (
         AutoModelForCausalLM.from_pretrained(path)(**text).logits for path in (trained / "teacher", folder)
     )
-    assert before.equal(after) and own_format(folder) == own_format(trained / "teacher")
+    assert before.equal(after) and model_format(folder) == model_format(trained / "teacher")
 
     again = pushed(trained / "teacher", license="mit", base_model="org/base", trained_on=("org/rows",))
     assert again.plan.nothing and again.head == summary.commit and set(hub.uploaded.values()) == {1}
@@ -246,7 +246,7 @@ def test_a_published_teacher_is_trained_and_used_by_its_name(
     commit = pushed(teacher).commit
     for tokenizer_only in (True, False):
         found = find_checkpoint(NAME, tokenizer_only=tokenizer_only)
-        format = own_format(found.folder)
+        format = model_format(found.folder)
         assert found.revision == commit and format and format.name == "mine"
     out = tmp_path / "more"
     warm_up(trainings["warm"].model_copy(update={"model": NAME, "out": str(out)}))

@@ -23,14 +23,14 @@ from rlt_data.recipes.nano.corpus import (
     attempts,
     base_texts,
     countdown_settings,
+    draw_attempts,
     families,
-    solving,
-    some_attempts,
+    solution_attempt,
     warm_up_rows,
 )
 from rlt_data.recipes.nano.tokenizer import LARGEST_VALUE, build_tokenizer
-from rlt_data.tasks.countdown import Problem, problem_with_answer, problems, question_text, split_of
-from rlt_data.training.examples import tokenised
+from rlt_data.tasks.countdown import Problem, problems, question_text, split_of, why_wrong
+from rlt_data.training.examples import tokenize_texts
 from tests.conftest import Rlt
 
 _STEP = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)")
@@ -91,7 +91,7 @@ def test_every_integer_is_one_token_and_white_space_does_not_matter(tokenizer: A
 
 def test_what_the_models_read_and_write_survives_decoding(tokenizer: Any, views: Views) -> None:
     for text in islice(base_texts(1, views), 300):
-        ids = tokenizer(text.given + text.learned)["input_ids"]
+        ids = tokenizer(text.prompt + text.completion)["input_ids"]
         assert tokenizer.unk_token_id not in ids
         assert tokenizer(tokenizer.decode(ids))["input_ids"] == ids
 
@@ -123,7 +123,7 @@ def of(problem: Problem) -> Domain:
 def test_no_text_holds_a_problem_of_the_test_split(views: Views) -> None:
     settings = [countdown_settings(domain, "test", 1000) for domain in (SMALL, LARGE)]
     held_out = {problem.key for split_settings in settings for problem in problems(split_settings)}
-    problems_or_none = [problem_of(text.given) for text in islice(base_texts(2, views), 2000)]
+    problems_or_none = [problem_of(text.prompt) for text in islice(base_texts(2, views), 2000)]
     problems_or_none += [problem_of(row["question"]) for row in warm_up_rows(2, 2000)]
     problems_in_texts = [problem for problem in problems_or_none if problem]
     assert len(problems_in_texts) > 3000
@@ -132,7 +132,7 @@ def test_no_text_holds_a_problem_of_the_test_split(views: Views) -> None:
 
 
 def test_the_base_knows_both_domains_and_the_warm_up_one(views: Views) -> None:
-    problems_in_texts = [problem for text in islice(base_texts(2, views), 1000) if (problem := problem_of(text.given))]
+    problems_in_texts = [problem for text in islice(base_texts(2, views), 1000) if (problem := problem_of(text.prompt))]
     for problem in problems_in_texts:
         assert all(of(problem).smallest <= number <= of(problem).largest for number in problem.numbers)
     assert 0.2 < sum(of(problem) == LARGE for problem in problems_in_texts) / len(problems_in_texts) < 0.4
@@ -143,18 +143,18 @@ def test_the_base_knows_both_domains_and_the_warm_up_one(views: Views) -> None:
 def test_a_base_thought_about_a_question_ends_steps_with_a_value_that_is_used_or_marked(views: Views) -> None:
     """Idle facts are no thoughts, so that a student finds them improbable."""
     for text in islice(base_texts(6, views), 500):
-        if not problem_of(text.given):
+        if not problem_of(text.prompt):
             continue
-        after = re.split(_STEP, text.learned)[5::5]
+        after = re.split(_STEP, text.completion)[5::5]
         assert len(after) < 2 or sum(bool(re.match(" (yes|no)", following)) for following in after) * 2 >= len(after)
 
 
 def test_the_base_computes_rightly_and_answers_its_last_attempt(views: Views) -> None:
     answered = checked = 0
     for text in islice(base_texts(3, views), 500):
-        steps = [(int(a), op, int(b), int(value)) for a, op, b, value in _STEP.findall(text.learned)]
+        steps = [(int(a), op, int(b), int(value)) for a, op, b, value in _STEP.findall(text.completion)]
         assert all(value == {"+": a + b, "-": a - b, "*": a * b}[op] for a, op, b, value in steps)
-        problem, verdicts = problem_of(text.given), re.findall("yes|no", text.learned)
+        problem, verdicts = problem_of(text.prompt), re.findall("yes|no", text.completion)
         if not problem or not verdicts:
             continue
         if len(verdicts) == len(steps):  # facts that have nothing to do with the inputs
@@ -163,8 +163,8 @@ def test_the_base_computes_rightly_and_answers_its_last_attempt(views: Views) ->
             continue
         assert [verdict == "yes" for verdict in verdicts] == [step[3] == problem.target for step in steps[1::2]]
         assert distinct(steps)
-        [solution] = re.findall("<solution> (.*) </solution>", text.learned)
-        assert problem_with_answer(solution, problem.numbers, steps[-1][3]) is None
+        [solution] = re.findall("<solution> (.*) </solution>", text.completion)
+        assert why_wrong(solution, problem.numbers, steps[-1][3]) is None
         assert in_order(steps[-2][:3], solution)
         answered += 1
     assert answered > 200 and checked > 50
@@ -173,26 +173,26 @@ def test_the_base_computes_rightly_and_answers_its_last_attempt(views: Views) ->
 @pytest.mark.parametrize("domain", [SMALL, LARGE])
 def test_attempts_are_written_as_the_product_writes_them(domain: Domain) -> None:
     for problem in islice(problems(countdown_settings(domain, "train", 300, seed=7)), 300):
-        solution = solving(problem)
+        solution = solution_attempt(problem)
         assert solution.expression == problem.expression and solution.second.value == problem.target
         assert in_order((solution.first.left, solution.first.operator, solution.first.right), problem.expression)
         numbers = tuple(sorted(problem.numbers))
         for attempt in attempts(numbers)[::7]:
-            assert problem_with_answer(attempt.expression, numbers, attempt.second.value) is None
+            assert why_wrong(attempt.expression, numbers, attempt.second.value) is None
 
 
 def test_a_sum_is_computed_from_left_to_right() -> None:
-    solution = solving(Problem((3, 4, 5), 12, "3 + 4 + 5"))
+    solution = solution_attempt(Problem((3, 4, 5), 12, "3 + 4 + 5"))
     assert solution.text(12) == "3 + 4 = 7 7 + 5 = 12 yes"
-    assert solving(Problem((3, 4, 5), 6, "5 + 4 - 3")).text(6) == "5 + 4 = 9 9 - 3 = 6 yes"
-    assert solving(Problem((3, 4, 5), 4, "5 - (4 - 3)")).text(4) == "4 - 3 = 1 5 - 1 = 4 yes"
+    assert solution_attempt(Problem((3, 4, 5), 6, "5 + 4 - 3")).text(6) == "5 + 4 = 9 9 - 3 = 6 yes"
+    assert solution_attempt(Problem((3, 4, 5), 4, "5 - (4 - 3)")).text(4) == "4 - 3 = 1 5 - 1 = 4 yes"
 
 
 def test_no_two_attempts_of_a_trace_are_alike() -> None:
     draw = random.Random(0)
     problem = Problem((3, 4, 5), 12, "3 + 4 + 5")
     for count in (1, 4, 100):
-        drawn = some_attempts(draw, problem, count, hit=True)
+        drawn = draw_attempts(draw, problem, count, hit=True)
         assert len({attempt.key for attempt in drawn}) == len(drawn)
         assert sum(attempt.second.value == 12 for attempt in drawn) == 1
     assert len(families((3, 4, 5))) == len({attempt.key for attempt in attempts((3, 4, 5))})
@@ -203,7 +203,7 @@ def test_explanations_of_the_warm_up_are_what_their_style_says() -> None:
     for row in warm_up_rows(4, 600):
         styles.add(row["style"])
         problem = problem_of(row["question"])
-        assert problem and problem_with_answer(row["solution"], problem.numbers, problem.target) is None
+        assert problem and why_wrong(row["solution"], problem.numbers, problem.target) is None
         verdicts = re.findall("yes|no", row["explanation"])
         steps = _STEP.findall(row["explanation"])
         right = all(
@@ -218,7 +218,7 @@ def test_explanations_of_the_warm_up_are_what_their_style_says() -> None:
         if row["style"] in ("search", "terse"):
             computed = [(int(a), op, int(b), int(value)) for a, op, b, value in steps]
             assert distinct(computed) and in_order(computed[-2][:3], row["solution"])
-            solution = solving(Problem(problem.numbers, problem.target, row["solution"]))
+            solution = solution_attempt(Problem(problem.numbers, problem.target, row["solution"]))
             assert row["explanation"].endswith(solution.text(problem.target))
         if row["style"] == "only-wrong":
             assert set(verdicts) == {"no"}
@@ -247,10 +247,10 @@ def test_the_same_seed_draws_the_same_texts(views: Views) -> None:
 
 def test_the_loss_counts_what_follows_the_question(tokenizer: Any, views: Views) -> None:
     for text, example in zip(
-        islice(base_texts(1, views), 50), tokenised(islice(base_texts(1, views), 50), tokenizer), strict=True
+        islice(base_texts(1, views), 50), tokenize_texts(islice(base_texts(1, views), 50), tokenizer), strict=True
     ):
         learned = [label for label in example["labels"] if label >= 0]
-        assert tokenizer.decode(learned).split() == tokenizer.decode(tokenizer(text.learned)["input_ids"]).split()
+        assert tokenizer.decode(learned).split() == tokenizer.decode(tokenizer(text.completion)["input_ids"]).split()
 
 
 def test_a_question_with_unknown_words_fails_with_the_word(rlt: Rlt, tmp_path: Path) -> None:

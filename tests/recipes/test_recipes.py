@@ -211,11 +211,11 @@ def test_a_step_on_a_gpu_runs_in_a_process_that_ends(tmp_path: Path, monkeypatch
 
 def test_work_is_shared_among_processes_and_returned_in_order(tmp_path: Path) -> None:
     shared = Experiment("teacher", {"workers": 2}, tmp_path)
-    results = shared.each(process_of_call, [(number,) for number in range(4)])
+    results = shared.run_all(process_of_call, [(number,) for number in range(4)])
     assert [number for number, _ in results] == [0, 1, 2, 3]
     assert os.getpid() not in {process for _, process in results}
     with pytest.raises(SettingsError, match="nine is too many"):
-        shared.each(process_of_call, [(9,), (1,)])
+        shared.run_all(process_of_call, [(9,), (1,)])
 
 
 def test_a_launcher_that_is_not_installed_is_refused(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_it_shows_rows_as_they_are_written_and_after_a_kill(
 ) -> None:
     generate = "generate", "--teacher", tiny(), "--in", problems, "--n", 40, "--max-tokens", 4, "--out", "run"
     writing = Child(*generate, prepare=write_slowly)
-    writing.wait_for(lambda: RunFolder.is_at("run"))
+    writing.wait_for(lambda: RunFolder.exists_at("run"))
     server = viewed("run")
     writing.wait_for(lambda: server.step()["done"])
     assert server.step()["total"] == 240
@@ -188,7 +188,7 @@ def test_it_follows_a_run_through_its_kill_and_resume(viewed: Callable[..., View
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     process = start()
-    until(lambda: RunFolder.is_at("run"))
+    until(lambda: RunFolder.exists_at("run"))
     server = viewed("run")
     steps: list[dict[str, Any]] = []
 

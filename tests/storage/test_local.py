@@ -171,7 +171,7 @@ def test_readers_tolerate_files_and_folders_that_appear_and_disappear(tmp_path: 
     with meanwhile(come_and_go):
         for _ in range(1000):
             assert "part-00000.parquet" in folder.sizes("traces")
-            assert folder.below("journal") == []
+            assert folder.list_files("journal") == []
             folder.recover()
 
 

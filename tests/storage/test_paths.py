@@ -195,12 +195,12 @@ def test_a_failed_replacement_in_a_store_changes_nothing_or_is_finished_later(mo
 def test_lines_are_appended_even_after_an_error() -> None:
     MemoryFileSystem.store.clear()
     run = open_folder("memory://run")
-    with run.appending("run.log") as file:
+    with run.append_to("run.log") as file:
         file.write_text("one\n")
-    with pytest.raises(ZeroDivisionError), run.appending("run.log") as file:
+    with pytest.raises(ZeroDivisionError), run.append_to("run.log") as file:
         file.write_text("two\n")
         raise ZeroDivisionError
-    with run.appending("run.log"):
+    with run.append_to("run.log"):
         pass
     assert MemoryFileSystem().cat_file("/run/run.log") == b"one\ntwo\n"
 

@@ -154,7 +154,7 @@ def test_a_run_keeps_working_when_the_working_directory_changes(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert opened.stats().rows["traces"] == 9 and len(opened.scan("ranks").collect()) == 9
-    assert opened.rank(buckets=2).rows == 9
+    assert opened.rank(buckets=2).summary.rows == 9
     assert not list((tmp_path / "elsewhere").iterdir())
 
 

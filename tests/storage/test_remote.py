@@ -102,8 +102,8 @@ def test_all_steps_write_the_same_to_a_store_and_to_a_disk(
         line[24:] for line in (disk / "run.log").read_text().splitlines()
     ]
     assert rlt("show", url).stdout == rlt("show", disk).stdout
-    in_store, on_disk = (re.sub(r"[\d,]+ tokens/s", "", rlt("stats", run).stdout) for run in (url, disk))
-    assert in_store == on_disk
+    in_store, local_path = (re.sub(r"[\d,]+ tokens/s", "", rlt("stats", run).stdout) for run in (url, disk))
+    assert in_store == local_path
     again = rlt("generate", "--in", problems, "--teacher", tiny(), "--n", 3, "--max-tokens", 30, "--out", url)
     assert "18 traces (0 new)" in again.stdout
     rlt("distill", "--in", url, "--select", "all", "--include-truncated", "--out", "here")

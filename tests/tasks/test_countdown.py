@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rlt_data.errors import SettingsError
 from rlt_data.settings import CountdownSettings
-from rlt_data.tasks.countdown import problem_with_answer, problems
+from rlt_data.tasks.countdown import problems, why_wrong
 from tests.children import Child, run_child
 
 
@@ -32,7 +32,7 @@ def test_every_problem_is_solved_by_its_expression(operators: str, fewest: int, 
     for problem in made:
         assert fewest <= len(problem.numbers) <= most and 1 <= problem.target <= 100
         assert all(1 <= number <= 400 for number in problem.numbers)
-        assert problem_with_answer(problem.expression, problem.numbers, problem.target) is None
+        assert why_wrong(problem.expression, problem.numbers, problem.target) is None
         assert set(problem.expression) <= set("0123456789 ()" + operators)
     assert len({problem.key for problem in made}) == 20
 
@@ -80,12 +80,12 @@ def test_more_rows_than_problems_is_an_error() -> None:
     ],
 )
 def test_answers_are_checked(answer: str, reason: str | None) -> None:
-    found = problem_with_answer(answer, (3, 4, 5), 7)
+    found = why_wrong(answer, (3, 4, 5), 7)
     assert found is None if reason is None else re.search(reason, found or "")
 
 
 def test_intermediate_fractions_are_exact() -> None:
-    assert problem_with_answer("8 / (3 - 8 / 3)", (3, 3, 8, 8), 24) is None
+    assert why_wrong("8 / (3 - 8 / 3)", (3, 3, 8, 8), 24) is None
 
 
 @given(st.lists(st.integers(1, 30), min_size=3, max_size=3), st.sampled_from(list(itertools.product("+-*", repeat=2))))
@@ -93,8 +93,8 @@ def test_integer_arithmetic_agrees_with_python(numbers: list[int], operators: tu
     a, b, c = numbers
     for text in (f"{a} {operators[0]} {b} {operators[1]} {c}", f"{a} {operators[0]} ({b} {operators[1]} {c})"):
         target = eval(text)
-        assert problem_with_answer(text, (a, b, c), target) is None
-        assert problem_with_answer(text, (a, b, c), target + 1) is not None
+        assert why_wrong(text, (a, b, c), target) is None
+        assert why_wrong(text, (a, b, c), target + 1) is not None
 
 
 def import_first_from(folder: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rlt_data.settings import TrainStudentSettings
-from rlt_data.training.checkpoints import RECORD, checkpoints, last_whole_checkpoint
+from rlt_data.training.checkpoints import RECORD, checkpoints, last_complete_checkpoint
 from rlt_data.training.sft import train_student
 from tests.conftest import Rlt, write_jsonl
 
@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint_is_left_for_the_one_before(
             (checkpoint / RECORD).unlink()
     DAMAGES[kind](interrupted / "checkpoint-4")
     output = " ".join(train("cut").split())
-    assert "checkpoint-4 " in output
+    assert "damaged checkpoint cut/checkpoint-4 (" in output
     assert kind.split()[0].removesuffix(".pth") in output and "continuing from cut/checkpoint-2" in output
     assert same_model("cut", "straight")
 
@@ -109,14 +109,18 @@ def test_one_changed_bit_is_noticed(train: Train, interrupted: Path) -> None:
     flipped(interrupted / "checkpoint-4" / "optimizer.pt")
     assert "optimizer.pt" in train("cut") and same_model("cut", "straight")
     (interrupted / "checkpoint-6" / RECORD).write_text("{")
-    assert last_whole_checkpoint(interrupted) == interrupted / "checkpoint-4"
+    assert last_complete_checkpoint(interrupted) == interrupted / "checkpoint-4"
 
 
 def test_without_a_whole_checkpoint_a_training_is_refused_and_nothing_removed(train: Train, interrupted: Path) -> None:
     for checkpoint in checkpoints(interrupted):
         (checkpoint / "model.safetensors").write_bytes(b"")
     output = " ".join(train("cut", code=5).split())
-    assert "error: cut: " in output and "checkpoint-4: the content of model.safetensors" in output
+    assert (
+        "error: cut: " in output
+        and "checkpoint-4: model.safetensors" in output
+        and "checkpoint-2: model.safetensors" in output
+    )
     assert [path.name for path in checkpoints(interrupted)] == ["checkpoint-4", "checkpoint-2"]
 
 
@@ -131,7 +135,7 @@ def test_what_was_never_finished_does_not_count(train: Train, interrupted: Path)
     only = Path("only")
     (only / "checkpoint-2").mkdir(parents=True)
     (only / "checkpoint-2" / "model.safetensors").write_bytes(b"half")
-    assert last_whole_checkpoint(only) is None and not (only / "checkpoint-2").exists()
+    assert last_complete_checkpoint(only) is None and not (only / "checkpoint-2").exists()
 
 
 def test_every_checkpoint_that_is_kept_has_a_record(train: Train) -> None:
@@ -152,16 +156,16 @@ def test_a_finished_training_whose_model_is_gone_makes_it_again(train: Train, ol
         Path("out/training.json").write_text(json.dumps(recorded))
     Path("out/model.safetensors").unlink()
     output = train("out")
-    assert "checkpoint" in output and same_model("out", "straight")
+    assert ("no *.safetensors" if old else "model.safetensors is missing") in output and same_model("out", "straight")
     assert json.loads(Path("out/training.json").read_text()) == json.loads(Path("straight/training.json").read_text())
     if not old:
         flipped(Path("out/model.safetensors"))
-        assert "model.safetensors" in train("out") and same_model("out", "straight")
+        assert "out: model.safetensors has changed" in train("out") and same_model("out", "straight")
     Path("out/model.safetensors").unlink()
     for checkpoint in checkpoints(Path("out")):
         shutil.rmtree(checkpoint)
     output = " ".join(train("out", code=5).split())
-    assert "error: out: " in output and "no checkpoint" in output
+    assert "error: out: " in output and "model.safetensors is missing" in output
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"depends_on": 3}', '{"depends_on": {}, "weights": []}', "\x00"])

@@ -34,7 +34,7 @@ from rlt_data.tasks.grading import Grader
 from rlt_data.training.checkpoints import RECORD
 from rlt_data.training.grpo import grpo_arguments
 from rlt_data.training.plan import PolicyPlan
-from rlt_data.training.rewards import CorrectnessReward, DenseReward, copied, repeated
+from rlt_data.training.rewards import CorrectnessReward, DenseReward, copied_fraction, repeated_fraction
 from rlt_data.training.rollouts import Rollout, Rollouts
 from rlt_data.training.solver import train_solver
 from rlt_data.training.teacher import train_teacher
@@ -280,17 +280,21 @@ def test_correctness_is_rewarded_in_three_steps(settings: Settings) -> None:
 
 def test_signs_of_collapse() -> None:
     solution = "( 3 * 4 ) - 5"
-    assert copied(solution, solution) == 1.0 and copied("3 * 4", solution) == 1.0
-    assert copied("3 * 4 = 12 12 - 5 = 7", solution) == 0.0 and copied("", solution) == 0.0
-    assert copied("( 3 * 4 is 12", solution) == pytest.approx(1 / 3)
-    assert repeated("a b c d e f g h") == 0.0 and repeated("a b c d " * 10) > 0.8 and repeated("") == 0.0
+    assert copied_fraction(solution, solution) == 1.0 and copied_fraction("3 * 4", solution) == 1.0
+    assert copied_fraction("3 * 4 = 12 12 - 5 = 7", solution) == 0.0 and copied_fraction("", solution) == 0.0
+    assert copied_fraction("( 3 * 4 is 12", solution) == pytest.approx(1 / 3)
+    assert (
+        repeated_fraction("a b c d e f g h") == 0.0
+        and repeated_fraction("a b c d " * 10) > 0.8
+        and repeated_fraction("") == 0.0
+    )
 
 
 def test_a_collapse_is_told_of_once(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     from rlt_data.training import rewards
 
     with pytest.MonkeyPatch.context() as patch, caplog.at_level("WARNING", "rlt_data"):
-        patch.setattr(rewards, "copied", lambda *_: 0.9)
+        patch.setattr(rewards, "copied_fraction", lambda *_: 0.9)
         train_teacher(settings(steps=3))
     warnings = [record.getMessage() for record in caplog.records if "copy the solution" in record.getMessage()]
     assert len(warnings) == 1 and "out/samples" in warnings[0]
@@ -359,11 +363,11 @@ def test_a_dry_run_plans_and_writes_nothing(rlt: Rlt, tiny: Tiny, rows: Path) ->
 def test_what_cannot_be_trained_is_refused_at_once(settings: Settings, rows: Path, tiny: Tiny) -> None:
     with pytest.raises(InputError, match=r"12 of 12 prompts .*--max-tokens 3000"):
         train_teacher(settings(max_tokens=3000))
-    with pytest.raises(SettingsError, match=r"--held-out: 12 of 12"):
+    with pytest.raises(SettingsError, match="--held-out: .*12 of 12"):
         train_teacher(settings(held_out=12))
-    with pytest.raises(SettingsError, match=r"--questions: .*11.* 9"):
+    with pytest.raises(SettingsError, match=r"--questions-per-step: .*11.* 9"):
         train_teacher(settings(questions=11))
-    with pytest.raises(SettingsError, match=r"--questions .*--group: 8 .*--micro-batch-size 3"):
+    with pytest.raises(SettingsError, match=r"--questions-per-step .*--samples-per-question: 8 .*--micro-batch-size 3"):
         train_teacher(settings(micro_batch_size=3))
     with pytest.raises(SettingsError, match="vLLM"):
         train_teacher(settings(vllm="colocate"))

@@ -17,8 +17,8 @@ from transformers import AutoTokenizer
 from rlt_data.errors import InputError, RunFolderError, SettingsError
 from rlt_data.formats import ChatTemplate
 from rlt_data.settings import TrainStudentSettings, parse_settings
-from rlt_data.training.examples import IGNORED, conversations, tokenised
-from rlt_data.training.runs import last_whole_checkpoint
+from rlt_data.training.examples import IGNORED, read_conversations, tokenize_texts
+from rlt_data.training.runs import last_complete_checkpoint
 from rlt_data.training.sft import train_student
 from tests.children import Child, run_child
 from tests.conftest import Rlt, write_jsonl
@@ -63,7 +63,7 @@ def shapes(messages: list[dict[str, str]]) -> dict[str, dict[str, Any]]:
 def test_the_assistants_text_and_its_end_count_in_every_shape(tiny: Tiny, tmp_path: Path, shape: str) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny())
     file = write_jsonl(tmp_path / "one.jsonl", [shapes(turns(7))[shape]])
-    [example] = tokenised(conversations(str(file), ChatTemplate(tokenizer)), tokenizer)
+    [example] = tokenize_texts(read_conversations(str(file), ChatTemplate(tokenizer)), tokenizer)
     assert tokenizer.decode(example["input_ids"]) == tokenizer.apply_chat_template(turns(7), tokenize=False)
     learned = [token for token, label in zip(example["input_ids"], example["labels"], strict=True) if label != IGNORED]
     assert tokenizer.decode(learned) == "It is 7 times 7, so 49.<|im_end|>\n"
@@ -135,7 +135,9 @@ def test_long_rows_are_refused_before_anything_is_cut(tiny: Tiny, rows: Path) ->
 
 def _ids(model: Path, rows: Path) -> list[list[int]]:
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
-    return [row["input_ids"] for row in tokenised(conversations(str(rows), ChatTemplate(tokenizer)), tokenizer)]
+    return [
+        row["input_ids"] for row in tokenize_texts(read_conversations(str(rows), ChatTemplate(tokenizer)), tokenizer)
+    ]
 
 
 def test_another_training_is_not_continued(tiny: Tiny, rows: Path, tmp_path: Path) -> None:
@@ -180,8 +182,8 @@ def test_mistakes_are_told_before_training(tiny: Tiny, rows: Path, tmp_path: Pat
     other = write_jsonl(tmp_path / "other.jsonl", [{"question": "q", "answer": "a"}])
     with pytest.raises(InputError, match="question, answer"):
         train_student(settings(tiny(), other))
-    with pytest.raises(SettingsError, match="no multiple"):
+    with pytest.raises(SettingsError, match="--micro-batch-size"):
         train_student(settings(tiny(), rows, batch_size=3))
     with pytest.raises(SettingsError, match="'epochs'"):
         parse_settings(TrainStudentSettings, {"model": "m", "in": "x", "out": "o", "epoch": 1})
-    assert last_whole_checkpoint(tmp_path / "nothing") is None
+    assert last_complete_checkpoint(tmp_path / "nothing") is None

@@ -10,7 +10,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
-from rlt_data.engines.config import load_config, longest_text
+from rlt_data.engines.config import context_length_of, load_config
 from rlt_data.engines.models import Checkpoint
 from rlt_data.engines.protocol import (
     Failure,
@@ -77,7 +77,7 @@ class ServerEngine:
         self._served_temperature = served_temperature
         # One waiting request per running one, so that no slot is ever empty.
         self._window = 2 * settings.concurrency * len(settings.url)
-        model_context = longest_text(load_config(checkpoint, settings))
+        model_context = context_length_of(load_config(checkpoint, settings))
         self._transport = Transport(settings)
         self._loop = EventLoopThread()
         try:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from rlt_data.engines.config import load_config, longest_text, pick_device, pick_dtype
+from rlt_data.engines.config import context_length_of, load_config, pick_device, pick_dtype
 from rlt_data.engines.models import Checkpoint
 from rlt_data.engines.transformers.cache import GrowingCache
 from rlt_data.engines.transformers.exact import linear, make_exact
@@ -108,7 +108,7 @@ class CausalModel:
     @property
     def context_length(self) -> int:
         """Maximum number of tokens of a text."""
-        return longest_text(self._text_config)
+        return context_length_of(self._text_config)
 
     @property
     def end_tokens(self) -> set[int]:

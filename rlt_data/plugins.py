@@ -1,0 +1,159 @@
+"""Find engines, rewards, input presets and export shapes by name; nothing is imported before it is used.
+
+A name is one of three things: a built-in, an entry point of an installed package (groups ``rlt_data.engines``,
+``rlt_data.rewards``, ``rlt_data.presets`` and ``rlt_data.shapes``), or ``module:function``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from rlt_data.errors import SettingsError, one_line
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The functions of one kind, by name.
+
+    Attributes:
+        option: the setting that names the function, for messages.
+        group: the entry-point group.
+        built_in: ``module:function`` of the built-ins.
+        other: further values of the setting, which name no function.
+    """
+
+    option: str
+    group: str
+    built_in: Mapping[str, str]
+    other: tuple[str, ...] = ()
+
+    def check(self, name: str) -> str:
+        """Return the name if it can be loaded; for validators.
+
+        Raises:
+            ValueError: no function has this name.
+        """
+        if name in self.built_in or name in self.other or ":" in name:
+            return name
+        installed = self._entry_points()
+        if name in installed:
+            return name
+        known = [*self.other, *self.built_in, *sorted(installed)]
+        near = difflib.get_close_matches(name, known, 1)
+        raise ValueError(
+            f"takes {', '.join(known)}, or module:function" + (f"; did you mean {near[0]!r}?" if near else "")
+        )
+
+    def load(self, name: str) -> Callable[..., Any]:
+        """Import a function.
+
+        Raises:
+            SettingsError: no function has this name, its module cannot be imported, or it is not a function.
+        """
+        target, place = self._target(name)
+        module_name, _, attribute = target.partition(":")
+        if name not in self.built_in and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # last, so that a file here never hides an installed module
+        try:
+            found: Any = import_module(module_name)
+        except Exception as error:  # noqa: BLE001 - importing runs the user's code
+            raise SettingsError(
+                f"{place}: cannot import {module_name}: {type(error).__name__}: {one_line(error)}"
+            ) from error
+        for part in attribute.split("."):
+            if not hasattr(found, part):
+                near = difflib.get_close_matches(part, dir(found), 1)
+                raise SettingsError(
+                    f"{place}: {module_name} has no {part!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+                )
+            found = getattr(found, part)
+        if not callable(found):
+            raise SettingsError(f"{place}: {target} is not a function but {type(found).__name__}")
+        function: Callable[..., Any] = found
+        return function
+
+    def identity(self, name: str) -> str | None:
+        """Return what identifies the code behind a name, for records; None for built-ins.
+
+        This is the name with a hash of the source file, so that results of two versions are never mixed.
+        """
+        if name in self.built_in or name in self.other:
+            return None
+        self.load(name)
+        module = sys.modules[self._target(name)[0].partition(":")[0]]
+        file = getattr(module, "__file__", None)
+        source = open(file, "rb").read() if file else b""
+        return f"{name} {hashlib.blake2b(source, digest_size=8).hexdigest()}"
+
+    def _target(self, name: str) -> tuple[str, str]:
+        """Return the ``module:function`` behind a name, and how messages call it."""
+        place = f"{self.option}: {name}"
+        if name in self.built_in:
+            return self.built_in[name], place
+        if entry := self._entry_points().get(name):
+            return entry.value.partition("[")[0].strip(), f"{place} (entry point {entry.value})"
+        module_name, colon, attribute = name.partition(":")
+        if not colon:
+            try:
+                self.check(name)
+            except ValueError as error:
+                raise SettingsError(f"{place}: {error}") from None
+        if not module_name or not all(part.isidentifier() for part in f"{module_name}.{attribute}".split(".")):
+            raise SettingsError(f"{place}: takes module:function, such as rewards:short")
+        return name, place
+
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        from importlib.metadata import entry_points  # here, because only names that are not built in need it
+
+        return {entry.name: entry for entry in entry_points(group=self.group)}
+
+
+ENGINES = Registry(
+    "engine",
+    "rlt_data.engines",
+    {
+        "transformers": "rlt_data.engines.open:open_transformers",
+        "vllm": "rlt_data.engines.open:open_vllm",
+        "server": "rlt_data.engines.open:open_server",
+    },
+)
+
+REWARDS = Registry("reward", "rlt_data.rewards", {"rlt": "rlt_data.scoring.rewards:rlt"})
+
+PRESETS = Registry(
+    "preset",
+    "rlt_data.presets",
+    {
+        "question-solution": "rlt_data.inputs.presets:question_solution",
+        "question-answer": "rlt_data.inputs.presets:question_answer",
+        "prompt-completion": "rlt_data.inputs.presets:prompt_completion",
+        "gsm8k": "rlt_data.inputs.presets:gsm8k",
+        "math": "rlt_data.inputs.presets:math_problem",
+        "s1k": "rlt_data.inputs.presets:s1k",
+        "bespoke": "rlt_data.inputs.presets:sharegpt",
+        "sharegpt": "rlt_data.inputs.presets:sharegpt",
+        "messages": "rlt_data.inputs.presets:messages",
+    },
+    other=("auto",),
+)
+
+SHAPES = Registry(
+    "shape",
+    "rlt_data.shapes",
+    {
+        "messages": "rlt_data.steps.export_shapes:messages",
+        "prompt-completion": "rlt_data.steps.export_shapes:prompt_completion",
+        "sharegpt": "rlt_data.steps.export_shapes:sharegpt",
+        "bespoke": "rlt_data.steps.export_shapes:bespoke",
+    },
+)
