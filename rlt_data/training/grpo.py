@@ -186,7 +186,7 @@ def _split(settings: PolicySettings, rows: list[Row]) -> tuple[list[Row], list[R
     """Split rows at random into training and held-out questions."""
     if settings.held_out >= len(rows):
         raise SettingsError(
-            f"--held-out: holding out {settings.held_out} of {len(rows)} questions leaves none to train on; lower it"
+            f"--held-out: {settings.held_out} of {len(rows)} questions leave none to train on; lower the number"
         )
     held_out = set(random.Random(settings.seed).sample(range(len(rows)), settings.held_out))
     train = [row for index, row in enumerate(rows) if index not in held_out]
