@@ -22,7 +22,7 @@ from rlt_data.errors import INTERRUPTED, InputError, RltDataError, SettingsError
 from rlt_data.libraries import show_bars
 from rlt_data.progress import is_main_process
 from rlt_data.settings import Settings, parse_settings, parse_yaml
-from rlt_data.settings.base import PANELS, canonical_keys, declared, flag_of, keys_of, unknown_key
+from rlt_data.settings.base import PANELS, canonical_keys, constraint_message, declared, flag_of, keys_of, unknown_key
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
@@ -103,7 +103,9 @@ def _usage_message(error: Any) -> str:
         if others := _commands_with(flag, error.ctx.find_root().command):
             return f"{flag}: {error.ctx.info_name} has no such flag, unlike {_listed(others)}"
         return f"{flag}: no such flag; " + (f"did you mean {near[0]}?" if near else see)
-    message = " ".join(error.format_message().split()).rstrip(".").replace(": Value error, ", ": ")
+    message = " ".join(error.format_message().split()).rstrip(".")
+    what, colon, reason = message.partition(": ")
+    message = what + colon + constraint_message(reason)
     message = message.replace(". Did you mean ", "; did you mean ")
     message = message[0].lower() + message[1:]
     return message if message.endswith("?") else f"{message}; {see}"
@@ -189,6 +191,8 @@ def _read_config(settings: type[Settings], file: str) -> dict[str, Any]:
     try:
         with open(file, encoding="utf-8-sig") as opened:
             data = parse_yaml(opened.read(), where)
+    except FileNotFoundError:
+        raise InputError(f"{where}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{where}: cannot be read: {one_line(error)}") from None
     if data is None:

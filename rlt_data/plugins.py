@@ -78,7 +78,7 @@ class Registry:
                 )
             found = getattr(found, part)
         if not callable(found):
-            raise SettingsError(f"{place}: {target} is not a function but {type(found).__name__}")
+            raise SettingsError(f"{place}: {attribute} is not a function but {type(found).__name__}")
         function: Callable[..., Any] = found
         return function
 

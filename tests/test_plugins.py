@@ -188,6 +188,13 @@ def test_an_object_that_is_no_engine_is_refused(rlt: Rlt) -> None:
     assert "mine:engine" in result.stderr and "context_length" in result.stderr
 
 
+def test_an_engine_that_raises_when_opened_is_refused(rlt: Rlt) -> None:
+    Path("mine.py").write_text("def engine(model, logs, memory_share): raise OSError('no card')\n")
+    write_jsonl(Path("q.jsonl"), [{"question": "a", "solution": "b"}])
+    result = rlt("generate", "--in", "q.jsonl", "--teacher", "nano", "--engine", "mine:engine", "--out", "run", code=6)
+    assert "mine:engine" in result.stderr and "no card" in result.stderr
+
+
 def test_a_file_here_never_hides_an_installed_module() -> None:
     Path("json.py").write_text("def dumps(row): return 0\n")
     assert REWARDS.load("json:dumps") is json.dumps

@@ -36,7 +36,7 @@ from rlt_data.engines.protocol import (
     SequenceRequest,
 )
 from rlt_data.engines.results import checked_full_kl, checked_logprobs, checked_samples
-from rlt_data.errors import ModelError
+from rlt_data.errors import ModelError, RltDataError, one_line
 from rlt_data.formats import ChatTemplate, Tokenizer
 from rlt_data.libraries import quiet_bars
 from rlt_data.plugins import ENGINES
@@ -84,7 +84,15 @@ class Model:
                 context_length=self.context_length,
                 share=memory_share,
             )
-        engine: Engine = ENGINES.load(self.settings.engine)(self, logs, memory_share)
+        name = self.settings.engine
+        try:
+            engine: Engine = ENGINES.load(name)(self, logs, memory_share)
+        except RltDataError:
+            raise
+        except Exception as error:
+            if name in ENGINES.built_in:
+                raise
+            raise ModelError(f"engine: {name} raised {type(error).__name__}: {one_line(error)}") from error
         members = (*Engine.__annotations__, *(name for name in vars(Engine) if not name.startswith("_")))
         missing = [name for name in members if not hasattr(engine, name)]
         if missing and self.settings.engine not in ENGINES.built_in:

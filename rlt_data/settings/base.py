@@ -283,11 +283,23 @@ def parse_settings(
         raise _settings_error(model, error, where=where, flags=flags) from None
 
 
+#: Keys that the message about an unknown key lists at most.
+_LISTED_KEYS = 12
+
+
 def unknown_key(model: type[Settings], key: str) -> str:
     """Return the message for a key that a settings class lacks, with the nearest key that it has."""
     keys = list(keys_of(model).values())
-    near = difflib.get_close_matches(key, keys, 1)
-    return f"{key}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(keys)}")
+    if near := difflib.get_close_matches(key, keys, 1):
+        return f"{key}: unknown key; did you mean {near[0]!r}?"
+    listed = ", ".join(keys[:_LISTED_KEYS]) + (", ..." if len(keys) > _LISTED_KEYS else "")
+    return f"{key}: unknown key; known: {listed}"
+
+
+def constraint_message(message: str) -> str:
+    """Return pydantic's message about a value, shortened: ``must be a valid integer``."""
+    message = message.removeprefix("Value error, ").partition(", unable to ")[0]
+    return re.sub(r"^[Ii]nput should be ", "must be ", message)
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any] | None:
@@ -303,7 +315,9 @@ def parse_yaml(text: str, where: str) -> dict[str, Any] | None:
     except RecursionError:
         raise InputError(f"{where}: not YAML: nested too deeply") from None
     except Exception as error:  # noqa: BLE001 - for an invalid date or number, PyYAML raises what Python raises
-        raise InputError(f"{where}: not YAML: {one_line(error)}") from None
+        mark = getattr(error, "problem_mark", None)
+        reason = f"line {mark.line + 1}: {error.problem}" if mark else one_line(error)  # type: ignore[attr-defined]
+        raise InputError(f"{where}: not YAML: {reason}") from None
     return data if isinstance(data, dict) else None
 
 
@@ -311,11 +325,24 @@ def _settings_error(
     model: type[Settings], error: ValidationError, *, where: str = "", flags: bool = False, python: bool = False
 ) -> SettingsError:
     prefix = f"{where}: " if where else ""
-    lines = [prefix + _explain(model, details, flags) for details in error.errors()]
+    mistakes = error.errors()
+    misspelled = {_meant(model, details["loc"]) for details in mistakes if details["type"] == "extra_forbidden"}
+    lines = [
+        prefix + _explain(model, details, flags)
+        for details in mistakes
+        if details["type"] != "missing" or details["loc"] not in misspelled
+    ]
     if python:  # arguments have the names of fields: input, lambda_
         names = {key: name for name, key in keys_of(model).items()}
         lines = [re.sub(r"^\w+", lambda key: names.get(key[0], key[0]), line) for line in lines]
     return SettingsError("\n".join(lines))
+
+
+def _meant(model: type[Settings], path: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Return the path of the key that an unknown key probably means."""
+    keys = keys_of(_settings_at(model, [str(part) for part in path[:-1]])).values()
+    near = difflib.get_close_matches(str(path[-1]), keys, 1)
+    return (*path[:-1], near[0]) if near else None
 
 
 def _explain(model: type[Settings], details: Any, flags: bool) -> str:
@@ -326,7 +353,7 @@ def _explain(model: type[Settings], details: Any, flags: bool) -> str:
     elif details["type"] == "extra_forbidden":
         _, _, message = unknown_key(_settings_at(model, path[:-1]), path[-1]).partition(": ")
     else:
-        message = str(details["msg"]).removeprefix("Value error, ")
+        message = constraint_message(str(details["msg"]))
         key, colon, rest = message.partition(": ")
         if colon and key in keys_of(_settings_at(model, path)).values():  # from a validator of several fields
             path.append(key)

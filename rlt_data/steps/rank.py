@@ -101,7 +101,10 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
                 progress.advance(len(chunk))
             table = bucket_table(sums)
             if table["mean_value"].is_null().all():
-                remedy = "; the traces were scored without a teacher, so use --by reward_without_entropy"
+                remedy = (
+                    ": the traces were scored with --teacher none, or the function of --reward returned None;"
+                    " --by reward_without_entropy ranks them"
+                )
                 raise SettingsError(f"--by: no trace has a {settings.by}" + remedy * (settings.by == "reward"))
             entry = {"settings": settings.model_dump(mode="json", by_alias=True), "rows": rows, "questions": questions}
             ranks.record("rank", entry)

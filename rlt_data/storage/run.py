@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -118,6 +119,8 @@ class RunFolder:
                     for table in SCHEMAS:
                         run.parts(table)
                 return run
+            if folder.on_disk and os.path.isfile(str(path)):
+                raise RunFolderError(f"{path}: a file, not a run folder")
             reason = "not a run folder (it has no run.json)" if folder.exists() else "no such run folder"
         except OSError as error:
             reason = f"cannot be read: {refusal(error)}"

@@ -162,11 +162,11 @@ WRONG: dict[str, tuple[list[Any], list[str]]] = {
     "not a number": (["generate", "--in", "x", "--teacher", "t", "--n", "many"], ["'--n'", "valid integer"]),
     "out of range": (
         ["generate", "--in", "x", "--teacher", "t", "--top-p", "2"],
-        ["error: --top-p: input should be less than or equal to 1 (got 2.0)"],
+        ["error: --top-p: must be less than or equal to 1 (got 2.0)"],
     ),
     "not a finite number": (
         ["score", "--in", "x", "--student", "s", "--lambda", "nan"],
-        ["error: --lambda: input should be a finite number (got nan)"],
+        ["error: --lambda: must be a finite number (got nan)"],
     ),
     "unknown choice": (["rank", "--in", "x", "--by", "beauty"], ["'--by'", "'reward'"]),
     "a bucket that is none": (

@@ -350,7 +350,7 @@ def test_a_run_that_another_process_writes_to_is_left_alone(
         ("distill", "--in", "nothing"): "nothing: no such run folder",
         ("rank", "--in", "run"): "no scores to rank; run rlt-data score",
         ("distill", "--in", "run"): "no ranks; run rlt-data rank",
-        ("stats", "file"): "file: no such run folder",
+        ("stats", "file"): "file: a file, not a run folder",
         ("stats", "newer"): "layout version 99",
         ("show", "broken"): "broken/run.json: not JSON",
         ("show", "list"): "list/run.json: not the run.json of a run",
@@ -593,11 +593,16 @@ def test_a_setting_without_effect_is_refused_in_python_and_as_a_flag(
     assert printed.startswith(f"error: --{key.replace('_', '-')}: ") and printed.count("\n") == 1
 
 
-@pytest.mark.parametrize("flag", ["--split", "--subset", "--revision"])
-@pytest.mark.parametrize("step", ["check", "generate", "evaluate", "train-solver"])
+@pytest.mark.parametrize(
+    ("step", "flag"),
+    [
+        (step, flag)
+        for step in ("check", "generate", "evaluate", "train-solver")
+        for flag in ("--split", "--subset", "--revision")
+        if (step, flag) != ("evaluate", "--revision")  # which evaluate lacks
+    ],
+)
 def test_flags_of_data_sets_are_refused_for_a_file(rlt: Rlt, made: Path, tiny: Tiny, step: str, flag: str) -> None:
-    if (step, flag) == ("evaluate", "--revision"):
-        pytest.skip("evaluate has no such flag")
     models = {
         "check": (),
         "generate": ("--teacher", tiny(), "--out", "new"),
@@ -606,3 +611,49 @@ def test_flags_of_data_sets_are_refused_for_a_file(rlt: Rlt, made: Path, tiny: T
     }
     errors = rlt(step, "--in", made / "good.jsonl", *models[step], flag, "x", code=2).stderr
     assert errors.startswith(f"error: {flag}: ") and errors.count("\n") == 1
+
+
+def test_text_for_a_number_names_the_flag_and_the_type(refused: Refused) -> None:
+    result = refused("generate", "x.jsonl", "--teacher", "t", "--n", "two", code=2, says="--n")
+    assert "valid integer" in result.stderr and "unable to parse" not in result.stderr
+
+
+def test_a_misspelled_required_key_is_one_mistake(tmp_path: Path, refused: Refused) -> None:
+    pipeline = tmp_path / "p.yaml"
+    pipeline.write_text("out: r\ngenerate:\n  in: x.jsonl\n  teachr: t\n")
+    result = refused("run", pipeline, code=2, says="did you mean 'teacher'?")
+    assert "is required" not in result.stderr
+
+
+def test_an_unknown_key_does_not_list_all_keys() -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_settings(GenerateSettings, {"in": "x", "teacher": "t", "qqqqqqqq": 1})
+    assert "qqqqqqqq" in str(caught.value) and len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [(None, "no such file"), ("teacher: [nano\n", "line 2: ")],
+    ids=["missing", "not YAML"],
+)
+def test_a_config_file_that_cannot_be_used(text: str | None, says: str, tmp_path: Path, refused: Refused) -> None:
+    config = tmp_path / "c.yaml"
+    if text is not None:
+        config.write_text(text)
+    result = refused("generate", "x.jsonl", "--config", config, code=3, says=says)
+    assert "Errno" not in result.stderr and "unicode string" not in result.stderr
+
+
+def test_a_file_is_not_a_run_folder(made: Path, refused: Refused) -> None:
+    refused("stats", made / "good.jsonl", code=5, says="a file, not a run folder")
+
+
+def test_rank_names_the_reward_function_that_returned_none(tmp_path: Path, rlt: Rlt) -> None:
+    run = make_run(tmp_path / "r", [trace("q", 0, None)])
+    result = rlt("rank", run.path, code=2)
+    assert "--reward" in result.stderr and "--teacher none" in result.stderr
+
+
+def test_a_plug_in_that_is_not_callable_is_named_once(run: Path, rlt: Rlt) -> None:
+    result = rlt("score", run, "--student", "nano", "--reward", "os:sep", code=2)
+    assert result.stderr.count("os:sep") == 1

@@ -87,7 +87,7 @@ def test_mistakes(rlt: Rlt, run: RunFolder, tmp_path: Path) -> None:
         ([run.path, "--against", "nothing"], 5, "nothing: no such run folder"),
         ([run.path, "--against", run.path], 2, f"--against: {run.path}"),
         ([run.path, "--against", other.path], 2, "--against"),
-        ([run.path, "--limit", 0], 2, "--limit: input should be greater than or equal to 1 (got 0)"),
+        ([run.path, "--limit", 0], 2, "--limit: must be greater than or equal to 1 (got 0)"),
         ([run.path, "--out", tmp_path / "folder"], 7, "folder"),
         ([run.path, "--out", tmp_path / "none" / "there" / "report.html"], 0, "report.html: all 6 traces"),
         ([run.path, "--out", "s3://bucket/report.html"], 2, "--out: "),

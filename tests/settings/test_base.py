@@ -16,13 +16,13 @@ def test_wrong_values_from_python_are_settings_errors() -> None:
         rlt.GenerateSettings(teacher="t", input="x", top_p=2, tempreature=1)  # type: ignore[call-arg]
     assert type(error.value) is rlt.SettingsError
     assert str(error.value).splitlines() == [
-        "top_p: input should be less than or equal to 1 (got 2)",
+        "top_p: must be less than or equal to 1 (got 2)",
         "tempreature: unknown key; did you mean 'temperature'?",
     ]
 
 
 def test_settings_inside_others_are_named_with_their_path() -> None:
-    with pytest.raises(SettingsError, match=r"^generate\.n: input should be greater than or equal to 1 \(got 0\)$"):
+    with pytest.raises(SettingsError, match=r"^generate\.n: must be greater than or equal to 1 \(got 0\)$"):
         PipelineSettings(out="run", generate={"in": "x", "teacher": "t", "n": 0})  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match=r"^file: generate\.n: "):
         parse_settings(PipelineSettings, {"out": "run", "generate": {"in": "x", "teacher": "t", "n": 0}}, where="file")
@@ -69,7 +69,7 @@ def test_keys_that_are_no_texts_are_unknown(key: Any) -> None:
 
 
 def test_a_preset_of_the_wrong_type() -> None:
-    with pytest.raises(SettingsError, match="^preset: input should be"):
+    with pytest.raises(SettingsError, match="^preset: must be"):
         rlt.TrainStudentSettings(model="m", input="x", out="o", preset=["7b-1k"])  # type: ignore[arg-type]
 
 

@@ -110,14 +110,14 @@ MISTAKES: dict[str, tuple[Any, type[RltDataError], str]] = {
     "text for a number": (
         {"out": "r", "generate": {"in": "x", "teacher": "t", "n": "many"}},
         SettingsError,
-        "generate.n: input should be a valid integer, unable to parse string as an integer (got 'many')",
+        "generate.n: must be a valid integer (got 'many')",
     ),
     "a number out of range": (
         {"out": "r", "generate": {"in": "x", "teacher": "t", "top_p": 1.5}},
         SettingsError,
-        "generate.top_p: input should be less than or equal to 1 (got 1.5)",
+        "generate.top_p: must be less than or equal to 1 (got 1.5)",
     ),
-    "a list for a section": ({"out": "r", "rank": ["by"]}, SettingsError, "rank: input should be a valid dictionary"),
+    "a list for a section": ({"out": "r", "rank": ["by"]}, SettingsError, "rank: must be a valid dictionary"),
     "an unknown choice": (
         {"out": "r", "distill": {"select": "worst"}},
         SettingsError,
