@@ -116,7 +116,8 @@ def test_every_method_explains_its_arguments(name: str) -> None:
 
 def test_help_of_settings_is_short_and_of_the_package_complete() -> None:
     text = pydoc.render_doc(rlt.GenerateSettings, renderer=pydoc.plaintext)
-    assert len(text.splitlines()) < 100 and "temperature: " in text and "model_dump" not in text
+    assert len(text.splitlines()) < 150  # from Python 3.13 on, each argument is on its own line
+    assert "temperature: " in text and "model_dump" not in text
     text = pydoc.render_doc(rlt, renderer=pydoc.plaintext)
     assert all(f"\n    {name}(" in text for name in FUNCTIONS)
 
