@@ -119,7 +119,7 @@ class RunFolder:
                     for table in SCHEMAS:
                         run.parts(table)
                 return run
-            if folder.on_disk and os.path.isfile(str(path)):
+            if folder.local_path and os.path.isfile(str(path)):
                 raise RunFolderError(f"{path}: a file, not a run folder")
             reason = "not a run folder (it has no run.json)" if folder.exists() else "no such run folder"
         except OSError as error:

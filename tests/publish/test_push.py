@@ -192,7 +192,7 @@ def test_every_stage_has_a_branch_with_its_tables_whole(hub: HubServer, run: Run
     for stage, tables in STAGES.items():
         files = repo.heads[stage].files
         card = DatasetCard(files["README.md"].content.decode())
-        paths = [f"data/{table}/train-{part:05d}-of-00002.parquet" for table in tables for part in range(2)]
+        paths = [f"data/{kind}/train-{part:05d}-of-00002.parquet" for kind in tables for part in range(2)]
         assert set(files) == {".gitattributes", "README.md", "rlt-data.json", *paths}
         assert [entry["config_name"] for entry in card.data.to_dict()["configs"]] == list(tables)
         for path in paths:
