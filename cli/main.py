@@ -42,16 +42,14 @@ def _run_step(step: Step, settings: Settings) -> int:
 def _add_commands() -> None:
     """Add the commands in the order in which ``--help`` lists them."""
     groups = {name: typer.Typer(help=help, no_args_is_help=True, cls=CommandGroup) for name, help in _GROUPS.items()}
-    for step in DATA_STEPS:
-        add_command(app, step.command, step.settings, step.help, partial(_run_step, step))
-    for name, (settings, body) in COMMANDS.items():
-        if name != "formats":
-            add_command(app, name, settings, str(body.__doc__), body)
-    for step in MODEL_STEPS:
-        group, _, name = step.command.rpartition(" ")
-        add_command(groups.get(group, app), name, step.settings, step.help, partial(_run_step, step))
-    settings, body = COMMANDS["formats"]
-    add_command(app, "formats", settings, str(body.__doc__), body)
+    data, model = (
+        [(step.command, step.settings, step.help, partial(_run_step, step)) for step in steps]
+        for steps in (DATA_STEPS, MODEL_STEPS)
+    )
+    *of_runs, formats = [(name, settings, str(body.__doc__), body) for name, (settings, body) in COMMANDS.items()]
+    for command, settings, help, body in (*data, *of_runs, *model, formats):
+        group, _, name = command.rpartition(" ")
+        add_command(groups.get(group, app), name, settings, help, body)
     for name, group_app in groups.items():
         app.add_typer(group_app, name=name)
 
