@@ -78,13 +78,13 @@ def make_settings(model: type[AnySettings], values: tuple[Any, ...], keywords: M
             raise SettingsError(f"takes {model.__name__}, not {type(settings).__name__}")
         content = {name: getattr(settings, name) for name in settings.model_fields_set}
     names = {field.alias: name for name, field in model.model_fields.items() if field.alias}
-    given: dict[str, Any] = {first: _rows_file(values[0])} if values else {}
+    passed: dict[str, Any] = {first: _rows_file(values[0])} if values else {}
     for keyword, value in keywords.items():
         name = names.get(keyword.removesuffix("_"), keyword)
-        if name in given:
+        if name in passed:
             raise SettingsError(f"{keyword}: is given twice")
-        given[name] = _rows_file(value) if name == "input" else value
-    return model(**content | given)
+        passed[name] = _rows_file(value) if name == "input" else value
+    return model(**content | passed)
 
 
 def _rows_file(rows: Any) -> Any:
