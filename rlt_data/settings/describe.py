@@ -53,7 +53,7 @@ def entry(name: str, text: str) -> str:
 
 
 def python_names(model: type[BaseModel], text: str) -> str:
-    """Replace the flags in a text (``--max-tokens``) by the names of the arguments (``max_tokens``)."""
+    """Replace the flags in a text (``--max-tokens``) with the names of the arguments (``max_tokens``)."""
     names = {field.alias: name for name, field in model.model_fields.items() if field.alias}
 
     def argument(match: re.Match[str]) -> str:
