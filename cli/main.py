@@ -10,7 +10,6 @@ import typer
 from rlt_data.cli.commands import COMMANDS
 from rlt_data.cli.options import CommandGroup, add_command
 from rlt_data.cli.output import print_summary
-from rlt_data.progress import choose_progress
 from rlt_data.settings import Settings
 from rlt_data.steps.registry import DATA_STEPS, MODEL_STEPS, Step
 
@@ -35,8 +34,7 @@ app = typer.Typer(
 
 
 def _run_step(step: Step, settings: Settings) -> int:
-    progress = [choose_progress(True)] if step.has_progress else []
-    return print_summary(step, settings, step.load()(settings, *progress))
+    return print_summary(step, settings, step.run(settings, progress=True))
 
 
 def _add_commands() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rlt_data.errors import InputError, SettingsError, one_line
-from rlt_data.progress import Progress, choose_progress
+from rlt_data.progress import Progress
 from rlt_data.settings import Settings
 from rlt_data.settings.describe import arguments, entry, first_argument, parameters
 from rlt_data.steps.registry import STEPS
@@ -50,8 +50,7 @@ def call_step(name: str, values: tuple[Any, ...], keywords: Mapping[str, Any], p
     """
     step = STEPS[name]
     settings = make_settings(step.settings, values, keywords)
-    shown = [choose_progress(progress)] if step.has_progress else []
-    summary = step.load()(settings, *shown)
+    summary = step.run(settings, progress)
     if failed := getattr(summary, "failed", 0):
         logger.warning("%s: %d rows failed; the reasons are in %s", name, failed, summary.run / "errors.jsonl")
     return summary

@@ -78,4 +78,4 @@ def run_pipeline(settings: PipelineSettings, progress: Progress = SILENT) -> Ite
     refuse_conflicts(settings)
     for step in PIPELINE_STEPS:
         if section := getattr(settings, step.name):
-            yield step.name, section, step.load()(section, progress)
+            yield step.name, section, step.run(section, progress)
