@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,6 +34,14 @@ app = typer.Typer(
 )
 
 
+#: Arguments of :func:`add_command`: name, settings, help and function.
+_CommandArguments = tuple[str, type[Settings], str, Callable[[Any], int | None]]
+
+
+def _step_command(step: Step) -> _CommandArguments:
+    return step.command, step.settings, step.help, partial(_run_step, step)
+
+
 def _run_step(step: Step, settings: Settings) -> int:
     return print_summary(step, settings, step.run(settings, progress=True))
 
@@ -40,12 +49,14 @@ def _run_step(step: Step, settings: Settings) -> int:
 def _add_commands() -> None:
     """Add the commands in the order in which ``--help`` lists them."""
     groups = {name: typer.Typer(help=help, no_args_is_help=True, cls=CommandGroup) for name, help in _GROUPS.items()}
-    data, model = (
-        [(step.command, step.settings, step.help, partial(_run_step, step)) for step in steps]
-        for steps in (DATA_STEPS, MODEL_STEPS)
-    )
-    *of_runs, formats = [(name, settings, str(body.__doc__), body) for name, (settings, body) in COMMANDS.items()]
-    for command, settings, help, body in (*data, *of_runs, *model, formats):
+    *others, formats = [(name, settings, str(body.__doc__), body) for name, (settings, body) in COMMANDS.items()]
+    commands: list[_CommandArguments] = [
+        *map(_step_command, DATA_STEPS),
+        *others,
+        *map(_step_command, MODEL_STEPS),
+        formats,
+    ]
+    for command, settings, help, body in commands:
         group, _, name = command.rpartition(" ")
         add_command(groups.get(group, app), name, settings, help, body)
     for name, group_app in groups.items():
