@@ -6,6 +6,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator
+from functools import cache
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -47,6 +48,7 @@ def arguments(model: type[BaseModel], *, leave_out: tuple[str, ...] = ()) -> str
     )
 
 
+@cache  # settings classes share most of their fields, and each command imports all of them
 def entry(name: str, text: str) -> str:
     """Return one wrapped entry of an ``Args:`` section."""
     return textwrap.fill(f"{name}: {text}", _WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 8)
