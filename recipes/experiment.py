@@ -174,7 +174,7 @@ def _run_in_process(step: Step, settings: Settings) -> dict[str, Any]:
 
 def _run(step: Step, settings: Settings) -> dict[str, Any]:
     """Call a step's function, and return its result as JSON values."""
-    result = step.run(settings)
+    result = step.load()(settings)
     content = asdict(result) if is_dataclass(result) and not isinstance(result, type) else {"result": result}
     return dict(json.loads(json.dumps(content, default=str)))
 
