@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rlt_data.cli.commands import COMMANDS
 from rlt_data.cli.options import CommandGroup, add_command
 from rlt_data.cli.output import print_summary
-from rlt_data.progress import choose_progress
 from rlt_data.settings import Settings
 from rlt_data.steps.registry import DATA_STEPS, MODEL_STEPS, Step
 
@@ -34,24 +34,31 @@ app = typer.Typer(
 )
 
 
+#: Arguments of :func:`add_command`: name, settings, help and function.
+_CommandArguments = tuple[str, type[Settings], str, Callable[[Any], int | None]]
+
+
+def _step_command(step: Step) -> _CommandArguments:
+    return step.command, step.settings, step.help, partial(_run_step, step)
+
+
 def _run_step(step: Step, settings: Settings) -> int:
-    progress = [choose_progress(True)] if step.has_progress else []
-    return print_summary(step, settings, step.load()(settings, *progress))
+    return print_summary(step, settings, step.run(settings, progress=True))
 
 
 def _add_commands() -> None:
     """Add the commands in the order in which ``--help`` lists them."""
     groups = {name: typer.Typer(help=help, no_args_is_help=True, cls=CommandGroup) for name, help in _GROUPS.items()}
-    for step in DATA_STEPS:
-        add_command(app, step.command, step.settings, step.help, partial(_run_step, step))
-    for name, (settings, body) in COMMANDS.items():
-        if name != "formats":
-            add_command(app, name, settings, str(body.__doc__), body)
-    for step in MODEL_STEPS:
-        group, _, name = step.command.rpartition(" ")
-        add_command(groups.get(group, app), name, step.settings, step.help, partial(_run_step, step))
-    settings, body = COMMANDS["formats"]
-    add_command(app, "formats", settings, str(body.__doc__), body)
+    *others, formats = [(name, settings, str(body.__doc__), body) for name, (settings, body) in COMMANDS.items()]
+    commands: list[_CommandArguments] = [
+        *map(_step_command, DATA_STEPS),
+        *others,
+        *map(_step_command, MODEL_STEPS),
+        formats,
+    ]
+    for command, settings, help, body in commands:
+        group, _, name = command.rpartition(" ")
+        add_command(groups.get(group, app), name, settings, help, body)
     for name, group_app in groups.items():
         app.add_typer(group_app, name=name)
 

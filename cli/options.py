@@ -142,9 +142,9 @@ def add_command(
 
     def run(context: typer.Context, config: str | None, **values: Any) -> None:
         sources = {name: context.get_parameter_source(name) for name in values}
-        given = {name: values[name] for name, source in sources.items() if source and source.name != "DEFAULT"}
-        flags = {keys[name]: value for name, value in given.items() if name in keys}
-        arguments = {keys[name]: given[_argument(name)] for name in keys if _argument(name) in given}
+        passed = {name: values[name] for name, source in sources.items() if source and source.name != "DEFAULT"}
+        flags = {keys[name]: value for name, value in passed.items() if name in keys}
+        arguments = {keys[name]: passed[_argument(name)] for name in keys if _argument(name) in passed}
 
         def work() -> int | None:
             for key, value in arguments.items():
@@ -235,22 +235,17 @@ def _parameters(settings: type[Settings]) -> list[inspect.Parameter]:
     """Return the arguments and options of a command, in the order in which ``--help`` lists them."""
     fields = settings.model_fields
     flags = [name for name, info in fields.items() if not declared(info)["positional"]]
-    few = len(flags) + 2 <= FIRST_FLAGS  # --config and --help
-    first = [name for name in settings.first_flags if name in flags]
-    if few:
-        first = flags
-    panels = {name: None if name in first else str(declared(fields[name])["panel"] or _OTHER) for name in flags}
-    order = [
-        *first,
-        *sorted((name for name in flags if panels[name]), key=lambda name: PANELS.index(str(panels[name]))),
-    ]
+    one_panel = len(flags) + 2 <= FIRST_FLAGS  # --config and --help
+    first = flags if one_panel else settings.first_flags
+    panels = {name: str(declared(fields[name])["panel"] or _OTHER) for name in flags if name not in first}
+    order = [*first, *sorted(panels, key=lambda name: PANELS.index(panels[name]))]
     parameters = []
     for name, info in fields.items():
         if declared(info)["positional"]:
             parameters += [_argument_parameter(name, info), _option_parameter(name, info, None, hidden=True)]
-    parameters += [_option_parameter(name, fields[name], panels[name]) for name in order]
+    parameters += [_option_parameter(name, fields[name], panels.get(name)) for name in order]
     config = typer.Option("--config", help="YAML file of flags; command-line flags override it.")
-    config.rich_help_panel = None if few else _OTHER
+    config.rich_help_panel = None if one_panel else _OTHER
     return [*parameters, _keyword("config", str | None, config)]
 
 

@@ -290,14 +290,14 @@ def print_question(question: dict[str, Any], traces: list[dict[str, Any]]) -> No
 def print_selected(settings: ShowSettings, selection: TraceSelection) -> None:
     """Print selected traces, each with its question."""
     if settings.where is None:
-        found = f"{selection.total:,} traces"
+        heading = f"{selection.total:,} traces"
     else:
-        found = f"{selection.matching:,} of {selection.total:,} traces satisfy the expression"
+        heading = f"{selection.matching:,} of {selection.total:,} traces satisfy the expression"
     if (count := len(selection.traces)) < selection.matching:
         more = "" if settings.best or settings.worst else " (--best N or --worst N shows more)"
-        found += f"; showing {count:,}{more}"
+        heading += f"; showing {count:,}{more}"
     order = f", {'worst' if settings.worst else 'best'} {selection.order} first" if selection.order and count else ""
-    _print_text(found + order)
+    _print_text(heading + order)
     for trace in selection.traces:
         print_question(trace, [trace])
 

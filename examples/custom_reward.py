@@ -1,4 +1,4 @@
-"""Replace the reward by a function of your own; its name is module:function.
+"""Replace the reward with your own function, named as module:function.
 
 Run: python examples/custom_reward.py  (5 seconds on a laptop; writes problems.jsonl and runs/)
 On the command line: rlt-data score ... --reward custom_reward:brief

@@ -9,7 +9,7 @@ A teacher explains questions with their solutions, a student scores the explanat
     run.rank()
     dataset = run.distill(select="best")  # a datasets.Dataset
 
-Each function is a command of ``rlt-data`` and takes its flags as keyword arguments; see ``help(rlt.generate)``. All
+The functions are commands of ``rlt-data`` and take their flags as keyword arguments; see ``help(rlt.generate)``. All
 errors derive from ``RltDataError``. Names are imported when they are first used, so ``import rlt_data`` is fast.
 """
 

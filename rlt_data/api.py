@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from rlt_data.calls import call_step, documented, make_settings
 from rlt_data.errors import InputError, SettingsError, one_line
 from rlt_data.progress import Progress, choose_progress
-from rlt_data.run import Run
+from rlt_data.run import Run, read_dataset
 from rlt_data.scoring import reward
 from rlt_data.settings import (
     CheckSettings,
@@ -125,8 +125,6 @@ def distill(*settings: Any, progress: bool | Progress = False, **keywords: Any) 
     Returns:
         The data set, which is also in ``out``.
     """
-    from rlt_data.run import read_dataset
-
     return read_dataset(call_step("distill", settings, keywords, progress).out)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rlt_data.errors import InputError, SettingsError, one_line
-from rlt_data.progress import Progress, choose_progress
+from rlt_data.progress import Progress
 from rlt_data.settings import Settings
 from rlt_data.settings.describe import arguments, entry, first_argument, parameters
 from rlt_data.steps.registry import STEPS
@@ -50,8 +50,7 @@ def call_step(name: str, values: tuple[Any, ...], keywords: Mapping[str, Any], p
     """
     step = STEPS[name]
     settings = make_settings(step.settings, values, keywords)
-    shown = [choose_progress(progress)] if step.has_progress else []
-    summary = step.load()(settings, *shown)
+    summary = step.run(settings, progress)
     if failed := getattr(summary, "failed", 0):
         logger.warning("%s: %d rows failed; the reasons are in %s", name, failed, summary.run / "errors.jsonl")
     return summary
@@ -78,13 +77,13 @@ def make_settings(model: type[AnySettings], values: tuple[Any, ...], keywords: M
             raise SettingsError(f"takes {model.__name__}, not {type(settings).__name__}")
         content = {name: getattr(settings, name) for name in settings.model_fields_set}
     names = {field.alias: name for name, field in model.model_fields.items() if field.alias}
-    given: dict[str, Any] = {first: _rows_file(values[0])} if values else {}
+    passed: dict[str, Any] = {first: _rows_file(values[0])} if values else {}
     for keyword, value in keywords.items():
         name = names.get(keyword.removesuffix("_"), keyword)
-        if name in given:
+        if name in passed:
             raise SettingsError(f"{keyword}: is given twice")
-        given[name] = _rows_file(value) if name == "input" else value
-    return model(**content | given)
+        passed[name] = _rows_file(value) if name == "input" else value
+    return model(**content | passed)
 
 
 def _rows_file(rows: Any) -> Any:

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from rlt_data.errors import SettingsError, one_line
@@ -60,27 +62,7 @@ class Registry:
         Raises:
             SettingsError: no function has this name, its module cannot be imported, or it is not a function.
         """
-        target, place = self._target(name)
-        module_name, _, attribute = target.partition(":")
-        if name not in self.built_in and os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())  # last, so that a file here never hides an installed module
-        try:
-            found: Any = import_module(module_name)
-        except Exception as error:  # noqa: BLE001 - importing runs the user's code
-            raise SettingsError(
-                f"{place}: cannot import {module_name}: {type(error).__name__}: {one_line(error)}"
-            ) from error
-        for part in attribute.split("."):
-            if not hasattr(found, part):
-                near = difflib.get_close_matches(part, dir(found), 1)
-                raise SettingsError(
-                    f"{place}: {module_name} has no {part!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-                )
-            found = getattr(found, part)
-        if not callable(found):
-            raise SettingsError(f"{place}: {attribute} is not a function but {type(found).__name__}")
-        function: Callable[..., Any] = found
-        return function
+        return self._import(name)[1]
 
     def identity(self, name: str) -> str | None:
         """Return what identifies the code behind a name, for records; None for built-ins.
@@ -89,28 +71,51 @@ class Registry:
         """
         if name in self.built_in or name in self.other:
             return None
-        self.load(name)
-        module = sys.modules[self._target(name)[0].partition(":")[0]]
+        module, _ = self._import(name)
         file = getattr(module, "__file__", None)
-        source = open(file, "rb").read() if file else b""
+        source = Path(file).read_bytes() if file else b""
         return f"{name} {hashlib.blake2b(source, digest_size=8).hexdigest()}"
 
+    def _import(self, name: str) -> tuple[ModuleType, Callable[..., Any]]:
+        """Return the module that a name leads to, and the function."""
+        target, label = self._target(name)
+        module_name, _, attribute = target.partition(":")
+        if name not in self.built_in and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # last, so that a file here never hides an installed module
+        try:
+            module = import_module(module_name)
+        except Exception as error:  # noqa: BLE001 - importing runs the user's code
+            raise SettingsError(
+                f"{label}: cannot import {module_name}: {type(error).__name__}: {one_line(error)}"
+            ) from error
+        function: Any = module
+        for part in attribute.split("."):
+            if not hasattr(function, part):
+                near = difflib.get_close_matches(part, dir(function), 1)
+                raise SettingsError(
+                    f"{label}: {module_name} has no {part!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+                )
+            function = getattr(function, part)
+        if not callable(function):
+            raise SettingsError(f"{label}: {attribute} is not a function but {type(function).__name__}")
+        return module, function
+
     def _target(self, name: str) -> tuple[str, str]:
-        """Return the ``module:function`` behind a name, and how messages call it."""
-        place = f"{self.option}: {name}"
+        """Return the ``module:function`` behind a name, and the label of the setting in messages."""
+        label = f"{self.option}: {name}"
         if name in self.built_in:
-            return self.built_in[name], place
+            return self.built_in[name], label
         if entry := self._entry_points().get(name):
-            return entry.value.partition("[")[0].strip(), f"{place} (entry point {entry.value})"
+            return entry.value.partition("[")[0].strip(), f"{label} (entry point {entry.value})"
         module_name, colon, attribute = name.partition(":")
         if not colon:
             try:
                 self.check(name)
             except ValueError as error:
-                raise SettingsError(f"{place}: {error}") from None
+                raise SettingsError(f"{label}: {error}") from None
         if not module_name or not all(part.isidentifier() for part in f"{module_name}.{attribute}".split(".")):
-            raise SettingsError(f"{place}: takes module:function, such as rewards:short")
-        return name, place
+            raise SettingsError(f"{label}: takes module:function, such as rewards:short")
+        return name, label
 
     def _entry_points(self) -> dict[str, EntryPoint]:
         from importlib.metadata import entry_points  # here, because only names that are not built in need it

@@ -1,4 +1,4 @@
-"""A run as users see it: its tables to read, and the steps that work on it as methods."""
+"""A run as users see it: tables to read, and the steps that process it as methods."""
 
 from __future__ import annotations
 

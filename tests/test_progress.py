@@ -35,8 +35,8 @@ def test_the_display_fits_where_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> 
     assert type(progress.choose_progress(True)) is progress.NotebookBar
     monkeypatch.setenv("RANK", "1")
     assert progress.choose_progress(True) is progress.SILENT
-    ours = progress.LogLines()
-    assert progress.choose_progress(ours) is ours
+    lines = progress.LogLines()
+    assert progress.choose_progress(lines) is lines
     with pytest.raises(SettingsError, match="progress"):
         progress.choose_progress("yes")  # type: ignore[arg-type]
 

@@ -76,8 +76,8 @@ def test_a_pipeline_returns_its_run() -> None:
 def test_rows_from_memory_are_an_input() -> None:
     rows = [{"question": f"What is {i}?", "solution": f"It is {i}.", "tags": ["a"]} for i in range(2)]
     runs = [
-        rlt.score(given, explanation_column="solution", student="nano", teacher="none", out="run")
-        for given in (rows, pl.DataFrame(rows), pl.DataFrame(rows).to_pandas(), datasets.Dataset.from_list(rows))
+        rlt.score(source, explanation_column="solution", student="nano", teacher="none", out="run")
+        for source in (rows, pl.DataFrame(rows), pl.DataFrame(rows).to_pandas(), datasets.Dataset.from_list(rows))
     ]
     assert [run.summary.new for run in runs] == [2, 0, 0, 0]
     assert runs[0].scan().collect()["question"].to_list() == ["What is 0?", "What is 1?"]

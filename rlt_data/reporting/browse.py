@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ class TraceSelection:
 
 
 def select(
-    run: RunFolder, key: str | None = None, *, where: str | None = None, limit: int | None, worst_first: bool = False
+    run: RunFolder, key: str | None = None, *, where: str | None = None, limit: int, worst_first: bool = False
 ) -> TraceSelection:
     """Select the best or the worst traces of a run.
 
@@ -53,7 +53,7 @@ def select(
         run: the run.
         key: trace or question to select from, as in :func:`find`; None: all.
         where: SQL expression over the columns of all tables; None: all traces.
-        limit: number of traces to return; None: all.
+        limit: number of traces to return at most.
         worst_first: whether to return the worst instead of the best.
 
     Raises:
@@ -63,7 +63,7 @@ def select(
     if not run.parts("traces"):
         raise RunFolderError(f"{run.path}: there are no traces yet")
     rows = run.scan()
-    columns = rows.collect_schema().names()
+    columns = rows.collect_schema()
     condition = pl.lit(True) if where is None else _condition(where, columns, run)
     orders = [name for name in _ORDERS if name in columns]
     needed = dict.fromkeys([*_KEYS, *orders, *condition.meta.root_names()])
@@ -81,13 +81,13 @@ def select(
     elif worst_first:
         raise RunFolderError(f"{run.path}: there are no scores to order traces by; run rlt-data score first")
     chosen = matching["trace_id"].to_list()[:limit]
-    lists = [name for name, dtype in rows.collect_schema().items() if isinstance(dtype, pl.List)]
+    lists = [name for name, dtype in columns.items() if isinstance(dtype, pl.List)]
     details = rows.filter(pl.col("trace_id").is_in(chosen)).drop(lists).collect().to_dicts()
     by_id = {row["trace_id"]: row for row in details}
     return TraceSelection([by_id[trace] for trace in chosen], len(matching), len(frame), order)
 
 
-def _condition(where: str, columns: list[str], run: RunFolder) -> pl.Expr:
+def _condition(where: str, columns: Collection[str], run: RunFolder) -> pl.Expr:
     """Return the expression; raise SettingsError if it is not one, or names a column that the run lacks."""
     try:
         condition = pl.sql_expr(where)

@@ -1,8 +1,8 @@
 """Compute the scores of a trace from token log-probs. Pure functions: no I/O, no storage, no engine, no torch.
 
 Reading order: ``tokens`` (a trace's tokens for student and teacher, and their alignment), ``rows``
-(:func:`score_trace`, which scores one trace), ``reward`` (the equations). The score step and the GRPO reward both call
-:func:`score_trace`.
+(:func:`score_trace`, which scores one trace), ``reward`` (the equations), ``rewards`` (rewards that users write). The
+score step and the GRPO reward both call :func:`score_trace` and :func:`compute_reward`.
 """
 
 from rlt_data.scoring.rewards import RewardError, RewardFunction, compute_reward

@@ -9,8 +9,8 @@ from typing import Any
 
 from rlt_data.errors import one_line
 
-#: Returns the reward of a trace. Its argument holds the columns that :func:`~rlt_data.scoring.score_trace` returns,
-#: ``reward`` (that of RLT) among them, and the texts ``question``, ``solution`` and ``explanation``.
+#: Returns the reward of a trace. Its argument contains the columns that :func:`~rlt_data.scoring.score_trace` returns,
+#: including ``reward`` (the RLT reward), and the texts ``question``, ``solution`` and ``explanation``.
 RewardFunction = Callable[[dict[str, Any]], float | None]
 
 
@@ -37,10 +37,10 @@ def compute_reward(
         explanation: the text that the teacher wrote between its tags.
 
     Returns:
-        The reward; None if the function gives the row none.
+        The reward, or None if the function returns None.
 
     Raises:
-        RewardError: the function raised, or returned something else than a finite number or None.
+        RewardError: the function raised, or returned anything but a finite number or None.
     """
     if function is rlt:
         return rlt(row)

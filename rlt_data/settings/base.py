@@ -354,10 +354,10 @@ def _explain(model: type[Settings], details: Any, flags: bool) -> str:
         _, _, message = unknown_key(_settings_at(model, path[:-1]), path[-1]).partition(": ")
     else:
         message = constraint_message(str(details["msg"]))
-        key, colon, rest = message.partition(": ")
+        key, colon, reason = message.partition(": ")
         if colon and key in keys_of(_settings_at(model, path)).values():  # from a validator of several fields
             path.append(key)
-            message = rest
+            message = reason
         else:
             message = message[0].lower() + message[1:]
         if not isinstance(value, (dict, list, tuple)):
@@ -368,9 +368,9 @@ def _explain(model: type[Settings], details: Any, flags: bool) -> str:
 
 def _settings_at(model: type[Settings], path: list[str]) -> type[Settings]:
     """Return the settings class that a path of keys leads to, as far as it does."""
-    fields = {info.alias or name: info for name, info in model.model_fields.items()}
+    fields = {key: name for name, key in keys_of(model).items()}
     if path and path[0] in fields:
-        inner = fields[path[0]].annotation
+        inner = model.model_fields[fields[path[0]]].annotation
         for candidate in getattr(inner, "__args__", (inner,)):
             if isinstance(candidate, type) and issubclass(candidate, Settings):
                 return _settings_at(candidate, path[1:])

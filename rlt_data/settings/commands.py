@@ -72,6 +72,9 @@ class FormatsSettings(Settings):
     """Settings of ``rlt-data formats``."""
 
     name: str | None = field(
-        None, INPUT, "Built-in format or YAML file to print. Default: list the formats.", affects="output",
+        None,
+        INPUT,
+        "Built-in format or YAML file to print. Default: list the formats.",
+        affects="output",
         positional="NAME",
-    )  # fmt: skip
+    )

@@ -6,6 +6,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator
+from functools import cache
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -47,13 +48,14 @@ def arguments(model: type[BaseModel], *, leave_out: tuple[str, ...] = ()) -> str
     )
 
 
+@cache  # settings classes share most of their fields, and each command imports all of them
 def entry(name: str, text: str) -> str:
     """Return one wrapped entry of an ``Args:`` section."""
     return textwrap.fill(f"{name}: {text}", _WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 8)
 
 
 def python_names(model: type[BaseModel], text: str) -> str:
-    """Replace the flags in a text (``--max-tokens``) by the names of the arguments (``max_tokens``)."""
+    """Replace the flags in a text (``--max-tokens``) with the names of the arguments (``max_tokens``)."""
     names = {field.alias: name for name, field in model.model_fields.items() if field.alias}
 
     def argument(match: re.Match[str]) -> str:

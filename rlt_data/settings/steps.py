@@ -205,9 +205,12 @@ class RewardSettings(Settings):
     """The dense reward and the weights of its terms."""
 
     reward: Annotated[str, AfterValidator(REWARDS.check)] = field(
-        "rlt", REWARD, "Reward function: rlt, a plug-in's, or your own as module:function.", affects="rows",
+        "rlt",
+        REWARD,
+        "Reward function: rlt, a plug-in's, or your own as module:function.",
+        affects="rows",
         by_content=True,
-    )  # fmt: skip
+    )
     lambda_: float = field(3.0, REWARD, "Weight of the KL term.", affects="rows", alias="lambda", ge=0)
     alpha: float = field(0.01, REWARD, "Weight of the minimum and maximum relative to the means.", affects="rows", ge=0)
     kl: Literal["k1", "k3", "full"] = field(

@@ -92,41 +92,34 @@ def _rank_conflicts(settings: PipelineSettings) -> list[str]:
 
 def _distill_conflicts(settings: PipelineSettings) -> list[str]:
     """Check ``distill`` against the number of traces per question, the buckets and the ranked run."""
-    from rlt_data.steps.distill import refuse_conflicting_options
-
     distill, rank, generate = settings.distill, settings.rank, settings.generate
     if distill is None:
         return []
-    conflicts = []
-    try:
-        refuse_conflicting_options(distill, "distill.max_tokens", "distill.tokenizer")
-    except SettingsError as error:
-        conflicts.append(str(error))
     if rank is None:
-        if (generate or settings.score) and not _may_have(distill.input, "ranks"):
-            conflicts.append(f"distill: {distill.input} has no ranks, and this pipeline makes none: add a rank section")
-        return conflicts
+        if not (generate or settings.score) or _may_have(distill.input, "ranks"):
+            return []
+        return [f"distill: {distill.input} has no ranks, and this pipeline makes none: add a rank section"]
     if distill.input != rank.input:
-        if not _may_have(distill.input, "ranks"):
-            conflicts.append(
-                f"distill.in: {distill.input} has no ranks, because rank writes to {rank.input}: set distill.in: "
-                f"{rank.input}"
-            )
-        return conflicts
+        if _may_have(distill.input, "ranks"):
+            return []
+        return [
+            f"distill.in: {distill.input} has no ranks, because rank writes to {rank.input}: set distill.in: "
+            f"{rank.input}"
+        ]
     kind, _, text = distill.select.partition(":")
     number = int(text or 0)
     if kind == "bucket" and rank.buckets != "ranks":
         if number > int(rank.buckets):
-            conflicts.append(
+            return [
                 f"distill.select: {distill.select}, but rank.buckets makes only {rank.buckets} buckets: set "
                 f"distill.select: bucket:{rank.buckets} (free), or rank.buckets: {number} (free)"
-            )
+            ]
     elif generate and number > generate.n and not _may_have(distill.input, "traces"):
-        conflicts.append(
+        return [
             f"distill.select: {distill.select}, but generate.n makes only {generate.n} traces per question: set "
             f"distill.select: {kind}:{generate.n} (free), or generate.n: {number} (more samples)"
-        )
-    return conflicts
+        ]
+    return []
 
 
 def _may_have(run: str, table: str) -> bool:

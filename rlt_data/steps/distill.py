@@ -89,11 +89,10 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
     Raises:
         RunFolderError: the run has no ranks, traces without a score, or outdated ranks; or the folder of the data set
             contains other files.
-        SettingsError: the selection is empty, or ``max_tokens`` is set without ``tokenizer``.
+        SettingsError: the selection is empty.
         ModelError: the tokenizer's chat template would change the rows.
     """
     began = time.monotonic()
-    refuse_conflicting_options(settings)
     run = RunFolder.existing(settings.input)
     if not run.parts("ranks"):
         raise RunFolderError(f"{run.path}: has no ranks; run rlt-data rank first")
@@ -126,14 +125,6 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
             if run.digest("ranks", again=True) != ranks:
                 raise RunFolderError(f"{run.path}: the ranks changed in the meantime; run rlt-data distill again")
     return summary
-
-
-def refuse_conflicting_options(
-    settings: DistillSettings, max_tokens: str = "--max-tokens", tokenizer: str = "--tokenizer"
-) -> None:
-    """Raise SettingsError if ``max_tokens`` is set without ``tokenizer``; the message uses the given names."""
-    if settings.max_tokens and not settings.tokenizer:
-        raise SettingsError(f"{max_tokens}: needs {tokenizer}, the student's checkpoint, to count tokens")
 
 
 def _refuse_other_content(out: StoragePath) -> None:

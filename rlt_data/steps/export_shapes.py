@@ -15,7 +15,7 @@ from rlt_data.plugins import SHAPES
 from rlt_data.settings import DistillSettings
 
 #: The texts of a row: the student's system text, the question, the solution, the explanation, and the assistant message
-#: that the student learns to write, which holds the explanation and the solution in their tags.
+#: that the student learns to write, with the explanation and the solution in their tags.
 Texts = dict[str, str]
 
 _TEXTS = ("system", "question", "solution", "explanation", "message")
@@ -82,14 +82,13 @@ class ExportShape:
         self._function: Callable[[Texts], Any] = SHAPES.load(name)
         columns = self._call({text: text for text in _TEXTS})
         try:
-            own = pa.Table.from_pylist([columns]).schema
+            self._columns = pa.Table.from_pylist([columns]).schema
         except pa.ArrowException as error:
             raise SettingsError(f"shape: {name}: returns no columns for Arrow: {one_line(error)}") from None
         provenance = {field.name for field in PROVENANCE}
-        if taken := [column for column in own.names if column in provenance]:
-            raise SettingsError(f"shape: {name}: every data set has a column {taken[0]!r}; take another name")
-        self._columns = pa.schema(own)
-        self.schema = pa.schema([*own, *PROVENANCE])
+        if reserved := [column for column in self._columns.names if column in provenance]:
+            raise SettingsError(f"shape: {name}: every data set has a column {reserved[0]!r}; choose another name")
+        self.schema = pa.schema([*self._columns, *PROVENANCE])
 
     def columns(self, row: Texts, trace_id: str) -> dict[str, Any]:
         """Return a row's columns.

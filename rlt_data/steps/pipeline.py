@@ -47,7 +47,7 @@ def load_pipeline(path: str | Path) -> PipelineSettings:
             continue
         section = {} if content[step.name] is None else content[step.name]
         if isinstance(section, dict):
-            _refuse_path_beside_file(section.get("in"), f"{step.name}.in", Path(path))
+            _refuse_path_next_to_file(section.get("in"), f"{step.name}.in", Path(path))
             if run is not None:
                 defaults = {"in": run} if step.reads else {}
                 if step.writes and "out" in step.settings.model_fields:
@@ -57,7 +57,7 @@ def load_pipeline(path: str | Path) -> PipelineSettings:
     return parse_settings(PipelineSettings, content, where=str(path))
 
 
-def _refuse_path_beside_file(name: object, key: str, file: Path) -> None:
+def _refuse_path_next_to_file(name: object, key: str, file: Path) -> None:
     """Refuse an input that exists only relative to the pipeline file, not relative to the current folder."""
     if isinstance(name, str) and name and not Path(name).exists() and (file.parent / name).exists():
         raise SettingsError(
@@ -78,4 +78,4 @@ def run_pipeline(settings: PipelineSettings, progress: Progress = SILENT) -> Ite
     refuse_conflicts(settings)
     for step in PIPELINE_STEPS:
         if section := getattr(settings, step.name):
-            yield step.name, section, step.load()(section, progress)
+            yield step.name, section, step.run(section, progress)

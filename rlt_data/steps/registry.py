@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from rlt_data.progress import Progress, choose_progress
 from rlt_data.settings import (
     CheckSettings,
     CountdownSettings,
@@ -81,6 +82,11 @@ class Step:
         """Import and return the function."""
         function: Callable[..., Any] = getattr(import_module(self.module), self.function_name)
         return function
+
+    def run(self, settings: Settings, progress: bool | Progress = False) -> Any:
+        """Run the step and return its summary; :func:`rlt_data.progress.choose_progress` explains ``progress``."""
+        options = [choose_progress(progress)] if self.has_progress else []
+        return self.load()(settings, *options)
 
 
 #: Steps from questions to a published data set, in their order.

@@ -44,8 +44,8 @@ def refuse_conflicting_options(settings: ScoreSettings, key: NameSetting = flag)
         SettingsError: a setting has no effect, or needs another one.
     """
     if settings.teacher == "none":
-        for name in settings.not_default("kl", "teacher_logprobs"):
-            raise SettingsError(f"{key(name)}: has no effect with {key('teacher', 'none')}")
+        if settings.not_default("kl"):
+            raise SettingsError(f"{key('kl')}: has no effect with {key('teacher', 'none')}")
     elif settings.teacher is None:
         if settings.kl == "full":
             raise SettingsError(f"{key('kl')}: full compares complete distributions and needs {key('teacher')}")

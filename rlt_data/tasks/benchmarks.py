@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rlt_data.errors import InputError, SettingsError
+from rlt_data.errors import InputError
 from rlt_data.inputs.presets import BadRow, Row
 from rlt_data.settings import EvaluateSettings, TrainSolverSettings
 from rlt_data.tasks.countdown import question_text
@@ -86,7 +86,6 @@ class BenchmarkReader:
         first: the first record.
 
     Raises:
-        SettingsError: the settings name only one of the two columns.
         InputError: the record lacks a named column.
     """
 
@@ -99,10 +98,6 @@ class BenchmarkReader:
         for column in self._named.values():
             if column not in first:
                 raise InputError(f"{settings.input}: no column {column!r}; the columns are {', '.join(first)}")
-        if len(self._named) == 1:
-            [named] = self._named
-            missing = "answer" if named == "question" else "question"
-            raise SettingsError(f"--{named}-column: has no effect without --{missing}-column")
 
     def __call__(self, data: Fields, number: int) -> Row:
         """Convert a record to a row.

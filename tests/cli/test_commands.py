@@ -98,8 +98,8 @@ def test_help_appears_at_once() -> None:
     """Against its libraries' own start in the same run: processors differ, and others may be using the cores."""
     libraries = [sys.executable, "-c", "import typer.rich_utils, rich.markdown, pydantic.fields, pydantic.main"]
     pairs = [(processor_seconds(command("--help")), processor_seconds(libraries)) for _ in range(5)]
-    ours, floor = (min(column) for column in zip(*pairs, strict=True))
-    assert 0 < ours < 2.5 * floor
+    help, floor = (min(column) for column in zip(*pairs, strict=True))
+    assert 0 < help < 2.5 * floor
 
 
 def test_the_command_line_imports_nothing_heavy_before_a_command_runs() -> None:

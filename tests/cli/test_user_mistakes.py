@@ -33,7 +33,7 @@ GOOD: list[Row] = [{"question": f"What is {i} + 1?", "solution": str(i + 1)} for
 
 @pytest.fixture(scope="module")
 def made(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a trace for each of the good rows, and beside it the rows."""
+    """A folder with the good rows and a run of one trace per row."""
     folder = tmp_path_factory.mktemp("made")
     write_jsonl(folder / "good.jsonl", GOOD)
     settings = {"in": str(folder / "good.jsonl"), "teacher": str(tiny()), "n": 1, "max_tokens": 5}
@@ -43,7 +43,7 @@ def made(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(made: Path, tmp_path: Path) -> Path:
-    """A copy of that run, to be wrong with."""
+    """A copy of that run."""
     shutil.copytree(made / "run", tmp_path / "run")
     return tmp_path / "run"
 
