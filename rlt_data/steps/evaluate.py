@@ -97,11 +97,11 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
     format = choose_format(settings.format, model.template, model.checkpoint.name, model.checkpoint.folder)
     depends_on = _dependencies(settings, model, format)
     with run.locked(), Grader(benchmark.kind) as grader, closing(model):
-        entry = step_entry(settings, format, {"model": model})
-        run.refuse_other_settings("evaluate", depends_on, entry)
+        entry = step_entry(settings, depends_on, format, {"model": model})
+        run.refuse_other_settings("evaluate", entry)
         ingest(run, source, format, traces=False, reader=lambda first: BenchmarkReader(benchmark, settings, first))
         model.load(run.logs)
-        run.record("evaluate", {"depends_on": depends_on, **entry})
+        run.record("evaluate", entry)
         with run_log(run):
             sampling_task = _sampling_task(settings, model, format, content_hash(depends_on))
             sampled = sample_questions(run, model, sampling_task, progress)

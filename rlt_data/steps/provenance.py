@@ -46,9 +46,12 @@ class StepSummary:
     failure_rows: int = 0
 
 
-def step_entry(settings: Settings, format: Format, models: dict[str, Model]) -> dict[str, Any]:
-    """Return the run.json entry of a step, except ``depends_on`` and its outcome."""
+def step_entry(
+    settings: Settings, depends_on: dict[str, Any], format: Format, models: dict[str, Model]
+) -> dict[str, Any]:
+    """Return the run.json entry of a step, except its outcome."""
     return {
+        "depends_on": depends_on,
         "settings": settings.model_dump(mode="json", by_alias=True),
         "format": format.model_dump(mode="json"),
         "format_hash": format.hash,

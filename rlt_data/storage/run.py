@@ -190,15 +190,13 @@ class RunFolder:
         info["steps"][step] = info["steps"].get(step, {}) | entry
         return info
 
-    def refuse_other_settings(
-        self, step: str, depends_on: dict[str, Any], entry: Mapping[str, Any] | None = None
-    ) -> None:
+    def refuse_other_settings(self, step: str, entry: Mapping[str, Any]) -> None:
         """Refuse to add rows to a step that has rows or failures of other settings.
 
         Args:
-            step: the step's name.
-            depends_on: everything that its rows depend on.
-            entry: the step's complete entry for run.json, whose model and format names the message uses.
+            step: name of the step.
+            entry: the new entry of the step for run.json: ``depends_on``, and the models and the format if the message
+                should name them.
 
         Raises:
             RunFolderError: the step ran with other settings; the message names each difference.
@@ -206,8 +204,8 @@ class RunFolder:
         before = self.step(step)
         if not self.parts(TABLE_OF_STEP[step]) and not self.folder.exists("errors.jsonl"):
             return  # an earlier start made nothing, for example because its model could not be loaded
-        if before.get("depends_on", depends_on) != depends_on:
-            differences = describe_changes(before, {**(entry or {}), "depends_on": depends_on})
+        if before.get("depends_on", entry["depends_on"]) != entry["depends_on"]:
+            differences = describe_changes(before, entry)
             raise RunFolderError(
                 f"{self.path}: the {step} step of this run was made with other settings ({differences}). "
                 "Use the same settings to continue it, or choose another --out."
