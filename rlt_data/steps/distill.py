@@ -32,7 +32,7 @@ from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import DistillSettings, ModelSettings
 from rlt_data.steps.export_shapes import PROVENANCE, ExportShape, dataset_card
 from rlt_data.steps.provenance import recorded_format
-from rlt_data.steps.rank import PARTS_AT_A_TIME, count_missing_traces, refuse_missing_scores
+from rlt_data.steps.rank import count_missing_traces, part_chunks, refuse_missing_scores
 from rlt_data.storage.backends import open_folder
 from rlt_data.storage.folder import checksum, json_text
 from rlt_data.storage.outputs import new_folder
@@ -169,9 +169,7 @@ class Selection:
 
     def chosen(self, progress: Progress) -> Iterator[pl.DataFrame]:
         """Yield the selected traces of several parts at a time: part, question_id, trace_id, rank, value, lengths."""
-        parts = self._run.parts("ranks")
-        for start in range(0, len(parts), PARTS_AT_A_TIME):
-            chunk = parts[start : start + PARTS_AT_A_TIME]
+        for chunk in part_chunks(self._run.parts("ranks")):
             frames = []
             for part in chunk:
                 frame = pl.DataFrame(self._run.read("ranks", part)).with_columns(pl.lit(part).alias("part"))

@@ -85,7 +85,7 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
         sums: list[pl.DataFrame] = []
         scored_by: set[str] = set()
         with task(progress, "rank", len(parts)), run.replacing("ranks", made_from=["scores"]) as ranks:
-            for chunk in _chunks(parts):
+            for chunk in part_chunks(parts):
                 ranked = _ranked(_scores(run, chunk, settings), edges)
                 scored_by.update(ranked["scored_by"].unique())
                 if len(scored_by) > 1:
@@ -143,7 +143,8 @@ def count_missing_traces(run: RunFolder) -> int:
     return max(missing - len(failed), 0)
 
 
-def _chunks(parts: list[int]) -> Iterator[list[int]]:
+def part_chunks(parts: list[int]) -> Iterator[list[int]]:
+    """Yield the parts in chunks of at most :data:`PARTS_AT_A_TIME`."""
     for start in range(0, len(parts), PARTS_AT_A_TIME):
         yield parts[start : start + PARTS_AT_A_TIME]
 
@@ -187,7 +188,7 @@ def _ranked(scores: pl.DataFrame, edges: list[float] | None) -> pl.DataFrame:
 def _edges(run: RunFolder, parts: list[int], settings: RankSettings) -> list[float]:
     """Return the values that separate the quantiles, ascending."""
     number = int(settings.buckets)
-    frames = [_scores(run, chunk, settings).filter("well_formed")["value"].drop_nulls() for chunk in _chunks(parts)]
+    frames = [_scores(run, chunk, settings).filter("well_formed")["value"].drop_nulls() for chunk in part_chunks(parts)]
     values = pl.concat(frames)
     if values.is_empty():
         return []

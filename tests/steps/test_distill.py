@@ -16,7 +16,7 @@ from rlt_data.formats import load_format
 from rlt_data.formats.views import PLAIN, student_message
 from rlt_data.inputs.read import read_records
 from rlt_data.settings import InputSettings
-from rlt_data.steps import distill as distill_module
+from rlt_data.steps import rank as rank_module
 from rlt_data.storage.errorlog import ErrorLog
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
@@ -126,7 +126,7 @@ def test_a_draw_does_not_depend_on_the_order_of_questions_or_on_parts(
     many = make_run(tmp_path / "many", *reversed(traces))
     drawn = []
     for run, parts_at_a_time in ((one, 64), (many, 64), (many, 3)):
-        monkeypatch.setattr(distill_module, "PARTS_AT_A_TIME", parts_at_a_time)
+        monkeypatch.setattr(rank_module, "PARTS_AT_A_TIME", parts_at_a_time)
         ranked(run)
         drawn.append(sorted(selected(run, select=select, limit=7, seed=5)))
     assert drawn[0] == drawn[1] == drawn[2] and len(drawn[0]) == 7
@@ -135,7 +135,7 @@ def test_a_draw_does_not_depend_on_the_order_of_questions_or_on_parts(
 def test_limit_with_parts_that_have_no_selected_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path / "run", [trace("a", 0)], [trace("b", 0), trace("b", 1)], [trace("c", 0)])
     ranked(run)
-    monkeypatch.setattr(distill_module, "PARTS_AT_A_TIME", 1)
+    monkeypatch.setattr(rank_module, "PARTS_AT_A_TIME", 1)
     assert selected(run, select="rank:2", limit=5) == ["b/1"]
 
 
