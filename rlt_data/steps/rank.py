@@ -126,20 +126,22 @@ def refuse_missing_scores(run: RunFolder, command: str) -> None:
 
 
 def count_missing_traces(run: RunFolder) -> int:
-    """Return the number of traces that the run's last ``generate`` has neither made nor logged as failed."""
+    """Return the number of traces that the last ``generate`` of a ranked run has neither made nor logged as failed."""
     samples = run.step("generate").get("settings", {}).get("n")
     if samples is None:
         return 0
     failed = {entry["key"] for entry in failures(run) if entry["step"] == "generate"}
+    # If every trace is ranked, the ranks have the same questions and sample indices, and are much smaller.
+    table = "ranks" if run.count("ranks") == run.count("traces") else "traces"
     missing = 0
     for part in run.parts("questions"):
         questions = run.keys("questions", part)
         # A failure has the key of its question if none of the question's traces can be made, else the key of its trace.
         possible = questions - failed
         failed -= questions
-        traces = run.read("traces", part, ["question_id", "sample_index"]).to_pylist()
-        made = sum(trace["question_id"] in possible and trace["sample_index"] < samples for trace in traces)
-        missing += samples * len(possible) - made
+        traces = pl.DataFrame(run.read(table, part, ["question_id", "sample_index"]))
+        existing = traces.filter(pl.col("question_id").is_in(possible), pl.col("sample_index") < samples)
+        missing += samples * len(possible) - len(existing)
     return max(missing - len(failed), 0)
 
 
