@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import polars as pl
 import pyarrow as pa
@@ -41,6 +41,8 @@ from rlt_data.storage.schemas import KEYS, QUESTIONS_PER_PART, SCHEMAS, TABLE_OF
 
 if TYPE_CHECKING:
     import datasets
+
+Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
 
 #: Attempts to read a table whose files change during the read.
 _READ_ATTEMPTS = 5
@@ -322,9 +324,7 @@ class RunFolder:
             traces: rows of one part, with ``question_id`` and ``meta``.
             part: number of the part.
         """
-        questions = pl.DataFrame(self.read("questions", part)).drop("source_id").rename({"meta": "question_meta"})
-        joined = traces.join(questions, on="question_id", how="left", maintain_order="left")
-        return joined.with_columns(pl.coalesce("meta", "question_meta").alias("meta")).drop("question_meta")
+        return _join_questions(traces, pl.DataFrame(self.read("questions", part)))
 
     def scan(self, table: str | None = None) -> pl.LazyFrame:
         """Return a table lazily, or all tables joined.
@@ -338,9 +338,8 @@ class RunFolder:
         """
         if table is not None:
             return self._scan(table)
-        questions = self._scan("questions").drop("source_id").rename({"meta": "question_meta"})
-        rows = self._scan("traces").join(questions, on="question_id", how="left", maintain_order="left")
-        rows = rows.with_columns(pl.coalesce("meta", "question_meta").alias("meta")).drop("question_meta")
+        questions = self._scan("questions")
+        rows = _join_questions(self._scan("traces"), questions)
         for other in ("scores", "ranks"):
             if self.parts(other) and self.is_current(other):
                 names = ["trace_id", *(name for name in SCHEMAS[other].names if name not in rows.collect_schema())]
@@ -671,6 +670,12 @@ class NewTable:
     def record(self, step: str, entry: Mapping[str, Any]) -> None:
         """Update the entry of a step in run.json together with the table."""
         self.entry = step, entry
+
+
+def _join_questions(traces: Frame, questions: Frame) -> Frame:
+    questions = questions.drop("source_id").rename({"meta": "question_meta"})
+    joined = traces.join(questions, on="question_id", how="left", maintain_order="left")
+    return joined.with_columns(pl.coalesce("meta", "question_meta").alias("meta")).drop("question_meta")
 
 
 def _file_names(files: _Files, table: str, part: int) -> list[str]:
