@@ -99,7 +99,7 @@ def _distill_conflicts(settings: PipelineSettings) -> list[str]:
         return []
     conflicts = []
     try:
-        refuse_conflicting_options(distill, "distill.max_tokens", "distill.tokenizer")
+        refuse_conflicting_options(distill, partial(_key, "distill"))
     except SettingsError as error:
         conflicts.append(str(error))
     if rank is None:

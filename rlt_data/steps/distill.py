@@ -16,7 +16,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -30,6 +30,7 @@ from rlt_data.formats import Format, Views, encode
 from rlt_data.formats.views import read_completion, student_message
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import DistillSettings, ModelSettings
+from rlt_data.settings.base import flag_of
 from rlt_data.steps.export_shapes import PROVENANCE, ExportShape, dataset_card
 from rlt_data.steps.provenance import recorded_format
 from rlt_data.steps.rank import count_missing_traces, part_chunks, refuse_missing_scores
@@ -128,12 +129,15 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
     return summary
 
 
-def refuse_conflicting_options(
-    settings: DistillSettings, max_tokens: str = "--max-tokens", tokenizer: str = "--tokenizer"
-) -> None:
-    """Raise SettingsError if ``max_tokens`` is set without ``tokenizer``; the message uses the given names."""
+def refuse_conflicting_options(settings: DistillSettings, key: Callable[[str], str] = flag_of) -> None:
+    """Raise SettingsError if ``max_tokens`` is set without ``tokenizer``.
+
+    Args:
+        settings: settings of the distill step.
+        key: writes a setting in the message.
+    """
     if settings.max_tokens and not settings.tokenizer:
-        raise SettingsError(f"{max_tokens}: needs {tokenizer}, the student's checkpoint, to count tokens")
+        raise SettingsError(f"{key('max_tokens')}: needs {key('tokenizer')}, the student's checkpoint, to count tokens")
 
 
 def _refuse_other_content(out: StoragePath) -> None:
