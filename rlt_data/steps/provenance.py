@@ -75,9 +75,9 @@ def most_frequent_failure(run: RunFolder, step: str) -> tuple[str | None, int]:
     reasons = [str(entry["reason"]) for entry in failures(run) if entry["step"] == step]
     if not reasons:
         return None, 0
-    texts = {re.sub(r"\d+", "#", reason): reason for reason in reasons}
-    [(pattern, rows)] = Counter(re.sub(r"\d+", "#", reason) for reason in reasons).most_common(1)
-    return texts[pattern], rows
+    patterns = [re.sub(r"\d+", "#", reason) for reason in reasons]
+    [(pattern, rows)] = Counter(patterns).most_common(1)
+    return dict(zip(patterns, reasons, strict=True))[pattern], rows
 
 
 def versions(*more: str) -> dict[str, str]:
