@@ -185,15 +185,15 @@ def test_datasets_loads_the_folder_and_finds_the_rows_of_the_jsonl_file(
     summary = distilled(run, shape=shape, select="all")
     loaded = datasets.load_dataset(str(summary.out), cache_dir=str(tmp_path / "cache"))
     assert list(loaded) == ["train"]
-    found = loaded["train"].to_list()
-    assert found == [json.loads(line) for line in (summary.out / "train.jsonl").read_text().splitlines()]
-    assert [row["trace_id"] for row in found] == ["a/2", "a/1", "a/0", "b/1"]
+    loaded_rows = loaded["train"].to_list()
+    assert loaded_rows == [json.loads(line) for line in (summary.out / "train.jsonl").read_text().splitlines()]
+    assert [row["trace_id"] for row in loaded_rows] == ["a/2", "a/1", "a/0", "b/1"]
     roles = {
         column: [turn.get("role") or turn.get("from") for turn in turns]
-        for column, turns in found[0].items()
+        for column, turns in loaded_rows[0].items()
         if isinstance(turns, list)
     }
-    assert roles == ROLES[shape] and ("system" in found[0]) == (shape == "bespoke")
+    assert roles == ROLES[shape] and ("system" in loaded_rows[0]) == (shape == "bespoke")
     origin = {
         "question_id": "a",
         "source_id": "source of a",
@@ -202,7 +202,7 @@ def test_datasets_loads_the_folder_and_finds_the_rows_of_the_jsonl_file(
         "reward": 2.0,
         "thought_tokens": 10,
     }
-    assert origin.items() <= found[0].items()
+    assert origin.items() <= loaded_rows[0].items()
 
 
 @pytest.mark.parametrize("shape", ["messages", "prompt-completion"])
@@ -398,8 +398,8 @@ def test_a_row_has_the_metadata_of_its_trace(tmp_path: Path) -> None:
     questions = run.read("questions", 0).to_pylist()
     run.write_part("questions", 0, to_table("questions", [{**row, "meta": '{"q": 1}'} for row in questions]))
     ranked(run)
-    found = rows(distilled(run, select="all").out)
-    assert dict(found.select("trace_id", "meta").iter_rows()) == {
+    selected_rows = rows(distilled(run, select="all").out)
+    assert dict(selected_rows.select("trace_id", "meta").iter_rows()) == {
         "a/0": '{"m": "A"}',
         "a/1": '{"m": "B"}',
         "b/0": '{"q": 1}',
