@@ -231,7 +231,7 @@ class Selection:
     def _count_questions_without_row(
         self, ranks: pl.DataFrame, candidates: pl.DataFrame, eligible: pl.DataFrame, chosen: pl.DataFrame
     ) -> None:
-        """Count the questions without a row, and why each has none: the last filter that kept one of its traces."""
+        """Count the questions without a row by reason. The filter that removes the last trace of a question decides."""
         missing = set(ranks["question_id"]) - set(chosen["question_id"])
         too_long = missing & set(eligible["question_id"])
         truncated = missing & set(candidates.filter(pl.col("flaw") == "truncated")["question_id"]) - too_long

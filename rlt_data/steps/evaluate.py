@@ -210,7 +210,7 @@ def _grade_row(answer: dict[str, Any], solution: str, formatted: bool, grade: Gr
 
 
 def evaluation_of(run: RunFolder, settings: EvaluateSettings, failed: int) -> Evaluation:
-    """Return what the grades of a run add up to."""
+    """Compute the figures of an evaluation from the grades of a run."""
     parts = run.parts("grades")
     if not parts:
         raise SettingsError(f"{run.path}: no question has an answer; errors.jsonl has the reasons")

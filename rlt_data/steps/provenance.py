@@ -15,7 +15,7 @@ from rlt_data.storage.errorlog import failures
 from rlt_data.storage.paths import StoragePath
 from rlt_data.storage.run import RunFolder
 
-if TYPE_CHECKING:  # at run time this module must not cost an import of torch
+if TYPE_CHECKING:  # at run time this module must not import torch
     from rlt_data.engines import Model
 
 _PACKAGES = ("rlt-data", "torch", "transformers", "tokenizers", "polars", "pyarrow", "numpy")
@@ -32,8 +32,8 @@ class StepSummary:
         failed: rows of the step in errors.jsonl.
         tokens: tokens generated or scored by this call.
         seconds: time spent on them, without loading models.
-        failure: the most frequent reason in errors.jsonl, as its latest row states it; None if nothing failed.
-        failure_rows: rows that failed for this reason, whatever the numbers in its text.
+        failure: the most frequent reason in errors.jsonl, with the numbers of its latest row; None if nothing failed.
+        failure_rows: rows that failed for this reason, with any numbers in its text.
     """
 
     run: StoragePath

@@ -163,7 +163,7 @@ def _dependencies(settings: ScoreSettings, student: Model, format: Format, teach
 
 
 def reward_identity(settings: RewardSettings) -> dict[str, str]:
-    """Return what the rows depend on through their reward function; nothing for the built-in one, as in old runs."""
+    """Return the ``depends_on`` entry of the reward function; empty for the built-in one, so that old runs continue."""
     identity = REWARDS.identity(settings.reward)
     return {"reward": identity} if identity else {}
 
