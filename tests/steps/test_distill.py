@@ -449,3 +449,11 @@ def test_traces_that_generate_has_not_made_are_reported(rlt: Rlt, run: RunFolder
     assert distilled(run).missing_traces == 12 - 8 - 1
     ErrorLog(run, "generate").add("c", "too long", None)  # none of its traces can be made
     assert distilled(run).missing_traces == 8 - 6 - 1
+
+
+def test_a_trace_whose_score_failed_is_not_missing(run: RunFolder) -> None:
+    run.record("generate", {"settings": {"n": 3}})
+    run.write_part("scores", 0, run.read("scores", 0).slice(1))
+    ErrorLog(run, "score").add("a/0", "too long", None)
+    assert ranked(run).missing_traces == distilled(run).missing_traces == 1  # question c has 2 traces
+    assert run.count("ranks") == run.count("traces") - 1
