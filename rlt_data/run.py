@@ -11,7 +11,7 @@ from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.progress import Progress, choose_progress
 from rlt_data.settings import DistillSettings, InputSettings, PushSettings, RankSettings, ReportSettings, ScoreSettings
 from rlt_data.storage.backends import open_folder
-from rlt_data.storage.paths import StoragePath, absolute_path
+from rlt_data.storage.paths import StoragePath, storage_path
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import SCHEMAS
 
@@ -41,7 +41,8 @@ class Run:
 
     def __init__(self, path: str | PathLike[str]) -> None:
         try:
-            self._folder = RunFolder.existing(absolute_path(fspath(path) or None))  # type: ignore[arg-type]
+            location = storage_path(fspath(path) or None)  # type: ignore[arg-type]
+            self._folder = RunFolder.existing(location.absolute())  # stays valid if the working directory changes
         except (TypeError, ValueError):
             raise RunFolderError(f"takes the path or the URL of a run folder, not {path!r}") from None
         self.summary: Any = None

@@ -138,7 +138,7 @@ def examined_rows(
         report.rows += 1
         try:
             if record.data is None:
-                raise BadRow(record.problem)
+                raise BadRow(record.reason)
             if reader is None:
                 report.columns = list(record.data)
                 reader = reader_of(record.data) if reader_of else RowReader(settings, record.data, settings.input)
@@ -151,7 +151,7 @@ def examined_rows(
         except BadRow as bad:
             report.bad[re.sub(r"\d[\d,]*", "N", str(bad))] += 1
             if len(report.bad_rows) < SHOWN_BAD_ROWS:
-                report.bad_rows.append((record.place, str(bad)))
+                report.bad_rows.append((record.location, str(bad)))
             continue
         report.good += 1
         has_trace = row.completion is not None or row.explanation is not None

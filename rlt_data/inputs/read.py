@@ -40,14 +40,14 @@ class Record:
     """One record of an input.
 
     Attributes:
-        place: where it is in the input, such as ``line 3`` or ``row 3``.
+        location: where it is in the input, such as ``line 3`` or ``row 3``.
         data: its columns, or None if it cannot be read.
-        problem: why it cannot be read, or None.
+        reason: why it cannot be read, or None.
     """
 
-    place: str
+    location: str
     data: dict[str, Any] | None
-    problem: str | None = None
+    reason: str | None = None
 
 
 def read_records(settings: InputSettings) -> Iterator[Record]:

@@ -131,7 +131,8 @@ def _refuse_recorded_scores(score: ScoreSettings) -> None:
     """Refuse settings that differ from those of scores in the run, apart from models and formats."""
     if RunFolder.exists_at(_score_run(score)):
         run = RunFolder(_score_run(score))
-        run.refuse_other_settings("score", run.step("score").get("depends_on", {}) | score.depends_on())
+        depends_on = run.step("score").get("depends_on", {}) | score.depends_on()
+        run.refuse_other_settings("score", {"depends_on": depends_on})
 
 
 def _check_models(generate: GenerateSettings | None, score: ScoreSettings, distill: DistillSettings | None) -> None:

@@ -32,7 +32,7 @@ from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import DistillSettings, ModelSettings
 from rlt_data.steps.export_shapes import PROVENANCE, ExportShape, dataset_card
 from rlt_data.steps.provenance import recorded_format
-from rlt_data.steps.rank import PARTS_AT_A_TIME, count_missing_traces, refuse_missing_scores
+from rlt_data.steps.rank import count_missing_traces, part_chunks, refuse_missing_scores
 from rlt_data.storage.backends import open_folder
 from rlt_data.storage.folder import checksum, json_text
 from rlt_data.storage.outputs import new_folder
@@ -160,9 +160,7 @@ class Selection:
 
     def chosen(self, progress: Progress) -> Iterator[pl.DataFrame]:
         """Yield the selected traces of several parts at a time: part, question_id, trace_id, rank, value, lengths."""
-        parts = self._run.parts("ranks")
-        for start in range(0, len(parts), PARTS_AT_A_TIME):
-            chunk = parts[start : start + PARTS_AT_A_TIME]
+        for chunk in part_chunks(self._run.parts("ranks")):
             frames = []
             for part in chunk:
                 frame = pl.DataFrame(self._run.read("ranks", part)).with_columns(pl.lit(part).alias("part"))
@@ -220,7 +218,7 @@ class Selection:
     def _count_questions_without_row(
         self, ranks: pl.DataFrame, candidates: pl.DataFrame, eligible: pl.DataFrame, chosen: pl.DataFrame
     ) -> None:
-        """Count the questions without a row, and why each has none: the last filter that kept one of its traces."""
+        """Count the questions without a row by reason. The filter that removes the last trace of a question decides."""
         missing = set(ranks["question_id"]) - set(chosen["question_id"])
         too_long = missing & set(eligible["question_id"])
         truncated = missing & set(candidates.filter(pl.col("flaw") == "truncated")["question_id"]) - too_long

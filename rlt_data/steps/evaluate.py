@@ -97,11 +97,11 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
     format = choose_format(settings.format, model.template, model.checkpoint.name, model.checkpoint.folder)
     depends_on = _dependencies(settings, model, format)
     with run.locked(), Grader(benchmark.kind) as grader, closing(model):
-        entry = step_entry(settings, format, {"model": model})
-        run.refuse_other_settings("evaluate", depends_on, entry)
+        entry = step_entry(settings, depends_on, format, {"model": model})
+        run.refuse_other_settings("evaluate", entry)
         ingest(run, source, format, traces=False, reader=lambda first: BenchmarkReader(benchmark, settings, first))
         model.load(run.logs)
-        run.record("evaluate", {"depends_on": depends_on, **entry})
+        run.record("evaluate", entry)
         with run_log(run):
             sampling_task = _sampling_task(settings, model, format, content_hash(depends_on))
             sampled = sample_questions(run, model, sampling_task, progress)
@@ -210,7 +210,7 @@ def _grade_row(answer: dict[str, Any], solution: str, formatted: bool, grade: Gr
 
 
 def evaluation_of(run: RunFolder, settings: EvaluateSettings, failed: int) -> Evaluation:
-    """Return what the grades of a run add up to."""
+    """Compute the figures of an evaluation from the grades of a run."""
     parts = run.parts("grades")
     if not parts:
         raise SettingsError(f"{run.path}: no question has an answer; errors.jsonl has the reasons")

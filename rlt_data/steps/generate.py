@@ -32,11 +32,11 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
     format = choose_format(settings.format, model.template, model.checkpoint.name, model.checkpoint.folder)
     depends_on = _dependencies(settings, model, format)
     with run.locked(), closing(model):
-        entry = step_entry(settings, format, {"teacher": model})
-        run.refuse_other_settings("generate", depends_on, entry)
+        entry = step_entry(settings, depends_on, format, {"teacher": model})
+        run.refuse_other_settings("generate", entry)
         ingest(run, settings.as_input(), format, traces=False)
         model.load(run.logs)
-        run.record("generate", {"depends_on": depends_on, **entry})
+        run.record("generate", entry)
         with run_log(run):
             task = _task(settings, model, format, content_hash(depends_on))
             summary = sample_questions(run, model, task, progress)

@@ -1,8 +1,8 @@
-"""Merge runs of the same settings into one, for example runs of machines that shared the questions.
+"""Merge runs of the same settings into one, for example runs of several machines that each had some of the questions.
 
-Tables are merged by key: a row that several runs have is taken from the first of them. Questions keep the order of the
-first run that has them, with the runs in the given order, and all other rows move to the new part of their question.
-Ranks are not merged, because quantiles depend on all traces; rank the merged run again.
+Tables are merged by key: if several runs have a row, the first run's is used. Questions keep the order of the first run
+that has them, with the runs in the given order, and all other rows move to the new part of their question. Ranks
+are not merged, because quantiles depend on all traces; rank the merged run again.
 
     compute the position of every question in the merged run from the questions tables
     for each part of each run, ordered by the new part that needs it first: read it, assign its rows to new parts

@@ -15,7 +15,7 @@ from rlt_data.storage.errorlog import failures
 from rlt_data.storage.paths import StoragePath
 from rlt_data.storage.run import RunFolder
 
-if TYPE_CHECKING:  # at run time this module must not cost an import of torch
+if TYPE_CHECKING:  # at run time this module must not import torch
     from rlt_data.engines import Model
 
 _PACKAGES = ("rlt-data", "torch", "transformers", "tokenizers", "polars", "pyarrow", "numpy")
@@ -32,8 +32,8 @@ class StepSummary:
         failed: rows of the step in errors.jsonl.
         tokens: tokens generated or scored by this call.
         seconds: time spent on them, without loading models.
-        failure: the most frequent reason in errors.jsonl, as its latest row states it; None if nothing failed.
-        failure_rows: rows that failed for this reason, whatever the numbers in its text.
+        failure: the most frequent reason in errors.jsonl, with the numbers of its latest row; None if nothing failed.
+        failure_rows: rows that failed for this reason, with any numbers in its text.
     """
 
     run: StoragePath
@@ -46,9 +46,12 @@ class StepSummary:
     failure_rows: int = 0
 
 
-def step_entry(settings: Settings, format: Format, models: dict[str, Model]) -> dict[str, Any]:
-    """Return the run.json entry of a step, except ``depends_on`` and its outcome."""
+def step_entry(
+    settings: Settings, depends_on: dict[str, Any], format: Format, models: dict[str, Model]
+) -> dict[str, Any]:
+    """Return the run.json entry of a step, except its outcome."""
     return {
+        "depends_on": depends_on,
         "settings": settings.model_dump(mode="json", by_alias=True),
         "format": format.model_dump(mode="json"),
         "format_hash": format.hash,
@@ -72,9 +75,9 @@ def most_frequent_failure(run: RunFolder, step: str) -> tuple[str | None, int]:
     reasons = [str(entry["reason"]) for entry in failures(run) if entry["step"] == step]
     if not reasons:
         return None, 0
-    texts = {re.sub(r"\d+", "#", reason): reason for reason in reasons}
-    [(pattern, rows)] = Counter(re.sub(r"\d+", "#", reason) for reason in reasons).most_common(1)
-    return texts[pattern], rows
+    patterns = [re.sub(r"\d+", "#", reason) for reason in reasons]
+    [(pattern, rows)] = Counter(patterns).most_common(1)
+    return dict(zip(patterns, reasons, strict=True))[pattern], rows
 
 
 def versions(*more: str) -> dict[str, str]:

@@ -85,7 +85,7 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
         sums: list[pl.DataFrame] = []
         scored_by: set[str] = set()
         with task(progress, "rank", len(parts)), run.replacing("ranks", made_from=["scores"]) as ranks:
-            for chunk in _chunks(parts):
+            for chunk in part_chunks(parts):
                 ranked = _ranked(_scores(run, chunk, settings), edges)
                 scored_by.update(ranked["scored_by"].unique())
                 if len(scored_by) > 1:
@@ -126,24 +126,27 @@ def refuse_missing_scores(run: RunFolder, command: str) -> None:
 
 
 def count_missing_traces(run: RunFolder) -> int:
-    """Return the number of traces that the run's last ``generate`` has neither made nor logged as failed."""
+    """Return the number of traces that the last ``generate`` of a ranked run has neither made nor logged as failed."""
     samples = run.step("generate").get("settings", {}).get("n")
     if samples is None:
         return 0
     failed = {entry["key"] for entry in failures(run) if entry["step"] == "generate"}
+    # If every trace is ranked, the ranks have the same questions and sample indices, and are much smaller.
+    table = "ranks" if run.count("ranks") == run.count("traces") else "traces"
     missing = 0
     for part in run.parts("questions"):
         questions = run.keys("questions", part)
         # A failure has the key of its question if none of the question's traces can be made, else the key of its trace.
         possible = questions - failed
         failed -= questions
-        traces = run.read("traces", part, ["question_id", "sample_index"]).to_pylist()
-        made = sum(trace["question_id"] in possible and trace["sample_index"] < samples for trace in traces)
-        missing += samples * len(possible) - made
+        traces = pl.DataFrame(run.read(table, part, ["question_id", "sample_index"]))
+        existing = traces.filter(pl.col("question_id").is_in(possible), pl.col("sample_index") < samples)
+        missing += samples * len(possible) - len(existing)
     return max(missing - len(failed), 0)
 
 
-def _chunks(parts: list[int]) -> Iterator[list[int]]:
+def part_chunks(parts: list[int]) -> Iterator[list[int]]:
+    """Yield the parts in chunks of at most :data:`PARTS_AT_A_TIME`."""
     for start in range(0, len(parts), PARTS_AT_A_TIME):
         yield parts[start : start + PARTS_AT_A_TIME]
 
@@ -187,7 +190,7 @@ def _ranked(scores: pl.DataFrame, edges: list[float] | None) -> pl.DataFrame:
 def _edges(run: RunFolder, parts: list[int], settings: RankSettings) -> list[float]:
     """Return the values that separate the quantiles, ascending."""
     number = int(settings.buckets)
-    frames = [_scores(run, chunk, settings).filter("well_formed")["value"].drop_nulls() for chunk in _chunks(parts)]
+    frames = [_scores(run, chunk, settings).filter("well_formed")["value"].drop_nulls() for chunk in part_chunks(parts)]
     values = pl.concat(frames)
     if values.is_empty():
         return []

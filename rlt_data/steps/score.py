@@ -91,12 +91,12 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         teacher_source = TeacherSource(settings, student, teacher, trace_format or format, run)
         depends_on = _dependencies(settings, student, format, teacher_source)
         models = {"student": student} | ({"teacher": teacher} if teacher else {})
-        entry = step_entry(settings, format, models)
-        run.refuse_other_settings("score", depends_on, entry)
+        entry = step_entry(settings, depends_on, format, models)
+        run.refuse_other_settings("score", entry)
         share = 0.5 if teacher and teacher is not student else 1.0  # two models share the GPU's memory
         for model in models.values():
             model.load(run.logs, memory_share=share)
-        run.record("score", {"depends_on": depends_on, **entry})
+        run.record("score", entry)
         with run_log(run):
             views, scored_by = Views(format, student.template), content_hash(depends_on)
             summary = _Scoring(run, settings, student, views, teacher_source, scored_by).run_to_end(progress)
@@ -163,7 +163,7 @@ def _dependencies(settings: ScoreSettings, student: Model, format: Format, teach
 
 
 def reward_identity(settings: RewardSettings) -> dict[str, str]:
-    """Return what the rows depend on through their reward function; nothing for the built-in one, as in old runs."""
+    """Return the ``depends_on`` entry of the reward function; empty for the built-in one, so that old runs continue."""
     identity = REWARDS.identity(settings.reward)
     return {"reward": identity} if identity else {}
 

@@ -18,6 +18,7 @@ from rlt_data.scoring import (
     teacher_tokens_from_text,
 )
 from rlt_data.settings import ScoreSettings
+from rlt_data.settings.base import flag_of
 from rlt_data.storage.run import RunFolder
 
 
@@ -30,7 +31,7 @@ class NameSetting(Protocol):
 
 def flag(name: str, value: str = "") -> str:
     """Write a setting as a command-line flag."""
-    return f"--{name.replace('_', '-')} {value}".rstrip()
+    return f"{flag_of(name)} {value}".rstrip()
 
 
 def refuse_conflicting_options(settings: ScoreSettings, key: NameSetting = flag) -> None:

@@ -1,4 +1,4 @@
-"""How two entries of run.json differ, in the user's words: models and formats by name, not by hash."""
+"""Describe how two entries of run.json differ, with models and formats by name instead of hash."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 #: Keys of ``depends_on`` whose values are fingerprints of models.
 _MODELS = ("teacher", "student", "model")
 
-#: How a changed setting is described.
+#: Text of a changed setting.
 CHANGED = "{key} was {old}, now {new}"
 
 
@@ -49,7 +49,7 @@ def _describe_change(key: str, before: Mapping[str, Any], now: Mapping[str, Any]
 
 
 def _describe_same_name(role: str, old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> str | None:
-    """Describe how two models of the same name differ; None if their names or revisions tell them apart."""
+    """Describe how two models of the same name differ; None if their names or revisions differ."""
     if not old or not new or (old["name"], old["revision"]) != (new["name"], new["revision"]):
         return None
     parts = [part for part in ("weights", "tokenizer") if old[part] != new[part]]

@@ -49,12 +49,6 @@ def storage_path(name: str | StoragePath) -> StoragePath:
     return _in_store(str(name).rstrip("/"), protocol)
 
 
-def absolute_path(name: str | StoragePath) -> StoragePath:
-    """Return a path or URL that stays valid when the working directory changes."""
-    path = storage_path(name)
-    return path.absolute() if isinstance(path, Path) else path
-
-
 def _in_store(url: str, protocol: str) -> UPath:
     import fsspec
     from upath import UPath

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import polars as pl
 import pyarrow as pa
@@ -41,6 +41,8 @@ from rlt_data.storage.schemas import KEYS, QUESTIONS_PER_PART, SCHEMAS, TABLE_OF
 
 if TYPE_CHECKING:
     import datasets
+
+Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
 
 #: Attempts to read a table whose files change during the read.
 _READ_ATTEMPTS = 5
@@ -190,15 +192,13 @@ class RunFolder:
         info["steps"][step] = info["steps"].get(step, {}) | entry
         return info
 
-    def refuse_other_settings(
-        self, step: str, depends_on: dict[str, Any], entry: Mapping[str, Any] | None = None
-    ) -> None:
+    def refuse_other_settings(self, step: str, entry: Mapping[str, Any]) -> None:
         """Refuse to add rows to a step that has rows or failures of other settings.
 
         Args:
-            step: the step's name.
-            depends_on: everything that its rows depend on.
-            entry: the step's complete entry for run.json, whose model and format names the message uses.
+            step: name of the step.
+            entry: the new entry of the step for run.json: ``depends_on``, and the models and the format if the message
+                should name them.
 
         Raises:
             RunFolderError: the step ran with other settings; the message names each difference.
@@ -206,8 +206,8 @@ class RunFolder:
         before = self.step(step)
         if not self.parts(TABLE_OF_STEP[step]) and not self.folder.exists("errors.jsonl"):
             return  # an earlier start made nothing, for example because its model could not be loaded
-        if before.get("depends_on", depends_on) != depends_on:
-            differences = describe_changes(before, {**(entry or {}), "depends_on": depends_on})
+        if before.get("depends_on", entry["depends_on"]) != entry["depends_on"]:
+            differences = describe_changes(before, entry)
             raise RunFolderError(
                 f"{self.path}: the {step} step of this run was made with other settings ({differences}). "
                 "Use the same settings to continue it, or choose another --out."
@@ -324,9 +324,7 @@ class RunFolder:
             traces: rows of one part, with ``question_id`` and ``meta``.
             part: number of the part.
         """
-        questions = pl.DataFrame(self.read("questions", part)).drop("source_id").rename({"meta": "question_meta"})
-        joined = traces.join(questions, on="question_id", how="left", maintain_order="left")
-        return joined.with_columns(pl.coalesce("meta", "question_meta").alias("meta")).drop("question_meta")
+        return _join_questions(traces, pl.DataFrame(self.read("questions", part)))
 
     def scan(self, table: str | None = None) -> pl.LazyFrame:
         """Return a table lazily, or all tables joined.
@@ -340,9 +338,8 @@ class RunFolder:
         """
         if table is not None:
             return self._scan(table)
-        questions = self._scan("questions").drop("source_id").rename({"meta": "question_meta"})
-        rows = self._scan("traces").join(questions, on="question_id", how="left", maintain_order="left")
-        rows = rows.with_columns(pl.coalesce("meta", "question_meta").alias("meta")).drop("question_meta")
+        questions = self._scan("questions")
+        rows = _join_questions(self._scan("traces"), questions)
         for other in ("scores", "ranks"):
             if self.parts(other) and self.is_current(other):
                 names = ["trace_id", *(name for name in SCHEMAS[other].names if name not in rows.collect_schema())]
@@ -673,6 +670,12 @@ class NewTable:
     def record(self, step: str, entry: Mapping[str, Any]) -> None:
         """Update the entry of a step in run.json together with the table."""
         self.entry = step, entry
+
+
+def _join_questions(traces: Frame, questions: Frame) -> Frame:
+    questions = questions.drop("source_id").rename({"meta": "question_meta"})
+    joined = traces.join(questions, on="question_id", how="left", maintain_order="left")
+    return joined.with_columns(pl.coalesce("meta", "question_meta").alias("meta")).drop("question_meta")
 
 
 def _file_names(files: _Files, table: str, part: int) -> list[str]:

@@ -62,7 +62,7 @@ SCORES = _schema(
     _required("question_id", pa.string()),
     pa.field("source_id", pa.string()),
     _required("sample_index", pa.int32()),
-    pa.field("reward", pa.float64()),  # null without a teacher
+    pa.field("reward", pa.float64()),  # null without a teacher, or the value of --reward
     _required("reward_without_entropy", pa.float64()),
     _required("penalty", pa.float64()),
     _required("r_ss", pa.float64()),

@@ -42,12 +42,12 @@ def read_conversations(input: str, template: ChatTemplate) -> Iterator[TrainingT
     """
     for record in read_records(InputSettings(input=input)):
         if record.data is None:
-            raise InputError(f"{input}: {record.place}: {record.problem}")
+            raise InputError(f"{input}: {record.location}: {record.reason}")
         messages = _messages(record.data)
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
             raise InputError(
-                f"{input}: {record.place}: needs messages, prompt and completion, or conversations that end with the "
-                f"assistant's message; its columns are {', '.join(record.data)}"
+                f"{input}: {record.location}: needs messages, prompt and completion, or conversations that end with "
+                f"the assistant's message; its columns are {', '.join(record.data)}"
             )
         before, after = template.split(messages[:-1])
         yield TrainingText(before, messages[-1]["content"] + after)

@@ -63,8 +63,8 @@ def test_tokens_without_a_counterpart_are_in_no_pair() -> None:
 
 def test_tokens_of_one_character_stay_together() -> None:
     bytes_of_a_face = np.array([[0, 1], [0, 1], [1, 2]], np.int32)
-    whole = np.array([[0, 1], [1, 2]], np.int32)
-    assert align(bytes_of_a_face, whole) == ([(0, 2), (2, 3)], [(0, 1), (1, 2)])
+    characters = np.array([[0, 1], [1, 2]], np.int32)
+    assert align(bytes_of_a_face, characters) == ([(0, 2), (2, 3)], [(0, 1), (1, 2)])
 
 
 @pytest.mark.parametrize("kinds", [("chat", "base"), ("chat", "sliding"), ("base", "sliding")])

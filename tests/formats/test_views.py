@@ -100,10 +100,10 @@ def test_a_template_without_system_text_gets_it_in_the_question(tiny: Callable[.
 def test_a_template_that_leaves_the_system_text_out_gets_it_in_the_question(
     tiny: Callable[..., Path], tmp_path: Path, template: str
 ) -> None:
-    found = ChatTemplate(_tokenizer(tiny()), write(tmp_path, template))
-    assert found.merges_system
+    chat_template = ChatTemplate(_tokenizer(tiny()), write(tmp_path, template))
+    assert chat_template.merges_system
     format = load_format("rlt")
-    views = Views(format, found)
+    views = Views(format, chat_template)
     views.check()
     assert views.teacher_prompt("What?", "S").startswith(format.teacher_system + "\n\nWhat?\n")
 

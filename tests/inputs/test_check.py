@@ -25,30 +25,30 @@ def test_a_complete_input_is_counted(tmp_path: Path) -> None:
         {"question": "five"},
         {"question": "six", "solution": "<|end_of_solution|> 6"},
     ]
-    found = report(write_jsonl(tmp_path / "rows.jsonl", rows))
-    assert (found.rows, found.good, found.traces) == (7, 4, 1)
-    assert (found.duplicates, found.repeated_questions) == (1, 1)
-    assert found.columns == ["question", "solution"] and found.preset == "question-solution"
-    assert [place for place, _ in found.bad_rows] == ["line 5", "line 6", "line 7"]
-    assert found.longest == {"question": 5, "solution": 1, "explanation": 1}
-    assert found.mean["question"] == (3 + 3 + 3 + 5) / 4
+    counts = report(write_jsonl(tmp_path / "rows.jsonl", rows))
+    assert (counts.rows, counts.good, counts.traces) == (7, 4, 1)
+    assert (counts.duplicates, counts.repeated_questions) == (1, 1)
+    assert counts.columns == ["question", "solution"] and counts.preset == "question-solution"
+    assert [place for place, _ in counts.bad_rows] == ["line 5", "line 6", "line 7"]
+    assert counts.longest == {"question": 5, "solution": 1, "explanation": 1}
+    assert counts.mean["question"] == (3 + 3 + 3 + 5) / 4
 
 
 def test_the_first_ten_bad_rows_are_named_and_the_rest_counted(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"question": "q", "solution": "s"}, *({"question": f"q{i}"} for i in range(13))]
-    found = report(write_jsonl(tmp_path / "rows.jsonl", rows))
-    assert len(found.bad_rows) == 10 and sum(found.bad.values()) == 13
+    counts = report(write_jsonl(tmp_path / "rows.jsonl", rows))
+    assert len(counts.bad_rows) == 10 and sum(counts.bad.values()) == 13
     with pytest.raises(InputError) as error:
-        found.refuse_bad_rows(skip=False)
+        counts.refuse_bad_rows(skip=False)
     assert "13 of 14 rows" in str(error.value)
     assert "line 2: solution: " in str(error.value) and "and 3 more" in str(error.value)
-    found.refuse_bad_rows(skip=True)
+    counts.refuse_bad_rows(skip=True)
 
 
 def test_an_input_without_a_good_row_is_refused_even_if_bad_rows_are_skipped(tmp_path: Path) -> None:
-    found = report(write_jsonl(tmp_path / "rows.jsonl", [{"question": "q", "solution": ""}]))
+    counts = report(write_jsonl(tmp_path / "rows.jsonl", [{"question": "q", "solution": ""}]))
     with pytest.raises(InputError, match="1 of 1 rows"):
-        found.refuse_bad_rows(skip=True)
+        counts.refuse_bad_rows(skip=True)
     (tmp_path / "blank.jsonl").write_text("\n\n")
     with pytest.raises(InputError, match="blank.jsonl: "):
         report(tmp_path / "blank.jsonl").refuse_bad_rows(skip=True)
@@ -77,8 +77,8 @@ def test_rows_that_disagree_about_the_answer_or_differ_in_kept_columns_are_count
         {"question": "r", "solution": "s", "answer": "3", "completion": "a", "model": "B"},
     ]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
-    found = report(path, keep=["model"])
-    assert (found.duplicates, found.other_meta, found.disagreements) == (2, 1, 1)
+    counts = report(path, keep=["model"])
+    assert (counts.duplicates, counts.other_meta, counts.disagreements) == (2, 1, 1)
     printed = rlt("check", "--in", path, "--keep", "model").stdout
-    assert all(line in printed.splitlines() for line in found.conflicts) and len(found.conflicts) == 2
+    assert all(line in printed.splitlines() for line in counts.conflicts) and len(counts.conflicts) == 2
     assert not report(path).other_meta and "--keep" not in rlt("check", "--in", path).stdout

@@ -68,13 +68,13 @@ def row(data: dict[str, Any], **settings: Any) -> tuple[str | None, Row]:
 def test_the_common_layouts(
     data: dict[str, Any], preset: str, question: str, solution: str, answer: str | None, explanation: str | None
 ) -> None:
-    found, got = row(data)
-    assert found == preset
+    detected, got = row(data)
+    assert detected == preset
     assert (got.question, got.solution, got.answer, got.explanation) == (question, solution, answer, explanation)
     assert row(data, preset=preset)[1] == got
 
 
-#: Rows as the usual data sets hold them, with every column they have; the questions are ours.
+#: Rows with all columns of well-known data sets; the texts are invented.
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "gsm8k": (
         "gsm8k",
@@ -113,10 +113,10 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_rows_of_the_usual_data_sets_are_understood(name: str) -> None:
+def test_rows_of_well_known_data_sets_are_read(name: str) -> None:
     preset, data = ROWS[name]
-    found, got = row(data)
-    assert found == preset and got.question == data.get("question", data.get("problem"))
+    detected, got = row(data)
+    assert detected == preset and got.question == data.get("question", data.get("problem"))
     assert got.solution.strip() and "<<" not in got.solution
     assert got.answer == {"gsm8k": "36", "s1k": None}.get(name, data.get("answer"))
 

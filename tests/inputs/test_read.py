@@ -67,11 +67,11 @@ def test_a_bad_line_is_one_bad_record_and_the_rest_is_read(tmp_path: Path) -> No
     lines = [b'{"question": ', b"[1]", b'"text"', b'{"question": "\xff"}', b'{"a": "\0"}', b"\0\0\0"]
     (tmp_path / "rows.jsonl").write_bytes(b"\n".join([*lines, jsonl(ROWS)]))
     records = read(tmp_path / "rows.jsonl")
-    assert [record.place for record in records] == [f"line {number}" for number in range(1, 9)]
-    problems = [record.problem for record in records]
-    assert problems[6:] == [None, None]
+    assert [record.location for record in records] == [f"line {number}" for number in range(1, 9)]
+    reasons = [record.reason for record in records]
+    assert reasons[6:] == [None, None]
     for problem, expected in zip(
-        problems, ["not JSON", "a list", "text", "not UTF-8 at byte 15", "not JSON", "not JSON"],
+        reasons, ["not JSON", "a list", "text", "not UTF-8 at byte 15", "not JSON", "not JSON"],
         strict=False,
     ):  # fmt: skip
         assert expected in problem
@@ -81,9 +81,9 @@ def test_csv_rows_with_a_wrong_number_of_fields_are_bad(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text('question,solution\n"one\ntwo",1\na,b,c\nd\n')
     records = read(tmp_path / "rows.csv")
     assert records[0].data == {"question": "one\ntwo", "solution": "1"}
-    assert [record.place for record in records[1:]] == ["line 4", "line 5"]
+    assert [record.location for record in records[1:]] == ["line 4", "line 5"]
     for record, reason in zip(records[1:], ["more fields", "fewer fields"], strict=True):
-        assert record.data is None and reason in str(record.problem) and "2 columns" in str(record.problem)
+        assert record.data is None and reason in str(record.reason) and "2 columns" in str(record.reason)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_unreadable_files_and_folders_are_named_in_one_line(tmp_path: Path, lock
 def test_a_folder_gives_the_rows_of_all_its_files_in_order(tmp_path: Path) -> None:
     for name, row in zip("ab", ROWS, strict=True):
         (tmp_path / f"{name}.jsonl").write_bytes(jsonl([row]))
-    assert [(record.place, record.data) for record in read(tmp_path)] == [("row 0", ROWS[0]), ("row 1", ROWS[1])]
+    assert [(record.location, record.data) for record in read(tmp_path)] == [("row 0", ROWS[0]), ("row 1", ROWS[1])]
 
 
 def test_a_damaged_saved_data_set_is_one_line(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ HUGE, DEEP = "9" * 5000, "[" * 100_000 + "]" * 100_000
 def test_json_that_python_does_not_read_is_a_bad_row_or_one_line(tmp_path: Path, value: str, reason: str) -> None:
     (tmp_path / "rows.jsonl").write_bytes(jsonl(ROWS[:1]) + f'{{"id": {value}}}\n'.encode() + jsonl(ROWS[1:]))
     good, bad, other = read(tmp_path / "rows.jsonl")
-    assert (good.data, other.data) == (ROWS[0], ROWS[1]) and (bad.place, bad.problem) == ("line 2", reason)
+    assert (good.data, other.data) == (ROWS[0], ROWS[1]) and (bad.location, bad.reason) == ("line 2", reason)
     (tmp_path / "rows.json").write_text(f'[{{"id": {value}}}]')
     with pytest.raises(InputError, match=f"rows.json: {reason}"):
         read(tmp_path / "rows.json")

@@ -16,7 +16,7 @@ from rlt_data.formats import load_format
 from rlt_data.formats.views import PLAIN, student_message
 from rlt_data.inputs.read import read_records
 from rlt_data.settings import InputSettings
-from rlt_data.steps import distill as distill_module
+from rlt_data.steps import rank as rank_module
 from rlt_data.storage.errorlog import ErrorLog
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
@@ -126,7 +126,7 @@ def test_a_draw_does_not_depend_on_the_order_of_questions_or_on_parts(
     many = make_run(tmp_path / "many", *reversed(traces))
     drawn = []
     for run, parts_at_a_time in ((one, 64), (many, 64), (many, 3)):
-        monkeypatch.setattr(distill_module, "PARTS_AT_A_TIME", parts_at_a_time)
+        monkeypatch.setattr(rank_module, "PARTS_AT_A_TIME", parts_at_a_time)
         ranked(run)
         drawn.append(sorted(selected(run, select=select, limit=7, seed=5)))
     assert drawn[0] == drawn[1] == drawn[2] and len(drawn[0]) == 7
@@ -135,7 +135,7 @@ def test_a_draw_does_not_depend_on_the_order_of_questions_or_on_parts(
 def test_limit_with_parts_that_have_no_selected_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path / "run", [trace("a", 0)], [trace("b", 0), trace("b", 1)], [trace("c", 0)])
     ranked(run)
-    monkeypatch.setattr(distill_module, "PARTS_AT_A_TIME", 1)
+    monkeypatch.setattr(rank_module, "PARTS_AT_A_TIME", 1)
     assert selected(run, select="rank:2", limit=5) == ["b/1"]
 
 
@@ -185,15 +185,15 @@ def test_datasets_loads_the_folder_and_finds_the_rows_of_the_jsonl_file(
     summary = distilled(run, shape=shape, select="all")
     loaded = datasets.load_dataset(str(summary.out), cache_dir=str(tmp_path / "cache"))
     assert list(loaded) == ["train"]
-    found = loaded["train"].to_list()
-    assert found == [json.loads(line) for line in (summary.out / "train.jsonl").read_text().splitlines()]
-    assert [row["trace_id"] for row in found] == ["a/2", "a/1", "a/0", "b/1"]
+    loaded_rows = loaded["train"].to_list()
+    assert loaded_rows == [json.loads(line) for line in (summary.out / "train.jsonl").read_text().splitlines()]
+    assert [row["trace_id"] for row in loaded_rows] == ["a/2", "a/1", "a/0", "b/1"]
     roles = {
         column: [turn.get("role") or turn.get("from") for turn in turns]
-        for column, turns in found[0].items()
+        for column, turns in loaded_rows[0].items()
         if isinstance(turns, list)
     }
-    assert roles == ROLES[shape] and ("system" in found[0]) == (shape == "bespoke")
+    assert roles == ROLES[shape] and ("system" in loaded_rows[0]) == (shape == "bespoke")
     origin = {
         "question_id": "a",
         "source_id": "source of a",
@@ -202,7 +202,7 @@ def test_datasets_loads_the_folder_and_finds_the_rows_of_the_jsonl_file(
         "reward": 2.0,
         "thought_tokens": 10,
     }
-    assert origin.items() <= found[0].items()
+    assert origin.items() <= loaded_rows[0].items()
 
 
 @pytest.mark.parametrize("shape", ["messages", "prompt-completion"])
@@ -398,8 +398,8 @@ def test_a_row_has_the_metadata_of_its_trace(tmp_path: Path) -> None:
     questions = run.read("questions", 0).to_pylist()
     run.write_part("questions", 0, to_table("questions", [{**row, "meta": '{"q": 1}'} for row in questions]))
     ranked(run)
-    found = rows(distilled(run, select="all").out)
-    assert dict(found.select("trace_id", "meta").iter_rows()) == {
+    selected_rows = rows(distilled(run, select="all").out)
+    assert dict(selected_rows.select("trace_id", "meta").iter_rows()) == {
         "a/0": '{"m": "A"}',
         "a/1": '{"m": "B"}',
         "b/0": '{"q": 1}',
@@ -449,3 +449,11 @@ def test_traces_that_generate_has_not_made_are_reported(rlt: Rlt, run: RunFolder
     assert distilled(run).missing_traces == 12 - 8 - 1
     ErrorLog(run, "generate").add("c", "too long", None)  # none of its traces can be made
     assert distilled(run).missing_traces == 8 - 6 - 1
+
+
+def test_a_trace_whose_score_failed_is_not_missing(run: RunFolder) -> None:
+    run.record("generate", {"settings": {"n": 3}})
+    run.write_part("scores", 0, run.read("scores", 0).slice(1))
+    ErrorLog(run, "score").add("a/0", "too long", None)
+    assert ranked(run).missing_traces == distilled(run).missing_traces == 1  # question c has 2 traces
+    assert run.count("ranks") == run.count("traces") - 1

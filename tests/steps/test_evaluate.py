@@ -69,16 +69,16 @@ def test_figures_follow_from_the_grades(tmp_path: Path) -> None:
     }
     run = graded_run(tmp_path / "run", gold, completions)
     settings = EvaluateSettings(model="m", benchmark="gsm8k", n=4, temperature=1.0)
-    found = evaluation_of(run, settings, failed=0)
+    evaluation = evaluation_of(run, settings, failed=0)
     right = {"a": 3, "b": 1, "c": 0}
-    assert (found.questions, found.answers) == (3, 12)
-    assert found.accuracy == pytest.approx((3 / 4 + 1 / 4 + 0) / 3)
-    assert found.pass_at == {
+    assert (evaluation.questions, evaluation.answers) == (3, 12)
+    assert evaluation.accuracy == pytest.approx((3 / 4 + 1 / 4 + 0) / 3)
+    assert evaluation.pass_at == {
         k: pytest.approx(sum(1 - comb(4 - hits, k) / comb(4, k) for hits in right.values()) / 3) for k in (1, 2, 4)
     }
-    assert found.majority == pytest.approx(1 / 3)  # only a: 4 is given three times; b's 999 is wrong
-    assert found.formatted == pytest.approx(10 / 12) and found.truncated == pytest.approx(2 / 12)
-    assert found.low <= found.accuracy <= found.high and found.low < found.high
+    assert evaluation.majority == pytest.approx(1 / 3)  # only a: 4 is given three times; b's 999 is wrong
+    assert evaluation.formatted == pytest.approx(10 / 12) and evaluation.truncated == pytest.approx(2 / 12)
+    assert evaluation.low <= evaluation.accuracy <= evaluation.high and evaluation.low < evaluation.high
     assert evaluation_of(run, settings.model_copy(update={"n": 1}), failed=0).accuracy == pytest.approx(2 / 3)
 
 
@@ -152,9 +152,9 @@ def test_prompts_contain_only_the_question(rlt: Rlt, read: Read, tiny: Tiny, tmp
     ],
 )
 def test_records_of_benchmarks_are_read(name: str, record: dict[str, Any], question: str, gold: str) -> None:
-    found = BENCHMARKS[name].row(record)
-    assert found[0].startswith(question) and found[1] == gold
-    assert bool(found[2]) == (name == "countdown")
+    fields = BENCHMARKS[name].row(record)
+    assert fields[0].startswith(question) and fields[1] == gold
+    assert bool(fields[2]) == (name == "countdown")
 
 
 def test_choices_are_shuffled_by_a_hash_of_the_question() -> None:

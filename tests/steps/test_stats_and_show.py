@@ -253,18 +253,18 @@ def test_an_id_is_printed_as_it_is(rlt: Rlt, tmp_path: Path, source: str) -> Non
 
 
 def test_a_table_from_before_a_nullable_column_existed_is_read_with_nulls(tmp_path: Path) -> None:
-    made = make_run(tmp_path / "run", [trace("a", 0), trace("b", 0)])
-    ranked(made)
-    before = distilled(made, out=str(tmp_path / "before"))
-    made.write_part("traces", 0, made.read("traces", 0).drop_columns(["meta"]))
-    again = RunFolder(made.path)
+    run = make_run(tmp_path / "run", [trace("a", 0), trace("b", 0)])
+    ranked(run)
+    before = distilled(run, out=str(tmp_path / "before"))
+    run.write_part("traces", 0, run.read("traces", 0).drop_columns(["meta"]))
+    again = RunFolder(run.path)
     assert again.read("traces", 0)["meta"].to_pylist() == [None, None]
     assert again.read("traces", 0).schema.names == SCHEMAS["traces"].names
     assert stats(again).rows["traces"] == 2 and find(again, "b").traces[0]["meta"] is None
     assert distilled(again, out=str(tmp_path / "after")).rows == before.rows
-    made.write_part("traces", 0, made.read("traces", 0).drop_columns(["completion"]))
+    run.write_part("traces", 0, run.read("traces", 0).drop_columns(["completion"]))
     with pytest.raises(RunFolderError, match="cannot be read as a table"):
-        RunFolder(made.path).read("traces", 0)
+        RunFolder(run.path).read("traces", 0)
 
 
 def test_a_trace_is_shown_with_its_own_kept_columns_or_those_of_its_question(rlt: Rlt, tmp_path: Path) -> None:

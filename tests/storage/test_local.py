@@ -57,7 +57,7 @@ def test_a_replacement_that_fails_and_cannot_be_undone_is_finished_later(run: Ru
     outcomes = [ranking()]
     ranked(run, buckets=2)
     outcomes.append(ranking())
-    whole = files_of(tmp_path)
+    complete = files_of(tmp_path)
     for first in range(1, 5):
         for second in range(first + 1, first + 6):
             ranked(run)
@@ -65,7 +65,7 @@ def test_a_replacement_that_fails_and_cannot_be_undone_is_finished_later(run: Ru
                 ranked(run, buckets=2)
             assert ranking() in outcomes, (first, second)
             ranked(run, buckets=2)
-            assert files_of(tmp_path).keys() == whole.keys()
+            assert files_of(tmp_path).keys() == complete.keys()
 
 
 def test_a_failed_write_of_a_part_does_not_damage_the_table(run: RunFolder) -> None:
@@ -189,8 +189,8 @@ def test_a_staging_folder_removed_by_another_process_is_created_again(
         return listdir(path)
 
     monkeypatch.setattr(os, "listdir", remove_first)
-    with LocalFolder(tmp_path).replace("page", files=["page"]) as fresh:
-        (fresh / "page").write_text("page")
+    with LocalFolder(tmp_path).replace("page", files=["page"]) as content:
+        (content / "page").write_text("page")
     assert removed and listdir(tmp_path) == ["page"]
     staging.mkdir()
     removed = 0

@@ -159,10 +159,10 @@ def test_a_failed_replacement_in_a_store_changes_nothing_or_is_finished_later(mo
     content.write("old.json", lambda path: path.write_text("1"))
 
     def write() -> None:
-        with new_folder(folder) as fresh:
+        with new_folder(folder) as staging:
             for name in ("last.json", "inner/first.json"):
-                (fresh / name).parent.mkdir(exist_ok=True)
-                (fresh / name).write_text("2")
+                (staging / name).parent.mkdir(exist_ok=True)
+                (staging / name).write_text("2")
 
     def refusing(self: MemoryFileSystem, local: str, path: str, **options: Any) -> None:
         if path.endswith("last.json"):

@@ -48,9 +48,9 @@ def _torture(function: str, *arguments: object) -> None:
     ids=["some", "many"],
 )
 def test_no_fault_loses_an_earlier_result(step: int, kinds: tuple[str, ...]) -> None:
-    found = torture("faults", step, kinds)
-    assert found.keys() == {"rank", "distill", "report", "countdown", "merge"}
-    for name, counts in found.items():
+    results = torture("faults", step, kinds)
+    assert results.keys() == {"rank", "distill", "report", "countdown", "merge"}
+    for name, counts in results.items():
         assert isinstance(counts, dict) and counts["faults"] > 1, name
         assert counts["lost"] == counts["left"] == 0 and counts["old"] and counts["new"], (name, counts)
 

@@ -335,8 +335,8 @@ def test_a_replacement_whose_lock_was_taken_over_changes_nothing(url: str, monke
 
     monkeypatch.setattr(objects, "upload", upload_and_lose)
     with pytest.raises(RunFolderError, match="has taken over this run folder"):
-        with open_folder(url).replace("page", files=["page"]) as fresh:
-            (fresh / "page").write_text("new")
+        with open_folder(url).replace("page", files=["page"]) as staging:
+            (staging / "page").write_text("new")
     assert files().cat_file(f"{url}/page") == b"old"
     assert files().cat_file(f"{url}/.page.rlt-data/new/page") == b"of the other"
 
@@ -390,5 +390,5 @@ def test_a_kill_while_a_run_of_the_first_layout_gets_its_manifests_loses_nothing
             pass
     with RunFolder(url).locked():
         pass
-    found = RunFolder.existing(url)
-    assert found.info["version"] == 2 and [found.read("traces", part) for part in range(3)] == expected
+    reopened = RunFolder.existing(url)
+    assert reopened.info["version"] == 2 and [reopened.read("traces", part) for part in range(3)] == expected

@@ -123,11 +123,11 @@ def test_only_one_process_writes_to_a_run(run: RunFolder) -> None:
 
 def test_other_settings_are_refused_by_name(run: RunFolder) -> None:
     run.record("generate", {"depends_on": {"temperature": 0.7, "seed": 0}})
-    run.refuse_other_settings("generate", {"temperature": 1.0, "seed": 0})  # the step has no rows yet
+    run.refuse_other_settings("generate", {"depends_on": {"temperature": 1.0, "seed": 0}})  # the step has no rows yet
     run.add_segment("traces", 0, to_table("traces", [trace(0)]))
-    run.refuse_other_settings("generate", {"temperature": 0.7, "seed": 0})
+    run.refuse_other_settings("generate", {"depends_on": {"temperature": 0.7, "seed": 0}})
     with pytest.raises(RunFolderError, match=r"temperature was 0\.7, now 1\.0") as error:
-        run.refuse_other_settings("generate", {"temperature": 1.0, "seed": 0})
+        run.refuse_other_settings("generate", {"depends_on": {"temperature": 1.0, "seed": 0}})
     assert "seed" not in str(error.value) and "another --out" in str(error.value)
 
 

@@ -27,14 +27,14 @@ def settings(**changes: object) -> CountdownSettings:
     ("operators", "fewest", "most"), [("+-*/", 3, 4), ("+-*/", 6, 6), ("+-*", 2, 5), ("/", 2, 2), ("-", 2, 3)]
 )
 def test_every_problem_is_solved_by_its_expression(operators: str, fewest: int, most: int) -> None:
-    wanted = settings(rows=20, operators=operators, fewest=fewest, most=most, smallest_target=1, largest=400)
-    made = list(problems(wanted))
-    for problem in made:
+    options = settings(rows=20, operators=operators, fewest=fewest, most=most, smallest_target=1, largest=400)
+    drawn = list(problems(options))
+    for problem in drawn:
         assert fewest <= len(problem.numbers) <= most and 1 <= problem.target <= 100
         assert all(1 <= number <= 400 for number in problem.numbers)
         assert why_wrong(problem.expression, problem.numbers, problem.target) is None
         assert set(problem.expression) <= set("0123456789 ()" + operators)
-    assert len({problem.key for problem in made}) == 20
+    assert len({problem.key for problem in drawn}) == 20
 
 
 def test_splits_share_no_problem_whatever_the_seed() -> None:
@@ -80,8 +80,8 @@ def test_more_rows_than_problems_is_an_error() -> None:
     ],
 )
 def test_answers_are_checked(answer: str, reason: str | None) -> None:
-    found = why_wrong(answer, (3, 4, 5), 7)
-    assert found is None if reason is None else re.search(reason, found or "")
+    message = why_wrong(answer, (3, 4, 5), 7)
+    assert message is None if reason is None else re.search(reason, message or "")
 
 
 def test_intermediate_fractions_are_exact() -> None:

@@ -70,8 +70,8 @@ def test_a_hanging_answer_does_not_affect_the_next() -> None:
 
 
 def test_an_answer_that_raises_in_the_grader_is_wrong_with_a_note(grader: Grader) -> None:
-    found = grader.grade("countdown", "1 + 1", "", numbers=["x"], target="no number")
-    assert not found.correct and "ValueError" in found.note
+    grade = grader.grade("countdown", "1 + 1", "", numbers=["x"], target="no number")
+    assert not grade.correct and "ValueError" in grade.note
     assert grader.grade("math", "5", "5").correct
 
 
