@@ -277,7 +277,8 @@ def _merge(adapter: Path, base: Checkpoint, folder: Path, name: str) -> None:
     from transformers import AutoModelForCausalLM
 
     logger.info("%s: merging the adapter into %s once, into %s", name, base.name, folder)
-    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
+    temporary = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
     try:
         base_model = AutoModelForCausalLM.from_pretrained(base.folder, dtype="auto")
         PeftModel.from_pretrained(base_model, adapter).merge_and_unload(safe_merge=True).save_pretrained(temporary)
