@@ -147,7 +147,7 @@ def test_sharding_that_would_save_no_model_is_refused() -> None:
         check_sharding(trainer(fsdp=sharded("SHARDED_STATE_DICT")))
     check_sharding(trainer(zero=SimpleNamespace(zero_stage=3)))
     check_sharding(trainer(zero=SimpleNamespace(zero_stage=2), sync=True))
-    with pytest.raises(SettingsError, match="--sync-steps"):
+    with pytest.raises(SettingsError, match="--ref-sync-steps"):
         check_sharding(trainer(zero=SimpleNamespace(zero_stage=3), sync=True))
 
 
