@@ -80,10 +80,10 @@ def _measure(cluster: Any, questions: Path, folder: Path, traces: int) -> list[d
     rows.append({"run": "three engines, a node taken away after a third", **three.to_end()})
     check_and_remove("three")
     for name, first, second in (("there", (), on_cluster(2)), ("back", on_cluster(2), ())):
-        begun = _Watched(generate(name, *first), folder / name)
-        begun.wait_for(total // 2)
-        begun.process.kill()
-        begun.process.wait()
+        killed = _Watched(generate(name, *first), folder / name)
+        killed.wait_for(total // 2)
+        killed.process.kill()
+        killed.process.wait()
         finished = _Watched(generate(name, *second), folder / name).to_end()
         rows.append(
             {"run": f"begun {'on the cluster' if first else 'here'}, killed at half, finished there", **finished}

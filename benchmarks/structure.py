@@ -15,10 +15,10 @@ from pathlib import Path
 PACKAGES = ("rlt_data", "cli", "recipes")
 #: Packages and modules from the top layer to the bottom, including modules of earlier commits; imports go down.
 LAYERS = (
-    ("cli", "recipes"), ("run",), ("reporting", "page"), ("publish",), ("training",), ("statistics",), ("steps",),
-    ("scoring", "reward"), ("tasks",), ("engines", "cluster"), ("inputs",), ("formats",), ("provenance",),
-    ("storage", "store", "errorlog", "joins", "listing", "locks", "parquet", "places", "tables"), ("settings",),
-    ("errors", "libraries", "progress", "plots", "watchdog", "retries", "nano"),
+    ("cli", "recipes"), ("api",), ("run",), ("calls",), ("reporting", "page"), ("publish",), ("training",),
+    ("statistics",), ("steps",), ("scoring", "reward"), ("tasks",), ("engines", "cluster"), ("inputs",), ("formats",),
+    ("provenance",), ("storage", "store", "errorlog", "joins", "listing", "locks", "parquet", "places", "tables"),
+    ("settings",), ("plugins", "progress"), ("errors", "libraries", "plots", "watchdog", "retries", "nano"),
 )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ import yaml
 
 from rlt_data import plots
 from rlt_data.errors import RltDataError, SettingsError, first_line
-from rlt_data.settings import Settings, parse_settings
+from rlt_data.settings import Settings, TrainingSettings, parse_settings
 from rlt_data.steps.provenance import versions
 from rlt_data.steps.registry import STEPS, Step
 from rlt_data.storage.outputs import write_json
@@ -97,6 +97,7 @@ class Experiment:
 
     def _launch(self, name: str, settings: Settings) -> dict[str, Any]:
         """Run a training with ``accelerate launch`` and the configuration that ``launcher`` names."""
+        assert isinstance(settings, TrainingSettings)
         if self.config["launcher"] == "zero3" and find_spec("deepspeed") is None:
             raise SettingsError("launcher: zero3 needs DeepSpeed; pip install deepspeed, or set launcher: fsdp2")
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
@@ -114,9 +115,9 @@ class Experiment:
             ]
             code = subprocess.run([*launch, *command], check=False).returncode
             if code:
-                raise RltDataError(f"{self.recipe}: {name} for {settings.out} failed with code {code}; see above")  # type: ignore[attr-defined]
-        recorded = json.loads((Path(settings.out) / "training.json").read_text(encoding="utf-8"))  # type: ignore[attr-defined]
-        return {"out": str(settings.out), **recorded}  # type: ignore[attr-defined]
+                raise RltDataError(f"{self.recipe}: {name} for {settings.out} failed with code {code}; see above")
+        recorded = json.loads((Path(settings.out) / "training.json").read_text(encoding="utf-8"))
+        return {"out": settings.out, **recorded}
 
     def _show(self, name: str, section: str, settings: Settings) -> None:
         if section not in self._shown:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The whole way with a tiny model and nothing but the core installed.
+# Run every step with a tiny model and only the core installed.
 # usage: core.sh BIN   (the bin folder of the environment)
 set -eu
 bin=$1

@@ -43,8 +43,8 @@ def test_every_file_that_a_workflow_names_exists(workflow: str) -> None:
 
 
 def test_ci_covers_the_python_versions_of_the_classifiers_and_of_the_setup_script() -> None:
-    found = [re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", text) for text in PROJECT["classifiers"]]
-    versions = [match[1] for match in found if match]
+    matches = [re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", text) for text in PROJECT["classifiers"]]
+    versions = [match[1] for match in matches if match]
     assert WORKFLOWS["ci"]["jobs"]["test"]["strategy"]["matrix"]["python"] == versions
     assert {"ubuntu-latest", "macos-latest", "windows-latest"} == {
         *WORKFLOWS["ci"]["jobs"]["core"]["strategy"]["matrix"]["os"]

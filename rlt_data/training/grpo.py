@@ -6,8 +6,6 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 from rlt_data.engines import Model
 from rlt_data.engines.config import context_length_of, load_config
 from rlt_data.engines.models import Checkpoint, weights_fingerprint
+from rlt_data.engines.vllm import installed_version, major_minor
 from rlt_data.errors import InputError, SettingsError
 from rlt_data.formats import Format, Tokenizer, encode
 from rlt_data.libraries import quiet_bars
@@ -207,13 +206,12 @@ def _check_vllm(settings: PolicySettings) -> None:
     if settings.vllm == "none":
         return
     supported = f"TRL supports vLLM {_VLLM[0][0]}.{_VLLM[0][1]} to {_VLLM[1][0]}.{_VLLM[1][1]}"
-    if find_spec("vllm") is None:
+    version = installed_version()
+    if version is None:
         raise SettingsError(f"--vllm: vLLM is not installed ({supported})")
     if not torch.cuda.is_available():
         raise SettingsError("--vllm: needs CUDA, because weights are copied to vLLM from GPU to GPU")
-    version = str(import_module("vllm").__version__)
-    major, minor = (int("".join(filter(str.isdigit, part)) or 0) for part in version.split(".")[:2])
-    if not _VLLM[0] <= (major, minor) <= _VLLM[1]:
+    if not _VLLM[0] <= major_minor(version) <= _VLLM[1]:
         logger.warning("vLLM %s is untested: %s", version, supported)
 
 

@@ -121,7 +121,7 @@ class Rollouts:
             with trainer.accelerator.autocast():
                 for sample in self._policy_engine(trainer).generate([block], sampling):
                     if isinstance(sample, Failure):
-                        raise ModelError(f"sampling: {sample.reason}; lower --batch-size or --max-tokens")
+                        raise ModelError(f"sampling: {sample.reason}; lower --sampling-batch-size or --max-tokens")
                     assert sample.token_ids is not None and sample.logprobs is not None
                     assert sample.tail_logprobs is not None
                     index = int(sample.key)

@@ -203,7 +203,7 @@ def training_provenance(settings: FineTuneSettings | PolicySettings, **models: C
     Resuming does not compare them, so folders may be moved and models renamed.
 
     Args:
-        settings: settings of the training; defaults are left out, values from a preset or recipe are not.
+        settings: settings of the training; defaults are left out, values from a preset or ``--defaults`` are not.
         models: checkpoints by role.
     """
     off_by_default = {name for name, field in type(settings).model_fields.items() if field.default is False}
@@ -232,8 +232,8 @@ def check_sharding(trainer: Any) -> None:
     deepspeed = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
     if deepspeed is not None and deepspeed.zero_stage == 3 and getattr(trainer.args, "sync_ref_model", False):
         raise SettingsError(
-            "--sync-steps: checkpoints cannot store a reference model sharded by DeepSpeed ZeRO-3; use FSDP2 "
-            "(recipes/accelerate/fsdp2.yaml) or --sync-steps 0"
+            "--ref-sync-steps: checkpoints cannot store a reference model sharded by DeepSpeed ZeRO-3; use FSDP2 "
+            "(recipes/accelerate/fsdp2.yaml) or --ref-sync-steps 0"
         )
 
 

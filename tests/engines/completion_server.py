@@ -30,7 +30,9 @@ class Kind:
 
     ids: bool = True
     more: bool = True
-    stop: str = "requested"  # asked: as include_stop_str_in_output says; silent; logprobs
+    #: What happens to the stop text: "requested" keeps it if include_stop_str_in_output is set, "reported" removes it
+    #: and returns matched_stop, "removed" removes it.
+    stop: str = "requested"
     processed: bool = True
     any_token: bool = True  # logprob_token_ids
     prompt_logprobs: str | None = "prompt_logprobs"

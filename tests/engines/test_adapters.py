@@ -52,6 +52,11 @@ def test_an_adapter_runs_as_its_base_with_its_changes(tiny: Tiny, base: Path, tm
         with expected.disable_adapter():
             assert not torch.allclose(expected(ids).logits, logits, atol=1e-1)
     assert find_checkpoint(str(adapter)) == merged and merged.name == str(adapter)
+    # A killed process leaves an unfinished folder, which the next one replaces.
+    merged.folder.rename(unfinished := merged.folder.with_name(f".{merged.folder.name}.unfinished"))
+    (unfinished / "half.safetensors").write_text("")
+    assert find_checkpoint(str(adapter)) == merged and not (merged.folder / "half.safetensors").exists()
+    assert not unfinished.exists()
     tokenizer: Any = open_model(str(adapter), ModelSettings()).tokenizer
     assert tokenizer.encode("17 * 3") == AutoTokenizer.from_pretrained(tiny()).encode("17 * 3")
     halved = find_checkpoint(str(adapter_of(base, tmp_path / "of-bfloat16")))

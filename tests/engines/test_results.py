@@ -79,7 +79,7 @@ def test_lies_about_samples(opened: Callable[..., Model], proxy: Process, lie: s
 
 
 @pytest.mark.parametrize("lie", ["deep", "surrogate", "no text", "word"])
-def test_answers_that_cannot_be_read_are_asked_for_again(
+def test_requests_with_unreadable_answers_are_sent_again(
     opened: Callable[..., Model], proxy: Process, lie: str
 ) -> None:
     model = opened("vllm" if lie == "word" else "hosted")

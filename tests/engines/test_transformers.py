@@ -126,7 +126,7 @@ def test_logprobs_are_those_of_a_forward_pass_at_the_sampling_temperature(
         assert sample.prompt_tokens == len(prompt)
 
 
-def test_a_block_gives_the_same_bits_again_also_if_only_some_samples_are_owed(engine_of: Any) -> None:
+def test_a_block_gives_the_same_bits_again_also_if_only_some_samples_are_emitted(engine_of: Any) -> None:
     engine = engine_of(batch_size=4)
     requests = prompts(engine)
     complete = samples(engine, [requests], WARM)
@@ -269,7 +269,7 @@ def test_the_shared_prefix_is_computed_once_and_the_head_runs_on_scored_tokens_o
     assert sum(rows) == 16 * 10
 
 
-def test_a_block_scores_to_the_same_bits_if_only_some_texts_are_owed(engine_of: Any) -> None:
+def test_a_block_scores_to_the_same_bits_if_only_some_texts_are_emitted(engine_of: Any) -> None:
     engine = engine_of(batch_tokens=64)
     block = text_groups(engine)
     complete = scored(engine, block, 0.7)

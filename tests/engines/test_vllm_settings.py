@@ -85,7 +85,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_cause_and_a_remedy(
 ) -> None:
     """On a GPU vLLM itself says no more than that its engine could not be initialised."""
     monkeypatch.setattr(vllm, "_CORE", "tests.engines.cores:too_large")
-    monkeypatch.setattr(vllm, "_installed_version", lambda: "0.33.0")
+    monkeypatch.setattr(vllm, "installed_version", lambda: "0.33.0")
     checkpoint = find_checkpoint(str(tiny()))
     with pytest.raises(ModelError) as error:
         open_pool(checkpoint, ModelSettings(engine="vllm"), scoring=False, logs=tmp_path / "logs")

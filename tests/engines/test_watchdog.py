@@ -20,7 +20,7 @@ from rlt_data.errors import EngineError
 from tests.conftest import Rlt
 
 
-def test_a_run_that_hang_ends_and_the_same_command_goes_on(
+def test_a_run_that_hangs_ends_and_the_same_command_continues_it(
     rlt: Rlt, problems: Path, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"

@@ -72,7 +72,7 @@ def distinct(steps: list[tuple[int, str, int, int]]) -> bool:
 
 
 def in_order(step: tuple[int, str, int], expression: str) -> bool:
-    """Whether a computation stands in an expression as it is."""
+    """Return whether an expression contains a computation literally."""
     return " ".join(map(str, step)) in expression
 
 

@@ -1,4 +1,4 @@
-"""Every recipe in small, with the bundled models: does it run, go on, point the right way? And every scale."""
+"""Run small versions of all recipes with the bundled models, and check their effects and the settings of all scales."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def run(tmp_path: Path) -> Run:
         config = load_config(recipe, "nano") | {"seeds": 1, "workers": 1}
         for section, keys in smaller.items():
             name = section.replace("_", "-") if section.replace("_", "-") in config else section
-            whole = section in ("lambdas", "sources") or not isinstance(keys, dict)
-            config[name] = keys if whole else config[name] | keys
+            replaced = section in ("lambdas", "sources") or not isinstance(keys, dict)
+            config[name] = keys if replaced else config[name] | keys
         for section in [name for name in config if name.startswith("test")]:
             config[section] = {"countdown": config[section]["countdown"] | {"rows": test_rows}}
         work: Callable[[Experiment], None] = import_module(f"rlt_data.recipes.{recipe}.recipe").run
@@ -45,7 +45,7 @@ def run(tmp_path: Path) -> Run:
         for suffix in ("json", "md", "svg"):
             assert (experiment.out / "results" / f"{recipe}.{suffix}").stat().st_size > 100
         before = {path: path.stat().st_mtime_ns for path in (experiment.out / "steps").iterdir()}
-        work(experiment)  # all of it is done already
+        work(experiment)  # returns the stored results
         assert before == {path: path.stat().st_mtime_ns for path in (experiment.out / "steps").iterdir()}
         return dict(json.loads((experiment.out / "results" / f"{recipe}.json").read_text()))
 

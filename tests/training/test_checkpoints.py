@@ -112,7 +112,9 @@ def test_one_changed_bit_is_noticed(train: Train, interrupted: Path) -> None:
     assert last_complete_checkpoint(interrupted) == interrupted / "checkpoint-4"
 
 
-def test_without_a_whole_checkpoint_a_training_is_refused_and_nothing_removed(train: Train, interrupted: Path) -> None:
+def test_without_a_complete_checkpoint_a_training_is_refused_and_nothing_removed(
+    train: Train, interrupted: Path
+) -> None:
     for checkpoint in checkpoints(interrupted):
         (checkpoint / "model.safetensors").write_bytes(b"")
     output = " ".join(train("cut", code=5).split())

@@ -63,10 +63,10 @@ def test_two_launched_processes_train_a_student(rlt: Rlt, tiny: Tiny, tmp_path: 
     rows = write_jsonl(tmp_path / "rows.jsonl", [{"messages": messages} for messages in turns])
     options: list[Any] = ["train-student", "--model", tiny(), "--in", rows, "--device", "cpu", "--batch-size", 4]
     options += ["--epochs", 1, "--micro-batch-size", 2, "--learning-rate", 1e-3]
-    shipped = yaml.safe_load((SHIPPED / "fsdp2.yaml").read_text())
+    config = yaml.safe_load((SHIPPED / "fsdp2.yaml").read_text())
     file = tmp_path / "accelerate.yaml"
-    here = {"num_processes": 2, "use_cpu": True, "mixed_precision": "no", "main_process_port": 0}
-    file.write_text(yaml.safe_dump(shipped | here))
+    config |= {"num_processes": 2, "use_cpu": True, "mixed_precision": "no", "main_process_port": 0}
+    file.write_text(yaml.safe_dump(config))
     result = launched([*ACCELERATE, file], *options, "--out", "two")
     assert "2 processes" in result.stdout and result.stdout.count(" in two") == 1  # one of them prints
     rlt(*options, "--out", "one")

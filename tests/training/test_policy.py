@@ -94,8 +94,8 @@ def test_a_continued_training_with_a_synchronised_reference_ends_in_the_same_wei
     train_teacher(settings("straight", steps=4))
     recorded = json.loads((straight / "training.json").read_text())
     cut.mkdir()
-    begun = {key: value for key, value in recorded.items() if key in ("depends_on", "plan")}
-    (cut / "training.json").write_text(json.dumps(begun))
+    unfinished = {key: value for key, value in recorded.items() if key in ("depends_on", "plan")}
+    (cut / "training.json").write_text(json.dumps(unfinished))
     shutil.copytree(straight / "checkpoint-2", cut / "checkpoint-2")
     shutil.copytree(cut, "without reference")
     train_teacher(settings("cut", steps=4))
@@ -290,7 +290,7 @@ def test_signs_of_collapse() -> None:
     )
 
 
-def test_a_collapse_is_told_of_once(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+def test_training_warns_of_a_collapse_once(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     from rlt_data.training import rewards
 
     with pytest.MonkeyPatch.context() as patch, caplog.at_level("WARNING", "rlt_data"):
@@ -360,7 +360,7 @@ def test_a_dry_run_plans_and_writes_nothing(rlt: Rlt, tiny: Tiny, rows: Path) ->
     assert "ref_sync_steps: 32" in result.stdout and not Path("out").exists()
 
 
-def test_what_cannot_be_trained_is_refused_at_once(settings: Settings, rows: Path, tiny: Tiny) -> None:
+def test_what_cannot_be_trained_is_refused_immediately(settings: Settings, rows: Path, tiny: Tiny) -> None:
     with pytest.raises(InputError, match=r"12 of 12 prompts .*--max-tokens 3000"):
         train_teacher(settings(max_tokens=3000))
     with pytest.raises(SettingsError, match="--held-out: .*12 of 12"):
@@ -384,7 +384,7 @@ def test_what_cannot_be_trained_is_refused_at_once(settings: Settings, rows: Pat
 
 
 def test_rewards_that_are_none_have_no_advantage(settings: Settings) -> None:
-    """A student whose context is too short for a text cannot reward it; the others of the group go on."""
+    """A student whose context is too short for a text cannot reward it; other samples of the group are rewarded."""
     from rlt_data.training import rewards
 
     class Forgetful(DenseReward):

@@ -69,8 +69,8 @@ def test_a_model_is_saved_in_the_type_it_began_in(tiny: Tiny, half: Path, rows: 
 
 def test_the_best_policy_is_saved_in_the_type_it_began_in(tiny: Tiny, half: Path, problems: Path) -> None:
     sizes = {"steps": 2, "questions": 2, "group": 2, "held_out": 2, "save_steps": 1, "max_tokens": 8, "device": "cpu"}
-    asked: dict[str, Any] = {"model": str(half), "student": str(tiny("chat", 1)), "in": str(problems), "out": "out"}
-    train_teacher(TrainTeacherSettings(**(sizes | asked)))
+    paths: dict[str, Any] = {"model": str(half), "student": str(tiny("chat", 1)), "in": str(problems), "out": "out"}
+    train_teacher(TrainTeacherSettings(**(sizes | paths)))
     assert dtypes("out") == dtypes("out/best") == {torch.bfloat16}
     assert AutoConfig.from_pretrained("out/best").dtype == torch.bfloat16
     assert dtypes(checkpoints(Path("out"))[0]) == {torch.float32}
@@ -84,15 +84,15 @@ def test_plans_count_frozen_weights_in_their_type(tiny: Tiny, half: Path, rows: 
     def frozen(model: Path) -> float:
         without = train_student(student(model, rows, dry_run=True, lora_rank=1)).plan
         more = train_student(student(model, rows, dry_run=True, lora_rank=2)).plan
-        return without.state_gib - (more.state_gib - without.state_gib)  # what does not grow with the rank
+        return without.state_gib - (more.state_gib - without.state_gib)  # the part that does not grow with the rank
 
-    parameters = sum(each.numel() for each in load_file(tiny() / "model.safetensors").values())
+    parameters = sum(tensor.numel() for tensor in load_file(tiny() / "model.safetensors").values())
     assert frozen(half) * 2**30 == pytest.approx(2 * parameters) and frozen(tiny()) == pytest.approx(2 * frozen(half))
 
     def plan(rewarding: Path, dtype: str = "auto") -> float:
         sizes = {"questions": 2, "group": 2, "held_out": 2, "max_tokens": 8, "device": "cpu", "dry_run": True}
-        asked: dict[str, Any] = {"model": str(tiny()), "student": str(rewarding), "in": str(problems), "out": "out"}
-        return train_teacher(TrainTeacherSettings(**(sizes | asked), student_dtype=dtype)).plan.student_gib
+        paths: dict[str, Any] = {"model": str(tiny()), "student": str(rewarding), "in": str(problems), "out": "out"}
+        return train_teacher(TrainTeacherSettings(**(sizes | paths), student_dtype=dtype)).plan.student_gib
 
     assert plan(tiny("chat", 1)) * 2**30 == pytest.approx(4 * parameters)
     assert plan(tiny("chat", 1), "bfloat16") == pytest.approx(plan(tiny("chat", 1)) / 2)
@@ -100,7 +100,7 @@ def test_plans_count_frozen_weights_in_their_type(tiny: Tiny, half: Path, rows: 
 
 def test_adapters_are_trained_over_weights_in_their_first_type(half: Path, rows: Path) -> None:
     train_student(student(half, rows, lora_rank=2))
-    assert {each.dtype for each in load_file("out/adapter_model.safetensors").values()} == {torch.float32}
+    assert {tensor.dtype for tensor in load_file("out/adapter_model.safetensors").values()} == {torch.float32}
     assert set(json.loads(Path("out/training.json").read_text())["weights"]) == {"adapter_model.safetensors"}
     merged = open_model("out", ModelSettings(dtype="bfloat16"))
     assert dtypes(merged.checkpoint.folder) == {torch.bfloat16}
@@ -124,10 +124,10 @@ def test_a_model_with_code_is_trained_if_that_is_allowed(
         train_student(student(folder, rows))
     train_student(student(folder, rows, trust_remote_code=True))
     sizes = {"steps": 1, "questions": 2, "group": 2, "held_out": 2, "save_steps": 1, "max_tokens": 8, "device": "cpu"}
-    asked: dict[str, Any] = {"model": "out", "student": str(folder), "in": str(problems), "out": "teacher"}
+    paths: dict[str, Any] = {"model": "out", "student": str(folder), "in": str(problems), "out": "teacher"}
     with pytest.raises(ModelError, match="code"):
-        train_teacher(TrainTeacherSettings(**(sizes | asked)))
-    train_teacher(TrainTeacherSettings(**(sizes | asked), trust_remote_code=True))
+        train_teacher(TrainTeacherSettings(**(sizes | paths)))
+    train_teacher(TrainTeacherSettings(**(sizes | paths), trust_remote_code=True))
     for trained in ("out", "teacher", "teacher/best"):
         open_model(trained, ModelSettings(trust_remote_code=True)).load()
 
@@ -147,7 +147,7 @@ def test_sharding_that_would_save_no_model_is_refused() -> None:
         check_sharding(trainer(fsdp=sharded("SHARDED_STATE_DICT")))
     check_sharding(trainer(zero=SimpleNamespace(zero_stage=3)))
     check_sharding(trainer(zero=SimpleNamespace(zero_stage=2), sync=True))
-    with pytest.raises(SettingsError, match="--sync-steps"):
+    with pytest.raises(SettingsError, match="--ref-sync-steps"):
         check_sharding(trainer(zero=SimpleNamespace(zero_stage=3), sync=True))
 
 

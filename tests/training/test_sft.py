@@ -151,23 +151,24 @@ def test_another_training_is_not_continued(tiny: Tiny, rows: Path, tmp_path: Pat
     assert [path.name for path in (tmp_path / "notes").iterdir()] == ["mine.txt"]
 
 
-def test_a_training_goes_on_in_another_place(tiny: Tiny, rows: Path, tmp_path: Path) -> None:
+def test_a_training_continues_in_another_folder(tiny: Tiny, rows: Path, tmp_path: Path) -> None:
     train_student(settings(tiny(), rows, max_steps=2, save_steps=1))
     model, data = shutil.copytree(tiny(), tmp_path / "model"), shutil.copy(rows, tmp_path / "data.jsonl")
     Path("out").rename("moved")
     recorded = json.loads(Path("moved/training.json").read_text())
-    begun = {key: value for key, value in recorded.items() if key not in ("steps", "loss")}
-    for known in (begun, {key: begun[key] for key in ("depends_on", "plan")}):  # older ones had no more
-        Path("moved/training.json").write_text(json.dumps(known))
+    unfinished = {key: value for key, value in recorded.items() if key not in ("steps", "loss")}
+    earlier_version = {key: unfinished[key] for key in ("depends_on", "plan")}
+    for content in (unfinished, earlier_version):
+        Path("moved/training.json").write_text(json.dumps(content))
         shutil.rmtree("moved/checkpoint-2", ignore_errors=True)
         assert train_student(settings(model, Path(data), "moved", max_steps=2, save_steps=1)).steps == 2
-        now = json.loads(Path("moved/training.json").read_text())
-        assert now == recorded | {key: now[key] for key in ("settings", "models", "data")}
-        assert now["models"]["model"]["name"] == str(model) and now["settings"]["out"] == "moved"
+        rewritten = json.loads(Path("moved/training.json").read_text())
+        assert rewritten == recorded | {key: rewritten[key] for key in ("settings", "models", "data")}
+        assert rewritten["models"]["model"]["name"] == str(model) and rewritten["settings"]["out"] == "moved"
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "trackio", "wandb"])
-def test_curves_that_go_nowhere_are_told_at_once(
+def test_a_missing_logger_is_refused_immediately(
     rlt: Rlt, tiny: Tiny, rows: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)  # as if it was not installed
@@ -178,7 +179,7 @@ def test_curves_that_go_nowhere_are_told_at_once(
     assert not Path("out").exists()
 
 
-def test_mistakes_are_told_before_training(tiny: Tiny, rows: Path, tmp_path: Path) -> None:
+def test_mistakes_are_reported_before_training(tiny: Tiny, rows: Path, tmp_path: Path) -> None:
     other = write_jsonl(tmp_path / "other.jsonl", [{"question": "q", "answer": "a"}])
     with pytest.raises(InputError, match="question, answer"):
         train_student(settings(tiny(), other))

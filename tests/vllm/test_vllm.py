@@ -52,11 +52,11 @@ def prompts(name: str) -> list[np.ndarray]:
     return [np.asarray(tokenizer(text)["input_ids"], np.int32) for text in PROMPTS]  # type: ignore[operator]
 
 
-def sample(engine: Engine, prompts: list[np.ndarray], seeds: range, **how: Any) -> dict[str, Sample]:
-    sampling = Sampling(**{"temperature": 0.7, "top_p": 1.0, "top_k": 0, "max_tokens": 24, "stop": STOP} | how)
+def sample(engine: Engine, prompts: list[np.ndarray], seeds: range, **options: Any) -> dict[str, Sample]:
+    sampling = Sampling(**{"temperature": 0.7, "top_p": 1.0, "top_k": 0, "max_tokens": 24, "stop": STOP} | options)
     requests = [
-        PromptRequest(ids, [SampleRequest(f"{place}/{seed}", 2**63 + seed) for seed in seeds], tail=2)
-        for place, ids in enumerate(prompts)
+        PromptRequest(ids, [SampleRequest(f"{index}/{seed}", 2**63 + seed) for seed in seeds], tail=2)
+        for index, ids in enumerate(prompts)
     ]
     results = list(engine.generate([requests[:2], requests[2:]], sampling))
     assert not [result for result in results if isinstance(result, Failure)]
@@ -69,21 +69,21 @@ def logprobs(engine: Engine, requests: list[SequenceRequest], temperature: float
     return {result.key: result.logprobs for result in results}  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("how", [{}, {"temperature": 1.0}, {"top_p": 0.8, "top_k": 20}, {"temperature": 0.0}])
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"top_p": 0.8, "top_k": 20}, {"temperature": 0.0}])
 def test_logprobs_of_samples_are_those_of_a_second_pass(
-    engines: dict[str, Engine], prompts: list[np.ndarray], how: dict[str, float]
+    engines: dict[str, Engine], prompts: list[np.ndarray], options: dict[str, float]
 ) -> None:
-    samples = sample(engines["sampling"], prompts, range(4), **how)
+    samples = sample(engines["sampling"], prompts, range(4), **options)
     assert len(samples) == 16
     requests = []
-    for key, found in samples.items():
+    for key, result in samples.items():
         prompt = prompts[int(key.split("/")[0])]
-        ids = np.concatenate([prompt, found.token_ids])  # type: ignore[list-item]
-        wanted = np.arange(len(prompt) - 2, len(ids), dtype=np.int32)
-        requests.append(SequenceRequest(key, ids, wanted))
-    second = logprobs(engines["transformers"], requests, how.get("temperature", 0.7) or 1.0)
-    for key, found in samples.items():
-        first = np.concatenate([found.tail_logprobs, found.logprobs])  # type: ignore[list-item]
+        ids = np.concatenate([prompt, result.token_ids])  # type: ignore[list-item]
+        positions = np.arange(len(prompt) - 2, len(ids), dtype=np.int32)
+        requests.append(SequenceRequest(key, ids, positions))
+    second = logprobs(engines["transformers"], requests, options.get("temperature", 0.7) or 1.0)
+    for key, result in samples.items():
+        first = np.concatenate([result.tail_logprobs, result.logprobs])  # type: ignore[list-item]
         np.testing.assert_allclose(first, second[key], atol=1e-4)
 
 
@@ -98,47 +98,48 @@ def test_scores_are_those_of_transformers(
         SequenceRequest("some", text[:30], np.array([3, 4, 9, 17], np.int32)),
     ]
     expected = logprobs(engines["transformers"], requests, temperature)
-    found = logprobs(engines["scoring"], requests, temperature)
+    scores = logprobs(engines["scoring"], requests, temperature)
     for request in requests:
-        np.testing.assert_allclose(found[request.key], expected[request.key], atol=1e-4)
+        np.testing.assert_allclose(scores[request.key], expected[request.key], atol=1e-4)
 
 
 @pytest.mark.parametrize("first", [1, 100, 511])
 def test_a_text_that_fills_the_context_is_scored(
     engines: dict[str, Engine], prompts: list[np.ndarray], first: int
 ) -> None:
-    """A second pass over a sample that ran into the end of the context; vLLM has no room for the token it samples."""
+    """Score a sample that fills the context, which leaves vLLM no room for the token that it always samples."""
     text = np.resize(np.concatenate(prompts), 512)
     requests = [SequenceRequest("full", text, np.arange(first, 512, dtype=np.int32))]
-    found = logprobs(engines["scoring"], requests, 0.7)
-    np.testing.assert_allclose(found["full"], logprobs(engines["transformers"], requests, 0.7)["full"], atol=1e-4)
+    scores = logprobs(engines["scoring"], requests, 0.7)
+    np.testing.assert_allclose(scores["full"], logprobs(engines["transformers"], requests, 0.7)["full"], atol=1e-4)
 
 
-def test_samples_end_as_those_of_transformers(engines: dict[str, Engine], prompts: list[np.ndarray]) -> None:
-    """At temperature 0 both engines take the same tokens, and must come to the same text, end and length."""
+def test_samples_end_like_those_of_transformers(engines: dict[str, Engine], prompts: list[np.ndarray]) -> None:
+    """At temperature 0 both engines draw the same tokens and must return the same text, end and length."""
     for tokens in (1, 24):
-        ours = sample(engines["transformers"], prompts, range(1), temperature=0.0, max_tokens=tokens)
-        theirs = sample(engines["sampling"], prompts, range(1), temperature=0.0, max_tokens=tokens)
-        for key in ours:
-            assert theirs[key].text == ours[key].text
-            assert theirs[key].token_ids.tolist() == ours[key].token_ids.tolist()  # type: ignore[union-attr]
-            assert (theirs[key].finish_reason, theirs[key].end_token) == (ours[key].finish_reason, ours[key].end_token)
+        expected = sample(engines["transformers"], prompts, range(1), temperature=0.0, max_tokens=tokens)
+        samples = sample(engines["sampling"], prompts, range(1), temperature=0.0, max_tokens=tokens)
+        assert samples.keys() == expected.keys()
+        for key, result in samples.items():
+            assert result.text == expected[key].text
+            assert result.token_ids.tolist() == expected[key].token_ids.tolist()  # type: ignore[union-attr]
+            assert (result.finish_reason, result.end_token) == (expected[key].finish_reason, expected[key].end_token)
 
 
 def test_a_sample_depends_on_its_seed_alone(engines: dict[str, Engine], prompts: list[np.ndarray]) -> None:
     together = sample(engines["sampling"], prompts, range(4))
     alone = sample(engines["sampling"], prompts[:1], range(1, 2))
     assert together["0/1"].text == alone["0/1"].text
-    assert len({found.text for found in together.values()}) > 8
+    assert len({result.text for result in together.values()}) > 8
 
 
 @pytest.mark.parametrize("picks", [True, False])
-def test_the_installed_version_takes_the_form_that_texts_are_scored_in(picks: bool) -> None:
-    """Without a GPU the form of the V2 runner cannot run, but vLLM's own validation of it can."""
+def test_the_installed_version_accepts_the_parameters_of_scoring(picks: bool) -> None:
+    """Without a GPU, the parameters of the V2 runner cannot run, but vLLM's validation of them can."""
     if picks:
         assert picks_tokens(vllm.__version__, SimpleNamespace(use_v2_model_runner=True))
-    asked = vllm.SamplingParams(**scored(np.arange(200, dtype=np.int32), 50, picks_tokens=picks))
+    params = vllm.SamplingParams(**scored(np.arange(200, dtype=np.int32), 50, picks_tokens=picks))
     config = SimpleNamespace(max_logprobs=20, max_model_len=512, get_vocab_size=lambda: 400)
-    asked._validate_logprobs(config)
+    params._validate_logprobs(config)
     with pytest.raises(vllm.exceptions.VLLMValidationError, match="prompt_logprob_token_ids"):
         vllm.SamplingParams(prompt_logprob_token_ids=np.zeros((1, 30), np.int32))._validate_logprobs(config)

@@ -31,7 +31,7 @@ Served = Callable[..., Engine]
 
 @pytest.fixture(scope="module")
 def model(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that comes with sampling settings of its own, which vLLM takes for what a request leaves open."""
+    """Return a model with sampling defaults, which vLLM applies unless a request overrides them."""
     folder = tmp_path_factory.mktemp("vllm") / "model"
     shutil.copytree(tiny("wide"), folder)
     config = json.loads((folder / "generation_config.json").read_text())
@@ -42,7 +42,7 @@ def model(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -
 
 @contextmanager
 def vllm_server(folder: Path, log: Path, *flags: str) -> Iterator[Callable[[], str]]:
-    """Run vLLM's server; gives a function that waits for it and returns its URL."""
+    """Run vLLM's server; yields a function that waits for it and returns its URL."""
     port = unused_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--port", port]
     command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", 512, *flags]
@@ -76,14 +76,14 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     copy = divided(model, logs / "copy")
     engines = []
     with (
-        vllm_server(model, logs / "model.log", "--logprobs-mode", "processed_logprobs") as whole,
-        vllm_server(copy, logs / "copy.log") as part,
+        vllm_server(model, logs / "model.log", "--logprobs-mode", "processed_logprobs") as model_url,
+        vllm_server(copy, logs / "copy.log") as copy_url,
     ):
 
-        def open_engine(which: str = "whole", scoring: bool = False, served_temperature: float = 1.0) -> Engine:
-            url = {"whole": whole, "copy": part}[which]
-            how = ModelSettings(engine="server", url=(url(),))
-            opened = open_model(str(model), how, scoring=scoring, served_temperature=served_temperature)
+        def open_engine(which: str = "model", scoring: bool = False, served_temperature: float = 1.0) -> Engine:
+            url = {"model": model_url, "copy": copy_url}[which]
+            settings = ModelSettings(engine="server", url=(url(),))
+            opened = open_model(str(model), settings, scoring=scoring, served_temperature=served_temperature)
             engines.append(opened.engine)
             return engines[-1]
 
@@ -93,7 +93,7 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 
 @pytest.fixture(scope="module")
-def ours(model: Path) -> Engine:
+def local(model: Path) -> Engine:
     return open_model(str(model), ModelSettings(dtype="float32")).engine
 
 
@@ -102,8 +102,8 @@ def prompts(model: Path) -> list[PromptRequest]:
     tokenizer = open_model(str(model), ModelSettings()).tokenizer
     ids = [np.asarray(tokenizer(text)["input_ids"], np.int32) for text in PROMPTS]
     return [
-        PromptRequest(each, [SampleRequest(f"{place}-{seed}", 2**63 + seed) for seed in range(8)], tail=2)
-        for place, each in enumerate(ids)
+        PromptRequest(prompt, [SampleRequest(f"{index}-{seed}", 2**63 + seed) for seed in range(8)], tail=2)
+        for index, prompt in enumerate(ids)
     ]
 
 
@@ -117,9 +117,9 @@ def logprobs(engine: Engine, requests: list[SequenceRequest], temperature: float
     return {result.key: getattr(result, "logprobs", result) for result in engine.logprobs([[requests]], temperature)}
 
 
-def second_pass(engine: Engine, prompts: list[PromptRequest], found: dict[str, Sample], temperature: float) -> Any:
+def second_pass(engine: Engine, prompts: list[PromptRequest], results: dict[str, Sample], temperature: float) -> Any:
     requests = []
-    for key, sample in found.items():
+    for key, sample in results.items():
         prompt = prompts[int(key[0])].ids
         ids = np.concatenate([prompt, sample.token_ids])  # type: ignore[list-item]
         requests.append(SequenceRequest(key, ids, np.arange(len(prompt) - 2, len(ids), dtype=np.int32)))
@@ -128,29 +128,29 @@ def second_pass(engine: Engine, prompts: list[PromptRequest], found: dict[str, S
 
 @pytest.mark.parametrize("temperature", [0.7, 0.0, 1.0])
 def test_samples_carry_the_log_probs_of_a_second_pass(
-    served: Served, ours: Engine, prompts: list[PromptRequest], temperature: float
+    served: Served, local: Engine, prompts: list[PromptRequest], temperature: float
 ) -> None:
     engine = served()
     assert engine.context_length == 512
-    found = samples(engine, prompts, Sampling(temperature, 1.0, 0, 24, "<|nothing|>"))
-    assert len(found) == 24
-    for key, values in second_pass(ours, prompts, found, temperature or 1.0).items():
-        sample = found[key]
+    results = samples(engine, prompts, Sampling(temperature, 1.0, 0, 24, "<|nothing|>"))
+    assert len(results) == 24
+    for key, values in second_pass(local, prompts, results, temperature or 1.0).items():
+        sample = results[key]
         assert np.allclose(np.concatenate([sample.tail_logprobs, sample.logprobs]), values, atol=1e-4), key
         assert len(sample.token_ids) == sample.completion_tokens <= 24
-    if temperature:  # the model's own settings, three tokens to choose from, did not come through
-        assert len({sample.token_ids[0] for sample in found.values()}) > 9
+    if temperature:  # the model's defaults, which allow three tokens, were overridden
+        assert len({sample.token_ids[0] for sample in results.values()}) > 9
         again = samples(engine, prompts[::-1], Sampling(temperature, 1.0, 0, 24, "<|nothing|>"))
         assert {key: s.token_ids.tolist() for key, s in again.items()} == {
-            key: s.token_ids.tolist() for key, s in found.items()
+            key: s.token_ids.tolist() for key, s in results.items()
         }
 
 
 def test_samples_end_as_those_of_the_transformers_engine(served: Served, prompts: list[PromptRequest]) -> None:
-    found = samples(served(), prompts, Sampling(1.5, 1.0, 0, 200, "e"))
-    for sample in found.values():
+    results = samples(served(), prompts, Sampling(1.5, 1.0, 0, 200, "e"))
+    for sample in results.values():
         assert ("e" in sample.text) == (sample.finish_reason == "stop")
-    reasons = [sample.finish_reason for sample in found.values()]
+    reasons = [sample.finish_reason for sample in results.values()]
     assert reasons.count("stop") > 12
     ends = samples(served(), prompts, Sampling(2.0, 1.0, 0, 400, "<|nothing|>"))
     ended = [sample for sample in ends.values() if sample.finish_reason == "eos"]
@@ -162,10 +162,10 @@ def test_raw_log_probs_are_left_out_unless_the_temperature_is_1(
     served: Served, prompts: list[PromptRequest], model: Path, tmp_path: Path
 ) -> None:
     assert all(s.logprobs is None for s in samples(served("copy"), prompts, Sampling(0.7, 1.0, 0, 8, "e")).values())
-    found = samples(served("copy"), prompts, Sampling(1.0, 1.0, 0, 8, "e"))
+    results = samples(served("copy"), prompts, Sampling(1.0, 1.0, 0, 8, "e"))
     copy = open_model(str(divided(model, tmp_path / "copy")), ModelSettings(dtype="float32")).engine
-    for key, values in second_pass(copy, prompts, found, 1.0).items():
-        sample = found[key]
+    for key, values in second_pass(copy, prompts, results, 1.0).items():
+        sample = results[key]
         assert np.allclose(np.concatenate([sample.tail_logprobs, sample.logprobs]), values, atol=1e-4)
 
 
@@ -178,11 +178,11 @@ def texts() -> list[SequenceRequest]:
     return requests
 
 
-def test_scoring_gives_the_log_probs_of_the_transformers_engine(served: Served, ours: Engine) -> None:
-    whole = logprobs(served(scoring=True), texts(), 1.0)
-    part = logprobs(served("copy", scoring=True, served_temperature=0.7), texts(), 0.7)
-    for temperature, found in ((1.0, whole), (0.7, part)):
-        expected = logprobs(ours, texts(), temperature)
-        assert found.keys() == expected.keys()
+def test_scoring_gives_the_log_probs_of_the_transformers_engine(served: Served, local: Engine) -> None:
+    of_model = logprobs(served(scoring=True), texts(), 1.0)
+    of_copy = logprobs(served("copy", scoring=True, served_temperature=0.7), texts(), 0.7)
+    for temperature, scores in ((1.0, of_model), (0.7, of_copy)):
+        expected = logprobs(local, texts(), temperature)
+        assert scores.keys() == expected.keys()
         for key, values in expected.items():
-            assert np.allclose(found[key], values, atol=1e-4), (temperature, key)
+            assert np.allclose(scores[key], values, atol=1e-4), (temperature, key)

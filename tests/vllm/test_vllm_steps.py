@@ -32,15 +32,15 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one engine, without a hitch."""
+    """A run with one engine, without interruptions."""
     folder = tmp_path_factory.mktemp("runs") / "straight"
     run_to_end(generate(questions, folder))
     return folder
 
 
 def generate(questions: Path, run: Path, *more: Any) -> list[str]:
-    how = ("--engine", "vllm", "--dtype", "float32", "--n", "8", "--max-tokens", "120", *map(str, more))
-    return command("generate", "--teacher", "nano", "--in", questions, "--out", run, *how)
+    options = ("--engine", "vllm", "--dtype", "float32", "--n", "8", "--max-tokens", "120", *map(str, more))
+    return command("generate", "--teacher", "nano", "--in", questions, "--out", run, *options)
 
 
 def texts(read: Read, run: Path) -> list[Any]:
@@ -50,12 +50,12 @@ def texts(read: Read, run: Path) -> list[Any]:
 
 
 def test_killed_engines_and_a_killed_run_cost_no_sample(questions: Path, run: Path, tmp_path: Path, read: Read) -> None:
-    """Two engines, one of which is killed at work, then the whole run; then one engine makes what is owed."""
-    torn = tmp_path / "torn"
+    """Kill one of two engines, then the run; one engine then makes the missing samples."""
+    killed = tmp_path / "killed"
     process = subprocess.Popen(
-        generate(questions, torn, "--data-parallel", 2), env=environment(), stderr=subprocess.PIPE, text=True
+        generate(questions, killed, "--data-parallel", 2), env=environment(), stderr=subprocess.PIPE, text=True
     )
-    while not list(torn.glob("journal/traces/*/*.parquet")):
+    while not list(killed.glob("journal/traces/*/*.parquet")):
         assert process.poll() is None
         time.sleep(0.05)
     engines = [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
@@ -65,10 +65,10 @@ def test_killed_engines_and_a_killed_run_cost_no_sample(questions: Path, run: Pa
     process.kill()
     _, errors = process.communicate()
     assert "an engine process died" in errors
-    assert 0 < len(read(torn / "journal" / "traces", "*")) < 300 * 8
-    run_to_end(generate(questions, torn))
-    assert texts(read, torn) == texts(read, run)
-    assert not (torn / "errors.jsonl").exists()
+    assert 0 < len(read(killed / "journal" / "traces", "*")) < 300 * 8
+    run_to_end(generate(questions, killed))
+    assert texts(read, killed) == texts(read, run)
+    assert not (killed / "errors.jsonl").exists()
 
 
 def test_scores_equal_those_of_the_transformers_engine(run: Path, tmp_path: Path, rlt: Rlt, read: Read) -> None:
@@ -80,17 +80,17 @@ def test_scores_equal_those_of_the_transformers_engine(run: Path, tmp_path: Path
     for column in ("reward", "r_ss", "r_kl", "solution_logprob_min", "kl_max"):
         assert (both[column] - both[f"{column}_right"]).abs().max() < 1e-4  # type: ignore[operator]
     for column in ("solution_logprobs", "thought_logprobs"):
-        ours, theirs = (both[name].explode().to_numpy() for name in (f"{column}_right", column))
-        # The miniature is so sure of itself that some tokens have log-probs below -20, of whose digits float32 has 7.
-        np.testing.assert_allclose(theirs, ours, atol=1e-4, rtol=1e-5)
+        expected, computed = (both[name].explode().to_numpy() for name in (f"{column}_right", column))
+        # The miniature is so confident that some log-probs are below -20, of which float32 keeps 7 digits.
+        np.testing.assert_allclose(computed, expected, atol=1e-4, rtol=1e-5)
 
 
 def test_a_text_longer_than_the_engine_takes_fails_alone(questions: Path, tmp_path: Path, rlt: Rlt) -> None:
     run = tmp_path / "run"
     lines = questions.read_text().splitlines()[:4]
-    few = tmp_path / "few.jsonl"
-    few.write_text("\n".join(lines))
-    how = ("--engine", "vllm", "--n", 1, "--max-model-len", 24, "--out", run)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(lines))
+    options = ("--engine", "vllm", "--n", 1, "--max-model-len", 24, "--out", run)
     assert "the context is 24" in (
-        rlt("generate", "--teacher", "nano", "--in", few, *how, code=4).output + (run / "errors.jsonl").read_text()
+        rlt("generate", "--teacher", "nano", "--in", rows, *options, code=4).output + (run / "errors.jsonl").read_text()
     )
