@@ -1,4 +1,4 @@
-"""The report shows what the run holds."""
+"""The data of a report is that of its runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_an_index_has_every_figure_of_every_trace(tmp_path: Path) -> None:
     assert columns["rank"] == table(run, "ranks").sort("trace_id")["rank"].to_list()
     assert [index["questions"][number][0] for number in columns["question"]] == list("aaabbc")
     assert index["questions"][2] == ["c", "source of c", "What is c?"]
-    assert "flaw" not in columns  # nobody has one
+    assert "flaw" not in columns  # no trace has one
 
 
 def test_a_page_holds_whole_questions_up_to_its_limit(tmp_path: Path) -> None:
