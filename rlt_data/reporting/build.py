@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rlt_data.progress import Progress
-from rlt_data.reporting.collect import TOKENS, TraceSelection
+from rlt_data.reporting.collect import TOKENS, ListedTraces
 from rlt_data.reporting.overview import asset, rendered
 from rlt_data.statistics import MEANINGS
 
@@ -27,7 +27,7 @@ _SCRIPTS = ("data", "list", "question", "main")
 _INDEX_MARKER, _BLOCKS_MARKER = "<!-- index -->", "<!-- chunks -->"
 
 
-def write_page(file: Path, title: str, overview: str, selection: TraceSelection, progress: Progress) -> None:
+def write_page(file: Path, title: str, overview: str, selection: ListedTraces, progress: Progress) -> None:
     """Write the report as one self-contained file.
 
     Args:
