@@ -206,7 +206,10 @@ def test_an_existing_card_keeps_what_others_wrote(hub: HubServer, run: RunFolder
     assert {"theirs", "default", "rank_01"} <= {entry["config_name"] for entry in merged.data.to_dict()["configs"]}
     assert "Above." in merged.text and "Below." in merged.text and merged.text.count(BEGIN) == 1
     assert "--select rank:2" in merged.text
-    edit_card(hub, (END, ""))
+    edit_card(hub, ("language: en", "date: 2026-13-01"))
+    with pytest.raises(HubError, match=r"the metadata of its README.md cannot be read: month must be in"):
+        pushed(run)
+    edit_card(hub, ("date: 2026-13-01", "language: en"), (END, ""))
     with pytest.raises(HubError, match="has <!-- rlt-data:begin --> without <!-- rlt-data:end -->"):
         pushed(run)
 
