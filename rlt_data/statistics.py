@@ -51,6 +51,8 @@ MEANINGS = {
     "thought_tokens": "length of the explanation in tokens of the student",
     "solution_tokens": "length of the solution in tokens of the student",
     "completion_tokens": "number of tokens that the teacher sampled",
+    "finish_reason": "why the trace ended: stop (closing tag), eos (no closing tag), length (token limit); null if "
+    "unknown",
     "closed": "whether the explanation ends with its closing tag",
     "truncated": "whether the trace hit the token limit",
     "empty": "whether the explanation has no text",

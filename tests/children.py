@@ -1,4 +1,7 @@
-"""Commands in child processes that start in milliseconds: forked from a server that has imported the libraries."""
+"""Commands in child processes that start in milliseconds, forked from a server that has imported the libraries.
+
+killing.py starts commands in new processes instead, which Ray, vLLM and benchmarks need.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from functools import cache
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-#: What most commands import. Importing must start no thread, as threads do not survive a fork.
+#: Modules that most commands import. An import must not start a thread, because threads do not survive a fork.
 PRELOADED = [
     "datasets",
     "polars",
@@ -37,12 +40,12 @@ def _context() -> ForkServerContext:
 
 
 class Child:
-    """A child process that runs a function, or by default the command line, in the current folder and environment.
+    """A child process that runs rlt-data in the current folder and environment.
 
     Args:
-        arguments: of rlt-data.
-        prepare: what to call first.
-        unread: the stream, ``stdout`` or ``stderr``, whose reader has left.
+        arguments: the arguments of rlt-data.
+        prepare: a function to call before the command.
+        unread: ``stdout`` or ``stderr`` if that stream is a pipe whose reader has closed it.
     """
 
     def __init__(self, *arguments: object, prepare: Callable[[], object] | None = None, unread: str = "") -> None:
@@ -68,30 +71,25 @@ class Child:
 
     @property
     def stdout(self) -> str:
-        """What it has written so far."""
+        """What the command has printed so far."""
         return self._outputs[0].read_text()
 
     @property
     def stderr(self) -> str:
-        """What it has written so far."""
+        """Notices and errors so far."""
         return self._outputs[1].read_text()
 
     def wait(self, timeout: float = 240.0) -> int:
-        """Wait for its end, and return its exit code."""
+        """Wait until the process ends, and return its exit code."""
         self._process.join(timeout)
         assert self._process.exitcode is not None, self.stderr
         return self._process.exitcode
-
-    def ends_within(self, seconds: float) -> bool:
-        """Wait for its end, but not for longer, and return whether it has ended."""
-        self._process.join(seconds)
-        return not self.runs()
 
     def runs(self) -> bool:
         return self._process.is_alive()
 
     def wait_for(self, condition: Callable[[], object]) -> None:
-        """Wait until something holds; the process must not end before."""
+        """Wait until a condition is true; fail if the process ends before."""
         while not condition():
             assert self.runs(), self.stderr
             time.sleep(0.02)
@@ -100,13 +98,13 @@ class Child:
         os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """Kill it without notice."""
+        """Kill the process with SIGKILL."""
         self._process.kill()
         self._process.join()
 
 
 def run_child(*arguments: object, prepare: Callable[[], object] | None = None) -> Child:
-    """Run a command to its end, which must be a good one."""
+    """Run a command, which must succeed."""
     child = Child(*arguments, prepare=prepare)
     assert child.wait() == 0, child.stderr
     return child
@@ -138,22 +136,15 @@ def _run(
     main()
 
 
-def flush_often() -> None:
-    """Let tables reach the disk twenty times a second, so that a kill finds rows without waiting."""
+def write_slowly() -> None:
+    """Write one row per 10 ms and flush every 50 ms, so that on any machine a kill finds some rows but not all."""
     from rlt_data.storage import writer
 
     writer.FLUSH_SECONDS = 0.05
+    append = writer.TableWriter.append
 
-
-def write_slowly() -> None:
-    """Let every row take ten milliseconds, so that a command is killed before its end on any machine."""
-    from rlt_data.storage.writer import TableWriter
-
-    flush_often()
-    append = TableWriter.append
-
-    def slow(writer: TableWriter, *row: object, **columns: object) -> None:
+    def slow(table: writer.TableWriter, *row: object, **columns: object) -> None:
         time.sleep(0.01)
-        append(writer, *row, **columns)  # type: ignore[arg-type]
+        append(table, *row, **columns)  # type: ignore[arg-type]
 
-    TableWriter.append = slow  # type: ignore[method-assign]
+    writer.TableWriter.append = slow  # type: ignore[method-assign]

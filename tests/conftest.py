@@ -34,7 +34,7 @@ Rlt = Callable[..., Result]
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep fingerprints of models for one session only; a converted gemma is kept for longer, as it takes a while."""
+    """Cache fingerprints of models for one session; a converted Gemma stays in .cache, because converting is slow."""
     cache = tmp_path_factory.mktemp("cache")
     converted = Path(os.environ["XDG_CACHE_HOME"], "models")
     converted.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Make a tiny model once: tiny(kind, seed)."""
+    """Return a function that makes each tiny model once: tiny(kind, seed)."""
     folder = tmp_path_factory.mktemp("models")
 
     def make(kind: str = "chat", seed: int = 0) -> Path:
@@ -56,7 +56,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture
 def rlt() -> Rlt:
-    """Run a command line and check its exit code: rlt("score", "--in", run, code=0)."""
+    """Return a function that runs a command and checks its exit code: rlt("score", "--in", run, code=0)."""
 
     def run(*arguments: Any, code: int = 0) -> Result:
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -86,15 +86,15 @@ def oracle() -> Path:
 
 @pytest.fixture
 def read() -> Callable[[Path, str], pl.DataFrame]:
-    """Read a table of a run as a user would."""
+    """Return a function that reads a table of a run as a user would: read(run, "traces")."""
     return lambda run, table: pl.read_parquet(run / table / "*.parquet")
 
 
 @pytest.fixture
 def largest_file() -> Callable[[int], AbstractContextManager[None]]:
-    """Let every write of this process fail that would make a file longer than so many bytes.
+    """Limit the size of files: with largest_file(500), writes of this process beyond 500 bytes fail as on a full disk.
 
-    The kernel reports it as a full disk's, with another error number, and needs no file system to be mounted.
+    Only the error number differs (EFBIG instead of ENOSPC), and no file system has to be mounted.
     """
 
     import resource  # which Windows lacks
@@ -113,13 +113,13 @@ def largest_file() -> Callable[[int], AbstractContextManager[None]]:
 
 @pytest.fixture
 def file_modes() -> Iterator[None]:
-    """Let file modes hold also for root."""
+    """Apply file permissions to root too."""
     with permissions_apply():
         yield
 
 
 def examples(number: int) -> int:
-    """Return how many examples hypothesis tries: four times as many in `make test-all`."""
+    """Return the number of examples for hypothesis, which `make test-all` multiplies."""
     return number * int(os.environ.get("RLT_DATA_EXAMPLES", "1"))
 
 
@@ -131,6 +131,6 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 @pytest.fixture(autouse=True)
 def _in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run every test in a folder of its own, where default run folders land."""
+    """Run every test in its temporary folder, so that default run folders are created there."""
     monkeypatch.chdir(tmp_path)
     yield

@@ -24,9 +24,8 @@ from werkzeug.serving import make_server
 
 TOKEN = "hf_a_token_that_must_not_appear_anywhere"
 
-#: Files that the Hub stores outside git whatever their size.
+#: Files that the Hub stores outside git, whatever their size.
 _BINARY = re.compile(r"\.(parquet|safetensors|bin|png|zst|gz|arrow)$")
-
 
 #: Some licences that the Hub accepts.
 _LICENCES = {"apache-2.0", "mit", "cc-by-4.0", "other"}
@@ -107,14 +106,14 @@ class Repo:
 
 @dataclass
 class Fault:
-    """A fault that requests meet.
+    """A fault to inject.
 
     Attributes:
         to: a pattern for method and path.
         how: an HTTP status; ``cut``: the connection breaks; ``lost``: it breaks after the request was processed;
-            ``echo``: the request is refused with its token in the message; ``hang``: no answer comes; ``moved``:
-            somebody else commits just before.
-        times: number of requests that meet the fault.
+            ``echo``: the request is refused, with its token in the message; ``hang``: no answer comes; ``moved``:
+            another commit comes just before the request.
+        times: number of requests with the fault.
         after: number of requests that succeed first.
     """
 
@@ -236,13 +235,13 @@ def _app(hub: HubServer) -> Flask:
         return repo
 
     def commit_of(repo: Repo, revision: str) -> Commit:
-        found = repo.heads.get(revision) or repo.commits.get(revision)
-        if found is None:
+        commit = repo.heads.get(revision) or repo.commits.get(revision)
+        if commit is None:
             abort(_error_response(404, f"Invalid rev id: {revision}", "RevisionNotFound"))
-        return found
+        return commit
 
     @app.before_request
-    def _meet_fault() -> Response | None:
+    def _inject_fault() -> Response | None:
         request_line = f"{request.method} {request.path}"
         hub.requests.append(request_line)
         fault = hub.fault(request_line)

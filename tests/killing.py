@@ -1,4 +1,4 @@
-"""Run a command, kill it without notice at chosen moments, and go on until it ends by itself."""
+"""Run commands in new processes, kill them at random moments, and compare the tables that result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUESTIONS, SAMPLES = 1200, 2
 
 
 def write_questions(path: Path, count: int = QUESTIONS) -> Path:
-    """Write many small different questions."""
+    """Write many short questions, all different."""
     lines = [
         f'{{"id": "q{i}", "question": "What is {i} + {i * 7 % 13}?", "solution": "{i + i * 7 % 13}"}}\n'
         for i in range(count)
@@ -26,7 +26,7 @@ def write_questions(path: Path, count: int = QUESTIONS) -> Path:
 
 
 def command(*arguments: str | Path) -> list[str]:
-    """Return the command line of rlt-data with these arguments."""
+    """Return the arguments that start rlt-data in a new process."""
     return [sys.executable, "-c", "from rlt_data.cli.main import main; main()", *map(str, arguments)]
 
 
@@ -36,7 +36,7 @@ def environment() -> dict[str, str]:
 
 
 def run_to_end(arguments: Sequence[str]) -> float:
-    """Run a command, and return how many seconds it took."""
+    """Run a command, which must succeed, and return its duration in seconds."""
     began = time.monotonic()
     result = subprocess.run(arguments, env=environment(), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -44,16 +44,16 @@ def run_to_end(arguments: Sequence[str]) -> float:
 
 
 def run_and_kill(arguments: Sequence[str], kills: int, seconds: float, seed: int) -> int:
-    """Start a command over and over and kill -9 each start at a random moment, until it ends by itself.
+    """Start a command again and again, kill it at a random moment each time, and at last let it finish.
 
     Args:
         arguments: the command.
-        kills: how often to kill it; fewer if it ends earlier.
-        seconds: the moments are drawn from 0 to this.
-        seed: of the draw.
+        kills: maximum number of kills; fewer if the command finishes earlier.
+        seconds: longest time from a start to its kill.
+        seed: random seed of the moments.
 
     Returns:
-        How often it was killed while at work.
+        The number of kills.
     """
     moments = random.Random(seed)
     for killed in range(kills):
@@ -70,12 +70,12 @@ def run_and_kill(arguments: Sequence[str], kills: int, seconds: float, seed: int
 
 
 def table_bytes(run: Path, table: str) -> dict[str, bytes]:
-    """Return the content of a table's files by name."""
+    """Return the content of the files of a table, by name."""
     return {path.name: path.read_bytes() for path in sorted((run / table).glob("*.parquet"))}
 
 
 def assert_same_table(run: Path, other: Path, table: str, rows: int) -> None:
-    """Assert that a table is whole, without duplicates, and byte for byte that of another run."""
+    """Assert that a table has all rows, no duplicates, and the same bytes as that of another run."""
     keys = pl.read_parquet(run / table / "*.parquet")["trace_id"]
     assert len(keys) == rows and keys.n_unique() == rows
     assert table_bytes(run, table) == table_bytes(other, table)

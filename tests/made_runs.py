@@ -1,4 +1,4 @@
-"""Run folders with scored traces that no model made, for the steps that need none."""
+"""Run folders with made-up scored traces, for steps that need no model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COUNTS = ("solution_tokens", "kl_tokens", "student_tokens", "uncovered_chars", 
 
 
 def trace(question: str, sample: int, reward: float | None = 0.0, **more: Any) -> dict[str, Any]:
-    """Make the columns of a trace and of its score: well-formed, unless a flag of ``more`` says otherwise."""
+    """Return the columns of a trace and its score; it is well-formed unless ``more`` sets a flag."""
     flags = {"closed": True, "truncated": False, "empty": False, "holds_tag": False}
     flags |= {flag: more[flag] for flag in flags if flag in more}
     return {
@@ -47,7 +47,7 @@ def trace(question: str, sample: int, reward: float | None = 0.0, **more: Any) -
 
 
 def make_run(path: str | Path, *parts: Iterable[dict[str, Any]], format: str = "rlt") -> RunFolder:
-    """Make a run folder of whole parts of scored traces, the traces of a question one after the other."""
+    """Make a run folder with parts of scored traces; the traces of a question must be consecutive."""
     run = RunFolder(path)
     for part, traces in enumerate(parts):
         rows = list(traces)
@@ -71,7 +71,7 @@ def make_run(path: str | Path, *parts: Iterable[dict[str, Any]], format: str = "
 
 
 def drop_part(run: RunFolder, name: str, part: int) -> None:
-    """Take a part out of a table, as if the run had never had it."""
+    """Remove a part of a table, as if the run had never had it."""
     manifest = f"manifests/{name}.json"
     content = json.loads(run.folder.read(manifest))
     del content["parts"][str(part)]

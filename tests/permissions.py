@@ -1,4 +1,4 @@
-"""File permissions that also bind root, under whom the tests may run."""
+"""File permissions that apply to root too, because tests may run as root."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HEADER = (ctypes.c_uint32 * 2)(0x20080522, 0)
 
 @contextmanager
 def permissions_apply() -> Iterator[None]:
-    """Give up the right to read and write any file, until the block ends."""
+    """Drop the capabilities that let root ignore file permissions, until the block ends."""
     if os.geteuid() != 0:
         yield
         return

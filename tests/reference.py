@@ -1,4 +1,7 @@
-"""The reward, written a second time in the plainest way: one trace, two whole forward passes, spans by offsets."""
+"""A second implementation of the reward, as plain as possible, to compare the first with.
+
+It scores one trace at a time with two forward passes over the complete texts, and finds spans by character offsets.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class Reference:
         middle = format.thought_tags[1] + format.separator + format.solution_tags[0]
         tail = format.solution_tags[1] + "<|im_end|>\n"
         at = len(head) + len(thought) + len(middle)
-        (thought_lp, ours), (solution_lp, _) = self._logprobs(
+        (thought_lp, student_dist), (solution_lp, _) = self._logprobs(
             self.student,
             head + thought + middle + content + tail,
             [(len(head), len(head) + len(thought)), (at, at + len(content))],
@@ -40,8 +43,8 @@ class Reference:
         prefill = format.solution_tags[0] + content + format.solution_tags[1] + format.separator + opening
         head = self._chat(format.teacher_system, question) + prefill
         span = len(head), len(head) + len(thought)
-        [(teacher_lp, theirs)] = self._logprobs(self.teacher, head + thought + closing, [span])
-        kl = (theirs.exp() * (theirs - ours)).sum(-1) if self.full_kl else teacher_lp - thought_lp
+        [(teacher_lp, teacher_dist)] = self._logprobs(self.teacher, head + thought + closing, [span])
+        kl = (teacher_dist.exp() * (teacher_dist - student_dist)).sum(-1) if self.full_kl else teacher_lp - thought_lp
         penalty = 0.0 if closing in completion else -1.0
         r_ss = solution_lp.mean() + ALPHA * solution_lp.min()
         return {
@@ -63,12 +66,12 @@ class Reference:
         )
 
     def _logprobs(self, model: Any, text: str, spans: list[tuple[int, int]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return per span the log-probs of its tokens, and the whole distributions they come from."""
+        """Return, for each span, the log-probs of its tokens and the complete distributions at these tokens."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = torch.tensor([encoded["input_ids"]])
         with torch.no_grad():
             logprobs = (model(ids).logits[0].float() / TEMPERATURE).log_softmax(-1)
-        found = []
+        results = []
         for start, end in spans:
             inside = [
                 index
@@ -76,5 +79,5 @@ class Reference:
                 if begin >= start and stop <= end and stop > begin
             ]
             rows = torch.stack([logprobs[index - 1] for index in inside])
-            found.append((rows[range(len(inside)), ids[0, inside]], rows))
-        return found
+            results.append((rows[range(len(inside)), ids[0, inside]], rows))
+        return results

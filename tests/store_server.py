@@ -1,4 +1,4 @@
-"""A server that speaks the protocol of S3, for processes on this machine."""
+"""An S3 server for tests, which other processes on this machine can use too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real models of a few hundred kilobytes with random weights, made on the spot: one per kind of trouble."""
+"""Real models of a few hundred kilobytes with random weights: one for each kind of tokenizer or attention."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def make_tiny(folder: Path, kind: str, seed: int = 0) -> Path:
             with BOS and a byte-level tokenizer of another vocabulary. ``sliding``: Gemma 3 with a window of 24 tokens,
             tokens with BOS, byte fallback and "\u2581" for spaces, no template. ``fusing``: like ``chat``, but
             ``.<`` and ``)<`` are one token, as in vocabularies learned from web pages. ``wide``: like ``chat``, with
-            attention heads of 32, the smallest that vLLM has on a CPU.
-        seed: of the weights.
+            attention heads of size 32, the smallest that vLLM supports on a CPU.
+        seed: random seed of the weights.
     """
     torch.manual_seed(seed)
     tokenizer = {
@@ -62,7 +62,7 @@ def make_tiny(folder: Path, kind: str, seed: int = 0) -> Path:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 2048,
-        "initializer_range": 0.18 if kind == "wide" else 0.3,  # so that its layers add up to no larger numbers
+        "initializer_range": 0.18 if kind == "wide" else 0.3,  # smaller, as wide layers sum more terms
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,

@@ -95,7 +95,7 @@ def read_card(name: str, text: str | None) -> Card:
 def _parse_metadata(name: str, text: str) -> dict[str, Any]:
     try:
         data = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+    except Exception as error:  # noqa: BLE001 - for an invalid date or number, PyYAML raises what Python raises
         raise HubError(
             f"{name}: the metadata of its README.md cannot be read: {' '.join(str(error).split())}"
         ) from None

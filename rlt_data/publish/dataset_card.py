@@ -55,8 +55,6 @@ _COLUMNS = {
     "meta": "JSON of the input columns kept with --keep",
     "sample_index": "number of the sample within its question, from 0",
     "completion": "text that the teacher wrote",
-    "finish_reason": "why the trace ended: stop (closing tag), eos (no closing tag), length (token limit); null if "
-    "unknown",
     "token_ids": "sampled tokens; null for imported traces",
     "logprobs": "log-probs of token_ids under the teacher",
     "prefill_token_ids": "tokens of the padding that the prompt put before the explanation",

@@ -1,9 +1,9 @@
 """One repository on the Hub: list its files, plan a push, apply it.
 
 Each push lists its files in :data:`MANIFEST`, in the repository. The next push deletes the listed files that it no
-longer has, and leaves all other files alone. File contents are uploaded first, and a content that the Hub already has
-is not sent again, so an interrupted push continues where it stopped. Commits come last. They name the head that was
-read, so a change by somebody else in between is never lost.
+longer has, and leaves all other files alone. File contents are uploaded first, and content that the Hub already has is
+not sent again, so an interrupted push continues where it stopped. Commits come last. They name the head that was read,
+so a change by somebody else in between is never lost.
 """
 
 from __future__ import annotations

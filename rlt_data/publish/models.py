@@ -48,7 +48,7 @@ class TrainedModel:
 
     @property
     def kind(self) -> str:
-        """``teacher``, ``warmed-up-teacher``, ``solver`` or ``student``; ``fine-tuned`` if nothing tells which."""
+        """``teacher``, ``warmed-up-teacher``, ``solver`` or ``student``; ``fine-tuned`` if the kind is not recorded."""
         settings, command = self.recorded["depends_on"], self.recorded.get("command")
         if command in _KINDS:
             return _KINDS[command]

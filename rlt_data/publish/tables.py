@@ -216,8 +216,8 @@ def _write_traces(run: RunFolder, root: Path, progress: Progress) -> Config:
     for part in run.parts("traces"):
         rows = pl.DataFrame(run.read("traces", part, _scalar_columns("traces")))
         rows = run.join_questions(rows, part)
-        for table in ("scores", "ranks"):
-            rows = run.join(rows, table, part, _scalar_columns(table))
+        for name in ("scores", "ranks"):
+            rows = run.join(rows, name, part, _scalar_columns(name))
         table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
         writer = writer or ConfigWriter(root, "traces", table.schema)
         writer.write(table.cast(writer.config.schema))

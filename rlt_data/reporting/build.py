@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rlt_data.progress import Progress
-from rlt_data.reporting.collect import TOKENS, TraceSelection
+from rlt_data.reporting.collect import TOKENS, ListedTraces
 from rlt_data.reporting.overview import asset, rendered
 from rlt_data.statistics import MEANINGS
 
@@ -24,10 +24,10 @@ from rlt_data.statistics import MEANINGS
 _TRACES_PER_BLOCK = 64
 #: Files of the script, concatenated into one scope.
 _SCRIPTS = ("data", "list", "question", "main")
-_INDEX_MARKER, _BLOCKS_MARKER = "<!-- index -->", "<!-- chunks -->"
+_INDEX_MARKER, _BLOCKS_MARKER = "<!-- index -->", "<!-- blocks -->"
 
 
-def write_page(file: Path, title: str, overview: str, selection: TraceSelection, progress: Progress) -> None:
+def write_page(file: Path, title: str, overview: str, selection: ListedTraces, progress: Progress) -> None:
     """Write the report as one self-contained file.
 
     Args:
@@ -39,7 +39,7 @@ def write_page(file: Path, title: str, overview: str, selection: TraceSelection,
     """
     blocks = list(selection.blocks(_TRACES_PER_BLOCK))
     first_questions = [sum(len(block) for block in blocks[:number]) for number in range(len(blocks))]
-    html = page(title, overview, list(selection.runs), {"chunks": first_questions})
+    html = page(title, overview, list(selection.runs), {"blocks": first_questions})
     before_index, _, after_index = html.partition(_INDEX_MARKER)
     script, _, end = after_index.partition(_BLOCKS_MARKER)
     with file.open("w", encoding="utf-8") as opened:
@@ -65,7 +65,7 @@ def page(title: str, overview: str, sources: list[str], head: Mapping[str, Any])
         title: title of the page.
         overview: HTML of the overview.
         sources: names of the runs.
-        head: further values for the script: ``chunks``, the first question of each block, or ``live`` and ``stamp``.
+        head: further values for the script: ``blocks``, the first question of each block, or ``live`` and ``stamp``.
     """
     script = '"use strict";\n{\n' + "".join(asset(f"script/{name}.js") for name in _SCRIPTS) + "}\n"
     digest = base64.b64encode(hashlib.sha256(f"\n{script}".encode()).digest()).decode()

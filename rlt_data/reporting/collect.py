@@ -46,7 +46,7 @@ class SelectedQuestion:
     parts: tuple[int, ...]
 
 
-class TraceSelection:
+class ListedTraces:
     """The traces that a report lists, from one run or several.
 
     Args:

@@ -23,7 +23,8 @@ _MAX_REASONS = 10
 #: Settings that are not listed, because every step has them.
 _HIDDEN_SETTINGS = ("in", "input", "out")
 
-_WORDS = {
+#: Terms that the overview explains.
+_GLOSSARY = {
     "trace": "one explanation of how to get from a question to its solution, written by a teacher or imported",
     "explanation": "the text of a trace between the teacher's tags, which the student reads as its own thought",
     "score": "the reward of a trace and the numbers it is computed from, its terms",
@@ -31,10 +32,11 @@ _WORDS = {
     "KL": "difference between the log-probs of teacher and student at a token; large where the teacher expects the "
     "token and the student does not",
 } | {name: MEANINGS[name] for name in ("reward", "r_ss", "r_kl", "rank", "bucket", "value", "well_formed")}
+#: Meanings of the numbers on the cards, in addition to those of columns.
 _CARD_MEANINGS = {
-    "traces": _WORDS["trace"],
+    "traces": _GLOSSARY["trace"],
     "scores": "scored traces",
-    "sampled tokens": "tokens that the teacher sampled in all traces",
+    "sampled_tokens": "tokens that the teacher sampled in all traces",
 }
 
 
@@ -51,7 +53,7 @@ def overview(runs: Mapping[str, RunFolder], note: str = "") -> str:
     return rendered(
         "overview.html",
         note=note,
-        words=_WORDS,
+        glossary=_GLOSSARY,
         meanings={**_CARD_MEANINGS, **MEANINGS},
         sources=[_source(name, run, frames[name]) for name, run in runs.items()],
         plots={name: plots.svg(draw, name, size) for name, (draw, size) in drawings.items()},
@@ -104,8 +106,8 @@ def _cards(figures: Stats) -> dict[str, str]:
     reward = "reward" if means.get("reward") is not None else "reward_without_entropy"
     cards = {table: f"{count:,}" for table, count in figures.rows.items() if count and table != "ranks"}
     if means.get(reward) is not None:
-        cards[f"mean {reward.replace('_', ' ')}"] = f"{means[reward]:.3f}"
-    cards |= {f"{flag.replace('_', ' ')}": f"{figures.shares[flag]:.1%}" for flag in figures.shares if flag != "closed"}
+        cards[f"mean {_words(reward)}"] = f"{means[reward]:.3f}"
+    cards |= {_words(flag): f"{share:.1%}" for flag, share in figures.shares.items() if flag != "closed"}
     if figures.completion_tokens:
         cards["sampled tokens"] = f"{figures.completion_tokens:,}"
     cards |= {f"tokens/s, {step}": f"{rate:,.0f}" for step, rate in figures.tokens_per_second.items()}
@@ -137,15 +139,13 @@ def _comparison(frames: Mapping[str, pl.DataFrame]) -> dict[str, Any]:
         for frame in (one, other)
     ]
     both = best[0].join(best[1], on="question_id", suffix="_other")
-    shared = both.select("question_id")
-    rows: dict[str, list[Any]] = {
-        "traces": [],
-        f"mean {value.replace('_', ' ')}": [],
-        "mean of the best per question": [],
-    }
-    rows |= {"mean r_ss": [], "mean r_kl": [], "share well-formed": [], "mean tokens per explanation": []}
+    names = [
+        "traces", f"mean {_words(value)}", "mean of the best per question", "mean r_ss", "mean r_kl",
+        "share well-formed", "mean tokens per explanation",
+    ]  # fmt: skip
+    rows: dict[str, list[Any]] = {name: [] for name in names}
     for frame, column in ((one, value), (other, f"{value}_other")):
-        frame = frame.join(shared, on="question_id", how="semi")
+        frame = frame.join(both, on="question_id", how="semi")
         finite = frame.filter(pl.col(value).is_finite())
         figures = [
             len(frame), finite[value].mean(), both[column].mean(), frame["r_ss"].mean(), frame["r_kl"].mean(),
@@ -157,7 +157,7 @@ def _comparison(frames: Mapping[str, pl.DataFrame]) -> dict[str, Any]:
     behind = (both[value] < both[f"{value}_other"]).sum()
     return {
         "names": [first, second], "questions": len(both), "rows": rows, "ahead": ahead, "behind": behind,
-        "value": value.replace("_", " "),
+        "value": _words(value),
     }  # fmt: skip
 
 

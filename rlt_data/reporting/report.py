@@ -10,7 +10,7 @@ from pathlib import Path
 from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.reporting.build import write_page
-from rlt_data.reporting.collect import TraceSelection, source_name
+from rlt_data.reporting.collect import ListedTraces, source_name
 from rlt_data.reporting.overview import overview
 from rlt_data.settings import ReportSettings
 from rlt_data.storage.outputs import write_file
@@ -50,7 +50,7 @@ def report(settings: ReportSettings, progress: Progress = SILENT) -> ReportSumma
     """
     began = time.monotonic()
     runs = _sources(settings)
-    selection = TraceSelection(runs, settings.limit)
+    selection = ListedTraces(runs, settings.limit)
     if not selection.selected:
         raise SettingsError(f"--against: {settings.input} and {settings.against} have no questions in common")
     title = settings.title or " against ".join(runs)
@@ -88,7 +88,7 @@ def _sources(settings: ReportSettings) -> Mapping[str, RunFolder]:
     return dict(zip(names, runs, strict=True))
 
 
-def _limit_note(selection: TraceSelection, traces: int) -> str:
+def _limit_note(selection: ListedTraces, traces: int) -> str:
     """Return a note if the report does not list all traces."""
     if traces == selection.traces:
         return ""

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from rlt_data.errors import RltDataError, SettingsError
 from rlt_data.reporting.build import page
-from rlt_data.reporting.collect import TraceSelection, source_name
+from rlt_data.reporting.collect import ListedTraces, source_name
 from rlt_data.reporting.live import Watch
 from rlt_data.reporting.overview import overview
 from rlt_data.storage.run import RunFolder
@@ -81,13 +81,13 @@ class Viewer:
     def _runs(self) -> dict[str, RunFolder]:
         return {self._name: RunFolder.existing(self._path)}
 
-    def _select(self) -> tuple[TraceSelection, dict[str, Any]]:
-        selection = TraceSelection(self._runs(), self._limit)
+    def _select(self) -> tuple[ListedTraces, dict[str, Any]]:
+        selection = ListedTraces(self._runs(), self._limit)
         return selection, selection.index()
 
     def page(self) -> str:
         """Return the page, which requests its data later."""
-        stamp, overview_html = self._overview.at(self._watch.now()["stamp"])
+        stamp, overview_html = self.overview()
         return page(self._name, overview_html, [self._name], {"live": True, "stamp": stamp})
 
     def overview(self) -> tuple[str, str]:
@@ -115,7 +115,7 @@ class Viewer:
         for part in run.parts("traces"):
             rows = pl.DataFrame(run.read("traces", part, ["trace_id", "question_id"])).filter(trace_id=key)
             if len(rows):
-                selection = TraceSelection({self._name: run}, 1, only=rows["question_id"][0])
+                selection = ListedTraces({self._name: run}, 1, only=rows["question_id"][0])
                 columns = selection.index()["columns"]
                 question = selection.texts(selection.selected[0])
                 for trace in question["traces"]:

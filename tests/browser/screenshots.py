@@ -1,6 +1,6 @@
-"""Make the pictures of docs/report.md: python -m tests.browser.screenshots RUN RUN AGAINST FOLDER.
+"""Make the pictures of docs/report.md: python -m tests.browser.screenshots RUN ONE OTHER FOLDER.
 
-The first run gets a report, the other two are compared. All must be scored with --per-token.
+RUN gets a report, and ONE is compared with OTHER. All runs must be scored with --per-token.
 """
 
 from __future__ import annotations

@@ -32,14 +32,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
     problems = folder / "problems.jsonl"
     rlt("countdown", "make", "--out", problems, "--rows", 8, "--operators", "+-*", "--most", 3, "--largest", 14)
-    made = []
+    paths = []
     for teacher in ("nano", "nano-teacher-warm"):
         run = folder / f"by-{teacher}"
         rlt("generate", "--teacher", teacher, "--in", problems, "--n", 4, "--max-tokens", 64, "--out", run)
         rlt("score", "--in", run, "--student", "nano", "--per-token", "--temperature", 0.7)
         rlt("rank", "--in", run)
-        made.append(run)
-    return made[0], made[1]
+        paths.append(run)
+    return paths[0], paths[1]
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -412,20 +411,9 @@ def test_a_run_folder_that_cannot_be_made(
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@contextmanager
-def no_file_over(size: int) -> Iterator[None]:
-    """Let writing fail once a file reaches a size, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("command", ["generate", "score", "rank", "distill", "merge"])
 def test_a_write_that_fails_changes_nothing_and_the_same_command_does_it_later(
-    rlt: Rlt, refused: Refused, run: Path, made: Path, tiny: Tiny, command: str
+    rlt: Rlt, refused: Refused, largest_file: Any, run: Path, made: Path, tiny: Tiny, command: str
 ) -> None:
     commands: dict[str, tuple[Any, ...]] = {
         "generate": ("--in", made / "good.jsonl", "--teacher", tiny(), "--n", 2, "--max-tokens", 5, "--out", run),
@@ -439,7 +427,7 @@ def test_a_write_that_fails_changes_nothing_and_the_same_command_does_it_later(
             break
         rlt(step, *options)
     (run / ".lock").touch()
-    with no_file_over(500):
+    with largest_file(500):
         refused(command, *commands[command], code=7, says="File too large")
     rlt(command, *commands[command])
 

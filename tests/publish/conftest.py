@@ -40,9 +40,6 @@ def _quick_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr("rlt_data.plots.card_images", lambda _: {"reward-by-rank.png": b"\x89PNG"})
 
 
-END = "<|end_of_explanation|>"
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     run = make_run(
@@ -50,7 +47,7 @@ def run(tmp_path: Path) -> RunFolder:
         [*(trace("a", i, float(i)) for i in range(3)), trace("b", 0, 9.0, truncated=True, closed=False)],
         [
             trace("c", 0, 5.0, token_ids=[5, 7], logprobs=[-0.5, -0.25]),
-            trace("c", 1, 6.0, completion="<script>alert(1)</script> ```\n# no heading\n" + END),
+            trace("c", 1, 6.0, completion="<script>alert(1)</script> ```\n# no heading\n<|end_of_explanation|>"),
         ],
     )
     ranked(run)

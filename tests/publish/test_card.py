@@ -46,7 +46,7 @@ def pushed(source: RunFolder | str, **settings: Any) -> PushSummary:
 
 
 def edit_card(hub: HubServer, *changes: tuple[str, str]) -> None:
-    """Change the card as somebody else would."""
+    """Change the card on the Hub, as another person may."""
     repo = hub.dataset(NAME)
     card = repo.heads["main"].files["README.md"].content.decode()
     for old, new in changes:
@@ -61,11 +61,11 @@ def section(card: str, heading: str) -> str:
 
 def tables(text: str) -> list[list[dict[str, str]]]:
     """Read Markdown tables back: the cells of each row by the headings."""
-    found = []
+    blocks = []
     for block in re.findall(r"(?:^\|.*\|\n?)+", text, re.M):
         head, _, *rows = [[cell.strip(" `") for cell in line[1:-1].split("|")] for line in block.splitlines()]
-        found.append([dict(zip(head, row, strict=True)) for row in rows])
-    return found
+        blocks.append([dict(zip(head, row, strict=True)) for row in rows])
+    return blocks
 
 
 def number(cell: str) -> float | None:
@@ -119,16 +119,16 @@ def test_every_figure_is_that_of_stats(hub: HubServer, large: RunFolder) -> None
     buckets, terms = tables(text)
     assert_same_figures(buckets, figures.buckets)
     assert_same_figures(terms, figures.terms)
-    made = json.loads((Path(str(large.path)) / "dataset" / "distill.json").read_text())["counts"]
+    counts = json.loads((Path(str(large.path)) / "dataset" / "distill.json").read_text())["counts"]
     selection, *sentences = [line for line in text.splitlines() if line and not line.startswith(("|", "!["))]
-    assert [number(each) for each in re.findall(r"[\d,.]+\d|\d", selection)] == [
-        made["rows"],
-        made["questions"],
-        round(made["mean_thought_tokens"], 1),
+    assert [number(digits) for digits in re.findall(r"[\d,.]+\d|\d", selection)] == [
+        counts["rows"],
+        counts["questions"],
+        round(counts["mean_thought_tokens"], 1),
     ]
     run, reasons, shares = (line.partition(": ")[2] for line in sentences[:3])
-    counts, sampled = run.split("; ")
-    assert counted(counts) == figures.rows and counted(sampled) == {"sampled tokens": figures.completion_tokens}
+    rows, sampled = run.split("; ")
+    assert counted(rows) == figures.rows and counted(sampled) == {"sampled tokens": figures.completion_tokens}
     assert counted(reasons) == figures.finish_reasons
     assert counted(shares) == {flag.replace("_", " "): round(100 * share, 1) for flag, share in figures.shares.items()}
     [left_out] = tables(section(card, "Rows left out"))
@@ -136,9 +136,9 @@ def test_every_figure_is_that_of_stats(hub: HubServer, large: RunFolder) -> None
         5,
         1200,
         *figures.failed.values(),
-        made["malformed"],
-        made["too_long"],
-        made["without_row"],
+        counts["malformed"],
+        counts["too_long"],
+        counts["without_row"],
     ]
     assert [row["reason"].split()[-1] for row in left_out[2:4]] == list(figures.failed)
     assert figures.failed == {"score": 2, "generate": 1}
@@ -206,7 +206,10 @@ def test_an_existing_card_keeps_what_others_wrote(hub: HubServer, run: RunFolder
     assert {"theirs", "default", "rank_01"} <= {entry["config_name"] for entry in merged.data.to_dict()["configs"]}
     assert "Above." in merged.text and "Below." in merged.text and merged.text.count(BEGIN) == 1
     assert "--select rank:2" in merged.text
-    edit_card(hub, (END, ""))
+    edit_card(hub, ("language: en", "date: 2026-13-01"))
+    with pytest.raises(HubError, match=r"the metadata of its README.md cannot be read: month must be in"):
+        pushed(run)
+    edit_card(hub, ("date: 2026-13-01", "language: en"), (END, ""))
     with pytest.raises(HubError, match="has <!-- rlt-data:begin --> without <!-- rlt-data:end -->"):
         pushed(run)
 
@@ -244,9 +247,9 @@ def test_nothing_in_a_text_is_markup(hub: HubServer, tmp_path: Path) -> None:
     evil = trace("a", 0, 5.0, completion=EVIL, finish_reason=None, source_id=EVIL)
     run = make_run(tmp_path / "run", [evil, trace("a", 1, 1.0, completion=f"{BEGIN}{END}```````")])
     model = {"name": EVIL, "revision": EVIL, "weights": EVIL, "dtype": EVIL}
-    made = {"settings": {"teacher": EVIL, "temperature": 1.0}, "models": {"teacher": model, EVIL: model}}
-    run.record("score", made | {"versions": {"rlt-data": EVIL, EVIL: EVIL}, "format_hash": EVIL})
-    run.record("generate", made)
+    entry = {"settings": {"teacher": EVIL, "temperature": 1.0}, "models": {"teacher": model, EVIL: model}}
+    run.record("score", entry | {"versions": {"rlt-data": EVIL, EVIL: EVIL}, "format_hash": EVIL})
+    run.record("generate", entry)
     ranked(run)
     distilled(run)
     pushed(run, title=EVIL, branch_per_stage=True)

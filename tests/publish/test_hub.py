@@ -82,9 +82,9 @@ def test_files_arrive_once_and_only_what_changed_is_sent(hub: HubServer, files: 
 def test_a_pull_request_leaves_the_branch_alone(hub: HubServer, files: dict[str, Path]) -> None:
     Repository(NAME, "dataset").create(private=False)
     before = hub.dataset(NAME).heads["main"].oid
-    made = push(files, create_pr=True)
+    commit = push(files, create_pr=True)
     assert hub.dataset(NAME).heads["main"].oid == before
-    assert hub.dataset(NAME).heads["refs/pr/1"].oid == made
+    assert hub.dataset(NAME).heads["refs/pr/1"].oid == commit
 
 
 def test_many_changes_come_in_several_commits(
@@ -97,7 +97,7 @@ def test_many_changes_come_in_several_commits(
     assert commits[0].changed == (MANIFEST,)
 
 
-#: Every kind of request that a push makes, but the commit.
+#: The kinds of request that a push makes, except the commit.
 REQUESTS = {
     "repo": r"GET /api/datasets/tester/data(/revision/|$)",
     "create": r"POST /api/repos/create",
@@ -115,7 +115,7 @@ REQUESTS = {
 
 @pytest.mark.parametrize("kind", REQUESTS)
 def test_transient_errors_are_retried(hub: HubServer, run: RunFolder, kind: str, waits: list[float]) -> None:
-    if kind != "create":  # then the card of somebody else is read, and a branch is made
+    if kind != "create":  # so that an existing card is read
         Repository(NAME, "dataset").create(private=True)
         files = {"README.md": File(b"Theirs.\n", lfs=False)}
         hub.dataset(NAME).add("main", "by somebody", hub.dataset(NAME).heads["main"].files | files)
@@ -130,9 +130,9 @@ def test_transient_errors_are_retried(hub: HubServer, run: RunFolder, kind: str,
         assert {"data/default/train-00000-of-00001.parquet", MANIFEST} <= there.keys()
         assert kind == "create" or there["README.md"].content.decode().count("Theirs.") == 1
     assert not any(fault.times for fault in hub.faults) and set(hub.uploaded.values()) <= {1}
-    known = "|".join([*REQUESTS.values(), "POST .*/commit/main", "GET /api/agent-harnesses"])  # the library's own, once
-    assert not [each for each in hub.requests if not re.search(known, each)]
-    assert kind == "card" or max(waits) >= 7  # what Retry-After asks for; the library asks for a card without
+    known = "|".join([*REQUESTS.values(), "POST .*/commit/main", "GET /api/agent-harnesses"])  # the last by the library
+    assert not [line for line in hub.requests if not re.search(known, line)]
+    assert kind == "card" or max(waits) >= 7  # Retry-After; the library itself retries a card, and ignores it
 
 
 @pytest.mark.parametrize("kind", ["preupload", "upload", "repo"])

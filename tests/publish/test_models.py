@@ -41,7 +41,8 @@ NAME = "tester/model"
 MODEL = {"config.json", "generation_config.json", "model.safetensors"}
 TOKENIZER = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
 RECORDS = {"training.json", "metrics.jsonl"}
-OURS = {"README.md", "rlt-data.json", "plots/training.png", ".gitattributes"}
+#: Files that are not in the folder of the training.
+ADDED = {"README.md", "rlt-data.json", "plots/training.png", ".gitattributes"}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def trainings(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path
     small = {"device": "cpu", "save_steps": 1, "micro_batch_size": 2, "model": str(tiny())}
     tuned = small | {"epochs": 1, "batch_size": 2, "packing": False}
     by_grpo = small | {"steps": 2, "questions": 2, "group": 2, "held_out": 1, "max_tokens": 8}
-    of_each: dict[str, tuple[Any, dict[str, Any]]] = {
+    by_name: dict[str, tuple[Any, dict[str, Any]]] = {
         "warm": (WarmUpSettings, tuned | {"explanation_column": "why", "activation_checkpointing": False}),
         "teacher": (TrainTeacherSettings, by_grpo | {"student": str(tiny("chat", 1)), "alpha": 0}),
         "student": (TrainStudentSettings, tuned | {"model": str(cached), "lora_rank": 2, "preset": "7b-1k"}),
@@ -68,13 +69,13 @@ def trainings(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path
     inputs = {"warm": questions, "teacher": questions, "student": rows, "solver": problems}
     return {
         name: kind(input=str(inputs[name]), out=str(folder / name), **settings)
-        for name, (kind, settings) in of_each.items()
+        for name, (kind, settings) in by_name.items()
     }
 
 
 @pytest.fixture(scope="module")
 def trained(trainings: dict[str, Any]) -> Path:
-    """The folder in which they were done."""
+    """The parent folder of the finished trainings."""
     for settings, train in zip(trainings.values(), (warm_up, train_teacher, train_student, train_solver), strict=True):
         train(settings)
     return Path(trainings["warm"].out).parent
@@ -88,7 +89,7 @@ def test_a_published_teacher_downloads_unchanged(hub: HubServer, trained: Path, 
     summary = pushed(trained / "teacher", license="mit", base_model="org/base", trained_on=("org/rows",))
     repo = hub.model(NAME)
     files = repo.heads["main"].files
-    assert set(files) == MODEL | TOKENIZER | RECORDS | OURS | {"format.yaml"} and repo.private
+    assert set(files) == MODEL | TOKENIZER | RECORDS | ADDED | {"format.yaml"} and repo.private
     card = ModelCard(files["README.md"].content.decode())
     card.validate()
     assert card.data.library_name == "transformers" and card.data.pipeline_tag == "text-generation"
@@ -124,7 +125,7 @@ def test_a_published_teacher_downloads_unchanged(hub: HubServer, trained: Path, 
 
 def test_the_best_checkpoint_is_a_model_too(hub: HubServer, trained: Path, tmp_path: Path) -> None:
     summary = pushed(trained / "teacher" / "best", dry_run=True)
-    assert not hub.repos and set(summary.sizes) == (MODEL | TOKENIZER | RECORDS | OURS | {"format.yaml"}) - {
+    assert not hub.repos and set(summary.sizes) == (MODEL | TOKENIZER | RECORDS | ADDED | {"format.yaml"}) - {
         ".gitattributes"
     }
     best_step = json.loads((trained / "teacher" / "training.json").read_text())["best_step"]
@@ -145,7 +146,7 @@ def test_no_local_path_is_published(hub: HubServer, trained: Path, tmp_path: Pat
     before = {file.name: file.read_bytes() for file in student.glob("*.*") if file.is_file()}
     pushed(student)
     files = hub.model(NAME).heads["main"].files
-    assert set(files) == {"adapter_config.json", "adapter_model.safetensors"} | TOKENIZER | RECORDS | OURS
+    assert set(files) == {"adapter_config.json", "adapter_model.safetensors"} | TOKENIZER | RECORDS | ADDED
     everything = b"".join(file.content for path, file in files.items() if not path.endswith("safetensors"))
     assert not any(place in everything for place in (b"/home/me", b"10.0.0.1", str(trained).encode(), b"snapshots"))
     assert json.loads(files["adapter_config.json"].content)["base_model_name_or_path"] == "org/tiny"
@@ -161,8 +162,8 @@ def test_others_text_stays_in_a_models_card(hub: HubServer, trained: Path) -> No
     repo = hub.model(NAME)
     files = repo.heads["main"].files
     card = files["README.md"].content.decode().replace("library_name: peft", "library_name: theirs\nextra: kept")
-    theirs = type(files["README.md"])(f"{card}\nBelow.\n".encode(), lfs=False)
-    repo.add("main", "edited", files | {"README.md": theirs, "notes.txt": theirs})
+    edited = type(files["README.md"])(f"{card}\nBelow.\n".encode(), lfs=False)
+    repo.add("main", "edited", files | {"README.md": edited, "notes.txt": edited})
     pushed(trained / "student")
     merged = ModelCard(repo.heads["main"].files["README.md"].content.decode())
     assert merged.data.library_name == "theirs" and merged.data.to_dict()["extra"] == "kept"
@@ -245,9 +246,9 @@ def test_a_published_teacher_is_trained_and_used_by_its_name(
     (teacher / "format.yaml").write_text(own)
     commit = pushed(teacher).commit
     for tokenizer_only in (True, False):
-        found = find_checkpoint(NAME, tokenizer_only=tokenizer_only)
-        format = model_format(found.folder)
-        assert found.revision == commit and format and format.name == "mine"
+        checkpoint = find_checkpoint(NAME, tokenizer_only=tokenizer_only)
+        format = model_format(checkpoint.folder)
+        assert checkpoint.revision == commit and format and format.name == "mine"
     out = tmp_path / "more"
     warm_up(trainings["warm"].model_copy(update={"model": NAME, "out": str(out)}))
     recorded = json.loads((out / "training.json").read_text())
@@ -274,8 +275,8 @@ def test_a_published_adapter_is_used_by_its_name(hub: HubServer, trained: Path, 
     commit = push(PushSettings(input=str(adapter), repo_id="tester/adapter")).commit
     own = find_checkpoint(str(adapter))
     for tokenizer_only in (True, False):
-        found = find_checkpoint("tester/adapter", tokenizer_only=tokenizer_only)
-        assert found.revision == commit and weights_fingerprint(found) == weights_fingerprint(own)
+        checkpoint = find_checkpoint("tester/adapter", tokenizer_only=tokenizer_only)
+        assert checkpoint.revision == commit and weights_fingerprint(checkpoint) == weights_fingerprint(own)
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,10 @@ from rlt_data.settings import PushSettings
 from rlt_data.storage.run import RunFolder
 from tests.conftest import Rlt
 from tests.hub_server import TOKEN, Fault, HubServer, Pull
+from tests.killing import command
 from tests.made_runs import distilled, drop_part, files_of, make_run, ranked, table, trace
 
 NAME = "tester/data"
-RLT = [sys.executable, "-c", "from rlt_data.cli.main import main; main()"]
 
 _LOAD = """
 import json, sys
@@ -58,15 +58,15 @@ def loaded(hub: HubServer, tmp_path: Path, *configs: str, revision: str = "main"
 
 
 def loaded_elsewhere(hub: HubServer, tmp_path: Path, *configs: str) -> dict[str, list[dict[str, Any]]]:
-    """Load configurations in another process, which knows the Hub from its environment alone."""
+    """Load configurations in another process, which finds the Hub by environment variables alone."""
     environment = {**os.environ, **hub.environment, "HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-c", _LOAD, NAME, "main", *configs]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    found: dict[str, list[dict[str, Any]]] = {}
-    for line in done.stdout.splitlines():
+    load = [sys.executable, "-c", _LOAD, NAME, "main", *configs]
+    result = subprocess.run(load, env=environment, capture_output=True, text=True, check=True)
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for line in result.stdout.splitlines():
         name, rows = json.loads(line)
-        assert found.setdefault(name, rows) == rows
-    return found
+        assert by_name.setdefault(name, rows) == rows
+    return by_name
 
 
 def test_every_configuration_comes_back_row_for_row(hub: HubServer, run: RunFolder, tmp_path: Path) -> None:
@@ -87,9 +87,9 @@ def test_every_trace_is_published_with_its_own_kept_columns(hub: HubServer, tmp_
     ranked(run)
     distilled(run)
     pushed(run)
-    found = loaded(hub, tmp_path, "default", "rank_02", "traces")
-    assert [row["meta"] for row in found["traces"]] == ['{"m": "A"}', '{"m": "B"}']
-    assert [found[name][0]["meta"] for name in ("default", "rank_02")] == ['{"m": "A"}', '{"m": "B"}']
+    rows = loaded(hub, tmp_path, "default", "rank_02", "traces")
+    assert [row["meta"] for row in rows["traces"]] == ['{"m": "A"}', '{"m": "B"}']
+    assert [rows[name][0]["meta"] for name in ("default", "rank_02")] == ['{"m": "A"}', '{"m": "B"}']
 
 
 def test_a_second_push_sends_nothing(hub: HubServer, run: RunFolder, real_plots: None) -> None:
@@ -98,7 +98,8 @@ def test_a_second_push_sends_nothing(hub: HubServer, run: RunFolder, real_plots:
     again = pushed(run)
     assert again.commit is None and again.head == first.commit and again.plan.nothing
     assert hub.uploaded == before
-    assert not [each for each in hub.requests[asked:] if each.startswith(("PUT", "DELETE")) or "/commit/" in each]
+    later = hub.requests[asked:]
+    assert not [line for line in later if line.startswith(("PUT", "DELETE")) or "/commit/" in line]
 
 
 def test_a_dry_run_changes_nothing(hub: HubServer, run: RunFolder) -> None:
@@ -133,23 +134,24 @@ def test_a_dry_run_without_the_hub_shows_card_and_files(
 
 
 def test_branches_and_pull_requests(hub: HubServer, run: RunFolder) -> None:
-    made = pushed(run, revision="second", public=True)
+    summary = pushed(run, revision="second", public=True)
     repo = hub.dataset(NAME)
-    assert not repo.private and repo.heads["second"].oid == made.commit and "data" not in str(repo.heads["main"].files)
+    assert not repo.private and repo.heads["second"].oid == summary.commit
+    assert "data" not in str(repo.heads["main"].files)
     pushed(run, create_pr=True)
     assert "README.md" in repo.heads["refs/pr/1"].files and "README.md" not in repo.heads["main"].files
 
 
 def test_a_pull_request_is_not_opened_twice(rlt: Rlt, hub: HubServer, run: RunFolder) -> None:
-    command = "push", "--in", run.path, "--repo-id", NAME, "--create-pr"
+    arguments = "push", "--in", run.path, "--repo-id", NAME, "--create-pr"
     hub.faults.append(Fault("/commit/", "lost"))
-    assert "run the same command later" in rlt(*command, code=9).output
+    assert "run the same command later" in rlt(*arguments, code=9).output
     repo = hub.dataset(NAME)
     repo.pulls = {7: Pull("Push by rlt-data", "other"), 8: Pull("Something else", "main")} | repo.pulls
     repo.heads |= dict.fromkeys(("refs/pr/7", "refs/pr/8"), repo.heads["refs/pr/1"])
     hub.faults += [Fault("GET .*/discussions", how) for how in (503, "cut")]
-    told = " ".join(rlt(*command).output.split())
-    assert f"/datasets/{NAME}/discussions/1" in told and repo.heads["refs/pr/1"].oid in told
+    printed = " ".join(rlt(*arguments).output.split())
+    assert f"/datasets/{NAME}/discussions/1" in printed and repo.heads["refs/pr/1"].oid in printed
     assert set(repo.pulls) == {7, 8, 1}
     assert pushed(run, create_pr=True, license="mit").pull_request == f"{hub.url}/datasets/{NAME}/discussions/2"
     repo.pulls[1].status = "closed"
@@ -184,8 +186,8 @@ def test_a_distilled_folder_is_a_data_set_of_its_own(hub: HubServer, run: RunFol
 
 
 def test_every_stage_has_a_branch_with_its_tables_whole(hub: HubServer, run: RunFolder, tmp_path: Path) -> None:
-    made_by = {"in": "/home/me/questions.jsonl", "teacher": "/home/me/teacher", "n": 3, "url": "http://10.0.0.1"}
-    run.record("generate", {"settings": made_by})
+    settings = {"in": "/home/me/questions.jsonl", "teacher": "/home/me/teacher", "n": 3, "url": "http://10.0.0.1"}
+    run.record("generate", {"settings": settings})
     pushed(run, branch_per_stage=True)
     repo = hub.dataset(NAME)
     assert set(repo.heads) == {"main", "generate", "score", "rank"}
@@ -199,11 +201,11 @@ def test_every_stage_has_a_branch_with_its_tables_whole(hub: HubServer, run: Run
             _, name, file = path.split("/")
             assert files[path].content == Path(f"{run.path}/{name}/part-{file[6:11]}.parquet").read_bytes()
         assert "branch `main`" in card.text and "/home/me" not in str(card)
-    made = repo.heads["generate"].files["README.md"].content.decode()
-    assert "rlt-data generate --in questions.jsonl --teacher teacher --n 3" in made
+    card_text = repo.heads["generate"].files["README.md"].content.decode()
+    assert "rlt-data generate --in questions.jsonl --teacher teacher --n 3" in card_text
     before = dict(hub.uploaded)
     again = pushed(run, branch_per_stage=True)
-    assert hub.uploaded == before and all(each.commit is None for each in (again, *again.stages))
+    assert hub.uploaded == before and all(summary.commit is None for summary in (again, *again.stages))
     rows = loaded(hub, tmp_path, "traces", "questions", revision="generate")
     assert rows == {name: table(run, name).to_dicts() for name in ("traces", "questions")}
 
@@ -300,7 +302,7 @@ def test_a_token_repeated_by_the_server_is_masked(rlt: Rlt, hub: HubServer, run:
 def test_a_killed_push_continues(rlt: Rlt, hub: HubServer, run: RunFolder, tmp_path: Path, real_plots: None) -> None:
     hub.faults.append(Fault("PUT /upload", "hang", after=3))
     killed = subprocess.Popen(
-        [*RLT, "push", "--in", str(run.path), "--repo-id", NAME],
+        command("push", "--in", str(run.path), "--repo-id", NAME),
         env={**os.environ, **hub.environment, "HF_HOME": str(tmp_path / "home")},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""The report shows what the run holds."""
+"""The data of a report is that of its runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rlt_data.reporting.collect import TraceSelection
+from rlt_data.reporting.collect import ListedTraces
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 from tests.conftest import Rlt
@@ -28,29 +28,29 @@ def scored(folder: Path, *more: Any) -> RunFolder:
 
 def test_an_index_has_every_figure_of_every_trace(tmp_path: Path) -> None:
     run = scored(tmp_path / "run")
-    index = TraceSelection({"run": run}, 100).index()
+    index = ListedTraces({"run": run}, 100).index()
     columns = index["columns"]
     assert columns["trace_id"] == ["a/0", "a/1", "a/2", "b/0", "b/1", "c/0"]
     assert columns["reward"] == [0.0, 1.0, 2.0, 0.5, 0.5, None]
     assert columns["rank"] == table(run, "ranks").sort("trace_id")["rank"].to_list()
     assert [index["questions"][number][0] for number in columns["question"]] == list("aaabbc")
     assert index["questions"][2] == ["c", "source of c", "What is c?"]
-    assert "flaw" not in columns  # nobody has one
+    assert "flaw" not in columns  # no trace has one
 
 
 def test_a_page_holds_whole_questions_up_to_its_limit(tmp_path: Path) -> None:
     run = scored(tmp_path / "run")
     for limit, questions in [(1, ["a"]), (3, ["a"]), (4, ["a"]), (5, ["a", "b"]), (6, ["a", "b", "c"])]:
-        selection = TraceSelection({"run": run}, limit)
+        selection = ListedTraces({"run": run}, limit)
         assert [question.question_id for question in selection.selected] == questions
         assert (selection.questions, selection.traces) == (3, 6)
-    assert [len(group) for group in TraceSelection({"run": run}, 6).blocks(4)] == [1, 2]
+    assert [len(group) for group in ListedTraces({"run": run}, 6).blocks(4)] == [1, 2]
 
 
 def test_two_runs_show_the_questions_that_both_have(tmp_path: Path) -> None:
     one = scored(tmp_path / "one")
     other = make_run(tmp_path / "other", [trace("x", 0, 1.0)], [trace("c", 0, 2.0), trace("b", 0, 3.0)])
-    selection = TraceSelection({"one": one, "other": other}, 100)
+    selection = ListedTraces({"one": one, "other": other}, 100)
     assert [(question.question_id, question.traces, question.parts) for question in selection.selected] == [
         ("b", 3, (0, 1)),
         ("c", 2, (1, 1)),
@@ -66,7 +66,7 @@ def test_tokens_cover_the_text_that_was_scored(rlt: Rlt) -> None:
     rlt("generate", "--teacher", "nano", "--in", "q.jsonl", "--n", 4, "--max-tokens", 60, "--out", "run")
     rlt("score", "--in", "run", "--student", "nano", "--per-token")
     run = RunFolder("run")
-    selection = TraceSelection({"run": run}, 100)
+    selection = ListedTraces({"run": run}, 100)
     scores = {row["trace_id"]: row for row in table(run, "scores").iter_rows(named=True)}
     seen = 0
     for question in selection.selected:
@@ -97,7 +97,7 @@ def test_what_is_not_scored_is_shown_as_it_was_written(tmp_path: Path) -> None:
     row = {"trace_id": "t", "question_id": "q", "sample_index": 0, "completion": "so</explanation>", "made_by": "m"}
     run.write_part("traces", 0, to_table("traces", [row]))
     run.record("generate", {"settings": {"n": 1}})
-    selection = TraceSelection({"bare": run}, 10)
+    selection = ListedTraces({"bare": run}, 10)
     assert selection.index()["columns"] == {"trace_id": ["t"], "sample_index": [0], "question": [0], "source": [0]}
     [shown] = selection.texts(selection.selected[0])["traces"]
     assert shown == {"source": 0, "trace_id": "t", "completion": "so</explanation>"}
@@ -106,12 +106,12 @@ def test_what_is_not_scored_is_shown_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("completion", ["no tag at all", "one<|end_of_explanation|>and more"])
 def test_a_completion_that_is_more_than_its_thought_is_shown_too(tmp_path: Path, completion: str) -> None:
     run = make_run(tmp_path / "run", [trace("a", 0, 1.0, completion=completion), trace("a", 1, 1.0)])
-    one, other = (lambda c: c.texts(c.selected[0]))(TraceSelection({"run": run}, 10))["traces"]
+    one, other = (lambda c: c.texts(c.selected[0]))(ListedTraces({"run": run}, 10))["traces"]
     assert one["completion"] == completion and "completion" not in other
     assert pl.Series([one["thought"], other["thought"]]).str.contains("<|end_of", literal=True).sum() == 0
 
 
 def test_a_trace_brings_its_own_kept_columns(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [trace("a", 0, meta='{"m": "A"}'), trace("a", 1)])
-    one, other = (lambda c: c.texts(c.selected[0]))(TraceSelection({"run": run}, 10))["traces"]
+    one, other = (lambda c: c.texts(c.selected[0]))(ListedTraces({"run": run}, 10))["traces"]
     assert one["meta"] == '{"m": "A"}' and "meta" not in other

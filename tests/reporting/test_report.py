@@ -64,9 +64,9 @@ def test_terms_are_explained_where_they_are_shown(run: RunFolder) -> None:
 
 
 def test_a_limit_is_reported(rlt: Rlt, run: RunFolder) -> None:
-    found = rlt("report", run.path, "--limit", 3)
-    assert "2 of 6 traces (--limit)" in found.output
-    assert "--per-token" in found.output
+    result = rlt("report", run.path, "--limit", 3)
+    assert "2 of 6 traces (--limit)" in result.output
+    assert "--per-token" in result.output
     [note] = re.findall(r'<p class="note">(.*?)</p>', Path("report.html").read_text(), re.S)
     assert re.findall(r"\d+ of \d+", note) == ["2 of 6", "1 of 3"]
 

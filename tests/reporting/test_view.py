@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,8 +21,6 @@ from rlt_data.storage.schemas import to_table
 from tests.children import Child, write_slowly
 from tests.conftest import Rlt, write_jsonl
 from tests.made_runs import make_run, ranked, trace
-
-RLT = [sys.executable, "-c", "from rlt_data.cli.main import main; main()"]
 
 
 class Viewed:
@@ -168,33 +163,15 @@ def test_it_shows_rows_as_they_are_written_and_after_a_kill(
 @pytest.mark.slow
 def test_it_follows_a_run_through_its_kill_and_resume(viewed: Callable[..., Viewed], rlt: Rlt, tmp_path: Path) -> None:
     rlt("countdown", "make", "--out", "q.jsonl", "--rows", 600, "--most", 3, "--largest", 14, "--largest-target", 120)
-    command = [
-        *RLT,
-        "generate",
-        "--teacher",
-        "nano",
-        "--in",
-        "q.jsonl",
-        "--n",
-        "8",
-        "--max-tokens",
-        "96",
-        "--out",
-        "run",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-    process = start()
+    generate = "generate", "--teacher", "nano", "--in", "q.jsonl", "--n", 8, "--max-tokens", 96, "--out", "run"
+    process = Child(*generate)
     until(lambda: RunFolder.exists_at("run"))
     server = viewed("run")
     steps: list[dict[str, Any]] = []
 
     def more_than(rows: int) -> bool:
         steps.append(server.step())
-        assert process.poll() is None or steps[-1]["done"] == 4800
+        assert process.runs() or steps[-1]["done"] == 4800
         return bool(steps[-1]["done"] > rows)
 
     until(lambda: more_than(100))
@@ -204,11 +181,10 @@ def test_it_follows_a_run_through_its_kill_and_resume(viewed: Callable[..., View
     assert moving and moving[-1]["state"] == "running" and moving[-1]["total"] == 4800
     assert moving[-1]["seconds_left"] > 0
     process.kill()
-    process.communicate()
     stopped = server.step()["done"]
     rows = pl.read_parquet([str(path) for path in Path("run").rglob("*.parquet") if "traces" in path.parts])
     assert stopped == rows["trace_id"].n_unique() < 4800
-    process = start()
+    process = Child(*generate)
     until(lambda: more_than(stopped))
     newest = server.get("/live")["newest"]
     assert len(newest) == live._NEWEST and all(entry["text"] for entry in newest)

@@ -49,16 +49,16 @@ const documentLoaded = new Promise((resolve) => {
 });
 const embedded = {
   index: () => unpack($("index")),
-  chunkOf: (question) => {
+  blockOf: (question) => {
     let low = 0;
-    let high = head.chunks.length - 1;
+    let high = head.blocks.length - 1;
     while (low < high) {
       const middle = (low + high + 1) >> 1;
-      if (head.chunks[middle] <= question) low = middle; else high = middle - 1;
+      if (head.blocks[middle] <= question) low = middle; else high = middle - 1;
     }
     return low;
   },
-  chunk: async (number) => {
+  block: async (number) => {
     await documentLoaded;
     return unpack($(`texts-${number}`));
   },
@@ -71,8 +71,8 @@ const fetchJson = async (path) => {
 };
 const served = {
   index: () => fetchJson("index"),
-  chunkOf: (question) => question,
-  chunk: async (number) => [await fetchJson(`question/${encodeURIComponent(index.questions[number][0])}`)],
+  blockOf: (question) => question,
+  block: async (number) => [await fetchJson(`question/${encodeURIComponent(index.questions[number][0])}`)],
   tokens: async () => ({}), // part of the texts
 };
 const store = head.live ? served : embedded;
@@ -83,18 +83,18 @@ const at = (name, i) => index.columns[name]?.[i] ?? null;
 let rows = new Map(); // row of each trace in the columns, by id
 const rowOf = (id) => rows.get(id) ?? -1;
 
-const chunks = new Map(); // cache of the last few
+const blocks = new Map(); // cache of the last few
 const question = async (number) => {
   const id = index.questions[number][0];
-  const chunk = store.chunkOf(number);
-  if (!chunks.has(chunk)) {
-    chunks.set(chunk, store.chunk(chunk));
-    if (chunks.size > 8) chunks.delete(chunks.keys().next().value);
+  const block = store.blockOf(number);
+  if (!blocks.has(block)) {
+    blocks.set(block, store.block(block));
+    if (blocks.size > 8) blocks.delete(blocks.keys().next().value);
   }
   try {
-    return (await chunks.get(chunk)).find((candidate) => candidate.question_id === id);
+    return (await blocks.get(block)).find((candidate) => candidate.question_id === id);
   } catch (error) {
-    chunks.delete(chunk);
+    blocks.delete(block);
     throw error;
   }
 };

@@ -166,7 +166,7 @@ const loadIndex = async () => {
   const newIndex = await store.index();
   if (newIndex.stamp && newIndex.stamp === index.stamp) return;
   index = newIndex;
-  chunks.clear();
+  blocks.clear();
   searchTexts = null;
   rows = new Map((col("trace_id") || []).map((id, i) => [id, i]));
   state.selected = rowOf(selectedId);

@@ -152,7 +152,7 @@ const traceCard = (trace, selectedId) => {
   if (get(shown) !== null) header.append(explain(make("b", "", `${words(shown)} ${figure(get(shown))}`), shown));
   if (get("flaw")) header.append(explain(make("span", "chip bad", get("flaw")), "flaw"));
   const finishReason = get("finish_reason");
-  if (finishReason) header.append(Object.assign(make("span", "chip", finishReason), { title: "finish reason: why the trace ended" }));
+  if (finishReason) header.append(explain(make("span", "chip", finishReason), "finish_reason"));
   const terms = make("div", "terms");
   for (const name of ["r_ss", "r_kl", "solution_logprob_mean", "solution_logprob_min", "kl_mean", "kl_max", "penalty", "thought_tokens"]) {
     const value = get(name);
