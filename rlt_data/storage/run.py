@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -121,7 +120,7 @@ class RunFolder:
                     for table in SCHEMAS:
                         run.parts(table)
                 return run
-            if folder.local_path and os.path.isfile(str(path)):
+            if folder.local_path and folder.local_path.is_file():
                 raise RunFolderError(f"{path}: a file, not a run folder")
             reason = "not a run folder (it has no run.json)" if folder.exists() else "no such run folder"
         except OSError as error:
