@@ -189,7 +189,7 @@ def test_it_follows_a_run_through_its_kill_and_resume(viewed: Callable[..., View
     newest = server.get("/live")["newest"]
     assert len(newest) == live._NEWEST and all(entry["text"] for entry in newest)
     assert server.get(f"/trace/{newest[0]['trace_id']}")["traces"]
-    assert process.wait(240) == 0
+    assert process.wait() == 0
     assert server.step() | {"failed": 0} == {
         "step": "generate", "done": 4800, "failed": 0, "total": 4800, "tokens_per_second": None, "seconds_left": None,
         "state": "done",
