@@ -82,7 +82,7 @@ def _rank_conflicts(settings: PipelineSettings) -> list[str]:
             return []
         out = _score_run(score)
         return [f"rank.in: {rank.input} has no scores, because score writes to {out}: set rank.in: {out}"]
-    if score.teacher == "none" and rank.by == "reward":
+    if score.teacher == "none" and score.reward == "rlt" and rank.by == "reward":
         return [
             "rank.by: without a teacher (score.teacher: none), scores have no reward: set rank.by: "
             "reward_without_entropy (free), or name score.teacher"

@@ -127,6 +127,17 @@ def test_models_of_later_steps_are_checked_before_generate(
         assert not Path("run").exists()
 
 
+def test_a_custom_reward_needs_no_teacher(rlt: Rlt, tiny: Tiny, problems: Path, tmp_path: Path) -> None:
+    Path("short_reward.py").write_text("def short(row): return -row['thought_tokens']\n")
+    pipeline = {
+        "out": "run",
+        "generate": {"in": str(problems), "teacher": str(tiny()), "n": 1, "max_tokens": 4},
+        "score": {"student": str(tiny()), "teacher": "none", "reward": "short_reward:short"},
+        "rank": {},
+    }
+    assert "ranked" in rlt("run", write(tmp_path / "pipeline.yaml", pipeline)).stdout
+
+
 def test_scores_of_other_settings_are_refused_before_generate_adds_traces(
     rlt: Rlt, tiny: Tiny, problems: Path, tmp_path: Path
 ) -> None:
