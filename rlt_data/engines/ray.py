@@ -324,7 +324,7 @@ def _connect(address: str) -> bool:
             # Ray would wait for minutes and then exit the process.
             host, port = address.rsplit(":", 1)
             socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(None if address == "local" else address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         raise EngineError(f"--ray {address}: no cluster at this address: {first_line(error)}") from None
     return True
