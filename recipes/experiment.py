@@ -30,8 +30,8 @@ from typing import Any
 import yaml
 
 from rlt_data import plots
-from rlt_data.errors import RltDataError, SettingsError, first_line
-from rlt_data.settings import Settings, TrainingSettings, parse_settings
+from rlt_data.errors import InputError, RltDataError, SettingsError, first_line
+from rlt_data.settings import Settings, TrainingSettings, parse_settings, parse_yaml
 from rlt_data.steps.provenance import versions
 from rlt_data.steps.registry import STEPS, Step
 from rlt_data.storage.outputs import write_json
@@ -296,11 +296,11 @@ def load_config(recipe: str, scale: str) -> dict[str, Any]:
     packaged = resources.files(f"rlt_data.recipes.{recipe}").joinpath(f"{scale}.yaml")
     try:
         text = packaged.read_text(encoding="utf-8") if packaged.is_file() else Path(scale).read_text(encoding="utf-8")
-        config = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        config = parse_yaml(text, scale)
+    except (OSError, UnicodeDecodeError, InputError) as error:
         raise SettingsError(
             f"--scale: {scale}: cannot be read ({first_line(error)}); set nano, single-gpu, paper, or a YAML file"
         ) from None
-    if not isinstance(config, dict):
+    if config is None:
         raise SettingsError(f"--scale: {scale}: must be a YAML mapping with a section for each step")
     return config

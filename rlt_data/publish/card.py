@@ -67,18 +67,22 @@ class Card:
         return f"---\n{data}---\n{self.before}{BEGIN}\n{text}\n{END}{self.after}"
 
 
-def read_card(name: str, text: str | None) -> Card:
+def read_card(name: str, content: bytes | None) -> Card:
     """Split a card into metadata, and the text before and after the generated block.
 
     Args:
         name: the repository, ``ORG/NAME``.
-        text: the text of the card; None if it does not exist.
+        content: the card; None if it does not exist.
 
     Raises:
-        HubError: the metadata cannot be read, or the end marker is missing.
+        HubError: the card is not UTF-8, its metadata cannot be read, or the end marker is missing.
     """
-    if not text:
+    if not content:
         return Card()
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise HubError(f"{name}: its README.md is not UTF-8 ({error.reason} at byte {error.start})") from None
     header = _METADATA.match(text)
     body = text[header.end() :] if header else text
     before, begin, tail = body.partition(BEGIN)

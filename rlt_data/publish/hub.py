@@ -203,7 +203,12 @@ class Repository:
         """
         remote = self.files(head) if head else {}
         manifest = self.read(MANIFEST, head) if head and MANIFEST in remote else None
-        pushed_before = set(json.loads(manifest).get("files", ())) if manifest else set()
+        try:
+            pushed_before = set(json.loads(manifest)["files"]) if manifest else set()
+        except (ValueError, TypeError, KeyError):
+            raise HubError(
+                f"{self.name}: its {MANIFEST} is not one that push writes; delete it and push again"
+            ) from None
         same = {path for path, file in files.items() if path in remote and remote[path].matches(file)}
         return Plan(
             head=head,

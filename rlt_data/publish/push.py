@@ -393,7 +393,7 @@ def _send(
 def _write_card(settings: PushSettings, repository: Repository, head: str | None, content: _Content, root: Path) -> str:
     """Write the card and the manifest, and return the card, which the Hub has accepted."""
     readme = repository.read(CARD, head) if head else None
-    existing = read_card(repository.name, readme.decode("utf-8") if readme else None)
+    existing = read_card(repository.name, readme)
     key = "model_name" if repository.kind == "model" else "pretty_name"
     title = existing.title(key, settings.title, settings.repo_id.partition("/")[2])
     card = existing.with_block(*content.describe(title, existing.licence(settings.license)))

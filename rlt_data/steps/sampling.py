@@ -176,7 +176,7 @@ def _refuse_prompt(model: Model, prompt: str, encoding: Encoding) -> str | None:
     if len(encoding) >= model.engine.context_length:
         return f"the prompt has {len(encoding)} tokens, the context is {model.engine.context_length}"
     if (word := _unknown_word(model.tokenizer, prompt, encoding)) is not None:
-        return f"the model's vocabulary lacks words of this question, such as {word!r}"
+        return f"the model's vocabulary lacks words of this question, such as {word!r}; use another model"
     return None
 
 

@@ -55,6 +55,25 @@ def edit_card(hub: HubServer, *changes: tuple[str, str]) -> None:
     repo.add("main", "edited", repo.heads["main"].files | {"README.md": File(card.encode(), lfs=False)})
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("README.md", b"caf\xe9", r"its README.md is not UTF-8 \(unexpected end of data at byte 3\)"),
+        ("rlt-data.json", b"<html>", "its rlt-data.json is not one that push writes"),
+        ("rlt-data.json", b'["files"]', "its rlt-data.json is not one that push writes"),
+    ],
+)
+def test_a_damaged_file_on_the_hub_stops_a_push(
+    hub: HubServer, run: RunFolder, file: str, content: bytes, message: str
+) -> None:
+    pushed(run)
+    repo = hub.dataset(NAME)
+    head = repo.add("main", "edited", repo.heads["main"].files | {file: File(content, lfs=False)})
+    with pytest.raises(HubError, match=message):
+        pushed(run)
+    assert repo.heads["main"] == head
+
+
 def section(card: str, heading: str) -> str:
     return card.split(f"\n## {heading}\n")[1].split("\n## ")[0]
 
@@ -257,9 +276,9 @@ def test_nothing_in_a_text_is_markup(hub: HubServer, tmp_path: Path) -> None:
     pushed(run, branch_per_stage=True)
     assert {branch: head.oid for branch, head in hub.dataset(NAME).heads.items()} == before
     for branch in before:
-        card = hub.dataset(NAME).heads[branch].files["README.md"].content.decode()
-        assert read_card(NAME, card).after == "\n"
-        _assert_harmless(card, plain(EVIL))
+        content = hub.dataset(NAME).heads[branch].files["README.md"].content
+        assert read_card(NAME, content).after == "\n"
+        _assert_harmless(content.decode(), plain(EVIL))
 
 
 def _assert_harmless(card: str, evil: str) -> None:

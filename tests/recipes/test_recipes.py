@@ -236,10 +236,12 @@ def test_a_recipe_is_run_by_its_name(capsys: pytest.CaptureFixture[str]) -> None
     assert "rlt-data train-teacher rl  # section teacher" in capsys.readouterr().out
     assert tuple(experiment.recipes()) == tuple(sorted(RECIPES))
     Path("mine.yaml").write_text("[")
+    Path("date.yaml").write_text("seed: 2025-02-30")
     for arguments, code, message in (
         (["taecher"], 2, "invalid choice: 'taecher'"),
         (["teacher", "--scale", "huge"], SettingsError.exit_code, "error: --scale: huge: cannot be read"),
         (["teacher", "--scale", "mine.yaml"], SettingsError.exit_code, "error: --scale: mine.yaml: cannot be read"),
+        (["teacher", "--scale", "date.yaml"], SettingsError.exit_code, "error: --scale: date.yaml: cannot be read"),
     ):
         with pytest.raises(SystemExit) as ended:
             experiment.main(arguments)
