@@ -251,7 +251,7 @@ def print_check(_: Settings, report: CheckReport) -> int:
     for name, longest in report.longest.items():
         _console.print(f"{name}: {report.mean[name]:,.0f} characters on average, {longest:,} at most")
     _console.print(
-        f"{report.traces} rows with a trace, {report.duplicates} duplicates (used once), "
+        f"{report.traces} traces, {report.duplicates} duplicates (used once), "
         f"{report.repeated_questions} repeated questions with another solution"
     )
     for line in report.conflicts:

@@ -29,7 +29,7 @@ class CheckReport:
         good: number of usable rows, duplicates included.
         columns: columns of the first record.
         preset: the preset that the rows were read with.
-        traces: number of good rows with a trace (an explanation or a completion).
+        traces: number of traces (explanations or completions) of the good rows.
         duplicates: number of good rows that repeat the question, solution and trace of an earlier row.
         repeated_questions: number of good rows that repeat a question with another solution.
         disagreements: number of questions whose good rows have different answers; the first row's answer is used.
@@ -107,8 +107,8 @@ class Reader(Protocol):
 
     preset: str | None
 
-    def __call__(self, data: dict[str, Any], number: int) -> Row:
-        """Return the row of a record; ``number`` counts records from 0. Raises BadRow."""
+    def __call__(self, data: dict[str, Any], number: int) -> list[Row]:
+        """Return the rows of a record, one per trace; ``number`` counts records from 0. Raises BadRow."""
 
 
 #: Makes the reader of an input from its first record.
@@ -116,7 +116,12 @@ ReaderOf = Callable[[dict[str, Any]], Reader]
 
 
 def examined_rows(
-    settings: InputSettings, format: Format | None, report: CheckReport, reader_of: ReaderOf | None = None
+    settings: InputSettings,
+    format: Format | None,
+    report: CheckReport,
+    reader_of: ReaderOf | None = None,
+    *,
+    traces: bool = False,
 ) -> Iterator[Row]:
     """Yield the good rows of an input and fill in a report on all rows.
 
@@ -127,6 +132,7 @@ def examined_rows(
         format: the format whose tags must not occur in a row. None: any text is allowed.
         report: is filled in.
         reader_of: makes the reader for layouts other than the presets.
+        traces: whether a row without a trace is bad.
     """
     reader: Reader | None = None
     seen: dict[bytes, bytes] = {}  # digest of a row -> digest of its --keep columns
@@ -143,42 +149,58 @@ def examined_rows(
                 report.columns = list(record.data)
                 reader = reader_of(record.data) if reader_of else RowReader(settings, record.data, settings.input)
                 report.preset = reader.preset or ""
-            row = reader(record.data, number)
-            if format and (reason := format.problem_with(row.question, row.solution)):
-                raise BadRow(reason)
-            if re.search("[\ud800-\udfff]", f"{row.source_id}{row.answer}{row.meta}"):
-                raise BadRow("the id, answer or a --keep column contains half of a surrogate pair (invalid Unicode)")
+            rows = reader(record.data, number)
+            for row in rows:
+                _refuse(row, format, traces=traces)
         except BadRow as bad:
             report.bad[re.sub(r"\d[\d,]*", "N", str(bad))] += 1
             if len(report.bad_rows) < SHOWN_BAD_ROWS:
                 report.bad_rows.append((record.location, str(bad)))
             continue
         report.good += 1
-        has_trace = row.completion is not None or row.explanation is not None
-        report.traces += has_trace
-        for name in ("question", "solution", "explanation", "completion"):
-            if (text := getattr(row, name)) is not None:
-                characters[name] += len(text)
-                characters[name + " rows"] += 1
-                report.longest[name] = max(report.longest.get(name, 0), len(text))
-                report.mean[name] = characters[name] / characters[name + " rows"]
-        problem_key, answer = _digest(row.question, row.solution), _digest(row.answer)
-        if answers.setdefault(problem_key, answer) != answer:
-            disagreements.add(problem_key)
-            report.disagreements = len(disagreements)
-        trace = [row.completion, row.explanation, row.source_id if row.has_id else None] if has_trace else []
-        digest = _digest(row.question, row.solution, *trace) if has_trace else problem_key
-        meta = _digest(row.meta) if settings.keep else b""
-        if digest in seen:
-            report.duplicates += 1
-            report.other_meta += seen[digest] != meta
-            continue
-        seen[digest] = meta
-        question = _digest(row.question)
-        if not has_trace:
-            report.repeated_questions += question in questions
-        questions.add(question)
-        yield row
+        for row in rows:
+            has_trace = _has_trace(row)
+            report.traces += has_trace
+            for name in ("question", "solution", "explanation", "completion"):
+                if (text := getattr(row, name)) is not None:
+                    characters[name] += len(text)
+                    characters[name + " rows"] += 1
+                    report.longest[name] = max(report.longest.get(name, 0), len(text))
+                    report.mean[name] = characters[name] / characters[name + " rows"]
+            problem_key, answer = _digest(row.question, row.solution), _digest(row.answer)
+            if answers.setdefault(problem_key, answer) != answer:
+                disagreements.add(problem_key)
+                report.disagreements = len(disagreements)
+            trace = [row.completion, row.explanation, row.source_id if row.has_id else None] if has_trace else []
+            digest = _digest(row.question, row.solution, *trace) if has_trace else problem_key
+            meta = _digest(row.meta) if settings.keep else b""
+            if digest in seen:
+                report.duplicates += 1
+                report.other_meta += seen[digest] != meta
+                continue
+            seen[digest] = meta
+            question = _digest(row.question)
+            if not has_trace:
+                report.repeated_questions += question in questions
+            questions.add(question)
+            yield row
+
+
+def _has_trace(row: Row) -> bool:
+    return row.completion is not None or row.explanation is not None
+
+
+def _refuse(row: Row, format: Format | None, *, traces: bool) -> None:
+    """Raise BadRow for a row that no step can use; with ``traces`` also for one without a trace."""
+    if format and (reason := format.problem_with(row.question, row.solution)):
+        raise BadRow(reason)
+    if re.search("[\ud800-\udfff]", f"{row.source_id}{row.answer}{row.meta}"):
+        raise BadRow("the id, answer or a --keep column contains half of a surrogate pair (invalid Unicode)")
+    if traces and not _has_trace(row):
+        raise BadRow(
+            "no explanation or completion to score; generate traces first, or name the column with "
+            "--explanation-column or --completion-column"
+        )
 
 
 def _digest(*parts: str | None) -> bytes:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
-from rlt_data.errors import InputError
 from rlt_data.formats.schema import Format
 from rlt_data.inputs.check import CheckReport, ReaderOf, examined_rows
 from rlt_data.inputs.presets import Row
 from rlt_data.inputs.read import input_digest
+from rlt_data.inputs.thoughts import UnclosedThoughtError, split_thought
 from rlt_data.plugins import PRESETS
 from rlt_data.settings import InputSettings
 from rlt_data.storage.run import RunFolder, content_hash
@@ -56,19 +57,15 @@ def ingest(
     if made_from["digest"] and all(before.get(key) == value for key, value in made_from.items()):
         return
     report = CheckReport(settings.input)
-    for _ in examined_rows(settings, format, report, reader):
+    for _ in examined_rows(settings, format, report, reader, traces=traces):
         pass
     report.refuse_bad_rows(skip=settings.skip_bad_rows)
-    if traces and report.traces < report.good:
-        raise InputError(
-            f"{settings.input}: {report.good - report.traces} of {report.good} rows have no explanation or completion "
-            "to score; generate traces first, or name the column with --explanation-column or --completion-column"
-        )
     for line in report.conflicts:
         logger.warning("%s: %s", settings.input, line)
-    positions = _add_questions(run, examined_rows(settings, format, CheckReport(settings.input), reader), traces=traces)
+    rows = partial(examined_rows, settings, format, CheckReport(settings.input), reader, traces=traces)
+    positions = _add_questions(run, rows(), traces=traces)
     if traces:
-        _add_traces(run, examined_rows(settings, format, CheckReport(settings.input)), format, positions)
+        _add_traces(run, rows(), format, positions)
     counts = {
         "rows": report.rows,
         "bad_rows": sum(report.bad.values()),
@@ -135,6 +132,8 @@ def _add_traces(run: RunFolder, rows: Iterator[Row], format: Format, positions: 
             completion = row.completion
             if completion is None:
                 completion = format.completion_of(row.explanation or "")
+            elif thought := _foreign_thought(completion, format):
+                completion = format.completion_of(thought)
             trace_id = content_hash(IMPORTED, key, completion, row.source_id if row.has_id else None)
             if trace_id in known:
                 continue
@@ -155,3 +154,13 @@ def _add_traces(run: RunFolder, rows: Iterator[Row], format: Format, positions: 
             )
             samples[key] += 1
     run.compact_all("traces")
+
+
+def _foreign_thought(completion: str, format: Format) -> str | None:
+    """Return the thought of a completion in another model's tags, or None if it has the format's closing tag."""
+    if format.explanation_tags[1] in completion:
+        return None
+    try:
+        return split_thought(completion)[0]
+    except UnclosedThoughtError:
+        return None  # a truncated trace

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -98,13 +99,13 @@ def _records(settings: InputSettings) -> Iterator[Record]:
     kind = path.name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2].lower()
     if kind == "parquet":
         return _from_parquet(path)
-    if kind == "csv":
-        return _from_csv(path)
+    if kind in ("csv", "tsv"):
+        return _from_csv(path, kind)
     if kind == "json":
         return _from_json(path)
     if kind in ("jsonl", "ndjson"):
         return _from_jsonl(path)
-    raise InputError(f"{path}: unknown file type; expected .jsonl (also .gz or .zst), .json, .csv or .parquet")
+    raise InputError(f"{path}: unknown file type; expected .jsonl (also .gz or .zst), .json, .csv, .tsv or .parquet")
 
 
 @contextmanager
@@ -157,7 +158,7 @@ def _from_jsonl(path: Path) -> Iterator[Record]:
 
 def _json_record(location: str, line: bytes) -> Record:
     try:
-        data = json.loads(line.rstrip(b"\r\n").decode("utf-8"))
+        data = json.loads(line.rstrip(b"\r\n").decode("utf-8"), parse_float=Decimal)
     except UnicodeDecodeError as error:
         return Record(location, None, f"not UTF-8 at byte {error.start + 1}")
     except json.JSONDecodeError as error:
@@ -182,7 +183,7 @@ def _from_json(path: Path) -> Iterator[Record]:
     with _opened(path) as file:
         raw = _without_byte_order_mark(path, file.read())
     try:
-        content = json.loads(raw.decode("utf-8"))
+        content = json.loads(raw.decode("utf-8"), parse_float=Decimal)
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start + 1}") from None
     except json.JSONDecodeError as error:
@@ -192,22 +193,41 @@ def _from_json(path: Path) -> Iterator[Record]:
         raise InputError(f"{path}:{error.lineno}: not JSON at column {error.colno}: {error.msg}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {_json_limit(error)}") from None
-    if isinstance(content, dict):  # such as {"data": [...]}
-        lists = [value for value in content.values() if isinstance(value, list)]
-        content = lists[0] if len(lists) == 1 else content
+    if isinstance(content, dict):
+        content = _rows_of(content)
     if not isinstance(content, list):
         raise InputError(f"{path}: expected a JSON list of objects, got {_kind(content)}")
     for number, data in enumerate(content):
         yield _object_record(f"row {number}", data)
 
 
-def _from_csv(path: Path) -> Iterator[Record]:
+def _rows_of(content: dict[str, Any]) -> list[Any]:
+    """Return the rows of a JSON object: a list such as ``data``, its columns as rows, or the object itself."""
+    for key in ("data", "rows", "train", "examples", "instances", "items", "records"):
+        if isinstance(content.get(key), list):
+            return list(content[key])
+    columns = list(content.values())
+    if columns and all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
+        if len(columns) > 1:  # as Dataset.to_dict writes them
+            return [dict(zip(content, values, strict=True)) for values in zip(*columns, strict=True)]
+    if columns and all(isinstance(column, dict) and column.keys() == columns[0].keys() for column in columns):
+        return [{name: column[key] for name, column in content.items()} for key in columns[0]]  # as pandas writes them
+    return [content]
+
+
+def _from_csv(path: Path, kind: str) -> Iterator[Record]:
+    """Read a CSV file, also one with semicolons, tabs or a space after each; an empty field is a missing value."""
     csv.field_size_limit(sys.maxsize)
     with _opened(path) as file:
+        head = file.readline(LONGEST_LINE).decode("utf-8", "replace")
+    delimiter = "\t" if kind == "tsv" else max(",;\t", key=head.count)
+    spaced = f"{delimiter} " in head
+    with _opened(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-        reader = csv.DictReader(text, restkey="", strict=True)
+        reader = csv.DictReader(text, restkey="", strict=True, delimiter=delimiter, skipinitialspace=spaced)
         try:
-            columns = len(reader.fieldnames or [])
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+            columns = len(reader.fieldnames)
             for data in reader:
                 location = f"line {reader.line_num}"
                 if "" in data:
@@ -215,7 +235,7 @@ def _from_csv(path: Path) -> Iterator[Record]:
                 elif None in data.values():
                     yield Record(location, None, f"fewer fields than the {columns} columns of the header")
                 else:
-                    yield Record(location, dict(data))
+                    yield Record(location, {column: value or None for column, value in data.items()})
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not UTF-8 after line {reader.line_num} ({error.reason})") from None
         except csv.Error as error:
@@ -226,9 +246,25 @@ def _from_parquet(path: Path) -> Iterator[Record]:
     with _readable(path):
         number = 0
         for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
-            for data in batch.to_pylist():
+            for data in _rows_with_short_floats(batch):
                 yield Record(f"row {number}", data)
                 number += 1
+
+
+def _rows_with_short_floats(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Return the rows of a batch, with the shortest digits that give the same number for floats of 16 and 32 bits."""
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except (ValueError, OverflowError):  # a time outside of Python's range
+        types = [pa.string() if pa.types.is_temporal(column.type) else column.type for column in batch.schema]
+        batch = batch.cast(pa.schema(list(zip(batch.schema.names, types, strict=True))))
+        rows = batch.to_pylist()
+    for column in batch.schema:
+        if column.type in (pa.float16(), pa.float32()):
+            digits = batch.column(column.name).cast(pa.float32()).cast(pa.string()).to_pylist()
+            for row, text in zip(rows, digits, strict=True):
+                row[column.name] = None if text is None else Decimal(text)
+    return rows
 
 
 @dataclass(frozen=True)

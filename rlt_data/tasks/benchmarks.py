@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from rlt_data.errors import InputError
@@ -99,7 +100,7 @@ class BenchmarkReader:
             if column not in first:
                 raise InputError(f"{settings.input}: no column {column!r}; the columns are {', '.join(first)}")
 
-    def __call__(self, data: Fields, number: int) -> Row:
+    def __call__(self, data: Fields, number: int) -> list[Row]:
         """Convert a record to a row.
 
         Args:
@@ -115,7 +116,7 @@ class BenchmarkReader:
         else:
             question, gold, problem = self._benchmark.row(data)
         source_id = data.get("id", data.get("unique_id"))
-        return Row(
+        row = Row(
             question=question,
             solution=gold,
             answer=gold,
@@ -123,11 +124,12 @@ class BenchmarkReader:
             has_id=source_id is not None,
             meta=json.dumps(problem) if problem else None,
         )
+        return [row]
 
 
 def _text(data: Fields, column: str) -> str:
     value = data.get(column)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value.strip():
         raise BadRow(f"{column}: missing or empty")

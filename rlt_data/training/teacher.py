@@ -59,15 +59,18 @@ def train_teacher(settings: TrainTeacherSettings, progress: Progress = SILENT) -
     format = choose_format(settings.format, template, checkpoint.name, checkpoint.folder)
     Views(format, student.template).check()
     views = Views(format, template)
+    problems: dict[str, Row] = {}  # several rows may be traces of one problem
+    for row in good_rows(settings.as_input(), format):
+        problems.setdefault(question_id(row.question, row.solution), row)
     rows = [
         {
             "prompt": views.teacher_prompt(row.question, row.solution),
-            "question_id": question_id(row.question, row.solution),
+            "question_id": key,
             "source_id": row.source_id,
             "question": row.question,
             "solution": row.solution,
         }
-        for row in good_rows(settings.as_input(), format)
+        for key, row in problems.items()
     ]
     same_tokenizer = tokenizer_fingerprint(tokenizer) == student.identity.tokenizer
     policy = Policy(checkpoint, tokenizer, format, rows, format.explanation_tags[1], len(format.padding), student)

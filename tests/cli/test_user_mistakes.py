@@ -239,7 +239,7 @@ def test_a_wrong_input_leaves_no_new_folder(refused: Refused, tiny: Tiny, tmp_pa
 def test_rows_without_traces_cannot_be_scored(refused: Refused, made: Path, tiny: Tiny) -> None:
     refused(
         "score", "--in", made / "good.jsonl", "--student", tiny(), "--teacher", "none", "--out", "new",
-        code=3, says="4 of 4 rows have no explanation or completion to score",
+        code=3, says="line 1: no explanation or completion to score",
     )  # fmt: skip
 
 

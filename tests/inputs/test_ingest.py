@@ -76,6 +76,49 @@ def test_rows_without_a_trace_are_refused_where_traces_are_needed(tmp_path: Path
     path = write_jsonl(tmp_path / "rows.jsonl", rows(2))
     with pytest.raises(InputError, match="2 of 2 rows"):
         take(RunFolder(tmp_path / "run"), path, traces=True)
+    path = write_jsonl(tmp_path / "some.jsonl", [*rows(2), {**rows(1)[0], "explanation": "why"}])
+    with pytest.raises(InputError, match="line 2: no explanation or completion"):
+        take(RunFolder(tmp_path / "run"), path, traces=True)
+    run = RunFolder(tmp_path / "run")
+    take(run, path, traces=True, skip_bad_rows=True)
+    assert run.step("input")["bad_rows"] == 2 and run.read("traces", 0).num_rows == 1
+
+
+def test_completions_in_the_tags_of_another_model_are_converted(tmp_path: Path) -> None:
+    problem = {"question": "q", "solution": "s"}
+    completions = ["<think>\nOne.\n</think>\n\nTwo.", "Three.\n</think>\n\nFour.", "<think>Five", "Six </think>."]
+    path = write_jsonl(tmp_path / "rows.jsonl", [{**problem, "completion": text} for text in completions])
+    run = RunFolder(tmp_path / "run")
+    take(run, path, traces=True)
+    end = "\n\n<|end_of_explanation|>"
+    assert run.read("traces", 0)["completion"].to_pylist() == [f"One.{end}", f"Three.{end}", *completions[2:]]
+
+
+def test_the_generations_of_a_record_are_traces_with_their_finish_reasons_and_kept_columns(tmp_path: Path) -> None:
+    record = {
+        "problem": "q",
+        "solution": "s",
+        "answer": "1",
+        "generations": ["<think>A</think>1", None, "B</think>\n1", "<think>C"],
+        "finish_reasons": ["stop", None, "length", "stop"],
+        "correct": [True, False, False, True],
+        "source": "web",
+        "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<think>A</think>1"}],
+    }
+    run = RunFolder(tmp_path / "run")
+    take(run, write_jsonl(tmp_path / "rows.jsonl", [record]), traces=True, keep=["correct", "source"])
+    assert run.read("questions", 0).select(["question", "solution", "answer"]).to_pylist() == [
+        {"question": "q", "solution": "s", "answer": "1"}
+    ]
+    end = "\n\n<|end_of_explanation|>"
+    assert [
+        (row["completion"], row["finish_reason"], row["meta"], row["sample_index"])
+        for row in run.read("traces", 0).to_pylist()
+    ] == [
+        (f"A{end}", "stop", '{"correct": true, "source": "web"}', 0),
+        (f"B{end}", "length", '{"correct": false, "source": "web"}', 1),
+        (f"C{end}", "length", '{"correct": true, "source": "web"}', 2),
+    ]
 
 
 def test_kept_columns_belong_to_the_row_they_came_with(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ TAGGED = (
 
 def row(data: dict[str, Any], **settings: Any) -> tuple[str | None, Row]:
     reader = RowReader(parse_settings(InputSettings, {"in": "x", **settings}), data, "x.jsonl")
-    return reader.preset, reader(data, 7)
+    [got] = reader(data, 7)
+    return reader.preset, got
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,7 @@ def row(data: dict[str, Any], **settings: Any) -> tuple[str | None, Row]:
         ({"question": "q", "answer": "14"}, "question-answer", "q", "14", "14", None),
         ({"problem": "q", "solution": "s", "answer": "1", "level": 5}, "math", "q", "s", "1", None),
         (
-            {"question": "q", "solution": "s", "thinking_trajectories": ["long", "other"], "attempt": "a"},
+            {"question": "q", "solution": "s", "thinking_trajectories": ["long"], "attempt": "a"},
             "s1k", "q", "s", None, "long",
         ),
         (
@@ -61,6 +63,38 @@ def row(data: dict[str, Any], **settings: Any) -> tuple[str | None, Row]:
         (
             {"messages": [{"role": "user", "content": "q"},
                           {"role": "assistant", "content": "s", "reasoning_content": "t"}]},
+            "messages", "q", "s", None, "t",
+        ),
+        ({"question": "q", "answer": "# Plan\n#### Code\nx"}, "question-answer", "q", "# Plan\n#### Code\nx",
+         "# Plan\n#### Code\nx", None),
+        ({"question": "q", "answer": "1 << 2 = 4, and 16 >> 2 = 4\n#### 4"}, "gsm8k", "q",
+         "1 << 2 = 4, and 16 >> 2 = 4\nThe answer is 4.", "4", None),
+        ({"prompt": "q", "completion": "<think>t</think>s"}, "prompt-completion", "q", "s", None, "t"),
+        ({"question": "q", "solution": "t\n</think>\n\ns"}, "question-solution", "q", "s", None, "t"),
+        ({"question": "q", "solution": "s", "explanation": "<think>\nt\n</think>"}, "question-solution", "q", "s",
+         None, "t"),
+        ({"question": "q", "solution": "s", "answer": [1, "-1"]}, "question-solution", "q", "s", "1, -1", None),
+        ({"question": "q", "solution": "s", "answer": True}, "question-solution", "q", "s", "True", None),
+        ({"question": "q", "answer": "B", "options": ["x", "y"]}, "question-answer", "q\n\nA. x\nB. y", "B", "B", None),
+        ({"question": "q", "solution": "s", "answer": 1, "choices": ["x", "y"]}, "question-solution",
+         "q\n\n0. x\n1. y", "s", "1", None),
+        ({"question": "q", "solution": "2", "choices": {"text": ["x", "y"], "label": ["1", "2"]}},
+         "question-solution", "q\n\n1. x\n2. y", "2", None, None),
+        ({"question": "q\n(A) x\n(B) y", "answer": "B", "options": ["x", "y"]}, "question-answer",
+         "q\n(A) x\n(B) y", "B", "B", None),
+        ({"instruction": "q", "input": "text", "output": "s"}, "instruction-output", "q\n\ntext", "s", None, None),
+        ({"instruction": "q", "input": "", "output": "s"}, "instruction-output", "q", "s", None, None),
+        ({"prompt": [{"role": "user", "content": "q"}], "reward_model": {"ground_truth": "2"}}, "verl", "q", "2", "2",
+         None),
+        ({"problem": "q", "answer": "2", "generations": ["<think>t</think>2"]}, "generations", "q", "2", "2", "t"),
+        ({"conversations": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "s"}]}, "sharegpt", "q",
+         "s", None, None),
+        ({"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "s"}], "answer": 4}, "messages", "q",
+         "s", "4", None),
+        ({"messages": {"role": ["user", "assistant"], "content": ["q", "s"]}}, "messages", "q", "s", None, None),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]},
+                          {"role": "assistant", "content": "s", "reasoning": "t"}]},
             "messages", "q", "s", None, "t",
         ),
     ],
@@ -128,6 +162,31 @@ def test_named_columns_override_a_preset() -> None:
     assert row({"text": "q", "gold": "s"}, question_column="text", solution_column="gold")[0] == "columns"
 
 
+def test_nested_fields_are_named_with_dots() -> None:
+    data = {"q": {"text": "q"}, "reward_model": {"ground_truth": 2}, "info": {"level": 3}}
+    got = row(data, question_column="q.text", solution_column="reward_model.ground_truth", keep=["info.level"])[1]
+    assert (got.question, got.solution, got.meta) == ("q", "2", '{"info.level": 3}')
+
+
+def test_a_completion_beside_a_solution_is_a_trace() -> None:
+    got = row({"prompt": "q", "completion": "c", "solution": "s"})[1]
+    assert (got.question, got.solution, got.completion) == ("q", "s", "c")
+
+
+def test_kept_numbers_are_json() -> None:
+    got = row({"question": "q", "solution": "s", "a": float("nan"), "b": Decimal("0.5")}, keep=["a", "b"])[1]
+    assert got.meta == '{"a": null, "b": 0.5}'
+
+
+@pytest.mark.parametrize(
+    ("reason", "stored"),
+    [("stop", "stop"), ("end_turn", "stop"), ("max_tokens", "length"), ("MAX_TOKENS", "length"), ("tool_calls", None)],
+)
+def test_finish_reasons_of_other_apis(reason: str, stored: str | None) -> None:
+    data = {"question": "q", "solution": "s", "explanation": "e", "finish_reason": reason}
+    assert row(data)[1].finish_reason == stored
+
+
 def test_the_source_id_is_the_id_or_the_number_of_the_row() -> None:
     assert row({"id": 12, "question": "q", "solution": "s"})[1].source_id == "12"
     got = row({"question": "q", "solution": "s"})[1]
@@ -161,7 +220,8 @@ def test_traces_are_read() -> None:
             "messages: expected one question and one answer, got 2 and 0",
         ),
         ({"messages": "text"}, "messages: expected a list of objects"),
-        ({"conversations": [{"role": "user"}]}, "conversations: expected a list of objects with 'from'"),
+        ({"conversations": [{"user": "q"}]}, "conversations: expected a list of objects with 'role'"),
+        ({"question": "q", "solution": "<think>it"}, "solution: the thought that <think> opens is not closed"),
     ],
 )
 def test_bad_rows_name_the_field_and_the_reason(data: dict[str, Any], message: str) -> None:

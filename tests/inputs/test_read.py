@@ -220,9 +220,57 @@ def test_json_that_python_does_not_read_is_a_bad_row_or_one_line(tmp_path: Path,
 def test_parquet_values_that_python_cannot_represent(tmp_path: Path) -> None:
     far = pa.array([2**62], pa.int64()).cast(pa.timestamp("us"))
     pq.write_table(pa.table({"question": ["q"], "solution": ["s"], "when": far}), tmp_path / "far.parquet")
-    with pytest.raises(InputError, match="far.parquet: "):
-        read(tmp_path / "far.parquet")
+    [record] = read(tmp_path / "far.parquet")
+    assert (record.data["question"], record.data["solution"]) == ("q", "s")
     text = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
     pq.write_table(pa.table({"question": text}), tmp_path / "latin.parquet")
     with pytest.raises(InputError, match="latin.parquet: "):
         read(tmp_path / "latin.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("semicolons.csv", "question;answer\na, b?;1\n"),
+        ("tabs.csv", "question\tanswer\na, b?\t1\n"),
+        ("tabs.tsv", "question\tanswer\na, b?\t1\n"),
+        ("spaces.csv", 'question, answer\n"a, b?", 1\n'),
+    ],
+)
+def test_csv_delimiters(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    assert [record.data for record in read(tmp_path / name)] == [{"question": "a, b?", "answer": "1"}]
+
+
+def test_empty_csv_fields_are_missing_and_spaces_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("question,solution,explanation\n  a?, 1,\n")
+    assert read(tmp_path / "rows.csv")[0].data == {"question": "  a?", "solution": " 1", "explanation": None}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"version": "1", "tags": [], "data": ROWS},
+        {column: [row[column] for row in ROWS] for column in ROWS[0]},
+        {column: {str(i): row[column] for i, row in enumerate(ROWS)} for column in ROWS[0]},
+    ],
+    ids=["data", "columns", "pandas"],
+)
+def test_json_objects_of_rows(tmp_path: Path, content: dict[str, Any]) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps(content))
+    assert [record.data for record in read(tmp_path / "rows.json")] == ROWS
+
+
+@pytest.mark.parametrize("row", [{"question": "q", "generations": ["a"]}, {"messages": [{"role": "user"}]}])
+def test_a_json_object_may_be_one_row(tmp_path: Path, row: dict[str, Any]) -> None:
+    (tmp_path / "row.json").write_text(json.dumps(row))
+    assert [record.data for record in read(tmp_path / "row.json")] == [row]
+
+
+def test_numbers_keep_their_digits(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"a": 3.14159265358979323846, "b": 1.10}')
+    assert list(map(str, read(tmp_path / "rows.jsonl")[0].data.values())) == ["3.14159265358979323846", "1.10"]
+    table = pa.table({"a": pa.array([0.1, None], pa.float32()), "b": pa.array([0.5, 2.0], pa.float64())})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    first, second = (record.data for record in read(tmp_path / "rows.parquet"))
+    assert (str(first["a"]), second["a"], second["b"]) == ("0.1", None, 2.0)
