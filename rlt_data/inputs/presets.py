@@ -67,17 +67,14 @@ def gsm8k(data: Fields) -> Fields:
     return {"question": data.get("question"), "solution": f"{solution}\nThe answer is {final}.", "answer": final}
 
 
-def s1k(data: Fields) -> Fields:
-    """Read an s1K record, whose thinking trajectories are its explanations."""
-    fields = _columns(question="question", solution="solution", explanations="thinking_trajectories")
-    return fields(data)
-
-
 def generations(data: Fields) -> Fields:
     """Read a record with several generations of a model, each of which is a trace."""
-    question = next((data[column] for column in _QUESTIONS if column in data), None)
     solution = data["solution"] if data.get("solution") is not None else data.get("answer")
-    return {"question": question, "solution": solution, "explanations": data.get("generations")}
+    return _question_only(data) | {"solution": solution, "explanations": data.get("generations")}
+
+
+def _question_only(data: Fields) -> Fields:
+    return {"question": next((data[column] for column in _QUESTIONS if column in data), None)}
 
 
 def messages(data: Fields) -> Fields:
@@ -160,6 +157,7 @@ def _content(turn: Mapping[str, Any]) -> Any:
 question_solution = _columns(question="question", solution="solution", answer="answer")
 question_answer = _columns(question="question", solution="answer", answer="answer")
 math_problem = _columns(question="problem", solution="solution", answer="answer")
+s1k = _columns(question="question", solution="solution", explanations="thinking_trajectories")
 
 #: Fields that a preset may return. ``explanations`` is a list of texts, and makes a row of each.
 _FIELDS = ("question", "solution", "answer", "explanation", "explanations", "completion")
@@ -202,7 +200,7 @@ class RowReader:
                 f"--{field}-column" for field in ("question", "solution") if field not in self._named
             )
             raise InputError(f"{source}: no preset fits the columns {_list(first)}; name them with {missing}")
-        self._read = self._question_only if self.preset == _COLUMNS_ONLY else self._loaded(self.preset)
+        self._read = _question_only if self.preset == _COLUMNS_ONLY else self._loaded(self.preset)
 
     def _detect(self, first: Fields) -> str | None:
         columns = set(first)
@@ -270,20 +268,22 @@ class RowReader:
         for index, text in enumerate(traces):
             if not isinstance(text, str) or not text.strip():
                 continue
-            # A list with a value for each trace, such as a column with the finish reasons, has one for this trace.
+            # A list with a value for each trace has one for this trace.
             own = {
-                column: value[index] if isinstance(value, list) and len(value) == len(traces) else value
-                for column, value in data.items()
+                column: data[column][index]
+                for column in ("finish_reasons", *self._settings.keep)
+                if isinstance(data.get(column), list) and len(data[column]) == len(traces)
             }
-            own.setdefault("finish_reason", own.get("finish_reasons"))
+            own["finish_reason"] = own.get("finish_reasons", data.get("finish_reason"))
             try:
                 split_thought(text)
             except UnclosedThoughtError as error:
                 text, own["finish_reason"] = error.thought, "length"
-            rows.append(self._row({**fields, "explanation": text}, own, number))
+            rows.append(self._row({**fields, "explanation": text}, data, number, own))
         return rows or [self._row(fields, data, number)]
 
-    def _row(self, fields: Fields, data: Fields, number: int) -> Row:
+    def _row(self, fields: Fields, data: Fields, number: int, own: Fields | None = None) -> Row:
+        """Return one row; ``own`` has the finish reason and the kept columns of its trace if the record has several."""
         if "explanation" in data and "explanation" not in fields:
             fields["explanation"] = data["explanation"]
         if "completion" in data and self.preset != "prompt-completion":
@@ -302,8 +302,9 @@ class RowReader:
             self._check(field, text)
         if texts.get("completion") is not None and texts.get("explanation") is not None:
             texts["explanation"] = None  # the completion includes it
-        reason = data.get("finish_reason")
-        meta = {column: _finite(_value(data, column)) for column in self._settings.keep}
+        kept = {**data, **(own or {})}
+        reason = kept.get("finish_reason")
+        meta = {column: _finite(_value(kept, column)) for column in self._settings.keep}
         return Row(
             **texts,  # type: ignore[arg-type]
             source_id=str(number) if source_id is None else str(source_id),
@@ -311,10 +312,6 @@ class RowReader:
             finish_reason=_FINISH_REASONS.get(reason) if isinstance(reason, str) else None,
             meta=json.dumps(meta, ensure_ascii=False, sort_keys=True, default=_as_json) if meta else None,
         )
-
-    def _question_only(self, data: Fields) -> Fields:
-        question = next((data[column] for column in _QUESTIONS if column in data), None)
-        return {"question": question}
 
     def _check(self, field: str, text: str | None) -> None:
         if text is None:
@@ -383,7 +380,7 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 def _answer(value: Any) -> Any:
     """Return an answer as text if it is a list, an object or a truth value, which texts and numbers are not."""
-    if isinstance(value, list) and all(isinstance(item, (str, int, float)) for item in value):
+    if isinstance(value, list) and all(isinstance(item, (str, int, float, Decimal)) for item in value):
         return ", ".join(map(str, value)) or None
     if isinstance(value, bool):
         return str(value)

@@ -65,7 +65,7 @@ def _closing_position(text: str, tag: str) -> int | None:
     At the start of a line a tag always closes.
     """
     for match in re.finditer(re.escape(tag), text):
-        line = text[: match.start()].rpartition("\n")[2]
+        line = text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
         if not line.strip() or not (line[-1].isspace() or line[-1] in _QUOTES):
             return match.start()
     return None

@@ -98,7 +98,8 @@ def test_the_generations_of_a_record_are_traces_with_their_finish_reasons_and_ke
     record = {
         "problem": "q",
         "solution": "s",
-        "answer": "1",
+        "answer": [1, 2.5, 3, 4],
+        "options": ["w", "x", "y", "z"],
         "generations": ["<think>A</think>1", None, "B</think>\n1", "<think>C"],
         "finish_reasons": ["stop", None, "length", "stop"],
         "correct": [True, False, False, True],
@@ -108,7 +109,7 @@ def test_the_generations_of_a_record_are_traces_with_their_finish_reasons_and_ke
     run = RunFolder(tmp_path / "run")
     take(run, write_jsonl(tmp_path / "rows.jsonl", [record]), traces=True, keep=["correct", "source"])
     assert run.read("questions", 0).select(["question", "solution", "answer"]).to_pylist() == [
-        {"question": "q", "solution": "s", "answer": "1"}
+        {"question": "q\n\nA. w\nB. x\nC. y\nD. z", "solution": "s", "answer": "1, 2.5, 3, 4"}
     ]
     end = "\n\n<|end_of_explanation|>"
     assert [
