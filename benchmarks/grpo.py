@@ -92,7 +92,7 @@ def run_trl(model: Path, questions: Path, out: Path, steps: int) -> list[float]:
     format = load_format(str(model / "format.yaml"))
     views = Views(format, ChatTemplate(tokenizer))
     rows = good_rows(arguments, format)
-    prompts = [{"prompt": views.teacher_prompt(row.question, row.solution)} for row in rows]
+    prompts = [{"prompt": views.teacher_prompt(Problem(row.question, row.solution))} for row in rows]
     plan = PolicyPlan(len(rows), 0, 0, 0, steps, 1.0, 256, 0, 1, 2, 0, 0.0, 0.0, 0.0)
 
     class Steps(TrainerCallback):

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from rlt_data.formats.views import tagged_solution
 from rlt_data.plots import bars
 from rlt_data.recipes.experiment import Experiment, estimate, publish, table
 from rlt_data.recipes.stages import (
@@ -17,7 +18,6 @@ from rlt_data.recipes.stages import (
     problems,
     train_and_eval_on_traces,
 )
-from rlt_data.steps.evaluate import solution_in
 from rlt_data.steps.provenance import recorded_format
 from rlt_data.storage.run import RunFolder
 
@@ -129,7 +129,7 @@ def right_answers(run: RunFolder) -> list[dict[str, Any]]:
         {
             "id": row["question_id"],
             "question": row["question"],
-            "solution": solution_in(format, row["completion"])[0],
+            "solution": tagged_solution(format, row["completion"])[0],
             "explanation": row["completion"].partition(opening)[2].partition(closing)[0].strip(),
         }
         for row in joined.to_dicts()

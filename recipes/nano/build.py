@@ -161,7 +161,7 @@ def skills(model: Any, tokenizer: Any, views: Views, domain: Domain, count: int 
         problem = draw.choice(train_problems(domain))
         search = draw_attempts(draw, problem, draw.randint(1, MOST_ATTEMPTS), hit=draw.random() < 0.5)
         thought = " ".join(attempt.text(problem.target) for attempt in search)
-        texts.append(views.student(problem.question, search[-1].expression, f" {thought} ").text)
+        texts.append(views.student(Problem(problem.question, search[-1].expression), f"{thought} ").text)
     for number, text in enumerate(texts):
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
         with torch.inference_mode():

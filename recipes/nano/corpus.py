@@ -216,7 +216,7 @@ def base_texts(seed: int, views: Views) -> Iterator[TrainingText]:
         question = question_text(draw.sample(problem.numbers, 3), problem.target)
         thought, solution = _base_thought(draw, kind, problem, domain)
         prompt = views.solver_prompt(question)
-        yield TrainingText(prompt, views.student(question, solution, f" {thought} ").text[len(prompt) :])
+        yield TrainingText(prompt, views.student(Problem(question, solution), f"{thought} ").text[len(prompt) :])
 
 
 def _base_thought(draw: random.Random, kind: str, problem: Problem, domain: Domain) -> tuple[str, str]:

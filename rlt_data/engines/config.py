@@ -43,7 +43,8 @@ def open_tokenizer(checkpoint: Checkpoint, settings: ModelSettings) -> tuple[Tok
         raise ModelError(f"{checkpoint.name}: the tokenizer cannot be loaded: {first_line(error)}") from None
     if not tokenizer.is_fast:
         raise ModelError(f"{checkpoint.name}: the tokenizer gives no character offsets (a fast tokenizer is required)")
-    return cast(Tokenizer, tokenizer), ChatTemplate(tokenizer, settings.chat_template)
+    template = ChatTemplate(tokenizer, settings.chat_template, settings.template_options, settings.template_date)
+    return cast(Tokenizer, tokenizer), template
 
 
 def context_length_of(config: Any) -> int:

@@ -206,7 +206,7 @@ def open_model(name: str, settings: ModelSettings, *, scoring: bool = False, ser
         revision=checkpoint.revision,
         weights=_served_fingerprint(checkpoint, settings) if served else weights_fingerprint(checkpoint),
         tokenizer=tokenizer_fingerprint(tokenizer),
-        chat_template=text_fingerprint(template.text),
+        chat_template=template.identity,
         dtype=dtype.removeprefix("torch."),
     )
     return Model(checkpoint, settings, tokenizer, template, identity, scoring, served_temperature)

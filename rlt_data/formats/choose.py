@@ -6,26 +6,29 @@ import logging
 from pathlib import Path
 
 from rlt_data.formats.schema import Format, load_format, model_format
-from rlt_data.formats.views import ChatTemplate
+from rlt_data.formats.template import ChatTemplate
 
 logger = logging.getLogger(__name__)
 
 
-def choose_format(name: str, template: ChatTemplate, model: str, folder: Path) -> Format:
+def choose_format(
+    name: str, template: ChatTemplate, model: str, folder: Path, student: ChatTemplate | None = None
+) -> Format:
     """Load the format of a step.
 
     Args:
         name: a built-in format, a YAML file, or ``auto``: the format in the model's folder, else ``rlt-shots`` for a
-            model without a chat template, else ``rlt``.
+            model without a chat template, else ``native`` for a student with reasoning markup, else ``rlt``.
         template: chat template of the model.
         model: name of the model, for the log.
         folder: folder of the model.
+        student: chat template of the student, if it is known.
     """
     if name == "auto" and (format := model_format(folder)):
         logger.info("%s includes the format %s, which is used", model, format.name)
         return format
     if name == "auto":
-        name = "rlt-shots" if template.source == "plain" else "rlt"
+        name = "rlt-shots" if template.source == "plain" else "native" if student and student.reasoning else "rlt"
     if template.source == "plain":
         logger.info("%s has no chat template; using rlt-data's plain template with the format %s", model, name)
     elif template.merges_system:

@@ -13,7 +13,7 @@ from rlt_data.errors import InputError, SettingsError
 from rlt_data.settings import Settings, parse_settings, parse_yaml
 
 #: Names of the built-in formats.
-BUILT_IN = ("rlt", "rlt-shots", "think")
+BUILT_IN = ("rlt", "rlt-shots", "think", "native")
 
 
 class Shot(Settings):
@@ -29,14 +29,22 @@ class Format(Settings):
 
     The teacher's message starts with the prefill: the solution in its tags, the separator, the opening explanation tag
     and the padding. The teacher continues it. The student's message is the thought (the text between the explanation
-    tags, padding included) in its tags, the separator, and the solution in its tags. The solver, a student at test
-    time, sees only the question.
+    tags, padding included) in its tags, the separator, and the solution in its tags; or, with ``native``, thought and
+    solution as the student's chat template writes them. The solver, a student at test time, sees only the question.
     """
 
     name: str
     teacher_system: str
     student_system: str
     solver_system: str | None = Field(None, description="System text of the solver. Default: the student's.")
+    question_template: str = Field(
+        "{question}", description="User message of student and solver; {question} is replaced by the question."
+    )
+    native: bool = Field(
+        False,
+        description="Write the thought in the reasoning markup of the student's chat template, without padding, and the "
+        "solution as plain text.",
+    )
     explanation_tags: tuple[str, str]
     thought_tags: tuple[str, str]
     solution_tags: tuple[str, str]
@@ -54,6 +62,8 @@ class Format(Settings):
             opening, closing = getattr(self, field)
             if not opening.strip() or not closing.strip() or opening == closing:
                 raise ValueError(f"{field}: must be two different, non-empty tags such as ['<a>', '</a>']")
+        if self.question_template.count("{question}") != 1:
+            raise ValueError("question_template: must contain {question} once")
         for shot in self.shots:
             if reason := self.problem_with(shot.question, shot.solution):
                 raise ValueError(f"shots: {reason}")
@@ -101,6 +111,10 @@ class Format(Settings):
         if self.solution_padding:
             solution = solution.strip("\n")
         return self.solution_padding + solution + self.solution_padding
+
+    def student_question(self, question: str) -> str:
+        """Return the user message of student and solver."""
+        return self.question_template.replace("{question}", question)
 
     def completion_of(self, explanation: str) -> str:
         """Return what a teacher that writes this explanation generates after the prefill."""

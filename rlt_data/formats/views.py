@@ -1,193 +1,67 @@
-"""Render question, solution and explanation for teacher, student and solver.
+"""Render a problem for teacher, student and solver.
 
-The chat template is rendered once per question with a placeholder for the assistant's text. So any template works, the
-assistant's text reaches the model unchanged, and the result does not depend on how a template renders an unfinished
-message. Models without a chat template use :data:`PLAIN`.
+Student and solver continue the template's generation prompt, which is what a server sends to the trained student. The
+teacher continues an assistant's message that already begins with the solution.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from rlt_data.errors import ModelError, SettingsError, first_line
+from rlt_data.errors import ModelError
 from rlt_data.formats.schema import Format
-from rlt_data.formats.spans import Tokenizer
-
-#: Chat template for base models: paragraphs with headings, and the end-of-text token after the last one.
-PLAIN = """\
-{%- if plain_bos %}{{ bos_token }}{% endif -%}
-{%- for message in messages -%}
-{%- if message.role == 'system' -%}{{ message.content + '\n\n' }}
-{%- elif message.role == 'user' -%}{{ '### Question\n\n' + message.content + '\n\n' }}
-{%- else -%}{{ '### Answer\n\n' + message.content + (eos_token if loop.last else '\n\n') }}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ '### Answer\n\n' }}{%- endif -%}
-"""
-
-_PLACEHOLDER = "RLTDATAPLACEHOLDER"
-
-Message = dict[str, str]
-
-#: A conversation for testing templates, with texts that no template contains.
-_PROBE: Sequence[Message] = (
-    {"role": "system", "content": "RLTDATASYSTEM"},
-    {"role": "user", "content": "RLTDATAQUESTION"},
-    {"role": "assistant", "content": "RLTDATAANSWER"},
-)
-_PROBE_SECONDS = 20.0
+from rlt_data.formats.template import ChatTemplate, Message, Reasoning
 
 
-class ChatTemplate:
-    """A tokenizer's chat template, split around the assistant's text.
-
-    Args:
-        tokenizer: a Hugging Face fast tokenizer.
-        override: ``"plain"`` for :data:`PLAIN`, the path of a Jinja file, or None for the tokenizer's template.
+class Problem(NamedTuple):
+    """A question with its solution.
 
     Attributes:
-        source: the source of the template: ``"own"``, ``"plain"`` or the name of the file.
-        text: the Jinja text of the template.
-        merges_system: whether the system text is put before the first user message, because the template refuses or
-            omits system messages (some render one only before the last message).
-        end: the text that the template writes after the assistant's text.
+        question: the question.
+        solution: its solution.
+        system: system text for student and solver in place of the format's, if the question has one of its own.
     """
 
-    def __init__(self, tokenizer: Tokenizer, override: str | None = None) -> None:
-        self._tokenizer = tokenizer
-        self._template: str | None = None
-        self.source = "own"
-        if override == "plain" or (override is None and not tokenizer.chat_template):
-            self._template, self.source = PLAIN, "plain"
-        elif override is not None:
-            path = Path(override)
-            if not path.is_file():
-                raise SettingsError(f"--chat-template: {override!r} is neither 'plain' nor a file")
-            try:
-                self._template, self.source = path.read_text(encoding="utf-8"), path.name
-            except (OSError, ValueError) as error:
-                raise SettingsError(f"--chat-template: {override}: {first_line(error)}") from None
-        self.text: str = str(tokenizer.chat_template) if self._template is None else self._template
-        first = tokenizer("a")["input_ids"][:1]
-        self._plain_bos = bool(tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id])
-        self.merges_system = False
-        self.end = _run_with_timeout(_PROBE_SECONDS, self._find_end)
-
-    def _find_end(self) -> str:
-        """Set ``merges_system``, and return the text that the template writes after the assistant's text."""
-        *conversation, _ = _PROBE
-        system = conversation[0]["content"]
-        try:
-            self.merges_system = system not in self.split(conversation)[0]
-        except ModelError:
-            self.merges_system = True
-        self.check_shows(conversation)
-        return self.split(conversation)[1]
-
-    def split(self, messages: Sequence[Message]) -> tuple[str, str]:
-        """Render a conversation before and after the text of its last message, the assistant's.
-
-        Args:
-            messages: the conversation without the last message.
-
-        Returns:
-            The text before and the text after the assistant's text.
-
-        Raises:
-            ModelError: the template cannot render the conversation, or omits the assistant's text.
-        """
-        text = self._render([*messages, {"role": "assistant", "content": _PLACEHOLDER}])
-        before, placeholder, after = text.rpartition(_PLACEHOLDER)
-        if not placeholder:
-            raise ModelError(self._refusal("omits the assistant's text"))
-        return before, after
-
-    def check_shows(self, messages: Sequence[Message]) -> None:
-        """Check that the template renders the texts of all messages, so that no instruction is lost.
-
-        Args:
-            messages: the conversation, as for :meth:`split`. The template may strip white space around texts.
-
-        Raises:
-            ModelError: the template omits or changes a text.
-        """
-        before, _ = self.split(messages)
-        for message in messages:
-            if message["content"].strip() not in before:
-                raise ModelError(self._refusal(f"omits or changes the {message['role']} text"))
-
-    def check_keeps(self, content: str) -> None:
-        """Check that the template renders an assistant's text unchanged, because students are trained on it.
-
-        Raises:
-            ModelError: the template changes the text. The message shows the first difference.
-        """
-        *conversation, _ = _PROBE
-        expected = content.join(self.split(conversation))
-        got = self._render([*conversation, {"role": "assistant", "content": content}])
-        if got != expected:
-            pairs = enumerate(zip(got, expected, strict=False))
-            position = next((i for i, (x, y) in pairs if x != y), len(expected))
-            excerpt = slice(max(position - 20, 0), position + 30)
-            raise ModelError(
-                f"the chat template of {self._tokenizer.name_or_path} changes the student's text: it writes "
-                f"{got[excerpt]!r} instead of {expected[excerpt]!r}. Use a --format whose tags the template does not "
-                "change, or another --chat-template (a Jinja file, or plain for rlt-data's)."
-            )
-
-    def _render(self, messages: Sequence[Message]) -> str:
-        if self.merges_system and messages[0]["role"] == "system":
-            system, user, *others = messages
-            messages = [{"role": "user", "content": system["content"] + "\n\n" + user["content"]}, *others]
-        options: dict[str, Any] = {"plain_bos": self._plain_bos}
-        if self._template is not None:
-            options["chat_template"] = self._template
-        try:
-            return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
-        except Exception as error:  # noqa: BLE001 - templates are programs and can raise anything
-            raise ModelError(self._refusal(f"cannot render a conversation ({first_line(error)})")) from None
-
-    def _refusal(self, reason: str) -> str:
-        return f"the chat template of {self._tokenizer.name_or_path} {reason}; use --chat-template plain instead"
-
-
-def _run_with_timeout(seconds: float, work: Callable[[], str]) -> str:
-    """Return the result of a function. After a timeout, its thread keeps running.
-
-    Raises:
-        ModelError: the function takes too long.
-    """
-    done: queue.SimpleQueue[str | BaseException] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            done.put(work())
-        except BaseException as error:  # noqa: BLE001 - raised again below
-            done.put(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        result = done.get(timeout=seconds)
-    except queue.Empty:
-        raise ModelError(f"the chat template takes more than {seconds:g} s for a short conversation") from None
-    if isinstance(result, BaseException):
-        raise result
-    return result
+    question: str
+    solution: str
+    system: str | None = None
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A rendered text, with the character ranges [start, end) of the thought and the solution, which are scored."""
+    """A rendered text, with the character ranges [start, end) of the thought and the solution, which are scored.
+
+    Attributes:
+        text: the text.
+        thought: range of the thought. It begins with the character ``skipped`` of padding and explanation.
+        solution: range of the solution.
+        skipped: characters of padding and explanation before the thought's first: 0 with tags.
+    """
 
     text: str
     thought: tuple[int, int]
     solution: tuple[int, int]
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class StudentMessage:
+    """An assistant's message that a student learns: text around a thought and a solution."""
+
+    opening: str
+    thought: str
+    middle: str
+    solution: str
+    closing: str
+
+    @property
+    def text(self) -> str:
+        """The complete message."""
+        return self.opening + self.thought + self.middle + self.solution + self.closing
 
 
 class Views:
@@ -196,77 +70,159 @@ class Views:
     def __init__(self, format: Format, template: ChatTemplate) -> None:
         self.format = format
         self.template = template
-        self._checked_prompts: set[tuple[str, Sequence[tuple[str, str]]]] = set()
-        padding = format.padding
         self._teacher_shots = tuple(
             (shot.question, self._prefill(shot.solution) + format.completion_of(shot.explanation))
             for shot in format.shots
         )
-        self._student_shots = tuple(
-            (shot.question, student_message(format, shot.solution, padding + shot.explanation.strip() + padding))
+        self._student_shots: tuple[tuple[str, str], ...] = tuple(
+            (
+                format.student_question(shot.question),
+                self.message(shot.solution, shot.explanation.strip() + format.padding).text,
+            )
             for shot in format.shots
         )
+        self._checked: set[tuple[bool, bool]] = set()
         # A small cache is enough, because the traces of a question follow each other.
         self._before = lru_cache(8)(self._render_before)
 
-    def teacher_prompt(self, question: str, solution: str) -> str:
+    def teacher_prompt(self, problem: Problem) -> str:
         """Return the text that the teacher continues: conversation and prefill, padding included."""
-        before = self._before(self.format.teacher_system, self._teacher_shots, question)
-        return before + self._prefill(solution)
+        return self._before(self.format.teacher_system, problem.question, True) + self._prefill(problem.solution)
 
-    def student(self, question: str, solution: str, thought: str) -> Rendered:
-        """Return the student's complete text for a thought, with the ranges of thought and solution."""
-        format = self.format
-        before = self._before(format.student_system, self._student_shots, question)
-        thought_start = len(before) + len(format.thought_prefix) + len(format.thought_tags[0])
-        thought_end = thought_start + len(thought)
-        between = format.thought_tags[1] + format.separator + format.solution_tags[0]
-        content = format.solution_content(solution)
-        solution_start = thought_end + len(between)
+    def student(self, problem: Problem, explanation: str | None) -> Rendered:
+        """Return the student's complete text for an explanation, with the ranges of thought and solution.
+
+        Args:
+            problem: the problem.
+            explanation: the explanation without the prefill's padding; None for an empty thought.
+        """
+        before = self.served_prompt(problem)
+        message = self.message(problem.solution, explanation)
+        start = len(before) + len(message.opening)
+        end = start + len(message.thought)
+        skipped = 0
+        if self.format.native and explanation:
+            skipped = len(self.format.padding) + len(explanation) - len(explanation.lstrip())
+            # White space after the thought belongs to it: many tokens join it with a full stop.
+            end += len(message.middle) - len(message.middle.lstrip())
+        solution = start + len(message.thought) + len(message.middle)
         return Rendered(
-            before + student_message(format, solution, thought) + self.template.end,
-            thought=(thought_start, thought_end),
-            solution=(solution_start, solution_start + len(content)),
+            before + message.text + self.template.end, (start, end), (solution, solution + len(message.solution)), skipped
         )
 
-    def solver_prompt(self, question: str) -> str:
+    def message(self, solution: str, explanation: str | None) -> StudentMessage:
+        """Return the assistant's message that the student learns."""
+        format = self.format
+        if format.native:
+            reasoning = self._reasoning()
+            thought = (explanation or "").strip()
+            inner = format.bare_solution(solution).strip()
+            return StudentMessage(reasoning.opening, thought, reasoning.closing, inner, "")
+        return tagged_message(format, solution, explanation)
+
+    def served_prompt(self, problem: Problem) -> str:
+        """Return the text before the student's own: the template's generation prompt for the question."""
+        system = self.format.student_system if problem.system is None else problem.system
+        return self._before(system, self.format.student_question(problem.question), False)
+
+    def solver_prompt(self, question: str, system: str | None = None) -> str:
         """Return the text that a student continues at test time."""
-        system = self.format.solver_system or self.format.student_system
-        return self._before(system, self._student_shots, question)
+        format = self.format
+        if system is None:
+            system = format.student_system if format.solver_system is None else format.solver_system
+        return self._before(system, format.student_question(question), False)
+
+    @property
+    def solver_stop(self) -> str:
+        """The text that ends a solver's answer."""
+        return self.template.end if self.format.native else self.format.solution_tags[1]
+
+    def solution_in(self, completion: str) -> tuple[str, bool]:
+        """Extract the solution from a solver's completion.
+
+        Returns:
+            The solution, or everything after the thought if it is not marked; and whether the completion follows the
+            format: a thought and a solution as in the student's messages, and nothing else.
+        """
+        if not self.format.native:
+            return tagged_solution(self.format, completion)
+        reasoning = self._reasoning()
+        thought, closing, solution = completion.partition(reasoning.closing.strip())
+        solution = (solution if closing else thought).strip().removesuffix(self.template.end).strip()
+        return solution, bool(closing and solution and thought.strip().startswith(reasoning.opening.strip()))
+
+    def read(self, completion: str) -> Explanation:
+        """Return the explanation in a teacher's completion; the student's reasoning markup must not be inside."""
+        reasoning = self.template.reasoning if self.format.native else None
+        tags = (reasoning.opening.strip(), reasoning.closing.strip()) if reasoning else ()
+        return read_completion(self.format, completion, [tag for tag in tags if tag])
+
+    def check_teacher(self) -> None:
+        """Raise ModelError if the template omits a text of the teacher's prompt."""
+        self.teacher_prompt(Problem("a question", "a solution"))
 
     def check(self) -> None:
-        """Raise ModelError if the template changes a student's text or prompt in this format."""
-        padding = self.format.padding
-        self._before(self.format.student_system, self._student_shots, "a question")
-        thought = f"{padding}First this.\n\nThen that.{padding}"
-        self.template.check_keeps(student_message(self.format, "an answer", thought))
+        """Check format and template of a student against each other, before any work.
+
+        Raises:
+            ModelError: the template omits a text, or its generation prompt opens a thought that the format does not
+                close, or the format needs what the template lacks.
+        """
+        format, template = self.format, self.template
+        if format.native:
+            self._reasoning()
+            if not template.end:
+                raise ModelError(f"{template.name} ends no turn, and the model has no end-of-text token; choose a --format")
+        elif template.reasoning and not template.reasoning.opening:
+            raise ModelError(
+                f"the generation prompt of {template.name} opens a thought, which --format {format.name} does not close; "
+                "use --format native, or a --template-option that disables thinking if the template has one"
+            )
+        self.served_prompt(Problem("a question", "a solution"))
+
+    def _reasoning(self) -> Reasoning:
+        if self.template.reasoning is None:
+            raise ModelError(
+                f"--format {self.format.name}: {self.template.name} has no reasoning markup that continues its "
+                "generation prompt; use --format rlt"
+            )
+        return self.template.reasoning
 
     def _prefill(self, solution: str) -> str:
         format = self.format
         return format.solution_tags[0] + format.solution_content(solution) + format.boundary + format.padding
 
-    def _render_before(self, system: str, shots: Sequence[tuple[str, str]], question: str) -> str:
-        messages = [{"role": "system", "content": system}]
-        for shot_question, shot_answer in shots:
+    def _render_before(self, system: str, question: str, prefilled: bool) -> str:
+        messages: list[Message] = [{"role": "system", "content": system}] if system.strip() else []
+        for shot_question, shot_answer in self._teacher_shots if prefilled else self._student_shots:
             messages += [{"role": "user", "content": shot_question}, {"role": "assistant", "content": shot_answer}]
-        if (system, shots) not in self._checked_prompts:
-            self.template.check_shows([*messages, _PROBE[1]])
-            self._checked_prompts.add((system, shots))
-        return self.template.split([*messages, {"role": "user", "content": question}])[0]
+        kind = bool(messages), prefilled
+        if kind not in self._checked:
+            self.template.check_shows([*messages, {"role": "user", "content": "a question"}])
+            self._checked.add(kind)
+        messages.append({"role": "user", "content": question})
+        return self.template.split(messages)[0] if prefilled else self.template.prompt(messages)
 
 
-def student_message(format: Format, solution: str, thought: str) -> str:
-    """Return the text of a student's assistant message: thought and solution in the tags of the format."""
-    return (
-        format.thought_prefix
-        + format.thought_tags[0]
-        + thought
-        + format.thought_tags[1]
-        + format.separator
-        + format.solution_tags[0]
-        + format.solution_content(solution)
-        + format.solution_tags[1]
+def tagged_message(format: Format, solution: str, explanation: str | None) -> StudentMessage:
+    """Return a student's message with thought and solution in the tags of the format."""
+    return StudentMessage(
+        format.thought_prefix + format.thought_tags[0],
+        "" if explanation is None else format.padding + explanation,
+        format.thought_tags[1] + format.separator + format.solution_tags[0],
+        format.solution_content(solution),
+        format.solution_tags[1],
     )
+
+
+def tagged_solution(format: Format, completion: str) -> tuple[str, bool]:
+    """Extract the solution from a completion in the tags of the format; see :meth:`Views.solution_in`."""
+    tags = [re.escape(tag) for tag in (*format.thought_tags, *format.solution_tags)]
+    shape = r"\s*{}.*?{}\s*{}(.*?){}\s*".format(*tags)
+    if match := re.fullmatch(shape, completion.removeprefix(format.thought_prefix), re.S):
+        return match[1].strip(), True
+    tail = completion.rpartition(format.thought_tags[1])[2].rpartition(format.solution_tags[0])[2]
+    return tail.partition(format.solution_tags[1])[0].strip(), False
 
 
 @dataclass(frozen=True)
@@ -284,8 +240,14 @@ class Explanation:
     holds_tag: str | None
 
 
-def read_completion(format: Format, completion: str) -> Explanation:
-    """Split a completion, the text after the prefill, at the first closing explanation tag."""
+def read_completion(format: Format, completion: str, other_tags: Sequence[str] = ()) -> Explanation:
+    """Split a completion, the text after the prefill, at the first closing explanation tag.
+
+    Args:
+        format: the format.
+        completion: the text.
+        other_tags: further tags that an explanation must not contain.
+    """
     text, closing, _ = completion.partition(format.explanation_tags[1])
-    tags = (format.explanation_tags[0], *format.thought_tags, *format.solution_tags)
+    tags = (format.explanation_tags[0], *format.thought_tags, *format.solution_tags, *other_tags)
     return Explanation(text, bool(closing), next((tag for tag in tags if tag in text), None))

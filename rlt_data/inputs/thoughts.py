@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import re
 
-#: Pairs of tags that enclose a thought.
-THOUGHT_TAGS = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
-    ("<reasoning>", "</reasoning>"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),
-)
+from rlt_data.formats.template import THOUGHT_TAGS
 
 #: Pairs of tags that enclose the solution after a thought.
 SOLUTION_TAGS = (

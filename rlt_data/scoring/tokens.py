@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rlt_data.formats import Encoding, Format, Tokenizer, Views, align, encode, tokens_inside
+from rlt_data.formats import Encoding, Format, Problem, Tokenizer, Views, align, encode, tokens_inside
 from rlt_data.formats.spans import CONTEXT_TOKENS, Ints, sampled_offsets, uncovered
 from rlt_data.formats.views import Explanation, Rendered, read_completion
 
@@ -40,8 +40,8 @@ class StudentTokens:
 
     @property
     def thought_offsets(self) -> Ints:
-        """Character ranges of the explanation's tokens, counted from the start of the thought."""
-        return self.encoding.offsets[self.thought] - np.int32(self.rendered.thought[0])
+        """Character ranges of the explanation's tokens, counted from the start of the prefill's padding."""
+        return self.encoding.offsets[self.thought] - np.int32(self.rendered.thought[0] - self.rendered.skipped)
 
     @property
     def solution_offsets(self) -> Ints:
@@ -102,23 +102,21 @@ class Alignment:
 
 
 def tokenize_for_student(
-    tokenizer: Tokenizer, views: Views, problems: Sequence[tuple[str, str]], completions: Sequence[str]
+    tokenizer: Tokenizer, views: Views, problems: Sequence[Problem], completions: Sequence[str]
 ) -> list[StudentTokens]:
     """Render and tokenise traces as the student reads them.
 
     Args:
         tokenizer: the student's tokenizer.
         views: the student's views.
-        problems: question and solution of each trace.
+        problems: problem of each trace.
         completions: raw completion of each trace.
     """
-    format = views.format
-    explanations = [read_completion(format, completion) for completion in completions]
-    thoughts = [format.padding + explanation.text for explanation in explanations]
-    tokens = _tokenize(tokenizer, views, problems, explanations, thoughts)
+    explanations = [views.read(completion) for completion in completions]
+    tokens = _tokenize(tokenizer, views, problems, explanations)
     empty = [i for i, student in enumerate(tokens) if _has_no_token(tokenizer, student)]
     tokens_without_thought = _tokenize(
-        tokenizer, views, [problems[i] for i in empty], [explanations[i] for i in empty], [""] * len(empty)
+        tokenizer, views, [problems[i] for i in empty], [explanations[i] for i in empty], empty=True
     )
     for i, student in zip(empty, tokens_without_thought, strict=True):
         tokens[i] = student
@@ -128,11 +126,15 @@ def tokenize_for_student(
 def _tokenize(
     tokenizer: Tokenizer,
     views: Views,
-    problems: Sequence[tuple[str, str]],
+    problems: Sequence[Problem],
     explanations: Sequence[Explanation],
-    thoughts: Sequence[str],
+    *,
+    empty: bool = False,
 ) -> list[StudentTokens]:
-    texts = [views.student(*problem, thought) for problem, thought in zip(problems, thoughts, strict=True)]
+    texts = [
+        views.student(problem, None if empty else explanation.text)
+        for problem, explanation in zip(problems, explanations, strict=True)
+    ]
     encodings = encode(tokenizer, [text.text for text in texts])
     return [
         StudentTokens(
@@ -141,7 +143,7 @@ def _tokenize(
             thought=tokens_inside(encoding, *text.thought),
             solution=tokens_inside(encoding, *text.solution),
             explanation=explanation,
-            empty=text.thought[0] == text.thought[1],
+            empty=empty,
         )
         for text, encoding, explanation in zip(texts, encodings, explanations, strict=True)
     ]
@@ -213,15 +215,17 @@ def align_tokens(
         return Alignment(_as_ranges([]), _as_ranges([]))
     student_ids = student.encoding.ids[student.thought]
     count = len(student_ids)
-    if (
-        same_tokenizer
-        and count <= len(teacher.thought_ids)
-        and np.array_equal(student_ids, teacher.thought_ids[:count])
-    ):
-        single = np.stack([np.arange(count), np.arange(1, count + 1)], 1).astype(np.int32)
-        return Alignment(single, single)
+    skipped = student.rendered.skipped
+    first = teacher.padding_tokens if skipped else 0
+    teacher_ids = teacher.thought_ids[first : first + count]
+    if same_tokenizer and (skipped == 0 or (first and skipped == len(format.padding))) and len(teacher_ids) == count:
+        # Without tags, the last token may join the full stop with other white space than the teacher's.
+        equal = count - int(skipped > 0 and student_ids[-1] != teacher_ids[-1])
+        if equal and np.array_equal(student_ids[:equal], teacher_ids[:equal]):
+            single = np.stack([np.arange(equal), np.arange(1, equal + 1)], 1).astype(np.int32)
+            return Alignment(single + np.int32(first), single)
     offsets = _sampled_ranges(teacher, tokenizer, format) if teacher.offsets is None else teacher.offsets
-    end = student.rendered.thought[1] - student.rendered.thought[0]
+    end = student.rendered.thought[1] - student.rendered.thought[0] + skipped
     inside = offsets[: int(np.searchsorted(offsets[:, 1], end, side="right"))]
     teacher_ranges, student_ranges = align(inside, student.thought_offsets)
     return Alignment(_as_ranges(teacher_ranges), _as_ranges(student_ranges))

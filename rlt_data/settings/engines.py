@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from datetime import date
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -21,7 +23,88 @@ ENGINE_HELP = (
 )
 
 
-class ModelSettings(Settings):
+#: Names that mean something to the function that renders templates.
+_RESERVED = (
+    "messages",
+    "tools",
+    "documents",
+    "tokenize",
+    "add_generation_prompt",
+    "continue_final_message",
+    "chat_template",
+    "strftime_now",
+    "plain_bos",
+)
+
+
+class TemplateSettings(Settings):
+    """How conversations are rendered."""
+
+    chat_template: str | None = field(
+        None,
+        MODEL,
+        "Jinja file, or plain for a minimal template. Default: the model's own template.",
+        affects="rows",
+        by_content=True,
+    )
+    template_option: tuple[str, ...] = field(
+        (),
+        MODEL,
+        "Variable for the chat template as KEY=VALUE, such as enable_thinking=false; repeatable.",
+        affects="rows",
+        by_content=True,
+    )
+    template_date: str = field(
+        "2025-01-01",
+        MODEL,
+        "Date that chat templates see instead of today's, as YYYY-MM-DD.",
+        affects="rows",
+        by_content=True,
+    )
+
+    @field_validator("template_option", mode="before")
+    @classmethod
+    def _one_option_or_several(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return tuple(f"{key}={json.dumps(item)}" for key, item in value.items())
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("template_option")
+    @classmethod
+    def _are_options(cls, options: tuple[str, ...]) -> tuple[str, ...]:
+        keys = [option.partition("=")[0] for option in options]
+        for key, option in zip(keys, options, strict=True):
+            if "=" not in option or not key.isidentifier():
+                raise ValueError(f"{option!r} is not of the form KEY=VALUE, such as enable_thinking=false")
+            if key in _RESERVED:
+                raise ValueError(f"{key!r} is set by rlt-data")
+            if keys.count(key) > 1:
+                raise ValueError(f"{key!r} is given twice")
+        return options
+
+    @field_validator("template_date")
+    @classmethod
+    def _is_date(cls, value: str) -> str:
+        try:
+            return date.fromisoformat(value).isoformat()
+        except ValueError:
+            raise ValueError("must be a date such as 2025-01-01") from None
+
+    @property
+    def template_options(self) -> dict[str, Any]:
+        """The variables for the chat template; values are JSON or else text, and True and False are read too."""
+        parts = (option.partition("=") for option in self.template_option)
+        return {key: _option_value(text) for key, _, text in parts}
+
+
+def _option_value(text: str) -> Any:
+    try:
+        return json.loads(text.lower() if text in ("True", "False") else text)
+    except ValueError:
+        return text
+
+
+class ModelSettings(TemplateSettings):
     """How models are loaded and run."""
 
     engine: EngineName = field(  # other engines draw other samples from the same seed
@@ -53,13 +136,6 @@ class ModelSettings(Settings):
         affects="speed",
         ge=1,
         engines=_LOCAL,
-    )
-    chat_template: str | None = field(
-        None,
-        MODEL,
-        "Jinja file, or plain for a minimal template. Default: the model's own template.",
-        affects="rows",
-        by_content=True,
     )
     trust_remote_code: bool = field(False, MODEL, "Run Python code from the checkpoint.", affects="speed")
     stall_timeout: float = field(

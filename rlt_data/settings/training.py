@@ -20,6 +20,7 @@ from rlt_data.settings.base import (
     WarmTeacherName,
     field,
 )
+from rlt_data.settings.engines import TemplateSettings
 from rlt_data.settings.steps import (
     BadRowSettings,
     ColumnSettings,
@@ -33,7 +34,7 @@ from rlt_data.settings.steps import (
 _WARMUP_HELP = "Share of the steps during which the learning rate rises."
 
 
-class TrainingSettings(Settings):
+class TrainingSettings(TemplateSettings):
     """Settings of every kind of training.
 
     Attributes:
@@ -66,13 +67,6 @@ class TrainingSettings(Settings):
         affects="rows",
     )
     device: str = field("auto", MODEL, "Device: auto, cpu, cuda, mps.", affects="speed")
-    chat_template: str | None = field(
-        None,
-        MODEL,
-        "Jinja file, or plain for a minimal template. Default: the model's own template.",
-        affects="rows",
-        by_content=True,
-    )
     trust_remote_code: bool = field(False, MODEL, "Run Python code from the checkpoint.", affects="speed")
     save_steps: int = field(100, OUTPUT, "Optimizer steps between checkpoints.", affects="rows", ge=1)
     keep_checkpoints: int = field(2, OUTPUT, "Number of checkpoints to keep.", affects="output", ge=1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections import Counter
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -94,7 +93,10 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
     source = _source(settings, benchmark)
     run = RunFolder(settings.out or default_run_path(settings.benchmark, settings.model))
     model = open_model(settings.model, settings)
-    format = choose_format(settings.format, model.template, model.checkpoint.name, model.checkpoint.folder)
+    template = model.template
+    format = choose_format(settings.format, template, model.checkpoint.name, model.checkpoint.folder, template)
+    views = Views(format, template)
+    views.check()
     depends_on = _dependencies(settings, model, format)
     with run.locked(), Grader(benchmark.kind) as grader, closing(model):
         entry = step_entry(settings, depends_on, format, {"model": model})
@@ -103,9 +105,9 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
         model.load(run.logs)
         run.record("evaluate", entry)
         with run_log(run):
-            sampling_task = _sampling_task(settings, model, format, content_hash(depends_on))
+            sampling_task = _sampling_task(settings, views, content_hash(depends_on))
             sampled = sample_questions(run, model, sampling_task, progress)
-            grade_answers(run, benchmark, format, grader, progress)
+            grade_answers(run, benchmark, views, grader, progress)
             evaluation = evaluation_of(run, settings, sampled.failed)
             logger.info("evaluate: accuracy %.4f of %d answers", evaluation.accuracy, evaluation.answers)
         excluded = ("run", "failure", "failure_rows")
@@ -132,9 +134,7 @@ def _source(settings: EvaluateSettings, benchmark: Benchmark) -> InputSettings:
     return InputSettings(input=benchmark.hub, subset=benchmark.subset, split=benchmark.split, limit=settings.limit)
 
 
-def _sampling_task(settings: EvaluateSettings, model: Model, format: Format, made_by: str) -> SamplingTask:
-    views = Views(format, model.template)
-
+def _sampling_task(settings: EvaluateSettings, views: Views, made_by: str) -> SamplingTask:
     def row(sample: Sample, pending: PendingSample) -> dict[str, Any]:
         return {
             "answer_id": sample.key,
@@ -154,7 +154,7 @@ def _sampling_task(settings: EvaluateSettings, model: Model, format: Format, mad
         table="answers",
         n=settings.n,
         settings=settings,
-        stop=format.solution_tags[1],
+        stop=views.solver_stop,
         made_by=made_by,
         prompt=lambda question: views.solver_prompt(question["question"]),
         refusal=lambda question: None,
@@ -163,22 +163,7 @@ def _sampling_task(settings: EvaluateSettings, model: Model, format: Format, mad
     )
 
 
-def solution_in(format: Format, completion: str) -> tuple[str, bool]:
-    """Extract the solution from a solver's completion.
-
-    Returns:
-        The text between the solution tags, or everything after the thought if there are none; and whether the
-        completion follows the format: a thought and a solution, each in its tags, and nothing else.
-    """
-    tags = [re.escape(tag) for tag in (*format.thought_tags, *format.solution_tags)]
-    shape = r"\s*{}.*?{}\s*{}(.*?){}\s*".format(*tags)
-    if match := re.fullmatch(shape, completion.removeprefix(format.thought_prefix), re.S):
-        return match[1].strip(), True
-    tail = completion.rpartition(format.thought_tags[1])[2].rpartition(format.solution_tags[0])[2]
-    return tail.partition(format.solution_tags[1])[0].strip(), False
-
-
-def grade_answers(run: RunFolder, benchmark: Benchmark, format: Format, grader: Grader, progress: Progress) -> None:
+def grade_answers(run: RunFolder, benchmark: Benchmark, views: Views, grader: Grader, progress: Progress) -> None:
     """Grade the answers that are not in the grades table."""
     parts = run.parts("answers")
     with task(progress, "grade", run.count("answers")), TableWriter(run, "grades") as writer:
@@ -188,7 +173,7 @@ def grade_answers(run: RunFolder, benchmark: Benchmark, format: Format, grader: 
             for answer in run.read("answers", part).to_pylist():
                 if answer["answer_id"] not in graded:
                     question = questions[answer["question_id"]]
-                    solution, formatted = solution_in(format, answer["completion"])
+                    solution, formatted = views.solution_in(answer["completion"])
                     problem = json.loads(question["meta"] or "{}")
                     grade = grader.grade(benchmark.kind, solution, question["answer"], **problem)
                     writer.append(part, _grade_row(answer, solution, formatted, grade))

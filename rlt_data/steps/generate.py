@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import Any
 
 from rlt_data.engines import Model, Sample, open_model
-from rlt_data.formats import Format, Views, choose_format
+from rlt_data.formats import Format, Problem, Views, choose_format
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import GenerateSettings
@@ -86,7 +86,7 @@ def _task(settings: GenerateSettings, model: Model, format: Format, made_by: str
         settings=settings,
         stop=format.explanation_tags[1],
         made_by=made_by,
-        prompt=lambda question: views.teacher_prompt(question["question"], question["solution"]),
+        prompt=lambda question: views.teacher_prompt(Problem(question["question"], question["solution"])),
         refusal=lambda question: format.problem_with(question["question"], question["solution"]),
         tail=len(format.padding),
         row=row,

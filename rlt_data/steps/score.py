@@ -30,7 +30,7 @@ from rlt_data.engines import (
 )
 from rlt_data.engines.results import invalid_logprobs
 from rlt_data.errors import SettingsError
-from rlt_data.formats import Format, Views, choose_format, load_format
+from rlt_data.formats import Format, Problem, Views, choose_format, load_format
 from rlt_data.inputs import ingest
 from rlt_data.plugins import REWARDS
 from rlt_data.progress import SILENT, Progress
@@ -81,7 +81,7 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
     student = open_model(settings.student, settings, scoring=True, served_temperature=settings.served_temperature)
     teacher = _open_teacher(settings, student)
     trace_format = recorded_format(source, "generate") if source else None
-    format = _choose_format(settings, trace_format, student)
+    format = _choose_format(settings, source, trace_format, student)
     Views(format, student.template).check()
     with run.locked(), closing(student), closing(teacher) if teacher else nullcontext():
         if source is None:
@@ -110,13 +110,19 @@ def _open_teacher(settings: ScoreSettings, student: Model) -> Model | None:
         return None
     teacher = open_model(str(settings.teacher), settings, scoring=True)
     same = teacher.identity.fingerprint == student.identity.fingerprint
-    return student if same and teacher.template.text == student.template.text else teacher
+    return student if same and teacher.template.identity == student.template.identity else teacher
 
 
-def _choose_format(settings: ScoreSettings, trace_format: Format | None, student: Model) -> Format:
-    if trace_format is None:
-        return choose_format(settings.format, student.template, student.checkpoint.name, student.checkpoint.folder)
+def _choose_format(
+    settings: ScoreSettings, source: RunFolder | None, trace_format: Format | None, student: Model
+) -> Format:
+    template = student.template
+    if source is None or trace_format is None:
+        return choose_format(settings.format, template, student.checkpoint.name, student.checkpoint.folder, template)
     if settings.format == "auto":
+        by_default = source.step("generate").get("settings", {}).get("format") == "auto"
+        if by_default and template.reasoning and trace_format.name == "rlt":
+            return load_format("native")  # has the same explanation tags
         return trace_format
     format = load_format(settings.format)
     refuse_other_explanations(format, trace_format)
@@ -175,7 +181,7 @@ class PendingScore:
     Attributes:
         part: part of the table that gets its score.
         trace: row of the traces table.
-        problem: question and solution.
+        problem: the problem.
         emit: whether its score is missing; other traces only keep batches the same after a resume.
         student: the student's tokens.
         teacher: the teacher's tokens; None without a teacher.
@@ -187,7 +193,7 @@ class PendingScore:
 
     part: int
     trace: dict[str, Any]
-    problem: tuple[str, str]
+    problem: Problem
     emit: bool
     student: StudentTokens
     teacher: TeacherTokens | None
@@ -289,9 +295,12 @@ class _Scoring:
             full_kl=score.full_kl,
             per_token=self._settings.per_token,
         )
-        question, solution = score.problem
         terms["reward"] = compute_reward(
-            self._reward, terms, question=question, solution=solution, explanation=score.student.explanation.text
+            self._reward,
+            terms,
+            question=score.problem.question,
+            solution=score.problem.solution,
+            explanation=score.student.explanation.text,
         )
         return {
             **{name: trace[name] for name in ("trace_id", "question_id", "source_id", "sample_index", "finish_reason")},
@@ -321,8 +330,8 @@ class _Scoring:
         traces, problems = [], []
         for trace in rows:
             question = questions[trace["question_id"]]
-            problem = question["question"], question["solution"]
-            if reason := self._views.format.problem_with(*problem):
+            problem = Problem(question["question"], question["solution"], question.get("system"))
+            if reason := self._views.format.problem_with(problem.question, problem.solution):
                 self._fail(trace, reason, pending)
             else:
                 traces.append(trace)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from rlt_data.engines import Model, find_checkpoint, open_tokenizer
 from rlt_data.errors import RunFolderError, SettingsError
-from rlt_data.formats import Format, Tokenizer, Views, encode
+from rlt_data.formats import Format, Problem, Tokenizer, Views, encode
 from rlt_data.scoring import (
     Alignment,
     StudentTokens,
@@ -138,19 +138,19 @@ class TeacherSource:
         return "+".join(sorted(teachers))
 
     def tokens(
-        self, traces: Sequence[dict[str, Any]], problems: Sequence[tuple[str, str]]
+        self, traces: Sequence[dict[str, Any]], problems: Sequence[Problem]
     ) -> Sequence[TeacherTokens | None]:
         """Return the teacher's tokens of each trace; None without a teacher.
 
         Args:
             traces: rows of the traces table.
-            problems: question and solution of each trace.
+            problems: problem of each trace.
         """
         if not self.used:
             return [None] * len(traces)
         if self.model is None or self._views is None:
             return [teacher_tokens_from_ids(trace["prefill_token_ids"], trace["token_ids"]) for trace in traces]
-        prompts = {problem: self._views.teacher_prompt(*problem) for problem in dict.fromkeys(problems)}
+        prompts = {problem: self._views.teacher_prompt(problem) for problem in dict.fromkeys(problems)}
         encoded = dict(zip(prompts, encode(self.model.tokenizer, list(prompts.values())), strict=True))
         tokens = []
         for trace, problem in zip(traces, problems, strict=True):

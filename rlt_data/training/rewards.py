@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rlt_data.engines import Failure, Model, SequenceRequest
-from rlt_data.formats import Format, Tokenizer, Views
+from rlt_data.formats import Format, Problem, Tokenizer, Views
 from rlt_data.plugins import REWARDS
 from rlt_data.scoring import (
     RewardError,
@@ -28,7 +28,6 @@ from rlt_data.scoring import (
 )
 from rlt_data.scoring.reward import Floats
 from rlt_data.settings import TrainSolverSettings, TrainTeacherSettings
-from rlt_data.steps.evaluate import solution_in
 from rlt_data.steps.score import reward_weights
 from rlt_data.tasks.grading import Grader, Kind
 from rlt_data.training.rollouts import Rollout
@@ -137,7 +136,7 @@ class DenseReward(Reward):
 
     def rows(self, questions: Sequence[Row], rollouts: Sequence[Rollout]) -> list[Row]:
         """Return reward terms and collapse metrics of each sample."""
-        problems = [(question["question"], question["solution"]) for question in questions]
+        problems = [Problem(row["question"], row["solution"], row["system"]) for row in questions]
         completions = [rollout.text for rollout in rollouts]
         students = tokenize_for_student(self._student.tokenizer, self._views, problems, completions)
         logprobs = self._student_logprobs(questions, students)
@@ -199,15 +198,15 @@ class CorrectnessReward(Reward):
 
     Args:
         settings: the three rewards.
-        format: format with the tags of an answer.
+        views: how the solver's answers look.
         kind: grading method.
         grader: running grader.
     """
 
-    def __init__(self, settings: TrainSolverSettings, format: Format, kind: Kind, grader: Grader) -> None:
+    def __init__(self, settings: TrainSolverSettings, views: Views, kind: Kind, grader: Grader) -> None:
         super().__init__()
         self._settings = settings
-        self._format = format
+        self._views = views
         self._kind: Kind = kind
         self._grader = grader
 
@@ -217,7 +216,7 @@ class CorrectnessReward(Reward):
 
     def _row(self, question: Row, rollout: Rollout) -> Row:
         settings = self._settings
-        solution, formatted = solution_in(self._format, rollout.text)
+        solution, formatted = self._views.solution_in(rollout.text)
         grade = self._grader.grade(self._kind, solution, question["answer"], **json.loads(question["problem"]))
         correct = formatted and grade.correct
         reward = settings.correct_reward if correct else settings.wrong_reward

@@ -350,6 +350,8 @@ def base_model_settings(settings: TrainingSettings) -> ModelSettings:
     return ModelSettings(
         device=settings.device,
         chat_template=settings.chat_template,
+        template_option=settings.template_option,
+        template_date=settings.template_date,
         trust_remote_code=settings.trust_remote_code,
     )
 

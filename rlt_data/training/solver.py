@@ -25,8 +25,9 @@ def train_solver(settings: TrainSolverSettings, progress: Progress = SILENT) -> 
     """
     benchmark = BENCHMARKS[settings.benchmark]
     checkpoint, tokenizer, template = find_base_model(settings)
-    format = choose_format(settings.format, template, checkpoint.name, checkpoint.folder)
+    format = choose_format(settings.format, template, checkpoint.name, checkpoint.folder, template)
     views = Views(format, template)
+    views.check()
     benchmark_rows = good_rows(settings.as_input(), None, lambda first: BenchmarkReader(benchmark, settings, first))
     rows = [
         {
@@ -40,7 +41,7 @@ def train_solver(settings: TrainSolverSettings, progress: Progress = SILENT) -> 
         for row in benchmark_rows
     ]
     with Grader(benchmark.kind) as grader:
-        policy = Policy(checkpoint, tokenizer, format, rows, format.solution_tags[1])
+        policy = Policy(checkpoint, tokenizer, format, rows, views.solver_stop)
         return train_policy(
-            settings, policy, lambda: CorrectnessReward(settings, format, benchmark.kind, grader), progress
+            settings, policy, lambda: CorrectnessReward(settings, views, benchmark.kind, grader), progress
         )

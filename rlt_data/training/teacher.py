@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rlt_data.engines import open_model
 from rlt_data.engines.models import tokenizer_fingerprint
 from rlt_data.errors import InputError
-from rlt_data.formats import ChatTemplate, Format, Views, choose_format
+from rlt_data.formats import ChatTemplate, Format, Problem, Views, choose_format
 from rlt_data.inputs.check import good_rows
 from rlt_data.inputs.ingest import question_id
 from rlt_data.inputs.presets import Row
@@ -53,22 +53,26 @@ def train_teacher(settings: TrainTeacherSettings, progress: Progress = SILENT) -
             device=settings.device,
             dtype=settings.student_dtype,
             batch_tokens=settings.batch_tokens,
+            template_option=settings.template_option,
+            template_date=settings.template_date,
             trust_remote_code=settings.trust_remote_code,
         ),
     )
-    format = choose_format(settings.format, template, checkpoint.name, checkpoint.folder)
+    format = choose_format(settings.format, template, checkpoint.name, checkpoint.folder, student.template)
     Views(format, student.template).check()
     views = Views(format, template)
+    views.check_teacher()
     problems: dict[str, Row] = {}  # several rows may be traces of one problem
     for row in good_rows(settings.as_input(), format):
         problems.setdefault(question_id(row.question, row.solution), row)
     rows = [
         {
-            "prompt": views.teacher_prompt(row.question, row.solution),
+            "prompt": views.teacher_prompt(Problem(row.question, row.solution)),
             "question_id": key,
             "source_id": row.source_id,
             "question": row.question,
             "solution": row.solution,
+            "system": row.system,
         }
         for key, row in problems.items()
     ]
@@ -98,4 +102,4 @@ def teacher_texts(rows: list[Row], format: Format, template: ChatTemplate, input
         explanation, closing, _ = completion.partition(format.explanation_tags[1])
         if not closing:
             raise InputError(f"{input}: row {row.source_id}: the completion lacks {format.explanation_tags[1]}")
-        yield TrainingText(views.teacher_prompt(row.question, row.solution), explanation + closing + views.template.end)
+        yield TrainingText(views.teacher_prompt(Problem(row.question, row.solution)), explanation + closing + views.template.end)
