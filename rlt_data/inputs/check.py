@@ -161,18 +161,19 @@ def examined_rows(
         for row in rows:
             has_trace = _has_trace(row)
             report.traces += has_trace
-            for name in ("question", "solution", "explanation", "completion"):
+            for name in ("question", "solution", "system", "explanation", "completion"):
                 if (text := getattr(row, name)) is not None:
                     characters[name] += len(text)
                     characters[name + " rows"] += 1
                     report.longest[name] = max(report.longest.get(name, 0), len(text))
                     report.mean[name] = characters[name] / characters[name + " rows"]
-            problem_key, answer = _digest(row.question, row.solution), _digest(row.answer)
+            problem, answer = [row.question, row.solution, row.system], _digest(row.answer)
+            problem_key = _digest(*problem)
             if answers.setdefault(problem_key, answer) != answer:
                 disagreements.add(problem_key)
                 report.disagreements = len(disagreements)
             trace = [row.completion, row.explanation, row.source_id if row.has_id else None] if has_trace else []
-            digest = _digest(row.question, row.solution, *trace) if has_trace else problem_key
+            digest = _digest(*problem, *trace) if has_trace else problem_key
             meta = _digest(row.meta) if settings.keep else b""
             if digest in seen:
                 report.duplicates += 1

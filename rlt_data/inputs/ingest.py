@@ -75,9 +75,9 @@ def ingest(
     run.record("input", {**made_from, **counts})
 
 
-def question_id(question: str, solution: str) -> str:
-    """Return the key of a question with its solution."""
-    return content_hash(question, solution)
+def question_id(question: str, solution: str, system: str | None = None) -> str:
+    """Return the key of a question with its solution and its own system text, if it has one."""
+    return content_hash(question, solution) if system is None else content_hash(question, solution, system)
 
 
 def _add_questions(run: RunFolder, rows: Iterator[Row], *, traces: bool) -> dict[str, int]:
@@ -93,7 +93,7 @@ def _add_questions(run: RunFolder, rows: Iterator[Row], *, traces: bool) -> dict
 
     def new_questions() -> Iterator[dict[str, Any]]:
         for row in rows:
-            key = question_id(row.question, row.solution)
+            key = question_id(row.question, row.solution, row.system)
             if key not in positions:
                 positions[key] = len(positions)
                 yield {
@@ -101,6 +101,7 @@ def _add_questions(run: RunFolder, rows: Iterator[Row], *, traces: bool) -> dict
                     "source_id": row.source_id,
                     "question": row.question,
                     "solution": row.solution,
+                    "system": row.system,
                     "answer": row.answer,
                     "meta": None if traces else row.meta,
                 }
@@ -128,7 +129,7 @@ def _add_traces(run: RunFolder, rows: Iterator[Row], format: Format, positions: 
         samples.update(ids["question_id"].to_pylist())
     with TableWriter(run, "traces") as writer:
         for row in rows:
-            key = question_id(row.question, row.solution)
+            key = question_id(row.question, row.solution, row.system)
             completion = row.completion
             if completion is None:
                 completion = format.completion_of(row.explanation or "")

@@ -24,10 +24,14 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One problem of the input, with a trace (``explanation`` or ``completion``) if the record has one."""
+    """One problem of the input, with a trace (``explanation`` or ``completion``) if the record has one.
+
+    ``system`` is the record's own system text. None: the format's.
+    """
 
     question: str
     solution: str
+    system: str | None = None
     answer: str | None = None
     explanation: str | None = None
     completion: str | None = None
@@ -115,7 +119,7 @@ def verl(data: Fields) -> Fields:
 
 #: Names of the speaker, the text and the thought in a turn of a chat.
 _SPEAKERS, _TEXTS, _THOUGHTS = ("role", "from"), ("content", "value"), ("reasoning_content", "reasoning", "thinking")
-_USERS, _ASSISTANTS = ("user", "human"), ("assistant", "gpt", "model")
+_USERS, _ASSISTANTS, _SYSTEMS = ("user", "human"), ("assistant", "gpt", "model"), ("system", "developer")
 
 
 def _from_turns(chat: Any, column: str) -> Fields:
@@ -126,11 +130,20 @@ def _from_turns(chat: Any, column: str) -> Fields:
     answers = [turn for turn in turns if _first(turn, _SPEAKERS) in _ASSISTANTS]
     if len(questions) != 1 or len(answers) != 1:
         raise BadRow(f"{column}: expected one question and one answer, got {len(questions)} and {len(answers)}")
-    return {
+    fields = {
         "question": _content(questions[0]),
         "solution": _content(answers[0]),
         "explanation": _first(answers[0], _THOUGHTS),
     }
+    return fields | _system(turns, column)
+
+
+def _system(turns: list[Mapping[str, Any]], column: str) -> Fields:
+    """Return the system text of a chat as field ``system``, or no field if the chat has none."""
+    texts = [text for turn in turns if _first(turn, _SPEAKERS) in _SYSTEMS if (text := _content(turn))]
+    if len(texts) > 1:
+        raise BadRow(f"{column}: expected at most one system text, got {len(texts)}")
+    return {"system": texts[0]} if texts else {}
 
 
 def _turns(chat: Any) -> list[Mapping[str, Any]] | None:
@@ -160,7 +173,10 @@ math_problem = _columns(question="problem", solution="solution", answer="answer"
 s1k = _columns(question="question", solution="solution", explanations="thinking_trajectories")
 
 #: Fields that a preset may return. ``explanations`` is a list of texts, and makes a row of each.
-_FIELDS = ("question", "solution", "answer", "explanation", "explanations", "completion")
+_FIELDS = ("question", "solution", "system", "answer", "explanation", "explanations", "completion")
+
+#: Columns that have the system text of a record, the first that has one.
+_SYSTEM_COLUMNS = ("system", "system_prompt")
 
 #: What ``auto`` chooses if flags name the columns.
 _COLUMNS_ONLY = "columns"
@@ -200,6 +216,7 @@ class RowReader:
                 f"--{field}-column" for field in ("question", "solution") if field not in self._named
             )
             raise InputError(f"{source}: no preset fits the columns {_list(first)}; name them with {missing}")
+        self._is_built_in = self.preset == _COLUMNS_ONLY or self.preset in PRESETS.built_in
         self._read = _question_only if self.preset == _COLUMNS_ONLY else self._loaded(self.preset)
 
     def _detect(self, first: Fields) -> str | None:
@@ -291,12 +308,19 @@ class RowReader:
         if "answer" in data and "answer" not in fields and self.preset in PRESETS.built_in:
             fields["answer"] = data["answer"]
         fields |= {field: _value(data, column) for field, column in self._named.items()}
+        if turns := _turns(fields.get("question")):
+            fields |= _system(turns, self._named.get("question", "prompt"))
+        if "system" not in fields and self._is_built_in:
+            texts_of_system = (data.get(column) for column in _SYSTEM_COLUMNS)
+            fields["system"] = next((text for text in texts_of_system if isinstance(text, str) and text.strip()), None)
         fields["question"] = _with_options(_question(fields.get("question")), data)
         if "answer" in fields:
             fields["answer"] = _answer(fields["answer"])
         source_id = fields.pop("source_id", None)
         source_id = data.get("id") if source_id is None else source_id
         texts = {field: _text(field, value) for field, value in fields.items()}
+        if not (texts.get("system") or "").strip():
+            texts["system"] = None
         _split_thoughts(texts)
         for field, text in texts.items():
             self._check(field, text)
@@ -318,11 +342,10 @@ class RowReader:
             if field in ("question", "solution"):
                 raise BadRow(f"{field}: missing")
             return
-        if field in ("question", "solution"):
-            if not text.strip():
-                raise BadRow(f"{field}: empty")
-            if "\0" in text:
-                raise BadRow(f"{field}: contains a NUL character")
+        if field in ("question", "solution") and not text.strip():
+            raise BadRow(f"{field}: empty")
+        if field in ("question", "solution", "system") and "\0" in text:
+            raise BadRow(f"{field}: contains a NUL character")
         if len(text) > self._settings.max_chars:
             raise BadRow(f"{field}: {len(text):,} characters, --max-chars is {self._settings.max_chars:,}")
         if re.search("[\ud800-\udfff]", text):

@@ -29,10 +29,11 @@ def _required(name: str, type: pa.DataType) -> pa.Field:
 _TOKENS, _LOGPROBS = pa.list_(pa.int32()), pa.list_(pa.float32())
 
 QUESTIONS = _schema(
-    _required("question_id", pa.string()),  # hash of question and solution
+    _required("question_id", pa.string()),  # hash of question, solution and system
     pa.field("source_id", pa.string()),  # id in the input, or the row number
     _required("question", pa.string()),
     _required("solution", pa.string()),
+    pa.field("system", pa.string()),  # the question's own system text; null: the format's. Older runs lack the column
     pa.field("answer", pa.string()),  # short final answer, if the source has one
     pa.field("meta", pa.string()),  # JSON of the --keep columns, unless the rows are traces
 )

@@ -32,7 +32,7 @@ def train_solver(settings: TrainSolverSettings, progress: Progress = SILENT) -> 
     rows = [
         {
             "prompt": views.solver_prompt(row.question),
-            "question_id": question_id(row.question, row.solution),
+            "question_id": question_id(row.question, row.solution, row.system),
             "source_id": row.source_id,
             "question": row.question,
             "answer": row.answer,

@@ -64,7 +64,7 @@ def train_teacher(settings: TrainTeacherSettings, progress: Progress = SILENT) -
     views.check_teacher()
     problems: dict[str, Row] = {}  # several rows may be traces of one problem
     for row in good_rows(settings.as_input(), format):
-        problems.setdefault(question_id(row.question, row.solution), row)
+        problems.setdefault(question_id(row.question, row.solution, row.system), row)
     rows = [
         {
             "prompt": views.teacher_prompt(Problem(row.question, row.solution)),

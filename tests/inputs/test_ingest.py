@@ -3,14 +3,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from rlt_data.errors import InputError
 from rlt_data.formats import load_format
 from rlt_data.inputs import ingest
+from rlt_data.inputs.ingest import question_id
 from rlt_data.settings import InputSettings, parse_settings
 from rlt_data.storage.run import RunFolder
-from rlt_data.storage.schemas import QUESTIONS_PER_PART
+from rlt_data.storage.schemas import QUESTIONS_PER_PART, to_table
 from tests.conftest import write_jsonl
 
 
@@ -142,3 +144,24 @@ def test_kept_columns_belong_to_the_row_they_came_with(tmp_path: Path, caplog: p
     questions_only = RunFolder(tmp_path / "questions")
     take(questions_only, path, keep=["model"])
     assert questions_only.read("questions", 0)["meta"].to_pylist() == ['{"model": "A"}']
+
+
+def test_a_system_text_is_stored_and_is_part_of_the_key(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    plain = {"question": "q", "solution": "s"}
+    take(run, write_jsonl(tmp_path / "rows.jsonl", [plain, {**plain, "system": "Be brief."}, {**plain, "system": ""}]))
+    table = run.read("questions", 0)
+    assert table["system"].to_pylist() == [None, "Be brief."]
+    assert table["question_id"].to_pylist() == [question_id("q", "s"), question_id("q", "s", "Be brief.")]
+    assert question_id("q", "s") == "6b427f9a7720fcd2c35f6d81efd446b3"  # keys of earlier runs
+
+
+def test_questions_of_a_run_without_the_system_column_are_kept_and_get_the_column(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    earlier = to_table("questions", [{"question_id": question_id("q0", "s0"), "question": "q0", "solution": "s0"}])
+    with run.locked():
+        run.write_part("questions", 0, earlier.drop_columns(["system"]))
+    assert run.read("questions", 0)["system"].to_pylist() == [None]
+    take(run, write_jsonl(tmp_path / "rows.jsonl", [*rows(1), {**rows(1)[0], "system": "Be brief."}]))
+    assert run.read("questions", 0)["system"].to_pylist() == [None, "Be brief."]
+    assert pl.read_parquet(tmp_path / "run" / "questions" / "*.parquet")["question"].to_list() == ["q0", "q0"]

@@ -249,3 +249,60 @@ def test_missing_columns(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as error:
         row({"text": "q", "gold": "s"}, **settings)
     assert message in str(error.value)
+
+
+CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "s"}]
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "system"),
+    [
+        ({"messages": [{"role": "system", "content": "Be brief."}, *CHAT]}, {}, "Be brief."),
+        ({"messages": [{"role": "developer", "content": [{"text": "Be brief."}]}, *CHAT]}, {}, "Be brief."),
+        ({"messages": [{"role": "system", "content": "Be brief."}, *CHAT], "system": "no"}, {}, "Be brief."),
+        (
+            {
+                "conversations": [
+                    {"from": "system", "value": "Be brief."},
+                    {"from": "human", "value": "q"},
+                    {"from": "gpt", "value": "s"},
+                ]
+            },
+            {},
+            "Be brief.",
+        ),
+        ({"conversations": CHAT, "system": "Be brief."}, {}, "Be brief."),
+        ({"prompt": [{"role": "system", "content": "Be brief."}, CHAT[0]], "completion": [CHAT[1]]}, {}, "Be brief."),
+        (
+            {"prompt": [{"role": "system", "content": "Be brief."}, CHAT[0]], "reward_model": {"ground_truth": "s"}},
+            {},
+            "Be brief.",
+        ),
+        ({"question": "q", "solution": "s", "system_prompt": "Be brief."}, {}, "Be brief."),
+        ({"Q": "q", "S": "s", "system": "Be brief."}, {"question_column": "Q", "solution_column": "S"}, "Be brief."),
+        ({"messages": [{"role": "system", "content": ""}, *CHAT]}, {}, None),
+        ({"question": "q", "solution": "s", "system": " \n"}, {}, None),
+        ({"question": "q", "solution": "s", "system": 3}, {}, None),
+        ({"question": "q", "solution": "s"}, {}, None),
+    ],
+)
+def test_a_row_has_the_system_text_of_its_record(
+    data: dict[str, Any], settings: dict[str, Any], system: str | None
+) -> None:
+    assert row(data, **settings)[1].system == system
+
+
+@pytest.mark.parametrize(
+    ("system", "reason"),
+    [
+        ("a" * 31, "system: 31 characters, --max-chars is 30"),
+        ("\0", "system: contains a NUL character"),
+        ("\ud800", "system: contains half of a surrogate pair"),
+    ],
+)
+def test_a_system_text_is_checked_like_the_other_texts(system: str, reason: str) -> None:
+    with pytest.raises(BadRow, match=reason):
+        row({"question": "q", "solution": "s", "system": system}, max_chars=30)
+    turns = [{"role": "system", "content": "a"}, {"role": "system", "content": "b"}, *CHAT]
+    with pytest.raises(BadRow, match="messages: expected at most one system text, got 2"):
+        row({"messages": turns})
