@@ -26,7 +26,7 @@ from rlt_data.engines.protocol import Floats, SequenceLogprobs
 from rlt_data.engines.transformers import TransformersEngine
 from rlt_data.engines.transformers import model as engine_model
 from rlt_data.engines.transformers.scoring import Scorer
-from rlt_data.formats import Views, encode, load_format
+from rlt_data.formats import Problem, Views, encode, load_format
 from rlt_data.settings import ModelSettings
 
 QUESTIONS = Path(__file__).parent.parent / "recipes" / "demo" / "questions.jsonl"

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.report import print_table, save
 from rlt_data.engines import find_checkpoint
-from rlt_data.formats import load_format
+from rlt_data.formats import Problem, load_format
 from rlt_data.inputs.check import good_rows
 from rlt_data.settings import CountdownSettings, TrainTeacherSettings
 from rlt_data.steps.countdown import make_countdown

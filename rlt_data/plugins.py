@@ -163,5 +163,6 @@ SHAPES = Registry(
         "prompt-completion": "rlt_data.steps.export_shapes:prompt_completion",
         "sharegpt": "rlt_data.steps.export_shapes:sharegpt",
         "bespoke": "rlt_data.steps.export_shapes:bespoke",
+        "preference": "rlt_data.steps.export_shapes:preference",
     },
 )

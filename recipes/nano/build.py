@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from rlt_data.formats import ChatTemplate, Views, load_format
+from rlt_data.formats import ChatTemplate, Problem, Views, load_format
 from rlt_data.progress import is_main_process
 from rlt_data.recipes.nano.corpus import (
     LARGE,

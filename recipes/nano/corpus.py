@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice, permutations
 
+from rlt_data import formats
 from rlt_data.formats import Views
 from rlt_data.recipes.nano.tokenizer import LARGEST_VALUE
 from rlt_data.settings import CountdownSettings
@@ -216,7 +217,9 @@ def base_texts(seed: int, views: Views) -> Iterator[TrainingText]:
         question = question_text(draw.sample(problem.numbers, 3), problem.target)
         thought, solution = _base_thought(draw, kind, problem, domain)
         prompt = views.solver_prompt(question)
-        yield TrainingText(prompt, views.student(Problem(question, solution), f"{thought} ").text[len(prompt) :])
+        yield TrainingText(
+            prompt, views.student(formats.Problem(question, solution), f"{thought} ").text[len(prompt) :]
+        )
 
 
 def _base_thought(draw: random.Random, kind: str, problem: Problem, domain: Domain) -> tuple[str, str]:

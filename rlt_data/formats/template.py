@@ -62,11 +62,13 @@ class Reasoning:
 
     Attributes:
         opening: text between the generation prompt and the thought; empty if the prompt ends with the opening tag.
+        tag: the opening tag with the white space around it, also if the prompt ends with it.
         closing: text between the thought and the answer.
         key: key of the message that the template reads the thought from; None if it reads it from nowhere.
     """
 
     opening: str
+    tag: str
     closing: str
     key: str | None
 
@@ -181,6 +183,37 @@ class ChatTemplate:
             raise ModelError(self._refusal("omits the assistant's text"))
         return before, after
 
+    def render_message(self, messages: Sequence[Message], answer: Message) -> str:
+        """Render a conversation with an assistant's message as a trainer does; empty if the template fails."""
+        try:
+            return self._render([*messages, answer])
+        except ModelError:
+            return ""
+
+    def assistant_text(self, message: Message) -> str:
+        """Return the text that continues the generation prompt for an assistant's message.
+
+        Args:
+            message: ``content``, and ``thought`` if the thought is not part of the content. A thought in the content is
+                left as it is, without the opening tag if the generation prompt already has it.
+
+        Raises:
+            ModelError: the template has no place for the thought, or opens one that the message lacks.
+        """
+        reasoning, content = self.reasoning, message["content"]
+        if thought := message.get("thought"):
+            if reasoning is None:
+                raise ModelError(f"{self.name} has no reasoning markup for the message's thought")
+            return reasoning.opening + thought.strip() + reasoning.closing + content.strip()
+        if reasoning and not reasoning.opening:
+            if reasoning.closing.strip() not in content:
+                raise ModelError(
+                    f"the generation prompt of {self.name} opens a thought, which the message does not close; use data of "
+                    "--format native, or a --template-option that disables thinking if the template has one"
+                )
+            return content.removeprefix(reasoning.tag.strip()).lstrip("\n")
+        return content
+
     def check_shows(self, messages: Sequence[Message]) -> None:
         """Check that the template renders the texts of all messages, so that no instruction is lost.
 
@@ -236,6 +269,8 @@ class ChatTemplate:
 
     def _find_reasoning(self) -> Reasoning | None:
         prompt = self.prompt([_USER])
+        tags = [opening for opening, _ in THOUGHT_TAGS if prompt.rstrip().endswith(opening)]
+        open_tag = prompt[prompt.rindex(tags[0]) :] if tags else ""
         for key in THOUGHT_KEYS:
             try:
                 text = self._render([_USER, {"role": "assistant", "content": _ANSWER, key: _THOUGHT}])
@@ -244,11 +279,9 @@ class ChatTemplate:
             start = text.find(_THOUGHT)
             answer = text.find(_ANSWER, start)
             if 0 <= start < answer and text.startswith(prompt) and len(prompt) <= start:
-                return Reasoning(text[len(prompt) : start], text[start + len(_THOUGHT) : answer], key)
-        for opening, closing in THOUGHT_TAGS:
-            if prompt.rstrip().endswith(opening):
-                return Reasoning("", f"\n{closing}\n\n", None)
-        return None
+                opening = text[len(prompt) : start]
+                return Reasoning(opening, opening or open_tag, text[start + len(_THOUGHT) : answer], key)
+        return Reasoning("", open_tag, f"\n{dict(THOUGHT_TAGS)[tags[0]]}\n\n", None) if tags else None
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         if self.merges_system and messages and messages[0]["role"] == "system":

@@ -107,18 +107,15 @@ class Views:
             end += len(message.middle) - len(message.middle.lstrip())
         solution = start + len(message.thought) + len(message.middle)
         return Rendered(
-            before + message.text + self.template.end, (start, end), (solution, solution + len(message.solution)), skipped
+            before + message.text + self.template.end,
+            (start, end),
+            (solution, solution + len(message.solution)),
+            skipped,
         )
 
     def message(self, solution: str, explanation: str | None) -> StudentMessage:
-        """Return the assistant's message that the student learns."""
-        format = self.format
-        if format.native:
-            reasoning = self._reasoning()
-            thought = (explanation or "").strip()
-            inner = format.bare_solution(solution).strip()
-            return StudentMessage(reasoning.opening, thought, reasoning.closing, inner, "")
-        return tagged_message(format, solution, explanation)
+        """Return the text between the served prompt and the end of the turn."""
+        return student_message(self.format, self._reasoning() if self.format.native else None, solution, explanation)
 
     def served_prompt(self, problem: Problem) -> str:
         """Return the text before the student's own: the template's generation prompt for the question."""
@@ -154,7 +151,7 @@ class Views:
     def read(self, completion: str) -> Explanation:
         """Return the explanation in a teacher's completion; the student's reasoning markup must not be inside."""
         reasoning = self.template.reasoning if self.format.native else None
-        tags = (reasoning.opening.strip(), reasoning.closing.strip()) if reasoning else ()
+        tags = (reasoning.tag.strip(), reasoning.closing.strip()) if reasoning else ()
         return read_completion(self.format, completion, [tag for tag in tags if tag])
 
     def check_teacher(self) -> None:
@@ -172,13 +169,44 @@ class Views:
         if format.native:
             self._reasoning()
             if not template.end:
-                raise ModelError(f"{template.name} ends no turn, and the model has no end-of-text token; choose a --format")
+                raise ModelError(
+                    f"{template.name} ends no turn, and the model has no end-of-text token; choose a --format"
+                )
         elif template.reasoning and not template.reasoning.opening:
             raise ModelError(
                 f"the generation prompt of {template.name} opens a thought, which --format {format.name} does not close; "
                 "use --format native, or a --template-option that disables thinking if the template has one"
             )
         self.served_prompt(Problem("a question", "a solution"))
+
+    @property
+    def rendering(self) -> dict[str, str]:
+        """How the template renders a student's text if a trainer passes it as messages.
+
+        Returns:
+            For ``messages`` (the thought under the template's key, if it has one) and ``inline`` (the thought in the
+            content): ``equal`` to the student's text, ``differs``, or ``drops`` the thought.
+        """
+        problem, explanation = Problem("a question", "an answer"), "First this.\n\nThen that."
+        expected = self.student(problem, explanation).text
+        message = self.message(problem.solution, explanation)
+        reasoning = self.template.reasoning if self.format.native else None
+        opening = reasoning.tag.lstrip("\n") if reasoning else message.opening
+        inline = {"content": opening + message.text.removeprefix(message.opening)}
+        keyed = (
+            {"content": message.solution, str(reasoning.key): message.thought}
+            if reasoning and reasoning.key
+            else inline
+        )
+        system = self.format.student_system
+        conversation: list[Message] = [{"role": "system", "content": system}] if system.strip() else []
+        conversation.append({"role": "user", "content": self.format.student_question(problem.question)})
+        found = {}
+        for name, content in (("messages", keyed), ("inline", inline)):
+            text = self.template.render_message(conversation, {"role": "assistant", **content})
+            same = text.startswith(expected) and not text[len(expected) :].strip()
+            found[name] = "equal" if same else "differs" if "First this." in text else "drops"
+        return found
 
     def _reasoning(self) -> Reasoning:
         if self.template.reasoning is None:
@@ -204,8 +232,21 @@ class Views:
         return self.template.split(messages)[0] if prefilled else self.template.prompt(messages)
 
 
-def tagged_message(format: Format, solution: str, explanation: str | None) -> StudentMessage:
-    """Return a student's message with thought and solution in the tags of the format."""
+def student_message(
+    format: Format, reasoning: Reasoning | None, solution: str, explanation: str | None
+) -> StudentMessage:
+    """Return a student's message.
+
+    Args:
+        format: the format.
+        reasoning: the reasoning markup of the student's template; required for a native format.
+        solution: the solution.
+        explanation: the explanation without the prefill's padding; None for an empty thought.
+    """
+    if format.native:
+        assert reasoning is not None
+        thought, inner = (explanation or "").strip(), format.bare_solution(solution).strip()
+        return StudentMessage(reasoning.opening, thought, reasoning.closing, inner, "")
     return StudentMessage(
         format.thought_prefix + format.thought_tags[0],
         "" if explanation is None else format.padding + explanation,

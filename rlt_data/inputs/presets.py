@@ -319,7 +319,7 @@ class RowReader:
         source_id = fields.pop("source_id", None)
         source_id = data.get("id") if source_id is None else source_id
         texts = {field: _text(field, value) for field, value in fields.items()}
-        if not (texts.get("system") or "").strip():
+        if self._settings.system == "format" or not (texts.get("system") or "").strip():
             texts["system"] = None
         _split_thoughts(texts)
         for field, text in texts.items():

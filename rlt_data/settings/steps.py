@@ -86,6 +86,13 @@ class ColumnSettings(Settings):
     id_column: str | None = field(
         None, COLUMNS, "Column with the row id, stored as source_id. Default: id.", affects="rows", by_content=True
     )
+    system: Literal["row", "format"] = field(
+        "row",
+        COLUMNS,
+        "System text of student and solver: the row's own if it has one (row), or always the format's.",
+        affects="rows",
+        by_content=True,
+    )
     max_chars: int = field(
         200_000,
         COLUMNS,
@@ -128,8 +135,8 @@ class FormatSettings(Settings):
     format: str = field(
         "auto",
         INPUT,
-        "Prompt format: rlt, rlt-shots, think, or a YAML file. auto: the format the model was trained with, else rlt "
-        "(rlt-shots for a model without a chat template).",
+        "Prompt format: rlt, rlt-shots, think, native, or a YAML file. auto: the format the model was trained with, else "
+        "native for a student with reasoning markup, else rlt (rlt-shots for a model without a chat template).",
         affects="rows",
         by_content=True,
     )
@@ -197,6 +204,13 @@ class GenerateSettings(
     )
 
     teacher: TeacherName = field(..., MODEL, f"Teacher: {MODEL_HELP}", affects="rows", by_content=True)
+    student: Annotated[str | None, nano("student")] = field(
+        None,
+        MODEL,
+        "Student whose chat template is checked before sampling and decides --format auto. Its weights are not loaded.",
+        affects="rows",
+        by_content=True,
+    )
     out: str | None = field(None, OUTPUT, f"{RUN_HELP}. Default: runs/<input>-<teacher>.", affects="output")
     n: int = field(16, SAMPLING, "Traces per question.", affects="rows", by_content=True, ge=1)
 
@@ -374,6 +388,12 @@ class DistillSettings(Settings):
     shape: Annotated[str, AfterValidator(SHAPES.check)] = field(
         "messages", OUTPUT, f"Columns of the data set: {', '.join(SHAPES.built_in)}, or a plug-in's.", affects="rows"
     )
+    rejected: str = field(
+        "worst",
+        None,
+        "With --shape preference, the rejected trace of each question: worst (well-formed, of the lowest rank) or rank:K.",
+        affects="rows",
+    )
     include_truncated: bool = field(
         False, None, "Also select traces that were cut off by the token limit.", affects="rows"
     )
@@ -387,6 +407,21 @@ class DistillSettings(Settings):
         if kind in ("rank", "bucket", "top") and number.isascii() and number.isdigit() and int(number) >= 1:
             return value
         raise ValueError("must be best, rank:K, bucket:K, top:K, random or all, with K from 1")
+
+    @field_validator("rejected")
+    @classmethod
+    def _known_rejection(cls, value: str) -> str:
+        if value == "worst" or re.fullmatch(r"rank:([2-9]|[1-9]\d+)", value, re.ASCII):
+            return value
+        raise ValueError("must be worst or rank:K, with K from 2")
+
+    @model_validator(mode="after")
+    def _preference_is_the_best(self) -> DistillSettings:
+        if self.shape == "preference" and self.select != "best":
+            raise ValueError("select: --shape preference pairs the best trace of each question with a worse one")
+        if self.shape != "preference" and self.rejected != "worst":
+            raise ValueError("rejected: has no effect without --shape preference")
+        return self
 
     @model_validator(mode="after")
     def _tokens_can_be_counted(self) -> DistillSettings:

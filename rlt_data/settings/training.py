@@ -15,7 +15,6 @@ from rlt_data.settings.base import (
     SAMPLING,
     TRAINING,
     LocalName,
-    Settings,
     StudentName,
     WarmTeacherName,
     field,

@@ -147,8 +147,11 @@ def _check_models(generate: GenerateSettings | None, score: ScoreSettings, disti
         if name != "auto":
             return load_format(name)
         checkpoint = find_checkpoint(model, tokenizer_only=True)
-        has_template = open_tokenizer(checkpoint, settings)[1].source != "plain"
-        return model_format(checkpoint.folder) or load_format("rlt" if has_template else "rlt-shots")
+        template = open_tokenizer(checkpoint, settings)[1]
+        if format := model_format(checkpoint.folder):
+            return format
+        student = open_tokenizer(find_checkpoint(score.student, tokenizer_only=True), score)[1]
+        return load_format("rlt-shots" if template.source == "plain" else "native" if student.reasoning else "rlt")
 
     trace_format = None
     if generate and score.input == generate.out:

@@ -26,11 +26,12 @@ import polars as pl
 import pyarrow as pa
 
 from rlt_data.errors import RunFolderError, SettingsError
-from rlt_data.formats import Format, Views, encode
-from rlt_data.formats.views import read_completion, student_message
+from rlt_data.formats import Format, Problem, encode
+from rlt_data.formats.views import read_completion
 from rlt_data.progress import SILENT, Progress, task
-from rlt_data.settings import DistillSettings, ModelSettings
+from rlt_data.settings import DistillSettings
 from rlt_data.steps.export_shapes import PROVENANCE, ExportShape, dataset_card
+from rlt_data.steps.export_texts import ExportTexts
 from rlt_data.steps.provenance import recorded_format
 from rlt_data.steps.rank import count_missing_traces, part_chunks, refuse_missing_scores
 from rlt_data.storage.backends import open_folder
@@ -64,7 +65,7 @@ class DistillSummary:
         without_row_reasons: number of these questions by reason. ``too long``: all well-formed candidates exceed
             ``max_tokens``. ``truncated``: no candidate is well-formed, and at least one hit the token limit.
             ``malformed``: no candidate is well-formed for other reasons. ``no trace of this rank or bucket``: the
-            question has no candidate.
+            question has no candidate. ``no worse trace``: a preference row lacks a rejected trace.
         mean_thought_tokens: mean tokens per explanation.
         missing_traces: traces that an unfinished ``generate`` has not made yet.
         seconds: time spent.
@@ -154,9 +155,9 @@ class Selection:
         self.kind, _, number = settings.select.partition(":")
         self._number = int(number or 0)
         self._quota = {"best": 1, "random": 1, "rank": 1, "top": self._number}.get(self.kind, math.inf)
-        self._shape = ExportShape(settings.shape)
+        self._texts = ExportTexts(run, settings, format)
+        self._shape = ExportShape(settings.shape, self._texts.thought_key)
         self.schema = self._shape.schema
-        self._lengths = _Lengths(settings.tokenizer, format) if settings.tokenizer else None
 
     def chosen(self, progress: Progress) -> Iterator[pl.DataFrame]:
         """Yield the selected traces of several parts at a time: part, question_id, trace_id, rank, value, lengths."""
@@ -183,8 +184,19 @@ class Selection:
             eligible = eligible.with_columns(pl.Series("order", order, pl.String))
             eligible = eligible.sort("part", "position", "order").drop("order")
         chosen = self._short_enough(eligible) if self._settings.max_tokens else self._first(eligible)
-        self._count_questions_without_row(ranks, candidates, eligible, chosen)
-        return chosen
+        paired = self._with_rejected(chosen, eligible) if self._settings.shape == "preference" else chosen
+        self._count_questions_without_row(ranks, candidates, eligible, chosen, paired)
+        return paired
+
+    def _with_rejected(self, chosen: pl.DataFrame, eligible: pl.DataFrame) -> pl.DataFrame:
+        """Add ``rejected_id``, a worse trace of the same question; drop the questions without one."""
+        kind, _, number = self._settings.rejected.partition(":")
+        pool = eligible.filter(pl.col("rank") == int(number)) if kind == "rank" else eligible
+        question = ["part", "position"]
+        last = pl.col("trace_id").last().alias("rejected_id"), pl.col("rank").last().alias("rejected_rank")
+        worse = pool.sort(*question, "rank").group_by(question, maintain_order=True).agg(*last)
+        pairs = chosen.join(worse, on=question, how="inner", maintain_order="left")
+        return pairs.filter(pl.col("rejected_rank") > pl.col("rank")).drop("rejected_rank")
 
     def _first(self, eligible: pl.DataFrame) -> pl.DataFrame:
         if self._quota is math.inf:
@@ -201,8 +213,7 @@ class Selection:
             if self._quota is not math.inf:
                 full = [key for key, count in counts.items() if count >= self._quota]
                 frame = frame.filter(~pl.col("question_id").is_in(full))
-            assert self._lengths is not None
-            lengths = pl.Series("tokens", self._lengths.of(self.rows(frame)), pl.Int64)
+            lengths = pl.Series("tokens", self._lengths(self.rows(frame)), pl.Int64)
             fits = lengths <= int(self._settings.max_tokens or 0)
             self.summary.too_long += int((~fits).sum())
             for key in frame.filter(fits)["question_id"]:
@@ -216,9 +227,15 @@ class Selection:
         return pl.concat(chosen).drop("turn").sort("part", "position", "rank")
 
     def _count_questions_without_row(
-        self, ranks: pl.DataFrame, candidates: pl.DataFrame, eligible: pl.DataFrame, chosen: pl.DataFrame
+        self,
+        ranks: pl.DataFrame,
+        candidates: pl.DataFrame,
+        eligible: pl.DataFrame,
+        chosen: pl.DataFrame,
+        paired: pl.DataFrame,
     ) -> None:
         """Count the questions without a row by reason. The filter that removes the last trace of a question decides."""
+        unpaired = set(chosen["question_id"]) - set(paired["question_id"])
         missing = set(ranks["question_id"]) - set(chosen["question_id"])
         too_long = missing & set(eligible["question_id"])
         truncated = missing & set(candidates.filter(pl.col("flaw") == "truncated")["question_id"]) - too_long
@@ -228,35 +245,44 @@ class Selection:
             "truncated": len(truncated),
             "malformed": len(malformed),
             "no trace of this rank or bucket": len(missing - too_long - truncated - malformed),
+            "no worse trace": len(unpaired),
         }
-        self.summary.without_row += len(missing)
+        self.summary.without_row += len(missing) + len(unpaired)
         totals = self.summary.without_row_reasons
         totals |= {reason: totals.get(reason, 0) + count for reason, count in reasons.items() if count}
 
     def rows(self, chosen: pl.DataFrame) -> Iterator[dict[str, Any]]:
         """Yield the texts and columns of the selected traces, in order."""
         for (part,), frame in chosen.partition_by("part", as_dict=True, maintain_order=True).items():
-            traces = pl.DataFrame(self._run.read("traces", int(part), ["trace_id", "completion", "meta"])).join(
-                frame.select("trace_id"), on="trace_id", how="semi"
-            )
+            traces = pl.DataFrame(self._run.read("traces", int(part), ["trace_id", "completion", "meta"]))
             columns = ["trace_id", "question_id", "source_id", "rank", "bucket", "value", "thought_tokens"]
             joined = frame.select(columns).join(traces, on="trace_id", how="left", maintain_order="left")
+            if "rejected_id" in frame.columns:
+                rejected = traces.select(pl.col("completion").alias("rejected"), rejected_id="trace_id")
+                joined = joined.with_columns(frame["rejected_id"]).join(rejected, on="rejected_id", how="left")
             for row in self._run.join_questions(joined, int(part)).iter_rows(named=True):
-                explanation = read_completion(self.format, row["completion"]).text
-                yield row | {"explanation": explanation, "thought": self.format.padding + explanation}
+                texts = {name: row[name] for name in ("completion", "rejected") if name in row}
+                read = {name: read_completion(self.format, text).text for name, text in texts.items()}
+                yield row | read | {"explanation": read["completion"]}
 
     def shaped(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the data set row of a selected trace."""
-        texts = {
-            "system": self.format.student_system,
-            "question": row["question"],
-            "solution": row["solution"],
-            "explanation": row["explanation"],
-            "message": student_message(self.format, row["solution"], row["thought"]),
-        }
-        columns = self._shape.columns(texts, row["trace_id"])
+        columns = self._shape.columns(self._texts.of(row), row["trace_id"])
         origin = {field.name: row.get(field.name) for field in PROVENANCE}
-        return columns | origin | {"reward": row["value"]}
+        return columns | origin | {"reward": row["value"], "final_answer": row["answer"]}
+
+    def _lengths(self, rows: Iterator[dict[str, Any]]) -> list[int]:
+        """Return the tokens of each row in the student's training text."""
+        views = self._texts.views
+        assert views is not None
+        lengths: list[int] = []
+        while batch := list(islice(rows, _ROWS_AT_A_TIME)):
+            problems = [Problem(row["question"], row["solution"], row["system"]) for row in batch]
+            texts = [
+                views.student(*pair).text for pair in zip(problems, (row["explanation"] for row in batch), strict=True)
+            ]
+            lengths += [len(encoding) for encoding in encode(self._texts.tokenizer, texts)]
+        return lengths
 
     def count(self, chosen: pl.DataFrame) -> None:
         """Add the selected traces to the summary."""
@@ -265,27 +291,6 @@ class Selection:
         summary.questions += chosen["question_id"].n_unique()
         tokens = summary.mean_thought_tokens * before + float(chosen["thought_tokens"].sum())
         summary.mean_thought_tokens = tokens / max(summary.rows, 1)
-
-
-class _Lengths:
-    """Counts the tokens of rows in the student's training text."""
-
-    def __init__(self, name: str, format: Format) -> None:
-        # Imported here because it imports torch, which only --tokenizer needs.
-        from rlt_data.engines import find_checkpoint, open_tokenizer
-
-        settings = ModelSettings()
-        self._tokenizer, template = open_tokenizer(find_checkpoint(name, tokenizer_only=True), settings)
-        self._views = Views(format.model_copy(update={"shots": ()}), template)
-        self._views.check()
-
-    def of(self, rows: Iterator[dict[str, Any]]) -> list[int]:
-        """Return the tokens of each row, including the chat template's."""
-        lengths: list[int] = []
-        while batch := list(islice(rows, _ROWS_AT_A_TIME)):
-            texts = [self._views.student(row["question"], row["solution"], row["thought"]).text for row in batch]
-            lengths += [len(encoding) for encoding in encode(self._tokenizer, texts)]
-        return lengths
 
 
 def _limited(chosen: Iterator[pl.DataFrame], limit: int, seed: int) -> Iterator[pl.DataFrame]:

@@ -156,7 +156,7 @@ def _sampling_task(settings: EvaluateSettings, views: Views, made_by: str) -> Sa
         settings=settings,
         stop=views.solver_stop,
         made_by=made_by,
-        prompt=lambda question: views.solver_prompt(question["question"]),
+        prompt=lambda question: views.solver_prompt(question["question"], question["system"]),
         refusal=lambda question: None,
         tail=0,
         row=row,

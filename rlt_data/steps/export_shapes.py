@@ -14,37 +14,64 @@ from rlt_data.errors import SettingsError, one_line
 from rlt_data.plugins import SHAPES
 from rlt_data.settings import DistillSettings
 
-#: The texts of a row: the student's system text, the question, the solution, the explanation, and the assistant message
-#: that the student learns to write, with the explanation and the solution in their tags.
+#: The texts of a row; :func:`texts_of` explains them.
 Texts = dict[str, str]
 
-_TEXTS = ("system", "question", "solution", "explanation", "message")
+_TEXTS = (
+    "system",
+    "user",
+    "question",
+    "solution",
+    "explanation",
+    "message",
+    "content",
+    "thought",
+    "thought_key",
+    "prompt",
+    "completion",
+    "rejected",
+)
+
+#: Shapes whose rows are texts in the student's chat template.
+RENDERED = ("prompt-completion", "preference")
 
 
 def messages(row: Texts) -> dict[str, Any]:
-    """Return one list of chat messages."""
-    roles = (("system", row["system"]), ("user", row["question"]), ("assistant", row["message"]))
-    return {"messages": [_message(role, text) for role, text in roles]}
+    """Return one list of chat messages; the thought is a field of its own where the student's template reads one."""
+    assistant = _message("assistant", row["content"])
+    if row["thought_key"]:
+        assistant[row["thought_key"]] = row["thought"]
+    system = [_message("system", row["system"])] if row["system"] else []
+    return {"messages": [*system, _message("user", row["user"]), assistant]}
 
 
 def prompt_completion(row: Texts) -> dict[str, Any]:
-    """Return prompt and completion, two lists of chat messages."""
-    return {
-        "prompt": [_message("system", row["system"]), _message("user", row["question"])],
-        "completion": [_message("assistant", row["message"])],
-    }
+    """Return the text that is served to the student, and the text that it learns."""
+    return {"prompt": row["prompt"], "completion": row["completion"]}
 
 
 def sharegpt(row: Texts) -> dict[str, Any]:
-    """Return a ShareGPT conversation that begins with the system text."""
-    turns = (("system", row["system"]), ("human", row["question"]), ("gpt", row["message"]))
+    """Return a ShareGPT conversation that begins with the system text, if there is one."""
+    system = [("system", row["system"])] if row["system"] else []
+    turns = [*system, ("human", row["user"]), ("gpt", row["message"])]
     return {"conversations": [{"from": role, "value": text} for role, text in turns]}
 
 
 def bespoke(row: Texts) -> dict[str, Any]:
     """Return the columns of Bespoke-Stratos: the system text, and a conversation."""
-    turns = (("user", row["question"]), ("assistant", row["message"]))
+    turns = (("user", row["user"]), ("assistant", row["message"]))
     return {"system": row["system"], "conversations": [{"from": role, "value": text} for role, text in turns]}
+
+
+def preference(row: Texts) -> dict[str, Any]:
+    """Return the served prompt with a chosen and a rejected answer, and its messages for trainers that render them."""
+    return {
+        "prompt": row["prompt"],
+        "chosen": row["message"],
+        "rejected": row["rejected"],
+        "system_text": row["system"],
+        "user_text": row["user"],
+    }
 
 
 def _message(role: str, content: str) -> dict[str, str]:
@@ -56,11 +83,11 @@ PROVENANCE = [
     pa.field("question_id", pa.string()),
     pa.field("trace_id", pa.string()),
     pa.field("source_id", pa.string()),
-    pa.field("answer", pa.string()),
+    pa.field("final_answer", pa.string()),  # trainers read a column `answer` as the response
     pa.field("meta", pa.string()),
-    pa.field("rank", pa.int32()),
+    pa.field("rank", pa.int64()),  # as JSON loaders infer it
     pa.field("reward", pa.float64()),
-    pa.field("thought_tokens", pa.int32()),
+    pa.field("thought_tokens", pa.int64()),
 ]
 
 
@@ -69,6 +96,7 @@ class ExportShape:
 
     Args:
         name: a built-in shape, an entry point, or ``module:function``.
+        thought_key: key of the thought in messages, if the student's template reads one.
 
     Attributes:
         schema: the layout's columns, then :data:`PROVENANCE`.
@@ -77,10 +105,10 @@ class ExportShape:
         SettingsError: there is no such layout, or it does not return columns.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, thought_key: str = "") -> None:
         self._name = name
         self._function: Callable[[Texts], Any] = SHAPES.load(name)
-        columns = self._call({text: text for text in _TEXTS})
+        columns = self._call({text: text for text in _TEXTS} | {"thought_key": thought_key})
         try:
             self._columns = pa.Table.from_pylist([columns]).schema
         except pa.ArrowException as error:

@@ -6,7 +6,7 @@ import logging
 from contextlib import closing
 from typing import Any
 
-from rlt_data.engines import Model, Sample, open_model
+from rlt_data.engines import Model, Sample, find_checkpoint, open_model, open_tokenizer
 from rlt_data.formats import Format, Problem, Views, choose_format
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress
@@ -29,7 +29,8 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
     """
     run = RunFolder(settings.out or default_run_path(settings.input, settings.teacher))
     model = open_model(settings.teacher, settings)
-    format = choose_format(settings.format, model.template, model.checkpoint.name, model.checkpoint.folder)
+    format = _choose_format(settings, model)
+    Views(format, model.template).check_teacher()
     depends_on = _dependencies(settings, model, format)
     with run.locked(), closing(model):
         entry = step_entry(settings, depends_on, format, {"teacher": model})
@@ -43,6 +44,20 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
             logger.info("generate: %d new traces, %d in all, %d failed", summary.new, summary.rows, summary.failed)
         run.record("generate", outcome(run, "generate", summary))
     return summary
+
+
+def _choose_format(settings: GenerateSettings, model: Model) -> Format:
+    """Choose the format, and check it against the student's chat template if ``--student`` names the student."""
+    folder, student = model.checkpoint.folder, None
+    if settings.student:
+        checkpoint = find_checkpoint(settings.student, tokenizer_only=True)
+        student = open_tokenizer(checkpoint, settings)[1]
+    else:
+        logger.info("score checks the format against the student's chat template; --student checks it now")
+    format = choose_format(settings.format, model.template, model.checkpoint.name, folder, student)
+    if student:
+        Views(format, student).check()
+    return format
 
 
 def _dependencies(settings: GenerateSettings, model: Model, format: Format) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def step_entry(
         "format": format.model_dump(mode="json"),
         "format_hash": format.hash,
         "models": {role: asdict(model.identity) for role, model in models.items()},
+        "templates": {role: asdict(model.template.facts) for role, model in models.items()},
         "versions": versions(),
     }
 

@@ -91,7 +91,9 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         teacher_source = TeacherSource(settings, student, teacher, trace_format or format, run)
         depends_on = _dependencies(settings, student, format, teacher_source)
         models = {"student": student} | ({"teacher": teacher} if teacher else {})
-        entry = step_entry(settings, depends_on, format, models)
+        entry = step_entry(settings, depends_on, format, models) | {
+            "messages": Views(format, student.template).rendering
+        }
         run.refuse_other_settings("score", entry)
         share = 0.5 if teacher and teacher is not student else 1.0  # two models share the GPU's memory
         for model in models.values():

@@ -137,9 +137,7 @@ class TeacherSource:
             )
         return "+".join(sorted(teachers))
 
-    def tokens(
-        self, traces: Sequence[dict[str, Any]], problems: Sequence[Problem]
-    ) -> Sequence[TeacherTokens | None]:
+    def tokens(self, traces: Sequence[dict[str, Any]], problems: Sequence[Problem]) -> Sequence[TeacherTokens | None]:
         """Return the teacher's tokens of each trace; None without a teacher.
 
         Args:

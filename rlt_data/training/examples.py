@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from rlt_data.errors import InputError
+from rlt_data.errors import InputError, ModelError
 from rlt_data.formats import ChatTemplate, Tokenizer, encode
+from rlt_data.formats.template import THOUGHT_KEYS
 from rlt_data.inputs.read import read_records
 from rlt_data.settings import InputSettings
 
@@ -31,26 +32,36 @@ class TrainingText:
 
 
 def read_conversations(input: str, template: ChatTemplate) -> Iterator[TrainingText]:
-    """Read a data set of chats; the last message, and the text that ends it, is the completion.
+    """Read a data set of chats; the completion is the text of the last message, and what ends the turn.
+
+    The prompt is the template's generation prompt. ``prompt`` and ``completion`` that are texts are used as they are.
 
     Args:
         input: file, folder or Hub id whose rows have messages, prompt and completion, or conversations.
         template: chat template that renders the messages.
 
     Raises:
-        InputError: a row has none of these columns, or its last message is not the assistant's.
+        InputError: a row has none of these columns, its last message is not the assistant's, or the template has no
+            place for its thought.
     """
     for record in read_records(InputSettings(input=input)):
         if record.data is None:
             raise InputError(f"{input}: {record.location}: {record.reason}")
+        prompt, completion = record.data.get("prompt"), record.data.get("completion")
+        if isinstance(prompt, str) and isinstance(completion, str):
+            yield TrainingText(prompt, completion)
+            continue
         messages = _messages(record.data)
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
             raise InputError(
                 f"{input}: {record.location}: needs messages, prompt and completion, or conversations that end with "
                 f"the assistant's message; its columns are {', '.join(record.data)}"
             )
-        before, after = template.split(messages[:-1])
-        yield TrainingText(before, messages[-1]["content"] + after)
+        prompt = template.prompt([_without_thought(message) for message in messages[:-1]])
+        try:
+            yield TrainingText(prompt, template.assistant_text(messages[-1]) + template.end)
+        except ModelError as error:
+            raise InputError(f"{input}: {record.location}: {error}") from None
 
 
 def _messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -65,8 +76,18 @@ def _messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
             turns = [{"from": "system", "value": row["system"]}, *(turns or [])]
     if not isinstance(turns, Sequence) or isinstance(turns, str):
         return []
-    pairs = [(turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))) for turn in turns]
-    return [{"role": _ROLES.get(str(role), str(role)), "content": str(content)} for role, content in pairs]
+    messages = []
+    for turn in turns:
+        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        thought = next((turn[key] for key in THOUGHT_KEYS if turn.get(key)), "")
+        messages.append({"role": _ROLES.get(str(role), str(role)), "content": str(content), "thought": str(thought)})
+    if messages and messages[0]["role"] == "system" and not messages[0]["content"].strip():
+        del messages[0]
+    return messages
+
+
+def _without_thought(message: dict[str, str]) -> dict[str, str]:
+    return {"role": message["role"], "content": message["content"]}
 
 
 def tokenize_texts(texts: Iterable[TrainingText], tokenizer: Tokenizer) -> Iterator[dict[str, list[int]]]:

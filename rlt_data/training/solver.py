@@ -31,7 +31,7 @@ def train_solver(settings: TrainSolverSettings, progress: Progress = SILENT) -> 
     benchmark_rows = good_rows(settings.as_input(), None, lambda first: BenchmarkReader(benchmark, settings, first))
     rows = [
         {
-            "prompt": views.solver_prompt(row.question),
+            "prompt": views.solver_prompt(row.question, row.system),
             "question_id": question_id(row.question, row.solution, row.system),
             "source_id": row.source_id,
             "question": row.question,

@@ -102,4 +102,6 @@ def teacher_texts(rows: list[Row], format: Format, template: ChatTemplate, input
         explanation, closing, _ = completion.partition(format.explanation_tags[1])
         if not closing:
             raise InputError(f"{input}: row {row.source_id}: the completion lacks {format.explanation_tags[1]}")
-        yield TrainingText(views.teacher_prompt(Problem(row.question, row.solution)), explanation + closing + views.template.end)
+        yield TrainingText(
+            views.teacher_prompt(Problem(row.question, row.solution)), explanation + closing + views.template.end
+        )

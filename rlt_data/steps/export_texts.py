@@ -1,0 +1,146 @@
+"""The texts of a distilled row: what the student was scored on, in pieces and as a whole."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from rlt_data.errors import ModelError, SettingsError
+from rlt_data.formats import Format, Problem, Views
+from rlt_data.formats.template import Reasoning
+from rlt_data.formats.views import student_message
+from rlt_data.settings import DistillSettings, ModelSettings
+from rlt_data.steps.export_shapes import RENDERED, Texts
+from rlt_data.storage.run import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+class ExportTexts:
+    """Builds the texts of distilled rows for one student.
+
+    Args:
+        run: a run with scores.
+        settings: settings of the step; ``tokenizer`` names another student than the one that scored.
+        format: format of the scored traces.
+
+    Attributes:
+        thought_key: key of the thought in messages; empty if the thought is part of the content.
+        views: the student's views, if the shape or ``--tokenizer`` needs them.
+
+    Raises:
+        ModelError: the student's chat template does not fit the format, or its tokenizer cannot be opened.
+        SettingsError: the student's chat template would drop the thought from rows of this shape.
+    """
+
+    def __init__(self, run: RunFolder, settings: DistillSettings, format: Format) -> None:
+        self._format = format.model_copy(update={"shots": ()})
+        scored = run.step("score")
+        facts: dict[str, Any] = scored.get("templates", {}).get("student") or {}
+        rendering: dict[str, str] = scored.get("messages") or {}
+        self.tokenizer: Any = None
+        self.views: Views | None = None
+        if settings.tokenizer or settings.shape in RENDERED:
+            self.tokenizer, self.views = _open_student(run, settings, self._format)
+            facts = {
+                "merges_system": self.views.template.merges_system,
+                "reasoning": vars(self.views.template.reasoning) if self.views.template.reasoning else None,
+            }
+            rendering = self.views.rendering
+        self._merges_system = bool(facts.get("merges_system"))
+        reasoning = facts.get("reasoning") if format.native else None
+        self._reasoning = Reasoning(**reasoning) if reasoning else None
+        self.thought_key = (self._reasoning.key or "") if self._reasoning else ""
+        if settings.shape not in RENDERED:
+            _check_rendering(settings.shape, rendering)
+
+    def of(self, row: dict[str, Any]) -> Texts:
+        """Return the texts of a row.
+
+        Args:
+            row: ``question``, ``solution``, ``system`` and ``explanation`` of a trace, and for preference rows
+                ``rejected``, the explanation of a worse one.
+
+        Returns:
+            ``system``: system text, empty if there is none or the student has no system role. ``user``: user message,
+            with the system text if there is no system role. ``question``, ``solution``, ``explanation``: as stored.
+            ``message``: the assistant's message, with the thought in tags. ``content``, ``thought``, ``thought_key``:
+            the message without the thought, the thought, and the key under which the student's template reads it;
+            without such a key, content is the message and the others are empty. ``prompt``, ``completion``: the served
+            prompt and the learned text, for shapes with rendered texts. ``rejected``: the message of the worse trace.
+        """
+        format = self._format
+        system = format.student_system if row["system"] is None else row["system"]
+        user = format.student_question(row["question"])
+        if self._merges_system and system.strip():
+            system, user = "", f"{system}\n\n{user}"
+        message = student_message(format, self._reasoning, row["solution"], row["explanation"])
+        texts = {
+            "system": system if system.strip() else "",
+            "user": user,
+            "question": row["question"],
+            "solution": row["solution"],
+            "explanation": row["explanation"],
+            "message": self._inline(row["solution"], row["explanation"]),
+            "thought": message.thought if self.thought_key else "",
+            "thought_key": self.thought_key,
+            "prompt": "",
+            "completion": "",
+            "rejected": "" if row.get("rejected") is None else self._inline(row["solution"], row["rejected"]),
+        }
+        texts["content"] = message.solution if self.thought_key else texts["message"]
+        if self.views:
+            problem = Problem(row["question"], row["solution"], row["system"])
+            texts["prompt"] = self.views.served_prompt(problem)
+            texts["completion"] = message.text + self.views.template.end
+        return texts
+
+    def _inline(self, solution: str, explanation: str) -> str:
+        """Return the message with the opening tag of the thought, also where the served prompt ends with it."""
+        message = student_message(self._format, self._reasoning, solution, explanation)
+        opening = self._reasoning.tag.lstrip("\n") if self._reasoning else message.opening
+        return opening + message.text.removeprefix(message.opening)
+
+
+def _open_student(run: RunFolder, settings: DistillSettings, format: Format) -> tuple[Any, Views]:
+    from rlt_data.engines import find_checkpoint, open_tokenizer  # imports torch
+
+    entry = run.step("score")
+    recorded = entry.get("settings", {})
+    names = ("chat_template", "template_option", "template_date")
+    model_settings = ModelSettings.model_validate({key: recorded[key] for key in names if key in recorded})
+    name = settings.tokenizer or entry["models"]["student"]["name"]
+    try:
+        tokenizer, template = open_tokenizer(find_checkpoint(name, tokenizer_only=True), model_settings)
+    except (ModelError, SettingsError) as error:
+        if settings.tokenizer:
+            raise
+        raise SettingsError(
+            f"--shape {settings.shape}: needs the tokenizer of the student that scored the run ({error}); name it with "
+            "--tokenizer"
+        ) from None
+    if not settings.tokenizer and template.identity != entry["models"]["student"]["chat_template"]:
+        raise SettingsError(
+            f"--shape {settings.shape}: the chat template of {name} is not the one that the run was scored with; "
+            "name the student with --tokenizer"
+        )
+    views = Views(format, template)
+    views.check()
+    return tokenizer, views
+
+
+def _check_rendering(shape: str, rendering: dict[str, str]) -> None:
+    """Refuse or announce rows that the student's chat template renders differently from the scored text."""
+    found = rendering.get("messages" if shape == "messages" else "inline", "equal")
+    if shape not in ("messages", "sharegpt", "bespoke") or found == "equal":
+        return
+    if found == "drops":
+        raise SettingsError(
+            f"--shape {shape}: the student's chat template drops the thought from such rows; use --shape "
+            "prompt-completion, which has the text that was scored"
+        )
+    logger.warning(
+        "the student's chat template renders %s rows differently from the text that was scored, because it writes "
+        "assistant's messages differently from its generation prompt; --shape prompt-completion has the scored text",
+        shape,
+    )
