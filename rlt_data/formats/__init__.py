@@ -1,7 +1,8 @@
 """Render problems for teacher, student and solver, and find the tokens of their parts.
 
-``schema`` defines the :class:`Format` (texts and tags, as data), ``template`` renders conversations with a chat template,
-``views`` renders problems with both, and ``spans`` finds token ranges by character offsets. This package imports no model code.
+``schema`` defines the :class:`Format` (texts and tags, as data), ``template`` renders conversations with a chat
+template, ``views`` renders problems with both, and ``spans`` finds token ranges by character offsets. This package
+imports no model code.
 """
 
 from rlt_data.formats.choose import choose_format

@@ -42,8 +42,8 @@ class Format(Settings):
     )
     native: bool = Field(
         False,
-        description="Write the thought in the reasoning markup of the student's chat template, without padding, and the "
-        "solution as plain text.",
+        description="Write the thought in the reasoning markup of the student's chat template, without padding, and "
+        "the solution as plain text.",
     )
     explanation_tags: tuple[str, str]
     thought_tags: tuple[str, str]

@@ -208,8 +208,8 @@ class ChatTemplate:
         if reasoning and not reasoning.opening:
             if reasoning.closing.strip() not in content:
                 raise ModelError(
-                    f"the generation prompt of {self.name} opens a thought, which the message does not close; use data of "
-                    "--format native, or a --template-option that disables thinking if the template has one"
+                    f"the generation prompt of {self.name} opens a thought, which the message does not close; use data "
+                    "of --format native, or a --template-option that disables thinking if the template has one"
                 )
             return content.removeprefix(reasoning.tag.strip()).lstrip("\n")
         return content
@@ -223,10 +223,20 @@ class ChatTemplate:
         Raises:
             ModelError: the template omits or changes a text.
         """
-        rendered = self.prompt(messages)
-        for message in messages:
-            if message["content"].strip() not in rendered:
-                raise ModelError(self._refusal(f"omits or changes the {message['role']} text"))
+        if role := _missing_text(messages, self.prompt(messages)):
+            raise ModelError(self._refusal(f"omits or changes the {role} text"))
+
+    def prefix(self, messages: Sequence[Message]) -> str:
+        """Render a conversation up to the text of a prefilled assistant's message.
+
+        This is the template's own rendering of such a message, which may have an empty thought before the text. Some
+        templates omit the system text there; then it is the generation prompt.
+
+        Args:
+            messages: the conversation, as for :meth:`prompt`.
+        """
+        before, _ = self.split(messages)
+        return self.prompt(messages) if _missing_text(messages, before) else before
 
     @property
     def name(self) -> str:
@@ -262,8 +272,8 @@ class ChatTemplate:
             self.prompt([_SYSTEM, _USER])
         except ModelError:
             self.merges_system = True
-        self.check_shows([_SYSTEM, _USER])
-        end = self.split([_SYSTEM, _USER])[1].rstrip()
+        self.check_shows([_USER])
+        end = self.split([_USER])[1].rstrip()
         self.end, self.has_end = end or str(self._tokenizer.eos_token or ""), bool(end)
         self.reasoning = self._find_reasoning()
 
@@ -298,6 +308,11 @@ class ChatTemplate:
 
     def _refusal(self, reason: str) -> str:
         return f"{self.name} {reason}; use --chat-template plain instead"
+
+
+def _missing_text(messages: Sequence[Message], rendered: str) -> str | None:
+    """Return the role of the first message whose text is not rendered, or None."""
+    return next((message["role"] for message in messages if message["content"].strip() not in rendered), None)
 
 
 def _run_with_timeout(seconds: float, work: Callable[[], None]) -> None:

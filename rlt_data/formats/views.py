@@ -174,8 +174,8 @@ class Views:
                 )
         elif template.reasoning and not template.reasoning.opening:
             raise ModelError(
-                f"the generation prompt of {template.name} opens a thought, which --format {format.name} does not close; "
-                "use --format native, or a --template-option that disables thinking if the template has one"
+                f"the generation prompt of {template.name} opens a thought, which --format {format.name} does not "
+                "close; use --format native, or a --template-option that disables thinking if the template has one"
             )
         self.served_prompt(Problem("a question", "a solution"))
 
@@ -229,7 +229,7 @@ class Views:
             self.template.check_shows([*messages, {"role": "user", "content": "a question"}])
             self._checked.add(kind)
         messages.append({"role": "user", "content": question})
-        return self.template.split(messages)[0] if prefilled else self.template.prompt(messages)
+        return self.template.prefix(messages) if prefilled else self.template.prompt(messages)
 
 
 def student_message(

@@ -135,8 +135,8 @@ class FormatSettings(Settings):
     format: str = field(
         "auto",
         INPUT,
-        "Prompt format: rlt, rlt-shots, think, native, or a YAML file. auto: the format the model was trained with, else "
-        "native for a student with reasoning markup, else rlt (rlt-shots for a model without a chat template).",
+        "Prompt format: rlt, rlt-shots, think, native, or a YAML file. auto: the format the model was trained with, "
+        "else native for a student with reasoning markup, else rlt (rlt-shots for a model without a chat template).",
         affects="rows",
         by_content=True,
     )
@@ -391,7 +391,7 @@ class DistillSettings(Settings):
     rejected: str = field(
         "worst",
         None,
-        "With --shape preference, the rejected trace of each question: worst (well-formed, of the lowest rank) or rank:K.",
+        "With --shape preference, the rejected trace of each question: worst (the lowest well-formed rank) or rank:K.",
         affects="rows",
     )
     include_truncated: bool = field(

@@ -8,8 +8,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from rlt_data.errors import ModelError, SettingsError
-from rlt_data.formats import BUILT_IN, ChatTemplate, Views, encode, load_format, tokens_inside
-from rlt_data.formats import views as views_module
+from rlt_data.formats import BUILT_IN, ChatTemplate, Problem, Views, encode, load_format, tokens_inside
+from rlt_data.formats import template as template_module
 from rlt_data.formats.views import read_completion
 
 TRIMMING = (
@@ -22,7 +22,7 @@ NO_SYSTEM = (
 RETHINKING = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}[assistant] <think>\n\n</think>\n\n"
     "{{ message['content'].split('</think>')[-1].lstrip('\n') }}\n{% else %}[{{ message['role'] }}] "
-    "{{ message['content'] }}\n{% endif %}{% endfor %}"
+    "{{ message['content'] }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
 )
 
 
@@ -31,15 +31,15 @@ def _tokenizer(path: Path) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["chat", "base", "sliding"])
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", [name for name in BUILT_IN if name != "native"])
 def test_the_contents_are_where_the_views_say(tiny: Callable[..., Path], kind: str, name: str) -> None:
     tokenizer, format = _tokenizer(tiny(kind)), load_format(name)
     views = Views(format, ChatTemplate(tokenizer))
     views.check()
-    shown = views.student("What is 1 + 1?", "It is 2.", "\n\nWe add.\n\n")
-    assert shown.text[slice(*shown.thought)] == "\n\nWe add.\n\n"
+    shown = views.student(Problem("What is 1 + 1?", "It is 2."), "We add." + format.padding)
+    assert shown.text[slice(*shown.thought)] == format.padding + "We add." + format.padding
     assert shown.text[slice(*shown.solution)] == format.solution_padding + "It is 2." + format.solution_padding
-    prompt = views.teacher_prompt("What is 1 + 1?", "It is 2.")
+    prompt = views.teacher_prompt(Problem("What is 1 + 1?", "It is 2."))
     assert prompt.endswith(format.explanation_tags[0] + format.padding)
     assert prompt.count("What is 1 + 1?") == 1 and prompt.count("It is 2.") == 1
     solver = views.solver_prompt("What is 1 + 1?")
@@ -53,7 +53,7 @@ def test_there_is_one_beginning_of_text_and_only_where_the_tokenizer_wants_one(
 ) -> None:
     tokenizer = _tokenizer(tiny(kind))
     views = Views(load_format("rlt"), ChatTemplate(tokenizer))
-    ids = encode(tokenizer, [views.teacher_prompt("1 + 1?", "2")])[0].ids.tolist()
+    ids = encode(tokenizer, [views.teacher_prompt(Problem("1 + 1?", "2"))])[0].ids.tolist()
     assert ids.count(tokenizer.bos_token_id) == (0 if kind == "chat" else 1)
     assert (ids[0] == tokenizer.bos_token_id) == (kind != "chat")
 
@@ -62,19 +62,19 @@ def test_the_oracle_format_is_rendered_as_described(tiny: Callable[..., Path], t
     file = tmp_path / "bare.yaml"
     file.write_text("extends: rlt\nname: bare\nsolution_padding: ''\n")
     views = Views(load_format(str(file)), ChatTemplate(_tokenizer(tiny())))
-    shown = views.student("Q", "S", "\n\nT")
+    shown = views.student(Problem("Q", "S"), "T")
     assert shown.text.endswith(
         "<|im_start|>assistant\n<|begin_of_thought|>\n\nT<|end_of_thought|>\n\n"
-        "<|begin_of_solution|>S<|end_of_solution|><|im_end|>\n"
+        "<|begin_of_solution|>S<|end_of_solution|><|im_end|>"
     )
-    assert views.teacher_prompt("Q", "S").endswith(
+    assert views.teacher_prompt(Problem("Q", "S")).endswith(
         "<|im_start|>assistant\n<|begin_of_solution|>S<|end_of_solution|>\n\n<|begin_of_explanation|>\n\n"
     )
 
 
 def test_padding_keeps_the_edges_of_contents_out_of_the_tags_tokens(tiny: Callable[..., Path]) -> None:
     tokenizer = _tokenizer(tiny())
-    shown = Views(load_format("rlt"), ChatTemplate(tokenizer)).student("Q", "-3", "\n\n...\n\n")
+    shown = Views(load_format("rlt"), ChatTemplate(tokenizer)).student(Problem("Q", "-3"), "...\n\n")
     [encoding] = encode(tokenizer, [shown.text])
     scored = [shown.text[slice(*encoding.offsets[i])] for i in tokens_inside(encoding, *shown.solution)]
     assert "".join(scored).strip() == "-3"
@@ -88,42 +88,46 @@ def test_a_template_without_system_text_gets_it_in_the_question(tiny: Callable[.
     assert before == "[user] S\n\nQ\n[assistant] " and after == "\n"
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{% for message in messages if message.role != 'system' %}{{ message.content }}\n{% endfor %}",
-        # Mistral's templates show the system text in the last message, if that is the user's.
-        "{% for message in messages if message.role != 'system' %}{% if message.role == 'user' and loop.last and "
-        "messages[0].role == 'system' %}{{ messages[0].content }}\n{% endif %}{{ message.content }}\n{% endfor %}",
-    ],
-)
-def test_a_template_that_leaves_the_system_text_out_gets_it_in_the_question(
-    tiny: Callable[..., Path], tmp_path: Path, template: str
+def test_a_template_that_leaves_the_system_text_out_is_refused(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    text = "{% for message in messages if message.role != 'system' %}{{ message.content }}\n{% endfor %}"
+    template = ChatTemplate(_tokenizer(tiny()), write(tmp_path, text))
+    views = Views(load_format("rlt"), template)
+    for check in (views.check, views.check_teacher):
+        with pytest.raises(ModelError, match="omits or changes the system text; use --chat-template plain"):
+            check()
+
+
+def test_a_template_that_shows_the_system_text_only_before_the_last_question(
+    tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
-    chat_template = ChatTemplate(_tokenizer(tiny()), write(tmp_path, template))
-    assert chat_template.merges_system
+    """Templates of early Mistral models omit it if an assistant's message follows, as in a prefilled answer."""
+    text = (
+        "{% for message in messages if message.role != 'system' %}{% if message.role == 'user' and loop.last and "
+        "messages[0].role == 'system' %}{{ messages[0].content }}\n{% endif %}{{ message.content }}\n{% endfor %}"
+    )
     format = load_format("rlt")
-    views = Views(format, chat_template)
+    views = Views(format, ChatTemplate(_tokenizer(tiny()), write(tmp_path, text)))
     views.check()
-    assert views.teacher_prompt("What?", "S").startswith(format.teacher_system + "\n\nWhat?\n")
+    assert views.teacher_prompt(Problem("What?", "S")).startswith(format.teacher_system + "\nWhat?\n")
 
 
 def test_a_template_that_strips_white_space_keeps_the_texts(tiny: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "trimming.jinja").write_text(TRIMMING)
     views = Views(load_format("rlt"), ChatTemplate(_tokenizer(tiny()), str(tmp_path / "trimming.jinja")))
     views.check()
-    assert views.teacher_prompt("Q", "S").endswith("<|begin_of_explanation|>\n\n")  # the prefill is not trimmed
+    assert views.teacher_prompt(Problem("Q", "S")).endswith("<|begin_of_explanation|>\n\n")  # the prefill is not trimmed
 
 
-def test_a_template_that_rewrites_thoughts_is_refused_with_the_difference(
+def test_a_template_that_rewrites_thoughts_does_not_change_the_student_text(
     tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
+    """The student continues the generation prompt, whatever the template makes of earlier turns."""
     (tmp_path / "rethinking.jinja").write_text(RETHINKING)
-    template = ChatTemplate(_tokenizer(tiny()), str(tmp_path / "rethinking.jinja"))
-    Views(load_format("rlt"), template).check()
-    with pytest.raises(ModelError, match="changes the student's text") as error:
-        Views(load_format("think"), template).check()
-    assert "<answer>" in str(error.value) and "<think>" in str(error.value)
+    views = Views(load_format("think"), ChatTemplate(_tokenizer(tiny()), str(tmp_path / "rethinking.jinja")))
+    views.check()
+    shown = views.student(Problem("Q", "S"), "T\n")
+    assert shown.text.endswith("[user] Q\n[assistant] <think>\nT\n</think>\n\n<answer>\nS\n</answer><|im_end|>")
+    assert views.rendering == {"messages": "drops", "inline": "drops"}
 
 
 def test_a_missing_template_file_and_a_template_that_omits_the_answer(
@@ -184,7 +188,7 @@ def write(folder: Path, text: str) -> str:
 def test_templates_that_omit_a_text_or_fail_are_refused_in_one_line(
     tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, message: str
 ) -> None:
-    monkeypatch.setattr(views_module, "_PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(template_module, "_PROBE_SECONDS", 0.3)
     with pytest.raises(ModelError, match=message) as error:
         ChatTemplate(_tokenizer(tiny()), write(tmp_path, template))
     assert "\n" not in str(error.value)
@@ -193,18 +197,18 @@ def test_templates_that_omit_a_text_or_fail_are_refused_in_one_line(
 def test_a_template_that_fails_on_some_texts_only(tiny: Callable[..., Path], tmp_path: Path) -> None:
     text = "{% if 'trap' in messages[1].content %}{{ 1 // 0 }}{% endif %}" + TRIMMING
     views = Views(load_format("rlt"), ChatTemplate(_tokenizer(tiny()), write(tmp_path, text)))
-    assert "What?" in views.teacher_prompt("What?", "S")
+    assert "What?" in views.teacher_prompt(Problem("What?", "S"))
     with pytest.raises(ModelError, match="cannot render a conversation \\(integer division or modulo by zero\\)"):
-        views.teacher_prompt("a trap", "S")
+        views.teacher_prompt(Problem("a trap", "S"))
 
 
 def test_a_template_that_drops_the_messages_before_the_last_question(tiny: Callable[..., Path], tmp_path: Path) -> None:
     """Its prompts contain the instructions and the question, but no examples of the format."""
     text = "{{ messages[0].content }}{% for message in messages[-2:] %}\n{{ message.content }}{% endfor %}"
     template = ChatTemplate(_tokenizer(tiny()), write(tmp_path, text))
-    Views(load_format("rlt"), template).teacher_prompt("Q", "S")
+    Views(load_format("rlt"), template).teacher_prompt(Problem("Q", "S"))
     shots = Views(load_format("rlt-shots"), template)
-    for ask in (lambda: shots.teacher_prompt("Q", "S"), shots.check):
+    for ask in (lambda: shots.teacher_prompt(Problem("Q", "S")), shots.check):
         with pytest.raises(ModelError, match="omits or changes the user text"):
             ask()
 

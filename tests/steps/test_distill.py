@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 
 from rlt_data.errors import ModelError, RunFolderError, SettingsError
 from rlt_data.formats import load_format
-from rlt_data.formats.views import PLAIN, student_message
+from rlt_data.formats.template import PLAIN
+from rlt_data.formats.views import student_message
 from rlt_data.inputs.read import read_records
 from rlt_data.settings import InputSettings
 from rlt_data.steps import rank as rank_module
@@ -165,7 +166,7 @@ def test_the_assistant_text_is_the_student_message_of_the_format(tmp_path: Path,
     )
     ranked(run)
     [row] = rows(distilled(run, shape=shape).out).to_dicts()
-    assert assistant(row) == student_message(used, "It is a.", used.padding + thought)
+    assert assistant(row) == student_message(used, None, "It is a.", thought).text
     texts = json.dumps(row, ensure_ascii=False)
     assert json.dumps(used.student_system, ensure_ascii=False) in texts and '"What is a?"' in texts
 

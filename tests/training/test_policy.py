@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 
 from rlt_data.engines import open_model
 from rlt_data.errors import InputError, ModelError, RunFolderError, SettingsError
-from rlt_data.formats import ChatTemplate, Views, load_format
+from rlt_data.formats import ChatTemplate, Problem, Views, load_format
 from rlt_data.settings import (
     CountdownSettings,
     ModelSettings,
@@ -183,7 +183,7 @@ def test_sampled_logprobs_are_those_of_the_policy(tiny: Tiny, settings: Settings
     chosen = settings(model=str(tiny(kind)), max_tokens=20)
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny(kind))
     views = Views(load_format("rlt"), ChatTemplate(tokenizer))
-    prompts = [views.teacher_prompt(f"What is {i} + 1?", f"It is {i + 1}.") for i in range(2) for _ in range(4)]
+    prompts = [views.teacher_prompt(Problem(f"What is {i} + 1?", f"It is {i + 1}.")) for i in range(2) for _ in range(4)]
     rollouts = Rollouts(chosen, stop="<|end_of_explanation|>", tail_characters=2)
     plan = replace(a_plan(chosen), held_out=0, accumulation=2)
     trainer = policy_trainer(
