@@ -93,7 +93,9 @@ def _plain_engine(model: Model) -> TransformersEngine:
 def _prompts(model: Model, questions: int, traces: int) -> list[PromptRequest]:
     views = Views(load_format("rlt"), model.template)
     rows = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()[:questions]]
-    encodings = encode(model.tokenizer, [views.teacher_prompt(Problem(row["question"], row["solution"])) for row in rows])
+    encodings = encode(
+        model.tokenizer, [views.teacher_prompt(Problem(row["question"], row["solution"])) for row in rows]
+    )
     return [
         PromptRequest(encoding.ids, [SampleRequest(f"{row}/{i}", row * traces + i) for i in range(traces)])
         for row, encoding in enumerate(encodings)

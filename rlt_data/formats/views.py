@@ -7,7 +7,7 @@ teacher continues an assistant's message that already begins with the solution.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -15,6 +15,9 @@ from typing import NamedTuple
 from rlt_data.errors import ModelError
 from rlt_data.formats.schema import Format
 from rlt_data.formats.template import ChatTemplate, Message, Reasoning
+
+#: Extracts the solution from a solver's completion; see :meth:`Views.solution_in`.
+SolutionIn = Callable[[str], tuple[str, bool]]
 
 
 class Problem(NamedTuple):

@@ -20,6 +20,7 @@ import polars as pl
 from rlt_data.engines import Model, Sample, open_model
 from rlt_data.errors import SettingsError
 from rlt_data.formats import Format, Views, choose_format
+from rlt_data.formats.views import SolutionIn
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import EvaluateSettings, InputSettings
@@ -107,7 +108,7 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
         with run_log(run):
             sampling_task = _sampling_task(settings, views, content_hash(depends_on))
             sampled = sample_questions(run, model, sampling_task, progress)
-            grade_answers(run, benchmark, views, grader, progress)
+            grade_answers(run, benchmark, views.solution_in, grader, progress)
             evaluation = evaluation_of(run, settings, sampled.failed)
             logger.info("evaluate: accuracy %.4f of %d answers", evaluation.accuracy, evaluation.answers)
         excluded = ("run", "failure", "failure_rows")
@@ -163,7 +164,9 @@ def _sampling_task(settings: EvaluateSettings, views: Views, made_by: str) -> Sa
     )
 
 
-def grade_answers(run: RunFolder, benchmark: Benchmark, views: Views, grader: Grader, progress: Progress) -> None:
+def grade_answers(
+    run: RunFolder, benchmark: Benchmark, solution_in: SolutionIn, grader: Grader, progress: Progress
+) -> None:
     """Grade the answers that are not in the grades table."""
     parts = run.parts("answers")
     with task(progress, "grade", run.count("answers")), TableWriter(run, "grades") as writer:
@@ -173,7 +176,7 @@ def grade_answers(run: RunFolder, benchmark: Benchmark, views: Views, grader: Gr
             for answer in run.read("answers", part).to_pylist():
                 if answer["answer_id"] not in graded:
                     question = questions[answer["question_id"]]
-                    solution, formatted = views.solution_in(answer["completion"])
+                    solution, formatted = solution_in(answer["completion"])
                     problem = json.loads(question["meta"] or "{}")
                     grade = grader.grade(benchmark.kind, solution, question["answer"], **problem)
                     writer.append(part, _grade_row(answer, solution, formatted, grade))

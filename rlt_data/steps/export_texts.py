@@ -109,7 +109,10 @@ def _open_student(run: RunFolder, settings: DistillSettings, format: Format) -> 
     recorded = entry.get("settings", {})
     names = ("chat_template", "template_option", "template_date")
     model_settings = ModelSettings.model_validate({key: recorded[key] for key in names if key in recorded})
-    name = settings.tokenizer or entry["models"]["student"]["name"]
+    student = entry.get("models", {}).get("student", {})
+    name = settings.tokenizer or student.get("name")
+    if name is None:
+        raise SettingsError(f"--shape {settings.shape}: the run records no student; name it with --tokenizer")
     try:
         tokenizer, template = open_tokenizer(find_checkpoint(name, tokenizer_only=True), model_settings)
     except (ModelError, SettingsError) as error:
@@ -119,7 +122,7 @@ def _open_student(run: RunFolder, settings: DistillSettings, format: Format) -> 
             f"--shape {settings.shape}: needs the tokenizer of the student that scored the run ({error}); name it with "
             "--tokenizer"
         ) from None
-    if not settings.tokenizer and template.identity != entry["models"]["student"]["chat_template"]:
+    if not settings.tokenizer and template.identity != student["chat_template"]:
         raise SettingsError(
             f"--shape {settings.shape}: the chat template of {name} is not the one that the run was scored with; "
             "name the student with --tokenizer"

@@ -16,6 +16,7 @@ import numpy as np
 
 from rlt_data.engines import Failure, Model, SequenceRequest
 from rlt_data.formats import Format, Problem, Tokenizer, Views
+from rlt_data.formats.views import SolutionIn
 from rlt_data.plugins import REWARDS
 from rlt_data.scoring import (
     RewardError,
@@ -198,15 +199,15 @@ class CorrectnessReward(Reward):
 
     Args:
         settings: the three rewards.
-        views: how the solver's answers look.
+        solution_in: extracts the solution from an answer.
         kind: grading method.
         grader: running grader.
     """
 
-    def __init__(self, settings: TrainSolverSettings, views: Views, kind: Kind, grader: Grader) -> None:
+    def __init__(self, settings: TrainSolverSettings, solution_in: SolutionIn, kind: Kind, grader: Grader) -> None:
         super().__init__()
         self._settings = settings
-        self._views = views
+        self._solution_in = solution_in
         self._kind: Kind = kind
         self._grader = grader
 
@@ -216,7 +217,7 @@ class CorrectnessReward(Reward):
 
     def _row(self, question: Row, rollout: Rollout) -> Row:
         settings = self._settings
-        solution, formatted = self._views.solution_in(rollout.text)
+        solution, formatted = self._solution_in(rollout.text)
         grade = self._grader.grade(self._kind, solution, question["answer"], **json.loads(question["problem"]))
         correct = formatted and grade.correct
         reward = settings.correct_reward if correct else settings.wrong_reward

@@ -43,5 +43,5 @@ def train_solver(settings: TrainSolverSettings, progress: Progress = SILENT) -> 
     with Grader(benchmark.kind) as grader:
         policy = Policy(checkpoint, tokenizer, format, rows, views.solver_stop)
         return train_policy(
-            settings, policy, lambda: CorrectnessReward(settings, views, benchmark.kind, grader), progress
+            settings, policy, lambda: CorrectnessReward(settings, views.solution_in, benchmark.kind, grader), progress
         )

@@ -115,7 +115,9 @@ def test_a_template_that_strips_white_space_keeps_the_texts(tiny: Callable[..., 
     (tmp_path / "trimming.jinja").write_text(TRIMMING)
     views = Views(load_format("rlt"), ChatTemplate(_tokenizer(tiny()), str(tmp_path / "trimming.jinja")))
     views.check()
-    assert views.teacher_prompt(Problem("Q", "S")).endswith("<|begin_of_explanation|>\n\n")  # the prefill is not trimmed
+    assert views.teacher_prompt(Problem("Q", "S")).endswith(
+        "<|begin_of_explanation|>\n\n"
+    )  # the prefill is not trimmed
 
 
 def test_a_template_that_rewrites_thoughts_does_not_change_the_student_text(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rlt_data import formats
 from rlt_data.formats import ChatTemplate, Format, Views, encode, load_format, tokens_inside
 from rlt_data.recipes.nano.build import FORMAT
 from rlt_data.recipes.nano.corpus import (
@@ -97,7 +98,7 @@ def test_what_the_models_read_and_write_survives_decoding(tokenizer: Any, views:
 
 
 def test_offsets_point_at_the_tokens(tokenizer: Any, views: Views) -> None:
-    rendered = views.student(Problem(question_text((3, 4, 5), 7), "3*4 - 5"), " 3 * 4 = 12 12-5 = 7 yes ")
+    rendered = views.student(formats.Problem(question_text((3, 4, 5), 7), "3*4 - 5"), " 3 * 4 = 12 12-5 = 7 yes ")
     [encoding] = encode(tokenizer, [rendered.text])
     for name, expected in (("thought", "3 * 4 = 12 12 - 5 = 7 yes"), ("solution", "3 * 4 - 5")):
         inside = tokens_inside(encoding, *getattr(rendered, name))
@@ -110,7 +111,7 @@ def test_the_template_shows_system_texts_in_the_question_and_has_none_of_them_by
 ) -> None:
     views.check()
     assert views.template.source == "own"
-    prompt = views.teacher_prompt(Problem("3 and 4", "3 + 4"))
+    prompt = views.teacher_prompt(formats.Problem("3 and 4", "3 + 4"))
     words = "<bos> <question> 3 and 4 </question> <solution> 3 + 4 </solution> <explanation>"
     assert tokenizer(prompt)["input_ids"] == tokenizer.convert_tokens_to_ids(words.split())
     assert tokenizer.apply_chat_template([{"role": "system", "content": "x"}], tokenize=False) == "<bos>"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from rlt_data.formats import ChatTemplate, Tokenizer, Views, encode, load_format
+from rlt_data.formats import ChatTemplate, Problem, Tokenizer, Views, encode, load_format
 from rlt_data.scoring import (
     Alignment,
     RewardWeights,
@@ -22,7 +22,7 @@ from rlt_data.scoring import (
 )
 
 Tiny = Callable[..., Path]
-PROBLEM = ("What is 1 + 1?", "It is 2.")
+PROBLEM = Problem("What is 1 + 1?", "It is 2.")
 FORMAT = load_format("rlt")
 END = FORMAT.explanation_tags[1]
 

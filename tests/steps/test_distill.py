@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from rlt_data.errors import ModelError, RunFolderError, SettingsError
-from rlt_data.formats import load_format
+from rlt_data.formats import encode, load_format
 from rlt_data.formats.template import PLAIN
 from rlt_data.formats.views import student_message
 from rlt_data.inputs.read import read_records
@@ -152,28 +152,33 @@ def test_excluded_traces_are_counted(run: RunFolder) -> None:
 
 def assistant(row: dict[str, Any]) -> str:
     """Return the assistant's text of a row."""
-    turns = row.get("completion") or row.get("messages") or row["conversations"]
+    if "completion" in row:
+        return str(row["completion"]).removesuffix("<|im_end|>")
+    turns = row.get("messages") or row["conversations"]
     return str(turns[-1].get("content") or turns[-1]["value"])
 
 
 @pytest.mark.parametrize("format", ["rlt", "think"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_assistant_text_is_the_student_message_of_the_format(tmp_path: Path, shape: str, format: str) -> None:
+def test_the_assistant_text_is_the_student_message_of_the_format(
+    tiny: Tiny, tmp_path: Path, shape: str, format: str
+) -> None:
     used = load_format(format)
     thought = "  First <b>this</b>.\n\nOù? 🙂\t\\n then {that}. \n"
     run = make_run(
         tmp_path / "run", [trace("a", 0, completion=thought + used.explanation_tags[1] + " and on")], format=format
     )
     ranked(run)
-    [row] = rows(distilled(run, shape=shape).out).to_dicts()
+    tokenizer = {"tokenizer": str(tiny())} if shape == "prompt-completion" else {}
+    [row] = rows(distilled(run, shape=shape, **tokenizer).out).to_dicts()
     assert assistant(row) == student_message(used, None, "It is a.", thought).text
     texts = json.dumps(row, ensure_ascii=False)
-    assert json.dumps(used.student_system, ensure_ascii=False) in texts and '"What is a?"' in texts
+    assert json.dumps(used.student_system, ensure_ascii=False)[1:-1] in texts and "What is a?" in texts
 
 
 ROLES = {
     "messages": {"messages": ["system", "user", "assistant"]},
-    "prompt-completion": {"prompt": ["system", "user"], "completion": ["assistant"]},
+    "prompt-completion": {},
     "sharegpt": {"conversations": ["system", "human", "gpt"]},
     "bespoke": {"conversations": ["user", "assistant"]},
 }
@@ -181,9 +186,10 @@ ROLES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_datasets_loads_the_folder_and_finds_the_rows_of_the_jsonl_file(
-    run: RunFolder, tmp_path: Path, shape: str
+    run: RunFolder, tiny: Tiny, tmp_path: Path, shape: str
 ) -> None:
-    summary = distilled(run, shape=shape, select="all")
+    tokenizer = {"tokenizer": str(tiny())} if shape == "prompt-completion" else {}
+    summary = distilled(run, shape=shape, select="all", **tokenizer)
     loaded = datasets.load_dataset(str(summary.out), cache_dir=str(tmp_path / "cache"))
     assert list(loaded) == ["train"]
     loaded_rows = loaded["train"].to_list()
@@ -198,7 +204,7 @@ def test_datasets_loads_the_folder_and_finds_the_rows_of_the_jsonl_file(
     origin = {
         "question_id": "a",
         "source_id": "source of a",
-        "answer": "a",
+        "final_answer": "a",
         "rank": 1,
         "reward": 2.0,
         "thought_tokens": 10,
@@ -209,7 +215,7 @@ def test_datasets_loads_the_folder_and_finds_the_rows_of_the_jsonl_file(
 @pytest.mark.parametrize("shape", ["messages", "prompt-completion"])
 def test_trl_trains_on_the_data_set_unchanged(run: RunFolder, tiny: Tiny, tmp_path: Path, shape: str) -> None:
     trl = pytest.importorskip("trl")
-    summary = distilled(run, shape=shape, select="all")
+    summary = distilled(run, shape=shape, select="all", tokenizer=str(tiny()))
     data = datasets.load_dataset(str(summary.out), split="train", cache_dir=str(tmp_path / "cache"))
     trainer = trl.SFTTrainer(
         model=str(tiny()),
@@ -221,11 +227,13 @@ def test_trl_trains_on_the_data_set_unchanged(run: RunFolder, tiny: Tiny, tmp_pa
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(tiny())
     for row, trained in zip(data.to_list(), trainer.train_dataset.to_list(), strict=True):
-        messages = row.get("messages") or row["prompt"] + row["completion"]
-        assert tokenizer.decode(trained["input_ids"]) == tokenizer.apply_chat_template(messages, tokenize=False)
-        if shape == "prompt-completion":
+        if shape == "messages":
+            text = tokenizer.apply_chat_template(row["messages"], tokenize=False)
+        else:
+            text = row["prompt"] + row["completion"]
             learnt = tokenizer.decode([token for token in trained["labels"] if token >= 0])
-            assert learnt == assistant(row) + "<|im_end|>\n"
+            assert learnt == row["completion"] and learnt.endswith("<|im_end|>")
+        assert tokenizer.decode(trained["input_ids"]) == text
     assert trainer.train().training_loss > 0
 
 
@@ -250,7 +258,9 @@ def test_exactly_the_rows_over_the_token_limit_are_excluded(long_and_short: RunF
     tokenizer = AutoTokenizer.from_pretrained(tiny(kind))
     template = {} if tokenizer.chat_template else {"chat_template": PLAIN, "plain_bos": True}
     lengths = {
-        row["trace_id"]: len(tokenizer.apply_chat_template(row["messages"], return_dict=False, **template))
+        row["trace_id"]: len(
+            encode(tokenizer, [tokenizer.apply_chat_template(row["messages"], tokenize=False, **template).rstrip()])[0]
+        )
         for row in rows(distilled(long_and_short, select="all").out).to_dicts()
     }
     for limit in (lengths["a/1"], lengths["b/1"]):

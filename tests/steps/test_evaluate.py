@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import polars as pl
 import pytest
 
 from rlt_data.formats import load_format
+from rlt_data.formats.views import tagged_solution
 from rlt_data.inputs.presets import BadRow
 from rlt_data.progress import SILENT
 from rlt_data.settings import EvaluateSettings
-from rlt_data.steps.evaluate import evaluation_of, grade_answers, solution_in
+from rlt_data.steps.evaluate import evaluation_of, grade_answers
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 from rlt_data.tasks.benchmarks import BENCHMARKS
@@ -56,7 +58,7 @@ def graded_run(folder: Path, gold: dict[str, str], completions: dict[str, list[s
     ]
     run.write_part("answers", 0, to_table("answers", answers))
     with Grader() as grader:
-        grade_answers(run, BENCHMARKS["gsm8k"], load_format("rlt"), grader, SILENT)
+        grade_answers(run, BENCHMARKS["gsm8k"], partial(tagged_solution, load_format("rlt")), grader, SILENT)
     return run
 
 
@@ -103,7 +105,7 @@ def test_grading_again_changes_no_grade(tmp_path: Path) -> None:
     ],
 )
 def test_the_solution_is_extracted_with_and_without_the_format(completion: str, solution: str, formatted: bool) -> None:
-    assert solution_in(load_format("rlt"), completion) == (solution, formatted)
+    assert tagged_solution(load_format("rlt"), completion) == (solution, formatted)
 
 
 def test_a_second_evaluation_adds_nothing(rlt: Rlt, read: Read, tiny: Tiny) -> None:

@@ -36,7 +36,9 @@ def test_a_sample_that_cannot_be_scored_has_no_reward_and_the_others_have_theirs
 
     end = format.explanation_tags[1]
     samples = [(")", f"We add.{end}"), ("2", f"We add.{end}"), ("2", "long " * 3000), ("2", end)]
-    questions = [{"question": "q", "question_id": solution, "solution": solution} for solution, _ in samples]
+    questions = [
+        {"question": "q", "question_id": solution, "solution": solution, "system": None} for solution, _ in samples
+    ]
     rows = reward.rows(questions, [rollout(text) for _, text in samples])
     assert [row["reward"] is None for row in rows] == [True, False, True, False]
     assert rows[0]["explanation"] == "We add." and rows[1]["well_formed"]

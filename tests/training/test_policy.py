@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import AutoTokenizer
 from rlt_data.engines import open_model
 from rlt_data.errors import InputError, ModelError, RunFolderError, SettingsError
 from rlt_data.formats import ChatTemplate, Problem, Views, load_format
+from rlt_data.formats.views import tagged_solution
 from rlt_data.settings import (
     CountdownSettings,
     ModelSettings,
@@ -183,7 +185,9 @@ def test_sampled_logprobs_are_those_of_the_policy(tiny: Tiny, settings: Settings
     chosen = settings(model=str(tiny(kind)), max_tokens=20)
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny(kind))
     views = Views(load_format("rlt"), ChatTemplate(tokenizer))
-    prompts = [views.teacher_prompt(Problem(f"What is {i} + 1?", f"It is {i + 1}.")) for i in range(2) for _ in range(4)]
+    prompts = [
+        views.teacher_prompt(Problem(f"What is {i} + 1?", f"It is {i + 1}.")) for i in range(2) for _ in range(4)
+    ]
     rollouts = Rollouts(chosen, stop="<|end_of_explanation|>", tail_characters=2)
     plan = replace(a_plan(chosen), held_out=0, accumulation=2)
     trainer = policy_trainer(
@@ -273,7 +277,9 @@ def test_correctness_is_rewarded_in_three_steps(settings: Settings) -> None:
     ]
     solver = TrainSolverSettings(model="m", input="i", out="o")
     with Grader() as grader:
-        rows = CorrectnessReward(solver, format, "countdown", grader).rows([question] * 3, rollouts)
+        rows = CorrectnessReward(solver, partial(tagged_solution, format), "countdown", grader).rows(
+            [question] * 3, rollouts
+        )
     assert [row["reward"] for row in rows] == list(texts)
     assert [row["correct"] for row in rows] == [True, False, False]
 

@@ -50,7 +50,7 @@ def shapes(messages: list[dict[str, str]]) -> dict[str, dict[str, Any]]:
     named = {"system": "system", "user": "human", "assistant": "gpt"}
     return {
         "messages": {"messages": messages},
-        "prompt-completion": {"prompt": [system, user], "completion": [assistant]},
+        "prompt-completion lists": {"prompt": [system, user], "completion": [assistant]},
         "sharegpt": {"conversations": [{"from": named[turn["role"]], "value": turn["content"]} for turn in messages]},
         "bespoke": {
             "system": system["content"],
@@ -59,14 +59,14 @@ def shapes(messages: list[dict[str, str]]) -> dict[str, dict[str, Any]]:
     }
 
 
-@pytest.mark.parametrize("shape", ["messages", "prompt-completion", "sharegpt", "bespoke"])
+@pytest.mark.parametrize("shape", ["messages", "prompt-completion lists", "sharegpt", "bespoke"])
 def test_the_assistants_text_and_its_end_count_in_every_shape(tiny: Tiny, tmp_path: Path, shape: str) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny())
     file = write_jsonl(tmp_path / "one.jsonl", [shapes(turns(7))[shape]])
     [example] = tokenize_texts(read_conversations(str(file), ChatTemplate(tokenizer)), tokenizer)
-    assert tokenizer.decode(example["input_ids"]) == tokenizer.apply_chat_template(turns(7), tokenize=False)
+    assert tokenizer.decode(example["input_ids"]) + "\n" == tokenizer.apply_chat_template(turns(7), tokenize=False)
     learned = [token for token, label in zip(example["input_ids"], example["labels"], strict=True) if label != IGNORED]
-    assert tokenizer.decode(learned) == "It is 7 times 7, so 49.<|im_end|>\n"
+    assert tokenizer.decode(learned) == "It is 7 times 7, so 49.<|im_end|>"
     assert all(label in (IGNORED, token) for token, label in zip(example["input_ids"], example["labels"], strict=True))
 
 
