@@ -30,7 +30,7 @@ TERMS = (
 )
 
 #: Boolean score columns, shown as shares of the scored traces.
-FLAGS = ("closed", "truncated", "empty", "holds_tag", "well_formed")
+FLAGS = ("closed", "truncated", "empty", "holds_tag", "control_token", "well_formed")
 #: Columns of the table ``ranks`` that statistics use.
 OF_RANKS = ("rank", "bucket", "value", "flaw")
 
@@ -56,13 +56,14 @@ MEANINGS = {
     "closed": "whether the explanation ends with its closing tag",
     "truncated": "whether the trace hit the token limit",
     "empty": "whether the explanation has no text",
+    "control_token": "whether a control token of the student occurs inside the explanation",
     "holds_tag": "whether a tag of the format occurs inside the explanation",
     "well_formed": "whether the trace is closed, not truncated, not empty, and has no tag inside",
     "rank": "place of the trace among the traces of its question, by value; 1 is the best",
     "bucket": "group of traces over all questions: those of one rank or, with rank --buckets, of one quantile of the "
     "values; 1 is the best",
     "value": "the number that traces are ranked by, by default the reward",
-    "flaw": "why the trace is not well-formed: empty, holds tag, truncated or unclosed; null for a well-formed trace",
+    "flaw": "why the trace is not well-formed: empty, holds tag, control token, truncated or unclosed; null for a well-formed trace",
 }
 
 

@@ -6,6 +6,7 @@ imports no model code.
 """
 
 from rlt_data.formats.choose import choose_format
+from rlt_data.formats.control import ControlTokens
 from rlt_data.formats.schema import BUILT_IN, Format, Shot, load_format, model_format
 from rlt_data.formats.spans import Encoding, Tokenizer, align, encode, tokens_inside
 from rlt_data.formats.template import ChatTemplate
@@ -14,6 +15,7 @@ from rlt_data.formats.views import Problem, Rendered, Views
 __all__ = [
     "BUILT_IN",
     "ChatTemplate",
+    "ControlTokens",
     "Encoding",
     "Format",
     "Problem",

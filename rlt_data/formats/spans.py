@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -14,6 +16,10 @@ Ints = npt.NDArray[np.int32]
 
 #: Number of preceding tokens that affect how the first sampled tokens are decoded (spaces, split characters).
 CONTEXT_TOKENS = 8
+
+#: Marks around a control token that is text, and inside it; Unicode reserves these code points for internal use.
+OPEN, BREAK, CLOSE = "\ufdd0", "\ufdd1", "\ufdd2"
+_MARKED = re.compile(f"{OPEN}([^{CLOSE}]*){CLOSE}")
 
 #: Texts per tokenizer call. The result is converted to arrays after each call, because Python lists are large.
 _TEXTS_PER_CALL = 64
@@ -28,6 +34,7 @@ class Tokenizer(Protocol):
     bos_token_id: Any
     eos_token: Any
     eos_token_id: Any
+    added_tokens_decoder: Any
 
     def __call__(self, text: Any, **options: Any) -> Any:
         """Tokenise a text or a list of texts."""
@@ -51,16 +58,68 @@ class Encoding:
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoding]:
-    """Tokenise rendered texts without adding special tokens, because the chat template has written them."""
+    """Tokenise rendered texts without adding special tokens, because the chat template has written them.
+
+    Control tokens that are marked as text become several ordinary tokens. Offsets count from the start of the text
+    without marks (:func:`unmarked`).
+    """
     encodings = []
     for start in range(0, len(texts), _TEXTS_PER_CALL):
         chunk = list(texts[start : start + _TEXTS_PER_CALL])
-        encoded = tokenizer(chunk, add_special_tokens=False, return_offsets_mapping=True)
-        encodings += [
-            Encoding(np.asarray(ids, np.int32), _pairs(offsets))
-            for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        ]
+        encoded = tokenizer([unmarked(text) for text in chunk], add_special_tokens=False, return_offsets_mapping=True)
+        for text, ids, offsets in zip(chunk, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            if OPEN in text:
+                encodings.append(_encode_marked(tokenizer, text))
+            else:
+                encodings.append(Encoding(np.asarray(ids, np.int32), _cover_composed(text, _pairs(offsets))))
     return encodings
+
+
+def unmarked(text: str) -> str:
+    """Return a text without the marks of control tokens."""
+    return re.sub(f"[{OPEN}{BREAK}{CLOSE}]", "", text) if OPEN in text else text
+
+
+def encode_as_text(tokenizer: Tokenizer, token: str) -> list[int]:
+    """Return the ordinary tokens of a control token's text; empty if the tokenizer always takes it for the token."""
+    ids: list[int] = tokenizer(token, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return ids if len(ids) > 1 else []
+
+
+def _encode_marked(tokenizer: Tokenizer, text: str) -> Encoding:
+    ids: list[int] = []
+    offsets: list[tuple[int, int]] = []
+    position = 0
+    for number, piece in enumerate(_MARKED.split(text)):
+        piece = piece.replace(BREAK, "")
+        encoded = tokenizer(
+            piece, add_special_tokens=False, split_special_tokens=number % 2 == 1, return_offsets_mapping=True
+        )
+        ids += encoded["input_ids"]
+        offsets += [(position + start, position + end) for start, end in encoded["offset_mapping"]]
+        position += len(piece)
+    return Encoding(np.asarray(ids, np.int32), _cover_composed(unmarked(text), _pairs(offsets)))
+
+
+def _cover_composed(text: str, offsets: Ints) -> Ints:
+    """Extend the ranges of tokens over the characters that the tokenizer composed with their last character.
+
+    A tokenizer that composes a letter and its accents gives the range of the letter alone.
+    """
+    if unicodedata.is_normalized("NFC", text):
+        return offsets
+    changes = np.zeros(len(text) + 1, np.int32)
+    np.add.at(changes, offsets[:, 0], 1)
+    np.add.at(changes, offsets[:, 1], -1)
+    for position in np.flatnonzero(changes.cumsum()[:-1] == 0).tolist():
+        if _composes(text[position]):
+            offsets[(offsets[:, 1] == position) & (offsets[:, 0] < position), 1] = position + 1
+    return offsets
+
+
+def _composes(char: str) -> bool:
+    """Return whether a character can combine with the one before: an accent, or a vowel or final of a Korean syllable."""
+    return unicodedata.combining(char) > 0 or "\u1160" <= char <= "\u11ff"
 
 
 def _pairs(offsets: Sequence[tuple[int, int]]) -> Ints:

@@ -254,11 +254,22 @@ class ChatTemplate:
 
         Templates with the same text can render differently, by their options and the date.
         """
-        assistant = {"role": "assistant", "content": _ANSWER}
-        probes = ([_USER], [_SYSTEM, _USER], [_SYSTEM, _USER, assistant, _USER], [_USER, assistant])
-        rendered = [self._render_or_error(messages) for messages in probes]
-        content = json.dumps([self.text, rendered, asdict(self.facts)], sort_keys=True, ensure_ascii=False)
+        content = json.dumps([self.text, self.rendered_probes, asdict(self.facts)], sort_keys=True, ensure_ascii=False)
         return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+    @cached_property
+    def rendered_probes(self) -> str:
+        """Several short conversations, rendered."""
+        assistant = {"role": "assistant", "content": _ANSWER}
+        reasoning = assistant | {key: _THOUGHT for key in THOUGHT_KEYS}
+        probes = (
+            [_USER],
+            [_SYSTEM, _USER],
+            [_SYSTEM, _USER, assistant, _USER],
+            [_USER, assistant],
+            [_USER, reasoning],
+        )
+        return "\n".join(map(self._render_or_error, probes))
 
     def _render_or_error(self, messages: Sequence[Message]) -> str:
         try:

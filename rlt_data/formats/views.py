@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from rlt_data.errors import ModelError
+from rlt_data.formats.control import ControlTokens
 from rlt_data.formats.schema import Format
+from rlt_data.formats.spans import unmarked
 from rlt_data.formats.template import ChatTemplate, Message, Reasoning
 
 #: Extracts the solution from a solver's completion; see :meth:`Views.solution_in`.
@@ -39,16 +41,23 @@ class Rendered:
     """A rendered text, with the character ranges [start, end) of the thought and the solution, which are scored.
 
     Attributes:
-        text: the text.
-        thought: range of the thought. It begins with the character ``skipped`` of padding and explanation.
-        solution: range of the solution.
-        skipped: characters of padding and explanation before the thought's first: 0 with tags.
+        marked: the text for the tokenizer, with marks around control tokens that are text.
+        thought: range of the thought in ``text``.
+        solution: range of the solution in ``text``.
+        skipped: characters of padding and explanation that precede the thought's first; 0 with tags.
+        solution_skipped: characters of the solution's content in tags that precede the solution's first; 0 with tags.
     """
 
-    text: str
+    marked: str
     thought: tuple[int, int]
     solution: tuple[int, int]
     skipped: int = 0
+    solution_skipped: int = 0
+
+    @cached_property
+    def text(self) -> str:
+        """The text without marks."""
+        return unmarked(self.marked)
 
 
 @dataclass(frozen=True)
@@ -68,11 +77,18 @@ class StudentMessage:
 
 
 class Views:
-    """Renders problems for teacher, student and solver with a format and a chat template."""
+    """Renders problems for teacher, student and solver with a format and a chat template.
 
-    def __init__(self, format: Format, template: ChatTemplate) -> None:
+    Args:
+        format: the format.
+        template: the model's chat template.
+        control: the model's control tokens, which are marked or found in questions, solutions and explanations.
+    """
+
+    def __init__(self, format: Format, template: ChatTemplate, control: ControlTokens | None = None) -> None:
         self.format = format
         self.template = template
+        self._control = control
         self._teacher_shots = tuple(
             (shot.question, self._prefill(shot.solution) + format.completion_of(shot.explanation))
             for shot in format.shots
@@ -90,7 +106,9 @@ class Views:
 
     def teacher_prompt(self, problem: Problem) -> str:
         """Return the text that the teacher continues: conversation and prefill, padding included."""
-        return self._before(self.format.teacher_system, problem.question, True) + self._prefill(problem.solution)
+        return self._before(self.format.teacher_system, self.mark(problem.question), True) + self.mark(
+            self._prefill(problem.solution)
+        )
 
     def student(self, problem: Problem, explanation: str | None) -> Rendered:
         """Return the student's complete text for an explanation, with the ranges of thought and solution.
@@ -99,22 +117,36 @@ class Views:
             problem: the problem.
             explanation: the explanation without the prefill's padding; None for an empty thought.
         """
-        before = self.served_prompt(problem)
+        format, before = self.format, self.served_prompt(problem)
         message = self.message(problem.solution, explanation)
-        start = len(before) + len(message.opening)
+        start = len(unmarked(before)) + len(message.opening)
         end = start + len(message.thought)
-        skipped = 0
-        if self.format.native and explanation:
-            skipped = len(self.format.padding) + len(explanation) - len(explanation.lstrip())
-            # White space after the thought belongs to it: many tokens join it with a full stop.
-            end += len(message.middle) - len(message.middle.lstrip())
-        solution = start + len(message.thought) + len(message.middle)
+        solution = end + len(message.middle)
+        skipped = solution_skipped = 0
+        if format.native:
+            solution_skipped = format.solution_content(problem.solution).find(message.solution)
+            if explanation:
+                skipped = len(format.padding) + len(explanation) - len(explanation.lstrip())
+                # White space after the thought belongs to it: many tokens join it with a full stop.
+                end += len(message.middle) - len(message.middle.lstrip())
+        marked = message.opening + self.mark(message.thought) + message.middle + self.mark(message.solution)
         return Rendered(
-            before + message.text + self.template.end,
+            before + marked + message.closing + self.template.end,
             (start, end),
             (solution, solution + len(message.solution)),
             skipped,
+            solution_skipped,
         )
+
+    def mark(self, text: str) -> str:
+        """Mark the control tokens in a text of users or teachers that are encoded as text."""
+        return self._control.mark(text) if self._control else text
+
+    def problem_with(self, problem: Problem) -> str | None:
+        """Return why a problem cannot be rendered for this model, or None."""
+        if reason := self.format.problem_with(problem.question, problem.solution):
+            return reason
+        return self._control.problem_with(**problem._asdict()) if self._control else None
 
     def message(self, solution: str, explanation: str | None) -> StudentMessage:
         """Return the text between the served prompt and the end of the turn."""
@@ -122,15 +154,17 @@ class Views:
 
     def served_prompt(self, problem: Problem) -> str:
         """Return the text before the student's own: the template's generation prompt for the question."""
-        system = self.format.student_system if problem.system is None else problem.system
-        return self._before(system, self.format.student_question(problem.question), False)
+        system = self.format.student_system if problem.system is None else self.mark(problem.system)
+        return self._before(system, self.format.student_question(self.mark(problem.question)), False)
 
     def solver_prompt(self, question: str, system: str | None = None) -> str:
         """Return the text that a student continues at test time."""
         format = self.format
         if system is None:
             system = format.student_system if format.solver_system is None else format.solver_system
-        return self._before(system, format.student_question(question), False)
+        else:
+            system = self.mark(system)
+        return self._before(system, format.student_question(self.mark(question)), False)
 
     @property
     def solver_stop(self) -> str:
@@ -155,7 +189,9 @@ class Views:
         """Return the explanation in a teacher's completion; the student's reasoning markup must not be inside."""
         reasoning = self.template.reasoning if self.format.native else None
         tags = (reasoning.tag.strip(), reasoning.closing.strip()) if reasoning else ()
-        return read_completion(self.format, completion, [tag for tag in tags if tag])
+        explanation = read_completion(self.format, completion, [tag for tag in tags if tag])
+        token = self._control.refused(explanation.text) if self._control else None
+        return replace(explanation, control_token=token) if token else explanation
 
     def check_teacher(self) -> None:
         """Raise ModelError if the template omits a text of the teacher's prompt."""
@@ -277,11 +313,13 @@ class Explanation:
         text: the text between the explanation tags as the teacher wrote it, without the padding of the prefill.
         closed: whether the closing explanation tag exists.
         holds_tag: a tag of the format inside the text, or None.
+        control_token: a control token of the student inside the text that is not encoded as text, or None.
     """
 
     text: str
     closed: bool
     holds_tag: str | None
+    control_token: str | None = None
 
 
 def read_completion(format: Format, completion: str, other_tags: Sequence[str] = ()) -> Explanation:

@@ -65,6 +65,7 @@ def score_trace(
     closed = student.explanation.closed
     empty = student.empty or not student.explanation.text.strip()
     holds_tag = student.explanation.holds_tag is not None
+    control_token = student.explanation.control_token is not None
     terms = reward_terms(
         solution=solution,
         thought=thought,
@@ -85,7 +86,8 @@ def score_trace(
         "truncated": truncated,
         "empty": empty,
         "holds_tag": holds_tag,
-        "well_formed": closed and not truncated and not empty and not holds_tag,
+        "control_token": control_token,
+        "well_formed": closed and not (truncated or empty or holds_tag or control_token),
     }
     if per_token:
         row |= {

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from rlt_data.formats import Encoding, Format, Problem, Tokenizer, Views, align, encode, tokens_inside
-from rlt_data.formats.spans import CONTEXT_TOKENS, Ints, sampled_offsets, uncovered
+from rlt_data.formats.spans import CONTEXT_TOKENS, Ints, sampled_offsets, uncovered, unmarked
 from rlt_data.formats.views import Explanation, Rendered, read_completion
 
 
@@ -46,7 +46,8 @@ class StudentTokens:
     @property
     def solution_offsets(self) -> Ints:
         """Character ranges of the solution's tokens, counted from the start of the solution's content."""
-        return self.encoding.offsets[self.solution] - np.int32(self.rendered.solution[0])
+        skipped = self.rendered.solution_skipped
+        return self.encoding.offsets[self.solution] - np.int32(self.rendered.solution[0] - skipped)
 
     @property
     def uncovered(self) -> int:
@@ -135,7 +136,7 @@ def _tokenize(
         views.student(problem, None if empty else explanation.text)
         for problem, explanation in zip(problems, explanations, strict=True)
     ]
-    encodings = encode(tokenizer, [text.text for text in texts])
+    encodings = encode(tokenizer, [text.marked for text in texts])
     return [
         StudentTokens(
             text,
@@ -184,11 +185,22 @@ def teacher_tokens_from_ids(
     return TeacherTokens(ids, positions, thought_ids, len(padding))
 
 
-def teacher_tokens_from_text(tokenizer: Tokenizer, format: Format, prompt: str, completion: str) -> TeacherTokens:
-    """Return the teacher's tokens of a trace from any source, by tokenising prompt and explanation."""
+def teacher_tokens_from_text(
+    tokenizer: Tokenizer, format: Format, prompt: str, completion: str, mark: Callable[[str], str] = str
+) -> TeacherTokens:
+    """Return the teacher's tokens of a trace from any source, by tokenising prompt and explanation.
+
+    Args:
+        tokenizer: the teacher's tokenizer.
+        format: the format of the completion.
+        prompt: the teacher's prompt.
+        completion: raw completion.
+        mark: marks control tokens in the explanation that are text (:meth:`rlt_data.formats.Views.mark`).
+    """
     text = read_completion(format, completion).text
-    start, end = len(prompt) - len(format.padding), len(prompt) + len(text)
-    [encoding] = encode(tokenizer, [prompt + text + format.explanation_tags[1]])
+    length = len(unmarked(prompt))
+    start, end = length - len(format.padding), length + len(text)
+    [encoding] = encode(tokenizer, [prompt + mark(text) + format.explanation_tags[1]])
     thought = tokens_inside(encoding, start, end)
     return TeacherTokens(
         encoding.ids, thought, encoding.ids[thought], offsets=encoding.offsets[thought] - np.int32(start)

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 PARTS_AT_A_TIME = 64
 
 #: Columns of scores by flaw. A trace with several flaws gets the first.
-_FLAWS = {"empty": "empty", "holds tag": "holds_tag", "truncated": "truncated"}
+_FLAWS = {"empty": "empty", "holds tag": "holds_tag", "control token": "control_token", "truncated": "truncated"}
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ class TeacherSource:
         self.used = settings.teacher != "none"
         self.model = model
         self._format = format
-        self._views = Views(format, model.template) if model else None
+        self._views = Views(format, model.template, model.control) if model else None
         self._settings = settings
         self._student = student
         self._generated_by = run.step("generate").get("models", {}).get("teacher", {})
@@ -157,7 +157,9 @@ class TeacherSource:
                 tokens.append(teacher_tokens_from_ids(trace["prefill_token_ids"], trace["token_ids"], prompt))
             else:
                 tokens.append(
-                    teacher_tokens_from_text(self.model.tokenizer, self._format, prompts[problem], trace["completion"])
+                    teacher_tokens_from_text(
+                        self.model.tokenizer, self._format, prompts[problem], trace["completion"], self._views.mark
+                    )
                 )
         return tokens
 

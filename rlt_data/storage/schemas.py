@@ -82,7 +82,8 @@ SCORES = _schema(
     _required("truncated", pa.bool_()),  # finish_reason is length
     _required("empty", pa.bool_()),  # the explanation has no tokens or only white space
     _required("holds_tag", pa.bool_()),  # the explanation contains a tag of the format
-    _required("well_formed", pa.bool_()),  # closed, not truncated, not empty, no tag inside
+    pa.field("control_token", pa.bool_()),  # the explanation contains a control token of the student
+    _required("well_formed", pa.bool_()),  # closed, not truncated, not empty, no tag or control token inside
     _required("teacher_logprobs", pa.string()),  # trace, computed or none
     pa.field("solution_logprobs", _LOGPROBS),  # per token, with --per-token
     pa.field("solution_offsets", _TOKENS),  # first character of each token, within the solution's content
@@ -102,7 +103,7 @@ RANKS = _schema(
     _required("traces", pa.int32()),  # number of traces of the question
     pa.field("bucket", pa.int32()),  # 1 = best; with quantiles, null for traces with a flaw or without a value
     pa.field("value", pa.float64()),  # the value that was ranked by
-    pa.field("flaw", pa.string()),  # empty, holds tag, truncated or unclosed; null for a well-formed trace
+    pa.field("flaw", pa.string()),  # empty, holds tag, control token, truncated or unclosed; null for a well-formed trace
     _required("thought_tokens", pa.int32()),
     _required("scored_by", pa.string()),
 )
