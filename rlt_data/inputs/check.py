@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 from rlt_data.errors import InputError
 from rlt_data.formats.schema import Format, load_format
-from rlt_data.inputs.presets import BadRow, Row, RowReader
 from rlt_data.inputs.read import read_records
+from rlt_data.inputs.reader import RowReader
+from rlt_data.inputs.rows import BadRow, Row
 from rlt_data.settings import CheckSettings, InputSettings
 from rlt_data.storage.run import content_hash
 

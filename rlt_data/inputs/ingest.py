@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from rlt_data.formats.schema import Format
 from rlt_data.inputs.check import CheckReport, ReaderOf, examined_rows
-from rlt_data.inputs.presets import Row
 from rlt_data.inputs.read import input_digest
+from rlt_data.inputs.rows import Row
 from rlt_data.inputs.thoughts import UnclosedThoughtError, split_thought
 from rlt_data.plugins import PRESETS
 from rlt_data.settings import InputSettings

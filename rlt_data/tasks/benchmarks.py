@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 from rlt_data.errors import InputError
-from rlt_data.inputs.presets import BadRow, Row
+from rlt_data.inputs.rows import BadRow, Row
 from rlt_data.settings import EvaluateSettings, TrainSolverSettings
 from rlt_data.tasks.countdown import question_text
 from rlt_data.tasks.grading import Kind, final_answer
