@@ -24,7 +24,8 @@ def with_options(question: Found, data: Mapping[str, Any]) -> Found:
     column = next((column for column in OPTION_COLUMNS if data.get(column)), None)
     if column is None or not isinstance(question.value, str):
         return question
-    options, labels = data[column], None
+    options: Any = data[column]
+    labels = None
     if isinstance(options, Mapping):
         options, labels = options.get("text"), options.get("label")
     if not isinstance(options, list) or len(options) > len(_LETTERS):

@@ -163,8 +163,8 @@ class RowReader:
         question = only_question(fields.get("question", Found(None)))
         fields |= question | {"question": with_options(question["question"], data)}
         if self._is_built_in and "system" not in fields:
-            if column := next((name for name in _SYSTEM_COLUMNS if _is_text(data.get(name))), None):
-                fields["system"] = Found(data[column], column, "column name")
+            if system := next((name for name in _SYSTEM_COLUMNS if _is_text(data.get(name))), None):
+                fields["system"] = Found(data[system], system, "column name")
         elif isinstance(fields.get("system", Found(None)).value, str) and not _is_text(fields["system"].value):
             del fields["system"]
         if "answer" in fields:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,14 @@ class BadRow(Exception):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The column of a field (or its path; None if only the preset knows it), and how its value was found."""
+
+    column: str | None
+    rule: str
+
+
+@dataclass(frozen=True)
 class Found:
     """The value of a field and its origin.
 
@@ -48,6 +57,13 @@ class Found:
     column: str | None = None
     rule: str = ""
     also: tuple[str, ...] = ()
+
+    def columns_of(self, data: Columns) -> set[str]:
+        """Return the columns of a record that the value was made from."""
+        column = self.column
+        if column is not None and column not in data:
+            column = re.split(r"[.\[]", column)[0]
+        return {*self.also} if column is None else {column, *self.also}
 
     def changed(self, value: Any, rule: str, *also: str) -> Found:
         """Return another value from the same column, with the rule that made it."""

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import comb
 from typing import Any
 
@@ -99,7 +100,7 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
     with run.locked(), Grader(benchmark.kind) as grader, closing(model):
         entry = step_entry(settings, depends_on, format, {"model": model})
         run.refuse_other_settings("evaluate", entry)
-        ingest(run, source, format, traces=False, reader=lambda first: BenchmarkReader(benchmark, settings, first))
+        ingest(run, source, format, traces=False, reader_of=partial(BenchmarkReader, benchmark, settings))
         model.load(run.logs)
         run.record("evaluate", entry)
         with run_log(run):

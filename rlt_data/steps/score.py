@@ -71,9 +71,7 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
     """
     refuse_conflicting_options(settings)
     REWARDS.load(settings.reward)
-    source = (
-        RunFolder.existing(settings.input) if is_url(settings.input) or RunFolder.exists_at(settings.input) else None
-    )
+    source = _source_run(settings.input)
     if source and (unread := settings.not_default(*(InputSettings.model_fields.keys() - {"input"}))):
         flags = ", ".join(map(flag, sorted(unread)))
         raise SettingsError(f"{flags}: no effect with a run, whose traces are all scored")
@@ -103,6 +101,15 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
             logger.info("score: %d new scores, %d in all, %d failed", summary.new, summary.rows, summary.failed)
         run.record("score", outcome(run, "score", summary))
     return summary
+
+
+def _source_run(input: str | tuple[str, ...]) -> RunFolder | None:
+    """Return the run that an input names, or None if it names files."""
+    names = [input] if isinstance(input, str) else input
+    runs = [name for name in names if is_url(name) or RunFolder.exists_at(name)]
+    if runs and len(names) > 1:
+        raise SettingsError(f"--in: {runs[0]} is a run, which is scored alone; combine runs with rlt-data merge")
+    return RunFolder.existing(runs[0]) if runs else None
 
 
 def _open_teacher(settings: ScoreSettings, student: Model) -> Model | None:

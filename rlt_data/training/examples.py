@@ -6,6 +6,7 @@ later scored and sampled.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,8 +14,12 @@ from typing import Any
 
 from rlt_data.errors import InputError
 from rlt_data.formats import ChatTemplate, Tokenizer, encode
+from rlt_data.inputs.files import find_sources
 from rlt_data.inputs.read import read_records
 from rlt_data.settings import InputSettings
+from rlt_data.settings.base import name_of_input
+
+logger = logging.getLogger(__name__)
 
 #: Label of a token that the loss ignores, as in PyTorch's cross entropy.
 IGNORED = -100
@@ -30,23 +35,27 @@ class TrainingText:
     completion: str
 
 
-def read_conversations(input: str, template: ChatTemplate) -> Iterator[TrainingText]:
+def read_conversations(input: str | tuple[str, ...], template: ChatTemplate) -> Iterator[TrainingText]:
     """Read a data set of chats; the last message, and the text that ends it, is the completion.
 
     Args:
-        input: file, folder or Hub id whose rows have messages, prompt and completion, or conversations.
+        input: files, folders or a Hub id whose rows have messages, prompt and completion, or conversations.
         template: chat template that renders the messages.
 
     Raises:
         InputError: a row has none of these columns, or its last message is not the assistant's.
     """
-    for record in read_records(InputSettings(input=input)):
+    settings, name = InputSettings(input=input), name_of_input(input)
+    sources = find_sources(settings)
+    for notice in sources.notices:
+        logger.info(notice)
+    for record in read_records(settings, sources):
         if record.data is None:
-            raise InputError(f"{input}: {record.location}: {record.reason}")
+            raise InputError(f"{name}: {record.location}: {record.reason}")
         messages = _messages(record.data)
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
             raise InputError(
-                f"{input}: {record.location}: needs messages, prompt and completion, or conversations that end with "
+                f"{name}: {record.location}: needs messages, prompt and completion, or conversations that end with "
                 f"the assistant's message; its columns are {', '.join(record.data)}"
             )
         before, after = template.split(messages[:-1])

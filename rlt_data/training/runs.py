@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import shutil
@@ -22,6 +23,7 @@ from rlt_data.errors import RunFolderError, SettingsError, first_line
 from rlt_data.formats import ChatTemplate, Format, Tokenizer
 from rlt_data.progress import Progress, is_main_process
 from rlt_data.settings import FineTuneSettings, ModelSettings, PolicySettings, TrainingSettings
+from rlt_data.settings.base import name_of_input
 from rlt_data.steps.provenance import versions
 from rlt_data.storage.changes import changed_keys
 from rlt_data.storage.outputs import lock_folder, write_file, write_json
@@ -206,13 +208,15 @@ def training_provenance(settings: FineTuneSettings | PolicySettings, **models: C
         settings: settings of the training; defaults are left out, values from a preset or ``--defaults`` are not.
         models: checkpoints by role.
     """
+    name = name_of_input(settings.input)
+    on_hub = name == settings.input and not glob.has_magic(name) and not Path(name).exists()
     off_by_default = {name for name, field in type(settings).model_fields.items() if field.default is False}
     explicit = settings.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
     return {
         "command": settings.command,
         "settings": {key: value for key, value in explicit.items() if value is not False or key not in off_by_default},
         "models": {role: {"name": model.name, "revision": model.revision} for role, model in models.items() if model},
-        "data": {"name": settings.input, "on_hub": not Path(settings.input).exists()},
+        "data": {"name": name, "on_hub": on_hub},
         "versions": versions("trl"),
     }
 

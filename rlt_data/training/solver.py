@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from rlt_data.formats import Views, choose_format
 from rlt_data.inputs.check import good_rows
 from rlt_data.inputs.ingest import question_id
@@ -27,7 +29,7 @@ def train_solver(settings: TrainSolverSettings, progress: Progress = SILENT) -> 
     checkpoint, tokenizer, template = find_base_model(settings)
     format = choose_format(settings.format, template, checkpoint.name, checkpoint.folder)
     views = Views(format, template)
-    benchmark_rows = good_rows(settings.as_input(), None, lambda first: BenchmarkReader(benchmark, settings, first))
+    benchmark_rows = good_rows(settings.as_input(), None, partial(BenchmarkReader, benchmark, settings))
     rows = [
         {
             "prompt": views.solver_prompt(row.question),

@@ -14,6 +14,7 @@ from rlt_data.inputs.rows import Row
 from rlt_data.plugins import REWARDS
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import ModelSettings, TrainTeacherSettings, WarmUpSettings
+from rlt_data.settings.base import name_of_input
 from rlt_data.training.examples import TrainingText, tokenize_texts
 from rlt_data.training.grpo import Policy, PolicySummary, train_policy
 from rlt_data.training.rewards import DenseReward
@@ -31,7 +32,7 @@ def warm_up(settings: WarmUpSettings, progress: Progress = SILENT) -> TrainingSu
     """
     checkpoint, tokenizer, template = find_base_model(settings)
     format = choose_format(settings.format, template, checkpoint.name, checkpoint.folder)
-    texts = teacher_texts(good_rows(settings.as_input(), format), format, template, settings.input)
+    texts = teacher_texts(good_rows(settings.as_input(), format), format, template, name_of_input(settings.input))
     return fine_tune(settings, checkpoint, tokenizer, list(tokenize_texts(texts, tokenizer)), progress, format=format)
 
 
