@@ -149,7 +149,8 @@ def add_command(
         def work() -> int | None:
             for key, value in arguments.items():
                 if flags.setdefault(key, value) != value:
-                    raise SettingsError(f"{flag_of(key)}: differs from the argument {value!r}; give one of them")
+                    shown = " ".join(map(str, value)) if isinstance(value, list) else value
+                    raise SettingsError(f"{flag_of(key)}: differs from the argument {shown!r}; give one of them")
             content = (_read_config(settings, config) if config else {}) | flags
             _refuse_missing(context, settings, content)
             return body(parse_settings(settings, content, flags=True))
@@ -258,8 +259,8 @@ def _type_of(field: FieldInfo) -> tuple[Any, Any]:
     """Return the type and the default value of a field as Typer takes them."""
     annotation: Any = field.annotation
     default: Any = field.default
-    if get_origin(annotation) is tuple:
-        annotation, default = list[get_args(annotation)[0]], []  # type: ignore[misc]
+    if tuple in (get_origin(annotation), *map(get_origin, get_args(annotation))):
+        annotation, default = list[str], []
     if field.is_required():
         # Typer would stop at the first missing flag; _refuse_missing names all of them.
         annotation, default = annotation | None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
     from rlt_data.reporting.browse import TraceSelection
     from rlt_data.reporting.report import ReportSummary
     from rlt_data.settings import (
+        CheckSettings,
         CountdownSettings,
         FineTuneSettings,
         PolicySettings,
@@ -57,6 +59,10 @@ _console = _Console(highlight=False, soft_wrap=True, emoji=False, quiet=not is_m
 
 #: Score columns that ``show`` prints above a trace's text.
 _SHOWN_TERMS = ("reward", "r_ss", "r_kl", "solution_logprob_mean", "kl_mean", "penalty", "thought_tokens")
+
+
+#: Characters of each text of a row that ``check`` prints.
+SHOWN_CHARACTERS = 1000
 
 
 def print_summary(step: Step, settings: Settings, summary: Any) -> int:
@@ -242,26 +248,45 @@ def _print_settings(settings: TrainingSettings) -> None:
         _console.print(_plain(f"{name}: {value}"))
 
 
-def print_check(_: Settings, report: CheckReport) -> int:
-    """Print the figures of an input and its bad rows, and return the exit code."""
-    _console.print(
-        f"{_plain(report.source)}: {report.rows} rows, {report.good} good, read as {report.preset or 'nothing'}"
-    )
-    _print_text("columns: " + ", ".join(report.columns))
+def print_check(settings: CheckSettings, report: CheckReport) -> int:
+    """Print how an input is read, its figures and its bad rows, and return the exit code."""
+    if settings.as_json:
+        typer.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        _print_check(report)
+    return InputError.exit_code if report.bad or not report.good else 0
+
+
+def _print_check(report: CheckReport) -> None:
+    for notice in report.notices:
+        _print_text(notice)
+    _print_text(f"{report.source}: {report.rows} rows, {report.good} good, read as {report.preset or 'nothing'}")
+    for name, origin in report.fields.items():
+        column = f"{origin.column}: " if origin.column else ""
+        _print_text(f"  {name:12}{column}{origin.rule}")
+    if report.unused_columns:
+        _print_text("unused columns: " + ", ".join(report.unused_columns))
     for name, longest in report.longest.items():
         _console.print(f"{name}: {report.mean[name]:,.0f} characters on average, {longest:,} at most")
     _console.print(
         f"{report.traces} traces, {report.duplicates} duplicates (used once), "
         f"{report.repeated_questions} repeated questions with another solution"
     )
-    for line in report.conflicts:
-        _console.print(line)
+    if report.example:
+        location, row = report.example
+        for name in ("system", "question", "explanation", "completion", "solution", "answer"):
+            if text := getattr(row, name):
+                _rule(f"{name} of {location}")
+                more = len(text) - SHOWN_CHARACTERS
+                _print_text(text[:SHOWN_CHARACTERS] + (f" [... {more:,} more characters]" if more > 0 else ""))
+        _rule("end of the example")
+    for line in report.warnings:
+        _print_text(f"warning: {line}")
     if report.bad:
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.bad.most_common())
         _print_text(f"{sum(report.bad.values())} bad rows ({reasons}); the first are:")
         for position, reason in report.bad_rows:
             _print_text(f"  {position}: {reason}")
-    return InputError.exit_code if report.bad or not report.good else 0
 
 
 def print_problems(settings: CountdownSettings, summary: CountdownSummary) -> None:

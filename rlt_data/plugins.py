@@ -151,6 +151,7 @@ PRESETS = Registry(
         "bespoke": "rlt_data.inputs.presets:sharegpt",
         "sharegpt": "rlt_data.inputs.presets:sharegpt",
         "messages": "rlt_data.inputs.presets:messages",
+        "columns": "rlt_data.inputs.presets:columns",
     },
     other=("auto",),
 )

@@ -147,7 +147,7 @@ def test_a_preset_that_fails_rejects_its_record(rlt: Rlt) -> None:
     Path("mine.py").write_text("def preset(record): return {'question': record['Q'], 'solution': record['A']}\n")
     write_jsonl(Path("faq.jsonl"), [{"Q": "a", "A": "b"}, {"Q": "c"}])
     result = rlt("check", "--in", "faq.jsonl", "--preset", "mine:preset", code=3)
-    assert "line 2" in result.output and "KeyError" in result.output and "line 1" not in result.output
+    assert "line 2" in result.output and "KeyError" in result.output and "line 1:" not in result.output
     Path("mine2.py").write_text("def preset(record): return {'prompt': 'x'}\n")
     assert "'prompt'" in rlt("check", "--in", "faq.jsonl", "--preset", "mine2:preset", code=3).output
 

@@ -37,7 +37,7 @@ from rlt_data.engines.protocol import (
 )
 from rlt_data.engines.results import checked_full_kl, checked_logprobs, checked_samples
 from rlt_data.errors import ModelError, RltDataError, one_line
-from rlt_data.formats import ChatTemplate, Tokenizer
+from rlt_data.formats import ChatTemplate, ControlTokens, Tokenizer
 from rlt_data.libraries import quiet_bars
 from rlt_data.plugins import ENGINES
 from rlt_data.settings import ModelSettings
@@ -66,6 +66,12 @@ class Model:
     identity: ModelIdentity
     scoring: bool = False
     served_temperature: float = 1.0
+
+    @cached_property
+    def control(self) -> ControlTokens:
+        """The model's control tokens."""
+        as_text = self.settings.control_tokens == "text"
+        return ControlTokens(self.tokenizer, self.template, self.checkpoint.name, as_text=as_text)
 
     @cached_property
     def engine(self) -> Engine:

@@ -21,6 +21,9 @@ class ControlTokens:
         template: the model's chat template.
         model: name of the model, for messages.
         as_text: whether the tokens are encoded as text, where the tokenizer can.
+
+    Attributes:
+        identity: identifies the tokens that are refused.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, model: str, *, as_text: bool = False) -> None:
@@ -33,6 +36,7 @@ class ControlTokens:
         self._model = model
         self._text = {token for token in tokens if as_text and encode_as_text(tokenizer, token)}
         self._any, self._refused = _pattern(tokens), _pattern(tokens - self._text)
+        self.identity = self._refused.pattern
 
     def refused(self, text: str) -> str | None:
         """Return the first control token in a text that cannot be encoded as text, or None."""

@@ -34,7 +34,10 @@ class Tokenizer(Protocol):
     bos_token_id: Any
     eos_token: Any
     eos_token_id: Any
-    added_tokens_decoder: Any
+
+    @property
+    def added_tokens_decoder(self) -> Any:
+        """Added tokens by id, each with ``content`` and ``special``."""
 
     def __call__(self, text: Any, **options: Any) -> Any:
         """Tokenise a text or a list of texts."""
@@ -118,7 +121,7 @@ def _cover_composed(text: str, offsets: Ints) -> Ints:
 
 
 def _composes(char: str) -> bool:
-    """Return whether a character can combine with the one before: an accent, or a vowel or final of a Korean syllable."""
+    """Return whether a character can combine with the one before: an accent, or the rest of a Korean syllable."""
     return unicodedata.combining(char) > 0 or "\u1160" <= char <= "\u11ff"
 
 

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from rlt_data.errors import InputError
+from rlt_data.formats.control import ControlTokens
 from rlt_data.formats.schema import Format, load_format
-from rlt_data.inputs.presets import BadRow, Row, RowReader
+from rlt_data.inputs.files import Sources, find_sources
 from rlt_data.inputs.read import read_records
+from rlt_data.inputs.reader import RowReader
+from rlt_data.inputs.rows import BadRow, Fields, Origin, Row
+from rlt_data.inputs.suspicions import Suspicions
 from rlt_data.settings import CheckSettings, InputSettings
+from rlt_data.settings.base import name_of_input
 from rlt_data.storage.run import content_hash
+
+logger = logging.getLogger(__name__)
+
+#: Texts that a row may have besides question and solution.
+_OTHER_TEXTS = ("system", "answer", "explanation", "completion", "finish_reason")
 
 #: Bad rows that are listed one by one; the others are only counted, by reason.
 SHOWN_BAD_ROWS = 10
@@ -27,8 +39,10 @@ class CheckReport:
         source: the input.
         rows: number of records.
         good: number of usable rows, duplicates included.
-        columns: columns of the first record.
-        preset: the preset that the rows were read with.
+        columns: columns of the records, in order of first appearance.
+        preset: the preset that the rows were read with; several, with commas, if the files have different layouts.
+        fields: the origin of each field that a row has.
+        used: the columns that the fields were made from; None if a plug-in's preset does not tell.
         traces: number of traces (explanations or completions) of the good rows.
         duplicates: number of good rows that repeat the question, solution and trace of an earlier row.
         repeated_questions: number of good rows that repeat a question with another solution.
@@ -38,6 +52,9 @@ class CheckReport:
         bad_rows: location and reason of the first bad rows.
         longest: maximum number of characters by field.
         mean: mean number of characters by field.
+        example: location and content of the first good row, or of the first that has a trace.
+        notices: choices that were made while the files were found, such as skipped files.
+        suspicions: what probably is a mistake in the data or in how it is read.
     """
 
     source: str
@@ -45,6 +62,8 @@ class CheckReport:
     good: int = 0
     columns: list[str] = field(default_factory=list)
     preset: str = ""
+    fields: dict[str, Origin] = field(default_factory=dict)
+    used: set[str] | None = field(default_factory=set)
     traces: int = 0
     duplicates: int = 0
     repeated_questions: int = 0
@@ -54,6 +73,19 @@ class CheckReport:
     bad_rows: list[tuple[str, str]] = field(default_factory=list)
     longest: dict[str, int] = field(default_factory=dict)
     mean: dict[str, float] = field(default_factory=dict)
+    example: tuple[str, Row] | None = None
+    notices: tuple[str, ...] = ()
+    suspicions: list[str] = field(default_factory=list)
+
+    @property
+    def unused_columns(self) -> list[str] | None:
+        """The columns that no field was made from; None if a plug-in's preset does not tell."""
+        return None if self.used is None else [column for column in self.columns if column not in self.used]
+
+    @property
+    def warnings(self) -> list[str]:
+        """One line for each conflict and each suspicion."""
+        return [*self.conflicts, *self.suspicions]
 
     @property
     def conflicts(self) -> list[str]:
@@ -63,6 +95,33 @@ class CheckReport:
             "duplicates whose --keep columns differ (the first row's columns are used)": self.other_meta,
         }
         return [f"{count} {conflict}" for conflict, count in counts.items() if count]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as JSON content, as ``check --json`` prints it."""
+        example = None
+        if self.example:
+            location, row = self.example
+            texts = {name: getattr(row, name) for name in ("question", "solution", *_OTHER_TEXTS)}
+            example = {"location": location, "id": row.source_id, **texts, "meta": row.meta}
+        return {
+            "source": self.source,
+            "preset": self.preset or None,
+            "rows": self.rows,
+            "good": self.good,
+            "traces": self.traces,
+            "duplicates": self.duplicates,
+            "repeated_questions": self.repeated_questions,
+            "columns": self.columns,
+            "unused_columns": self.unused_columns,
+            "fields": {name: {"column": origin.column, "rule": origin.rule} for name, origin in self.fields.items()},
+            "characters": {name: {"mean": self.mean[name], "longest": self.longest[name]} for name in self.longest},
+            "example": example,
+            "bad": sum(self.bad.values()),
+            "bad_reasons": dict(self.bad.most_common()),
+            "bad_rows": [{"location": location, "reason": reason} for location, reason in self.bad_rows],
+            "warnings": self.warnings,
+            "notices": list(self.notices),
+        }
 
     def refuse_bad_rows(self, *, skip: bool) -> None:
         """Raise InputError if there is no good row, or if there are bad rows and ``skip`` is False."""
@@ -83,21 +142,30 @@ def check(settings: CheckSettings) -> CheckReport:
         InputError: the input cannot be read, or has no columns for question and solution.
         SettingsError: the format is unknown.
     """
-    report = CheckReport(settings.input)
+    report = CheckReport(name_of_input(settings.input))
     format = load_format("rlt" if settings.format == "auto" else settings.format)
-    for _ in examined_rows(settings.as_input(), format, report):
+    suspicions = Suspicions()
+    for _ in examined_rows(settings.as_input(), format, report, suspicions=suspicions):
         pass
+    report.suspicions = suspicions.lines()
     return report
 
 
-def good_rows(settings: InputSettings, format: Format | None, reader_of: ReaderOf | None = None) -> list[Row]:
+def good_rows(
+    settings: InputSettings,
+    format: Format | None,
+    reader_of: ReaderOf | None = None,
+    controls: Sequence[ControlTokens] = (),
+) -> list[Row]:
     """Read all rows of an input; :func:`examined_rows` explains the arguments.
 
     Raises:
         InputError: the input cannot be read, or has bad rows and ``settings.skip_bad_rows`` is False.
     """
-    report = CheckReport(settings.input)
-    rows = list(examined_rows(settings, format, report, reader_of))
+    report = CheckReport(name_of_input(settings.input))
+    rows = list(examined_rows(settings, format, report, reader_of, controls=controls))
+    for notice in report.notices:
+        logger.info(notice)
     report.refuse_bad_rows(skip=settings.skip_bad_rows)
     return rows
 
@@ -105,14 +173,15 @@ def good_rows(settings: InputSettings, format: Format | None, reader_of: ReaderO
 class Reader(Protocol):
     """Turns records into rows."""
 
-    preset: str | None
+    preset: str
+    found: Fields
 
     def __call__(self, data: dict[str, Any], number: int) -> list[Row]:
         """Return the rows of a record, one per trace; ``number`` counts records from 0. Raises BadRow."""
 
 
-#: Makes the reader of an input from its first record.
-ReaderOf = Callable[[dict[str, Any]], Reader]
+#: Makes the reader of an input from its first record and the name of its file.
+ReaderOf = Callable[[dict[str, Any], str], Reader]
 
 
 def examined_rows(
@@ -122,10 +191,14 @@ def examined_rows(
     reader_of: ReaderOf | None = None,
     *,
     traces: bool = False,
+    controls: Sequence[ControlTokens] = (),
+    sources: Sources | None = None,
+    suspicions: Suspicions | None = None,
 ) -> Iterator[Row]:
     """Yield the good rows of an input and fill in a report on all rows.
 
-    Exact duplicates are counted and left out.
+    Exact duplicates are counted and left out. Files with the same columns share the reader of the first; a file with
+    other columns gets its own.
 
     Args:
         settings: the input.
@@ -133,31 +206,42 @@ def examined_rows(
         report: is filled in.
         reader_of: makes the reader for layouts other than the presets.
         traces: whether a row without a trace is bad.
+        controls: control tokens of models, which questions and solutions must not contain.
+        sources: the files of the input, if they have been found before.
+        suspicions: sees each good record.
     """
-    reader: Reader | None = None
+    sources = sources or find_sources(settings)
+    report.notices = sources.notices
+    readers = _Readers(settings, reader_of)
+    columns: dict[str, None] = {}
     seen: dict[bytes, bytes] = {}  # digest of a row -> digest of its --keep columns
     questions: set[bytes] = set()
     answers: dict[bytes, bytes] = {}  # digest of a problem -> digest of its answer
     disagreements: set[bytes] = set()
     characters: Counter[str] = Counter()
-    for number, record in enumerate(read_records(settings)):
+    for number, record in enumerate(read_records(settings, sources)):
         report.rows += 1
         try:
             if record.data is None:
                 raise BadRow(record.reason)
-            if reader is None:
-                report.columns = list(record.data)
-                reader = reader_of(record.data) if reader_of else RowReader(settings, record.data, settings.input)
-                report.preset = reader.preset or ""
+            columns.update(dict.fromkeys(record.data))
+            report.columns = list(columns)
+            reader = readers.of(record.data, record.source)
+            report.preset = ", ".join(readers.presets)
             rows = reader(record.data, number)
             for row in rows:
-                _refuse(row, format, traces=traces)
+                _refuse(row, format, controls, traces=traces)
         except BadRow as bad:
             report.bad[re.sub(r"\d[\d,]*", "N", str(bad))] += 1
             if len(report.bad_rows) < SHOWN_BAD_ROWS:
                 report.bad_rows.append((record.location, str(bad)))
             continue
         report.good += 1
+        _note_origins(report, reader, record.data, settings)
+        if report.example is None or (not _has_trace(report.example[1]) and _has_trace(rows[0])):
+            report.example = record.location, rows[0]
+        if suspicions:
+            suspicions.look(record.location, record.data, reader.found, rows)
         for row in rows:
             has_trace = _has_trace(row)
             report.traces += has_trace
@@ -187,14 +271,58 @@ def examined_rows(
             yield row
 
 
+class _Readers:
+    """The readers of an input's files, by the columns of their first records."""
+
+    def __init__(self, settings: InputSettings, reader_of: ReaderOf | None) -> None:
+        self._settings = settings
+        self._reader_of = reader_of or partial(RowReader, settings)
+        self._by_columns: dict[frozenset[str], Reader] = {}
+        self._source = ""
+        self._reader: Reader | None = None
+
+    def of(self, data: dict[str, Any], source: str) -> Reader:
+        """Return the reader of a record's file."""
+        if self._reader is None or source != self._source:
+            columns = frozenset(data)
+            if columns not in self._by_columns:
+                self._by_columns[columns] = self._reader_of(data, source or name_of_input(self._settings.input))
+            self._source, self._reader = source, self._by_columns[columns]
+        return self._reader
+
+    @property
+    def presets(self) -> list[str]:
+        """The presets of the readers, each once."""
+        return list(dict.fromkeys(reader.preset for reader in self._by_columns.values()))
+
+
+def _note_origins(report: CheckReport, reader: Reader, data: dict[str, Any], settings: InputSettings) -> None:
+    """Add the origins of a record's fields to a report."""
+    for name, found in reader.found.items():
+        if found.value is None:
+            continue
+        field_name = "id" if name == "source_id" else name
+        if field_name not in report.fields:
+            report.fields[field_name] = Origin(found.column, found.rule or f"preset {reader.preset}")
+        if report.used is not None:
+            report.used |= found.columns_of(data)
+            if found.column is None and name != "source_id":
+                report.used = None
+    if report.used is not None:
+        report.used |= {*settings.keep, "finish_reason", "finish_reasons"}
+
+
 def _has_trace(row: Row) -> bool:
     return row.completion is not None or row.explanation is not None
 
 
-def _refuse(row: Row, format: Format | None, *, traces: bool) -> None:
+def _refuse(row: Row, format: Format | None, controls: Sequence[ControlTokens], *, traces: bool) -> None:
     """Raise BadRow for a row that no step can use; with ``traces`` also for one without a trace."""
     if format and (reason := format.problem_with(row.question, row.solution)):
         raise BadRow(reason)
+    for control in controls:
+        if reason := control.problem_with(question=row.question, solution=row.solution, system=row.system):
+            raise BadRow(reason)
     if re.search("[\ud800-\udfff]", f"{row.source_id}{row.answer}{row.meta}"):
         raise BadRow("the id, answer or a --keep column contains half of a surrogate pair (invalid Unicode)")
     if traces and not _has_trace(row):

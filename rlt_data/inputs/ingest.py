@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
+from rlt_data.formats.control import ControlTokens
 from rlt_data.formats.schema import Format
 from rlt_data.inputs.check import CheckReport, ReaderOf, examined_rows
-from rlt_data.inputs.presets import Row
-from rlt_data.inputs.read import input_digest
+from rlt_data.inputs.files import digest_of, find_sources
+from rlt_data.inputs.rows import Row
 from rlt_data.inputs.thoughts import UnclosedThoughtError, split_thought
 from rlt_data.plugins import PRESETS
 from rlt_data.settings import InputSettings
+from rlt_data.settings.base import name_of_input
 from rlt_data.storage.run import RunFolder, content_hash
 from rlt_data.storage.schemas import QUESTIONS_PER_PART, to_table
 from rlt_data.storage.writer import TableWriter
@@ -29,7 +31,13 @@ IMPORTED = "imported"
 
 
 def ingest(
-    run: RunFolder, settings: InputSettings, format: Format, *, traces: bool, reader: ReaderOf | None = None
+    run: RunFolder,
+    settings: InputSettings,
+    format: Format,
+    controls: Sequence[ControlTokens],
+    *,
+    traces: bool,
+    reader_of: ReaderOf | None = None,
 ) -> None:
     """Check a complete input, then add its new questions (and traces) to a run.
 
@@ -39,16 +47,19 @@ def ingest(
         run: the run, whose lock is held.
         settings: the input and its columns.
         format: gives the tags that questions and solutions must not contain, and closes bare explanations.
+        controls: control tokens of the models, which questions and solutions must not contain.
         traces: whether to import traces too. Each row must then have one.
-        reader: makes the reader for layouts other than the presets.
+        reader_of: makes the reader for layouts other than the presets.
 
     Raises:
         InputError: the input cannot be read or has bad rows.
     """
+    sources = find_sources(settings)
     made_from = {
         "settings": settings.model_dump(mode="json", include=set(InputSettings.model_fields), by_alias=True),
-        "digest": input_digest(settings),
+        "digest": digest_of(sources),
         "format_hash": format.hash,
+        "control_tokens": content_hash(*(control.identity for control in controls)),
         "traces": traces,
     }
     if identity := PRESETS.identity(settings.preset):
@@ -56,16 +67,21 @@ def ingest(
     before = run.step("input")
     if made_from["digest"] and all(before.get(key) == value for key, value in made_from.items()):
         return
-    report = CheckReport(settings.input)
-    for _ in examined_rows(settings, format, report, reader, traces=traces):
+    name = name_of_input(settings.input)
+    examine = partial(
+        examined_rows, settings, format, reader_of=reader_of, traces=traces, controls=controls, sources=sources
+    )
+    report = CheckReport(name)
+    for _ in examine(report):
         pass
+    for notice in report.notices:
+        logger.info(notice)
     report.refuse_bad_rows(skip=settings.skip_bad_rows)
     for line in report.conflicts:
-        logger.warning("%s: %s", settings.input, line)
-    rows = partial(examined_rows, settings, format, CheckReport(settings.input), reader, traces=traces)
-    positions = _add_questions(run, rows(), traces=traces)
+        logger.warning("%s: %s", name, line)
+    positions = _add_questions(run, examine(CheckReport(name)), traces=traces)
     if traces:
-        _add_traces(run, rows(), format, positions)
+        _add_traces(run, examine(CheckReport(name)), format, positions)
     counts = {
         "rows": report.rows,
         "bad_rows": sum(report.bad.values()),

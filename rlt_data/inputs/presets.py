@@ -1,455 +1,193 @@
-"""Turn records of the common layouts into rows: question, solution, and a trace if the record has one.
+"""Presets: functions that find the fields of a row in a record of a common layout.
 
-A preset is a function of a record (docs/extending.md). It returns the fields of :class:`Row` that it finds, and raises
-:class:`BadRow` to reject the record.
+A preset takes a record and returns the fields of :class:`~rlt_data.inputs.rows.Row` that it finds. It raises
+:class:`~rlt_data.inputs.rows.BadRow` to reject the record. Plug-ins (docs/extending.md) return plain values; the
+presets here return them with their origins, which ``check`` shows.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from decimal import Decimal
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
 
-from rlt_data.errors import InputError, one_line
-from rlt_data.inputs.thoughts import UnclosedThoughtError, split_thought
-from rlt_data.plugins import PRESETS
-from rlt_data.settings import InputSettings
+from rlt_data.inputs.chats import question_and_answer
+from rlt_data.inputs.rows import BadRow, Columns, Fields, Found
 
-Fields = dict[str, Any]
+#: Common names of the columns of a field. A record that has several of them is not read without flags.
+QUESTIONS = ("question", "problem", "prompt", "query", "input", "Question")
+SOLUTIONS = ("solution", "generated_solution", "output", "response", "Response")
+ANSWERS = ("answer", "final_answer", "expected_answer", "reference_answer", "ground_truth", "answerKey")
 
-
-@dataclass(frozen=True)
-class Row:
-    """One problem of the input, with a trace (``explanation`` or ``completion``) if the record has one.
-
-    ``system`` is the record's own system text. None: the format's.
-    """
-
-    question: str
-    solution: str
-    system: str | None = None
-    answer: str | None = None
-    explanation: str | None = None
-    completion: str | None = None
-    finish_reason: str | None = None
-    source_id: str | None = None
-    has_id: bool = False
-    meta: str | None = None
-
-
-class BadRow(Exception):
-    """A record that cannot become a row; the message says why."""
-
+#: Columns whose text may be a reference solution or the trace of a model, if the record also has an answer.
+_REPLIES = {"output", "response", "Response"}
 
 #: A solution whose last line is ``#### final answer``.
 _GSM8K_ANSWER = re.compile(r"(?P<solution>.*)^#### *(?P<final>\S[^\n]{0,99}?)\s*", re.S | re.M)
-
 
 #: A calculator annotation such as ``<<3*4=12>>``, unlike the shifts in ``1 << 2 = 4, and 16 >> 2 = 4``.
 _CALCULATOR_MARK = re.compile(r"<<(?!\s)(?:(?!, )[^<>\n])*=(?:(?!, )[^<>\n])*(?<!\s)>>")
 
 
-#: Columns that have the question, the first that exists.
-_QUESTIONS = ("question", "problem", "prompt")
+def _columns(**names: str) -> Callable[[Columns], Fields]:
+    return lambda data: {field: Found(data.get(column), column) for field, column in names.items()}
 
 
-def _columns(**names: str) -> Callable[[Fields], Fields]:
-    return lambda data: {field: data.get(column) for field, column in names.items()}
+question_solution = _columns(question="question", solution="solution")
+question_answer = _columns(question="question", solution="answer", answer="answer")
+math_problem = _columns(question="problem", solution="solution")
+s1k = _columns(question="question", solution="solution", explanations="thinking_trajectories")
 
 
-def gsm8k(data: Fields) -> Fields:
+def columns(data: Columns) -> Fields:
+    """Read columns with other common names, each field from the only column that may have it."""
+    answer = only(data, ANSWERS)
+    solutions = solution_candidates(data)
+    names = {
+        "question": only(data, QUESTIONS),
+        "solution": solutions[0] if len(solutions) == 1 else None,
+        "answer": answer,
+        "explanation": only(data, ("Complex_CoT",)),
+    }
+    return {field: Found(data[column], column) for field, column in names.items() if column}
+
+
+def only(columns: Collection[str], names: Collection[str]) -> str | None:
+    """Return the only name that is a column, or None if none or several are."""
+    found = [name for name in names if name in columns]
+    return found[0] if len(found) == 1 else None
+
+
+def solution_candidates(columns: Collection[str]) -> list[str]:
+    """Return the columns that may have the solution; the answer is the solution of a record without another."""
+    solutions = [name for name in SOLUTIONS if name in columns]
+    answers = [name for name in ANSWERS if name in columns]
+    return solutions + answers if not solutions or set(solutions) <= _REPLIES else solutions
+
+
+def gsm8k(data: Columns) -> Fields:
     """Remove the calculator annotations from a GSM8K answer and spell out its final answer."""
     match = _GSM8K_ANSWER.fullmatch(str(data.get("answer")))
     if not match:
         raise BadRow("answer: no '####' before the final answer")
-    solution = _CALCULATOR_MARK.sub("", match["solution"]).strip()
-    final = match["final"]
-    return {"question": data.get("question"), "solution": f"{solution}\nThe answer is {final}.", "answer": final}
+    solution, final = _CALCULATOR_MARK.sub("", match["solution"]).strip(), match["final"]
+    return {
+        "question": Found(data.get("question"), "question"),
+        "solution": Found(f"{solution}\nThe answer is {final}.", "answer", "calculator annotations removed"),
+        "answer": Found(final, "answer", "text after ####"),
+    }
 
 
-def generations(data: Fields) -> Fields:
+def is_gsm8k(data: Columns) -> bool:
+    """Return whether the answer of a record ends like one of GSM8K."""
+    return _GSM8K_ANSWER.fullmatch(str(data.get("answer"))) is not None
+
+
+def generations(data: Columns) -> Fields:
     """Read a record with several generations of a model, each of which is a trace."""
-    solution = data["solution"] if data.get("solution") is not None else data.get("answer")
-    return _question_only(data) | {"solution": solution, "explanations": data.get("generations")}
+    solution = "solution" if data.get("solution") is not None else "answer"
+    return {
+        **first_question(data),
+        "solution": Found(data.get(solution), solution),
+        "explanations": Found(data.get("generations"), "generations"),
+    }
 
 
-def _question_only(data: Fields) -> Fields:
-    return {"question": next((data[column] for column in _QUESTIONS if column in data), None)}
+def first_question(data: Columns) -> Fields:
+    """Return the question of a record, from the first column that may have it."""
+    return next(({"question": Found(data[column], column)} for column in QUESTIONS if column in data), {})
 
 
-def messages(data: Fields) -> Fields:
+def messages(data: Columns) -> Fields:
     """Read one question and one answer from the chat in column ``messages``."""
-    return _from_turns(data.get("messages"), "messages")
+    return question_and_answer(data.get("messages"), "messages")
 
 
-def sharegpt(data: Fields) -> Fields:
+def sharegpt(data: Columns) -> Fields:
     """Read one question and one answer from the chat in column ``conversations``."""
-    return _from_turns(data.get("conversations"), "conversations")
+    return question_and_answer(data.get("conversations"), "conversations")
 
 
-def prompt_completion(data: Fields) -> Fields:
+def prompt_completion(data: Columns) -> Fields:
     """Read prompt and completion, two texts or two lists of chat messages.
 
     The completion is the trace if the record also has a solution.
     """
     if isinstance(data.get("prompt"), list) and isinstance(data.get("completion"), list):
-        return _from_turns([*data["prompt"], *data["completion"]], "prompt")
+        turns = question_and_answer([*data["prompt"], *data["completion"]], "prompt")
+        for field in ("solution", "explanation"):
+            if field in turns:
+                column = str(turns[field].column).replace("prompt", "completion", 1)
+                turns[field] = Found(turns[field].value, column)
+        return turns
     if isinstance(data.get("solution"), str):
         return _columns(question="prompt", solution="solution", completion="completion")(data)
-    return {"question": data.get("prompt"), "solution": data.get("completion")}
+    return _columns(question="prompt", solution="completion")(data)
 
 
-def instruction_output(data: Fields) -> Fields:
-    """Read an Alpaca record; its input follows the instruction."""
-    parts = [data.get("instruction"), data.get("input")]
-    question = "\n\n".join(part for part in parts if isinstance(part, str) and part.strip())
-    return {"question": question or None, "solution": data.get("output")}
+def instruction_output(data: Columns) -> Fields:
+    """Read a record of Alpaca or Dolly; its input or context follows the instruction."""
+    question = Found(data.get("instruction"), "instruction")
+    inputs = [name for name in ("input", "context") if isinstance(text := data.get(name), str) and text.strip()]
+    if inputs and isinstance(question.value, str):
+        parts = [question.value, *(data[name] for name in inputs)]
+        text = "\n\n".join(part for part in parts if part.strip())
+        question = question.changed(text, f"{' and '.join(map(repr, inputs))} appended", *inputs)
+    column = "output" if "output" in data else "response"
+    return {"question": question, "solution": Found(data.get(column), column)}
 
 
-def verl(data: Fields) -> Fields:
+def verl(data: Columns) -> Fields:
     """Read a record of verl: a chat as prompt, and the ground truth of the reward model."""
     reward_model = data.get("reward_model")
     truth = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
-    return {"question": data.get("prompt"), "solution": truth, "answer": truth}
+    found = Found(truth, "reward_model.ground_truth")
+    if isinstance(truth, str) and (text := _only_item(truth)) is not None:
+        found = found.changed(text, "only item of its JSON list")
+    return {"question": Found(data.get("prompt"), "prompt"), "solution": found, "answer": found}
 
 
-#: Names of the speaker, the text and the thought in a turn of a chat.
-_SPEAKERS, _TEXTS, _THOUGHTS = ("role", "from"), ("content", "value"), ("reasoning_content", "reasoning", "thinking")
-_USERS, _ASSISTANTS, _SYSTEMS = ("user", "human"), ("assistant", "gpt", "model"), ("system", "developer")
-
-
-def _from_turns(chat: Any, column: str) -> Fields:
-    turns = _turns(chat)
-    if turns is None:
-        raise BadRow(f"{column}: expected a list of objects with 'role' and 'content', or 'from' and 'value'")
-    questions = [turn for turn in turns if _first(turn, _SPEAKERS) in _USERS]
-    answers = [turn for turn in turns if _first(turn, _SPEAKERS) in _ASSISTANTS]
-    if len(questions) != 1 or len(answers) != 1:
-        raise BadRow(f"{column}: expected one question and one answer, got {len(questions)} and {len(answers)}")
-    fields = {
-        "question": _content(questions[0]),
-        "solution": _content(answers[0]),
-        "explanation": _first(answers[0], _THOUGHTS),
-    }
-    return fields | _system(turns, column)
-
-
-def _system(turns: list[Mapping[str, Any]], column: str) -> Fields:
-    """Return the system text of a chat as field ``system``, or no field if the chat has none."""
-    texts = [text for turn in turns if _first(turn, _SPEAKERS) in _SYSTEMS if (text := _content(turn))]
-    if len(texts) > 1:
-        raise BadRow(f"{column}: expected at most one system text, got {len(texts)}")
-    return {"system": texts[0]} if texts else {}
-
-
-def _turns(chat: Any) -> list[Mapping[str, Any]] | None:
-    """Return the turns of a chat, or None if the value is no chat."""
-    if isinstance(chat, Mapping) and all(isinstance(values, list) for values in chat.values()):
-        chat = [dict(zip(chat, values, strict=False)) for values in zip(*chat.values(), strict=False)]
-    if not isinstance(chat, list) or not chat:
+def _only_item(text: str) -> str | None:
+    """Return the text of a JSON list of one text, or None for other texts."""
+    try:
+        items = json.loads(text) if text.startswith('["') else None
+    except ValueError:
         return None
-    return chat if all(isinstance(turn, Mapping) and _first(turn, _SPEAKERS) for turn in chat) else None
+    return items[0] if isinstance(items, list) and len(items) == 1 and isinstance(items[0], str) else None
 
 
-def _first(turn: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
-    return next((turn[key] for key in keys if turn.get(key)), None)
+#: What ``auto`` tries in this order: presets with the columns that they need.
+_LAYOUTS = (
+    ("s1k", {"question", "solution", "thinking_trajectories"}),
+    ("question-solution", {"question", "solution"}),
+    ("math", {"problem", "solution"}),
+    ("question-answer", {"question", "answer"}),
+    ("prompt-completion", {"prompt", "completion"}),
+    ("verl", {"prompt", "reward_model"}),
+    ("instruction-output", {"instruction", "output"}),
+    ("instruction-output", {"instruction", "response"}),
+)
 
 
-def _content(turn: Mapping[str, Any]) -> Any:
-    """Return the text of a turn, whose content may be a list of parts."""
-    content = _first(turn, _TEXTS)
-    if isinstance(content, list) and all(isinstance(part, Mapping) and "text" in part for part in content):
-        return "".join(str(part["text"]) for part in content)
-    return content
-
-
-question_solution = _columns(question="question", solution="solution", answer="answer")
-question_answer = _columns(question="question", solution="answer", answer="answer")
-math_problem = _columns(question="problem", solution="solution", answer="answer")
-s1k = _columns(question="question", solution="solution", explanations="thinking_trajectories")
-
-#: Fields that a preset may return. ``explanations`` is a list of texts, and makes a row of each.
-_FIELDS = ("question", "solution", "system", "answer", "explanation", "explanations", "completion")
-
-#: Columns that have the system text of a record, the first that has one.
-_SYSTEM_COLUMNS = ("system", "system_prompt")
-
-#: What ``auto`` chooses if flags name the columns.
-_COLUMNS_ONLY = "columns"
-
-
-class RowReader:
-    """Turns records into rows by the preset and the column flags.
+def detect(first: Columns, named: Collection[str]) -> str | None:
+    """Return the preset for an input, or None if none fits.
 
     Args:
-        settings: the preset and the column flags. The preset ``auto`` is chosen by the first record.
-        first: the first record.
-        source: the input, for messages.
-
-    Raises:
-        InputError: a named column does not exist, or no preset fits the columns.
-        SettingsError: the preset cannot be loaded.
+        first: its first record.
+        named: fields whose columns are named by flags.
     """
-
-    def __init__(self, settings: InputSettings, first: Fields, source: str) -> None:
-        self._settings = settings
-        named = {
-            "question": settings.question_column,
-            "solution": settings.solution_column,
-            "answer": settings.answer_column,
-            "explanation": settings.explanation_column,
-            "completion": settings.completion_column,
-            "source_id": settings.id_column,
-        }
-        self._named = {field: column for field, column in named.items() if column}
-        flags = [(f"--{field.replace('source_id', 'id')}-column", column) for field, column in self._named.items()]
-        for flag, column in [*flags, *(("--keep", column) for column in settings.keep)]:
-            if column not in first and _value(first, column) is None:
-                raise InputError(f"{source}: {flag}: no column {column!r}; the columns are {_list(first)}")
-        self.preset = settings.preset if settings.preset != "auto" else self._detect(first)
-        if self.preset is None:
-            missing = " and ".join(
-                f"--{field}-column" for field in ("question", "solution") if field not in self._named
-            )
-            raise InputError(f"{source}: no preset fits the columns {_list(first)}; name them with {missing}")
-        self._is_built_in = self.preset == _COLUMNS_ONLY or self.preset in PRESETS.built_in
-        self._read = _question_only if self.preset == _COLUMNS_ONLY else self._loaded(self.preset)
-
-    def _detect(self, first: Fields) -> str | None:
-        columns = set(first)
-        if {"question", "solution"} <= self._named.keys():
-            return _COLUMNS_ONLY
-        if isinstance(first.get("generations"), list) and columns & {*_QUESTIONS} and columns & {"solution", "answer"}:
+    if {"question", "solution"} <= set(named):
+        return "columns"
+    if isinstance(first.get("generations"), list) and "question" in first_question(first):
+        if first.keys() & {"solution", "answer"}:
             return "generations"
-        if "conversations" in columns:
-            return "bespoke" if "begin_of_solution" in str(first["conversations"]) else "sharegpt"
-        if "messages" in columns:
-            return "messages"
-        for preset, required in (
-            ("s1k", {"question", "solution", "thinking_trajectories"}),
-            ("question-solution", {"question", "solution"}),
-            ("math", {"problem", "solution"}),
-            ("question-answer", {"question", "answer"}),
-            ("prompt-completion", {"prompt", "completion"}),
-            ("verl", {"prompt", "reward_model"}),
-            ("instruction-output", {"instruction", "output"}),
-        ):
-            if required <= columns:
-                is_gsm8k = preset == "question-answer" and _GSM8K_ANSWER.fullmatch(str(first["answer"]))
-                return "gsm8k" if is_gsm8k else preset
-        if columns & {*_QUESTIONS} and "solution" in self._named:
-            return _COLUMNS_ONLY
-        return None
-
-    def _loaded(self, preset: str) -> Callable[[Fields], Fields]:
-        """Return the function of a preset; errors in a user's function reject the record."""
-        function = PRESETS.load(preset)
-        if preset in PRESETS.built_in:
-            return function
-
-        def read(data: Fields) -> Fields:
-            try:
-                fields = function(data)
-            except BadRow:
-                raise
-            except Exception as error:  # noqa: BLE001 - the user's code
-                raise BadRow(f"the preset raised {type(error).__name__}: {one_line(error)}") from error
-            if not isinstance(fields, dict) or not fields.keys() <= set(_FIELDS):
-                shown = _list(fields) if isinstance(fields, dict) else type(fields).__name__
-                raise BadRow(f"the preset returned {shown}, not a dict of {', '.join(_FIELDS)}")
-            return dict(fields)
-
-        return read
-
-    def __call__(self, data: Fields, number: int) -> list[Row]:
-        """Return the rows of a record: one, or one for each of its traces.
-
-        Args:
-            data: the columns of the record.
-            number: index of the record in the input; the ``source_id`` of a record without an id.
-
-        Raises:
-            BadRow: a field is missing, empty, too long or of the wrong type.
-        """
-        fields = self._read(data)
-        traces = fields.pop("explanations", None)
-        if not isinstance(traces, list) or self._named.keys() & {"explanation", "completion"}:
-            if traces is not None and not isinstance(traces, list):
-                fields["explanation"] = traces
-            return [self._row(fields, data, number)]
-        rows = []
-        for index, text in enumerate(traces):
-            if not isinstance(text, str) or not text.strip():
-                continue
-            # A list with a value for each trace has one for this trace.
-            own = {
-                column: data[column][index]
-                for column in ("finish_reasons", *self._settings.keep)
-                if isinstance(data.get(column), list) and len(data[column]) == len(traces)
-            }
-            own["finish_reason"] = own.get("finish_reasons", data.get("finish_reason"))
-            try:
-                split_thought(text)
-            except UnclosedThoughtError as error:
-                text, own["finish_reason"] = error.thought, "length"
-            rows.append(self._row({**fields, "explanation": text}, data, number, own))
-        return rows or [self._row(fields, data, number)]
-
-    def _row(self, fields: Fields, data: Fields, number: int, own: Fields | None = None) -> Row:
-        """Return one row; ``own`` has the finish reason and the kept columns of its trace if the record has several."""
-        if "explanation" in data and "explanation" not in fields:
-            fields["explanation"] = data["explanation"]
-        if "completion" in data and self.preset != "prompt-completion":
-            fields["completion"] = data["completion"]
-        if "answer" in data and "answer" not in fields and self.preset in PRESETS.built_in:
-            fields["answer"] = data["answer"]
-        fields |= {field: _value(data, column) for field, column in self._named.items()}
-        if turns := _turns(fields.get("question")):
-            fields |= _system(turns, self._named.get("question", "prompt"))
-        if "system" not in fields and self._is_built_in:
-            texts_of_system = (data.get(column) for column in _SYSTEM_COLUMNS)
-            fields["system"] = next((text for text in texts_of_system if isinstance(text, str) and text.strip()), None)
-        fields["question"] = _with_options(_question(fields.get("question")), data)
-        if "answer" in fields:
-            fields["answer"] = _answer(fields["answer"])
-        source_id = fields.pop("source_id", None)
-        source_id = data.get("id") if source_id is None else source_id
-        texts = {field: _text(field, value) for field, value in fields.items()}
-        if self._settings.system == "format" or not (texts.get("system") or "").strip():
-            texts["system"] = None
-        _split_thoughts(texts)
-        for field, text in texts.items():
-            self._check(field, text)
-        if texts.get("completion") is not None and texts.get("explanation") is not None:
-            texts["explanation"] = None  # the completion includes it
-        kept = {**data, **(own or {})}
-        reason = kept.get("finish_reason")
-        meta = {column: _finite(_value(kept, column)) for column in self._settings.keep}
-        return Row(
-            **texts,  # type: ignore[arg-type]
-            source_id=str(number) if source_id is None else str(source_id),
-            has_id=source_id is not None,
-            finish_reason=_FINISH_REASONS.get(reason) if isinstance(reason, str) else None,
-            meta=json.dumps(meta, ensure_ascii=False, sort_keys=True, default=_as_json) if meta else None,
-        )
-
-    def _check(self, field: str, text: str | None) -> None:
-        if text is None:
-            if field in ("question", "solution"):
-                raise BadRow(f"{field}: missing")
-            return
-        if field in ("question", "solution") and not text.strip():
-            raise BadRow(f"{field}: empty")
-        if field in ("question", "solution", "system") and "\0" in text:
-            raise BadRow(f"{field}: contains a NUL character")
-        if len(text) > self._settings.max_chars:
-            raise BadRow(f"{field}: {len(text):,} characters, --max-chars is {self._settings.max_chars:,}")
-        if re.search("[\ud800-\udfff]", text):
-            raise BadRow(f"{field}: contains half of a surrogate pair (invalid Unicode)")
-
-
-#: The names that APIs use, and ours.
-_FINISH_REASONS = {
-    **dict.fromkeys(("stop", "end_turn", "stop_sequence", "STOP"), "stop"),
-    **dict.fromkeys(("length", "max_tokens", "MAX_TOKENS", "max_output_tokens"), "length"),
-    "eos": "eos",
-}
-
-
-def _value(data: Fields, column: str) -> Any:
-    """Return the value of a column, or of a nested field by its dotted name such as ``reward_model.ground_truth``."""
-    if column in data:
-        return data[column]
-    value: Any = data
-    for key in column.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
-def _question(value: Any) -> Any:
-    """Return the text of a question, which may be a chat with one turn of the user."""
-    turns = _turns(value)
-    users = [turn for turn in turns if _first(turn, _SPEAKERS) in _USERS] if turns else []
-    return _content(users[0]) if len(users) == 1 else value
-
-
-def _with_options(question: Any, data: Fields) -> Any:
-    """Append the options of a multiple-choice question, with letters or with the labels of the record."""
-    options: Any = next((data[column] for column in ("options", "choices") if data.get(column)), None)
-    labels = None
-    if isinstance(options, Mapping):
-        options, labels = options.get("text"), options.get("label")
-    if not isinstance(question, str) or not isinstance(options, list) or len(options) > len(_LETTERS):
-        return question
-    if not all(isinstance(option, str) for option in options):
-        return question
-    lines = [line.strip() for line in question.splitlines()]
-    if all(any(line.endswith(option) and len(line) < len(option) + 8 for line in lines) for option in options):
-        return question  # it lists them already
-    if not isinstance(labels, list) or len(labels) != len(options):
-        # An answer that is a number is the index of an option.
-        is_index = isinstance(data.get("answer"), int)
-        labels = list(map(str, range(len(options)))) if is_index else list(_LETTERS[: len(options)])
-    lines = [f"{label}. {option}" for label, option in zip(labels, options, strict=True)]
-    return question.rstrip() + "\n\n" + "\n".join(lines)
-
-
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-
-def _answer(value: Any) -> Any:
-    """Return an answer as text if it is a list, an object or a truth value, which texts and numbers are not."""
-    if isinstance(value, list) and all(isinstance(item, (str, int, float, Decimal)) for item in value):
-        return ", ".join(map(str, value)) or None
-    if isinstance(value, bool):
-        return str(value)
-    if isinstance(value, (list, Mapping)):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return value or None if isinstance(value, str) else value
-
-
-def _split_thoughts(texts: dict[str, str | None]) -> None:
-    """Move the thought of a solution into the explanation, and remove thought tags around an explanation."""
-    for field in ("solution", "explanation"):
-        text = texts.get(field)
-        if text is None:
-            continue
-        try:
-            thought, rest = split_thought(text)
-        except UnclosedThoughtError as error:
-            raise BadRow(f"{field}: {error}") from None
-        if field == "explanation":
-            texts["explanation"] = thought or rest
-        elif rest != text:
-            texts["solution"] = rest
-            if not texts.get("explanation") and not texts.get("completion"):
-                texts["explanation"] = thought
-
-
-def _text(field: str, value: Any) -> str | None:
-    if isinstance(value, (float, Decimal)) and math.isnan(value):  # how pandas writes a missing value
-        return None
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, (float, Decimal)) and math.isinf(value):
-        raise BadRow(f"{field}: must be a finite number, not {value}")
-    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and field != "question":
-        return str(value)
-    raise BadRow(f"{field}: expected text, got {type(value).__name__}")
-
-
-def _finite(value: Any) -> Any:
-    """Return None for NaN and infinity, which JSON does not have."""
-    return None if isinstance(value, (float, Decimal)) and not math.isfinite(value) else value
-
-
-def _as_json(value: Any) -> Any:
-    return float(value) if isinstance(value, Decimal) else str(value)
-
-
-def _list(columns: Mapping[str, Any]) -> str:
-    return ", ".join(repr(column) for column in columns)
+    if "conversations" in first:
+        return "bespoke" if "begin_of_solution" in str(first["conversations"]) else "sharegpt"
+    if "messages" in first:
+        return "messages"
+    for preset, required in _LAYOUTS:
+        if required <= first.keys():
+            return "gsm8k" if preset == "question-answer" and is_gsm8k(first) else preset
+    has_question = "question" in named or only(first, QUESTIONS)
+    has_solution = "solution" in named or len(solution_candidates(first)) == 1
+    return "columns" if has_question and has_solution else None

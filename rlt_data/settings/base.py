@@ -178,6 +178,23 @@ def is_url(name: str) -> bool:
     return _URL.match(name) is not None
 
 
+def _one_or_several(value: Any) -> Any:
+    if isinstance(value, (list, tuple)) and value and all(isinstance(name, str) for name in value):
+        return value[0] if len(value) == 1 else tuple(value)
+    if not isinstance(value, str):
+        raise ValueError("must be a path or a list of paths")
+    return value
+
+
+#: One name of an input, or several; a list of one name is that name.
+InputNames = Annotated[str | tuple[str, ...], BeforeValidator(_one_or_several)]
+
+
+def name_of_input(names: str | tuple[str, ...]) -> str:
+    """Return an input's name for messages: ``a.jsonl and 2 more`` if it has several."""
+    return names if isinstance(names, str) else f"{names[0]} and {len(names) - 1} more"
+
+
 def _is_local(name: str) -> str:
     if is_url(name):
         raise ValueError("must be a local path; only run folders and data sets can be URLs")

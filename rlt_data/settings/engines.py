@@ -62,6 +62,15 @@ class TemplateSettings(Settings):
         by_content=True,
     )
 
+    control_tokens: Literal["refuse", "text"] = field(
+        "refuse",
+        MODEL,
+        "Control tokens of the model inside questions, solutions and traces: refuse such rows, or encode the tokens as "
+        "text where the tokenizer can.",
+        affects="rows",
+        omit_default=True,
+    )
+
     @field_validator("template_option", mode="before")
     @classmethod
     def _one_option_or_several(cls, value: Any) -> Any:

@@ -20,6 +20,7 @@ from rlt_data.settings.base import (
     SAMPLING,
     SERVER,
     VLLM,
+    InputNames,
     LocalName,
     Settings,
     StudentName,
@@ -35,10 +36,11 @@ _HUB_ID = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
 class SourceSettings(Settings):
     """Which rows are read."""
 
-    input: str = field(
+    input: InputNames = field(
         ...,
         INPUT,
-        "JSONL (also .gz, .zst), JSON, CSV or Parquet file, datasets folder, or Hub data set id.",
+        "JSONL (also .gz, .zst), JSON, CSV or Parquet file, folder, pattern such as 'data/*.jsonl', or Hub data set "
+        "id; repeatable.",
         affects="rows",
         by_content=True,
         alias="in",
@@ -145,6 +147,10 @@ class FormatSettings(Settings):
 class CheckSettings(SourceSettings, ColumnSettings, StoredColumnSettings, TraceColumnSettings, FormatSettings):
     """Settings of :func:`rlt_data.check`."""
 
+    as_json: bool = field(
+        False, OUTPUT, "Print the report as JSON, with the example row in full.", affects="output", alias="json"
+    )
+
     first_flags = (
         "preset",
         "question_column",
@@ -153,8 +159,8 @@ class CheckSettings(SourceSettings, ColumnSettings, StoredColumnSettings, TraceC
         "explanation_column",
         "completion_column",
         "format",
-        "split",
         "limit",
+        "as_json",
     )
 
 
@@ -253,10 +259,10 @@ class ScoreSettings(InputSettings, FormatSettings, ModelSettings, RewardSettings
         "device",
     )
 
-    input: str = field(
+    input: InputNames = field(
         ...,
         INPUT,
-        "Run folder or URL; or a file or Hub data set with traces, to which the input flags apply.",
+        "Run folder or URL; or files (repeatable) or a Hub data set with traces, to which the input flags apply.",
         affects="rows",
         by_content=True,
         alias="in",
@@ -474,10 +480,10 @@ class EvaluateSettings(FormatSettings, ModelSettings, SamplingSettings):
         "Layout of the rows and how answers are graded. math and choice grade any question and answer columns.",
         affects="rows",
     )
-    input: str | None = field(
+    input: InputNames | None = field(
         None,
         INPUT,
-        "File, datasets folder or Hub data set id. Default: the benchmark's data set on the Hub.",
+        "File, folder, pattern or Hub data set id; repeatable. Default: the benchmark's data set on the Hub.",
         affects="rows",
         by_content=True,
         alias="in",

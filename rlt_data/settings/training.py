@@ -14,6 +14,7 @@ from rlt_data.settings.base import (
     REWARD,
     SAMPLING,
     TRAINING,
+    InputNames,
     LocalName,
     StudentName,
     WarmTeacherName,
@@ -96,10 +97,10 @@ class FineTuneSettings(TrainingSettings):
         "dry_run",
     )
 
-    input: str = field(
+    input: InputNames = field(
         ...,
         INPUT,
-        "Training rows: file, datasets folder or Hub data set id.",
+        "Training rows: file, folder, pattern or Hub data set id; repeatable.",
         affects="rows",
         by_content=True,
         alias="in",

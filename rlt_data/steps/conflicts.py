@@ -42,7 +42,7 @@ def _key(section: str, name: str, value: str = "") -> str:
 
 
 def _score_run(score: ScoreSettings) -> str:
-    return score.out or score.input
+    return score.out or str(score.input)
 
 
 def _score_conflicts(generate: GenerateSettings | None, score: ScoreSettings | None) -> list[str]:
@@ -156,7 +156,7 @@ def _check_models(generate: GenerateSettings | None, score: ScoreSettings, disti
     trace_format = None
     if generate and score.input == generate.out:
         trace_format = resolve_format(generate.format, generate.teacher, generate)
-    elif RunFolder.exists_at(score.input):
+    elif isinstance(score.input, str) and RunFolder.exists_at(score.input):
         trace_format = recorded_format(RunFolder(score.input), "generate")
     if trace_format and score.format == "auto":
         format = trace_format

@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import comb
 from typing import Any
 
@@ -96,13 +97,14 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
     model = open_model(settings.model, settings)
     template = model.template
     format = choose_format(settings.format, template, model.checkpoint.name, model.checkpoint.folder, template)
-    views = Views(format, template)
+    views = Views(format, template, model.control)
     views.check()
     depends_on = _dependencies(settings, model, format)
     with run.locked(), Grader(benchmark.kind) as grader, closing(model):
         entry = step_entry(settings, depends_on, format, {"model": model})
         run.refuse_other_settings("evaluate", entry)
-        ingest(run, source, format, traces=False, reader=lambda first: BenchmarkReader(benchmark, settings, first))
+        reader_of = partial(BenchmarkReader, benchmark, settings)
+        ingest(run, source, format, [model.control], traces=False, reader_of=reader_of)
         model.load(run.logs)
         run.record("evaluate", entry)
         with run_log(run):

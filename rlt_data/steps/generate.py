@@ -30,16 +30,17 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
     run = RunFolder(settings.out or default_run_path(settings.input, settings.teacher))
     model = open_model(settings.teacher, settings)
     format = _choose_format(settings, model)
-    Views(format, model.template).check_teacher()
+    views = Views(format, model.template, model.control)
+    views.check_teacher()
     depends_on = _dependencies(settings, model, format)
     with run.locked(), closing(model):
         entry = step_entry(settings, depends_on, format, {"teacher": model})
         run.refuse_other_settings("generate", entry)
-        ingest(run, settings.as_input(), format, traces=False)
+        ingest(run, settings.as_input(), format, [model.control], traces=False)
         model.load(run.logs)
         run.record("generate", entry)
         with run_log(run):
-            task = _task(settings, model, format, content_hash(depends_on))
+            task = _task(settings, model, views, content_hash(depends_on))
             summary = sample_questions(run, model, task, progress)
             logger.info("generate: %d new traces, %d in all, %d failed", summary.new, summary.rows, summary.failed)
         run.record("generate", outcome(run, "generate", summary))
@@ -71,8 +72,8 @@ def _dependencies(settings: GenerateSettings, model: Model, format: Format) -> d
     )
 
 
-def _task(settings: GenerateSettings, model: Model, format: Format, made_by: str) -> SamplingTask:
-    views = Views(format, model.template)
+def _task(settings: GenerateSettings, model: Model, views: Views, made_by: str) -> SamplingTask:
+    format = views.format
 
     def row(sample: Sample, pending: PendingSample) -> dict[str, Any]:
         return {
@@ -102,7 +103,7 @@ def _task(settings: GenerateSettings, model: Model, format: Format, made_by: str
         stop=format.explanation_tags[1],
         made_by=made_by,
         prompt=lambda question: views.teacher_prompt(Problem(question["question"], question["solution"])),
-        refusal=lambda question: format.problem_with(question["question"], question["solution"]),
+        refusal=lambda question: views.problem_with(Problem(question["question"], question["solution"])),
         tail=len(format.padding),
         row=row,
     )

@@ -47,7 +47,9 @@ def load_pipeline(path: str | Path) -> PipelineSettings:
             continue
         section = {} if content[step.name] is None else content[step.name]
         if isinstance(section, dict):
-            _refuse_path_next_to_file(section.get("in"), f"{step.name}.in", Path(path))
+            inputs = section.get("in")
+            for name in inputs if isinstance(inputs, list) else [inputs]:
+                _refuse_path_next_to_file(name, f"{step.name}.in", Path(path))
             if run is not None:
                 defaults = {"in": run} if step.reads else {}
                 if step.writes and "out" in step.settings.model_fields:

@@ -96,7 +96,7 @@ DATA_STEPS = (
         command="check",
         settings=CheckSettings,
         function="rlt_data.inputs:check",
-        help="Validate an input file and show how it is read, without loading a model.",
+        help="Validate an input and show how it is read, without loading a model.",
         output="print_check",
         has_progress=False,
     ),

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from rlt_data.engines import Failure, Model, PromptRequest, Sample, SampleRequest, Sampling
 from rlt_data.formats import Encoding, Tokenizer, encode, tokens_inside
-from rlt_data.formats.spans import Ints
+from rlt_data.formats.spans import Ints, unmarked
 from rlt_data.progress import Progress
 from rlt_data.settings import SamplingSettings
 from rlt_data.steps.provenance import StepSummary
@@ -155,12 +155,13 @@ def _block(
     prompts = [task.prompt(question) for question in questions]
     for question, prompt, encoding in zip(questions, prompts, encode(tokenizer, prompts), strict=True):
         id = question["question_id"]
-        if reason := task.refusal(question) or _refuse_prompt(model, prompt, encoding):
+        if reason := task.refusal(question) or _refuse_prompt(model, unmarked(prompt), encoding):
             if not errors.settled(id):
                 errors.add(id, reason, question["source_id"])
             continue
         errors.resolve(id)
-        tail = tokens_inside(encoding, len(prompt) - task.tail, len(prompt))
+        length = len(unmarked(prompt))
+        tail = tokens_inside(encoding, length - task.tail, length)
         samples = []
         for index, key in enumerate(keys[id]):
             seed = sample_seed(task.settings.seed, id, index)

@@ -71,9 +71,7 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
     """
     refuse_conflicting_options(settings)
     REWARDS.load(settings.reward)
-    source = (
-        RunFolder.existing(settings.input) if is_url(settings.input) or RunFolder.exists_at(settings.input) else None
-    )
+    source = _source_run(settings.input)
     if source and (unread := settings.not_default(*(InputSettings.model_fields.keys() - {"input"}))):
         flags = ", ".join(map(flag, sorted(unread)))
         raise SettingsError(f"{flags}: no effect with a run, whose traces are all scored")
@@ -82,29 +80,38 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
     teacher = _open_teacher(settings, student)
     trace_format = recorded_format(source, "generate") if source else None
     format = _choose_format(settings, source, trace_format, student)
-    Views(format, student.template).check()
+    views = Views(format, student.template, student.control)
+    views.check()
     with run.locked(), closing(student), closing(teacher) if teacher else nullcontext():
         if source is None:
-            ingest(run, settings, format, traces=True)
+            ingest(run, settings, format, [model.control for model in (student, teacher) if model], traces=True)
         elif source.path.resolve() != run.path.resolve():
             _copy_traces(run, source)
         teacher_source = TeacherSource(settings, student, teacher, trace_format or format, run)
         depends_on = _dependencies(settings, student, format, teacher_source)
         models = {"student": student} | ({"teacher": teacher} if teacher else {})
-        entry = step_entry(settings, depends_on, format, models) | {
-            "messages": Views(format, student.template).rendering
-        }
+        entry = step_entry(settings, depends_on, format, models) | {"messages": views.rendering}
         run.refuse_other_settings("score", entry)
         share = 0.5 if teacher and teacher is not student else 1.0  # two models share the GPU's memory
         for model in models.values():
             model.load(run.logs, memory_share=share)
         run.record("score", entry)
         with run_log(run):
-            views, scored_by = Views(format, student.template), content_hash(depends_on)
-            summary = _Scoring(run, settings, student, views, teacher_source, scored_by).run_to_end(progress)
+            summary = _Scoring(run, settings, student, views, teacher_source, content_hash(depends_on)).run_to_end(
+                progress
+            )
             logger.info("score: %d new scores, %d in all, %d failed", summary.new, summary.rows, summary.failed)
         run.record("score", outcome(run, "score", summary))
     return summary
+
+
+def _source_run(input: str | tuple[str, ...]) -> RunFolder | None:
+    """Return the run that an input names, or None if it names files."""
+    names = [input] if isinstance(input, str) else input
+    runs = [name for name in names if is_url(name) or RunFolder.exists_at(name)]
+    if runs and len(names) > 1:
+        raise SettingsError(f"--in: {runs[0]} is a run, which is scored alone; combine runs with rlt-data merge")
+    return RunFolder.existing(runs[0]) if runs else None
 
 
 def _open_teacher(settings: ScoreSettings, student: Model) -> Model | None:
@@ -333,7 +340,7 @@ class _Scoring:
         for trace in rows:
             question = questions[trace["question_id"]]
             problem = Problem(question["question"], question["solution"], question.get("system"))
-            if reason := self._views.format.problem_with(problem.question, problem.solution):
+            if reason := self._views.problem_with(problem):
                 self._fail(trace, reason, pending)
             else:
                 traces.append(trace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import re
 from collections.abc import Iterator
@@ -12,11 +13,22 @@ from rlt_data.storage.paths import disk_errors
 from rlt_data.storage.run import RunFolder
 
 
-def default_run_path(input: str, model: str) -> Path:
-    """Return the default path of a run folder, which is named after the input and the model."""
-    stem = Path(input).name.split(".")[0] or "input"
-    parts = [re.sub(r"[^\w.-]+", "-", part).strip("-") for part in (stem, Path(model).name.removesuffix(".gguf"))]
+def default_run_path(input: str | tuple[str, ...], model: str) -> Path:
+    """Return the default path of a run folder, which is named after the input and the model.
+
+    A pattern such as ``data/*.jsonl`` has the name of its folder, and several inputs have that of the first with the
+    number of the others.
+    """
+    first, *others = [input] if isinstance(input, str) else input
+    stem = _plain(Path(first).name.split(".")[0] or "input")
+    if not stem and glob.has_magic(first):
+        stem = _plain(Path(first).parent.name) or "input"
+    parts = [stem, *([f"and-{len(others)}-more"] if others else []), _plain(Path(model).name.removesuffix(".gguf"))]
     return Path("runs") / "-".join(parts)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-")
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from decimal import Decimal
 from typing import Any
 
 from rlt_data.errors import InputError
-from rlt_data.inputs.presets import BadRow, Row
+from rlt_data.inputs.rows import BadRow, Row
+from rlt_data.inputs.rows import Fields as InputFields
 from rlt_data.settings import EvaluateSettings, TrainSolverSettings
 from rlt_data.tasks.countdown import question_text
 from rlt_data.tasks.grading import Kind, final_answer
@@ -85,20 +86,24 @@ class BenchmarkReader:
         benchmark: the benchmark.
         settings: settings that may name the columns of the question and the answer.
         first: the first record.
+        source: the input, for messages.
 
     Raises:
         InputError: the record lacks a named column.
     """
 
-    preset: str | None = "benchmark"
+    preset: str = "benchmark"
 
-    def __init__(self, benchmark: Benchmark, settings: EvaluateSettings | TrainSolverSettings, first: Fields) -> None:
+    def __init__(
+        self, benchmark: Benchmark, settings: EvaluateSettings | TrainSolverSettings, first: Fields, source: str
+    ) -> None:
+        self.found: InputFields = {}  # origins are those of the benchmark
         self._benchmark = benchmark
         columns = {"question": settings.question_column, "answer": settings.answer_column}
         self._named = {field: column for field, column in columns.items() if column}
         for column in self._named.values():
             if column not in first:
-                raise InputError(f"{settings.input}: no column {column!r}; the columns are {', '.join(first)}")
+                raise InputError(f"{source}: no column {column!r}; the columns are {', '.join(first)}")
 
     def __call__(self, data: Fields, number: int) -> list[Row]:
         """Convert a record to a row.

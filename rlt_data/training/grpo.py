@@ -20,6 +20,7 @@ from rlt_data.formats import Format, Tokenizer, encode
 from rlt_data.libraries import quiet_bars
 from rlt_data.progress import Progress
 from rlt_data.settings import PolicySettings, TrainTeacherSettings
+from rlt_data.settings.base import name_of_input
 from rlt_data.steps.score import reward_identity
 from rlt_data.storage.outputs import write_file
 from rlt_data.storage.run import content_hash
@@ -165,8 +166,9 @@ def train_policy(
 
 def _fitting(settings: PolicySettings, policy: Policy, config: Any) -> tuple[list[Row], dict[str, int]]:
     """Return the rows whose prompt and longest sample fit into the context, and the prompt lengths of all rows."""
+    name = name_of_input(settings.input)
     if not policy.rows:
-        raise InputError(f"{settings.input}: no rows to train on")
+        raise InputError(f"{name}: no rows to train on")
     encodings = encode(policy.tokenizer, [row["prompt"] for row in policy.rows])
     lengths = {row["question_id"]: len(encoding) for row, encoding in zip(policy.rows, encodings, strict=True)}
     context = context_length_of(config)
@@ -174,7 +176,7 @@ def _fitting(settings: PolicySettings, policy: Policy, config: Any) -> tuple[lis
     longer = len(policy.rows) - len(kept)
     if longer and (not kept or not settings.leave_out_long):
         raise InputError(
-            f"{settings.input}: {longer} of {len(policy.rows)} prompts (longest: {max(lengths.values())} tokens) leave "
+            f"{name}: {longer} of {len(policy.rows)} prompts (longest: {max(lengths.values())} tokens) leave "
             f"no room for --max-tokens {settings.max_tokens} in a context of {context} tokens; lower --max-tokens"
             + (", or skip these questions with --leave-out-long" if kept else "")
         )

@@ -131,7 +131,7 @@ class DenseReward(Reward):
         self._reward = REWARDS.load(settings.reward)
         self._student = student
         self._format = format
-        self._views = Views(format, student.template)
+        self._views = Views(format, student.template, student.control)
         self._tokenizer = tokenizer
         self._same_tokenizer = same_tokenizer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import shutil
@@ -19,9 +20,10 @@ import yaml
 from rlt_data.engines import Checkpoint, find_checkpoint, open_tokenizer
 from rlt_data.engines.config import pick_device, stored_dtype
 from rlt_data.errors import RunFolderError, SettingsError, first_line
-from rlt_data.formats import ChatTemplate, Format, Tokenizer
+from rlt_data.formats import ChatTemplate, ControlTokens, Format, Tokenizer
 from rlt_data.progress import Progress, is_main_process
 from rlt_data.settings import FineTuneSettings, ModelSettings, PolicySettings, TrainingSettings
+from rlt_data.settings.base import name_of_input
 from rlt_data.steps.provenance import versions
 from rlt_data.storage.changes import changed_keys
 from rlt_data.storage.outputs import lock_folder, write_file, write_json
@@ -206,13 +208,15 @@ def training_provenance(settings: FineTuneSettings | PolicySettings, **models: C
         settings: settings of the training; defaults are left out, values from a preset or ``--defaults`` are not.
         models: checkpoints by role.
     """
+    name = name_of_input(settings.input)
+    on_hub = name == settings.input and not glob.has_magic(name) and not Path(name).exists()
     off_by_default = {name for name, field in type(settings).model_fields.items() if field.default is False}
     explicit = settings.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
     return {
         "command": settings.command,
         "settings": {key: value for key, value in explicit.items() if value is not False or key not in off_by_default},
         "models": {role: {"name": model.name, "revision": model.revision} for role, model in models.items() if model},
-        "data": {"name": settings.input, "on_hub": not Path(settings.input).exists()},
+        "data": {"name": name, "on_hub": on_hub},
         "versions": versions("trl"),
     }
 
@@ -332,8 +336,8 @@ def trainer_arguments(
     }
 
 
-def find_base_model(settings: TrainingSettings) -> tuple[Checkpoint, Tokenizer, ChatTemplate]:
-    """Return the base model's checkpoint, tokenizer and chat template, without loading weights.
+def find_base_model(settings: TrainingSettings) -> tuple[Checkpoint, Tokenizer, ChatTemplate, ControlTokens]:
+    """Return the base model's checkpoint, tokenizer, chat template and control tokens, without loading weights.
 
     Raises:
         ModelError: the model does not exist, or its tokenizer is unusable.
@@ -342,7 +346,9 @@ def find_base_model(settings: TrainingSettings) -> tuple[Checkpoint, Tokenizer, 
     if settings.log_to != "none" and find_spec(settings.log_to) is None:
         raise SettingsError(f"--log-to: {settings.log_to} is not installed; pip install {settings.log_to}")
     checkpoint = find_checkpoint(settings.model)
-    return checkpoint, *open_tokenizer(checkpoint, base_model_settings(settings))
+    tokenizer, template = open_tokenizer(checkpoint, base_model_settings(settings))
+    control = ControlTokens(tokenizer, template, checkpoint.name, as_text=settings.control_tokens == "text")
+    return checkpoint, tokenizer, template, control
 
 
 def base_model_settings(settings: TrainingSettings) -> ModelSettings:
@@ -352,6 +358,7 @@ def base_model_settings(settings: TrainingSettings) -> ModelSettings:
         chat_template=settings.chat_template,
         template_option=settings.template_option,
         template_date=settings.template_date,
+        control_tokens=settings.control_tokens,
         trust_remote_code=settings.trust_remote_code,
     )
 

@@ -17,6 +17,7 @@ from rlt_data.formats import Format, model_format
 from rlt_data.libraries import quiet_bars
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import FineTuneSettings, TrainStudentSettings
+from rlt_data.settings.base import name_of_input
 from rlt_data.storage.outputs import write_json
 from rlt_data.storage.run import content_hash
 from rlt_data.training.examples import read_conversations, tokenize_texts
@@ -61,7 +62,7 @@ def train_student(settings: TrainStudentSettings, progress: Progress = SILENT) -
     Raises:
         RltDataError: one of the errors in :mod:`rlt_data.errors`; existing files are kept.
     """
-    checkpoint, tokenizer, template = find_base_model(settings)
+    checkpoint, tokenizer, template, _ = find_base_model(settings)
     examples = list(tokenize_texts(read_conversations(settings.input, template), tokenizer))
     return fine_tune(settings, checkpoint, tokenizer, examples, progress, format=model_format(checkpoint.folder))
 
@@ -109,19 +110,20 @@ def fine_tune(
 
 def _fitting(settings: FineTuneSettings, examples: list[dict[str, list[int]]]) -> list[dict[str, list[int]]]:
     """Return the examples within ``max_length``."""
+    name = name_of_input(settings.input)
     if not examples:
-        raise InputError(f"{settings.input}: no rows to train on")
+        raise InputError(f"{name}: no rows to train on")
     kept = [row for row in examples if len(row["input_ids"]) <= settings.max_length]
     longer = len(examples) - len(kept)
     if longer and not settings.leave_out_long:
         longest = max(len(row["input_ids"]) for row in examples)
         raise InputError(
-            f"{settings.input}: {longer} of {len(examples)} rows are longer than --max-length {settings.max_length} "
+            f"{name}: {longer} of {len(examples)} rows are longer than --max-length {settings.max_length} "
             f"(longest: {longest} tokens) and would be truncated before their solution; distill with --max-tokens, "
             "raise --max-length, or skip them with --leave-out-long"
         )
     if not kept:
-        raise InputError(f"{settings.input}: every row is longer than --max-length {settings.max_length}")
+        raise InputError(f"{name}: every row is longer than --max-length {settings.max_length}")
     return kept
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from rlt_data.formats import Views, choose_format
 from rlt_data.inputs.check import good_rows
 from rlt_data.inputs.ingest import question_id
@@ -24,11 +26,11 @@ def train_solver(settings: TrainSolverSettings, progress: Progress = SILENT) -> 
         RltDataError: one of the errors in :mod:`rlt_data.errors`; existing files are kept.
     """
     benchmark = BENCHMARKS[settings.benchmark]
-    checkpoint, tokenizer, template = find_base_model(settings)
+    checkpoint, tokenizer, template, control = find_base_model(settings)
     format = choose_format(settings.format, template, checkpoint.name, checkpoint.folder, template)
-    views = Views(format, template)
+    views = Views(format, template, control)
     views.check()
-    benchmark_rows = good_rows(settings.as_input(), None, lambda first: BenchmarkReader(benchmark, settings, first))
+    benchmark_rows = good_rows(settings.as_input(), None, partial(BenchmarkReader, benchmark, settings), [control])
     rows = [
         {
             "prompt": views.solver_prompt(row.question, row.system),

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from rlt_data.engines import open_model
 from rlt_data.engines.models import tokenizer_fingerprint
 from rlt_data.errors import InputError
-from rlt_data.formats import ChatTemplate, Format, Problem, Views, choose_format
+from rlt_data.formats import Problem, Views, choose_format
 from rlt_data.inputs.check import good_rows
 from rlt_data.inputs.ingest import question_id
-from rlt_data.inputs.presets import Row
+from rlt_data.inputs.rows import Row
 from rlt_data.plugins import REWARDS
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import ModelSettings, TrainTeacherSettings, WarmUpSettings
+from rlt_data.settings.base import name_of_input
 from rlt_data.training.examples import TrainingText, tokenize_texts
 from rlt_data.training.grpo import Policy, PolicySummary, train_policy
 from rlt_data.training.rewards import DenseReward
@@ -29,9 +30,12 @@ def warm_up(settings: WarmUpSettings, progress: Progress = SILENT) -> TrainingSu
     Raises:
         RltDataError: one of the errors in :mod:`rlt_data.errors`; existing files are kept.
     """
-    checkpoint, tokenizer, template = find_base_model(settings)
+    checkpoint, tokenizer, template, control = find_base_model(settings)
     format = choose_format(settings.format, template, checkpoint.name, checkpoint.folder)
-    texts = teacher_texts(good_rows(settings.as_input(), format), format, template, settings.input)
+    views = Views(format, template, control)
+    views.check_teacher()
+    rows = good_rows(settings.as_input(), format, controls=[control])
+    texts = teacher_texts(rows, views, name_of_input(settings.input))
     return fine_tune(settings, checkpoint, tokenizer, list(tokenize_texts(texts, tokenizer)), progress, format=format)
 
 
@@ -46,7 +50,7 @@ def train_teacher(settings: TrainTeacherSettings, progress: Progress = SILENT) -
         RltDataError: one of the errors in :mod:`rlt_data.errors`; existing files are kept.
     """
     REWARDS.load(settings.reward)
-    checkpoint, tokenizer, template = find_base_model(settings)
+    checkpoint, tokenizer, template, control = find_base_model(settings)
     student = open_model(
         settings.student,
         ModelSettings(
@@ -55,15 +59,16 @@ def train_teacher(settings: TrainTeacherSettings, progress: Progress = SILENT) -
             batch_tokens=settings.batch_tokens,
             template_option=settings.template_option,
             template_date=settings.template_date,
+            control_tokens=settings.control_tokens,
             trust_remote_code=settings.trust_remote_code,
         ),
     )
     format = choose_format(settings.format, template, checkpoint.name, checkpoint.folder, student.template)
     Views(format, student.template).check()
-    views = Views(format, template)
+    views = Views(format, template, control)
     views.check_teacher()
     problems: dict[str, Row] = {}  # several rows may be traces of one problem
-    for row in good_rows(settings.as_input(), format):
+    for row in good_rows(settings.as_input(), format, controls=[control, student.control]):
         problems.setdefault(question_id(row.question, row.solution, row.system), row)
     rows = [
         {
@@ -86,13 +91,13 @@ def train_teacher(settings: TrainTeacherSettings, progress: Progress = SILENT) -
     return train_policy(settings, policy, reward, progress)
 
 
-def teacher_texts(rows: list[Row], format: Format, template: ChatTemplate, input: str) -> Iterator[TrainingText]:
+def teacher_texts(rows: list[Row], views: Views, input: str) -> Iterator[TrainingText]:
     """Render rows as teacher prompts with their explanations.
 
     Raises:
-        InputError: a row has no explanation, or one without a closing tag.
+        InputError: a row has no explanation, or one without a closing tag or with a control token.
     """
-    views = Views(format, template)
+    format = views.format
     for row in rows:
         completion = row.completion if row.explanation is None else format.completion_of(row.explanation)
         if completion is None:
@@ -102,6 +107,7 @@ def teacher_texts(rows: list[Row], format: Format, template: ChatTemplate, input
         explanation, closing, _ = completion.partition(format.explanation_tags[1])
         if not closing:
             raise InputError(f"{input}: row {row.source_id}: the completion lacks {format.explanation_tags[1]}")
-        yield TrainingText(
-            views.teacher_prompt(Problem(row.question, row.solution)), explanation + closing + views.template.end
-        )
+        if token := views.read(completion).control_token:
+            raise InputError(f"{input}: row {row.source_id}: the explanation contains the control token {token!r}")
+        prompt = views.teacher_prompt(Problem(row.question, row.solution))
+        yield TrainingText(prompt, views.mark(explanation) + closing + views.template.end)

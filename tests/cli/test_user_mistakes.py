@@ -196,7 +196,7 @@ UNREADABLE = {
     "empty": "the file is empty",
     "blank": "",
     "folder": "the folder is empty",
-    "folder of other things": "cannot be read as a data set",
+    "folder of other things": "has only files of unknown types",
     "dangling link": "no such file or folder",
     "link to itself": "no such file or folder",
     "below a file": "no such file or folder",

@@ -28,7 +28,7 @@ def test_a_complete_input_is_counted(tmp_path: Path) -> None:
     counts = report(write_jsonl(tmp_path / "rows.jsonl", rows))
     assert (counts.rows, counts.good, counts.traces) == (7, 4, 1)
     assert (counts.duplicates, counts.repeated_questions) == (1, 1)
-    assert counts.columns == ["question", "solution"] and counts.preset == "question-solution"
+    assert counts.columns == ["question", "solution", "explanation"] and counts.preset == "question-solution"
     assert [place for place, _ in counts.bad_rows] == ["line 5", "line 6", "line 7"]
     assert counts.longest == {"question": 5, "solution": 1, "explanation": 1}
     assert counts.mean["question"] == (3 + 3 + 3 + 5) / 4
@@ -80,5 +80,5 @@ def test_rows_that_disagree_about_the_answer_or_differ_in_kept_columns_are_count
     counts = report(path, keep=["model"])
     assert (counts.duplicates, counts.other_meta, counts.disagreements) == (2, 1, 1)
     printed = rlt("check", "--in", path, "--keep", "model").stdout
-    assert all(line in printed.splitlines() for line in counts.conflicts) and len(counts.conflicts) == 2
-    assert not report(path).other_meta and "--keep" not in rlt("check", "--in", path).stdout
+    assert all(f"warning: {line}" in printed.splitlines() for line in counts.conflicts) and len(counts.conflicts) == 2
+    assert not report(path).other_meta and "--keep columns" not in rlt("check", "--in", path).stdout

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from rlt_data.errors import InputError
-from rlt_data.inputs.presets import BadRow, Row, RowReader
+from rlt_data.inputs.reader import RowReader
+from rlt_data.inputs.rows import BadRow, Row
 from rlt_data.settings import InputSettings, parse_settings
 
 TAGGED = (
@@ -205,7 +206,7 @@ def test_traces_are_read() -> None:
         ({"question": None, "solution": "s"}, "question: missing"),
         ({"question": "q", "solution": ""}, "solution: empty"),
         ({"question": " \n", "solution": "s"}, "question: empty"),
-        ({"question": ["q"], "solution": "s"}, "question: expected text, got list"),
+        ({"question": ["q"], "solution": "s"}, "question: expected text, got a list of 1"),
         ({"question": 3, "solution": "s"}, "question: expected text, got int"),
         ({"question": "q", "solution": True}, "solution: expected text, got bool"),
         ({"question": "q", "solution": float("nan")}, "solution: missing"),

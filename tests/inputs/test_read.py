@@ -120,7 +120,8 @@ def test_missing_inputs(tmp_path: Path) -> None:
         read(tmp_path / "splits", split="test")
 
 
-def test_a_folder_whose_files_have_other_columns_is_one_line_that_names_the_file(tmp_path: Path) -> None:
+def test_a_data_set_whose_files_have_other_columns_is_one_line_that_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: '*.jsonl'\n---\n")
     (tmp_path / "a.jsonl").write_bytes(jsonl(ROWS))
     (tmp_path / "b.jsonl").write_bytes(jsonl([{"question": "q", "numbers": [1, 2]}]))
     with pytest.raises(InputError) as error:
@@ -130,10 +131,11 @@ def test_a_folder_whose_files_have_other_columns_is_one_line_that_names_the_file
     assert "numbers" in message and "\n" not in message
 
 
-def test_a_broken_file_in_a_folder_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(jsonl(ROWS))
-    (tmp_path / "b.jsonl").write_bytes(b'{"id": "a", "question":\n')
-    with pytest.raises(InputError, match=f"^{tmp_path / 'b.jsonl'}: ") as error:
+def test_a_broken_file_of_a_data_set_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train-a.jsonl").write_bytes(jsonl(ROWS))
+    (tmp_path / "train-b.jsonl").write_bytes(b'{"id": "a", "question":\n')
+    (tmp_path / "test.jsonl").write_bytes(jsonl(ROWS))
+    with pytest.raises(InputError, match=f"^{tmp_path / 'train-b.jsonl'}: ") as error:
         read(tmp_path)
     assert "\n" not in str(error.value)
 
@@ -141,7 +143,7 @@ def test_a_broken_file_in_a_folder_is_named(tmp_path: Path) -> None:
 def test_a_folder_of_empty_files_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").touch()
     (tmp_path / "b.jsonl").touch()
-    with pytest.raises(InputError, match=f"^{tmp_path}: "):
+    with pytest.raises(InputError, match=f"^{tmp_path / 'a.jsonl'}: the file is empty"):
         read(tmp_path)
 
 
@@ -172,7 +174,10 @@ def test_unreadable_files_and_folders_are_named_in_one_line(tmp_path: Path, lock
 def test_a_folder_gives_the_rows_of_all_its_files_in_order(tmp_path: Path) -> None:
     for name, row in zip("ab", ROWS, strict=True):
         (tmp_path / f"{name}.jsonl").write_bytes(jsonl([row]))
-    assert [(record.location, record.data) for record in read(tmp_path)] == [("row 0", ROWS[0]), ("row 1", ROWS[1])]
+    assert [(record.location, record.data) for record in read(tmp_path)] == [
+        ("a.jsonl line 1", ROWS[0]),
+        ("b.jsonl line 1", ROWS[1]),
+    ]
 
 
 def test_a_damaged_saved_data_set_is_one_line(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from rlt_data.formats import load_format
 from rlt_data.formats.views import tagged_solution
-from rlt_data.inputs.presets import BadRow
+from rlt_data.inputs.rows import BadRow
 from rlt_data.progress import SILENT
 from rlt_data.settings import EvaluateSettings
 from rlt_data.steps.evaluate import evaluation_of, grade_answers

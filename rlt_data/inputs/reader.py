@@ -1,0 +1,287 @@
+"""Turn records into rows: by a preset, the column flags, and rules for thoughts, options, answers and numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Any
+
+from rlt_data.errors import InputError, one_line
+from rlt_data.inputs.chats import only_question
+from rlt_data.inputs.options import with_options
+from rlt_data.inputs.presets import ANSWERS, QUESTIONS, detect, only, solution_candidates
+from rlt_data.inputs.rows import BadRow, Columns, Fields, Found, Row, value_at
+from rlt_data.inputs.thoughts import UnclosedThoughtError, split_thought
+from rlt_data.plugins import PRESETS
+from rlt_data.settings import InputSettings
+
+#: Fields that a preset may return. ``explanations`` is a list of texts, and makes a row of each.
+_FIELDS = ("question", "solution", "system", "answer", "explanation", "explanations", "completion")
+
+#: Columns that have the system text of a record, the first that has one.
+_SYSTEM_COLUMNS = ("system", "system_prompt")
+
+#: The finish reasons of APIs, and ours.
+_FINISH_REASONS = {
+    **dict.fromkeys(("stop", "end_turn", "stop_sequence", "STOP"), "stop"),
+    **dict.fromkeys(("length", "max_tokens", "MAX_TOKENS", "max_output_tokens"), "length"),
+    "eos": "eos",
+}
+
+
+class RowReader:
+    """Turns records into rows by the preset and the column flags.
+
+    Args:
+        settings: the preset and the column flags. The preset ``auto`` is chosen by the first record.
+        first: the first record.
+        source: the input, for messages.
+
+    Attributes:
+        preset: name of the preset.
+        found: the fields of the last record, with their origins.
+
+    Raises:
+        InputError: a named column does not exist, or no preset fits the columns.
+        SettingsError: the preset cannot be loaded.
+    """
+
+    def __init__(self, settings: InputSettings, first: Columns, source: str) -> None:
+        self._settings = settings
+        named = {
+            "question": settings.question_column,
+            "solution": settings.solution_column,
+            "answer": settings.answer_column,
+            "explanation": settings.explanation_column,
+            "completion": settings.completion_column,
+            "source_id": settings.id_column,
+        }
+        self._named = {field: column for field, column in named.items() if column}
+        flags = [(_flag(field), column) for field, column in self._named.items()]
+        for flag, column in [*flags, *(("--keep", column) for column in settings.keep)]:
+            if column not in first and value_at(first, column) is None:
+                raise InputError(f"{source}: {flag}: no column {column!r}; the columns are {_list(first)}")
+        preset = settings.preset if settings.preset != "auto" else detect(first, self._named)
+        if preset is None:
+            raise InputError(f"{source}: {_unfitting(first, self._named)}")
+        self.preset: str = preset
+        self.found: Fields = {}
+        self._all_named = preset == "columns" and {"question", "solution"} <= self._named.keys()
+        self._is_built_in = preset in PRESETS.built_in
+        self._read: Callable[[Columns], Fields] = PRESETS.load(preset)
+        if self._all_named:
+            self._read = lambda _: {}
+        elif not self._is_built_in:
+            self._read = self._checked(self._read)
+
+    def _checked(self, function: Callable[[Columns], Any]) -> Callable[[Columns], Fields]:
+        """Return the function of a plug-in's preset with its result as fields; its errors reject the record."""
+
+        def read(data: Columns) -> Fields:
+            try:
+                fields = function(data)
+            except BadRow:
+                raise
+            except Exception as error:  # noqa: BLE001 - the user's code
+                raise BadRow(f"the preset raised {type(error).__name__}: {one_line(error)}") from error
+            if not isinstance(fields, dict) or not fields.keys() <= set(_FIELDS):
+                shown = _list(fields) if isinstance(fields, dict) else type(fields).__name__
+                raise BadRow(f"the preset returned {shown}, not a dict of {', '.join(_FIELDS)}")
+            return {field: Found(value) for field, value in fields.items()}
+
+        return read
+
+    def __call__(self, data: Columns, number: int) -> list[Row]:
+        """Return the rows of a record: one, or one for each of its traces.
+
+        Args:
+            data: the columns of the record.
+            number: index of the record in the input; the ``source_id`` of a record without an id.
+
+        Raises:
+            BadRow: a field is missing, empty, too long or of the wrong type.
+        """
+        fields = self._read(data)
+        several = fields.pop("explanations", None)
+        if several is None or self._named.keys() & {"explanation", "completion"}:
+            return [self._row(fields, data, number)]
+        if not isinstance(several.value, list):
+            return [self._row({**fields, "explanation": several}, data, number)]
+        traces, rows = several.value, []
+        for index, text in enumerate(traces):
+            if not isinstance(text, str) or not text.strip():
+                continue
+            # A list with a value for each trace has one for this trace.
+            own = {
+                column: data[column][index]
+                for column in ("finish_reasons", *self._settings.keep)
+                if isinstance(data.get(column), list) and len(data[column]) == len(traces)
+            }
+            own["finish_reason"] = own.get("finish_reasons", data.get("finish_reason"))
+            try:
+                split_thought(text)
+            except UnclosedThoughtError as error:
+                text, own["finish_reason"] = error.thought, "length"
+            trace = several.changed(text, "each item is a trace")
+            rows.append(self._row({**fields, "explanation": trace}, data, number, own))
+        return rows or [self._row(fields, data, number)]
+
+    def _row(self, fields: Fields, data: Columns, number: int, own: Columns | None = None) -> Row:
+        """Return one row; ``own`` has the finish reason and the kept columns of its trace if the record has several."""
+        self.found = self._fields(fields, data, number)
+        source_id = self.found["source_id"]
+        texts = {field: _text(field, found) for field, found in self.found.items() if field != "source_id"}
+        for field, text in texts.items():
+            self._check(field, text)
+        if texts.get("completion") is not None and texts.get("explanation") is not None:
+            texts["explanation"] = None  # the completion includes it
+        kept = {**data, **(own or {})}
+        reason = kept.get("finish_reason")
+        meta = {column: _finite(value_at(kept, column)) for column in self._settings.keep}
+        return Row(
+            **texts,  # type: ignore[arg-type]
+            source_id=str(source_id.value),
+            has_id=source_id.column is not None,
+            finish_reason=_FINISH_REASONS.get(reason) if isinstance(reason, str) else None,
+            meta=json.dumps(meta, ensure_ascii=False, sort_keys=True, default=_as_json) if meta else None,
+        )
+
+    def _fields(self, fields: Fields, data: Columns, number: int) -> Fields:
+        """Complete the fields of the preset by the other columns, the flags and the rules."""
+        fields = dict(fields)
+        for field in ("explanation", "completion"):
+            if field in data and field not in fields and (field != "completion" or self.preset != "prompt-completion"):
+                fields[field] = Found(data[field], field, "column name")
+        if self._is_built_in and "answer" not in fields and not self._all_named:
+            if answer := "answer" if "answer" in data else only(data, ANSWERS):
+                fields["answer"] = Found(data[answer], answer, "column name")
+        for field, column in self._named.items():
+            fields[field] = Found(value_at(data, column), column, _flag(field))
+        question = only_question(fields.get("question", Found(None)))
+        fields |= question | {"question": with_options(question["question"], data)}
+        if self._is_built_in and "system" not in fields:
+            if system := next((name for name in _SYSTEM_COLUMNS if _is_text(data.get(name))), None):
+                fields["system"] = Found(data[system], system, "column name")
+        elif isinstance(fields.get("system", Found(None)).value, str) and not _is_text(fields["system"].value):
+            del fields["system"]
+        if self._settings.system == "format":
+            fields.pop("system", None)
+        if "answer" in fields:
+            fields["answer"] = _answer(fields["answer"])
+        if "solution" in fields:
+            fields["solution"] = _solution(fields["solution"])
+        if fields.get("source_id", Found(None)).value is None:
+            fields["source_id"] = Found(number, None, "row number")
+            if data.get("id") is not None:
+                fields["source_id"] = Found(data["id"], "id", "column name")
+        return _split_thoughts(fields)
+
+    def _check(self, field: str, text: str | None) -> None:
+        if text is None:
+            if field in ("question", "solution"):
+                raise BadRow(f"{field}: missing")
+            return
+        if field in ("question", "solution") and not text.strip():
+            raise BadRow(f"{field}: empty")
+        if field in ("question", "solution", "system") and "\0" in text:
+            raise BadRow(f"{field}: contains a NUL character")
+        if len(text) > self._settings.max_chars:
+            raise BadRow(f"{field}: {len(text):,} characters, --max-chars is {self._settings.max_chars:,}")
+        if re.search("[\ud800-\udfff]", text):
+            raise BadRow(f"{field}: contains half of a surrogate pair (invalid Unicode)")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _flag(field: str) -> str:
+    return f"--{field.replace('source_id', 'id')}-column"
+
+
+def _unfitting(first: Columns, named: Mapping[str, str]) -> str:
+    """Return why no preset fits, and the flags that are needed."""
+    candidates = {"question": [name for name in QUESTIONS if name in first], "solution": solution_candidates(first)}
+    unknown = {field: names for field, names in candidates.items() if field not in named and len(names) != 1}
+    reasons = [f"{' or '.join(map(repr, names))} may be the {field}" for field, names in unknown.items() if names]
+    flags = " and ".join(map(_flag, unknown))
+    return "; ".join([f"no preset fits the columns {_list(first)}", *reasons, f"name them with {flags}"])
+
+
+def _answer(found: Found) -> Found:
+    """Return an answer as text if it is a list, an object or a truth value, which texts and numbers are not."""
+    value = found.value
+    if isinstance(value, list) and all(isinstance(item, (str, int, float, Decimal)) for item in value):
+        return found.changed(", ".join(map(str, value)) or None, "items joined by commas")
+    if isinstance(value, bool):
+        return found.changed(str(value), "as text")
+    if isinstance(value, (list, Mapping)):
+        return found.changed(json.dumps(value, ensure_ascii=False, default=str), "as JSON")
+    return found.changed(None, "empty") if value == "" else found
+
+
+def _solution(found: Found) -> Found:
+    """Return the only item of a list of solutions, and an answer that is the solution as text."""
+    if isinstance(found.value, list) and len(found.value) == 1 and isinstance(found.value[0], str):
+        return found.changed(found.value[0], "only item of the list")
+    return _answer(found) if found.column in ANSWERS and isinstance(found.value, (list, bool)) else found
+
+
+def _split_thoughts(fields: Fields) -> Fields:
+    """Move the thought of a solution into the explanation, and remove thought tags around an explanation."""
+    for field in ("solution", "explanation"):
+        found = fields.get(field, Found(None))
+        if not isinstance(found.value, str):
+            continue
+        try:
+            thought, rest = split_thought(found.value)
+        except UnclosedThoughtError as error:
+            raise BadRow(f"{field}: {error}") from None
+        if rest == found.value:
+            continue
+        if field == "explanation":
+            fields["explanation"] = found.changed(thought or rest, "thought tags removed")
+            continue
+        fields["solution"] = found.changed(rest, "text after the thought")
+        if not any(fields.get(trace, Found(None)).value for trace in ("explanation", "completion")):
+            fields["explanation"] = found.changed(thought, "thought in tags")
+    return fields
+
+
+def _text(field: str, found: Found) -> str | None:
+    """Return a value as text.
+
+    Raises:
+        BadRow: it is neither a text nor a finite number, or the question is a number.
+    """
+    value = found.value
+    if isinstance(value, (float, Decimal)) and math.isnan(value):  # how pandas writes a missing value
+        return None
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, (float, Decimal)) and math.isinf(value):
+        raise BadRow(f"{field}: must be a finite number, not {value}")
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and field != "question":
+        return str(value)
+    if isinstance(value, Mapping):
+        texts = [key for key, inner in value.items() if isinstance(inner, (str, int)) and found.column]
+        nested = f"; name one of its fields, such as {_flag(field)} {found.column}.{texts[0]}" if texts else ""
+        raise BadRow(f"{field}: expected text, got an object{nested}")
+    kind = f"a list of {len(value)}" if isinstance(value, list) else type(value).__name__
+    raise BadRow(f"{field}: expected text, got {kind}")
+
+
+def _finite(value: Any) -> Any:
+    """Return None for NaN and infinity, which JSON does not have."""
+    return None if isinstance(value, (float, Decimal)) and not math.isfinite(value) else value
+
+
+def _as_json(value: Any) -> Any:
+    return float(value) if isinstance(value, Decimal) else str(value)
+
+
+def _list(columns: Mapping[str, Any]) -> str:
+    return ", ".join(repr(column) for column in columns)
