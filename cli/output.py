@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from rlt_data.errors import SOME_ROWS_FAILED, InputError
 from rlt_data.progress import is_main_process
@@ -25,12 +26,14 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
     from rlt_data.inputs import CheckReport
     from rlt_data.publish.push import PushSummary
     from rlt_data.reporting.browse import TraceSelection
+    from rlt_data.reporting.preview import Preview
     from rlt_data.reporting.report import ReportSummary
     from rlt_data.settings import (
         CheckSettings,
         CountdownSettings,
         FineTuneSettings,
         PolicySettings,
+        PreviewSettings,
         PushSettings,
         ShowSettings,
         TrainingSettings,
@@ -287,6 +290,31 @@ def _print_check(report: CheckReport) -> None:
         _print_text(f"{sum(report.bad.values())} bad rows ({reasons}); the first are:")
         for position, reason in report.bad_rows:
             _print_text(f"  {position}: {reason}")
+
+
+def print_preview(settings: PreviewSettings, preview: Preview) -> None:
+    """Print what the models see: special tokens inverted, thought and solution coloured."""
+    if settings.as_json:
+        typer.echo(json.dumps(preview.as_dict(), indent=2))
+        return
+    if preview.problem:
+        _print_text(f"this row cannot be used: {preview.problem}")
+    for name in ("teacher_prompt", "served_prompt", "student_text", "solver_prompt"):
+        if (content := getattr(preview, name)) is None:
+            continue
+        _rule(f"{name.replace('_', ' ')} (format {preview.format}, row {preview.source_id})")
+        text = Text(printable(content))
+        if name == "student_text":
+            text.stylize("cyan", *preview.thought)
+            text.stylize("green", *preview.solution)
+        for span in preview.special[name]:
+            text.stylize("reverse", *span)
+        _console.print(text)
+    (start, end), (first, last) = preview.thought, preview.solution
+    _print_text(
+        f"{len(preview.student_tokens):,} student tokens; scored: the thought (cyan, characters {start} to {end}) and "
+        f"the solution (green, {first} to {last})"
+    )
 
 
 def print_problems(settings: CountdownSettings, summary: CountdownSummary) -> None:

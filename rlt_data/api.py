@@ -25,6 +25,7 @@ from rlt_data.settings import (
     GenerateSettings,
     MergeSettings,
     PipelineSettings,
+    PreviewSettings,
     PushSettings,
     RankSettings,
     ReportSettings,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from rlt_data.inputs import CheckReport
     from rlt_data.publish.push import PushSummary
+    from rlt_data.reporting.preview import Preview
     from rlt_data.reporting.report import ReportSummary
     from rlt_data.statistics import Stats
     from rlt_data.steps.countdown import CountdownSummary
@@ -76,6 +78,16 @@ def check(*settings: Any, **keywords: Any) -> CheckReport:
         The number of rows, and what is wrong with the bad ones.
     """
     return call_step("check", settings, keywords, False)  # type: ignore[no-any-return]
+
+
+@documented(PreviewSettings)
+def preview(*settings: Any, **keywords: Any) -> Preview:
+    """Show what teacher, student and solver see for one row of a run or a file, without loading weights.
+
+    Returns:
+        The texts, the ranges of the scored spans, and the token ids of the student's text.
+    """
+    return call_step("preview", settings, keywords, False)  # type: ignore[no-any-return]
 
 
 @documented(GenerateSettings)

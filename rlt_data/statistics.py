@@ -63,7 +63,7 @@ MEANINGS = {
     "bucket": "group of traces over all questions: those of one rank or, with rank --buckets, of one quantile of the "
     "values; 1 is the best",
     "value": "the number that traces are ranked by, by default the reward",
-    "flaw": "why the trace is not well-formed: empty, holds tag, control token, truncated or unclosed; null for a well-formed trace",
+    "flaw": "why the trace is not well-formed: empty, holds tag, control token, truncated or unclosed; null if it is",
 }
 
 

@@ -54,6 +54,7 @@ class CheckReport:
         mean: mean number of characters by field.
         example: location and content of the first good row, or of the first that has a trace.
         notices: choices that were made while the files were found, such as skipped files.
+        control_tokens: number of traces with a control token of a model, by token.
         suspicions: what probably is a mistake in the data or in how it is read.
     """
 
@@ -75,6 +76,7 @@ class CheckReport:
     mean: dict[str, float] = field(default_factory=dict)
     example: tuple[str, Row] | None = None
     notices: tuple[str, ...] = ()
+    control_tokens: Counter[str] = field(default_factory=Counter)
     suspicions: list[str] = field(default_factory=list)
 
     @property
@@ -85,7 +87,11 @@ class CheckReport:
     @property
     def warnings(self) -> list[str]:
         """One line for each conflict and each suspicion."""
-        return [*self.conflicts, *self.suspicions]
+        found = [
+            f"{count} traces contain the control token {token!r}; they are not distilled"
+            for token, count in self.control_tokens.most_common()
+        ]
+        return [*self.conflicts, *found, *self.suspicions]
 
     @property
     def conflicts(self) -> list[str]:
@@ -135,8 +141,8 @@ class CheckReport:
             raise InputError(f"{self.source}: has no rows")
 
 
-def check(settings: CheckSettings) -> CheckReport:
-    """Validate a complete input, as ``rlt-data check`` does.
+def check(settings: CheckSettings, controls: Sequence[ControlTokens] = ()) -> CheckReport:
+    """Validate a complete input; :func:`examined_rows` explains ``controls``.
 
     Raises:
         InputError: the input cannot be read, or has no columns for question and solution.
@@ -145,7 +151,7 @@ def check(settings: CheckSettings) -> CheckReport:
     report = CheckReport(name_of_input(settings.input))
     format = load_format("rlt" if settings.format == "auto" else settings.format)
     suspicions = Suspicions()
-    for _ in examined_rows(settings.as_input(), format, report, suspicions=suspicions):
+    for _ in examined_rows(settings.as_input(), format, report, controls=controls, suspicions=suspicions):
         pass
     report.suspicions = suspicions.lines()
     return report
@@ -245,6 +251,8 @@ def examined_rows(
         for row in rows:
             has_trace = _has_trace(row)
             report.traces += has_trace
+            text = row.completion or row.explanation or ""
+            report.control_tokens.update({token for control in controls if (token := control.refused(text))})
             for name in ("question", "solution", "system", "explanation", "completion"):
                 if (text := getattr(row, name)) is not None:
                     characters[name] += len(text)

@@ -8,10 +8,10 @@ from collections import Counter
 from decimal import Decimal
 from typing import Any
 
+from rlt_data.formats.template import THOUGHT_TAGS
 from rlt_data.inputs.options import OPTION_COLUMNS
 from rlt_data.inputs.presets import ANSWERS, SOLUTIONS
 from rlt_data.inputs.rows import Columns, Fields, Row
-from rlt_data.inputs.thoughts import THOUGHT_TAGS
 
 _TAG = re.compile("|".join(re.escape(tag) for tags in THOUGHT_TAGS for tag in tags))
 

@@ -28,7 +28,7 @@ from rlt_data.settings.base import (
     field,
     nano,
 )
-from rlt_data.settings.engines import ENGINE_HELP, EngineName, ModelSettings
+from rlt_data.settings.engines import ENGINE_HELP, EngineName, ModelSettings, TemplateSettings
 
 _HUB_ID = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
 
@@ -147,9 +147,22 @@ class FormatSettings(Settings):
 class CheckSettings(SourceSettings, ColumnSettings, StoredColumnSettings, TraceColumnSettings, FormatSettings):
     """Settings of :func:`rlt_data.check`."""
 
+    model: tuple[str, ...] = field(
+        (),
+        MODEL,
+        "Model whose control tokens questions, solutions and traces must not contain; repeatable. Only its tokenizer is "
+        "loaded.",
+        affects="output",
+    )
+    trust_remote_code: bool = field(False, MODEL, "Run Python code from the checkpoint.", affects="output")
     as_json: bool = field(
         False, OUTPUT, "Print the report as JSON, with the example row in full.", affects="output", alias="json"
     )
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _one_model_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     first_flags = (
         "preset",
@@ -162,6 +175,32 @@ class CheckSettings(SourceSettings, ColumnSettings, StoredColumnSettings, TraceC
         "limit",
         "as_json",
     )
+
+
+class PreviewSettings(
+    SourceSettings,
+    ColumnSettings,
+    StoredColumnSettings,
+    TraceColumnSettings,
+    FormatSettings,
+    TemplateSettings,
+):
+    """Settings of :func:`rlt_data.preview`."""
+
+    first_flags = ("student", "teacher", "format", "key", "as_json")
+
+    student: StudentName = field(..., MODEL, "Student. Only its tokenizer is loaded.", affects="rows", by_content=True)
+    teacher: Annotated[str | None, nano("teacher")] = field(
+        None, MODEL, "Teacher, to show its prompt too. Only its tokenizer is loaded.", affects="rows", by_content=True
+    )
+    key: str | None = field(
+        None,
+        INPUT,
+        "Id of the row; in a run also a trace id or question id. Default: the first row.",
+        affects="output",
+    )
+    trust_remote_code: bool = field(False, MODEL, "Run Python code from the checkpoint.", affects="output")
+    as_json: bool = field(False, OUTPUT, "Print the texts and ranges as JSON.", affects="output", alias="json")
 
 
 class SamplingSettings(Settings):

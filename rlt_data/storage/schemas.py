@@ -103,9 +103,7 @@ RANKS = _schema(
     _required("traces", pa.int32()),  # number of traces of the question
     pa.field("bucket", pa.int32()),  # 1 = best; with quantiles, null for traces with a flaw or without a value
     pa.field("value", pa.float64()),  # the value that was ranked by
-    pa.field(
-        "flaw", pa.string()
-    ),  # empty, holds tag, control token, truncated or unclosed; null for a well-formed trace
+    pa.field("flaw", pa.string()),  # empty, holds tag, control token, truncated or unclosed; null if well-formed
     _required("thought_tokens", pa.int32()),
     _required("scored_by", pa.string()),
 )

@@ -95,8 +95,9 @@ class Rollouts:
         unique = dict.fromkeys(prompts)
         encodings = dict(zip(unique, encode(tokenizer, list(unique)), strict=True))
         tails = [
-            len(tokens_inside(encodings[prompt], len(prompt) - self._tail_characters, len(prompt)))
+            len(tokens_inside(encodings[prompt], length - self._tail_characters, length))
             for prompt in prompts
+            for length in [len(unmarked(prompt))]
         ]
         return [encodings[prompt].ids.tolist() for prompt in prompts], tails
 
