@@ -56,7 +56,7 @@ MEANINGS = {
     "closed": "whether the explanation ends with its closing tag",
     "truncated": "whether the trace hit the token limit",
     "empty": "whether the explanation has no text",
-    "control_token": "whether a control token of the student occurs inside the explanation",
+    "control_token": "whether question, solution or explanation contain a control token of the student",
     "holds_tag": "whether a tag of the format occurs inside the explanation",
     "well_formed": "whether the trace is closed, not truncated, not empty, and has no tag inside",
     "rank": "place of the trace among the traces of its question, by value; 1 is the best",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
@@ -142,11 +142,14 @@ class Views:
         """Mark the control tokens in a text of users or teachers that are encoded as text."""
         return self._control.mark(text) if self._control else text
 
-    def problem_with(self, problem: Problem) -> str | None:
-        """Return why a problem cannot be rendered for this model, or None."""
-        if reason := self.format.problem_with(problem.question, problem.solution):
-            return reason
-        return self._control.problem_with(**problem._asdict()) if self._control else None
+    def problem_with(self, problem: Problem, explanation: str | None = None) -> str | None:
+        """Return why a problem or its explanation cannot be rendered for this model, or None."""
+        return self.format.problem_with(problem.question, problem.solution) or self.control_token(problem, explanation)
+
+    def control_token(self, problem: Problem, explanation: str | None = None) -> str | None:
+        """Return which text contains a control token of the model that is not encoded as text, or None."""
+        texts = problem._asdict() | {"explanation": explanation}
+        return self._control.problem_with(**texts) if self._control else None
 
     def message(self, solution: str, explanation: str | None) -> StudentMessage:
         """Return the text between the served prompt and the end of the turn."""
@@ -189,9 +192,7 @@ class Views:
         """Return the explanation in a teacher's completion; the student's reasoning markup must not be inside."""
         reasoning = self.template.reasoning if self.format.native else None
         tags = (reasoning.tag.strip(), reasoning.closing.strip()) if reasoning else ()
-        explanation = read_completion(self.format, completion, [tag for tag in tags if tag])
-        token = self._control.refused(explanation.text) if self._control else None
-        return replace(explanation, control_token=token) if token else explanation
+        return read_completion(self.format, completion, [tag for tag in tags if tag])
 
     def check_teacher(self) -> None:
         """Raise ModelError if the template omits a text of the teacher's prompt."""
@@ -313,13 +314,11 @@ class Explanation:
         text: the text between the explanation tags as the teacher wrote it, without the padding of the prefill.
         closed: whether the closing explanation tag exists.
         holds_tag: a tag of the format inside the text, or None.
-        control_token: a control token of the student inside the text that is not encoded as text, or None.
     """
 
     text: str
     closed: bool
     holds_tag: str | None
-    control_token: str | None = None
 
 
 def read_completion(format: Format, completion: str, other_tags: Sequence[str] = ()) -> Explanation:

@@ -88,7 +88,7 @@ class CheckReport:
     def warnings(self) -> list[str]:
         """One line for each conflict and each suspicion."""
         found = [
-            f"{count} traces contain the control token {token!r}; they are not distilled"
+            f"{count} traces have the control token {token!r} in question, solution or text; they will not be distilled"
             for token, count in self.control_tokens.most_common()
         ]
         return [*self.conflicts, *found, *self.suspicions]
@@ -212,7 +212,8 @@ def examined_rows(
         report: is filled in.
         reader_of: makes the reader for layouts other than the presets.
         traces: whether a row without a trace is bad.
-        controls: control tokens of models, which questions and solutions must not contain.
+        controls: control tokens of models. A question or solution with one is bad, unless the rows are traces, which
+            are only counted.
         sources: the files of the input, if they have been found before.
         suspicions: sees each good record.
     """
@@ -251,8 +252,9 @@ def examined_rows(
         for row in rows:
             has_trace = _has_trace(row)
             report.traces += has_trace
-            text = row.completion or row.explanation or ""
-            report.control_tokens.update({token for control in controls if (token := control.refused(text))})
+            if has_trace:
+                text = f"{row.question} {row.solution} {row.completion or row.explanation}"
+                report.control_tokens.update({token for control in controls if (token := control.refused(text))})
             for name in ("question", "solution", "system", "explanation", "completion"):
                 if (text := getattr(row, name)) is not None:
                     characters[name] += len(text)
@@ -328,7 +330,7 @@ def _refuse(row: Row, format: Format | None, controls: Sequence[ControlTokens], 
     """Raise BadRow for a row that no step can use; with ``traces`` also for one without a trace."""
     if format and (reason := format.problem_with(row.question, row.solution)):
         raise BadRow(reason)
-    for control in controls:
+    for control in () if traces else controls:
         if reason := control.problem_with(question=row.question, solution=row.solution, system=row.system):
             raise BadRow(reason)
     if re.search("[\ud800-\udfff]", f"{row.source_id}{row.answer}{row.meta}"):

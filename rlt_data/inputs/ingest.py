@@ -47,7 +47,7 @@ def ingest(
         run: the run, whose lock is held.
         settings: the input and its columns.
         format: gives the tags that questions and solutions must not contain, and closes bare explanations.
-        controls: control tokens of the models, which questions and solutions must not contain.
+        controls: control tokens of the models; see :func:`rlt_data.inputs.check.examined_rows`.
         traces: whether to import traces too. Each row must then have one.
         reader_of: makes the reader for layouts other than the presets.
 
@@ -77,7 +77,7 @@ def ingest(
     for notice in report.notices:
         logger.info(notice)
     report.refuse_bad_rows(skip=settings.skip_bad_rows)
-    for line in report.conflicts:
+    for line in report.warnings:
         logger.warning("%s: %s", name, line)
     positions = _add_questions(run, examine(CheckReport(name)), traces=traces)
     if traces:

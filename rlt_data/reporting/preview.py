@@ -77,9 +77,7 @@ def preview(settings: PreviewSettings) -> Preview:
     completion = row.completion if row.completion is not None else format.completion_of(row.explanation or NO_TRACE)
     explanation = views.read(completion)
     student = views.student(problem, explanation.text)
-    reason = views.problem_with(problem)
-    if reason is None and explanation.control_token:
-        reason = f"the explanation contains {explanation.control_token!r}, a control token of {name}"
+    reason = views.problem_with(problem, explanation.text)
     texts = {"served_prompt": views.served_prompt(problem), "student_text": student.marked}
     texts["solver_prompt"] = views.solver_prompt(row.question, row.system)
     special = {label: _special(tokenizer, text) for label, text in texts.items()}

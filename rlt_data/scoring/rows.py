@@ -65,7 +65,6 @@ def score_trace(
     closed = student.explanation.closed
     empty = student.empty or not student.explanation.text.strip()
     holds_tag = student.explanation.holds_tag is not None
-    control_token = student.explanation.control_token is not None
     terms = reward_terms(
         solution=solution,
         thought=thought,
@@ -86,8 +85,8 @@ def score_trace(
         "truncated": truncated,
         "empty": empty,
         "holds_tag": holds_tag,
-        "control_token": control_token,
-        "well_formed": closed and not (truncated or empty or holds_tag or control_token),
+        "control_token": student.control_token,
+        "well_formed": closed and not (truncated or empty or holds_tag or student.control_token),
     }
     if per_token:
         row |= {

@@ -24,6 +24,7 @@ class StudentTokens:
         solution: positions of the solution's tokens.
         explanation: the explanation, parsed from the completion.
         empty: whether the explanation has no token; the student then reads an empty thought.
+        control_token: whether question, solution or explanation contain a control token of the student.
     """
 
     rendered: Rendered
@@ -32,6 +33,7 @@ class StudentTokens:
     solution: Ints
     explanation: Explanation
     empty: bool
+    control_token: bool = False
 
     @property
     def scored(self) -> Ints:
@@ -145,8 +147,9 @@ def _tokenize(
             solution=tokens_inside(encoding, *text.solution),
             explanation=explanation,
             empty=empty,
+            control_token=views.control_token(problem, explanation.text) is not None,
         )
-        for text, encoding, explanation in zip(texts, encodings, explanations, strict=True)
+        for problem, text, encoding, explanation in zip(problems, texts, encodings, explanations, strict=True)
     ]
 
 

@@ -150,8 +150,8 @@ class CheckSettings(SourceSettings, ColumnSettings, StoredColumnSettings, TraceC
     model: tuple[str, ...] = field(
         (),
         MODEL,
-        "Model whose control tokens questions, solutions and traces must not contain; repeatable. Only its tokenizer is "
-        "loaded.",
+        "Model whose control tokens questions, solutions and traces must not contain; repeatable. Only its tokenizer "
+        "is loaded.",
         affects="output",
     )
     trust_remote_code: bool = field(False, MODEL, "Run Python code from the checkpoint.", affects="output")

@@ -340,7 +340,7 @@ class _Scoring:
         for trace in rows:
             question = questions[trace["question_id"]]
             problem = Problem(question["question"], question["solution"], question.get("system"))
-            if reason := self._views.problem_with(problem):
+            if reason := self._views.format.problem_with(problem.question, problem.solution):
                 self._fail(trace, reason, pending)
             else:
                 traces.append(trace)

@@ -82,7 +82,7 @@ SCORES = _schema(
     _required("truncated", pa.bool_()),  # finish_reason is length
     _required("empty", pa.bool_()),  # the explanation has no tokens or only white space
     _required("holds_tag", pa.bool_()),  # the explanation contains a tag of the format
-    pa.field("control_token", pa.bool_()),  # the explanation contains a control token of the student
+    pa.field("control_token", pa.bool_()),  # question, solution or explanation contain a control token of the student
     _required("well_formed", pa.bool_()),  # closed, not truncated, not empty, no tag or control token inside
     _required("teacher_logprobs", pa.string()),  # trace, computed or none
     pa.field("solution_logprobs", _LOGPROBS),  # per token, with --per-token

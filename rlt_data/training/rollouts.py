@@ -20,7 +20,7 @@ from rlt_data.engines.transformers import TransformersEngine
 from rlt_data.engines.transformers.model import CausalModel
 from rlt_data.errors import ModelError
 from rlt_data.formats import encode, tokens_inside
-from rlt_data.formats.spans import CONTEXT_TOKENS, decode_after
+from rlt_data.formats.spans import CONTEXT_TOKENS, decode_after, unmarked
 from rlt_data.settings import ModelSettings, PolicySettings
 from rlt_data.steps.sampling import sample_seed
 

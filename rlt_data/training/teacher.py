@@ -107,7 +107,8 @@ def teacher_texts(rows: list[Row], views: Views, input: str) -> Iterator[Trainin
         explanation, closing, _ = completion.partition(format.explanation_tags[1])
         if not closing:
             raise InputError(f"{input}: row {row.source_id}: the completion lacks {format.explanation_tags[1]}")
-        if token := views.read(completion).control_token:
-            raise InputError(f"{input}: row {row.source_id}: the explanation contains the control token {token!r}")
-        prompt = views.teacher_prompt(Problem(row.question, row.solution))
+        problem = Problem(row.question, row.solution)
+        if reason := views.control_token(problem, explanation):
+            raise InputError(f"{input}: row {row.source_id}: {reason}")
+        prompt = views.teacher_prompt(problem)
         yield TrainingText(prompt, views.mark(explanation) + closing + views.template.end)

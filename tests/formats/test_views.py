@@ -197,7 +197,7 @@ def test_templates_that_omit_a_text_or_fail_are_refused_in_one_line(
 
 
 def test_a_template_that_fails_on_some_texts_only(tiny: Callable[..., Path], tmp_path: Path) -> None:
-    text = "{% if 'trap' in messages[1].content %}{{ 1 // 0 }}{% endif %}" + TRIMMING
+    text = "{% if 'trap' in messages | map(attribute='content') | join %}{{ 1 // 0 }}{% endif %}" + TRIMMING
     views = Views(load_format("rlt"), ChatTemplate(_tokenizer(tiny()), write(tmp_path, text)))
     assert "What?" in views.teacher_prompt(Problem("What?", "S"))
     with pytest.raises(ModelError, match="cannot render a conversation \\(integer division or modulo by zero\\)"):

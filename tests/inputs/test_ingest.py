@@ -18,7 +18,7 @@ from tests.conftest import write_jsonl
 
 def take(run: RunFolder, path: Path, *, traces: bool = False, **settings: Any) -> None:
     with run.locked():
-        ingest(run, parse_settings(InputSettings, {"in": str(path), **settings}), load_format("rlt"), traces=traces)
+        ingest(run, parse_settings(InputSettings, {"in": str(path), **settings}), load_format("rlt"), [], traces=traces)
 
 
 def questions(run: RunFolder) -> list[str]:
