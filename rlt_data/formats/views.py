@@ -229,6 +229,12 @@ class Views:
             solution=(solution_start, solution_start + len(content)),
         )
 
+    def student_prompt(self, question: str) -> str:
+        """Return the student's text before the thought."""
+        format = self.format
+        before = self._before(format.student_system, self._student_shots, question)
+        return before + format.thought_prefix + format.thought_tags[0]
+
     def solver_prompt(self, question: str) -> str:
         """Return the text that a student continues at test time."""
         system = self.format.solver_system or self.format.student_system

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -72,7 +73,32 @@ def ingest(
         "duplicates": report.duplicates,
         "preset": report.preset,
     }
-    run.record("input", {**made_from, **counts})
+    run.record("input", {**made_from, **counts, "inputs": _with_input(before, settings)})
+
+
+def recorded_inputs(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the inputs that a run was made from, given its run.json entry ``input``.
+
+    Returns:
+        For each input its ``name`` (a Hub id, or the name of a file or folder) and ``on_hub``, which is None if it was
+        not recorded; for an input from the Hub also ``subset``, ``split`` and ``revision``. Empty if none is recorded.
+    """
+    if "inputs" in entry:
+        return list(entry["inputs"])
+    name = entry.get("settings", {}).get("in")
+    return [{"name": name, "on_hub": None}] if name else []
+
+
+def _with_input(before: Mapping[str, Any], settings: InputSettings) -> list[dict[str, Any]]:
+    """Return the inputs of a run, the new one included."""
+    path = Path(settings.input)
+    if path.exists():
+        new: dict[str, Any] = {"name": path.resolve().name, "on_hub": False}
+    else:
+        new = {"name": settings.input, "on_hub": True}
+        new |= {key: getattr(settings, key) for key in ("subset", "split", "revision")}
+    earlier = recorded_inputs(before)
+    return [*earlier, *([new] if new not in earlier else [])]
 
 
 def question_id(question: str, solution: str) -> str:

@@ -356,7 +356,14 @@ class DistillSettings(Settings):
     limit: int | None = field(
         None, None, "Maximum number of rows, from randomly drawn questions. Default: all.", affects="rows", ge=1
     )
-    seed: int = field(0, None, "Seed of --limit and of --select random.", affects="rows")
+    holdout: float | None = field(
+        None,
+        None,
+        "Hold out the rows of this many randomly drawn questions, or of a share of them below 1, as the split test.",
+        affects="rows",
+        gt=0,
+    )
+    seed: int = field(0, None, "Seed of --limit, --holdout and --select random.", affects="rows")
     max_tokens: int | None = field(
         None,
         None,
@@ -387,6 +394,15 @@ class DistillSettings(Settings):
         if kind in ("rank", "bucket", "top") and number.isascii() and number.isdigit() and int(number) >= 1:
             return value
         raise ValueError("must be best, rank:K, bucket:K, top:K, random or all, with K from 1")
+
+    @field_validator("holdout")
+    @classmethod
+    def _number_or_share(cls, value: float | None) -> float | None:
+        if value is None or value < 1:
+            return value
+        if not value.is_integer():
+            raise ValueError("must be a number of questions such as 200, or a share below 1 such as 0.05")
+        return int(value)
 
     @model_validator(mode="after")
     def _tokens_can_be_counted(self) -> DistillSettings:

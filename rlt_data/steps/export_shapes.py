@@ -123,15 +123,17 @@ class ExportShape:
         return columns
 
 
-def dataset_card(settings: DistillSettings, rows: int, digest: str) -> str:
+def dataset_card(settings: DistillSettings, rows: int, held_out: int, digest: str) -> str:
     """Return the README.md that makes ``datasets`` read the files whose names have the hash of the rows."""
+    test = f"\n  - split: test\n    path: data/test-*-{digest}.parquet" if held_out else ""
+    split = f" ({held_out} of them in the split test)" if held_out else ""
     return f"""---
 configs:
 - config_name: default
   data_files:
   - split: train
-    path: data/train-*-{digest}.parquet
+    path: data/train-*-{digest}.parquet{test}
 ---
 
-{rows} rows, made by `rlt-data distill --select {settings.select} --shape {settings.shape}`; `distill.json` says how.
+{rows} rows{split}, made by `rlt-data distill --select {settings.select} --shape {settings.shape}`; `distill.json` says how.
 """

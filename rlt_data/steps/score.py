@@ -47,7 +47,7 @@ from rlt_data.scoring import (
 from rlt_data.scoring.reward import NO_SOLUTION_TOKEN, Floats
 from rlt_data.settings import InputSettings, RewardSettings, ScoreSettings
 from rlt_data.settings.base import is_url
-from rlt_data.steps.provenance import StepSummary, outcome, recorded_format, step_entry
+from rlt_data.steps.provenance import StepSummary, example_prompt, outcome, recorded_format, step_entry
 from rlt_data.steps.resumable import FinishedRow, ResumableTable
 from rlt_data.steps.teacher_source import NameSetting, TeacherSource, flag, refuse_conflicting_options
 from rlt_data.storage.layout import default_run_path, run_log
@@ -96,9 +96,9 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         share = 0.5 if teacher and teacher is not student else 1.0  # two models share the GPU's memory
         for model in models.values():
             model.load(run.logs, memory_share=share)
-        run.record("score", entry)
+        views, scored_by = Views(format, student.template), content_hash(depends_on)
+        run.record("score", entry | example_prompt(run, lambda row: views.student_prompt(row["question"])))
         with run_log(run):
-            views, scored_by = Views(format, student.template), content_hash(depends_on)
             summary = _Scoring(run, settings, student, views, teacher_source, scored_by).run_to_end(progress)
             logger.info("score: %d new scores, %d in all, %d failed", summary.new, summary.rows, summary.failed)
         run.record("score", outcome(run, "score", summary))
