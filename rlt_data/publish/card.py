@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -32,7 +32,7 @@ CITATION = """\
 #: Metadata keys that keep their existing value.
 _KEPT_KEYS = {"library_name", "pipeline_tag"}
 #: Metadata keys whose lists are extended.
-_EXTENDED_KEYS = ("tags", "task_categories")
+_EXTENDED_KEYS = ("tags", "task_categories", "source_datasets")
 
 _METADATA = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 
@@ -145,9 +145,9 @@ def versions_line(versions: Mapping[str, str]) -> str:
     return f"Versions: {names}." if names else ""
 
 
-def data_files(config: str) -> list[dict[str, str]]:
+def data_files(config: str, splits: Iterable[str]) -> list[dict[str, str]]:
     """Return the ``data_files`` entry of a configuration that a push writes."""
-    return [{"split": "train", "path": f"data/{config}/train-*.parquet"}]
+    return [{"split": split, "path": f"data/{config}/{split}-*.parquet"} for split in splits]
 
 
 def _merged(existing: dict[str, Any], generated: dict[str, Any]) -> dict[str, Any]:
@@ -167,7 +167,12 @@ def _merged(existing: dict[str, Any], generated: dict[str, Any]) -> dict[str, An
 
 def _names_of_pushed(configs: list[Any]) -> set[str]:
     """Return the names of the configurations that an earlier push wrote."""
-    return {_config_name(entry) for entry in configs if entry.get("data_files") == data_files(_config_name(entry))}
+    return {
+        name
+        for entry in configs
+        for name in [_config_name(entry)]
+        if entry.get("data_files") in (data_files(name, ["train"]), data_files(name, ["train", "test"]))
+    }
 
 
 def _config_name(entry: dict[str, Any]) -> str:

@@ -325,7 +325,7 @@ def _splits(
     number = int(holdout) if holdout >= 1 else max(1, round(holdout * len(questions)))
     if questions and number >= len(questions):
         raise SettingsError(
-            f"--holdout: {settings.holdout} leaves no question for training; the selection has {len(questions)}"
+            f"--holdout: {settings.holdout:g} leaves no question for training; the selection has {len(questions)}"
         )
     drawn = sorted(questions, key=lambda key: _draw(settings.seed, key))[:number]
     is_test = pl.col("question_id").is_in(drawn)
