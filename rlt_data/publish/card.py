@@ -34,6 +34,9 @@ _KEPT_KEYS = {"library_name", "pipeline_tag"}
 #: Metadata keys whose lists are extended.
 _EXTENDED_KEYS = ("tags", "task_categories", "source_datasets")
 
+#: Argument that marks the evaluation results of a push among those in ``model-index``.
+RESULT_MARK = {"made_by": "rlt-data evaluate"}
+
 _METADATA = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 
 
@@ -156,6 +159,10 @@ def _merged(existing: dict[str, Any], generated: dict[str, Any]) -> dict[str, An
     for key in _EXTENDED_KEYS:
         if key in generated:
             merged[key] = list(dict.fromkeys([*_as_list(existing.get(key)), *generated[key]]))
+    if results := _merged_results(existing.get("model-index"), generated.get("model-index")):
+        merged["model-index"] = results
+    else:
+        merged.pop("model-index", None)
     if "configs" in generated:
         replaced = {entry["config_name"] for entry in generated["configs"]}
         replaced |= _names_of_pushed(_as_list(existing.get("configs")))
@@ -163,6 +170,31 @@ def _merged(existing: dict[str, Any], generated: dict[str, Any]) -> dict[str, An
             foreign = [entry for entry in _as_list(existing.get(key)) if _config_name(entry) not in replaced]
             merged[key] = generated[key] + foreign
     return merged
+
+
+def _merged_results(existing: Any, generated: Any) -> Any:
+    """Merge evaluation results: those of an earlier push are replaced, and other people's are kept."""
+    entries = [entry for entry in _as_list(existing) if isinstance(entry, dict)]
+    kept = [
+        entry | {"results": [result for old in _as_list(entry.get("results")) if (result := _without_pushed(old))]}
+        for entry in entries
+    ]
+    kept = [entry for entry in kept if entry["results"]]
+    if not generated or not kept:
+        return generated or kept
+    return [kept[0] | {"results": [*kept[0]["results"], *generated[0]["results"]]}, *kept[1:]]
+
+
+def _without_pushed(result: Any) -> Any:
+    """Return an evaluation result without the metrics of an earlier push; None if no metric is left."""
+    metrics = _as_list(result.get("metrics")) if isinstance(result, dict) else []
+    kept = [metric for metric in metrics if not _is_pushed(metric)]
+    return result if len(kept) == len(metrics) else result | {"metrics": kept} if kept else None
+
+
+def _is_pushed(metric: Any) -> bool:
+    args = metric.get("args") if isinstance(metric, dict) else None
+    return isinstance(args, dict) and args.items() >= RESULT_MARK.items()
 
 
 def _names_of_pushed(configs: list[Any]) -> set[str]:

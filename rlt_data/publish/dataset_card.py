@@ -370,8 +370,6 @@ def _training(facts: DatasetFacts) -> str:
         note = " They begin with a system message, which the student's chat template must accept." if system else ""
         return f"{command}\n\n{layout}, which TRL's `SFTTrainer` reads.{note}"
     if "conversations" in row:
-        return (
-            f"{command}\n\n{layout}, which TRL's `SFTTrainer` does not read. It reads those of `rlt-data distill --shape "
-            "messages`."
-        )
+        other = "it reads rows of `rlt-data distill --shape messages`"
+        return f"{command}\n\n{layout}, which TRL's `SFTTrainer` does not read; {other}."
     return f"{layout}."

@@ -26,6 +26,7 @@ from rlt_data.errors import HubError, RunFolderError, SettingsError
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.publish.card import Licence, read_card
 from rlt_data.publish.dataset_card import dataset_metadata, dataset_text, stage_text
+from rlt_data.publish.evaluations import read_evaluations
 from rlt_data.publish.facts import DatasetFacts, best_and_worst
 from rlt_data.publish.hub import CARD, MANIFEST, Kind, Plan, Repository, UnreachableRepository
 from rlt_data.publish.model_card import ModelFacts, model_metadata, model_text
@@ -110,8 +111,8 @@ def push(settings: PushSettings, progress: Progress = SILENT) -> PushSummary:
     began = time.monotonic()
     folder = open_folder(settings.input)
     kind = _kind(folder)
-    if kind != "model" and (settings.base_model or settings.trained_on):
-        raise SettingsError("--base-model and --trained-on: require a trained model as input")
+    if kind != "model" and (settings.base_model or settings.trained_on or settings.evaluation):
+        raise SettingsError("--base-model, --trained-on and --evaluation: require a trained model as input")
     if kind != "run" and settings.branch_per_stage:
         raise SettingsError("--branch-per-stage: requires a run as input, because only a run has the tables of stages")
     if settings.branch_per_stage and settings.revision in STAGES:
@@ -329,6 +330,7 @@ def _push_model(
 
     assert folder.local_path
     model = read_model(folder.local_path, settings.base_model, settings.trained_on)
+    evaluations = read_evaluations(settings.evaluation, model)
     with disk_errors(root):
         files = write_model(model, root)
         image = training_image(model.entries)
@@ -336,7 +338,7 @@ def _push_model(
     files |= {path: root / path for path in images}
 
     def describe(title: str, licence: Licence) -> tuple[dict[str, Any], str]:
-        facts = ModelFacts(settings.repo_id, title, model, licence, images)
+        facts = ModelFacts(settings.repo_id, title, model, licence, settings.language, evaluations, images)
         return model_metadata(facts), model_text(facts)
 
     return _send(settings, repository, _Content(files, describe), root, progress)

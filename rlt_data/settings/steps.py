@@ -406,7 +406,7 @@ class DistillSettings(Settings):
         return value
 
     @field_serializer("holdout")
-    def _whole_number(self, value: float | None) -> float | None:
+    def _whole_number(self, value: float | None) -> int | float | None:
         return int(value) if value and value >= 1 else value
 
     @model_validator(mode="after")
@@ -569,6 +569,9 @@ class PushSettings(Settings):
     )
     trained_on: tuple[str, ...] = field(
         (), MODEL, "Hub id of a training data set, for the card of a model; repeatable.", affects="output"
+    )
+    evaluation: tuple[str, ...] = field(
+        (), MODEL, "Run of rlt-data evaluate with this model, for the card of a model; repeatable.", affects="output"
     )
     dry_run: bool = field(False, OUTPUT, "Print files, card and changes without uploading.", affects="output")
 
