@@ -33,6 +33,11 @@ from rlt_data.publish.tables import Config
 from rlt_data.steps import export_shapes
 from rlt_data.storage import columns
 
+_WHOLE_TEXT = (
+    "By default its loss covers the complete conversation; with the layout `prompt-completion` it covers the assistant's "
+    "turn."
+)
+_SYSTEM_TURN = "The chat template of the student must accept the system message."
 _PAPER = "https://arxiv.org/abs/2506.08388"
 _TAGS = ("rlt-data", "reasoning", "distillation", "reinforcement-learned-teachers")
 #: The Hub's size categories, by their upper bound.
@@ -359,17 +364,22 @@ def _examples(facts: DatasetFacts) -> str:
 
 
 def _training(facts: DatasetFacts) -> str:
-    """Say what reads the rows, as far as it follows from their columns."""
+    """Say what trains on the rows, as far as it follows from their columns (tested with TRL 1.16)."""
     row = first_row(_main_config(facts))
     command = fenced(f"rlt-data train-student --model STUDENT --in {facts.name} --out student", "sh")
     layout = f"The rows have the columns of the layout {code(facts.distilled['settings']['shape'])}"
-    turns = row.get("messages") or row.get("prompt")
     if "messages" in row or {"prompt", "completion"} <= row.keys():
+        turns = row.get("messages") or row.get("prompt")
         first = turns[0] if isinstance(turns, list) and turns else None
-        system = isinstance(first, dict) and first.get("role") == "system"
-        note = " They begin with a system message, which the student's chat template must accept." if system else ""
-        return f"{command}\n\n{layout}, which TRL's `SFTTrainer` reads.{note}"
-    if "conversations" in row:
-        other = "it reads rows of `rlt-data distill --shape messages`"
-        return f"{command}\n\n{layout}, which TRL's `SFTTrainer` does not read; {other}."
+        return " ".join(
+            [
+                f"{command}\n\n{layout}, which TRL's `SFTTrainer` reads.",
+                _WHOLE_TEXT if "messages" in row else "Its loss covers the assistant's turn.",
+                _SYSTEM_TURN if isinstance(first, dict) and first.get("role") == "system" else "",
+            ]
+        ).rstrip()
+    if isinstance(row.get("conversations"), list):
+        reason = "ignores the column `system`" if "system" in row else "keeps the roles `human` and `gpt`"
+        other = "use the rows of `rlt-data distill --shape prompt-completion` for it"
+        return f"{command}\n\n{layout}. TRL's `SFTTrainer` {reason}; {other}."
     return f"{layout}."

@@ -151,9 +151,8 @@ def _common_entries(runs: list[RunFolder]) -> dict[str, dict[str, Any]]:
                     "the same settings"
                 )
     common = {step: entry for step, (_, entry) in entries.items()}
-    if "input" in common:
-        inputs = [origin for run in runs for origin in recorded_inputs(run.step("input"))]
-        distinct = [origin for place, origin in enumerate(inputs) if origin not in inputs[:place]]
+    inputs = [origin for run in runs for origin in recorded_inputs(run.step("input"))]
+    if distinct := [origin for place, origin in enumerate(inputs) if origin not in inputs[:place]]:
         common["input"] = common["input"] | {"inputs": distinct}
     return common
 
