@@ -34,8 +34,8 @@ from rlt_data.steps import export_shapes
 from rlt_data.storage import columns
 
 _WHOLE_TEXT = (
-    "By default its loss covers the complete conversation; with the layout `prompt-completion` it covers the assistant's "
-    "turn."
+    "By default its loss covers the complete conversation; with the layout `prompt-completion` it covers the "
+    "assistant's turn."
 )
 _SYSTEM_TURN = "The chat template of the student must accept the system message."
 _PAPER = "https://arxiv.org/abs/2506.08388"
@@ -61,7 +61,7 @@ def dataset_metadata(facts: DatasetFacts) -> dict[str, Any]:
         configs=[_config_entry(config) for config in facts.configs],
         dataset_info=[_dataset_info(config) for config in facts.configs],
     )
-    return dict(data.to_dict())
+    return dict(data.to_dict())  # type: ignore[no-untyped-call]
 
 
 def _main_config(facts: DatasetFacts) -> Config:

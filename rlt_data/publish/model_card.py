@@ -106,7 +106,7 @@ def model_metadata(facts: ModelFacts) -> dict[str, Any]:
         eval_results=evaluation_results(facts.evaluations) or None,
     )
     # With results, the library writes the name into model-index alone.
-    return {"model_name": facts.title, **data.to_dict()}
+    return {"model_name": facts.title, **data.to_dict()}  # type: ignore[no-untyped-call]
 
 
 def model_text(facts: ModelFacts) -> str:

@@ -119,7 +119,9 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
         with new_folder(out) as folder:
             (folder / "data").mkdir()
             with task(progress, "distill", len(run.parts("ranks"))):
-                splits = _splits(chosen, settings, summary) if settings.holdout else {"train": chosen}
+                splits: dict[str, Iterable[pl.DataFrame]] = {"train": chosen}
+                if settings.holdout:
+                    splits = _splits(chosen, settings, summary)
                 digest = _write(folder, selection, splits)
             if not summary.rows:
                 reasons = ", ".join(f"{count} {reason}" for reason, count in summary.without_row_reasons.items())

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 import rlt_data as rlt
 from rlt_data.formats import load_format
 from rlt_data.publish.push import push
+from rlt_data.run import read_dataset
 from rlt_data.settings import PushSettings
 from rlt_data.storage.run import RunFolder
 from tests.conftest import write_jsonl
@@ -150,7 +151,7 @@ def test_the_card_says_whether_trl_reads_the_rows(
     assert ("which TRL's `SFTTrainer` reads." in text) == reads != ("use the rows of" in text)
     trl = pytest.importorskip("trl", reason="needs the extra train")
     config = trl.SFTConfig(output_dir=str(tmp_path / "out"), use_cpu=True, bf16=False, report_to="none")
-    rows = rlt.run.read_dataset(data)
+    rows = read_dataset(data)
     [*_, row] = trl.SFTTrainer(model=str(tiny()), args=config, train_dataset=rows).train_dataset
     tokenizer = AutoTokenizer.from_pretrained(tiny())
     trained = tokenizer.decode(row["input_ids"])
