@@ -241,6 +241,9 @@ def test_many_buckets_share_one_configuration_with_a_column(hub: HubServer, tmp_
     assert summary.rows == {"default": 35, "buckets": 34, "traces": 35}  # a trace without a value is in no bucket
     assert [row["bucket"] for row in loaded(hub, tmp_path, "buckets")["buckets"]] == sorted([*range(1, 18)] * 2)
     assert "Columns of `default` and of `buckets`, which also has `bucket`:" in summary.card
+    ranked(run, buckets=2)
+    distilled(run)
+    assert pushed(run).rows == {"default": 35, "bucket_1": 17, "bucket_2": 17, "traces": 35}
 
 
 def test_every_stage_has_a_branch_with_its_tables_whole(hub: HubServer, run: RunFolder, tmp_path: Path) -> None:
