@@ -134,6 +134,7 @@ def print_dataset(_: Settings, summary: DistillSummary) -> None:
     )
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary.without_row_reasons.items())
     notes = {
+        f"rows are held out as the split test, from {summary.held_out_questions} of the questions": summary.held_out,
         f"questions without a row ({reasons})": summary.without_row,
         "selected traces dropped because they are not well-formed": summary.malformed,
         "traces dropped because they are too long": summary.too_long,

@@ -135,7 +135,7 @@ def distill(*settings: Any, progress: bool | Progress = False, **keywords: Any) 
     """Choose traces and write them as a data set in the student's format.
 
     Returns:
-        The data set, which is also in ``out``.
+        The rows to train on, which are also in ``out``, and there with those of ``holdout``.
     """
     return read_dataset(call_step("distill", settings, keywords, progress).out)
 

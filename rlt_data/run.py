@@ -107,7 +107,7 @@ class Run:
         """Choose traces and write them as a data set in the student's format.
 
         Returns:
-            The data set; ``run.summary.out`` is its folder.
+            The rows to train on; ``run.summary.out`` is the folder, which also has those of ``holdout``.
         """
         self.summary = self._call("distill", settings, progress)
         return read_dataset(self.summary.out)
@@ -143,13 +143,13 @@ class Run:
 
 
 def read_dataset(folder: StoragePath) -> datasets.Dataset:
-    """Return a data set that ``distill`` wrote, on a disk or in a store."""
+    """Return the split ``train`` of a data set that ``distill`` wrote, on a disk or in a store."""
     import datasets
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     data = open_folder(folder / "data")
-    files = sorted(data.list_files(""))
+    files = sorted(name for name in data.list_files("") if name.startswith("train-"))
     return datasets.Dataset(pa.concat_tables(pq.read_table(io.BytesIO(data.read(file))) for file in files))
 
 

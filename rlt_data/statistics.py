@@ -34,38 +34,6 @@ FLAGS = ("closed", "truncated", "empty", "holds_tag", "control_token", "well_for
 #: Columns of the table ``ranks`` that statistics use.
 OF_RANKS = ("rank", "bucket", "value", "flaw")
 
-#: What each column means, in one line, for the report page and the cards.
-MEANINGS = {
-    "reward": "how much the explanation helps the student: r_ss - lambda * r_kl + penalty; higher is better",
-    "reward_without_entropy": "the reward with -log p(student) in place of each KL value, so that no teacher is "
-    "needed; higher is better",
-    "r_ss": "how well the student predicts the solution after reading the explanation: solution_logprob_mean + alpha * "
-    "solution_logprob_min; closer to 0 is better",
-    "r_kl": "how surprising the explanation is to the student, compared with the teacher, which knows the solution: "
-    "kl_mean + alpha * kl_max; lower is better",
-    "penalty": "added to the reward if the closing tag is missing (by default -1), else 0",
-    "solution_logprob_mean": "mean log-prob of the solution's tokens under the student",
-    "solution_logprob_min": "lowest log-prob of a token of the solution under the student",
-    "kl_mean": "mean KL between teacher and student over the tokens of the explanation",
-    "kl_max": "largest KL between teacher and student at a token of the explanation",
-    "thought_tokens": "length of the explanation in tokens of the student",
-    "solution_tokens": "length of the solution in tokens of the student",
-    "completion_tokens": "number of tokens that the teacher sampled",
-    "finish_reason": "why the trace ended: stop (closing tag), eos (no closing tag), length (token limit); null if "
-    "unknown",
-    "closed": "whether the explanation ends with its closing tag",
-    "truncated": "whether the trace hit the token limit",
-    "empty": "whether the explanation has no text",
-    "control_token": "whether question, solution or explanation contain a control token of the student",
-    "holds_tag": "whether a tag of the format occurs inside the explanation",
-    "well_formed": "whether the trace is closed, not truncated, not empty, and has no tag inside",
-    "rank": "place of the trace among the traces of its question, by value; 1 is the best",
-    "bucket": "group of traces over all questions: those of one rank or, with rank --buckets, of one quantile of the "
-    "values; 1 is the best",
-    "value": "the number that traces are ranked by, by default the reward",
-    "flaw": "why the trace is not well-formed: empty, holds tag, control token, truncated or unclosed; null if it is",
-}
-
 
 @dataclass(frozen=True)
 class Stats:

@@ -5,7 +5,7 @@ layouts into rows, ``check`` validates a complete input without a model, and ``i
 """
 
 from rlt_data.inputs.check import CheckReport, check
-from rlt_data.inputs.ingest import ingest
+from rlt_data.inputs.ingest import ingest, recorded_inputs
 from rlt_data.inputs.rows import Row
 
-__all__ = ["CheckReport", "Row", "check", "ingest"]
+__all__ = ["CheckReport", "Row", "check", "ingest", "recorded_inputs"]

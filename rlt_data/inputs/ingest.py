@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ import pyarrow as pa
 from rlt_data.formats.control import ControlTokens
 from rlt_data.formats.schema import Format
 from rlt_data.inputs.check import CheckReport, ReaderOf, examined_rows
-from rlt_data.inputs.files import digest_of, find_sources
+from rlt_data.inputs.files import Sources, digest_of, find_sources
 from rlt_data.inputs.rows import Row
 from rlt_data.inputs.thoughts import UnclosedThoughtError, split_thought
 from rlt_data.plugins import PRESETS
@@ -88,7 +89,33 @@ def ingest(
         "duplicates": report.duplicates,
         "preset": report.preset,
     }
-    run.record("input", {**made_from, **counts})
+    run.record("input", {**made_from, **counts, "inputs": _with_inputs(before, settings, sources)})
+
+
+def recorded_inputs(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the inputs that a run was made from, given its run.json entry ``input``.
+
+    Returns:
+        For each input its ``name`` (a Hub id, or the name of a file or folder) and ``on_hub``, which is None if it was
+        not recorded; for an input from the Hub also ``subset``, ``split`` and ``revision``. Empty if none is recorded.
+    """
+    if "inputs" in entry:
+        return list(entry["inputs"])
+    name = entry.get("settings", {}).get("in")
+    return [{"name": name, "on_hub": None}] if name else []
+
+
+def _with_inputs(before: Mapping[str, Any], settings: InputSettings, sources: Sources) -> list[dict[str, Any]]:
+    """Return the inputs of a run, the new ones included."""
+    inputs = recorded_inputs(before)
+    for source in sources.sources:
+        on_hub = source.kind == "hub"
+        new: dict[str, Any] = {"name": source.name if on_hub else Path(source.name).resolve().name, "on_hub": on_hub}
+        if on_hub:
+            new |= {key: getattr(settings, key) for key in ("subset", "split", "revision")}
+        if new not in inputs:
+            inputs.append(new)
+    return inputs
 
 
 def question_id(question: str, solution: str, system: str | None = None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -32,7 +32,10 @@ CITATION = """\
 #: Metadata keys that keep their existing value.
 _KEPT_KEYS = {"library_name", "pipeline_tag"}
 #: Metadata keys whose lists are extended.
-_EXTENDED_KEYS = ("tags", "task_categories")
+_EXTENDED_KEYS = ("tags", "task_categories", "source_datasets")
+
+#: Argument that marks the evaluation results of a push among those in ``model-index``.
+RESULT_MARK = {"made_by": "rlt-data evaluate"}
 
 _METADATA = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 
@@ -145,9 +148,9 @@ def versions_line(versions: Mapping[str, str]) -> str:
     return f"Versions: {names}." if names else ""
 
 
-def data_files(config: str) -> list[dict[str, str]]:
+def data_files(config: str, splits: Iterable[str]) -> list[dict[str, str]]:
     """Return the ``data_files`` entry of a configuration that a push writes."""
-    return [{"split": "train", "path": f"data/{config}/train-*.parquet"}]
+    return [{"split": split, "path": f"data/{config}/{split}-*.parquet"} for split in splits]
 
 
 def _merged(existing: dict[str, Any], generated: dict[str, Any]) -> dict[str, Any]:
@@ -156,6 +159,10 @@ def _merged(existing: dict[str, Any], generated: dict[str, Any]) -> dict[str, An
     for key in _EXTENDED_KEYS:
         if key in generated:
             merged[key] = list(dict.fromkeys([*_as_list(existing.get(key)), *generated[key]]))
+    if results := _merged_results(existing.get("model-index"), generated.get("model-index")):
+        merged["model-index"] = results
+    else:
+        merged.pop("model-index", None)
     if "configs" in generated:
         replaced = {entry["config_name"] for entry in generated["configs"]}
         replaced |= _names_of_pushed(_as_list(existing.get("configs")))
@@ -165,9 +172,39 @@ def _merged(existing: dict[str, Any], generated: dict[str, Any]) -> dict[str, An
     return merged
 
 
+def _merged_results(existing: Any, generated: Any) -> Any:
+    """Merge evaluation results: those of an earlier push are replaced, and other people's are kept."""
+    entries = [entry for entry in _as_list(existing) if isinstance(entry, dict)]
+    kept = [
+        entry | {"results": [result for old in _as_list(entry.get("results")) if (result := _without_pushed(old))]}
+        for entry in entries
+    ]
+    kept = [entry for entry in kept if entry["results"]]
+    if not generated or not kept:
+        return generated or kept
+    return [kept[0] | {"results": [*kept[0]["results"], *generated[0]["results"]]}, *kept[1:]]
+
+
+def _without_pushed(result: Any) -> Any:
+    """Return an evaluation result without the metrics of an earlier push; None if no metric is left."""
+    metrics = _as_list(result.get("metrics")) if isinstance(result, dict) else []
+    kept = [metric for metric in metrics if not _is_pushed(metric)]
+    return result if len(kept) == len(metrics) else result | {"metrics": kept} if kept else None
+
+
+def _is_pushed(metric: Any) -> bool:
+    args = metric.get("args") if isinstance(metric, dict) else None
+    return isinstance(args, dict) and args.items() >= RESULT_MARK.items()
+
+
 def _names_of_pushed(configs: list[Any]) -> set[str]:
     """Return the names of the configurations that an earlier push wrote."""
-    return {_config_name(entry) for entry in configs if entry.get("data_files") == data_files(_config_name(entry))}
+    return {
+        name
+        for entry in configs
+        for name in [_config_name(entry)]
+        if entry.get("data_files") in (data_files(name, ["train"]), data_files(name, ["train", "test"]))
+    }
 
 
 def _config_name(entry: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundE
 from huggingface_hub.hf_api import RepoFile
 
 from rlt_data.errors import HubError, RltDataError
-from rlt_data.publish.hub_errors import card_errors, to_user_error, why_unreachable, with_retries
+from rlt_data.publish.hub_errors import card_errors, to_user_error, why_no_comparison, with_retries
 
 Change = TypeVar("Change", bound=CommitOperationAdd | CommitOperationDelete)
 Kind = Literal["dataset", "model"]
@@ -118,11 +118,11 @@ class Repository:
         return type(self)(self.name, self.kind, revision)
 
     def why_unreachable(self) -> str | None:
-        """Ask the Hub once, for a few seconds, and return why no answer came; None if one came."""
+        """Ask the Hub once, for a few seconds, and return why it gave no usable answer; None if it did."""
         try:
             self._api.repo_info(self.name, repo_type=self.kind, timeout=_DRY_RUN_TIMEOUT)
         except Exception as error:
-            return why_unreachable(error)
+            return why_no_comparison(error)
         return None
 
     def create(self, *, private: bool, empty: bool = False) -> None:

@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
+    RepositoryNotFoundError,
 )
 
 from rlt_data.engines.retries import RETRIED, pause, retry_after
@@ -86,6 +87,18 @@ def why_unreachable(error: Exception) -> str | None:
     if isinstance(cause, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set"
     return f"the Hub cannot be reached ({type(cause).__name__})" if _is_connection_error(cause) else None
+
+
+def why_no_comparison(error: Exception) -> str | None:
+    """Return why a dry run cannot compare its files with the Hub; None if the Hub knows about the repository.
+
+    An answer with another status than those for repositories comes from a proxy, or from a Hub that is out of order.
+    """
+    cause = _root_cause(error)
+    if isinstance(cause, HfHubHTTPError) and not isinstance(cause, RepositoryNotFoundError):
+        status = cause.response.status_code
+        return None if status in (401, 403) else f"the Hub answered {status}"
+    return why_unreachable(error)
 
 
 def to_user_error(error: Exception, name: str, revision: str) -> RltDataError | None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from rlt_data.statistics import figure
 
+#: Characters of a text in an excerpt.
+MAX_EXCERPT_CHARS = 4000
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#|~&$!])")
 
 
@@ -32,6 +34,21 @@ def fenced(text: str, language: str) -> str:
     """Return a code block whose fence is longer than any run of backticks in the text."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{_visible(text)}\n{fence}"
+
+
+def cut(text: str) -> str:
+    """Return a text of at most :data:`MAX_EXCERPT_CHARS` characters; `` […]`` shows that it continues."""
+    return text if len(text) <= MAX_EXCERPT_CHARS else text[:MAX_EXCERPT_CHARS] + " […]"
+
+
+def excerpt(text: str) -> str:
+    """Return the beginning of a text as a code block."""
+    return fenced(cut(text), "text")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as a list in a sentence: ``a, b and c``."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from huggingface_hub import ModelCardData
+
 from rlt_data.publish.card import CITATION, Licence, command_line, licence_text, versions_line
+from rlt_data.publish.evaluations import EvaluatedModel, evaluation_results, evaluations_table
 from rlt_data.publish.markdown import code, fenced, images, inline, joined, paragraphs, table
 from rlt_data.publish.models import TrainedModel
 
@@ -31,10 +34,12 @@ _TEACHER_LIMIT = "It needs the known solution in its prompt: it explains solutio
 _LIMITS = {
     "teacher": f"{_TEACHER_LIMIT} Its explanations can be wrong: the reward checks neither steps nor answers.",
     "warmed-up-teacher": f"{_TEACHER_LIMIT} Its explanations can be wrong.",
-    "solver": "Its answers can be wrong. The results above come from its training, not from a benchmark.",
-    "student": "Its answers can be wrong. The results above come from its training, not from a benchmark.",
-    "fine-tuned": "Its texts can be wrong. The results above come from its training, not from a benchmark.",
+    "solver": "Its answers can be wrong.",
+    "student": "Its answers can be wrong.",
+    "fine-tuned": "Its texts can be wrong.",
 }
+_TRAINING_RESULTS = "The results above come from its training, not from a benchmark."
+_BENCHMARKS = "rlt-data did not compare the benchmarks with the training data (no decontamination)."
 _INPUTS = {
     "model": "base model",
     "student": "student that gives the reward",
@@ -72,6 +77,8 @@ class ModelFacts:
         title: the title of the model.
         model: the model and its training.
         licence: the licence that the publisher declares.
+        language: the languages that the publisher declares.
+        evaluations: evaluations of the model.
         images: paths of the plots in the repository.
     """
 
@@ -79,22 +86,27 @@ class ModelFacts:
     title: str
     model: TrainedModel
     licence: Licence = None
+    language: Sequence[str] = ()
+    evaluations: Sequence[EvaluatedModel] = ()
     images: Sequence[str] = ()
 
 
 def model_metadata(facts: ModelFacts) -> dict[str, Any]:
     """Return the metadata of a model's card."""
     model = facts.model
-    data = {
-        "model_name": facts.title,
-        "library_name": "peft" if model.is_adapter else "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": [*_TAGS, model.kind],
-        "base_model": model.base,
-        "datasets": list(model.data),
-        "license": facts.licence,
-    }
-    return {key: value for key, value in data.items() if value}
+    data = ModelCardData(
+        model_name=facts.title,
+        language=list(facts.language) or None,
+        license=facts.licence,  # type: ignore[arg-type] # a list if the existing card has one
+        library_name="peft" if model.is_adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=[*_TAGS, model.kind],
+        base_model=model.base,
+        datasets=list(model.data) or None,
+        eval_results=evaluation_results(facts.evaluations) or None,
+    )
+    # With results, the library writes the name into model-index alone.
+    return {"model_name": facts.title, **data.to_dict()}  # type: ignore[no-untyped-call]
 
 
 def model_text(facts: ModelFacts) -> str:
@@ -105,11 +117,19 @@ def model_text(facts: ModelFacts) -> str:
             "How to use it": _use(facts),
             "How it was trained": _training(facts.model),
             "Results": paragraphs(_results(facts.model), images(facts.images)),
-            "Limits": _LIMITS[facts.model.kind],
+            "Evaluation": evaluations_table(facts.evaluations),
+            "Limits": _limits(facts),
             "Licence": licence_text(facts.licence, "The base model and the training data have separate licences."),
             "Citation": fenced(CITATION, "bibtex"),
         }
     )
+
+
+def _limits(facts: ModelFacts) -> str:
+    kind = facts.model.kind
+    if facts.evaluations:
+        return f"{_LIMITS[kind]} {_BENCHMARKS}"
+    return _LIMITS[kind] if kind.endswith("teacher") else f"{_LIMITS[kind]} {_TRAINING_RESULTS}"
 
 
 def _use(facts: ModelFacts) -> str:

@@ -25,7 +25,9 @@ import polars as pl
 from rlt_data.errors import HubError, RunFolderError, SettingsError
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.publish.card import Licence, read_card
-from rlt_data.publish.dataset_card import DatasetFacts, best_and_worst, dataset_metadata, dataset_text, stage_text
+from rlt_data.publish.dataset_card import dataset_metadata, dataset_text, stage_text
+from rlt_data.publish.evaluations import read_evaluations
+from rlt_data.publish.facts import DatasetFacts, best_and_worst
 from rlt_data.publish.hub import CARD, MANIFEST, Kind, Plan, Repository, UnreachableRepository
 from rlt_data.publish.model_card import ModelFacts, model_metadata, model_text
 from rlt_data.publish.models import read_model, training_folder, write_model
@@ -109,8 +111,8 @@ def push(settings: PushSettings, progress: Progress = SILENT) -> PushSummary:
     began = time.monotonic()
     folder = open_folder(settings.input)
     kind = _kind(folder)
-    if kind != "model" and (settings.base_model or settings.trained_on):
-        raise SettingsError("--base-model and --trained-on: require a trained model as input")
+    if kind != "model" and (settings.base_model or settings.trained_on or settings.evaluation):
+        raise SettingsError("--base-model, --trained-on and --evaluation: require a trained model as input")
     if kind != "run" and settings.branch_per_stage:
         raise SettingsError("--branch-per-stage: requires a run as input, because only a run has the tables of stages")
     if settings.branch_per_stage and settings.revision in STAGES:
@@ -126,6 +128,8 @@ def push(settings: PushSettings, progress: Progress = SILENT) -> PushSummary:
             summary = _push_distilled(settings, folder, repository, root, progress)
         else:
             summary = _push_run(settings, RunFolder.existing(folder.path), repository, root, progress)
+    if kind != "model" and not read_card(settings.repo_id, summary.card.encode()).metadata.get("language"):
+        logger.warning("the card names no language; add it with --language, for example --language en")
     summary.seconds = time.monotonic() - began
     return summary
 
@@ -244,7 +248,9 @@ def _data_set(
     images: tuple[str, ...] = (),
 ) -> _Content:
     def describe(title: str, licence: Licence) -> tuple[dict[str, Any], str]:
-        facts = DatasetFacts(settings.repo_id, title, configs, provenance, figures, licence, samples or {}, images)
+        facts = DatasetFacts(
+            settings.repo_id, title, configs, provenance, figures, licence, settings.language, samples or {}, images
+        )
         return dataset_metadata(facts), dataset_text(facts)
 
     rows = {"rows": figures.rows} if figures else {}
@@ -269,7 +275,7 @@ def _stage(
         return None
 
     def describe(title: str, licence: Licence) -> tuple[dict[str, Any], str]:
-        facts = DatasetFacts(settings.repo_id, title, configs, provenance, figures, licence)
+        facts = DatasetFacts(settings.repo_id, title, configs, provenance, figures, licence, settings.language)
         return dataset_metadata(facts), stage_text(facts, stage, settings.revision)
 
     return _Content(_files_in(root), describe, {"stage": stage}, configs)
@@ -287,7 +293,7 @@ def _distill_json(folder: Folder) -> dict[str, Any]:
         if not isinstance(provenance, dict) or not {"settings", "format", "counts", "steps"} <= provenance.keys():
             raise RunFolderError(f"{file}: was not written by rlt-data distill")
         recorded = {name: digest for name, digest in provenance.pop("files", {}).items() if name != "README.md"}
-        present = {name for name in folder.list_files("") if name.startswith("data/") or name == "train.jsonl"}
+        present = {name for name in folder.list_files("") if name.startswith("data/") or name.endswith(".jsonl")}
         wrong = recorded.keys() ^ present if recorded else set()
         if folder.local_path and not wrong:
             wrong = {name for name, digest in recorded.items() if checksum(folder.local_path / name) != digest}
@@ -324,6 +330,7 @@ def _push_model(
 
     assert folder.local_path
     model = read_model(folder.local_path, settings.base_model, settings.trained_on)
+    evaluations = read_evaluations(settings.evaluation, model)
     with disk_errors(root):
         files = write_model(model, root)
         image = training_image(model.entries)
@@ -331,7 +338,7 @@ def _push_model(
     files |= {path: root / path for path in images}
 
     def describe(title: str, licence: Licence) -> tuple[dict[str, Any], str]:
-        facts = ModelFacts(settings.repo_id, title, model, licence, images)
+        facts = ModelFacts(settings.repo_id, title, model, licence, settings.language, evaluations, images)
         return model_metadata(facts), model_text(facts)
 
     return _send(settings, repository, _Content(files, describe), root, progress)
@@ -372,7 +379,7 @@ def _send(
     plan = repository.plan(content.files, head)
     summary = PushSummary(settings.repo_id, repository.revision, plan, card, head=head)
     summary.sizes = {path: file.stat().st_size for path, file in content.files.items()}
-    summary.rows = {config.name: sum(config.rows.values()) for config in content.configs}
+    summary.rows = {config.name: config.row_count for config in content.configs}
     if settings.dry_run:
         return summary
     # The answer to an earlier push may have been lost. The Hub refuses a second commit, but not a second pull request.

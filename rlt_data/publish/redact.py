@@ -11,7 +11,7 @@ _URL = re.compile(r"[A-Za-z][\w+.-]*://")
 
 
 def redact_paths(content: Any) -> Any:
-    """Return JSON content with paths reduced to names and server URLs set to null; formats are unchanged."""
+    """Return JSON content with paths reduced to names and server URLs set to null; prompts are unchanged."""
     if isinstance(content, dict):
         return {key: _redact_value(str(key), value) for key, value in content.items()}
     if isinstance(content, list):
@@ -20,7 +20,7 @@ def redact_paths(content: Any) -> Any:
 
 
 def _redact_value(key: str, value: Any) -> Any:
-    if key == "format" and isinstance(value, dict):
+    if (key == "format" and isinstance(value, dict)) or key == "example_prompt":
         return value
     return None if key == "url" or key.endswith("_url") else redact_paths(value)
 

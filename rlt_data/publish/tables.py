@@ -2,7 +2,7 @@
 
 default          the distilled rows
 rank_01, ...     the well-formed traces of one rank, with the columns of ``default``; bucket_1, ... if buckets are
-                 quantiles
+                 quantiles; one configuration ``ranks`` or ``buckets`` if there are many
 traces           all traces, with their questions, scores and ranks
 
 ``--branch-per-stage`` also publishes the complete tables of each step on a branch: questions and traces, scores, ranks.
@@ -17,6 +17,7 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rlt_data.errors import RunFolderError
@@ -34,6 +35,9 @@ from rlt_data.storage.schemas import SCHEMAS
 #: Tables by the step that writes them.
 STAGES = {step.name: step.writes for step in DATA_STEPS if step.writes}
 
+#: More ranks or buckets than this share one configuration, because each adds a list of all columns to the card.
+MAX_RANK_CONFIGS = 16
+
 _ROWS_AT_A_TIME = 256
 
 
@@ -46,14 +50,27 @@ class Config:
         folder: the local folder of its files.
         schema: its columns.
         rows: row counts by file name, in the order of the rows.
-        size: bytes of the rows in memory.
+        sizes: bytes of the rows in memory, by split.
     """
 
     name: str
     folder: Path
     schema: pa.Schema
     rows: dict[str, int] = field(default_factory=dict)
-    size: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def row_count(self) -> int:
+        """Rows of all splits."""
+        return sum(self.rows.values())
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Row counts by split."""
+        return {
+            split: sum(count for name, count in self.rows.items() if name.startswith(f"{split}-"))
+            for split in self.sizes
+        }
 
 
 class ConfigWriter:
@@ -66,7 +83,7 @@ class ConfigWriter:
     """
 
     def __init__(self, root: Path, name: str, schema: pa.Schema) -> None:
-        self.config = Config(name, root / "data" / name, schema)
+        self.config = Config(name, root / "data" / name, schema, sizes={"train": 0})
         self.config.folder.mkdir(parents=True)
         self._shards = Shards(self.config.folder, schema)
         self._buffer: list[dict[str, Any]] = []
@@ -80,14 +97,14 @@ class ConfigWriter:
     def write(self, table: pa.Table) -> None:
         """Write a table immediately."""
         self._shards.write(table)
-        self.config.size += table.nbytes
+        self.config.sizes["train"] += table.nbytes
 
     def close(self) -> Config:
         """Finish the files, and rename them to include the number of files."""
         self._flush()
         self._shards.close()
         for number, length in enumerate(self._shards.rows):
-            name = _file_name(number, len(self._shards.rows))
+            name = _file_name("train", number, len(self._shards.rows))
             (self.config.folder / f"train-{number:05d}.parquet").rename(self.config.folder / name)
             self.config.rows[name] = length
         return self.config
@@ -98,8 +115,8 @@ class ConfigWriter:
             self.write(pa.Table.from_pylist(rows, schema=self.config.schema))
 
 
-def _file_name(number: int, files: int) -> str:
-    return f"train-{number:05d}-of-{files:05d}.parquet"
+def _file_name(split: str, number: int, files: int) -> str:
+    return f"{split}-{number:05d}-of-{files:05d}.parquet"
 
 
 def write_configs(
@@ -133,10 +150,13 @@ def write_default(distilled: StoragePath, root: Path) -> Config:
     if not names:
         raise RunFolderError(f"{distilled}: has no rows (data/*.parquet); run rlt-data distill again")
     (root / "distilled").mkdir()
-    files = [root / "distilled" / name for name in names]
-    for file in files:
-        source.fetch(file.name, file)
-    return _adopt("default", files, root, distilled / "data")
+    splits: dict[str, list[Path]] = {}
+    for split in ("train", "test"):
+        files = [root / "distilled" / name for name in names if name.startswith(f"{split}-")]
+        for file in files:
+            source.fetch(file.name, file)
+        splits |= {split: files} if files else {}
+    return _adopt("default", splits, root, distilled / "data")
 
 
 def write_stage(run: RunFolder, stage: str, root: Path, progress: Progress) -> list[Config]:
@@ -156,16 +176,16 @@ def write_stage(run: RunFolder, stage: str, root: Path, progress: Progress) -> l
             run.export_part(table, part, file)
             progress.advance()
         if files:
-            configs.append(_adopt(table, [*files.values()], root, run.path / table))
+            configs.append(_adopt(table, {"train": [*files.values()]}, root, run.path / table))
     return configs
 
 
-def _adopt(name: str, files: list[Path], root: Path, source: StoragePath) -> Config:
+def _adopt(name: str, splits: Mapping[str, list[Path]], root: Path, source: StoragePath) -> Config:
     """Make a configuration from existing Parquet files, which are moved.
 
     Args:
         name: the name of the configuration.
-        files: local copies of the files.
+        splits: local copies of the files of each split.
         root: the folder of the data set.
         source: the folder that the files were copied from, for error messages.
 
@@ -173,34 +193,46 @@ def _adopt(name: str, files: list[Path], root: Path, source: StoragePath) -> Con
         RunFolderError: a file is damaged.
     """
     with table_errors(source):
-        config = Config(name, root / "data" / name, pq.read_schema(files[0]))
+        first = next(file for files in splits.values() for file in files)
+        config = Config(name, root / "data" / name, pq.read_schema(first))
         config.folder.mkdir(parents=True)
-        for number, file in enumerate(files):
-            target = config.folder / _file_name(number, len(files))
-            file.rename(target)
-            with pq.ParquetFile(target) as opened:
-                metadata = opened.metadata
+        for split, files in splits.items():
+            config.sizes[split] = 0
+            for number, file in enumerate(files):
+                target = config.folder / _file_name(split, number, len(files))
+                file.rename(target)
+                with pq.ParquetFile(target) as opened:
+                    metadata = opened.metadata
+                    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
                 config.rows[target.name] = metadata.num_rows
-                config.size += sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+                config.sizes[split] += sum(group.total_byte_size for group in groups)
     return config
 
 
 def _write_by_rank(run: RunFolder, provenance: Mapping[str, Any], root: Path, progress: Progress) -> Iterator[Config]:
-    """Write one configuration per rank, or per bucket if buckets are quantiles."""
+    """Write one configuration per rank, or per bucket if buckets are quantiles; a single one if there are many."""
     format = recorded_format(run, "score")
     if format is None or not run.parts("ranks"):
         raise RunFolderError(f"{run.path}: has no ranks; run rlt-data rank first")
     by_rank = run.step("rank").get("settings", {}).get("buckets", "ranks") == "ranks"
+    column = "rank" if by_rank else "bucket"
+    numbers = [run.read("ranks", part, [column]).column(0) for part in run.parts("ranks")]
+    is_one_config = max((pc.max(chunk).as_py() or 0 for chunk in numbers), default=0) > MAX_RANK_CONFIGS
     settings = DistillSettings(input=str(run.path), select="all", shape=provenance["settings"]["shape"])
     selection = Selection(run, settings, format, DistillSummary(run.path))
+    schema = selection.schema
+    if is_one_config and not by_rank:
+        schema = schema.append(pa.field("bucket", pa.int32()))
     writers: dict[int, ConfigWriter] = {}
     for frame in selection.chosen(progress):
         for row in selection.rows(frame):
-            number = row["rank" if by_rank else "bucket"]
+            if row[column] is None:
+                continue  # a trace without a value is in no quantile
+            number = 0 if is_one_config else row[column]
             if number not in writers:
-                name = f"rank_{number:02d}" if by_rank else f"bucket_{number}"
-                writers[number] = ConfigWriter(root, name, selection.schema)
-            writers[number].append(selection.shaped(row))
+                single = f"rank_{number:02d}" if by_rank else f"bucket_{number}"
+                writers[number] = ConfigWriter(root, f"{column}s" if is_one_config else single, schema)
+            writers[number].append({column: row[column]} | selection.shaped(row))
     for _, writer in sorted(writers.items()):
         yield writer.close()
 

@@ -18,7 +18,7 @@ from typing import Any
 from rlt_data.progress import Progress
 from rlt_data.reporting.collect import TOKENS, ListedTraces
 from rlt_data.reporting.overview import asset, rendered
-from rlt_data.statistics import MEANINGS
+from rlt_data.storage.columns import MEANINGS
 
 #: Traces per block.
 _TRACES_PER_BLOCK = 64

@@ -13,8 +13,9 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from rlt_data import plots
 from rlt_data.publish.redact import redact_paths
-from rlt_data.statistics import MEANINGS, Stats, figure, scored, stats
+from rlt_data.statistics import Stats, figure, scored, stats
 from rlt_data.steps.registry import STEPS
+from rlt_data.storage.columns import MEANINGS
 from rlt_data.storage.errorlog import failures
 from rlt_data.storage.run import RunFolder
 
@@ -54,7 +55,7 @@ def overview(runs: Mapping[str, RunFolder], note: str = "") -> str:
         "overview.html",
         note=note,
         glossary=_GLOSSARY,
-        meanings={**_CARD_MEANINGS, **MEANINGS},
+        meanings={**MEANINGS, **_CARD_MEANINGS},
         sources=[_source(name, run, frames[name]) for name, run in runs.items()],
         plots={name: plots.svg(draw, name, size) for name, (draw, size) in drawings.items()},
         comparison=_comparison(frames) if len(non_empty) > 1 else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, field_validator, model_validator
+from pydantic import AfterValidator, field_serializer, field_validator, model_validator
 
 from rlt_data.plugins import PRESETS, REWARDS, SHAPES
 from rlt_data.settings.base import (
@@ -31,6 +31,9 @@ from rlt_data.settings.base import (
 from rlt_data.settings.engines import ENGINE_HELP, EngineName, ModelSettings, TemplateSettings
 
 _HUB_ID = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
+
+#: A language, a region or script after it, or one of the two words that the Hub takes for other texts.
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
 
 
 class SourceSettings(Settings):
@@ -415,7 +418,14 @@ class DistillSettings(Settings):
     limit: int | None = field(
         None, None, "Maximum number of rows, from randomly drawn questions. Default: all.", affects="rows", ge=1
     )
-    seed: int = field(0, None, "Seed of --limit and of --select random.", affects="rows")
+    holdout: float | None = field(
+        None,
+        None,
+        "Hold out the rows of this many randomly drawn questions, or of a share of them below 1, as the split test.",
+        affects="rows",
+        gt=0,
+    )
+    seed: int = field(0, None, "Seed of --limit, --holdout and --select random.", affects="rows")
     max_tokens: int | None = field(
         None,
         None,
@@ -467,6 +477,17 @@ class DistillSettings(Settings):
         if self.shape != "preference" and self.rejected != "worst":
             raise ValueError("rejected: has no effect without --shape preference")
         return self
+
+    @field_validator("holdout")
+    @classmethod
+    def _number_or_share(cls, value: float | None) -> float | None:
+        if value and value >= 1 and not value.is_integer():
+            raise ValueError("must be a number of questions such as 200, or a share below 1 such as 0.05")
+        return value
+
+    @field_serializer("holdout")
+    def _whole_number(self, value: float | None) -> int | float | None:
+        return int(value) if value and value >= 1 else value
 
     @model_validator(mode="after")
     def _tokens_can_be_counted(self) -> DistillSettings:
@@ -582,6 +603,7 @@ class PushSettings(Settings):
         "branch_per_stage",
         "title",
         "license",
+        "language",
         "dry_run",
     )
 
@@ -616,13 +638,29 @@ class PushSettings(Settings):
         affects="output",
         pattern=r"^[a-z0-9][a-z0-9.-]*$",
     )
+    language: tuple[str, ...] = field(
+        (),
+        OUTPUT,
+        "Language of the texts as an ISO 639 code, such as en; repeatable. Default: the existing card's.",
+        affects="output",
+    )
     base_model: str | None = field(
         None, MODEL, "Hub id of the base model, for the card of a model. Default: the recorded one.", affects="output"
     )
     trained_on: tuple[str, ...] = field(
         (), MODEL, "Hub id of a training data set, for the card of a model; repeatable.", affects="output"
     )
+    evaluation: tuple[str, ...] = field(
+        (), MODEL, "Run of rlt-data evaluate with this model, for the card of a model; repeatable.", affects="output"
+    )
     dry_run: bool = field(False, OUTPUT, "Print files, card and changes without uploading.", affects="output")
+
+    @field_validator("language")
+    @classmethod
+    def _are_languages(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [code for code in value if not _LANGUAGE.fullmatch(code)]:
+            raise ValueError(f"{wrong[0]}: must be an ISO 639 code, such as en or pt-BR")
+        return value
 
     @field_validator("repo_id", "base_model", "trained_on")
     @classmethod

@@ -2,6 +2,7 @@
 
 DIR/data/train-00000-HASH.parquet ...   rows that datasets.load_dataset(DIR) reads
 DIR/train.jsonl                         the same rows
+DIR/data/test-..., DIR/test.jsonl       the rows of --holdout
 DIR/distill.json, DIR/README.md         settings, counts and checksums; data set card
 
 File names contain a hash of the rows because ``datasets`` caches by folder name and README patterns. Without the hash,
@@ -16,7 +17,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -46,8 +47,8 @@ logger = logging.getLogger(__name__)
 #: Rows whose texts are in memory at the same time.
 _ROWS_AT_A_TIME = 256
 #: Files and folders of a data set. A folder that contains anything else is never replaced.
-_CONTENT = {"data", "train.jsonl", "distill.json", "README.md"}
-_SHARD = re.compile(r"train-\d{5,}(-[0-9a-f]+)?\.parquet")
+_CONTENT = {"data", "train.jsonl", "test.jsonl", "distill.json", "README.md"}
+_SHARD = re.compile(r"(train|test)-\d{5,}(-[0-9a-f]+)?\.parquet")
 
 
 @dataclass
@@ -56,8 +57,10 @@ class DistillSummary:
 
     Attributes:
         out: folder of the data set.
-        rows: rows of the data set.
+        rows: rows of the data set, in both splits.
         questions: questions with at least one row.
+        held_out: rows of the split ``test``.
+        held_out_questions: questions of the split ``test``.
         malformed: selected traces left out because they are unclosed, empty, truncated or contain a tag.
         too_long: traces skipped because they exceed ``max_tokens``.
         fallbacks: questions whose best trace was too long and that got another trace.
@@ -74,6 +77,8 @@ class DistillSummary:
     out: StoragePath
     rows: int = 0
     questions: int = 0
+    held_out: int = 0
+    held_out_questions: int = 0
     malformed: int = 0
     too_long: int = 0
     fallbacks: int = 0
@@ -90,7 +95,7 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
     Raises:
         RunFolderError: the run has no ranks, traces without a score, or outdated ranks; or the folder of the data set
             contains other files.
-        SettingsError: the selection is empty.
+        SettingsError: the selection is empty, or ``holdout`` leaves no question for training.
         ModelError: the tokenizer's chat template would change the rows.
     """
     began = time.monotonic()
@@ -115,7 +120,10 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
         with new_folder(out) as folder:
             (folder / "data").mkdir()
             with task(progress, "distill", len(run.parts("ranks"))):
-                digest = _write(folder, selection, chosen)
+                splits: dict[str, Iterable[pl.DataFrame]] = {"train": chosen}
+                if settings.holdout:
+                    splits = _splits(chosen, settings, summary)
+                digest = _write(folder, selection, splits)
             if not summary.rows:
                 reasons = ", ".join(f"{count} {reason}" for reason, count in summary.without_row_reasons.items())
                 raise SettingsError(
@@ -300,10 +308,7 @@ def _limited(chosen: Iterator[pl.DataFrame], limit: int, seed: int) -> Iterator[
     """
     kept: pl.DataFrame | None = None
     for frame in chosen:
-        draws = {
-            key: hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=8).hexdigest()
-            for key in frame["question_id"].unique()
-        }
+        draws = {key: _draw(seed, key) for key in frame["question_id"].unique()}
         frame = frame.with_columns(pl.col("question_id").replace_strict(draws, return_dtype=pl.String).alias("draw"))
         kept = frame if kept is None else pl.concat([kept, frame])
         kept = kept.sort("draw", "rank").head(limit)
@@ -311,21 +316,52 @@ def _limited(chosen: Iterator[pl.DataFrame], limit: int, seed: int) -> Iterator[
         yield kept.drop("draw").sort("part", "position", "rank")
 
 
-def _write(folder: Path, selection: Selection, chosen: Iterator[pl.DataFrame]) -> str:
-    """Write the rows as Parquet files and one JSONL file, and return their hash."""
+def _splits(
+    chosen: Iterator[pl.DataFrame], settings: DistillSettings, summary: DistillSummary
+) -> dict[str, Iterable[pl.DataFrame]]:
+    """Divide the selected traces into the splits, by question, and count those of ``test``.
+
+    The questions of ``test`` are those with the smallest seeded hash, as with ``limit``.
+
+    Raises:
+        SettingsError: no question is left for the split ``train``.
+    """
+    frames = list(chosen)
+    questions = {key for frame in frames for key in frame["question_id"]}
+    holdout = settings.holdout or 0
+    number = int(holdout) if holdout >= 1 else max(1, round(holdout * len(questions)))
+    if questions and number >= len(questions):
+        raise SettingsError(
+            f"--holdout: {settings.holdout:g} leaves no question for training; the selection has {len(questions)}"
+        )
+    drawn = sorted(questions, key=lambda key: _draw(settings.seed, key))[:number]
+    is_test = pl.col("question_id").is_in(drawn)
+    test = [frame.filter(is_test) for frame in frames]
+    summary.held_out, summary.held_out_questions = sum(map(len, test)), len(drawn)
+    return {"train": [frame.filter(~is_test) for frame in frames], "test": test}
+
+
+def _draw(seed: int, question_id: str) -> str:
+    """Return a hash of a question that puts the questions in random order."""
+    return hashlib.blake2b(f"{seed}/{question_id}".encode(), digest_size=8).hexdigest()
+
+
+def _write(folder: Path, selection: Selection, splits: dict[str, Iterable[pl.DataFrame]]) -> str:
+    """Write the rows of each split as Parquet files and one JSONL file, and return the hash of all rows."""
     digest = hashlib.blake2b(digest_size=8)
-    with (
-        (folder / "train.jsonl").open("w", encoding="utf-8") as lines,
-        Shards(folder / "data", selection.schema) as files,
-    ):
-        for frame in chosen:
-            rows = selection.rows(frame)
-            while batch := [selection.shaped(row) for row in islice(rows, _ROWS_AT_A_TIME)]:
-                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in batch)
-                digest.update(text.encode())
-                lines.write(text)
-                files.write(pa.Table.from_pylist(batch, schema=selection.schema))
-            selection.count(frame)
+    for split, chosen in splits.items():
+        with (
+            (folder / f"{split}.jsonl").open("w", encoding="utf-8") as lines,
+            Shards(folder / "data", selection.schema, split) as files,
+        ):
+            for frame in chosen:
+                rows = selection.rows(frame)
+                while batch := [selection.shaped(row) for row in islice(rows, _ROWS_AT_A_TIME)]:
+                    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in batch)
+                    digest.update(text.encode())
+                    lines.write(text)
+                    files.write(pa.Table.from_pylist(batch, schema=selection.schema))
+                selection.count(frame)
     for file in (folder / "data").iterdir():
         file.rename(file.with_stem(f"{file.stem}-{digest.hexdigest()}"))
     return digest.hexdigest()
@@ -343,7 +379,7 @@ def _describe(
         "steps": {name: _public(step) for name, step in steps.items()},
         "made_from": {"ranks": run.digest("ranks")},
     }
-    (folder / "README.md").write_text(dataset_card(settings, summary.rows, digest), encoding="utf-8")
+    (folder / "README.md").write_text(dataset_card(settings, summary.rows, summary.held_out, digest), encoding="utf-8")
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     content["files"] = {file.relative_to(folder).as_posix(): checksum(file) for file in files}
     (folder / "distill.json").write_text(json_text(content), encoding="utf-8")

@@ -90,6 +90,17 @@ PROVENANCE = [
     pa.field("thought_tokens", pa.int64()),
 ]
 
+#: What the columns of the built-in layouts mean, in one line; :mod:`rlt_data.storage.columns` has the other columns.
+MEANINGS = {
+    "messages": "conversation to train on: system prompt, question, and the assistant's turn, which has the "
+    "explanation as its thought and then the solution",
+    "prompt": "chat turns before the assistant's: system prompt and question",
+    "completion": "the assistant's turn: the explanation as its thought, then the solution",
+    "conversations": "conversation to train on: question, and the assistant's turn, which has the explanation as its "
+    "thought and then the solution",
+    "system": "system prompt",
+}
+
 
 class ExportShape:
     """A column layout.
@@ -151,15 +162,17 @@ class ExportShape:
         return columns
 
 
-def dataset_card(settings: DistillSettings, rows: int, digest: str) -> str:
+def dataset_card(settings: DistillSettings, rows: int, held_out: int, digest: str) -> str:
     """Return the README.md that makes ``datasets`` read the files whose names have the hash of the rows."""
+    test = f"\n  - split: test\n    path: data/test-*-{digest}.parquet" if held_out else ""
+    counted = f"{rows} rows ({held_out} of them in the split test)" if held_out else f"{rows} rows"
     return f"""---
 configs:
 - config_name: default
   data_files:
   - split: train
-    path: data/train-*-{digest}.parquet
+    path: data/train-*-{digest}.parquet{test}
 ---
 
-{rows} rows, made by `rlt-data distill --select {settings.select} --shape {settings.shape}`; `distill.json` says how.
+{counted}, made by `rlt-data distill --select {settings.select} --shape {settings.shape}`; `distill.json` says how.
 """

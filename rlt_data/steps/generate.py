@@ -11,7 +11,7 @@ from rlt_data.formats import Format, Problem, Views, choose_format
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import GenerateSettings
-from rlt_data.steps.provenance import StepSummary, outcome, step_entry
+from rlt_data.steps.provenance import StepSummary, example_prompt, outcome, step_entry
 from rlt_data.steps.sampling import PendingSample, SamplingTask, sample_questions
 from rlt_data.storage.layout import default_run_path, run_log
 from rlt_data.storage.run import RunFolder, content_hash
@@ -38,9 +38,9 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
         run.refuse_other_settings("generate", entry)
         ingest(run, settings.as_input(), format, [model.control], traces=False)
         model.load(run.logs)
-        run.record("generate", entry)
+        task = _task(settings, model, views, content_hash(depends_on))
+        run.record("generate", entry | example_prompt(run, task.prompt))
         with run_log(run):
-            task = _task(settings, model, views, content_hash(depends_on))
             summary = sample_questions(run, model, task, progress)
             logger.info("generate: %d new traces, %d in all, %d failed", summary.new, summary.rows, summary.failed)
         run.record("generate", outcome(run, "generate", summary))

@@ -33,6 +33,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rlt_data.errors import RunFolderError, SettingsError
+from rlt_data.inputs import recorded_inputs
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import MergeSettings
 from rlt_data.steps.provenance import versions
@@ -149,7 +150,11 @@ def _common_entries(runs: list[RunFolder]) -> dict[str, dict[str, Any]]:
                     f"{first.path} and {run.path} have different {step} settings ({differences}); merge only runs of "
                     "the same settings"
                 )
-    return {step: entry for step, (_, entry) in entries.items()}
+    common = {step: entry for step, (_, entry) in entries.items()}
+    inputs = [origin for run in runs for origin in recorded_inputs(run.step("input"))]
+    if distinct := [origin for place, origin in enumerate(inputs) if origin not in inputs[:place]]:
+        common["input"] = common["input"] | {"inputs": distinct}
+    return common
 
 
 def _has_rows_or_failures(run: RunFolder, step: str) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import platform
 import re
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from rlt_data.errors import ModelError
 from rlt_data.formats import Format
 from rlt_data.settings import Settings, parse_settings
 from rlt_data.storage.errorlog import failures
@@ -59,6 +62,20 @@ def step_entry(
         "templates": {role: asdict(model.template.facts) for role, model in models.items()},
         "versions": versions(),
     }
+
+
+def example_prompt(run: RunFolder, prompt: Callable[[dict[str, Any]], str]) -> dict[str, str]:
+    """Return a rendered prompt for a step's run.json entry; empty if it cannot be rendered.
+
+    Args:
+        run: the run.
+        prompt: renders the prompt of a row of the questions table. It gets the shortest of the first part.
+    """
+    for part in run.parts("questions")[:1]:
+        questions = run.read("questions", part).to_pylist()
+        with suppress(ModelError):
+            return {"example_prompt": prompt(min(questions, key=lambda row: len(row["question"] + row["solution"])))}
+    return {}
 
 
 def outcome(run: RunFolder, step: str, summary: StepSummary) -> dict[str, Any]:

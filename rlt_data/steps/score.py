@@ -47,7 +47,7 @@ from rlt_data.scoring import (
 from rlt_data.scoring.reward import NO_SOLUTION_TOKEN, Floats
 from rlt_data.settings import InputSettings, RewardSettings, ScoreSettings
 from rlt_data.settings.base import is_url
-from rlt_data.steps.provenance import StepSummary, outcome, recorded_format, step_entry
+from rlt_data.steps.provenance import StepSummary, example_prompt, outcome, recorded_format, step_entry
 from rlt_data.steps.resumable import FinishedRow, ResumableTable
 from rlt_data.steps.teacher_source import NameSetting, TeacherSource, flag, refuse_conflicting_options
 from rlt_data.storage.layout import default_run_path, run_log
@@ -95,11 +95,10 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         share = 0.5 if teacher and teacher is not student else 1.0  # two models share the GPU's memory
         for model in models.values():
             model.load(run.logs, memory_share=share)
-        run.record("score", entry)
+        run.record("score", entry | example_prompt(run, lambda row: views.served_prompt(problem_of(row))))
         with run_log(run):
-            summary = _Scoring(run, settings, student, views, teacher_source, content_hash(depends_on)).run_to_end(
-                progress
-            )
+            scoring = _Scoring(run, settings, student, views, teacher_source, content_hash(depends_on))
+            summary = scoring.run_to_end(progress)
             logger.info("score: %d new scores, %d in all, %d failed", summary.new, summary.rows, summary.failed)
         run.record("score", outcome(run, "score", summary))
     return summary
@@ -181,6 +180,11 @@ def reward_identity(settings: RewardSettings) -> dict[str, str]:
     """Return the ``depends_on`` entry of the reward function; empty for the built-in one, so that old runs continue."""
     identity = REWARDS.identity(settings.reward)
     return {"reward": identity} if identity else {}
+
+
+def problem_of(question: dict[str, Any]) -> Problem:
+    """Return the problem in a row of the questions table."""
+    return Problem(question["question"], question["solution"], question["system"])
 
 
 @dataclass
@@ -339,7 +343,7 @@ class _Scoring:
         traces, problems = [], []
         for trace in rows:
             question = questions[trace["question_id"]]
-            problem = Problem(question["question"], question["solution"], question.get("system"))
+            problem = problem_of(question)
             if reason := self._views.format.problem_with(problem.question, problem.solution):
                 self._fail(trace, reason, pending)
             else:

@@ -27,13 +27,15 @@ class Shards:
     Args:
         folder: an existing folder.
         schema: the columns.
+        split: the split that the files belong to, with which their names begin.
 
     Attributes:
         rows: number of rows of each file.
     """
 
-    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+    def __init__(self, folder: Path, schema: pa.Schema, split: str = "train") -> None:
         self.folder = folder
+        self.split = split
         self.schema = schema
         self.rows: list[int] = []
         self._writer: pq.ParquetWriter | None = None
@@ -48,7 +50,7 @@ class Shards:
         """Write rows, to a new file if the current one is full."""
         if self._writer is None or self.rows[-1] >= _ROWS_PER_SHARD:
             self.close()
-            path = self.folder / f"train-{len(self.rows):05d}.parquet"
+            path = self.folder / f"{self.split}-{len(self.rows):05d}.parquet"
             self._writer = pq.ParquetWriter(path, self.schema, compression="zstd", write_page_checksum=True)
             self.rows.append(0)
         self._writer.write_table(rows)

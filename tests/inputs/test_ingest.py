@@ -8,7 +8,7 @@ import pytest
 
 from rlt_data.errors import InputError
 from rlt_data.formats import load_format
-from rlt_data.inputs import ingest
+from rlt_data.inputs import ingest, recorded_inputs
 from rlt_data.inputs.ingest import question_id
 from rlt_data.settings import InputSettings, parse_settings
 from rlt_data.storage.run import RunFolder
@@ -43,6 +43,17 @@ def test_a_longer_input_adds_its_new_questions_and_moves_none(tmp_path: Path) ->
     assert questions(run) == [f"q{i}" for i in range(600)]
     take(run, write_jsonl(tmp_path / "rows.jsonl", rows(600)))
     assert questions(run) == [f"q{i}" for i in range(600)]
+
+
+def test_all_inputs_of_a_run_are_recorded_by_name(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    for name in ("one", "two", "one"):
+        take(run, write_jsonl(tmp_path / f"{name}.jsonl", rows(2)), max_chars=1000)
+    names = [{"name": f"{name}.jsonl", "on_hub": False} for name in ("one", "two")]
+    assert recorded_inputs(run.step("input")) == names
+    # Runs of earlier versions recorded the last input only, and not where it came from.
+    assert recorded_inputs({"settings": {"in": "org/rows"}}) == [{"name": "org/rows", "on_hub": None}]
+    assert recorded_inputs({}) == []
 
 
 def test_bad_rows_stop_before_anything_is_written_or_are_left_out(tmp_path: Path) -> None:

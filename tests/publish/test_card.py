@@ -20,20 +20,22 @@ from markdown_it import MarkdownIt
 from rlt_data.errors import HubError
 from rlt_data.plugins import SHAPES
 from rlt_data.publish.card import BEGIN, END, read_card
-from rlt_data.publish.dataset_card import meaning_of
 from rlt_data.publish.markdown import plain
 from rlt_data.publish.push import PushSummary, push
 from rlt_data.publish.redact import redact_paths
 from rlt_data.settings import PushSettings
 from rlt_data.statistics import stats
+from rlt_data.steps import export_shapes
 from rlt_data.steps.export_shapes import ExportShape
+from rlt_data.storage import columns
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import SCHEMAS
-from tests.conftest import write_jsonl
+from tests.conftest import Rlt, write_jsonl
 from tests.hub_server import File, HubServer
 from tests.made_runs import distilled, make_run, ranked, table, trace
 
 NAME = "tester/data"
+HUB = "https://huggingface.co/datasets/"
 EVIL = (
     "a|b `c` \\| ``` \n# boo <script>alert(1)</script> [x](javascript:1) ![i](http://evil/x.png) **b** $y$ &amp; "
     f"{END} \u202e'; rm -rf ~"
@@ -181,7 +183,7 @@ def test_the_metadata_are_valid_and_say_what_the_files_hold(hub: HubServer, run:
         paths = [path for path in files if path.startswith(f"data/{name}/")]
         [schema] = {pq.read_schema(io.BytesIO(files[path].content)) for path in paths}
         assert info.features == Features.from_arrow_schema(schema)
-        assert info.splits["train"].num_examples == summary.rows[name]
+        assert sum(split.num_examples for split in info.splits.values()) == summary.rows[name]
         assert info.download_size == sum(len(files[path].content) for path in paths)
     images = re.findall(r"!\[([\w ]+)\]\((plots/[\w-]+\.png)\)", card.text)
     listed = json.loads(files["rlt-data.json"].content)["files"]
@@ -189,14 +191,54 @@ def test_the_metadata_are_valid_and_say_what_the_files_hold(hub: HubServer, run:
 
 
 def test_every_published_column_is_explained(hub: HubServer, run: RunFolder) -> None:
-    schemas = [*SCHEMAS.values(), *(ExportShape(shape).schema for shape in SHAPES.built_in)]
-    columns = [column for schema in schemas for column in schema]
-    unpublished = {"answer_id", "correct", "note", "formatted"}  # of the tables of evaluate
-    assert [column.name for column in columns if not meaning_of(column) and column.name not in unpublished] == []
+    names = {name for schema in SCHEMAS.values() for name in schema.names}
+    names -= {"answer_id", "correct", "note", "formatted"}  # of the tables of evaluate, which are not published
+    exported = {name for shape in SHAPES.built_in for name in ExportShape(shape).schema.names}
+    assert names <= columns.MEANINGS.keys() and exported - columns.MEANINGS.keys() <= export_shapes.MEANINGS.keys()
     [default, traces] = tables(section(pushed(run, dry_run=True).card, "Columns"))
     assert [row["column"] for row in default] == ExportShape("messages").schema.names
     assert {"completion", "reward", "rank", "flaw"} <= {row["column"] for row in traces}
     assert all(row["meaning"] for row in [*default, *traces])
+
+
+def test_the_first_row_is_shown_as_json(hub: HubServer, run: RunFolder) -> None:
+    local = pl.read_ndjson(run.path / "dataset" / "train.jsonl", infer_schema_length=None).to_dicts()
+    text = section(pushed(run, dry_run=True).card, "A row")
+    assert json.loads(text.split("```json\n")[1].split("\n```")[0]) == local[0] and "cut" not in text
+
+
+def test_long_texts_in_the_row_are_cut_visibly(hub: HubServer, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [trace("a", 0, completion="word " * 2000 + "<|end_of_explanation|>")])
+    ranked(run)
+    distilled(run)
+    text = section(pushed(run, dry_run=True).card, "A row")
+    row = json.loads(text.split("```json\n")[1].split("\n```")[0])
+    assert "Texts longer than 4,000 characters are cut at `[…]`." in text
+    assert row["messages"][-1]["content"].endswith("wor […]") and row["trace_id"] == "a/0"
+
+
+def test_the_language_is_the_declared_one_or_the_existing_one(hub: HubServer, run: RunFolder, rlt: Rlt) -> None:
+    command = "push", run.path, "--repo-id", NAME
+    assert "the card names no language; add it with --language" in rlt(*command).stderr
+    for options, expected in ((("--language", "en", "--language", "pt-BR"), ["en", "pt-BR"]), ((), ["en", "pt-BR"])):
+        assert "names no language" not in rlt(*command, *options).stderr
+        card = DatasetCard(hub.dataset(NAME).heads["main"].files["README.md"].content.decode())
+        assert card.data.language == expected
+    assert "--language: english: must be an ISO 639 code" in rlt(*command, "--language", "english", code=2).stderr
+
+
+def test_the_size_is_that_of_the_default_configuration(hub: HubServer, large: RunFolder) -> None:
+    summary = pushed(large, dry_run=True)
+    assert summary.rows["default"] == 1200 and sum(summary.rows.values()) > 10_000 - 1200
+    assert DatasetCard(summary.card).data.size_categories == ["1K<n<10K"]
+    distilled(large, limit=900)
+    assert DatasetCard(pushed(large, dry_run=True).card).data.size_categories == ["n<1K"]
+
+
+def test_the_tags_say_that_a_teacher_made_the_data(hub: HubServer, run: RunFolder) -> None:
+    run.record("generate", {"models": {}})
+    tags = DatasetCard(pushed(run, dry_run=True).card).data.tags
+    assert {"synthetic", "reasoning", "distillation"} <= set(tags)
 
 
 def test_only_a_teacher_that_wrote_the_traces_is_named_as_their_author(hub: HubServer, run: RunFolder) -> None:
@@ -263,12 +305,18 @@ def test_the_title_is_the_requested_one_or_the_existing_one(hub: HubServer, run:
 
 
 def test_nothing_in_a_text_is_markup(hub: HubServer, tmp_path: Path) -> None:
-    evil = trace("a", 0, 5.0, completion=EVIL, finish_reason=None, source_id=EVIL)
+    meta = json.dumps({f"{EVIL}.correct": True})
+    evil = trace("a", 0, 5.0, completion=EVIL, finish_reason=None, source_id=EVIL, meta=meta)
     run = make_run(tmp_path / "run", [evil, trace("a", 1, 1.0, completion=f"{BEGIN}{END}```````")])
     model = {"name": EVIL, "revision": EVIL, "weights": EVIL, "dtype": EVIL}
-    entry = {"settings": {"teacher": EVIL, "temperature": 1.0}, "models": {"teacher": model, EVIL: model}}
+    entry = {
+        "settings": {"teacher": EVIL, "temperature": 1.0, "reward": EVIL},
+        "models": {"teacher": model, EVIL: model},
+    }
     run.record("score", entry | {"versions": {"rlt-data": EVIL, EVIL: EVIL}, "format_hash": EVIL})
-    run.record("generate", entry)
+    run.record("generate", entry | {"example_prompt": EVIL})
+    inputs = [{"name": EVIL, "on_hub": on_hub, "split": EVIL} for on_hub in (True, False)]
+    run.record("input", {"traces": True, "inputs": inputs})
     ranked(run)
     distilled(run)
     pushed(run, title=EVIL, branch_per_stage=True)
@@ -289,7 +337,7 @@ def _assert_harmless(card: str, evil: str) -> None:
             assert re.fullmatch(allowed, token.content.strip())
         for part in token.children or []:
             assert part.type != "html_inline", part.content
-            assert str(part.attrs.get("href", "https://")).startswith("https://")
+            assert str(part.attrs.get("href", "https://arxiv.org")).startswith(("https://arxiv.org", HUB))
             assert str(part.attrs.get("src", "plots/")).startswith("plots/")
         if token.type == "inline":
             said = "".join(part.content for part in token.children or [])

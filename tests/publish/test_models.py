@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard, snapshot_download
+from huggingface_hub import EvalResult, ModelCard, snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlt_data.engines import find_checkpoint
@@ -22,12 +22,14 @@ from rlt_data.publish.models import read_model
 from rlt_data.publish.push import PushSummary, push
 from rlt_data.publish.redact import redact_paths
 from rlt_data.settings import (
+    EvaluateSettings,
     PushSettings,
     TrainSolverSettings,
     TrainStudentSettings,
     TrainTeacherSettings,
     WarmUpSettings,
 )
+from rlt_data.steps.evaluate import evaluate
 from rlt_data.training.runs import training_provenance
 from rlt_data.training.sft import train_student
 from rlt_data.training.solver import train_solver
@@ -169,6 +171,64 @@ def test_others_text_stays_in_a_models_card(hub: HubServer, trained: Path) -> No
     assert merged.data.library_name == "theirs" and merged.data.to_dict()["extra"] == "kept"
     assert "Below." in merged.text and "# Mine\n" in merged.text and merged.data.license == "mit"
     assert "notes.txt" in repo.heads["main"].files
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained: Path) -> Path:
+    """An evaluation of the solver, and the one of another model in ``other``, beside it."""
+    problems = write_jsonl(trained / "test.jsonl", [{"numbers": [3, 4, n], "target": 7 + n} for n in range(5, 9)])
+    for model, name in (("solver", "evaluation"), ("teacher", "other")):
+        settings = {"benchmark": "countdown", "input": str(problems), "out": str(trained / name), "max_tokens": 8}
+        evaluate(EvaluateSettings(model=str(trained / model), n=2, temperature=0.7, **settings))
+    return trained / "evaluation"
+
+
+def test_evaluations_are_results_of_the_model(hub: HubServer, trained: Path, evaluated: Path) -> None:
+    card = ModelCard(pushed(trained / "solver", evaluation=(str(evaluated),)).card)
+    card.validate()
+    figures = json.loads((evaluated / "evaluation.json").read_text())
+    first, second = card.data.eval_results
+    assert (first.metric_type, first.metric_value) == ("pass@1", round(figures["accuracy"], 4))
+    assert (second.metric_type, second.metric_value) == ("pass@2", round(figures["pass_at"]["2"], 4))
+    assert first.dataset_name == "countdown" and first.task_type == "text-generation"
+    assert first.metric_args["n"] == 2 and first.metric_args["confidence_interval_95"] == [
+        figures["low"],
+        figures["high"],
+    ]
+    [row] = tables(section(card.text, "Evaluation"))[0]
+    assert row["benchmark"] == "countdown" and row["data"] == "test.jsonl" and row["questions"] == "4"
+    assert row["pass@1"] == f"{figures['accuracy']:.1%}" and "n 2, temperature 0.7" in row["sampling"]
+    assert card.data.model_name == "model" and "not from a benchmark" not in card.text
+    assert str(trained) not in str(card)
+
+
+def test_results_of_others_stay_and_those_of_earlier_pushes_do_not(
+    hub: HubServer, trained: Path, evaluated: Path
+) -> None:
+    pushed(trained / "solver", evaluation=(str(evaluated),))
+    repo = hub.model(NAME)
+    files = repo.heads["main"].files
+    card = ModelCard(files["README.md"].content.decode())
+    theirs = EvalResult("text-generation", "org/test", "Test", "accuracy", 0.5)
+    card.data.eval_results = [*card.data.eval_results, theirs]
+    edited = type(files["README.md"])(str(card).encode(), lfs=False)
+    repo.add("main", "edited", files | {"README.md": edited})
+    for evaluations in ((str(evaluated),), ()):
+        pushed(trained / "solver", evaluation=evaluations)
+        results = ModelCard(repo.heads["main"].files["README.md"].content.decode()).data.eval_results
+        assert theirs in results and len(results) == 1 + 2 * len(evaluations)
+
+
+def test_an_evaluation_of_other_weights_is_refused(rlt: Rlt, hub: HubServer, trained: Path, evaluated: Path) -> None:
+    command = "push", trained / "solver", "--repo-id", NAME, "--evaluation"
+    other = rlt(*command, evaluated.parent / "other", code=2).output
+    assert re.search("error: --evaluation: .*other evaluated .*teacher, whose weights are not those of", other)
+    missing = rlt(*command, trained, code=5).output
+    assert "not a run folder" in missing
+    (evaluated / "evaluation.json").rename(evaluated / "kept")
+    assert "is not a finished evaluation" in rlt(*command, evaluated, code=5).output
+    (evaluated / "kept").rename(evaluated / "evaluation.json")
+    assert not hub.repos
 
 
 def test_an_unfinished_training_is_refused(rlt: Rlt, hub: HubServer, trained: Path, tmp_path: Path) -> None:

@@ -43,14 +43,16 @@ def pushed(run: RunFolder, **settings: Any) -> PushSummary:
     return push(PushSettings(input=str(run.path), repo_id=NAME, **settings))
 
 
-def loaded(hub: HubServer, tmp_path: Path, *configs: str, revision: str = "main") -> dict[str, list[dict[str, Any]]]:
+def loaded(
+    hub: HubServer, tmp_path: Path, *configs: str, revision: str = "main", split: str = "train"
+) -> dict[str, list[dict[str, Any]]]:
     """Load configurations, completely and as streams, which must give the same rows."""
     HfFileSystem.clear_instance_cache()
     rows: dict[str, list[dict[str, Any]]] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_ENDPOINT", hub.url)
         patch.setattr("datasets.config.HF_HUB_OFFLINE", False)
-        options: dict[str, Any] = {"revision": revision, "split": "train", "cache_dir": str(tmp_path / "datasets")}
+        options: dict[str, Any] = {"revision": revision, "split": split, "cache_dir": str(tmp_path / "datasets")}
         for name in configs:
             rows[name] = list(load_dataset(NAME, name, **options))
             assert list(load_dataset(NAME, name, streaming=True, **options)) == rows[name]
@@ -108,7 +110,7 @@ def test_a_dry_run_changes_nothing(hub: HubServer, run: RunFolder) -> None:
     assert not [path for path in Path(str(run.path)).iterdir() if path.name.startswith(".push")]
 
 
-@pytest.mark.parametrize("how", ["refused", "offline"])
+@pytest.mark.parametrize("how", ["refused", "offline", "503", "404"])
 def test_a_dry_run_without_the_hub_shows_card_and_files(
     rlt: Rlt, hub: HubServer, run: RunFolder, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
@@ -116,8 +118,11 @@ def test_a_dry_run_without_the_hub_shows_card_and_files(
     monkeypatch.setattr("time.sleep", pauses.append)
     if how == "refused":
         hub.stop()
-    else:
+    elif how == "offline":
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    else:  # from a proxy that answers every request
+        hub.faults.append(Fault(".", int(how), 99))
+    said = {"refused": "Hub cannot be reached", "offline": "HF_HUB_OFFLINE"}.get(how, f"the Hub answered {how}")
     summary = pushed(run, dry_run=True, branch_per_stage=True)
     branches = [summary, *summary.stages]
     assert [branch.revision for branch in branches] == ["main", *STAGES]
@@ -125,7 +130,7 @@ def test_a_dry_run_without_the_hub_shows_card_and_files(
     for source in (run.path, run.path / "dataset"):
         result = rlt("push", "--in", source, "--repo-id", NAME, "--license", "mit", "--dry-run")
         notices = [line for line in result.stderr.splitlines() if NAME in line]
-        assert len(notices) == 1 and ("HF_HUB_OFFLINE" if how == "offline" else "Hub cannot be reached") in notices[0]
+        assert len(notices) == 1 and said in notices[0]
         assert "license: mit" in result.stdout and "# data\n" in result.stdout
         listed = re.findall(r"^(\w+) +[\d,]+ (\S+)$", result.stdout, re.M)
         assert {state for state, _ in listed} == {"unknown"} and ("unknown", "README.md") in listed
@@ -183,6 +188,62 @@ def test_a_distilled_folder_is_a_data_set_of_its_own(hub: HubServer, run: RunFol
     shutil.rmtree(folder / "data")
     with pytest.raises(RunFolderError, match=r"\.parquet: "):
         push(PushSettings(input=str(folder), repo_id=NAME))
+
+
+def test_held_out_questions_are_published_as_the_split_test(hub: HubServer, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [trace(f"{q}", i, float(i)) for q in range(10, 20) for i in range(2)])
+    ranked(run)
+    distilled(run, holdout=3)
+    for source in (run.path, run.path / "dataset"):
+        summary = push(PushSettings(input=str(source), repo_id=NAME))
+        assert summary.rows["default"] == 10
+        card = DatasetCard(summary.card)
+        assert "| `default` | 10 |" in card.text and "has the 3 rows of 3 randomly drawn questions" in card.text
+        assert ("the other configurations contain these questions too" in card.text) == ("rank_01" in summary.rows)
+        [info] = [entry for entry in card.data.to_dict()["dataset_info"] if entry["config_name"] == "default"]
+        assert {split["name"]: split["num_examples"] for split in info["splits"]} == {"train": 7, "test": 3}
+        for split in ("train", "test"):
+            local = pl.read_ndjson(run.path / "dataset" / f"{split}.jsonl", infer_schema_length=None).to_dicts()
+            assert loaded(hub, tmp_path, "default", split=split) == {"default": local}
+    distilled(run)
+    pushed(run)
+    head = hub.dataset(NAME).heads["main"]
+    assert not [path for path in head.files if "/test-" in path]
+    [entry, *_] = DatasetCard(head.files["README.md"].content.decode()).data.to_dict()["configs"]
+    assert [files["split"] for files in entry["data_files"]] == ["train"]
+
+
+def test_many_ranks_share_one_configuration(hub: HubServer, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [trace("a", i, -float(i)) for i in range(16)], [trace("b", 0, 1.0)])
+    ranked(run)
+    distilled(run)
+    assert len(pushed(run).rows) == 18
+    run = make_run(tmp_path / "more", [trace("a", i, -float(i)) for i in range(17)], [trace("b", 0, 1.0)])
+    ranked(run)
+    distilled(run)
+    summary = pushed(run)
+    assert summary.rows == {"default": 2, "ranks": 18, "traces": 18}
+    rows = loaded(hub, tmp_path, "default", "ranks")
+    assert [row["rank"] for row in rows["ranks"]] == [*range(1, 18), 1]
+    assert rows["ranks"][0] == rows["default"][0]
+    card = DatasetCard(hub.dataset(NAME).heads["main"].files["README.md"].content.decode())
+    assert [entry["config_name"] for entry in card.data.to_dict()["configs"]] == ["default", "ranks", "traces"]
+    assert "Columns of `default` and of `ranks`:" in card.text and "well-formed traces of all ranks" in card.text
+    assert 'best = ranked.filter(lambda row: row["rank"] == 1)' in card.text
+    assert not [path for path in hub.dataset(NAME).heads["main"].files if "rank_" in path]
+
+
+def test_many_buckets_share_one_configuration_with_a_column(hub: HubServer, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [*(trace(f"{q}", 0, -float(q)) for q in range(10, 44)), trace("z", 0, None)])
+    ranked(run, buckets=17)
+    distilled(run)
+    summary = pushed(run)
+    assert summary.rows == {"default": 35, "buckets": 34, "traces": 35}  # a trace without a value is in no bucket
+    assert [row["bucket"] for row in loaded(hub, tmp_path, "buckets")["buckets"]] == sorted([*range(1, 18)] * 2)
+    assert "Columns of `default` and of `buckets`, which also has `bucket`:" in summary.card
+    ranked(run, buckets=2)
+    distilled(run)
+    assert pushed(run).rows == {"default": 35, "bucket_1": 17, "bucket_2": 17, "traces": 35}
 
 
 def test_every_stage_has_a_branch_with_its_tables_whole(hub: HubServer, run: RunFolder, tmp_path: Path) -> None:

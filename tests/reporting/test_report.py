@@ -10,7 +10,8 @@ import pytest
 from rlt_data.reporting.overview import overview
 from rlt_data.reporting.report import ReportSummary, report
 from rlt_data.settings import ReportSettings, parse_settings
-from rlt_data.statistics import MEANINGS, stats
+from rlt_data.statistics import stats
+from rlt_data.storage.columns import MEANINGS
 from rlt_data.storage.run import RunFolder
 from tests.conftest import Rlt
 from tests.made_runs import drop_part, make_run, ranked, trace

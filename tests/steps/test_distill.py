@@ -16,6 +16,7 @@ from rlt_data.formats import encode, load_format
 from rlt_data.formats.template import PLAIN
 from rlt_data.formats.views import student_message
 from rlt_data.inputs.read import read_records
+from rlt_data.run import read_dataset
 from rlt_data.settings import InputSettings
 from rlt_data.steps import rank as rank_module
 from rlt_data.storage.errorlog import ErrorLog
@@ -116,6 +117,48 @@ def test_limit_draws_questions_by_seed(tmp_path: Path) -> None:
     assert set(selected(run, limit=4, seed=3)) < set(ten_keys)
     assert Counter(key.split("/")[1] for key in selected(run, select="all", limit=6)) == {"0": 3, "1": 3}
     assert len(selected(run, limit=99)) == 40
+
+
+@pytest.mark.parametrize(("holdout", "questions"), [("6", 6), ("0.2", 8), ("0.001", 1)])
+def test_held_out_questions_are_the_split_test(rlt: Rlt, tmp_path: Path, holdout: str, questions: int) -> None:
+    run = make_run(tmp_path / "run", *([trace(f"{q}", i) for i in range(2)] for q in range(100, 140)))
+    ranked(run)
+
+    def held_out(seed: int, **settings: Any) -> list[str]:
+        out = distilled(run, holdout=holdout, seed=seed, out=str(tmp_path / "data"), **settings).out
+        splits = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
+        for split, data in splits.items():
+            text = (tmp_path / "data" / f"{split}.jsonl").read_text()
+            assert data.to_list() == [json.loads(line) for line in text.splitlines()]
+        kept, drawn = ({key.split("/")[0] for key in splits[split]["trace_id"]} for split in ("train", "test"))
+        assert not kept & drawn and len(drawn) == questions and len(kept) == 40 - questions
+        return sorted(drawn)
+
+    drawn = held_out(3)
+    assert drawn == held_out(3, select="random") != held_out(4)
+    options = "--select", "all", "--holdout", holdout, "--out", tmp_path / "data"
+    assert f"  {2 * questions} rows are held out as the split test, from {questions} of the questions" in (
+        rlt("distill", run.path, *options).output
+    )
+    counts = json.loads((tmp_path / "data" / "distill.json").read_text())["counts"]
+    assert (counts["rows"], counts["held_out"], counts["held_out_questions"]) == (80, 2 * questions, questions)
+    assert len(read_dataset(tmp_path / "data")) == 80 - 2 * questions
+    distilled(run, out=str(tmp_path / "data"))
+    assert set(datasets.load_dataset(str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))) == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("holdout", "message"), [("40", "40 leaves no question"), ("1.5", "a share below 1"), ("0", "greater")]
+)
+def test_a_holdout_that_leaves_nothing_to_train_on_is_refused(
+    rlt: Rlt, tmp_path: Path, holdout: str, message: str
+) -> None:
+    run = make_run(tmp_path / "run", [trace(f"{q}", 0) for q in range(40)])
+    ranked(run)
+    distilled(run)
+    before = files_of(run.path)
+    output = rlt("distill", run.path, "--holdout", holdout, code=2).output
+    assert "error: --holdout: " in output and message in output and files_of(run.path) == before
 
 
 @pytest.mark.parametrize("select", ["best", "random", "all"])

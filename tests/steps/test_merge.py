@@ -206,6 +206,14 @@ def test_run_json_entries_come_from_the_first_run_that_has_them(tmp_path: Path) 
     assert [source["input"] for source in merged_run.step("merge")["sources"]] == [None, "of b", "of c", "of d"]
 
 
+def test_a_merged_run_records_the_inputs_of_all_runs(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path / name, range(i, i + 1)) for i, name in enumerate("abc")]
+    first, second = {"name": "one.jsonl", "on_hub": False}, {"name": "org/two", "on_hub": True, "split": "train"}
+    for run, inputs in zip(runs, ([first], [second, first], [first]), strict=True):
+        run.record("input", {"digest": "1", "inputs": inputs})
+    assert merged(tmp_path / "merged", *runs).step("input")["inputs"] == [first, second]
+
+
 def test_runs_of_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     runs = [run_of(tmp_path / name, range(1)) for name in "ab"]
     for run, temperature in zip(runs, (0.7, 1.0), strict=True):
