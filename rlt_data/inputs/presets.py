@@ -34,6 +34,7 @@ class Row:
     finish_reason: str | None = None
     source_id: str | None = None
     has_id: bool = False
+    origin: str | None = None
     meta: str | None = None
 
 
@@ -160,7 +161,10 @@ math_problem = _columns(question="problem", solution="solution", answer="answer"
 s1k = _columns(question="question", solution="solution", explanations="thinking_trajectories")
 
 #: Fields that a preset may return. ``explanations`` is a list of texts, and makes a row of each.
-_FIELDS = ("question", "solution", "answer", "explanation", "explanations", "completion")
+_FIELDS = ("question", "solution", "answer", "explanation", "explanations", "completion", "origin")
+
+#: Columns that name the author of a trace unless ``--origin-column`` does; the first that has text in the row counts.
+_ORIGINS = ("origin", "generator", "generated_by", "model_name", "model")
 
 #: What ``auto`` chooses if flags name the columns.
 _COLUMNS_ONLY = "columns"
@@ -191,6 +195,8 @@ class RowReader:
         }
         self._named = {field: column for field, column in named.items() if column}
         flags = [(f"--{field.replace('source_id', 'id')}-column", column) for field, column in self._named.items()]
+        if settings.origin_column:
+            flags.append(("--origin-column", settings.origin_column))
         for flag, column in [*flags, *(("--keep", column) for column in settings.keep)]:
             if column not in first and _value(first, column) is None:
                 raise InputError(f"{source}: {flag}: no column {column!r}; the columns are {_list(first)}")
@@ -200,6 +206,7 @@ class RowReader:
                 f"--{field}-column" for field in ("question", "solution") if field not in self._named
             )
             raise InputError(f"{source}: no preset fits the columns {_list(first)}; name them with {missing}")
+        self._origins = (settings.origin_column,) if settings.origin_column else _ORIGINS
         self._read = _question_only if self.preset == _COLUMNS_ONLY else self._loaded(self.preset)
 
     def _detect(self, first: Fields) -> str | None:
@@ -271,7 +278,7 @@ class RowReader:
             # A list with a value for each trace has one for this trace.
             own = {
                 column: data[column][index]
-                for column in ("finish_reasons", *self._settings.keep)
+                for column in ("finish_reasons", *self._origins, *self._settings.keep)
                 if isinstance(data.get(column), list) and len(data[column]) == len(traces)
             }
             own["finish_reason"] = own.get("finish_reasons", data.get("finish_reason"))
@@ -283,7 +290,7 @@ class RowReader:
         return rows or [self._row(fields, data, number)]
 
     def _row(self, fields: Fields, data: Fields, number: int, own: Fields | None = None) -> Row:
-        """Return one row; ``own`` has the finish reason and the kept columns of its trace if the record has several."""
+        """Return one row; ``own`` has the finish reason, origin and kept columns of its trace, of several."""
         if "explanation" in data and "explanation" not in fields:
             fields["explanation"] = data["explanation"]
         if "completion" in data and self.preset != "prompt-completion":
@@ -291,6 +298,9 @@ class RowReader:
         if "answer" in data and "answer" not in fields and self.preset in PRESETS.built_in:
             fields["answer"] = data["answer"]
         fields |= {field: _value(data, column) for field, column in self._named.items()}
+        kept = {**data, **(own or {})}
+        if fields.get("origin") is None:
+            fields["origin"] = self._origin(kept)
         fields["question"] = _with_options(_question(fields.get("question")), data)
         if "answer" in fields:
             fields["answer"] = _answer(fields["answer"])
@@ -302,7 +312,6 @@ class RowReader:
             self._check(field, text)
         if texts.get("completion") is not None and texts.get("explanation") is not None:
             texts["explanation"] = None  # the completion includes it
-        kept = {**data, **(own or {})}
         reason = kept.get("finish_reason")
         meta = {column: _finite(_value(kept, column)) for column in self._settings.keep}
         return Row(
@@ -312,6 +321,12 @@ class RowReader:
             finish_reason=_FINISH_REASONS.get(reason) if isinstance(reason, str) else None,
             meta=json.dumps(meta, ensure_ascii=False, sort_keys=True, default=_as_json) if meta else None,
         )
+
+    def _origin(self, data: Fields) -> Any:
+        if self._settings.origin_column:
+            return _value(data, self._settings.origin_column) or None
+        values = (data.get(column) for column in _ORIGINS)  # which may hold anything but names
+        return next((value for value in values if isinstance(value, str) and value.strip()), None)
 
     def _check(self, field: str, text: str | None) -> None:
         if text is None:

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from rlt_data.publish.card import CITATION, Licence, command_line, data_files, licence_text, versions_line
 from rlt_data.publish.markdown import code, fenced, images, inline, joined, paragraphs, table
+from rlt_data.publish.origins import origins_table
 from rlt_data.publish.redact import redact_paths
 from rlt_data.publish.tables import STAGES, Config
 from rlt_data.statistics import MEANINGS, Stats
@@ -52,7 +53,8 @@ _COLUMNS = {
     "question": "the question",
     "solution": "the known solution, which the teacher saw",
     "answer": "short final answer, if the input has one",
-    "meta": "JSON of the input columns kept with --keep",
+    "meta": "JSON of the input columns kept with --keep: of the trace in tables of traces, else of the question",
+    "question_meta": "JSON of the question's input columns kept with --keep",
     "sample_index": "number of the sample within its question, from 0",
     "completion": "text that the teacher wrote",
     "token_ids": "sampled tokens; null for imported traces",
@@ -178,7 +180,7 @@ def dataset_text(facts: DatasetFacts) -> str:
             "": _introduction(facts),
             "How to load it": _loading(facts),
             "Columns": _columns(facts),
-            "How it was made": _provenance(facts),
+            "How it was made": paragraphs(_provenance(facts), origins_table(facts.distilled["counts"], facts.stats)),
             "Statistics": _statistics(facts),
             "Rows left out": _left_out(facts),
             "Limits": _LIMITS,

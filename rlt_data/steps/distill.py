@@ -16,6 +16,7 @@ import logging
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -66,6 +67,7 @@ class DistillSummary:
             ``malformed``: no candidate is well-formed for other reasons. ``no trace of this rank or bucket``: the
             question has no candidate.
         mean_thought_tokens: mean tokens per explanation.
+        origins: number of rows by origin; empty for traces of unknown origin.
         missing_traces: traces that an unfinished ``generate`` has not made yet.
         seconds: time spent.
     """
@@ -79,6 +81,7 @@ class DistillSummary:
     without_row: int = 0
     without_row_reasons: dict[str, int] = field(default_factory=dict)
     mean_thought_tokens: float = 0.0
+    origins: dict[str, int] = field(default_factory=dict)
     missing_traces: int = 0
     seconds: float = 0.0
 
@@ -236,7 +239,8 @@ class Selection:
     def rows(self, chosen: pl.DataFrame) -> Iterator[dict[str, Any]]:
         """Yield the texts and columns of the selected traces, in order."""
         for (part,), frame in chosen.partition_by("part", as_dict=True, maintain_order=True).items():
-            traces = pl.DataFrame(self._run.read("traces", int(part), ["trace_id", "completion", "meta"])).join(
+            names = ["trace_id", "completion", "origin", "answer", "meta"]
+            traces = pl.DataFrame(self._run.read("traces", int(part), names)).join(
                 frame.select("trace_id"), on="trace_id", how="semi"
             )
             columns = ["trace_id", "question_id", "source_id", "rank", "bucket", "value", "thought_tokens"]
@@ -255,8 +259,8 @@ class Selection:
             "message": student_message(self.format, row["solution"], row["thought"]),
         }
         columns = self._shape.columns(texts, row["trace_id"])
-        origin = {field.name: row.get(field.name) for field in PROVENANCE}
-        return columns | origin | {"reward": row["value"]}
+        provenance = {field.name: row.get(field.name) for field in PROVENANCE}
+        return columns | provenance | {"reward": row["value"]}
 
     def count(self, chosen: pl.DataFrame) -> None:
         """Add the selected traces to the summary."""
@@ -265,6 +269,8 @@ class Selection:
         summary.questions += chosen["question_id"].n_unique()
         tokens = summary.mean_thought_tokens * before + float(chosen["thought_tokens"].sum())
         summary.mean_thought_tokens = tokens / max(summary.rows, 1)
+        origins = Counter(summary.origins) + Counter(chosen["origin"].drop_nulls().to_list())
+        summary.origins = dict(sorted(origins.items()))
 
 
 class _Lengths:

@@ -282,7 +282,7 @@ def test_a_run_of_the_first_layout_can_be_read_and_the_next_writer_adds_manifest
     assert "scores: has 6 rows, but run.json says 9" in rlt("stats", run.path, code=5).stderr
     hidden.rename(path_of(run, "scores/part-00001.parquet"))
     ranked(RunFolder(run.path))
-    assert json.loads(path_of(run, "run.json").read_text())["version"] == 2
+    assert json.loads(path_of(run, "run.json").read_text())["version"] == 3
     assert {path.stem for path in path_of(run, "manifests").iterdir()} == {"questions", "traces", "scores", "ranks"}
     path_of(run, "scores/part-00001.parquet").unlink()
     assert "scores/part-00001.parquet: is missing" in rlt("stats", run.path, code=5).stderr
