@@ -99,7 +99,9 @@ def print_merge(_: Settings, summary: MergeSummary) -> None:
         _console.print(f"  duplicates kept once: {repeated}")
     differing = ", ".join(f"{count} {table}" for table, count in summary.differing.items() if count)
     if differing:
-        _console.print(f"  duplicates with another origin, answer or other --keep columns: {differing}; the first run's are used")
+        _console.print(
+            f"  duplicates with another origin, answer or other --keep columns: {differing}; the first run's are used"
+        )
     if summary.failed:
         _console.print(f"  {summary.failed} rows failed in these runs; errors.jsonl lists them")
     if summary.rows["scores"]:

@@ -61,7 +61,9 @@ class CheckReport:
     @property
     def conflicts(self) -> list[str]:
         """One line for each kind of conflict between rows."""
-        kept = "score keeps those of each trace, generate the first row's" if self.traces else "the first row's are used"
+        kept = (
+            "score keeps those of each trace, generate the first row's" if self.traces else "the first row's are used"
+        )
         counts = {
             f"questions whose rows have different answers or --keep columns ({kept})": self.disagreements,
             "duplicates whose answers or --keep columns differ (the first row's are used)": self.other_meta,

@@ -218,9 +218,7 @@ def _digests(questions: pa.Table) -> pa.Array:
     return pa.array([hashlib.blake2b(key.encode(), digest_size=16).digest() for key in keys], pa.binary(16))
 
 
-def _merge_tables(
-    runs: list[RunFolder], merged: RunFolder, buffer_folder: Path, progress: Progress
-) -> dict[str, int]:
+def _merge_tables(runs: list[RunFolder], merged: RunFolder, buffer_folder: Path, progress: Progress) -> dict[str, int]:
     """Write the merged tables, and return the number of questions and of traces whose copies differ."""
     source_parts = _source_parts(runs)
     sources_per_part = Counter(part for source in source_parts for part in source.new_parts)
