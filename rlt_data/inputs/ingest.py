@@ -74,9 +74,11 @@ def ingest(
         run.record("input", {ORIGINS_IN_KEYS: has_origins})
         if other := _add_traces(run, rows(), format, positions, origins_in_keys=has_origins):
             logger.warning(
-                "%s: %d traces are already in the run with another origin, answer or other --keep columns, and keep "
-                "those; a new --out imports the traces again", settings.input, other,
-            )  # fmt: skip
+                "%s: %d rows have traces that are already in the run with another origin, answer or other --keep "
+                "columns, which are kept; a new --out imports the rows again",
+                settings.input,
+                other,
+            )
     counts = {
         "rows": report.rows,
         "bad_rows": sum(report.bad.values()),
@@ -134,7 +136,7 @@ def _add_questions(run: RunFolder, rows: Iterator[Row], *, traces: bool) -> dict
 def _add_traces(
     run: RunFolder, rows: Iterator[Row], format: Format, positions: dict[str, int], *, origins_in_keys: bool
 ) -> int:
-    """Append the new traces to the table; return how many of the others have another origin, answer or ``meta``."""
+    """Append the new traces; return how many other rows differ from their trace in origin, answer or ``meta``."""
     known: dict[str, int] = {}  # hash of these columns by trace
     samples: Counter[str] = Counter()
     other = 0

@@ -145,7 +145,8 @@ class ListedTraces:
         explanation, ``origin``, ``answer`` and ``meta`` if the trace has its own. Runs scored with ``--per-token`` add
         ``thought_tokens`` and ``kl_tokens``, which refer to the thought, and ``solution_tokens``, which refer to
         ``contents``. Their first token starts at character ``begin``, each token has ``lengths`` characters, and
-        ``values`` are in hundredths. ``kl_tokens`` omit ``begin`` and ``lengths`` if these are the same as for ``thought_tokens``.
+        ``values`` are in hundredths. ``kl_tokens`` omit ``begin`` and ``lengths`` if these are the same as for
+        ``thought_tokens``.
         """
         question = self._questions(selected.parts[0])[selected.question_id]
         contents = [format and format.solution_content(question["solution"]) for format in self.formats]

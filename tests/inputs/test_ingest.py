@@ -145,7 +145,7 @@ def test_kept_columns_belong_to_the_row_they_came_with(tmp_path: Path, caplog: p
     assert bare.read("traces", 0)["meta"].to_pylist() == [None, None]
     before = bare.read("traces", 0)
     take(bare, path, traces=True, keep=["batch"])
-    assert bare.read("traces", 0) == before and "2 traces are already in the run with another" in caplog.messages[-1]
+    assert bare.read("traces", 0) == before and "2 rows have traces that are already in the run" in caplog.messages[-1]
     questions_only = RunFolder(tmp_path / "questions")
     take(questions_only, path, keep=["batch"])
     assert questions_only.read("questions", 0)["meta"].to_pylist() == ['{"batch": 1}']
@@ -162,7 +162,9 @@ def test_the_same_trace_as_explanation_and_completion_is_one_and_is_reported(
     ]
     run = RunFolder(tmp_path / "run")
     take(run, write_jsonl(tmp_path / "traces.jsonl", rows), traces=True)
-    assert run.read("traces", 0)["answer"].to_pylist() == ["1"] and "1 traces are already in" in caplog.text
+    assert (
+        run.read("traces", 0)["answer"].to_pylist() == ["1"] and "1 rows have traces that are already in" in caplog.text
+    )
 
 
 def origins(run: RunFolder) -> list[tuple[str | None, ...]]:
