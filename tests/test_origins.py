@@ -43,7 +43,7 @@ def run(rlt: Rlt, tiny: Tiny, tmp_path: Path) -> Path:
 
 def own(row: dict[str, Any]) -> dict[str, Any]:
     """Return the input row of a trace."""
-    return ROWS[json.loads(row["meta"])["row"]]
+    return dict(ROWS[json.loads(row["meta"])["row"]])
 
 
 def test_every_table_has_the_origin_and_kept_columns_of_each_row(run: Path, read: Read) -> None:

@@ -112,7 +112,7 @@ def test_a_completion_that_is_more_than_its_thought_is_shown_too(tmp_path: Path,
 
 
 def test_a_trace_brings_its_own_origin_answer_and_kept_columns(tmp_path: Path) -> None:
-    own = {"meta": '{"m": "A"}', "origin": "A", "answer": "1"}
+    own: dict[str, Any] = {"meta": '{"m": "A"}', "origin": "A", "answer": "1"}
     run = make_run(tmp_path / "run", [trace("a", 0, **own), trace("a", 1)])
     content = (lambda c: c.texts(c.selected[0]))(ListedTraces({"run": run}, 10))
     one, other = content["traces"]
