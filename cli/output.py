@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +106,11 @@ def print_merge(_: Settings, summary: MergeSummary) -> None:
     repeated = ", ".join(f"{count} {table}" for table, count in summary.repeated.items() if count)
     if repeated:
         _console.print(f"  duplicates kept once: {repeated}")
+    differing = ", ".join(f"{count} {table}" for table, count in summary.differing.items() if count)
+    if differing:
+        _console.print(
+            f"  duplicates with another origin, answer or other --keep columns: {differing}; the first run's are used"
+        )
     if summary.failed:
         _console.print(f"  {summary.failed} rows failed in these runs; errors.jsonl lists them")
     if summary.rows["scores"]:
@@ -276,6 +283,8 @@ def _print_check(report: CheckReport) -> None:
         f"{report.traces} traces, {report.duplicates} duplicates (used once), "
         f"{report.repeated_questions} repeated questions with another solution"
     )
+    if report.origins:
+        _print_text(_origins(report.origins))
     if report.example:
         location, row = report.example
         for name in ("system", "question", "explanation", "completion", "solution", "answer"):
@@ -326,6 +335,8 @@ def print_problems(settings: CountdownSettings, summary: CountdownSummary) -> No
 def print_question(question: dict[str, Any], traces: list[dict[str, Any]]) -> None:
     """Print a question, and traces with their scores."""
     _rule(f"question {question['question_id']} (source {question['source_id']})")
+    if question["question_meta"]:
+        _print_text(question["question_meta"])
     _print_text(question["question"])
     _rule("solution")
     _print_text(question["solution"])
@@ -336,8 +347,10 @@ def print_question(question: dict[str, Any], traces: list[dict[str, Any]]) -> No
         terms = [f"{name} {_figure(trace[name])}" for name in _SHOWN_TERMS if trace.get(name) is not None]
         if terms:
             _console.print(", ".join(terms))
-        if meta := trace["meta"] or question["meta"]:
-            _print_text(meta)
+        if trace["origin"]:
+            _print_text(f"origin: {trace['origin']}")
+        if trace["meta"]:
+            _print_text(trace["meta"])
         _print_text(trace["completion"])
 
 
@@ -362,6 +375,8 @@ def print_stats(stats: Stats) -> None:
     if stats.finish_reasons:
         reasons = ", ".join(f"{reason} {count}" for reason, count in stats.finish_reasons.items())
         _console.print(f"finish reasons: {reasons}; {stats.completion_tokens:,} sampled tokens")
+    if len(stats.origins) > 1:
+        _print_text(_origins(stats.origins))
     if rates := stats.tokens_per_second:
         _console.print(", ".join(f"{step} {rate:,.0f} tokens/s" for step, rate in rates.items()))
     if stats.failed:
@@ -418,6 +433,11 @@ def _print_frame(frame: pl.DataFrame) -> None:
     # The terminal wraps a table that is too wide; rich would truncate its figures.
     table.width = Measurement.get(_console, _console.options.update(max_width=10_000), table).maximum
     _console.print(table, crop=False)
+
+
+def _origins(traces: Mapping[str, int]) -> str:
+    """Return a line with the number of traces by origin, the most frequent first."""
+    return "origins of the traces: " + ", ".join(f"{origin} {count}" for origin, count in Counter(traces).most_common())
 
 
 def _figure(value: Any) -> str:

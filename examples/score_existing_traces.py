@@ -18,5 +18,5 @@ explanations = {
 traces = [{**problem, "explanation": text, "author": author} for author, text in explanations.items()]
 
 # These traces have no stored log-probs of their teacher, so a teacher checkpoint computes them.
-run = rlt.score(traces, keep=["author"], student="nano", teacher="nano", out="runs/existing-traces").rank()
-print(run.scan().select("rank", "meta", "reward", "r_ss", "r_kl").sort("rank").collect())
+run = rlt.score(traces, origin_column="author", student="nano", teacher="nano", out="runs/existing-traces").rank()
+print(run.scan().select("rank", "origin", "reward", "r_ss", "r_kl").sort("rank").collect())

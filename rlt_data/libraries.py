@@ -1,14 +1,16 @@
-"""Settings of other libraries: quiet, unless the command line shows their progress bars."""
+"""Settings and conventions of other libraries. They are quiet, unless the command line shows their progress bars."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _bars_shown = False
+_HUB_CACHE = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]")
 
 
 def prepare_libraries() -> None:
@@ -28,6 +30,12 @@ def show_bars() -> None:
     """Let other libraries show their progress bars from now on."""
     global _bars_shown
     _bars_shown = True
+
+
+def hub_id(path: str) -> str | None:
+    """Return the Hub id of a model, given its path in the Hub's cache; None for other paths."""
+    match = _HUB_CACHE.search(path)
+    return f"{match[1]}/{match[2]}" if match else None
 
 
 @contextmanager

@@ -29,6 +29,8 @@ TERMS = (
     "solution_tokens",
 )
 
+#: The finish reason or origin of traces that have none.
+UNKNOWN = "unknown"
 #: Boolean score columns, shown as shares of the scored traces.
 FLAGS = ("closed", "truncated", "empty", "holds_tag", "control_token", "well_formed")
 #: Columns of the table ``ranks`` that statistics use.
@@ -43,6 +45,7 @@ class Stats:
         run: path or URL of the run folder.
         rows: row counts by table.
         finish_reasons: number of traces by finish reason; "unknown" for imported traces without one.
+        origins: number of traces by origin; "unknown" for those without one.
         completion_tokens: total number of sampled tokens.
         shares: share of the scored traces for each of :data:`FLAGS`.
         terms: one row for each of :data:`TERMS`: term, mean, std, min, q25, median, q75, max (null without values).
@@ -55,6 +58,7 @@ class Stats:
     run: StoragePath
     rows: dict[str, int]
     finish_reasons: dict[str, int]
+    origins: dict[str, int]
     completion_tokens: int
     shares: dict[str, float]
     terms: pl.DataFrame
@@ -85,10 +89,12 @@ def stats(run: RunFolder | str | PathLike[str], scores: pl.DataFrame | None = No
         run = RunFolder.existing(run.path)
     rows = {table: run.count(table) for table in ("questions", "traces", "scores", "ranks")}
     reasons: Counter[str] = Counter()
+    origins: Counter[str] = Counter()
     tokens = 0
     for part in run.parts("traces"):
-        traces = pl.DataFrame(run.read("traces", part, ["finish_reason", "completion_tokens"]))
-        reasons.update(traces["finish_reason"].fill_null("unknown").to_list())
+        traces = pl.DataFrame(run.read("traces", part, ["finish_reason", "origin", "completion_tokens"]))
+        reasons.update(traces["finish_reason"].fill_null(UNKNOWN).to_list())
+        origins.update(traces["origin"].fill_null(UNKNOWN).to_list())
         tokens += int(traces["completion_tokens"].sum() or 0)
     scores = scored(run) if scores is None else scores
     ranked = scores.filter(pl.col("rank").is_not_null())
@@ -96,6 +102,7 @@ def stats(run: RunFolder | str | PathLike[str], scores: pl.DataFrame | None = No
         run=run.path,
         rows=rows,
         finish_reasons=dict(sorted(reasons.items())),
+        origins=dict(sorted(origins.items())),
         completion_tokens=tokens,
         shares={flag: float(scores[flag].sum()) / len(scores) for flag in FLAGS} if len(scores) else {},
         terms=pl.concat([_distribution(scores, term) for term in TERMS]),

@@ -101,3 +101,19 @@ def files_of(folder: Path) -> dict[str, bytes | None]:
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
     }
+
+
+#: Columns that tables of layout version 2 lack.
+_NEW_COLUMNS = {"traces": ["origin", "answer"], "scores": ["origin", "meta"], "ranks": ["origin", "meta"]}
+
+
+def as_second_layout(run: RunFolder) -> RunFolder:
+    """Rewrite a ranked run as layout version 2 had it, and return it newly opened."""
+    for name, columns in _NEW_COLUMNS.items():
+        for part in run.parts(name):
+            run.write_part(name, part, run.read(name, part).drop_columns(columns))
+        run.compact_all(name)
+    ranks = json.loads(run.folder.read("manifests/ranks.json"))
+    run.write_json("manifests/ranks.json", ranks | {"made_from": {"scores": run.digest("scores")}})
+    run.write_json("run.json", run.info | {"version": 2})
+    return RunFolder(run.path)

@@ -143,6 +143,15 @@ def test_training_rewards_with_the_same_function(tiny: Callable[..., Path], capl
     assert "second" in caplog.text and "KeyError" in caplog.text
 
 
+def test_a_preset_can_say_who_wrote_the_traces(rlt: Rlt) -> None:
+    Path("mine3.py").write_text(
+        "def preset(record): return {'question': record['Q'], 'solution': record['A'], "
+        "'explanations': ['a', 'b'], 'origin': record['Q'] + '-1B'}\n"
+    )
+    Path("faq.jsonl").write_text('{"Q": "q", "A": "s", "model": "other"}\n')
+    assert "origins of the traces: q-1B 2" in rlt("check", "--in", "faq.jsonl", "--preset", "mine3:preset").output
+
+
 def test_a_preset_that_fails_rejects_its_record(rlt: Rlt) -> None:
     Path("mine.py").write_text("def preset(record): return {'question': record['Q'], 'solution': record['A']}\n")
     write_jsonl(Path("faq.jsonl"), [{"Q": "a", "A": "b"}, {"Q": "c"}])

@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock
 
 from rlt_data.errors import ModelError, first_line
-from rlt_data.libraries import quiet_bars
+from rlt_data.libraries import hub_id, quiet_bars
 from rlt_data.storage.folder import checksum
 from rlt_data.storage.paths import disk_errors
 
@@ -50,6 +50,12 @@ class Checkpoint:
     name: str
     folder: Path
     revision: str | None = None
+
+    @property
+    def public_name(self) -> str:
+        """The name without the path of a local folder or file. The Hub id for a folder in the Hub's cache."""
+        path = Path(os.path.abspath(self.name))
+        return hub_id(str(path)) or path.name if path.exists() else self.name
 
 
 def cache_folder() -> Path:

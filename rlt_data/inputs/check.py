@@ -44,10 +44,12 @@ class CheckReport:
         fields: the origin of each field that a row has.
         used: the columns that the fields were made from; None if a plug-in's preset does not tell.
         traces: number of traces (explanations or completions) of the good rows.
+        origins: number of these traces by origin, as far as the rows name it.
         duplicates: number of good rows that repeat the question, solution and trace of an earlier row.
         repeated_questions: number of good rows that repeat a question with another solution.
-        disagreements: number of questions whose good rows have different answers; the first row's answer is used.
-        other_meta: number of duplicates whose ``--keep`` columns differ from those of the row that is used.
+        disagreements: number of questions whose good rows have different answers or ``--keep`` columns, of which a
+            question keeps the first row's. Traces keep their own, so it is 0 if the rows are imported as traces.
+        other_meta: number of duplicates whose answer or ``--keep`` columns differ from those of the row that is used.
         bad: number of bad rows by reason, with N in place of numbers.
         bad_rows: location and reason of the first bad rows.
         longest: maximum number of characters by field.
@@ -66,6 +68,7 @@ class CheckReport:
     fields: dict[str, Origin] = field(default_factory=dict)
     used: set[str] | None = field(default_factory=set)
     traces: int = 0
+    origins: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
     repeated_questions: int = 0
     disagreements: int = 0
@@ -95,10 +98,13 @@ class CheckReport:
 
     @property
     def conflicts(self) -> list[str]:
-        """One line for each kind of conflict between rows; the values of the first row are used."""
+        """One line for each kind of conflict between rows."""
+        kept = (
+            "score keeps those of each trace, generate the first row's" if self.traces else "the first row's are used"
+        )
         counts = {
-            "questions whose rows have different answers (the first row's answer is used)": self.disagreements,
-            "duplicates whose --keep columns differ (the first row's columns are used)": self.other_meta,
+            f"questions whose rows have different answers or --keep columns ({kept})": self.disagreements,
+            "duplicates whose answers or --keep columns differ (the first row's are used)": self.other_meta,
         }
         return [f"{count} {conflict}" for conflict, count in counts.items() if count]
 
@@ -211,7 +217,7 @@ def examined_rows(
         format: the format whose tags must not occur in a row. None: any text is allowed.
         report: is filled in.
         reader_of: makes the reader for layouts other than the presets.
-        traces: whether a row without a trace is bad.
+        traces: whether the rows are imported as traces: a row without one is bad, and answers belong to the traces.
         controls: control tokens of models. A question or solution with one is bad, unless the rows are traces, which
             are only counted.
         sources: the files of the input, if they have been found before.
@@ -221,9 +227,9 @@ def examined_rows(
     report.notices = sources.notices
     readers = _Readers(settings, reader_of)
     columns: dict[str, None] = {}
-    seen: dict[bytes, bytes] = {}  # digest of a row -> digest of its --keep columns
+    seen: dict[bytes, bytes] = {}  # digest of a row -> digest of its answer and --keep columns
     questions: set[bytes] = set()
-    answers: dict[bytes, bytes] = {}  # digest of a problem -> digest of its answer
+    of_questions: dict[bytes, bytes] = {}  # digest of a problem -> digest of its answer and --keep columns
     disagreements: set[bytes] = set()
     characters: Counter[str] = Counter()
     for number, record in enumerate(read_records(settings, sources)):
@@ -255,25 +261,26 @@ def examined_rows(
             if has_trace:
                 text = f"{row.question} {row.solution} {row.completion or row.explanation}"
                 report.control_tokens.update({token for control in controls if (token := control.refused(text))})
+            if has_trace and row.origin:
+                report.origins[row.origin] += 1
             for name in ("question", "solution", "system", "explanation", "completion"):
                 if (text := getattr(row, name)) is not None:
                     characters[name] += len(text)
                     characters[name + " rows"] += 1
                     report.longest[name] = max(report.longest.get(name, 0), len(text))
                     report.mean[name] = characters[name] / characters[name + " rows"]
-            problem, answer = [row.question, row.solution, row.system], _digest(row.answer)
+            problem, kept = [row.question, row.solution, row.system], _digest(row.answer, row.meta)
             problem_key = _digest(*problem)
-            if answers.setdefault(problem_key, answer) != answer:
+            if not traces and of_questions.setdefault(problem_key, kept) != kept:
                 disagreements.add(problem_key)
                 report.disagreements = len(disagreements)
-            trace = [row.completion, row.explanation, row.source_id if row.has_id else None] if has_trace else []
+            trace = [row.completion, row.explanation, row.source_id if row.has_id else None, row.origin]
             digest = _digest(*problem, *trace) if has_trace else problem_key
-            meta = _digest(row.meta) if settings.keep else b""
             if digest in seen:
                 report.duplicates += 1
-                report.other_meta += seen[digest] != meta
+                report.other_meta += has_trace and seen[digest] != kept
                 continue
-            seen[digest] = meta
+            seen[digest] = kept
             question = _digest(row.question)
             if not has_trace:
                 report.repeated_questions += question in questions

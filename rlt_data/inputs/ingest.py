@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 #: ``made_by`` of imported traces.
 IMPORTED = "imported"
+#: Entry of the input in run.json: whether the keys of imported traces depend on their origin.
+ORIGINS_IN_KEYS = "origins_in_keys"
+#: Columns that a trace keeps from its own row, whatever other rows its question has.
+_OF_ITS_ROW = ("origin", "answer", "meta")
 
 
 def ingest(
@@ -82,7 +86,16 @@ def ingest(
         logger.warning("%s: %s", name, line)
     positions = _add_questions(run, examine(CheckReport(name)), traces=traces)
     if traces:
-        _add_traces(run, examine(CheckReport(name)), format, positions)
+        # Traces of earlier versions have no origin, and keep their keys when their input is read again.
+        has_origins = before.get(ORIGINS_IN_KEYS, not run.parts("traces"))
+        run.record("input", {ORIGINS_IN_KEYS: has_origins})
+        if other := _add_traces(run, examine(CheckReport(name)), format, positions, origins_in_keys=has_origins):
+            logger.warning(
+                "%s: %d rows have traces that are already in the run with another origin, answer or other --keep "
+                "columns, which are kept; a new --out imports the rows again",
+                name,
+                other,
+            )
     counts = {
         "rows": report.rows,
         "bad_rows": sum(report.bad.values()),
@@ -126,7 +139,8 @@ def question_id(question: str, solution: str, system: str | None = None) -> str:
 def _add_questions(run: RunFolder, rows: Iterator[Row], *, traces: bool) -> dict[str, int]:
     """Append the new questions to the table, and return the position of every question in the table.
 
-    If the rows are traces, their ``--keep`` columns belong to the traces, because several may share a question.
+    If the rows are traces, their ``--keep`` columns belong to the traces, because several may share a question. The
+    answer of the first row is also the question's, for steps that make other traces.
     """
     positions: dict[str, int] = {}
     for part in run.parts("questions"):
@@ -163,13 +177,17 @@ def _add_questions(run: RunFolder, rows: Iterator[Row], *, traces: bool) -> dict
     return positions
 
 
-def _add_traces(run: RunFolder, rows: Iterator[Row], format: Format, positions: dict[str, int]) -> None:
-    known: set[str] = set()
+def _add_traces(
+    run: RunFolder, rows: Iterator[Row], format: Format, positions: dict[str, int], *, origins_in_keys: bool
+) -> int:
+    """Append the new traces; return how many other rows differ from their trace in origin, answer or ``meta``."""
+    known: dict[str, int] = {}  # hash of these columns by trace
     samples: Counter[str] = Counter()
+    other = 0
     for part in run.parts("traces"):
-        ids = run.read("traces", part, ["trace_id", "question_id"])
-        known.update(ids["trace_id"].to_pylist())
-        samples.update(ids["question_id"].to_pylist())
+        for row in run.read("traces", part, ["trace_id", "question_id", *_OF_ITS_ROW]).to_pylist():
+            known[row["trace_id"]] = hash(tuple(row[name] for name in _OF_ITS_ROW))
+            samples[row["question_id"]] += 1
     with TableWriter(run, "traces") as writer:
         for row in rows:
             key = question_id(row.question, row.solution, row.system)
@@ -178,10 +196,13 @@ def _add_traces(run: RunFolder, rows: Iterator[Row], format: Format, positions: 
                 completion = format.completion_of(row.explanation or "")
             elif thought := _foreign_thought(completion, format):
                 completion = format.completion_of(thought)
-            trace_id = content_hash(IMPORTED, key, completion, row.source_id if row.has_id else None)
+            origin = [row.origin] if row.origin and origins_in_keys else []
+            trace_id = content_hash(IMPORTED, key, completion, row.source_id if row.has_id else None, *origin)
+            of_its_row = hash(tuple(getattr(row, name) for name in _OF_ITS_ROW))
             if trace_id in known:
+                other += known[trace_id] != of_its_row
                 continue
-            known.add(trace_id)
+            known[trace_id] = of_its_row
             closed = format.explanation_tags[1] in completion
             writer.append(
                 positions[key] // QUESTIONS_PER_PART,
@@ -193,11 +214,12 @@ def _add_traces(run: RunFolder, rows: Iterator[Row], format: Format, positions: 
                     "completion": completion,
                     "finish_reason": row.finish_reason or ("stop" if closed else None),
                     "made_by": IMPORTED,
-                    "meta": row.meta,
+                    **{name: getattr(row, name) for name in _OF_ITS_ROW},
                 },
             )
             samples[key] += 1
     run.compact_all("traces")
+    return other
 
 
 def _foreign_thought(completion: str, format: Format) -> str | None:

@@ -19,7 +19,10 @@ from rlt_data.plugins import PRESETS
 from rlt_data.settings import InputSettings
 
 #: Fields that a preset may return. ``explanations`` is a list of texts, and makes a row of each.
-_FIELDS = ("question", "solution", "system", "answer", "explanation", "explanations", "completion")
+_FIELDS = ("question", "solution", "system", "answer", "explanation", "explanations", "completion", "origin")
+
+#: Columns that name the author of a trace unless ``--origin-column`` does; the first that has text in the row counts.
+_ORIGINS = ("origin", "generator", "generated_by", "model_name", "model")
 
 #: Columns that have the system text of a record, the first that has one.
 _SYSTEM_COLUMNS = ("system", "system_prompt")
@@ -61,6 +64,8 @@ class RowReader:
         }
         self._named = {field: column for field, column in named.items() if column}
         flags = [(_flag(field), column) for field, column in self._named.items()]
+        if settings.origin_column:
+            flags.append((_flag("origin"), settings.origin_column))
         for flag, column in [*flags, *(("--keep", column) for column in settings.keep)]:
             if column not in first and value_at(first, column) is None:
                 raise InputError(f"{source}: {flag}: no column {column!r}; the columns are {_list(first)}")
@@ -68,6 +73,7 @@ class RowReader:
         if preset is None:
             raise InputError(f"{source}: {_unfitting(first, self._named)}")
         self.preset: str = preset
+        self._origins = (settings.origin_column,) if settings.origin_column else _ORIGINS
         self.found: Fields = {}
         self._all_named = preset == "columns" and {"question", "solution"} <= self._named.keys()
         self._is_built_in = preset in PRESETS.built_in
@@ -117,7 +123,7 @@ class RowReader:
             # A list with a value for each trace has one for this trace.
             own = {
                 column: data[column][index]
-                for column in ("finish_reasons", *self._settings.keep)
+                for column in ("finish_reasons", *self._origins, *self._settings.keep)
                 if isinstance(data.get(column), list) and len(data[column]) == len(traces)
             }
             own["finish_reason"] = own.get("finish_reasons", data.get("finish_reason"))
@@ -130,15 +136,15 @@ class RowReader:
         return rows or [self._row(fields, data, number)]
 
     def _row(self, fields: Fields, data: Columns, number: int, own: Columns | None = None) -> Row:
-        """Return one row; ``own`` has the finish reason and the kept columns of its trace if the record has several."""
-        self.found = self._fields(fields, data, number)
+        """Return one row; ``own`` has finish reason, origin and kept columns of its trace if the record has several."""
+        kept = {**data, **(own or {})}
+        self.found = self._fields(fields, data, number) | self._origin(fields, kept)
         source_id = self.found["source_id"]
         texts = {field: _text(field, found) for field, found in self.found.items() if field != "source_id"}
         for field, text in texts.items():
             self._check(field, text)
         if texts.get("completion") is not None and texts.get("explanation") is not None:
             texts["explanation"] = None  # the completion includes it
-        kept = {**data, **(own or {})}
         reason = kept.get("finish_reason")
         meta = {column: _finite(value_at(kept, column)) for column in self._settings.keep}
         return Row(
@@ -148,6 +154,15 @@ class RowReader:
             finish_reason=_FINISH_REASONS.get(reason) if isinstance(reason, str) else None,
             meta=json.dumps(meta, ensure_ascii=False, sort_keys=True, default=_as_json) if meta else None,
         )
+
+    def _origin(self, fields: Fields, data: Columns) -> Fields:
+        """Return who wrote the trace, as field ``origin``, or no field if nothing names the author."""
+        if column := self._settings.origin_column:
+            return {"origin": Found(value_at(data, column) or None, column, _flag("origin"))}
+        if fields.get("origin", Found(None)).value is not None:
+            return {}
+        column = next((name for name in _ORIGINS if _is_text(data.get(name))), None)  # others may hold anything
+        return {"origin": Found(data[column], column, "column name")} if column else {}
 
     def _fields(self, fields: Fields, data: Columns, number: int) -> Fields:
         """Complete the fields of the preset by the other columns, the flags and the rules."""

@@ -27,6 +27,7 @@ class Row:
     finish_reason: str | None = None
     source_id: str | None = None
     has_id: bool = False
+    origin: str | None = None
     meta: str | None = None
 
 

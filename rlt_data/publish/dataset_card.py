@@ -28,6 +28,7 @@ from rlt_data.publish.markdown import (
     paragraphs,
     table,
 )
+from rlt_data.publish.origins import origins_table
 from rlt_data.publish.provenance import models_table, provenance, sources, step_command
 from rlt_data.publish.tables import Config
 from rlt_data.steps import export_shapes
@@ -99,7 +100,7 @@ def dataset_text(facts: DatasetFacts) -> str:
             "How to load it": _loading(facts),
             "Columns": _columns(facts),
             "A row": _row(facts),
-            "How it was made": provenance(facts),
+            "How it was made": paragraphs(provenance(facts), origins_table(facts.distilled["counts"], facts.stats)),
             "Statistics": _statistics(facts),
             "Rows left out": _left_out(facts),
             "Limits": _limits(facts),

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rlt_data.errors import RunFolderError
-from rlt_data.publish.redact import hub_id, public_name, redact_paths
+from rlt_data.libraries import hub_id
+from rlt_data.publish.redact import public_name, redact_paths
 
 #: Files of the model. Checkpoints, optimizer states, samples and logs are not published.
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "format.yaml")

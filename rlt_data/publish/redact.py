@@ -6,7 +6,8 @@ import re
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-_HUB_CACHE = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]")
+from rlt_data.libraries import hub_id
+
 _URL = re.compile(r"[A-Za-z][\w+.-]*://")
 
 
@@ -32,12 +33,6 @@ def public_name(name: str) -> str:
     if "\n" in name or not (_URL.match(name) or name.startswith("~") or _is_absolute(name)):
         return name
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
-
-
-def hub_id(path: str) -> str | None:
-    """Return the Hub id of a model, given its path in the Hub's cache; None for other paths."""
-    match = _HUB_CACHE.search(path)
-    return f"{match[1]}/{match[2]}" if match else None
 
 
 def _is_absolute(name: str) -> bool:

@@ -14,14 +14,21 @@ from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import SCHEMAS
 
 _KEYS = ["trace_id", "question_id", "source_id"]
-_TRACE_COLUMNS = [*_KEYS, "sample_index", "completion", "finish_reason", "meta"]
+_TRACE_COLUMNS = [*_KEYS, "sample_index", "completion", "finish_reason", "origin", "answer", "meta"]
+#: The name of the question's ``meta`` next to its traces, which have their own.
+_QUESTION_META = {"meta": "question_meta"}
 #: Columns that order traces, the first that has values: what the run was ranked by, else its rewards.
 _ORDERS = ("value", "reward", "reward_without_entropy")
 
 
 @dataclass(frozen=True)
 class ShownQuestion:
-    """A question and its traces, the best first: columns of traces, scores and ranks, null where they are missing."""
+    """A question and its traces, the best first, with the columns of :meth:`RunFolder.scan`.
+
+    Attributes:
+        question: columns of the question; its ``meta`` is ``question_meta``.
+        traces: columns of traces, scores and ranks, null where they are missing.
+    """
 
     question: dict[str, Any]
     traces: list[dict[str, Any]]
@@ -148,5 +155,5 @@ def _question(run: RunFolder, part: int, question_id: str) -> ShownQuestion:
             traces = run.join(traces, table, part)
     order = next((name for name in ("rank", "reward") if name in traces.columns), "sample_index")
     traces = traces.sort(order, descending=order == "reward", nulls_last=True, maintain_order=True)
-    [question] = pl.DataFrame(run.read("questions", part)).filter(of_question).to_dicts()
+    [question] = pl.DataFrame(run.read("questions", part)).filter(of_question).rename(_QUESTION_META).to_dicts()
     return ShownQuestion(question, traces.to_dicts())

@@ -22,6 +22,7 @@ from rlt_data.steps.provenance import recorded_format
 from rlt_data.storage.run import RunFolder
 
 _TRACE_COLUMNS = ("finish_reason", "completion_tokens")
+_OF_ITS_ROW = ("origin", "answer", "meta")
 _TOKEN_COLUMNS = (
     "empty", "solution_logprobs", "solution_offsets", "thought_logprobs", "thought_offsets", "thought_kl", "kl_offsets",
 )  # fmt: skip
@@ -141,10 +142,11 @@ class ListedTraces:
 
         ``contents`` has the solution as the student of each run reads it. The ``thought`` of a trace is the explanation
         as the student reads it, with the format's padding. ``completion`` is present if it differs from the
-        explanation, ``meta`` if the trace has one. Runs scored with ``--per-token`` add ``thought_tokens`` and
-        ``kl_tokens``, which refer to the thought, and ``solution_tokens``, which refer to ``contents``. Their first
-        token starts at character ``begin``, each token has ``lengths`` characters, and ``values`` are in hundredths.
-        ``kl_tokens`` omit ``begin`` and ``lengths`` if these are the same as for ``thought_tokens``.
+        explanation, ``origin``, ``answer`` and ``meta`` if the trace has its own. Runs scored with ``--per-token`` add
+        ``thought_tokens`` and ``kl_tokens``, which refer to the thought, and ``solution_tokens``, which refer to
+        ``contents``. Their first token starts at character ``begin``, each token has ``lengths`` characters, and
+        ``values`` are in hundredths. ``kl_tokens`` omit ``begin`` and ``lengths`` if these are the same as for
+        ``thought_tokens``.
         """
         question = self._questions(selected.parts[0])[selected.question_id]
         contents = [format and format.solution_content(question["solution"]) for format in self.formats]
@@ -159,8 +161,7 @@ class ListedTraces:
     def _trace(self, source: int, row: dict[str, Any], content: str) -> dict[str, Any]:
         completion, format = row["completion"], self.formats[source]
         shown: dict[str, Any] = {"source": source, "trace_id": row["trace_id"], "completion": completion}
-        if row["meta"] is not None:
-            shown["meta"] = row["meta"]
+        shown |= {name: row[name] for name in _OF_ITS_ROW if row[name] is not None}
         if format is None:
             return shown
         explanation = read_completion(format, completion)
@@ -192,7 +193,7 @@ class ListedTraces:
         return self._read(source, part, _TRACE_COLUMNS, {"scores": (*TERMS, "well_formed"), "ranks": OF_RANKS})
 
     def _read_texts(self, source: int, part: int) -> dict[str, pl.DataFrame]:
-        return self._read(source, part, ("completion", "meta"), {"scores": _TOKEN_COLUMNS})
+        return self._read(source, part, ("completion", *_OF_ITS_ROW), {"scores": _TOKEN_COLUMNS})
 
     def _read(
         self, source: int, part: int, columns: Sequence[str], joined: Mapping[str, Sequence[str]]

@@ -128,6 +128,14 @@ class TraceColumnSettings(Settings):
     completion_column: str | None = field(
         None, COLUMNS, "Column with an existing completion, including the closing tag.", affects="rows", by_content=True
     )
+    origin_column: str | None = field(
+        None,
+        COLUMNS,
+        "Column with the author of an existing trace, such as a model. Default: origin, generator, generated_by, "
+        "model_name or model.",
+        affects="rows",
+        by_content=True,
+    )
 
 
 class InputSettings(SourceSettings, BadRowSettings, ColumnSettings, StoredColumnSettings, TraceColumnSettings):

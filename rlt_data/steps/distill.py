@@ -17,6 +17,7 @@ import logging
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -70,6 +71,7 @@ class DistillSummary:
             ``malformed``: no candidate is well-formed for other reasons. ``no trace of this rank or bucket``: the
             question has no candidate. ``no worse trace``: a preference row lacks a rejected trace.
         mean_thought_tokens: mean tokens per explanation.
+        origins: number of rows by origin; empty for traces of unknown origin.
         missing_traces: traces that an unfinished ``generate`` has not made yet.
         seconds: time spent.
     """
@@ -85,6 +87,7 @@ class DistillSummary:
     without_row: int = 0
     without_row_reasons: dict[str, int] = field(default_factory=dict)
     mean_thought_tokens: float = 0.0
+    origins: dict[str, int] = field(default_factory=dict)
     missing_traces: int = 0
     seconds: float = 0.0
 
@@ -262,7 +265,8 @@ class Selection:
     def rows(self, chosen: pl.DataFrame) -> Iterator[dict[str, Any]]:
         """Yield the texts and columns of the selected traces, in order."""
         for (part,), frame in chosen.partition_by("part", as_dict=True, maintain_order=True).items():
-            traces = pl.DataFrame(self._run.read("traces", int(part), ["trace_id", "completion", "meta"]))
+            names = ["trace_id", "completion", "origin", "answer", "meta"]
+            traces = pl.DataFrame(self._run.read("traces", int(part), names))
             columns = ["trace_id", "question_id", "source_id", "rank", "bucket", "value", "thought_tokens"]
             joined = frame.select(columns).join(traces, on="trace_id", how="left", maintain_order="left")
             if "rejected_id" in frame.columns:
@@ -299,6 +303,8 @@ class Selection:
         summary.questions += chosen["question_id"].n_unique()
         tokens = summary.mean_thought_tokens * before + float(chosen["thought_tokens"].sum())
         summary.mean_thought_tokens = tokens / max(summary.rows, 1)
+        origins = Counter(summary.origins) + Counter(chosen["origin"].drop_nulls().to_list())
+        summary.origins = dict(sorted(origins.items()))
 
 
 def _limited(chosen: Iterator[pl.DataFrame], limit: int, seed: int) -> Iterator[pl.DataFrame]:

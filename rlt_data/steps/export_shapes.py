@@ -84,7 +84,9 @@ PROVENANCE = [
     pa.field("trace_id", pa.string()),
     pa.field("source_id", pa.string()),
     pa.field("final_answer", pa.string()),  # trainers read a column `answer` as the response
+    pa.field("origin", pa.string()),
     pa.field("meta", pa.string()),
+    pa.field("question_meta", pa.string()),
     pa.field("rank", pa.int64()),  # as JSON loaders infer it
     pa.field("reward", pa.float64()),
     pa.field("thought_tokens", pa.int64()),
@@ -94,8 +96,14 @@ PROVENANCE = [
 MEANINGS = {
     "messages": "conversation to train on: system prompt, question, and the assistant's turn, which has the "
     "explanation as its thought and then the solution",
-    "prompt": "chat turns before the assistant's: system prompt and question",
-    "completion": "the assistant's turn: the explanation as its thought, then the solution",
+    "prompt": "text that is served to the student: system prompt, question and generation prompt in its chat template",
+    "completion": "text that the student learns: the explanation as its thought, the solution, and the end of the turn",
+    "chosen": "the better answer: the explanation as its thought, then the solution",
+    "rejected": "a worse answer to the same question",
+    "system_text": "system prompt, for trainers that render the conversation themselves",
+    "user_text": "the user's message, for trainers that render the conversation themselves",
+    "final_answer": "short final answer, if the input has one",
+    "question_meta": "JSON of the question's input columns kept with --keep",
     "conversations": "conversation to train on: question, and the assistant's turn, which has the explanation as its "
     "thought and then the solution",
     "system": "system prompt",

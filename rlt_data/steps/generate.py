@@ -93,6 +93,7 @@ def _task(settings: GenerateSettings, model: Model, views: Views, made_by: str) 
             "seed": pending.seed,
             "teacher": model.identity.fingerprint,
             "made_by": made_by,
+            "origin": model.checkpoint.public_name,
         }
 
     return SamplingTask(

@@ -48,6 +48,9 @@ from rlt_data.storage.schemas import KEYS, QUESTIONS_PER_PART, SCHEMAS, TABLE_OF
 #: Tables to merge.
 TABLES = ("questions", "traces", "scores", "answers", "grades")
 
+#: Columns that are not part of a row's key, and that each import sets.
+ANNOTATIONS = ("origin", "answer", "meta")
+
 #: Maximum bytes of a table's rows that are buffered in memory; further rows are buffered in files.
 BUFFER_BYTES = 256 * 2**20
 
@@ -61,6 +64,7 @@ class MergeSummary:
         runs: number of runs merged.
         rows: rows of the merged run by table.
         repeated: duplicate rows by table, which were taken from the first run that has them.
+        differing: number of these questions and traces, by table, whose copies have different :data:`ANNOTATIONS`.
         failed: rows in errors.jsonl.
         seconds: time spent.
     """
@@ -69,6 +73,7 @@ class MergeSummary:
     runs: int
     rows: dict[str, int]
     repeated: dict[str, int]
+    differing: dict[str, int]
     failed: int
     seconds: float
 
@@ -96,14 +101,14 @@ def merge(settings: MergeSettings, progress: Progress = SILENT) -> MergeSummary:
         entries = _common_entries(runs)
         with new_folder(out) as folder:
             merged = RunFolder(folder)
-            _merge_tables(runs, merged, folder / "buffer", progress)
+            differing = _merge_tables(runs, merged, folder / "buffer", progress)
             failed = carry_failures(merged, runs)
             rows, source_rows = _counts(merged), [_counts(run) for run in runs]
             sources = [_source(run, counts) for run, counts in zip(runs, source_rows, strict=True)]
             _record(merged, entries, rows, sources)
             _refuse_existing(out)
     repeated = {table: sum(counts[table] for counts in source_rows) - rows[table] for table in rows}
-    return MergeSummary(out, len(runs), rows, repeated, failed, time.monotonic() - began)
+    return MergeSummary(out, len(runs), rows, repeated, differing, failed, time.monotonic() - began)
 
 
 def _counts(run: RunFolder) -> dict[str, int]:
@@ -218,11 +223,13 @@ def _digests(questions: pa.Table) -> pa.Array:
     return pa.array([hashlib.blake2b(key.encode(), digest_size=16).digest() for key in keys], pa.binary(16))
 
 
-def _merge_tables(runs: list[RunFolder], merged: RunFolder, buffer_folder: Path, progress: Progress) -> None:
+def _merge_tables(runs: list[RunFolder], merged: RunFolder, buffer_folder: Path, progress: Progress) -> dict[str, int]:
+    """Write the merged tables, and return the number of questions and of traces whose copies differ."""
     source_parts = _source_parts(runs)
     sources_per_part = Counter(part for source in source_parts for part in source.new_parts)
     by_first_part = {part: list(group) for part, group in groupby(source_parts, key=lambda item: item.new_parts[0])}
     buffers = {table: _RowBuffer(buffer_folder / table) for table in TABLES}
+    differing = dict.fromkeys(("questions", "traces"), 0)
     with task(progress, "merge", len(source_parts)):
         for part in sorted(sources_per_part):
             for source in by_first_part.get(part, ()):
@@ -233,11 +240,15 @@ def _merge_tables(runs: list[RunFolder], merged: RunFolder, buffer_folder: Path,
                     _read(runs[source.run], source, buffers)
                 progress.advance()
             for table, buffer in buffers.items():
-                if rows := buffer.take(part):
-                    merged.write_part(table, part, _sort_unique(table, pa.concat_tables(rows)))
+                if tables := buffer.take(part):
+                    rows = pa.concat_tables(tables)
+                    merged.write_part(table, part, _sort_unique(table, rows))
+                    if table in differing:
+                        differing[table] += _count_differing(table, rows)
     for table in TABLES:
         merged.compact_all(table)
     shutil.rmtree(buffer_folder, ignore_errors=True)
+    return differing
 
 
 def _read(run: RunFolder, source: _SourcePart, buffers: dict[str, _RowBuffer]) -> None:
@@ -263,6 +274,14 @@ def _sort_unique(table: str, rows: pa.Table) -> pa.Table:
     columns = pl.DataFrame(rows.select([*dict.fromkeys([key, "source", *order])])).with_row_index("row")
     first = columns.sort("source").unique(key, keep="first", maintain_order=True)
     return rows.select(SCHEMAS[table].names).take(first.sort(order)["row"].to_arrow())
+
+
+def _count_differing(table: str, rows: pa.Table) -> int:
+    """Return the number of keys whose rows have different annotations."""
+    key = KEYS[table]
+    columns = [name for name in ANNOTATIONS if name in rows.column_names]
+    copies = pl.DataFrame(rows.select([key, *columns])).unique().group_by(key).len()
+    return int((copies["len"] > 1).sum())
 
 
 class _RowBuffer:

@@ -60,6 +60,9 @@ logger = logging.getLogger(__name__)
 #: Approximate size of a block of traces that is tokenised at once: whichever limit is reached first.
 _BLOCK_TRACES, _BLOCK_CHARACTERS = 1024, 2_000_000
 
+#: Columns that a score has from its trace.
+_OF_TRACE = ("trace_id", "question_id", "source_id", "sample_index", "finish_reason", "origin", "meta")
+
 
 def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
     """Score the traces of a run or a file; implements ``rlt-data score``.
@@ -316,7 +319,7 @@ class _Scoring:
             explanation=score.student.explanation.text,
         )
         return {
-            **{name: trace[name] for name in ("trace_id", "question_id", "source_id", "sample_index", "finish_reason")},
+            **{name: trace[name] for name in _OF_TRACE},
             **terms,
             "teacher_logprobs": "none" if teacher is None else "trace" if teacher.ids is None else "computed",
             "scored_by": self._scored_by,

@@ -52,6 +52,7 @@ MEANINGS = {
     "kl_max": "largest KL between teacher and student at a token of the explanation",
     "thought_tokens": "length of the explanation in tokens of the student",
     "solution_tokens": "length of the solution in tokens of the student",
+    "origin": "who wrote the explanation: the name of a model; null if unknown",
     "completion_tokens": "number of tokens that the teacher sampled",
     "finish_reason": "why the trace ended: stop (closing tag), eos (no closing tag), length (token limit); null if "
     "unknown",

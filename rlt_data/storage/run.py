@@ -45,8 +45,8 @@ Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
 
 #: Attempts to read a table whose files change during the read.
 _READ_ATTEMPTS = 5
-#: The layout version without manifests.
-_FIRST_LAYOUT = 1
+#: The layout version without manifests, and the version whose tables lack columns.
+_FIRST_LAYOUT, _SECOND_LAYOUT = 1, 2
 _SEGMENT = re.compile(r"(\d+)/(?:seg-([0-9a-f]{32})|[0-9a-f]{32})\.parquet")
 _PART = re.compile(r"part-(\d{5,})\.parquet")
 #: Files that match ``RUN/<table>/*.parquet``.
@@ -98,10 +98,10 @@ class RunFolder:
         self.path = self.folder.path
         self._tables: dict[str, _Files] = {}
         self._is_locked = False
-        version = self.info.get("version", VERSION)
-        if version not in (_FIRST_LAYOUT, VERSION):
+        self._version = self.info.get("version", VERSION)
+        if self._version not in (_FIRST_LAYOUT, _SECOND_LAYOUT, VERSION):
             raise RunFolderError(
-                f"{self.path}: has layout version {version}, but this version of rlt-data reads layout {VERSION}"
+                f"{self.path}: has layout version {self._version}, but this version of rlt-data reads layout {VERSION}"
             )
 
     @classmethod
@@ -148,12 +148,15 @@ class RunFolder:
         """
         with self.folder.lock():
             self._tables.clear()
-            if self.info.get("version") == _FIRST_LAYOUT:
+            self._version = self.info.get("version", VERSION)
+            if self._version == _FIRST_LAYOUT:
                 self._write_first_manifests()
             manifests = self.folder.sizes("manifests")
             for table in SCHEMAS:
                 if f"{table}.json" in manifests:
                     self._resolve_pending(table)
+            if self._version != VERSION:
+                self._add_columns()
             self._is_locked = True
             try:
                 yield
@@ -323,11 +326,15 @@ class RunFolder:
         return traces.join(right, on="trace_id", how="left", maintain_order="left")
 
     def join_questions(self, traces: pl.DataFrame, part: int) -> pl.DataFrame:
-        """Join the questions to their traces; a null ``meta`` is replaced by the question's.
+        """Join the questions to their traces.
 
         Args:
-            traces: rows of one part, with ``question_id`` and ``meta``.
+            traces: rows of one part, with ``question_id`` and ``answer``.
             part: number of the part.
+
+        Returns:
+            The traces with the columns of their questions. ``question_meta`` is the question's ``meta``, and a null
+            ``answer`` is replaced by the question's.
         """
         return _join_questions(traces, pl.DataFrame(self.read("questions", part)))
 
@@ -335,8 +342,8 @@ class RunFolder:
         """Return a table lazily, or all tables joined.
 
         Args:
-            table: name of the table. None: one row per trace, with its question, score and rank; a null ``meta`` is
-                replaced by the question's.
+            table: name of the table. None: one row per trace, with its question as in :meth:`join_questions`, its
+                score and its rank.
 
         Raises:
             RunFolderError: the table has no rows, or part files are missing, damaged or unknown.
@@ -571,7 +578,8 @@ class RunFolder:
         state = source._state_if_complete(table, source_part)
         current = self._files(table).manifest.parts.get(part)
         if state is None:
-            if source_part in source._files(table).journal:
+            files = source._files(table)
+            if source_part in files.part_files | files.journal.keys():
                 self.write_part(table, part, source.read(table, source_part))
         elif current is None or current.state.xxh3 != state.xxh3:
             self._write_part(table, part, lambda path: source.export_part(table, source_part, path), state.rows)
@@ -585,9 +593,9 @@ class RunFolder:
             self.folder.fetch(f"{table}/{part_name(part)}", path)
 
     def _state_if_complete(self, table: str, part: int) -> FileState | None:
-        """Return the state of a part file that contains all rows of its part, else None."""
+        """Return the state of a part file that contains all rows and columns of its part, else None."""
         files = self._files(table)
-        complete = part in files.part_files and part not in files.journal
+        complete = part in files.part_files and part not in files.journal and self._version == VERSION
         return files.manifest.parts[part].state if complete else None
 
     def _save(self, table: str, manifest: Manifest) -> None:
@@ -609,7 +617,7 @@ class RunFolder:
         files.manifest.clear_pending()
         self._save(table, files.manifest)
 
-    # Runs of the first layout, which has no manifests
+    # Runs of earlier layouts
 
     def _first_manifest(self, table: str) -> Manifest:
         """Make the manifest of a table in the first layout, without checksums.
@@ -636,10 +644,7 @@ class RunFolder:
         return manifest
 
     def _write_first_manifests(self) -> None:
-        """Write the manifests of a run of the first layout, and add the column that its traces lack.
-
-        The column is needed because other programs read a table only if all its files have the same columns.
-        """
+        """Write the manifests of a run of the first layout."""
         for table in SCHEMAS:
             self._resolve_pending(table)  # an earlier start may have been killed here
             files = self._files(table)
@@ -647,10 +652,25 @@ class RunFolder:
                 files.manifest.parts[number] = Part(self.folder.file_state(f"{table}/{part_name(number)}"))
             if files.part_files:
                 self._save(table, files.manifest)
-            for number in files.part_files if table == "traces" else ():
+        self.write_json("run.json", self.info | {"version": _SECOND_LAYOUT})
+
+    def _add_columns(self) -> None:
+        """Add the columns that the tables of an earlier layout lack, with nulls.
+
+        New rows have them, and other programs read a table only if all its files have the same columns. Ranks are left
+        as they are, because they are only ever replaced as a whole; they remain up to date if they were.
+        """
+        ranks_are_current = bool(self.parts("ranks")) and self.is_current("ranks")
+        for table in ("questions", "traces", "scores"):
+            for number in sorted(self._files(table).part_files):
                 self.write_part(table, number, self.read(table, number))
             self._resolve_pending(table)
+        if ranks_are_current:
+            ranks = self._files("ranks").manifest
+            ranks.made_from = {name: self.digest(name) for name in ranks.made_from}
+            self._save("ranks", ranks)
         self.write_json("run.json", self.info | {"version": VERSION})
+        self._version = VERSION
 
 
 class NewTable:
@@ -678,9 +698,9 @@ class NewTable:
 
 
 def _join_questions(traces: Frame, questions: Frame) -> Frame:
-    questions = questions.drop("source_id").rename({"meta": "question_meta"})
+    questions = questions.drop("source_id").rename({"meta": "question_meta", "answer": "question_answer"})
     joined = traces.join(questions, on="question_id", how="left", maintain_order="left")
-    return joined.with_columns(pl.coalesce("meta", "question_meta").alias("meta")).drop("question_meta")
+    return joined.with_columns(pl.coalesce("answer", "question_answer").alias("answer")).drop("question_answer")
 
 
 def _file_names(files: _Files, table: str, part: int) -> list[str]:

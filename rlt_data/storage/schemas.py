@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 #: Version of the schemas and of the folder layout, stored in ``run.json`` and in the metadata of each file.
-#: Version 1 has no manifests.
-VERSION = 2
+#: Version 1 has no manifests; versions 1 and 2 lack columns.
+VERSION = 3
 
 #: Part k of each table contains the rows of questions k * 256 to k * 256 + 255, in the order of the questions.
 QUESTIONS_PER_PART = 256
@@ -34,7 +34,7 @@ QUESTIONS = _schema(
     _required("question", pa.string()),
     _required("solution", pa.string()),
     pa.field("system", pa.string()),  # the question's own system text; null: the format's. Older runs lack the column
-    pa.field("answer", pa.string()),  # short final answer, if the source has one
+    pa.field("answer", pa.string()),  # short final answer of the first row with the question, if it has one
     pa.field("meta", pa.string()),  # JSON of the --keep columns, unless the rows are traces
 )
 
@@ -55,7 +55,9 @@ TRACES = _schema(
     pa.field("seed", pa.uint64()),
     pa.field("teacher", pa.string()),  # fingerprint of model and tokenizer; null for imported traces
     _required("made_by", pa.string()),  # hash of the settings
-    pa.field("meta", pa.string()),  # JSON of the --keep columns; null for generated traces
+    pa.field("origin", pa.string()),  # who wrote the trace: a model's name
+    pa.field("answer", pa.string()),  # short final answer of the trace's own row; null for generated traces
+    pa.field("meta", pa.string()),  # JSON of the --keep columns of its row; null for generated traces
 )
 
 SCORES = _schema(
@@ -92,6 +94,8 @@ SCORES = _schema(
     pa.field("thought_kl", _LOGPROBS),  # one value per KL term
     pa.field("kl_offsets", _TOKENS),
     _required("scored_by", pa.string()),  # hash of the settings
+    pa.field("origin", pa.string()),  # of the trace, as is meta
+    pa.field("meta", pa.string()),
 )
 
 RANKS = _schema(
@@ -106,6 +110,8 @@ RANKS = _schema(
     pa.field("flaw", pa.string()),  # empty, holds tag, control token, truncated or unclosed; null if well-formed
     _required("thought_tokens", pa.int32()),
     _required("scored_by", pa.string()),
+    pa.field("origin", pa.string()),  # of the trace, as is meta
+    pa.field("meta", pa.string()),
 )
 
 ANSWERS = _schema(

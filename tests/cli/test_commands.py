@@ -249,7 +249,7 @@ def test_without_arguments_the_help_is_shown(rlt: Rlt) -> None:
 
 
 def test_flags_and_formats_can_be_copied_from_what_is_printed(rlt: Rlt, tmp_path: Path) -> None:
-    assert rlt("formats").stdout.split() == ["rlt", "rlt-shots", "think"]
+    assert rlt("formats").stdout.split() == ["rlt", "rlt-shots", "think", "native"]
     (tmp_path / "mine.yaml").write_text(rlt("formats", "think").stdout)
     assert rlt("formats", "mine.yaml").stdout == rlt("formats", "think").stdout
     assert "neither a built-in format" in rlt("formats", "thnik", code=2).stderr

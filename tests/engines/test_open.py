@@ -33,7 +33,7 @@ from transformers import (
     Qwen2Model,
 )
 
-from rlt_data.engines import find_checkpoint, open_model, vllm
+from rlt_data.engines import Checkpoint, find_checkpoint, open_model, vllm
 from rlt_data.engines import models as models_module
 from rlt_data.engines.config import pick_dtype
 from rlt_data.engines.protocol import FullKL
@@ -398,3 +398,18 @@ def test_the_share_of_memory_reaches_the_engine(tiny: Callable[..., Path], monke
         model.load(Path("logs"), memory_share=share)
         model.load(memory_share=0.1)  # it is loaded
         assert seen.pop() == (expected, {"scoring": True, "logs": Path("logs")}) and not seen
+
+
+def test_the_public_name_of_a_model_has_no_local_path(tmp_path: Path) -> None:
+    cached = tmp_path / "hub" / "models--org--tiny" / "snapshots" / "0123abc"
+    cached.mkdir(parents=True)
+    (tmp_path / "mine").mkdir()
+    names = {
+        "org/tiny": "org/tiny",
+        "nano-teacher": "nano-teacher",
+        "mine": "mine",
+        "hub/../mine/": "mine",
+        str(tmp_path / "mine"): "mine",
+        str(cached): "org/tiny",
+    }
+    assert {name: Checkpoint(name, tmp_path).public_name for name in names} == names

@@ -69,16 +69,29 @@ def test_a_solution_must_not_contain_the_tags_of_the_format(tmp_path: Path) -> N
 def test_rows_that_disagree_about_the_answer_or_differ_in_kept_columns_are_counted(tmp_path: Path, rlt: Rlt) -> None:
     problem = {"question": "q", "solution": "s", "answer": "1"}
     rows: list[dict[str, Any]] = [
-        {**problem, "completion": "a", "model": "A"},
-        {**problem, "completion": "a", "model": "B"},
-        {**problem, "completion": "a", "model": "A"},
-        {**problem, "completion": "b", "model": "B", "answer": "2"},
-        {**problem, "completion": "c", "model": "B", "answer": None},
-        {"question": "r", "solution": "s", "answer": "3", "completion": "a", "model": "B"},
+        {**problem, "completion": "a", "batch": 1},
+        {**problem, "completion": "a", "batch": 2},
+        {**problem, "completion": "a", "batch": 1},
+        {**problem, "completion": "a", "batch": 1, "answer": "2"},
+        {**problem, "completion": "b", "batch": 2, "answer": "2"},
+        {**problem, "completion": "c", "batch": 2, "answer": None},
+        {"question": "r", "solution": "s", "answer": "3", "completion": "a", "batch": 2},
+        {"question": "r", "solution": "s", "answer": "3", "completion": "b", "batch": 2},
     ]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
-    counts = report(path, keep=["model"])
-    assert (counts.duplicates, counts.other_meta, counts.disagreements) == (2, 1, 1)
-    printed = rlt("check", "--in", path, "--keep", "model").stdout
+    counts = report(path, keep=["batch"])
+    assert (counts.duplicates, counts.other_meta, counts.disagreements) == (3, 2, 1)
+    printed = rlt("check", "--in", path, "--keep", "batch").stdout
     assert all(f"warning: {line}" in printed.splitlines() for line in counts.conflicts) and len(counts.conflicts) == 2
-    assert not report(path).other_meta and "--keep columns" not in rlt("check", "--in", path).stdout
+    assert report(path).other_meta == 1  # the answer
+    path = write_jsonl(tmp_path / "questions.jsonl", [{"question": "q", "solution": "s", "batch": i} for i in "aab"])
+    counts = report(path, keep=["batch"])
+    assert (counts.duplicates, counts.disagreements, len(counts.conflicts)) == (2, 1, 1)
+
+
+def test_traces_of_several_origins_are_several_traces_and_are_counted_by_origin(tmp_path: Path, rlt: Rlt) -> None:
+    rows = [{"question": "q", "solution": "s", "completion": "c", "model": model} for model in ("A", "B", "A", " ", 7)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    counts = report(path)
+    assert counts.origins == {"A": 2, "B": 1} and counts.duplicates == 2
+    assert "origins of the traces: A 2, B 1" in rlt("check", "--in", path).stdout.splitlines()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,23 +139,152 @@ def test_the_generations_of_a_record_are_traces_with_their_finish_reasons_and_ke
 def test_kept_columns_belong_to_the_row_they_came_with(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     problem = {"question": "q", "solution": "s", "answer": "1"}
     traces = [
-        {**problem, "completion": "a", "model": "A"},
-        {**problem, "completion": "b", "model": "B", "answer": "2"},
-        {**problem, "completion": "a", "model": "B"},
+        {**problem, "completion": "a", "batch": 1},
+        {**problem, "completion": "b", "batch": 2, "answer": "2"},
+        {**problem, "completion": "a", "batch": 2},
     ]
     path = write_jsonl(tmp_path / "traces.jsonl", traces)
     kept, bare = RunFolder(tmp_path / "kept"), RunFolder(tmp_path / "bare")
-    take(kept, path, traces=True, keep=["model"])
+    take(kept, path, traces=True, keep=["batch"])
+    assert [line.split(": ", 1)[1] for line in caplog.messages] == [
+        "1 duplicates whose answers or --keep columns differ (the first row's are used)"
+    ]
     take(bare, path, traces=True)
-    assert kept.read("traces", 0)["meta"].to_pylist() == ['{"model": "A"}', '{"model": "B"}']
+    assert len(caplog.messages) == 1  # bare has no such columns
+    assert kept.read("traces", 0)["meta"].to_pylist() == ['{"batch": 1}', '{"batch": 2}']
+    assert kept.read("traces", 0)["answer"].to_pylist() == ["1", "2"]
     assert kept.read("questions", 0).select(["answer", "meta"]).to_pylist() == [{"answer": "1", "meta": None}]
     assert kept.read("traces", 0, ["trace_id"]) == bare.read("traces", 0, ["trace_id"])
     assert bare.read("traces", 0)["meta"].to_pylist() == [None, None]
-    assert f"{path}: 1 questions" in caplog.text
-    assert caplog.text.count("--keep") == 1  # bare has no such columns
+    before = bare.read("traces", 0)
+    take(bare, path, traces=True, keep=["batch"])
+    assert bare.read("traces", 0) == before and "2 rows have traces that are already in the run" in caplog.messages[-1]
     questions_only = RunFolder(tmp_path / "questions")
-    take(questions_only, path, keep=["model"])
-    assert questions_only.read("questions", 0)["meta"].to_pylist() == ['{"model": "A"}']
+    take(questions_only, path, keep=["batch"])
+    assert questions_only.read("questions", 0)["meta"].to_pylist() == ['{"batch": 1}']
+    assert "1 questions whose rows have different answers or --keep columns" in caplog.messages[-2]
+
+
+def test_the_same_trace_as_explanation_and_completion_is_one_and_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    problem = {"question": "q", "solution": "s"}
+    rows = [
+        {**problem, "explanation": "a", "answer": "1"},
+        {**problem, "completion": "a\n\n<|end_of_explanation|>", "answer": "2"},
+    ]
+    run = RunFolder(tmp_path / "run")
+    take(run, write_jsonl(tmp_path / "traces.jsonl", rows), traces=True)
+    assert (
+        run.read("traces", 0)["answer"].to_pylist() == ["1"] and "1 rows have traces that are already in" in caplog.text
+    )
+
+
+def origins(run: RunFolder) -> list[tuple[str | None, ...]]:
+    traces = run.read("traces", 0, ["completion", "origin", "answer", "meta"])
+    return [tuple(row.values()) for row in traces.to_pylist()]
+
+
+def test_each_trace_keeps_the_origin_answer_and_kept_columns_of_its_row_in_any_order(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"question": question, "solution": "s", "completion": text, "model": model, "answer": answer, "row": number}
+        for number, (question, text, model, answer) in enumerate(
+            [
+                ("q", "one", "B", "1"),
+                ("r", "one", "A", "2"),
+                ("q", "one", "A", "3"),
+                ("q", "two", "A", "4"),
+                ("r", "two", None, "5"),
+                ("q", "one", None, "6"),
+                ("r", "one", "B", None),
+                ("q", "three", "B", "8"),
+            ]
+        )
+    ]
+    for name, order in (("forth", rows), ("back", rows[::-1])):
+        run = RunFolder(tmp_path / name)
+        take(run, write_jsonl(tmp_path / "traces.jsonl", order), traces=True, keep=["row"])
+        table = run.scan().collect()
+        assert len(table) == len(rows)
+        for row in table.iter_rows(named=True):
+            [expected] = [source for source in rows if row["meta"] == f'{{"row": {source["row"]}}}']
+            first = next(source for source in order if source["question"] == expected["question"])
+            answer = expected["answer"] or first["answer"]
+            assert (row["question"], row["completion"], row["origin"], row["answer"]) == (
+                expected["question"], expected["completion"], expected["model"], answer,
+            )  # fmt: skip
+        keys = set(table["trace_id"])
+        take(run, write_jsonl(tmp_path / "more.jsonl", [*order, {**rows[0], "model": "C"}]), traces=True, keep=["row"])
+        assert len(keys) == 8 and len(run.keys("traces", 0) - keys) == 1
+    assert keys == set(RunFolder(tmp_path / "forth").keys("traces", 0)) & keys
+
+
+def test_the_origin_is_a_named_column_or_the_first_of_the_usual_ones_that_has_text(tmp_path: Path) -> None:
+    record = {"question": "q", "solution": "s", "origin": None, "generator": " ", "model_name": {"id": 7}, "model": "M"}
+    cases: list[tuple[dict[str, Any], dict[str, Any], list[str | None]]] = [
+        ({"explanation": "a"}, {}, ["M"]),
+        ({"explanation": "a", "origin": "O"}, {}, ["O"]),
+        ({"explanation": "a", "model": 7}, {}, [None]),
+        ({"explanation": "a", "model": 7}, {"origin_column": "model"}, ["7"]),
+        ({"explanation": "a"}, {"origin_column": "model_name.id"}, ["7"]),
+        ({"generations": ["a", "b"], "model": ["A", "B"]}, {}, ["A", "B"]),
+        ({"generations": ["a", "b"], "by": ["A", "B"]}, {"origin_column": "by"}, ["A", "B"]),
+        ({"generations": ["a", "b"]}, {}, ["M", "M"]),
+    ]
+    for number, (more, settings, expected) in enumerate(cases):
+        run = RunFolder(tmp_path / str(number))
+        take(run, write_jsonl(tmp_path / "rows.jsonl", [{**record, **more}]), traces=True, **settings)
+        assert run.read("traces", 0)["origin"].to_pylist() == expected
+    path = write_jsonl(tmp_path / "rows.jsonl", [{**record, "explanation": "a"}])
+    with pytest.raises(InputError, match="line 1: origin: expected text, got dict"):
+        take(RunFolder(tmp_path / "bad"), path, traces=True, origin_column="model_name")
+    with pytest.raises(InputError, match="--origin-column: no column 'author'"):
+        take(RunFolder(tmp_path / "bad"), path, traces=True, origin_column="author")
+
+
+def test_traces_that_an_earlier_version_imported_keep_their_keys(tmp_path: Path) -> None:
+    rows = [
+        {"question": "q", "solution": "s", "explanation": text, "model": model}
+        for text, model in (("a", "A"), ("b", "B"), ("a", "B"))
+    ]
+    path = write_jsonl(tmp_path / "traces.jsonl", [{**row, "model": None} for row in rows])
+    run = RunFolder(tmp_path / "run")
+    take(run, path, traces=True)  # keys without origins, as earlier versions made them
+    before = run.keys("traces", 0)
+    entry = run.step("input")
+    del entry["origins_in_keys"]
+    run.write_json("run.json", {"version": 2, "steps": {"input": entry}})
+    write_jsonl(path, [*rows, {**rows[0], "explanation": "c"}])
+    for _ in range(2):
+        take(run, path, traces=True)
+        assert before < run.keys("traces", 0)
+        assert origins(run) == [(f"{text}\n\n<|end_of_explanation|>", origin, None, None)
+                                for text, origin in (("a", None), ("b", None), ("c", "A"))]  # fmt: skip
+
+
+def test_an_import_that_was_killed_continues_with_the_same_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"question": "q", "solution": "s", "explanation": f"{i}", "model": f"{i}"} for i in range(9)]
+    path = write_jsonl(tmp_path / "traces.jsonl", rows)
+    whole, run = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
+    take(whole, path, traces=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "compact_all", _killed_after_the_questions(RunFolder.compact_all))
+        with pytest.raises(KeyboardInterrupt):
+            take(run, path, traces=True)
+    assert "digest" not in run.step("input") and len(run.keys("traces", 0)) == 9
+    take(run, path, traces=True)
+    assert run.read("traces", 0) == whole.read("traces", 0)
+
+
+def _killed_after_the_questions(compact_all: Callable[[RunFolder, str], None]) -> Callable[[RunFolder, str], None]:
+    def killed(run: RunFolder, table: str) -> None:
+        if table == "traces":
+            raise KeyboardInterrupt
+        compact_all(run, table)
+
+    return killed
 
 
 def test_a_system_text_is_stored_and_is_part_of_the_key(tmp_path: Path) -> None:

@@ -85,13 +85,22 @@ def test_every_configuration_comes_back_row_for_row(hub: HubServer, run: RunFold
 
 
 def test_every_trace_is_published_with_its_own_kept_columns(hub: HubServer, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", [trace("a", 0, 1.0, meta='{"m": "A"}'), trace("a", 1, meta='{"m": "B"}')])
+    traces = [
+        trace("a", i, 1.0 - i, meta=f'{{"m": "{name}"}}', origin=name, answer=name) for i, name in enumerate("AB")
+    ]
+    run = make_run(tmp_path / "run", [*traces, trace("b", 0, 2.0)])
     ranked(run)
     distilled(run)
-    pushed(run)
+    card = pushed(run).card
     rows = loaded(hub, tmp_path, "default", "rank_02", "traces")
-    assert [row["meta"] for row in rows["traces"]] == ['{"m": "A"}', '{"m": "B"}']
-    assert [rows[name][0]["meta"] for name in ("default", "rank_02")] == ['{"m": "A"}', '{"m": "B"}']
+    columns = ("trace_id", "meta", "origin", "answer")
+    a, b, c = ("a/0", '{"m": "A"}', "A", "A"), ("a/1", '{"m": "B"}', "B", "B"), ("b/0", None, None, "b")
+    for name, expected in {"traces": [a, b, c], "default": [a, c], "rank_02": [b]}.items():
+        assert [tuple(row[column] for column in columns) for row in rows[name]] == expected
+    table = (
+        "| origin | traces | selected rows |\n| --- | ---: | ---: |\n| A | 1 | 1 |\n| B | 1 | 0 |\n| unknown | 1 | 1 |"
+    )
+    assert f"Authors of the explanations:\n\n{table}\n" in card
 
 
 def test_a_second_push_sends_nothing(hub: HubServer, run: RunFolder, real_plots: None) -> None:

@@ -111,7 +111,10 @@ def test_a_completion_that_is_more_than_its_thought_is_shown_too(tmp_path: Path,
     assert pl.Series([one["thought"], other["thought"]]).str.contains("<|end_of", literal=True).sum() == 0
 
 
-def test_a_trace_brings_its_own_kept_columns(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", [trace("a", 0, meta='{"m": "A"}'), trace("a", 1)])
-    one, other = (lambda c: c.texts(c.selected[0]))(ListedTraces({"run": run}, 10))["traces"]
-    assert one["meta"] == '{"m": "A"}' and "meta" not in other
+def test_a_trace_brings_its_own_origin_answer_and_kept_columns(tmp_path: Path) -> None:
+    own: dict[str, Any] = {"meta": '{"m": "A"}', "origin": "A", "answer": "1"}
+    run = make_run(tmp_path / "run", [trace("a", 0, **own), trace("a", 1)])
+    content = (lambda c: c.texts(c.selected[0]))(ListedTraces({"run": run}, 10))
+    one, other = content["traces"]
+    assert one.items() >= own.items() and not own.keys() & other.keys()
+    assert content["answer"] == "a" and content["meta"] is None

@@ -447,17 +447,24 @@ def test_folders_of_the_same_name_are_not_confused(run: RunFolder, tmp_path: Pat
 
 def test_a_row_has_the_metadata_of_its_trace(tmp_path: Path) -> None:
     run = make_run(
-        tmp_path / "run", [trace("a", 0, meta='{"m": "A"}'), trace("a", 1, meta='{"m": "B"}'), trace("b", 0)]
+        tmp_path / "run",
+        [
+            trace("a", 0, meta='{"m": "A"}', origin="A", answer="1"),
+            trace("a", 1, meta='{"m": "B"}', origin="B"),
+            trace("b", 0),
+        ],
     )
     questions = run.read("questions", 0).to_pylist()
     run.write_part("questions", 0, to_table("questions", [{**row, "meta": '{"q": 1}'} for row in questions]))
     ranked(run)
-    selected_rows = rows(distilled(run, select="all").out)
-    assert dict(selected_rows.select("trace_id", "meta").iter_rows()) == {
-        "a/0": '{"m": "A"}',
-        "a/1": '{"m": "B"}',
-        "b/0": '{"q": 1}',
-    }
+    summary = distilled(run, select="all")
+    columns = ["trace_id", "meta", "origin", "answer", "question_meta"]
+    assert rows(summary.out).select(columns).sort("trace_id").rows() == [
+        ("a/0", '{"m": "A"}', "A", "1", '{"q": 1}'),
+        ("a/1", '{"m": "B"}', "B", "a", '{"q": 1}'),
+        ("b/0", None, None, "b", '{"q": 1}'),
+    ]
+    assert summary.origins == {"A": 1, "B": 1}
 
 
 def test_questions_without_a_row_are_counted_by_reason(run: RunFolder) -> None:

@@ -146,6 +146,24 @@ def test_merge_counts_rows_and_duplicates(tmp_path: Path, shares: list[RunFolder
     assert (summary.runs, summary.failed, RunFolder(summary.run).step("merge")["rows"]) == (3, 0, summary.rows)
 
 
+def test_merged_traces_keep_their_origins_and_copies_that_differ_are_counted(tmp_path: Path, rlt: Rlt) -> None:
+    first = make_run(
+        tmp_path / "first", [trace("a", i, origin="A", answer=str(i), meta=f'{{"i": {i}}}') for i in range(3)]
+    )
+    other = make_run(
+        tmp_path / "other",
+        [*(trace("a", i, origin="B" if i == 2 else "A", answer=str(i), meta=f'{{"i": {i}}}') for i in range(1, 4))],
+    )
+    summary = merging(tmp_path / "merged", first, other)
+    assert summary.differing == {"questions": 0, "traces": 1}
+    for name in ("traces", "scores"):
+        rows = table(RunFolder(summary.run), name).select("sample_index", "origin", "meta").rows()
+        assert rows == [(i, "A", f'{{"i": {i}}}') for i in range(4)]
+    assert table(RunFolder(summary.run), "traces")["answer"].to_list() == ["0", "1", "2", "3"]
+    printed = rlt("merge", "--in", first.path, "--in", other.path, "--out", tmp_path / "again").stdout
+    assert "another origin, answer or other --keep columns: 1 traces;" in printed
+
+
 def test_source_runs_do_not_change_and_unchanged_parts_are_hard_links(tmp_path: Path) -> None:
     runs = [run_of(tmp_path / "a", range(512)), run_of(tmp_path / "b", range(512, 600))]
     ranked(runs[0])

@@ -34,7 +34,8 @@ def test_figures_equal_those_computed_from_the_tables(run: RunFolder, read: Read
     assert found.rows == {"questions": 2, "traces": 8, "scores": 8, "ranks": 0}
     assert found.finish_reasons == {"length": 1, "stop": 6, "unknown": 1}
     assert found.completion_tokens == traces["completion_tokens"].sum() and found.failed == {"score": 1}
-    assert found.shares == {"closed": 7 / 8, "truncated": 1 / 8, "empty": 0.0, "holds_tag": 0.0, "well_formed": 7 / 8}
+    shares = {"closed": 7 / 8, "truncated": 1 / 8, "empty": 0.0, "holds_tag": 0.0, "control_token": 0.0}
+    assert found.shares == shares | {"well_formed": 7 / 8}
     assert found.terms["term"].to_list() == list(TERMS)
     for row in found.terms.to_dicts():
         values = scores[row["term"]].drop_nulls().to_numpy()
@@ -267,13 +268,19 @@ def test_a_table_from_before_a_nullable_column_existed_is_read_with_nulls(tmp_pa
         RunFolder(run.path).read("traces", 0)
 
 
-def test_a_trace_is_shown_with_its_own_kept_columns_or_those_of_its_question(rlt: Rlt, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", [trace("a", 0, meta='{"m": "A"}'), trace("a", 1)])
+def test_origin_and_kept_columns_are_shown_with_the_trace_or_the_question_that_has_them(
+    rlt: Rlt, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", [trace("a", 0, meta='{"m": "A"}', origin="A"), trace("a", 1)])
     [question] = run.read("questions", 0).to_pylist()
     run.write_part("questions", 0, to_table("questions", [{**question, "meta": '{"q": 1}'}]))
-    lines = rlt("show", run.path).stdout.splitlines()
-    assert lines[lines.index("Thought 0 about a.") - 1] == '{"m": "A"}'
-    assert lines[lines.index("Thought 1 about a.") - 1] == '{"q": 1}'
+    for command in (["show", run.path], ["show", run.path, "--where", "origin = 'A' OR meta IS NULL"]):
+        lines = rlt(*command).stdout.splitlines()
+        first = lines.index("Thought 0 about a.")
+        assert lines[first - 2 : first] == ["origin: A", '{"m": "A"}']
+        assert lines[lines.index("What is a?") - 1] == '{"q": 1}'
+        assert lines[lines.index("Thought 1 about a.") - 1].startswith("reward")
+    assert "origins of the traces: A 1, unknown 1" in rlt("stats", run.path).stdout.splitlines()
 
 
 def test_a_missing_run_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -18,11 +19,11 @@ from rlt_data.errors import RunFolderError
 from rlt_data.settings import GenerateSettings, parse_settings
 from rlt_data.steps.generate import generate
 from rlt_data.storage.run import RunFolder
-from rlt_data.storage.schemas import to_table
+from rlt_data.storage.schemas import SCHEMAS, to_table
 from rlt_data.storage.writer import TableWriter
 from tests.children import run_child
 from tests.conftest import Rlt
-from tests.made_runs import distilled, files_of, make_run, ranked, table, trace
+from tests.made_runs import as_second_layout, distilled, files_of, make_run, ranked, table, trace
 from tests.permissions import permissions_apply
 from tests.storage.faults import FAULTS
 
@@ -282,10 +283,74 @@ def test_a_run_of_the_first_layout_can_be_read_and_the_next_writer_adds_manifest
     assert "scores: has 6 rows, but run.json says 9" in rlt("stats", run.path, code=5).stderr
     hidden.rename(path_of(run, "scores/part-00001.parquet"))
     ranked(RunFolder(run.path))
-    assert json.loads(path_of(run, "run.json").read_text())["version"] == 2
+    assert json.loads(path_of(run, "run.json").read_text())["version"] == 3
     assert {path.stem for path in path_of(run, "manifests").iterdir()} == {"questions", "traces", "scores", "ranks"}
     path_of(run, "scores/part-00001.parquet").unlink()
     assert "scores/part-00001.parquet: is missing" in rlt("stats", run.path, code=5).stderr
+
+
+def test_the_next_writer_adds_the_columns_that_a_run_of_the_second_layout_lacks(
+    rlt: Rlt, run: RunFolder, tmp_path: Path
+) -> None:
+    ranked(run)
+    rlt("distill", run.path, "--select", "all")
+    run = as_second_layout(run)
+    rlt("distill", run.path, "--select", "all")
+    before = files_of(path_of(run, "."))
+    rows = {name: run.scan(name).collect() for name in ("traces", "scores", "ranks")}
+    joined = run.scan().collect()
+    copy = RunFolder(tmp_path / "copy")
+    with copy.locked():
+        for name in ("questions", "traces", "scores"):
+            copy.adopt(name, run)
+    assert files_of(path_of(run, ".")) == before
+    with run.locked():
+        run.add_segment("traces", 0, to_table("traces", [trace("0", 5, origin="A", answer="1")]))
+        run.compact("traces", 0)
+    reopened = RunFolder.existing(run.path)
+    assert reopened.info["version"] == 3 and reopened.is_current("ranks")
+    assert json.loads(path_of(run, "dataset/distill.json").read_text())["made_from"] == {
+        "ranks": reopened.digest("ranks")
+    }
+    assert reopened.scan("scores").collect().equals(rows["scores"])
+    assert reopened.scan("ranks").collect().equals(rows["ranks"])
+    new = reopened.scan("traces").collect()
+    assert new.filter(pl.col("sample_index") < 5).equals(rows["traces"])
+    assert new.filter(sample_index=5)["origin"].to_list() == ["A"]
+    assert reopened.scan().filter(pl.col("sample_index") < 5).collect().equals(joined)
+    for folder in (run, copy):  # other programs can read the tables
+        assert all(table(folder, name).columns == SCHEMAS[name].names for name in ("traces", "scores"))
+
+
+@pytest.mark.parametrize("kill", [2, 5, 8])
+def test_a_kill_while_columns_are_added_loses_nothing(
+    run: RunFolder, kill: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranked(run)
+    run = as_second_layout(run)
+    expected = {name: run.scan(name).collect() for name in ("questions", "traces", "scores")}
+    whole = RunFolder.write_part
+    writes = 0
+
+    def killed(folder: RunFolder, *arguments: Any) -> None:
+        nonlocal writes
+        writes += 1
+        if writes == kill:
+            raise KeyboardInterrupt
+        whole(folder, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_part", killed)
+        with pytest.raises(KeyboardInterrupt), RunFolder(run.path).locked():
+            pass
+    opened = RunFolder.existing(run.path)
+    assert opened.info["version"] == 2
+    assert all(opened.scan(name).collect().equals(rows) for name, rows in expected.items())
+    with RunFolder(run.path).locked():
+        pass
+    opened = RunFolder.existing(run.path)
+    assert opened.info["version"] == 3
+    assert all(table(opened, name).equals(rows) for name, rows in expected.items())
 
 
 def test_readers_get_lazy_frames_and_data_sets(run: RunFolder) -> None:

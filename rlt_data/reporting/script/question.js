@@ -160,7 +160,7 @@ const traceCard = (trace, selectedId) => {
     terms.append(explain(make("span", "", `${words(name)} ${figure(value)}`), name));
   }
   terms.append(make("span", "", `trace ${trace.trace_id.slice(0, 12)}`));
-  const meta = trace.meta ?? state.current.question.meta;
+  const meta = [trace.origin, trace.meta].filter(Boolean).join(" · ");
   if (meta) terms.append(make("span", "", visible(meta)));
   header.append(terms);
   node.append(header);
@@ -211,6 +211,7 @@ const showQuestion = () => {
   tools.append(layout);
   const texts = make("div", "problem");
   texts.append(textBox(`Question ${visible(String(question.source_id ?? ""))}`, question.question), textBox("Solution", question.solution));
+  if (question.meta) texts.firstChild.append(make("p", "fine", visible(question.meta)));
   const traces = make("div", view.stacked ? "stacked" : "side-by-side");
   traces.tabIndex = 0;
   traces.setAttribute("aria-label", `${question.traces.length} traces`);
