@@ -137,16 +137,17 @@ class ChatTemplate:
                 self._template, self.source = path.read_text(encoding="utf-8"), path.name
             except (OSError, ValueError) as error:
                 raise SettingsError(f"--chat-template: {override}: {first_line(error)}") from None
-        self.text: str = str(tokenizer.chat_template) if self._template is None else self._template
+        self.text: str = _default_template(tokenizer) if self._template is None else self._template
+        if "strftime_now" in self.text:
+            self._template = _date_macro(date) + self.text
         first = tokenizer("a")["input_ids"][:1]
         plain_bos = bool(tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id])
         self._options = dict(options or {})
         self._date = date
-        day = datetime.fromisoformat(date)
         for option in self._options:
             if option not in self.text:
                 logger.warning("%s does not read --template-option %s", self.name, option)
-        self._variables = {"plain_bos": plain_bos, "strftime_now": day.strftime, **self._options}
+        self._variables = {"plain_bos": plain_bos, **self._options}
         self.merges_system = False
         self.end, self.has_end = "", True
         self.reasoning: Reasoning | None = None
@@ -319,6 +320,23 @@ class ChatTemplate:
 
     def _refusal(self, reason: str) -> str:
         return f"{self.name} {reason}; use --chat-template plain instead"
+
+
+def _default_template(tokenizer: Tokenizer) -> str:
+    templates = tokenizer.chat_template
+    return str(templates.get("default") if isinstance(templates, Mapping) else templates)
+
+
+def _date_macro(date: str) -> str:
+    """Return a Jinja macro ``strftime_now`` that takes the place of the one that reads the clock.
+
+    Transformers passes no functions to templates, so the macro replaces each directive by its value on the date.
+    """
+    day = datetime.fromisoformat(date)
+    values = {letter: day.strftime(f"%{letter}") for letter in "aAbBcdfGHIjmMpSuUVwWxXyYzZ"}
+    values |= {f"-{letter}": value.lstrip("0") or "0" for letter, value in values.items()}
+    replaced = "".join(f" | replace('%{name}', {value!r})" for name, value in values.items())
+    return f"{{%- macro strftime_now(format) -%}}{{{{ format{replaced} }}}}{{%- endmacro %}}{{{{ '' }}}}"
 
 
 def _missing_text(messages: Sequence[Message], rendered: str) -> str | None:
