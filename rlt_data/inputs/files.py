@@ -129,7 +129,7 @@ def _matching(pattern: str, settings: InputSettings, notices: list[str]) -> list
     """Return the sources that a shell pattern such as ``data/*.jsonl`` matches; files of unknown types are skipped."""
     paths = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
     if not paths:
-        raise InputError(f"{pattern}: no file matches this pattern")
+        raise InputError(f"{pattern}: no such file, and no file matches this pattern")
     folders = {path for path in paths if path.is_dir()}
     paths = [path for path in paths if not folders & set(path.parents)]  # ** matches folders and their files
     skipped = [path for path in paths if path not in folders and not file_type(path)]

@@ -106,7 +106,13 @@ class RowReader:
         """
         fields = self._read(data)
         several = fields.pop("explanations", None)
-        if several is None or self._named.keys() & {"explanation", "completion"}:
+        if self._named.keys() & {"explanation", "completion"}:
+            several = None
+        column = self._named.get("explanation", "explanation")
+        if several is None and "completion" not in self._named and isinstance(value_at(data, column), list):
+            rule = _flag("explanation") if "explanation" in self._named else "column name"
+            several = Found(value_at(data, column), column, rule)
+        if several is None:
             return [self._row(fields, data, number)]
         if not isinstance(several.value, list):
             return [self._row({**fields, "explanation": several}, data, number)]
@@ -152,14 +158,17 @@ class RowReader:
     def _fields(self, fields: Fields, data: Columns, number: int) -> Fields:
         """Complete the fields of the preset by the other columns, the flags and the rules."""
         fields = dict(fields)
-        for field in ("explanation", "completion"):
-            if field in data and field not in fields and (field != "completion" or self.preset != "prompt-completion"):
-                fields[field] = Found(data[field], field, "column name")
+        if "completion" in data and "completion" not in fields and self.preset != "prompt-completion":
+            fields["completion"] = Found(data["completion"], "completion", "column name")
+        if "explanation" not in fields and not isinstance(data.get("explanation"), list):
+            fields["explanation"] = Found(data.get("explanation"), "explanation", "column name")
         if self._is_built_in and "answer" not in fields and not self._all_named:
             if answer := "answer" if "answer" in data else only(data, ANSWERS):
                 fields["answer"] = Found(data[answer], answer, "column name")
         for field, column in self._named.items():
-            fields[field] = Found(value_at(data, column), column, _flag(field))
+            value = value_at(data, column)
+            if field != "explanation" or not isinstance(value, list):  # a list has been split into its traces
+                fields[field] = Found(value, column, _flag(field))
         question = only_question(fields.get("question", Found(None)))
         fields |= question | {"question": with_options(question["question"], data)}
         if self._is_built_in and "system" not in fields:

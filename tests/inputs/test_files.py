@@ -121,7 +121,7 @@ def test_loops_of_links_end() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["*.csv"], "*.csv: no file matches this pattern"),
+        (["*.csv"], "*.csv: no such file, and no file matches this pattern"),
         (["*.txt"], "*.txt: matches only files of unknown types: notes.txt"),
         (["texts"], "texts: has only files of unknown types: a.txt, b.md"),
         (["gone.jsonl", "texts"], "gone.jsonl: no such file or folder"),
