@@ -38,16 +38,16 @@ class Suspicions:
         self._ids: dict[int, int] = {}  # hash of an id -> hash of its question
         self._trace_columns: dict[str, None] = {}  # unused columns that may have traces
 
-    def look(self, location: str, data: Columns, found: Fields, rows: list[Row]) -> None:
+    def look(self, location: str, data: Columns, found: Fields, used: set[str] | None, row: Row) -> None:
         """Look at a record.
 
         Args:
             location: where it is.
             data: its columns.
-            found: the fields of its rows, with their origins.
-            rows: its rows, one for each trace.
+            found: its fields, with their origins.
+            used: the columns that the fields were made from, or None if they are not known.
+            row: its first row.
         """
-        row = rows[0]
         has_trace = row.explanation is not None or row.completion is not None
         self._with_trace += has_trace
         self._without_trace += not has_trace
@@ -60,13 +60,11 @@ class Suspicions:
         for name, field in found.items():
             if _is_nan(field.value):
                 self._note(f"{name} is NaN and counts as missing", location)
-        if all(field.column is not None for name, field in found.items() if name != "source_id"):
-            used = set().union(*(field.columns_of(data) for field in found.values()))
-            for column in (column for column in data if column not in used):
-                if note := _unused(column, data[column], row):
-                    self._note(note, location)
-                elif not has_trace and _TRACE_NAME.search(column) and _is_trace(data[column]):
-                    self._trace_columns[column] = None
+        for column in () if used is None else [column for column in data if column not in used]:
+            if note := _unused(column, data[column], row):
+                self._note(note, location)
+            elif not has_trace and _TRACE_NAME.search(column) and _is_trace(data[column]):
+                self._trace_columns[column] = None
 
     def _note(self, note: str, location: str) -> None:
         self._counts[note] += 1

@@ -83,7 +83,11 @@ def test_a_plug_in_does_not_tell_which_columns_it_used(tmp_path: Path, monkeypat
 
 
 def test_the_report_is_one_json_object(tmp_path: Path, rlt: Rlt) -> None:
-    rows = [ROW, {**ROW, "question": "\u202e" + "q" * 5000, "explanation": LONG, "x": 1}, {"question": "r"}]
+    rows: list[dict[str, Any]] = [
+        ROW,
+        {**ROW, "question": "\u202e" + "q" * 5000, "explanation": LONG, "x": 1},
+        {"question": "r"},
+    ]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     content = json.loads(rlt("check", path, "--json", code=3).stdout)
     assert content == {
