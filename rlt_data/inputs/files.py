@@ -150,11 +150,12 @@ def _in_folder(folder: Path, settings: InputSettings, notices: list[str]) -> lis
         raise InputError(f"{folder}: the folder is empty")
     files = [path for path in paths if file_type(Path(path))]
     splits = [split for split, word in _SPLITS.items() if any(word.search(path.lower()) for path in files)]
-    if _is_dataset(folder) or settings.not_default("split", "subset"):
+    if _is_dataset(folder):
         return [Source(str(folder), "folder")]
-    if len(splits) > 1:
-        read = f"only {settings.split!r} is read (--split)"
-        notices.append(f"{folder}: its files are of several splits ({', '.join(splits)}); {read}")
+    if len(splits) > 1 or settings.not_default("split", "subset"):
+        word = _SPLITS.get(settings.split)
+        if others := [path for path in files if word is None or not word.search(path.lower())]:
+            notices.append(f"{folder}: only the split {settings.split!r} is read (--split), not {_listed(others)}")
         return [Source(str(folder), "folder")]
     skipped = [path for path in paths if path not in files]
     if not files:

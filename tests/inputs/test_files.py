@@ -83,7 +83,12 @@ def test_a_folder_with_several_splits_gives_one_of_them() -> None:
     write("data/train.jsonl", "1")
     write("data/test.jsonl", "2")
     assert questions("data") == ["1"] and questions("data", split="test") == ["2"]
-    assert notices("data") == ("data: its files are of several splits (train, test); only 'train' is read (--split)",)
+    write("data/extra.jsonl", "3")
+    assert questions("data") == ["1"]
+    assert notices("data") == ("data: only the split 'train' is read (--split), not extra.jsonl, test.jsonl",)
+    assert notices("data", split="test") == (
+        "data: only the split 'test' is read (--split), not extra.jsonl, train.jsonl",
+    )
     write("other/train.jsonl", "1")
     write("other/more.jsonl", "0")
     write("other/latest.jsonl", "2")  # contains "test", but not as a word
