@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from rlt_data.formats.schema import Format
 from rlt_data.inputs.check import CheckReport, ReaderOf, examined_rows
@@ -20,7 +21,7 @@ from rlt_data.plugins import PRESETS
 from rlt_data.settings import InputSettings
 from rlt_data.settings.base import name_of_input
 from rlt_data.storage.run import RunFolder, content_hash
-from rlt_data.storage.schemas import QUESTIONS_PER_PART, to_table
+from rlt_data.storage.schemas import QUESTIONS_PER_PART, SCHEMAS, to_table
 from rlt_data.storage.writer import TableWriter
 
 logger = logging.getLogger(__name__)
@@ -122,7 +123,21 @@ def _add_questions(run: RunFolder, rows: Iterator[Row], *, traces: bool) -> dict
         run.write_part("questions", part, to_table("questions", chunk))
         part += 1
     run.compact_all("questions")
+    if len(positions) > existing:
+        _add_missing_columns(run)
     return positions
+
+
+def _add_missing_columns(run: RunFolder) -> None:
+    """Rewrite the question parts of an older run that lack a column.
+
+    Other programs read a table only if all its files have the same columns. Parts in an object store are left as they
+    are, because that would take too many downloads.
+    """
+    names = SCHEMAS["questions"].names
+    for part in run.parts("questions") if run.folder.local_path else ():
+        if pq.read_schema(str(run.part_file("questions", part))).names != names:
+            run.write_part("questions", part, run.read("questions", part))
 
 
 def _add_traces(run: RunFolder, rows: Iterator[Row], format: Format, positions: dict[str, int]) -> None:
