@@ -105,13 +105,7 @@ class RowReader:
             BadRow: a field is missing, empty, too long or of the wrong type.
         """
         fields = self._read(data)
-        several = fields.pop("explanations", None)
-        if self._named.keys() & {"explanation", "completion"}:
-            several = None
-        column = self._named.get("explanation", "explanation")
-        if several is None and "completion" not in self._named and isinstance(value_at(data, column), list):
-            rule = _flag("explanation") if "explanation" in self._named else "column name"
-            several = Found(value_at(data, column), column, rule)
+        several = self._several(fields.pop("explanations", None), fields, data)
         if several is None:
             return [self._row(fields, data, number)]
         if not isinstance(several.value, list):
@@ -134,6 +128,19 @@ class RowReader:
             trace = several.changed(text, "each item is a trace")
             rows.append(self._row({**fields, "explanation": trace}, data, number, own))
         return rows or [self._row(fields, data, number)]
+
+    def _several(self, found: Found | None, fields: Fields, data: Columns) -> Found | None:
+        """Return the list of a record's traces: that of the named column, of the preset, or of ``explanation``."""
+        if "explanation" in self._named:
+            column, rule = self._named["explanation"], _flag("explanation")
+        elif "completion" in self._named:
+            return None
+        elif found or "explanation" in fields:
+            return found
+        else:
+            column, rule = "explanation", "column name"
+        value = value_at(data, column)
+        return Found(value, column, rule) if isinstance(value, list) else None
 
     def _row(self, fields: Fields, data: Columns, number: int, own: Columns | None = None) -> Row:
         """Return one row; ``own`` has the finish reason and the kept columns of its trace if the record has several."""
