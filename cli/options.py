@@ -259,12 +259,16 @@ def _type_of(field: FieldInfo) -> tuple[Any, Any]:
     """Return the type and the default value of a field as Typer takes them."""
     annotation: Any = field.annotation
     default: Any = field.default
-    if tuple in (get_origin(annotation), *map(get_origin, get_args(annotation))):
+    if _takes_several(annotation):
         annotation, default = list[str], []
     if field.is_required():
         # Typer would stop at the first missing flag; _refuse_missing names all of them.
         annotation, default = annotation | None, None
     return annotation, default
+
+
+def _takes_several(annotation: Any) -> bool:
+    return get_origin(annotation) is tuple or any(map(_takes_several, get_args(annotation)))
 
 
 def _help_of(field: FieldInfo, note: str = "") -> str:

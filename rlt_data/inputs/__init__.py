@@ -1,7 +1,8 @@
 """Read and check input.
 
-``read`` turns files, folders and Hub data sets into records with line numbers, ``presets`` turns records of the common
-layouts into rows, ``check`` validates a complete input without a model, and ``ingest`` writes the tables.
+``files`` finds the files that an input names, ``read`` and ``dataset`` read their records, ``presets`` finds the fields
+of a record, ``reader`` makes rows of them, ``check`` validates a complete input without a model, and ``ingest`` writes
+the tables.
 """
 
 from rlt_data.inputs.check import CheckReport, check

@@ -221,7 +221,7 @@ def examined_rows(
         controls: control tokens of models. A question or solution with one is bad, unless the rows are traces, which
             are only counted.
         sources: the files of the input, if they have been found before.
-        suspicions: sees each good record.
+        suspicions: sees each good record. If it is given, the report has origins and an example too.
     """
     sources = sources or find_sources(settings)
     report.notices = sources.notices
@@ -237,10 +237,11 @@ def examined_rows(
         try:
             if record.data is None:
                 raise BadRow(record.reason)
-            columns.update(dict.fromkeys(record.data))
-            report.columns = list(columns)
+            if not record.data.keys() <= columns.keys():
+                columns.update(dict.fromkeys(record.data))
+                report.columns = list(columns)
             reader = readers.of(record.data, record.source)
-            report.preset = ", ".join(readers.presets)
+            report.preset = readers.presets
             rows = reader(record.data, number)
             for row in rows:
                 _refuse(row, format, controls, traces=traces)
@@ -250,11 +251,11 @@ def examined_rows(
                 report.bad_rows.append((record.location, str(bad)))
             continue
         report.good += 1
-        _note_origins(report, reader, record.data, settings)
-        if report.example is None or (not _has_trace(report.example[1]) and _has_trace(rows[0])):
-            report.example = record.location, rows[0]
         if suspicions:
-            suspicions.look(record.location, record.data, reader.found, rows)
+            if report.example is None or (not _has_trace(report.example[1]) and _has_trace(rows[0])):
+                report.example = record.location, rows[0]
+            used = _note_origins(report, reader, record.data, settings)
+            suspicions.look(record.location, record.data, reader.found, used, rows[0])
         for row in rows:
             has_trace = _has_trace(row)
             report.traces += has_trace
@@ -297,6 +298,7 @@ class _Readers:
         self._by_columns: dict[frozenset[str], Reader] = {}
         self._source = ""
         self._reader: Reader | None = None
+        self.presets = ""
 
     def of(self, data: dict[str, Any], source: str) -> Reader:
         """Return the reader of a record's file."""
@@ -304,29 +306,35 @@ class _Readers:
             columns = frozenset(data)
             if columns not in self._by_columns:
                 self._by_columns[columns] = self._reader_of(data, source or name_of_input(self._settings.input))
+                self.presets = ", ".join(dict.fromkeys(reader.preset for reader in self._by_columns.values()))
             self._source, self._reader = source, self._by_columns[columns]
         return self._reader
 
-    @property
-    def presets(self) -> list[str]:
-        """The presets of the readers, each once."""
-        return list(dict.fromkeys(reader.preset for reader in self._by_columns.values()))
 
+def _note_origins(
+    report: CheckReport, reader: Reader, data: dict[str, Any], settings: InputSettings
+) -> set[str] | None:
+    """Add the origins of a record's fields to a report, and return the columns that they were made from.
 
-def _note_origins(report: CheckReport, reader: Reader, data: dict[str, Any], settings: InputSettings) -> None:
-    """Add the origins of a record's fields to a report."""
+    The columns are None if a plug-in's preset does not tell them.
+    """
+    used: set[str] = set()
+    tells = True
     for name, found in reader.found.items():
         if found.value is None:
             continue
         field_name = "id" if name == "source_id" else name
         if field_name not in report.fields:
             report.fields[field_name] = Origin(found.column, found.rule or f"preset {reader.preset}")
-        if report.used is not None:
-            report.used |= found.columns_of(data)
-            if found.column is None and name != "source_id":
-                report.used = None
+        used |= found.columns_of(data)
+        tells = tells and (found.column is not None or name == "source_id")
+    used.update(settings.keep, ("finish_reason", "finish_reasons"))
+    if not tells:
+        report.used = None
+        return None
     if report.used is not None:
-        report.used |= {*settings.keep, "finish_reason", "finish_reasons"}
+        report.used |= used
+    return used
 
 
 def _has_trace(row: Row) -> bool:

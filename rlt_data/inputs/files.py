@@ -129,7 +129,7 @@ def _matching(pattern: str, settings: InputSettings, notices: list[str]) -> list
     """Return the sources that a shell pattern such as ``data/*.jsonl`` matches; files of unknown types are skipped."""
     paths = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
     if not paths:
-        raise InputError(f"{pattern}: no file matches this pattern")
+        raise InputError(f"{pattern}: no such file, and no file matches this pattern")
     folders = {path for path in paths if path.is_dir()}
     paths = [path for path in paths if not folders & set(path.parents)]  # ** matches folders and their files
     skipped = [path for path in paths if path not in folders and not file_type(path)]
@@ -150,11 +150,12 @@ def _in_folder(folder: Path, settings: InputSettings, notices: list[str]) -> lis
         raise InputError(f"{folder}: the folder is empty")
     files = [path for path in paths if file_type(Path(path))]
     splits = [split for split, word in _SPLITS.items() if any(word.search(path.lower()) for path in files)]
-    if _is_dataset(folder) or settings.not_default("split", "subset"):
+    if _is_dataset(folder):
         return [Source(str(folder), "folder")]
-    if len(splits) > 1:
-        read = f"only {settings.split!r} is read (--split)"
-        notices.append(f"{folder}: its files are of several splits ({', '.join(splits)}); {read}")
+    if len(splits) > 1 or settings.not_default("split", "subset"):
+        word = _SPLITS.get(settings.split)
+        if others := [path for path in files if word is None or not word.search(path.lower())]:
+            notices.append(f"{folder}: only the split {settings.split!r} is read (--split), not {_listed(others)}")
         return [Source(str(folder), "folder")]
     skipped = [path for path in paths if path not in files]
     if not files:

@@ -111,8 +111,8 @@ class RowReader:
             BadRow: a field is missing, empty, too long or of the wrong type.
         """
         fields = self._read(data)
-        several = fields.pop("explanations", None)
-        if several is None or self._named.keys() & {"explanation", "completion"}:
+        several = self._several(fields.pop("explanations", None), fields, data)
+        if several is None:
             return [self._row(fields, data, number)]
         if not isinstance(several.value, list):
             return [self._row({**fields, "explanation": several}, data, number)]
@@ -134,6 +134,19 @@ class RowReader:
             trace = several.changed(text, "each item is a trace")
             rows.append(self._row({**fields, "explanation": trace}, data, number, own))
         return rows or [self._row(fields, data, number)]
+
+    def _several(self, found: Found | None, fields: Fields, data: Columns) -> Found | None:
+        """Return the list of a record's traces: that of the named column, of the preset, or of ``explanation``."""
+        if "explanation" in self._named:
+            column, rule = self._named["explanation"], _flag("explanation")
+        elif "completion" in self._named:
+            return None
+        elif found or "explanation" in fields:
+            return found
+        else:
+            column, rule = "explanation", "column name"
+        value = value_at(data, column)
+        return Found(value, column, rule) if isinstance(value, list) else None
 
     def _row(self, fields: Fields, data: Columns, number: int, own: Columns | None = None) -> Row:
         """Return one row; ``own`` has finish reason, origin and kept columns of its trace if the record has several."""
@@ -167,14 +180,17 @@ class RowReader:
     def _fields(self, fields: Fields, data: Columns, number: int) -> Fields:
         """Complete the fields of the preset by the other columns, the flags and the rules."""
         fields = dict(fields)
-        for field in ("explanation", "completion"):
-            if field in data and field not in fields and (field != "completion" or self.preset != "prompt-completion"):
-                fields[field] = Found(data[field], field, "column name")
+        if "completion" in data and "completion" not in fields and self.preset != "prompt-completion":
+            fields["completion"] = Found(data["completion"], "completion", "column name")
+        if "explanation" not in fields and not isinstance(data.get("explanation"), list):
+            fields["explanation"] = Found(data.get("explanation"), "explanation", "column name")
         if self._is_built_in and "answer" not in fields and not self._all_named:
             if answer := "answer" if "answer" in data else only(data, ANSWERS):
                 fields["answer"] = Found(data[answer], answer, "column name")
         for field, column in self._named.items():
-            fields[field] = Found(value_at(data, column), column, _flag(field))
+            value = value_at(data, column)
+            if field != "explanation" or not isinstance(value, list):  # a list has been split into its traces
+                fields[field] = Found(value, column, _flag(field))
         question = only_question(fields.get("question", Found(None)))
         fields |= question | {"question": with_options(question["question"], data)}
         if self._is_built_in and "system" not in fields:

@@ -36,17 +36,18 @@ class Suspicions:
         self._first: dict[str, str] = {}
         self._with_trace = self._without_trace = 0
         self._ids: dict[int, int] = {}  # hash of an id -> hash of its question
+        self._trace_columns: dict[str, None] = {}  # unused columns that may have traces
 
-    def look(self, location: str, data: Columns, found: Fields, rows: list[Row]) -> None:
+    def look(self, location: str, data: Columns, found: Fields, used: set[str] | None, row: Row) -> None:
         """Look at a record.
 
         Args:
             location: where it is.
             data: its columns.
-            found: the fields of its rows, with their origins.
-            rows: its rows, one for each trace.
+            found: its fields, with their origins.
+            used: the columns that the fields were made from, or None if they are not known.
+            row: its first row.
         """
-        row = rows[0]
         has_trace = row.explanation is not None or row.completion is not None
         self._with_trace += has_trace
         self._without_trace += not has_trace
@@ -59,11 +60,11 @@ class Suspicions:
         for name, field in found.items():
             if _is_nan(field.value):
                 self._note(f"{name} is NaN and counts as missing", location)
-        if all(field.column is not None for name, field in found.items() if name != "source_id"):
-            used = set().union(*(field.columns_of(data) for field in found.values()))
-            for column in data.keys() - used:
-                if note := _unused(column, data[column], row, has_trace=has_trace):
-                    self._note(note, location)
+        for column in () if used is None else [column for column in data if column not in used]:
+            if note := _unused(column, data[column], row):
+                self._note(note, location)
+            elif not has_trace and _TRACE_NAME.search(column) and _is_trace(data[column]):
+                self._trace_columns[column] = None
 
     def _note(self, note: str, location: str) -> None:
         self._counts[note] += 1
@@ -75,10 +76,15 @@ class Suspicions:
         if self._with_trace and self._without_trace:
             total = self._with_trace + self._without_trace
             lines.append(f"{self._without_trace} of {total} rows have no trace (first: {self._first['trace']})")
+        if columns := list(self._trace_columns):
+            listed = " and ".join(map(repr, columns))
+            lines.append(
+                f"{listed} may have traces, but no column of traces is read (--explanation-column {columns[0]})"
+            )
         return lines
 
 
-def _unused(column: str, value: Any, row: Row, *, has_trace: bool) -> str | None:
+def _unused(column: str, value: Any, row: Row) -> str | None:
     """Return why an unused column of a record is suspicious, or None."""
     if column in OPTION_COLUMNS and isinstance(value, (list, dict)) and value:
         return f"the options in {column!r} are not shown with the question"
@@ -88,8 +94,6 @@ def _unused(column: str, value: Any, row: Row, *, has_trace: bool) -> str | None
         if value.strip() not in (row.solution.strip(), (row.answer or "").strip()):
             role = "answer" if column in ANSWERS else "solution"
             return f"{column!r} is not used; --{role}-column {column} reads it as the {role}"
-    elif not has_trace and _TRACE_NAME.search(column) and _is_trace(value):
-        return f"{column!r} may have traces and is not used; --explanation-column {column} reads them"
     return None
 
 

@@ -35,6 +35,8 @@ def split_thought(text: str) -> tuple[str | None, str]:
     Raises:
         UnclosedThoughtError: the thought has no closing tag.
     """
+    if "<" not in text:
+        return None, text
     stripped = text.lstrip()
     for opening, closing in THOUGHT_TAGS:
         if stripped.startswith(opening):

@@ -79,7 +79,7 @@ BAD_ROWS: dict[str, tuple[bytes, str]] = {
     "null": (lines(*GOOD, {"question": None, "solution": "s"}), "line 5: question: missing"),
     "a list for a text": (
         lines({"question": ["q"], "solution": "s"}, *GOOD),
-        "line 1: question: expected text, got list",
+        "line 1: question: expected text, got a list of 1",
     ),
     "a number for a question": (lines(*GOOD, {"question": 3, "solution": "s"}), "line 5: question: expected text"),
     "true for a solution": (lines(*GOOD, {"question": "q", "solution": True}), "line 5: solution: expected text"),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
+import rlt_data
 from rlt_data.errors import InputError, SettingsError
 from rlt_data.inputs import check
 from rlt_data.inputs.files import digest_of, find_sources
@@ -81,7 +83,12 @@ def test_a_folder_with_several_splits_gives_one_of_them() -> None:
     write("data/train.jsonl", "1")
     write("data/test.jsonl", "2")
     assert questions("data") == ["1"] and questions("data", split="test") == ["2"]
-    assert notices("data") == ("data: its files are of several splits (train, test); only 'train' is read (--split)",)
+    write("data/extra.jsonl", "3")
+    assert questions("data") == ["1"]
+    assert notices("data") == ("data: only the split 'train' is read (--split), not extra.jsonl, test.jsonl",)
+    assert notices("data", split="test") == (
+        "data: only the split 'test' is read (--split), not extra.jsonl, train.jsonl",
+    )
     write("other/train.jsonl", "1")
     write("other/more.jsonl", "0")
     write("other/latest.jsonl", "2")  # contains "test", but not as a word
@@ -121,7 +128,7 @@ def test_loops_of_links_end() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["*.csv"], "*.csv: no file matches this pattern"),
+        (["*.csv"], "*.csv: no such file, and no file matches this pattern"),
         (["*.txt"], "*.txt: matches only files of unknown types: notes.txt"),
         (["texts"], "texts: has only files of unknown types: a.txt, b.md"),
         (["gone.jsonl", "texts"], "gone.jsonl: no such file or folder"),
@@ -201,7 +208,7 @@ def test_a_shard_whose_first_row_looks_different_is_read_like_the_others() -> No
 def test_one_input_stays_a_text_and_several_are_a_list() -> None:
     assert settings("a.jsonl").model_dump(mode="json", by_alias=True)["in"] == "a.jsonl"
     assert settings("a.jsonl", "b.jsonl").model_dump(mode="json", by_alias=True)["in"] == ["a.jsonl", "b.jsonl"]
-    assert GenerateSettings(input=[Path("a.jsonl"), "b.jsonl"], teacher="nano").input == ("a.jsonl", "b.jsonl")  # type: ignore[arg-type]
+    assert GenerateSettings(input=[Path("a.jsonl"), "b.jsonl"], teacher="nano").input == ("a.jsonl", "b.jsonl")
     for wrong in ([], 3, [1]):
         with pytest.raises(SettingsError, match="^--in: must be a path or a list of paths"):
             parse_settings(InputSettings, {"in": wrong}, flags=True)
@@ -227,3 +234,36 @@ def test_flags_and_arguments_name_several_files(rlt: Rlt) -> None:
     assert json.loads(rlt("check", "--config", "check.yaml", "--json").stdout)["rows"] == 3
     message = rlt("check", "a.jsonl", "b.jsonl", "--in", "c.jsonl", code=2).stderr
     assert message == "error: --in: differs from the argument 'a.jsonl b.jsonl'; give one of them\n"
+
+
+def test_every_step_with_an_input_takes_several_files(rlt: Rlt, tiny: Callable[..., Path]) -> None:
+    for name in ("a", "b"):
+        write_jsonl(Path(f"{name}.jsonl"), [{"question": name, "solution": "s", "answer": "s", "explanation": "e"}])
+        chat = [{"role": "user", "content": name}, {"role": "assistant", "content": "s"}]
+        write_jsonl(Path(f"{name}-chat.jsonl"), [{"messages": chat}])
+    model = tiny()
+    generated = rlt("generate", "a.jsonl", "b.jsonl", "--teacher", model, "--n", 1, "--max-tokens", 4, "--out", "run")
+    assert "2 traces (2 new)" in generated.stdout
+    assert (
+        "2 scores (2 new)"
+        in rlt("score", "[ab].jsonl", "--student", model, "--teacher", "none", "--out", "scored").stdout
+    )
+    evaluated = ["--benchmark", "math", "--in", "a.jsonl", "--in", "b.jsonl", "--model", model, "--max-tokens", 4]
+    assert "2 answers to 2 questions" in rlt("evaluate", *evaluated, "--out", "answers").stdout
+    for command, name in (("train-student", "chat"), ("train-teacher warmup", "")):
+        files = [f"{letter}-{name}.jsonl" if name else f"{letter}.jsonl" for letter in "ab"]
+        trained = rlt(*command.split(), *files, "--model", model, "--out", "trained", "--dry-run")
+        assert "2 rows (0 left out" in trained.stdout
+    message = rlt("score", "run", "a.jsonl", "--student", model, code=2).stderr
+    assert message == "error: --in: run is a run, which is scored alone; combine runs with rlt-data merge\n"
+
+
+def test_a_run_of_several_files_continues_when_one_of_them_grows(rlt: Rlt, tiny: Callable[..., Path]) -> None:
+    write("a.jsonl", "1")
+    write("b.jsonl", "2")
+    run = rlt_data.generate(["a.jsonl", "b.jsonl"], teacher=str(tiny()), n=1, max_tokens=4)
+    assert run.path.name == f"a-and-1-more-{tiny().name}"
+    assert run.scan("questions").collect()["question"].to_list() == ["1", "2"]
+    write("a.jsonl", "1", "3")
+    run = rlt_data.generate(input=["a.jsonl", "b.jsonl"], teacher=str(tiny()), n=1, max_tokens=4)
+    assert run.scan("questions").collect()["question"].to_list() == ["1", "2", "3"]

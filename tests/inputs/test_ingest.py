@@ -297,12 +297,16 @@ def test_a_system_text_is_stored_and_is_part_of_the_key(tmp_path: Path) -> None:
     assert question_id("q", "s") == "6b427f9a7720fcd2c35f6d81efd446b3"  # keys of earlier runs
 
 
-def test_questions_of_a_run_without_the_system_column_are_kept_and_get_the_column(tmp_path: Path) -> None:
+def test_a_run_without_the_system_column_is_read_and_gets_it_with_new_questions(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    earlier = to_table("questions", [{"question_id": question_id("q0", "s0"), "question": "q0", "solution": "s0"}])
+    earlier = [
+        {**row, "question_id": question_id(row["question"], row["solution"])} for row in rows(QUESTIONS_PER_PART)
+    ]
     with run.locked():
-        run.write_part("questions", 0, earlier.drop_columns(["system"]))
-    assert run.read("questions", 0)["system"].to_pylist() == [None]
+        run.write_part("questions", 0, to_table("questions", earlier).drop_columns(["system"]))
+    assert set(run.read("questions", 0)["system"].to_pylist()) == {None}
     take(run, write_jsonl(tmp_path / "rows.jsonl", [*rows(1), {**rows(1)[0], "system": "Be brief."}]))
-    assert run.read("questions", 0)["system"].to_pylist() == [None, "Be brief."]
-    assert pl.read_parquet(tmp_path / "run" / "questions" / "*.parquet")["question"].to_list() == ["q0", "q0"]
+    assert run.parts("questions") == [0, 1] and run.count("questions") == QUESTIONS_PER_PART + 1
+    assert run.read("questions", 1)["system"].to_pylist() == ["Be brief."]
+    table = pl.read_parquet(tmp_path / "run" / "questions" / "*.parquet")
+    assert table["question_id"].to_list()[:-1] == [row["question_id"] for row in earlier]

@@ -307,3 +307,26 @@ def test_a_system_text_is_checked_like_the_other_texts(system: str, reason: str)
     turns = [{"role": "system", "content": "a"}, {"role": "system", "content": "b"}, *CHAT]
     with pytest.raises(BadRow, match="messages: expected at most one system text, got 2"):
         row({"messages": turns})
+
+
+@pytest.mark.parametrize(
+    ("column", "settings"), [("explanation", {}), ("answers", {"explanation_column": "answers"})], ids=["name", "flag"]
+)
+def test_a_column_of_traces_may_have_several(column: str, settings: dict[str, Any]) -> None:
+    data = {"question": "q", "solution": "s", column: ["<think>a</think>", "b", None], "finish_reasons": list("xyz")}
+    reader = RowReader(parse_settings(InputSettings, {"in": "x", **settings}), data, "x")
+    assert [row.explanation for row in reader(data, 0)] == ["a", "b"]
+    assert [row.explanation for row in reader({**data, column: []}, 0)] == [None]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"question": "q", "query": "r", "response": "s"}, "'question' or 'query' may be the question; name them with"),
+        ({"query": "q", "response": "s", "output": "t"}, "'output' or 'response' may be the solution; name them with"),
+        ({"query": "q", "response": "s", "answer": "t"}, "'response' or 'answer' may be the solution; name them with"),
+    ],
+)
+def test_two_equally_plausible_columns_are_not_guessed(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        row(data)
