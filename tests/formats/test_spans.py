@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -110,3 +111,22 @@ def test_offsets_of_a_text_by_decoding_are_those_of_its_tokenisation(
     decoded = sampled_offsets(tokenizer, context.ids.tolist(), both.ids[len(context) :].tolist())
     ranges = align(decoded, both.offsets[len(context) :] - np.int32(2))
     assert ranges[0] == ranges[1]
+
+
+@pytest.mark.parametrize("text", ["Cộng một với một, được hai ở đây.", "하나를 더하면 둘입니다."])
+def test_decomposed_characters_belong_to_the_token_of_their_letter(tiny: Callable[..., Path], text: str) -> None:
+    """A tokenizer that composes characters gives the range of the letter without its accents."""
+    composed, decomposed = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+    composing, plain = (AutoTokenizer.from_pretrained(tiny(kind)) for kind in ("chat", "sliding"))
+    for tokenizer in (composing, plain):
+        [encoding] = encode(tokenizer, [decomposed])
+        assert uncovered(decomposed, 0, len(decomposed), encoding.offsets) == 0
+    counts = []
+    for form in (composed, decomposed):
+        [a], [b] = encode(composing, [form]), encode(plain, [form])
+        pairs = list(zip(*align(a.offsets, b.offsets), strict=True))
+        for (first, last), (begin, end) in pairs:
+            assert a.offsets[first, 0] == b.offsets[begin, 0] and a.offsets[last - 1, 1] == b.offsets[end - 1, 1]
+        assert sum(last - first for (first, last), _ in pairs) == len(a)  # every token has a counterpart
+        counts.append(len(pairs))
+    assert counts[0] == counts[1]

@@ -1,0 +1,136 @@
+"""Files that lead other trainers to a distilled data set: LLaMA-Factory, axolotl and TRL."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+#: Files that are written beside a data set.
+FILES = ("dataset_info.json", "axolotl.yaml", "train_trl.py")
+
+_MESSAGE_TAGS = {
+    "role_tag": "role",
+    "content_tag": "content",
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "system_tag": "system",
+}
+#: Entry of each shape in LLaMA-Factory's ``dataset_info.json``.
+_LLAMA_FACTORY: dict[str, dict[str, Any]] = {
+    "messages": {"formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": _MESSAGE_TAGS},
+    "sharegpt": {"formatting": "sharegpt", "columns": {"messages": "conversations"}, "tags": {"system_tag": "system"}},
+    "bespoke": {
+        "formatting": "sharegpt",
+        "columns": {"messages": "conversations", "system": "system"},
+        "tags": _MESSAGE_TAGS,
+    },
+    "prompt-completion": {"columns": {"prompt": "prompt", "response": "completion"}},
+    "preference": {
+        "ranking": True,
+        "columns": {"prompt": "user_text", "system": "system_text", "chosen": "chosen", "rejected": "rejected"},
+    },
+}
+
+_AXOLOTL_CHAT = """\
+    type: chat_template
+    field_messages: {field}
+    message_property_mappings:
+      role: {role}
+      content: {content}
+    roles_to_train: [assistant]
+    train_on_eos: turn
+"""
+#: What follows the file in axolotl's ``datasets``.
+_AXOLOTL = {
+    "messages": _AXOLOTL_CHAT.format(field="messages", role="role", content="content"),
+    "sharegpt": _AXOLOTL_CHAT.format(field="conversations", role="from", content="value"),
+    "bespoke": _AXOLOTL_CHAT.format(field="conversations", role="from", content="value") + "    field_system: system\n",
+    "prompt-completion": """\
+    type:
+      field_instruction: prompt
+      field_output: completion
+      format: "{instruction}"
+      no_input_format: "{instruction}"
+""",
+    "preference": """\
+    type: user_defined.default
+    field_prompt: prompt
+    field_chosen: chosen
+    field_rejected: rejected
+    prompt_format: "{prompt}"
+    chosen_format: "{chosen}"
+    rejected_format: "{rejected}"
+""",
+}
+
+_TRL_SFT = '''\
+"""Fine-tune a student on this data set: python train_trl.py MODEL"""
+import sys
+from datasets import load_dataset
+from transformers import AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+
+def tokens(row):
+{texts}
+    encoded = tokenizer(prompt + answer, add_special_tokens=False, return_offsets_mapping=True)
+    return {{"input_ids": encoded["input_ids"], "completion_mask": [int(start >= len(prompt)) for start, _ in encoded["offset_mapping"]]}}
+
+rows = load_dataset("parquet", data_files="data/train-*.parquet", split="train")
+rows = rows.map(tokens, remove_columns=rows.column_names)
+SFTTrainer(sys.argv[1], SFTConfig(output_dir="trained", max_length=None), train_dataset=rows, processing_class=tokenizer).train()
+'''
+_TRL_CHAT = '''\
+{turns}
+    prompt = tokenizer.apply_chat_template(turns[:-1], add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(turns, tokenize=False).rstrip("\\n")
+    assert text.startswith(prompt), "the chat template writes the answer differently from its generation prompt"
+    answer = text[len(prompt):]\
+'''
+_TRL_DPO = '''\
+"""Train a student on the preferences of this data set: python train_trl.py MODEL"""
+import sys
+from datasets import load_dataset
+from trl import DPOConfig, DPOTrainer
+
+rows = load_dataset("parquet", data_files="data/train-*.parquet", split="train")
+rows = rows.select_columns(["prompt", "chosen", "rejected"])
+DPOTrainer(sys.argv[1], args=DPOConfig(output_dir="trained", max_length=None), train_dataset=rows).train()
+'''
+_TURNS = {
+    "messages": '    turns = [{k: v for k, v in turn.items() if v is not None} for turn in row["messages"]]',
+    "sharegpt": """\
+    roles = {"system": "system", "human": "user", "gpt": "assistant"}
+    turns = [{"role": roles[turn["from"]], "content": turn["value"]} for turn in row["conversations"]]""",
+    "bespoke": """\
+    turns = [{"role": "system", "content": row["system"]}] if row["system"] else []
+    turns += [{"role": turn["from"], "content": turn["value"]} for turn in row["conversations"]]""",
+}
+
+
+def write_trainer_files(folder: Path, name: str, shape: str) -> None:
+    """Write :data:`FILES` into the folder of a data set; nothing for a plug-in's shape.
+
+    Args:
+        folder: the folder.
+        name: name of the data set in ``dataset_info.json``.
+        shape: its shape.
+    """
+    if shape not in _LLAMA_FACTORY:
+        return
+    info = {name: {"file_name": "train.jsonl"} | _LLAMA_FACTORY[shape]}
+    (folder / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+    kind = "rl: dpo\n" if shape == "preference" else ""
+    datasets = f"{kind}datasets:\n  - path: train.jsonl\n    ds_type: json\n{_AXOLOTL[shape]}"
+    (folder / "axolotl.yaml").write_text(datasets, encoding="utf-8")
+    (folder / "train_trl.py").write_text(_trl_script(shape), encoding="utf-8")
+
+
+def _trl_script(shape: str) -> str:
+    if shape == "preference":
+        return _TRL_DPO
+    if shape == "prompt-completion":
+        return _TRL_SFT.format(texts='    prompt, answer = row["prompt"], row["completion"]')
+    return _TRL_SFT.format(texts=_TRL_CHAT.format(turns=_TURNS[shape]))
