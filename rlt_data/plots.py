@@ -48,6 +48,10 @@ _STYLE = {
 #: Matplotlib's settings are global, so plots are drawn one at a time.
 _drawing = threading.Lock()
 
+#: Size of the plots on the report page in inches: on a phone, text has about its nominal size.
+PAGE_SIZE = (4.4, 2.9)
+#: Sizes of the plots of a card.
+_CARD_SIZE, _CARD_TERMS_SIZE = (5.6, 3.4), (14.0, 6.0)
 _MAX_BINS = 40
 #: Share of the values at each end that are clipped into the outermost bins.
 _TAIL = 0.005
@@ -116,29 +120,49 @@ def _saved(
 
 def card_images(traces: pl.DataFrame) -> dict[str, bytes]:
     """Draw the plots of a card, as PNG by file name; empty without scores."""
-    return {f"{name}.png": png(draw, size) for name, (draw, size) in plots_of({"": traces}).items()}
+    sources = {"": traces}
+    images = {f"{name}.png": png(draw, _CARD_SIZE) for name, draw in plots_of(sources).items()}
+    if images:
+        images["reward-terms.png"] = png(partial(_terms, sources=sources), _CARD_TERMS_SIZE)
+    return images
 
 
-def plots_of(sources: Sources) -> dict[str, tuple[Draw, tuple[float, float]]]:
-    """Return the plots that the data allows, with their sizes, by name; empty without scores.
+def plots_of(sources: Sources) -> dict[str, Draw]:
+    """Return the plots of rewards that the data allows, by name; empty without scores.
 
     Args:
         sources: the scores of each run, by the name of the run.
     """
-    columns = {name for frame in sources.values() for name in frame.columns if frame[name].is_not_null().any()}
+    columns = _columns(sources)
     value = "reward" if "reward" in columns else "reward_without_entropy"
     if value not in columns:
         return {}
-    small, wide = (5.6, 3.4), (14.0, 6.0)
     label = value.replace("_", " ")
-    plots: dict[str, tuple[Draw, tuple[float, float]]] = {
-        "reward-distribution": (lambda figure: _distribution(figure.subplots(), sources, value, label), small)
+    plots: dict[str, Draw] = {
+        "reward-distribution": lambda figure: _distribution(figure.subplots(), sources, value, label)
     }
     if "rank" in columns:
-        plots["reward-by-rank"] = lambda figure: _by_rank(figure.subplots(), sources), small
-    plots["reward-by-length"] = lambda figure: _by_length(figure, sources, value), small
-    plots["reward-terms"] = lambda figure: _terms(figure, sources), wide
+        plots["reward-by-rank"] = lambda figure: _by_rank(figure.subplots(), sources)
+    plots["reward-by-length"] = lambda figure: _by_length(figure, sources, value)
     return plots
+
+
+def plots_of_terms(sources: Sources) -> dict[str, Draw]:
+    """Return the distributions of the terms of the reward that the data has, by column.
+
+    Args:
+        sources: as for :func:`plots_of`.
+    """
+    return {
+        column: lambda figure, column=column, label=label: _distribution(figure.subplots(), sources, column, label)
+        for column, label in _TERMS.items()
+        if column in _columns(sources)
+    }
+
+
+def _columns(sources: Sources) -> set[str]:
+    """Return the columns with a value in any of the sources."""
+    return {name for frame in sources.values() for name in frame.columns if frame[name].is_not_null().any()}
 
 
 def _finite(frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
@@ -147,6 +171,8 @@ def _finite(frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
 
 def _distribution(axes: Axes, sources: Sources, column: str, label: str) -> None:
     """Draw a histogram: of one run with its flawed traces in another colour, of several runs as outlines."""
+    from matplotlib.ticker import MaxNLocator
+
     frames = {name: _finite(frame, column) for name, frame in sources.items() if column in frame.columns}
     values = [frame[column].to_numpy() for frame in frames.values()]
     all_values = np.concatenate(values) if values else np.empty(0)
@@ -165,6 +191,7 @@ def _distribution(axes: Axes, sources: Sources, column: str, label: str) -> None
             colours.append(COLOURS["flawed"])
         axes.hist([np.clip(group, low, high) for group in groups], edges, stacked=True, color=colours, label=names)
         axes.set_ylabel("traces")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         if len(groups) > 1:
             axes.legend()
         return
@@ -200,7 +227,7 @@ def _by_rank(axes: Axes, sources: Sources) -> None:
         axes.fill_between(ranks, table["0.05"], table["0.95"], color=shade, alpha=0.12, linewidth=0)
         axes.fill_between(ranks, table["0.25"], table["0.75"], color=shade, alpha=0.28, linewidth=0)
         axes.plot(ranks, table["value"], color=shade, marker="o", markersize=4, label=name)
-    axes.set(xlabel="rank, 1 is the best (shaded: middle 50 % and 90 %)", ylabel="value")
+    axes.set(xlabel="rank (1: best; shaded: middle 50 % and 90 %)", ylabel="value")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(sources) > 1:
         axes.legend()
