@@ -55,6 +55,8 @@ _CARD_SIZE, _CARD_TERMS_SIZE = (5.6, 3.4), (14.0, 6.0)
 _MAX_BINS = 40
 #: Share of the values at each end that are clipped into the outermost bins.
 _TAIL = 0.005
+#: Characters of the name of a run.
+_MAX_NAME = 24
 #: Columns of the plot of reward terms, and their labels.
 _TERMS = {
     "r_ss": "solution term r_ss",
@@ -165,6 +167,11 @@ def _columns(sources: Sources) -> set[str]:
     return {name for frame in sources.values() for name in frame.columns if frame[name].is_not_null().any()}
 
 
+def _short(name: str) -> str:
+    """Return the name of a run, without its beginning if it is too long for a plot."""
+    return name if len(name) <= _MAX_NAME else "…" + name[1 - _MAX_NAME :]
+
+
 def _finite(frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
     return frame.filter(*(pl.col(name).is_finite() for name in columns))
 
@@ -198,7 +205,7 @@ def _distribution(axes: Axes, sources: Sources, column: str, label: str) -> None
     for name, run_values, colour in zip(frames, values, _SERIES, strict=False):
         weights = np.full(len(run_values), 1 / max(len(run_values), 1))
         clipped = np.clip(run_values, low, high)
-        axes.hist(clipped, edges, weights=weights, histtype="step", linewidth=1.8, color=COLOURS[colour], label=name)
+        axes.hist(clipped, edges, weights=weights, histtype="step", linewidth=1.8, color=COLOURS[colour], label=_short(name))
     axes.set_ylabel("share of traces")
     axes.legend()
 
@@ -226,7 +233,7 @@ def _by_rank(axes: Axes, sources: Sources) -> None:
         shade = COLOURS[colour]
         axes.fill_between(ranks, table["0.05"], table["0.95"], color=shade, alpha=0.12, linewidth=0)
         axes.fill_between(ranks, table["0.25"], table["0.75"], color=shade, alpha=0.28, linewidth=0)
-        axes.plot(ranks, table["value"], color=shade, marker="o", markersize=4, label=name)
+        axes.plot(ranks, table["value"], color=shade, marker="o", markersize=4, label=_short(name))
     axes.set(xlabel="rank (1: best; shaded: middle 50 % and 90 %)", ylabel="value")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(sources) > 1:
@@ -259,11 +266,12 @@ def _by_length(figure: Figure, sources: Sources, column: str) -> None:
         axes.bar(x_edges[i], height, width, y_edges[j], align="edge", color=shades, linewidth=0)
         x_bin = np.clip(np.digitize(x, x_edges) - 1, 0, len(x_edges) - 2)
         medians = pl.DataFrame({"bin": x_bin, "value": y}).group_by("bin").agg(pl.len(), pl.col("value").median())
-        medians = medians.filter(pl.col("len") > 2).sort("bin")
+        medians = medians.filter(pl.col("len") > 4).sort("bin")
         centres = (x_edges[:-1] + x_edges[1:]) / 2
         axes.plot(centres[medians["bin"].to_numpy()], medians["value"], color=COLOURS["ink"], linewidth=1.4)
-        axes.set(xlabel="length of the explanation in tokens", xlim=(0, longest), ylim=(low, high))
-        axes.set_title(name if len(sources) > 1 else "")
+        axes.set(xlim=(0, longest), ylim=(low, high))
+        axes.set_title(_short(name) if len(sources) > 1 else "")
+    figure.supxlabel("length of the explanation in tokens", fontsize="medium")
     figure.axes[0].set_ylabel(column.replace("_", " "))
 
 

@@ -122,7 +122,7 @@ class ListedTraces:
         frames = []
         for number, selected in enumerate(self.selected):
             question = self._questions(selected.parts[0])[selected.question_id]
-            questions.append([selected.question_id, question["source_id"], question["question"][:_SNIPPET]])
+            questions.append([selected.question_id, question["source_id"], _snippet(question["question"])])
             for source, part in enumerate(selected.parts):
                 frame = self._numbers(source, part).get(selected.question_id)
                 if frame is not None:
@@ -207,7 +207,7 @@ class ListedTraces:
         """Replace completions by the start of their explanations, and mark the traces in the data set."""
         format, in_data_set = self.formats[source], self._in_data_sets[source]
         texts = (read_completion(format, text).text if format else text for text in frame["completion"])
-        starts = [" ".join(text[: 2 * _SNIPPET].split())[:_SNIPPET] for text in texts]
+        starts = [_snippet(text) for text in texts]
         marks = [None if in_data_set is None else key in in_data_set for key in frame["trace_id"]]
         return frame.drop("completion").with_columns(
             pl.Series("start", starts, pl.String), pl.Series("in_data_set", marks, pl.Boolean)
@@ -231,6 +231,12 @@ class ListedTraces:
 def source_name(run: RunFolder) -> str:
     """Return the default name of a run: that of its folder."""
     return run.path.resolve().name
+
+
+def _snippet(text: str) -> str:
+    """Return the start of a text in one line."""
+    words = " ".join(text[: 2 * _SNIPPET].split())
+    return words if len(words) <= _SNIPPET and len(text) <= 2 * _SNIPPET else words[:_SNIPPET].rstrip() + "…"
 
 
 def _rounded(value: float) -> float | None:

@@ -18,8 +18,12 @@ def facts(run: RunFolder, data_set: DataSet | None) -> dict[str, str]:
         data_set: its data set.
     """
     steps: Mapping[str, Any] = redact_paths(run.info.get("steps", {}))
+    author, scoring = _model(steps, "generate", "teacher"), _model(steps, "score", "teacher")
+    imported = steps.get("input", {}).get("settings", {}).get("in") if author is None else None
     found = {
-        "teacher": _teacher(steps),
+        "traces": f"imported from {imported}" if imported else None,
+        "teacher": author or scoring,
+        "log-probs of the teacher": scoring if author and scoring not in (None, author) else None,
         "student": _model(steps, "score", "student"),
         "format": _format(steps),
         "sampling": _settings(
@@ -37,19 +41,6 @@ def _model(steps: Mapping[str, Any], step: str, role: str) -> str | None:
     model = (entry.get("models") or {}).get(role) or {}
     name = model.get("name") or entry.get("settings", {}).get(role)
     return str(name) if name else None
-
-
-def _teacher(steps: Mapping[str, Any]) -> str | None:
-    """Return the author of the traces, and the model whose log-probs score them if it is another one."""
-    scoring = _model(steps, "score", "teacher")
-    if "generate" in steps and (author := _model(steps, "generate", "teacher")):
-        scored_by = "" if scoring in (None, "none", author) else f"; log-probs of {scoring}"
-        return author + scored_by
-    source = steps.get("input", {}).get("settings", {}).get("in") if steps.get("input", {}).get("traces") else None
-    if source is None:
-        return scoring
-    log_probs = f"log-probs of {scoring}" if scoring not in (None, "none") else "scored without a teacher"
-    return f"traces from {source}; {log_probs}"
 
 
 def _format(steps: Mapping[str, Any]) -> str | None:
@@ -73,10 +64,11 @@ def _data_set(data_set: DataSet | None) -> str | None:
     limits = {"limit": "at most {} rows", "max_tokens": "at most {} tokens each", "tokenizer": "tokens of {}"}
     chosen = [text.format(settings[key]) for key, text in limits.items() if settings.get(key)]
     outdated = [] if data_set.is_current else ["older than the ranks: run rlt-data distill again"]
-    return ", ".join([f"{len(data_set.keys):,} rows", f"select {settings.get('select')}", *chosen, *outdated])
+    return ", ".join([str(settings.get("select")), f"{len(data_set.keys):,} rows", *chosen, *outdated])
 
 
 def _settings(steps: Mapping[str, Any], step: str, **texts: str) -> str | None:
     """Return those settings of a step that have a value, each in the words of its template."""
     settings = steps.get(step, {}).get("settings", {})
-    return ", ".join(text.format(settings[key]) for key, text in texts.items() if settings.get(key) is not None) or None
+    values = {key: settings[key] for key in texts if settings.get(key) is not None}
+    return ", ".join(texts[key].format(f"{x:g}" if isinstance(x, float) else x) for key, x in values.items()) or None

@@ -98,7 +98,12 @@ const col = (name) => index.columns[name];
 const at = (name, i) => index.columns[name]?.[i] ?? null;
 let rows = new Map(); // row of each trace in the columns, by id
 const rowOf = (id) => rows.get(id) ?? -1;
-const rewardColumn = () => ["reward", "reward_without_entropy"].find(col);
+// The column that a trace is judged by: the value it was ranked by, which usually is a reward
+const mainColumn = (get) => {
+  const value = get("value");
+  const equal = ["reward", "reward_without_entropy"].find((name) => get(name) !== null && (value === null || get(name) === value));
+  return equal ?? (value === null ? null : "value");
+};
 // A key that sorts the traces of a question, the best first. The argument returns a number of a trace by its name.
 const bestFirst = (get) => {
   const rank = get("rank");

@@ -65,6 +65,7 @@ const byQuestion = (rows) => {
 };
 
 const applyFilters = () => {
+  for (const id of ["low", "high"]) $(id).disabled = !$("term").value;
   const total = (col("question") || []).length;
   const passes = chosenFilter();
   const shown = [];
@@ -96,7 +97,7 @@ const groupItem = (number, position) => {
   node.style.top = `${state.tops[position]}px`;
   node.setAttribute("role", "presentation");
   if (source !== null) node.append(make("b", "", visible(String(source))), " ");
-  node.append(visible(snippet.replaceAll("\n", " ")));
+  node.append(visible(snippet));
   return node;
 };
 
@@ -118,7 +119,7 @@ const listItem = (i, position) => {
   if (flaw) top.append(explain(make("span", "chip bad", flaw), "flaw"));
   if (at("in_data_set", i)) top.append(make("span", "chip good", "in the data set"));
   const sortedBy = $("sort").value;
-  const shown = col(sortedBy) && !["rank", "question"].includes(sortedBy) ? sortedBy : ["value", rewardColumn()].find(col);
+  const shown = col(sortedBy) && !["rank", "question"].includes(sortedBy) ? sortedBy : mainColumn((name) => at(name, i));
   if (shown) top.append(labelled(shown, figure(at(shown, i)), "figure"));
   const text = make("div", "snippet");
   const source = index.questions[col("question")[i]][1];

@@ -66,8 +66,8 @@ const traceCard = (trace) => {
   const title = make("h3");
   title.append(get("rank") === null ? `sample ${get("sample_index") ?? ""}` : explain(make("span", "", `rank ${get("rank")}`), "rank"));
   header.append(title);
-  const shown = get("reward") === null ? "reward_without_entropy" : "reward";
-  if (get(shown) !== null) header.append(labelled(shown, figure(get(shown)), "figure"));
+  const shown = mainColumn(get);
+  if (shown) header.append(labelled(shown, figure(get(shown)), "figure"));
   const copy = makeButton("Copy", () => copyText(copy, trace), "Copy the explanation (y)");
   copy.classList.add("copy");
   header.append(copy);
@@ -143,11 +143,12 @@ const rankButtons = (ranked) => {
   const row = make("nav", "ranks");
   row.setAttribute("aria-label", "Traces of the question");
   for (const trace of ranked) {
-    const [rank, value] = [numberOf(trace, "rank"), numberOf(trace, "reward") ?? numberOf(trace, "reward_without_entropy")];
-    const name = rank === null ? `sample ${numberOf(trace, "sample_index") ?? ""}` : `rank ${rank}`;
+    const get = (name) => numberOf(trace, name);
+    const [rank, shown] = [get("rank"), mainColumn(get)];
+    const name = rank === null ? `sample ${get("sample_index") ?? ""}` : `rank ${rank}`;
     const button = makeButton(name, () => go(`trace=${trace.trace_id}`));
     if (head.sources.length > 1) button.classList.add(`s${trace.source}`);
-    if (value !== null) button.append(" ", make("span", "label", value.toFixed(2)));
+    if (shown) button.append(" ", make("span", "label", get(shown).toFixed(2)));
     button.dataset.trace = trace.trace_id;
     row.append(button);
   }
@@ -172,9 +173,10 @@ const toolbar = (ranked, hasTokens) => {
     row.append(choice);
   }
   const layout = makeButton(view.stacked ? "Side by side" : "Stacked", toggleLayout, "Change the layout (s)");
-  layout.classList.add("spread");
-  row.append(layout);
-  tools.append(row, rankButtons(ranked));
+  layout.classList.add("layout");
+  const traces = make("div", "row");
+  traces.append(rankButtons(ranked), layout);
+  tools.append(row, traces);
   return tools;
 };
 
