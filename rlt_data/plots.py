@@ -205,7 +205,9 @@ def _distribution(axes: Axes, sources: Sources, column: str, label: str) -> None
     for name, run_values, colour in zip(frames, values, _SERIES, strict=False):
         weights = np.full(len(run_values), 1 / max(len(run_values), 1))
         clipped = np.clip(run_values, low, high)
-        axes.hist(clipped, edges, weights=weights, histtype="step", linewidth=1.8, color=COLOURS[colour], label=_short(name))
+        axes.hist(
+            clipped, edges, weights=weights, histtype="step", linewidth=1.8, color=COLOURS[colour], label=_short(name)
+        )
     axes.set_ylabel("share of traces")
     axes.legend()
 

@@ -53,7 +53,9 @@ def _format(steps: Mapping[str, Any]) -> str | None:
 def _reward(steps: Mapping[str, Any]) -> str | None:
     settings = steps.get("score", {}).get("settings", {})
     name = settings.get("reward", "rlt")
-    terms = _settings(steps, "score", **{"lambda": "λ {}", "alpha": "α {}", "kl": "KL {}"}, temperature="temperature {}")
+    terms = _settings(
+        steps, "score", **{"lambda": "λ {}", "alpha": "α {}", "kl": "KL {}"}, temperature="temperature {}"
+    )
     return ", ".join(filter(None, [name if name != "rlt" else None, terms])) if settings else None
 
 

@@ -66,7 +66,9 @@ def overview(runs: Mapping[str, RunFolder], note: str = "") -> str:
         glossary=_GLOSSARY,
         meanings={**_CARD_MEANINGS, **MEANINGS},
         sources=[_source(name, run, frames[name]) for name, run in runs.items()],
-        plots=[(name.replace("-", " ").capitalize(), _PLOTS[name], _svg(draw, name)) for name, draw in drawings.items()],
+        plots=[
+            (name.replace("-", " ").capitalize(), _PLOTS[name], _svg(draw, name)) for name, draw in drawings.items()
+        ],
         term_plots=[(_words(name), MEANINGS[name], _svg(draw, name)) for name, draw in terms.items()],
         comparison=_comparison(frames) if len(non_empty) > 1 else None,
         warning=", ".join(_different_settings(runs)),

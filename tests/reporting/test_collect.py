@@ -55,7 +55,9 @@ def test_traces_in_the_data_set_are_marked(tmp_path: Path) -> None:
     rows = [row for row in pl.DataFrame(index["columns"]).iter_rows(named=True) if row["in_data_set"]]
     data_set = pl.read_ndjson(run.path / "dataset" / "train.jsonl")
     assert [row["trace_id"] for row in rows] == data_set["trace_id"].to_list() and len(rows) == 2
-    assert {row["in_data_set"] for row in pl.DataFrame(index["columns"]).filter(source=1).iter_rows(named=True)} == {None}
+    assert {row["in_data_set"] for row in pl.DataFrame(index["columns"]).filter(source=1).iter_rows(named=True)} == {
+        None
+    }
 
 
 def test_a_page_holds_whole_questions_up_to_its_limit(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def test_facts_of_a_run_of_all_steps(rlt: Rlt) -> None:
     run = RunFolder.existing("run")
     found = facts(run, None)
     assert list(found) == ["teacher", "student", "format", "sampling", "reward", "ranking"]
-    assert (found["teacher"], found["student"], found["format"]) == ("nano-teacher", "nano-student", "rlt")
+    assert (found["teacher"], found["student"], found["format"]) == ("nano-teacher", "nano-student", "nano")
     assert found["sampling"] == "2 per question, temperature 0.7, at most 60 tokens"
     assert found["reward"] == "λ 2, α 0.01, KL k1, temperature 0.7"
     assert found["ranking"] == "by reward, buckets: ranks"

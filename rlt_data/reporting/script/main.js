@@ -51,9 +51,13 @@ const showTip = (target) => {
   tip.style.top = `${box.bottom + tip.offsetHeight + 10 > innerHeight ? box.top - tip.offsetHeight - 6 : box.bottom + 6}px`;
 };
 document.addEventListener("mouseover", (event) => showTip(event.target));
-document.addEventListener("focusin", (event) => showTip(event.target));
+document.addEventListener("focusin", (event) => { if (event.target.dataset.meaning) showTip(event.target); });
+document.addEventListener("focusout", (event) => { if (event.target.dataset.meaning) tip.hidden = true; });
 document.addEventListener("pointerdown", (event) => { if (event.pointerType !== "mouse") showTip(event.target); });
-document.addEventListener("scroll", () => { tip.hidden = true; }, { capture: true, passive: true });
+document.addEventListener("scroll", () => { // also happens when the focus moves to a term out of sight
+  if (document.activeElement.dataset.meaning) showTip(document.activeElement);
+  else tip.hidden = true;
+}, { capture: true, passive: true });
 
 const inTraces = () => !$("view-traces").hidden;
 const keys = {
