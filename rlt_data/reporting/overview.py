@@ -97,7 +97,7 @@ def asset(name: str) -> str:
 
 
 def _words(name: Any) -> str:
-    return str(name) if str(name).startswith("r_") else str(name).replace("_", " ")
+    return " ".join(word if word.startswith("r_") else word.replace("_", " ") for word in str(name).split(" "))
 
 
 def _cell(value: Any, name: str) -> str:

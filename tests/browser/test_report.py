@@ -179,6 +179,7 @@ def test_two_runs_are_compared(shown: Show, runs: tuple[Path, Path], tmp_path: P
     both = [table(run, "scores") for run in runs]
     best = [each.group_by("question_id", maintain_order=True).agg(pl.col("reward").max())["reward"] for each in both]
     ahead, behind = (best[0] > best[1]).sum(), (best[0] < best[1]).sum()
+    assert "mean r_ss" in window.texts(".comparison th")
     assert window.texts(".comparison strong") == ["8", str(ahead), str(behind)]
     window.press("t", "j", "Enter")
     window.page.wait_for_selector(".trace")

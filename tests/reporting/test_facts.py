@@ -43,7 +43,8 @@ def test_facts_of_another_scoring_teacher_and_no_facts(tmp_path: Path) -> None:
     run.record("generate", {"models": {"teacher": {"name": "one"}}, "settings": {"n": 1}})
     run.record("score", {"models": {"teacher": {"name": "/home/me/other"}}, "settings": {"reward": "mine"}})
     assert facts(run, None) == {
-        "teacher": "one", "log-probs of the teacher": "other", "format": "rlt", "sampling": "1 per question", "reward": "mine",
+        "teacher": "one", "log-probs of the teacher": "other", "format": "rlt", "sampling": "1 per question",
+        "reward": "mine",
     }  # fmt: skip
 
 

@@ -146,7 +146,7 @@ const rankButtons = (ranked) => {
     const get = (name) => numberOf(trace, name);
     const [rank, shown] = [get("rank"), mainColumn(get)];
     const name = rank === null ? `sample ${get("sample_index") ?? ""}` : `rank ${rank}`;
-    const button = makeButton(name, () => go(`trace=${trace.trace_id}`));
+    const button = makeButton(name, () => go(`trace=${trace.trace_id}`), head.sources.length > 1 ? head.sources[trace.source] : "");
     if (head.sources.length > 1) button.classList.add(`s${trace.source}`);
     if (shown) button.append(" ", make("span", "label", get(shown).toFixed(2)));
     button.dataset.trace = trace.trace_id;
