@@ -141,7 +141,7 @@ def plots_of(sources: Sources) -> dict[str, Draw]:
         return {}
     label = value.replace("_", " ")
     plots: dict[str, Draw] = {
-        "reward-distribution": lambda figure: _distribution(figure.subplots(), sources, value, label)
+        "reward-distribution": partial(_one_distribution, sources=sources, column=value, label=label)
     }
     if "rank" in columns:
         plots["reward-by-rank"] = lambda figure: _by_rank(figure.subplots(), sources)
@@ -155,10 +155,11 @@ def plots_of_terms(sources: Sources) -> dict[str, Draw]:
     Args:
         sources: as for :func:`plots_of`.
     """
+    columns = _columns(sources)
     return {
-        column: lambda figure, column=column, label=label: _distribution(figure.subplots(), sources, column, label)
+        column: partial(_one_distribution, sources=sources, column=column, label=label)
         for column, label in _TERMS.items()
-        if column in _columns(sources)
+        if column in columns
     }
 
 
@@ -210,6 +211,10 @@ def _distribution(axes: Axes, sources: Sources, column: str, label: str) -> None
         )
     axes.set_ylabel("share of traces")
     axes.legend()
+
+
+def _one_distribution(figure: Figure, sources: Sources, column: str, label: str) -> None:
+    _distribution(figure.subplots(), sources, column, label)
 
 
 def _terms(figure: Figure, sources: Sources) -> None:

@@ -52,8 +52,8 @@ def test_the_overview_has_the_numbers_of_stats(run: RunFolder) -> None:
     for row in figures.buckets.iter_rows(named=True):
         wanted = [cell(name, value) for name, value in row.items()]
         assert any(cells[at : at + len(wanted)] == wanted for at in range(len(cells))), wanted
-    for row in figures.terms.filter(figures.terms["mean"].is_not_null()).iter_rows():
-        wanted = [cell(row[0], value) for value in row]
+    for row in figures.terms.filter(figures.terms["mean"].is_not_null()).iter_rows(named=True):
+        wanted = [cell(row["term"], value) for value in row.values()]
         assert any(cells[at : at + len(wanted)] == wanted for at in range(len(cells))), wanted
     text = re.sub("<span.*?>|</span>", "", text)
     cards = dict(re.findall(r"<dt>\s*(.*?)\s*</dt><dd>(.*?)</dd>", text.partition('id="glossary"')[0]))
