@@ -35,18 +35,22 @@ const route = () => {
 // Pointer and keyboard
 
 const tip = $("tip");
-// The tooltip shows the values of a token, or the meaning of a term.
+// The tooltip shows the values of the token or the meaning of the term under the pointer, else of the term with the focus.
+let tipOf = null;
 const showTip = (target) => {
   const token = target.token;
-  const explained = token ? null : target.closest?.("[data-meaning]");
-  tip.hidden = !token && !explained;
+  const focused = document.activeElement.matches("[data-meaning]:focus-visible") ? document.activeElement : null;
+  const explained = token ? null : target.closest?.("[data-meaning]") ?? focused;
+  tipOf = token ? target : explained;
+  tip.hidden = !tipOf;
   if (tip.hidden) return;
   if (explained) tip.textContent = explained.dataset.meaning;
   else {
     tip.replaceChildren(make("code", "", visible(JSON.stringify(token.piece).slice(0, 200))));
     for (const [name, value] of token.values) tip.append(make("div", "", `${name} ${value === null ? "–" : (value / 100).toFixed(2)}`));
   }
-  const box = (explained ?? target).getBoundingClientRect();
+  const box = tipOf.getBoundingClientRect();
+  if (box.bottom < 0 || box.top > innerHeight) tip.hidden = true;
   tip.style.left = `${Math.max(4, Math.min(box.left, innerWidth - tip.offsetWidth - 8))}px`;
   tip.style.top = `${box.bottom + tip.offsetHeight + 10 > innerHeight ? box.top - tip.offsetHeight - 6 : box.bottom + 6}px`;
 };
@@ -55,7 +59,7 @@ document.addEventListener("focusin", (event) => { if (event.target.dataset.meani
 document.addEventListener("focusout", (event) => { if (event.target.dataset.meaning) tip.hidden = true; });
 document.addEventListener("pointerdown", (event) => { if (event.pointerType !== "mouse") showTip(event.target); });
 document.addEventListener("scroll", () => { // also happens when the focus moves to a term out of sight
-  if (document.activeElement.dataset.meaning) showTip(document.activeElement);
+  if (tipOf?.matches(":hover, :focus")) showTip(tipOf);
   else tip.hidden = true;
 }, { capture: true, passive: true });
 
