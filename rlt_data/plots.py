@@ -48,9 +48,15 @@ _STYLE = {
 #: Matplotlib's settings are global, so plots are drawn one at a time.
 _drawing = threading.Lock()
 
+#: Size of the plots on the report page in inches: on a phone, text has about its nominal size.
+PAGE_SIZE = (4.4, 2.9)
+#: Sizes of the plots of a card.
+_CARD_SIZE, _CARD_TERMS_SIZE = (5.6, 3.4), (14.0, 6.0)
 _MAX_BINS = 40
 #: Share of the values at each end that are clipped into the outermost bins.
 _TAIL = 0.005
+#: Characters of the name of a run.
+_MAX_NAME = 24
 #: Columns of the plot of reward terms, and their labels.
 _TERMS = {
     "r_ss": "solution term r_ss",
@@ -116,29 +122,55 @@ def _saved(
 
 def card_images(traces: pl.DataFrame) -> dict[str, bytes]:
     """Draw the plots of a card, as PNG by file name; empty without scores."""
-    return {f"{name}.png": png(draw, size) for name, (draw, size) in plots_of({"": traces}).items()}
+    sources = {"": traces}
+    images = {f"{name}.png": png(draw, _CARD_SIZE) for name, draw in plots_of(sources).items()}
+    if images:
+        images["reward-terms.png"] = png(partial(_terms, sources=sources), _CARD_TERMS_SIZE)
+    return images
 
 
-def plots_of(sources: Sources) -> dict[str, tuple[Draw, tuple[float, float]]]:
-    """Return the plots that the data allows, with their sizes, by name; empty without scores.
+def plots_of(sources: Sources) -> dict[str, Draw]:
+    """Return the plots of rewards that the data allows, by name; empty without scores.
 
     Args:
         sources: the scores of each run, by the name of the run.
     """
-    columns = {name for frame in sources.values() for name in frame.columns if frame[name].is_not_null().any()}
+    columns = _columns(sources)
     value = "reward" if "reward" in columns else "reward_without_entropy"
     if value not in columns:
         return {}
-    small, wide = (5.6, 3.4), (14.0, 6.0)
     label = value.replace("_", " ")
-    plots: dict[str, tuple[Draw, tuple[float, float]]] = {
-        "reward-distribution": (lambda figure: _distribution(figure.subplots(), sources, value, label), small)
+    plots: dict[str, Draw] = {
+        "reward-distribution": partial(_one_distribution, sources=sources, column=value, label=label)
     }
     if "rank" in columns:
-        plots["reward-by-rank"] = lambda figure: _by_rank(figure.subplots(), sources), small
-    plots["reward-by-length"] = lambda figure: _by_length(figure, sources, value), small
-    plots["reward-terms"] = lambda figure: _terms(figure, sources), wide
+        plots["reward-by-rank"] = lambda figure: _by_rank(figure.subplots(), sources)
+    plots["reward-by-length"] = lambda figure: _by_length(figure, sources, value)
     return plots
+
+
+def plots_of_terms(sources: Sources) -> dict[str, Draw]:
+    """Return the distributions of the terms of the reward that the data has, by column.
+
+    Args:
+        sources: as for :func:`plots_of`.
+    """
+    columns = _columns(sources)
+    return {
+        column: partial(_one_distribution, sources=sources, column=column, label=label)
+        for column, label in _TERMS.items()
+        if column in columns
+    }
+
+
+def _columns(sources: Sources) -> set[str]:
+    """Return the columns with a value in any of the sources."""
+    return {name for frame in sources.values() for name in frame.columns if frame[name].is_not_null().any()}
+
+
+def _short(name: str) -> str:
+    """Return the name of a run, without its beginning if it is too long for a plot."""
+    return name if len(name) <= _MAX_NAME else "…" + name[1 - _MAX_NAME :]
 
 
 def _finite(frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
@@ -147,6 +179,8 @@ def _finite(frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
 
 def _distribution(axes: Axes, sources: Sources, column: str, label: str) -> None:
     """Draw a histogram: of one run with its flawed traces in another colour, of several runs as outlines."""
+    from matplotlib.ticker import MaxNLocator
+
     frames = {name: _finite(frame, column) for name, frame in sources.items() if column in frame.columns}
     values = [frame[column].to_numpy() for frame in frames.values()]
     all_values = np.concatenate(values) if values else np.empty(0)
@@ -165,15 +199,22 @@ def _distribution(axes: Axes, sources: Sources, column: str, label: str) -> None
             colours.append(COLOURS["flawed"])
         axes.hist([np.clip(group, low, high) for group in groups], edges, stacked=True, color=colours, label=names)
         axes.set_ylabel("traces")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         if len(groups) > 1:
             axes.legend()
         return
     for name, run_values, colour in zip(frames, values, _SERIES, strict=False):
         weights = np.full(len(run_values), 1 / max(len(run_values), 1))
         clipped = np.clip(run_values, low, high)
-        axes.hist(clipped, edges, weights=weights, histtype="step", linewidth=1.8, color=COLOURS[colour], label=name)
+        axes.hist(
+            clipped, edges, weights=weights, histtype="step", linewidth=1.8, color=COLOURS[colour], label=_short(name)
+        )
     axes.set_ylabel("share of traces")
     axes.legend()
+
+
+def _one_distribution(figure: Figure, sources: Sources, column: str, label: str) -> None:
+    _distribution(figure.subplots(), sources, column, label)
 
 
 def _terms(figure: Figure, sources: Sources) -> None:
@@ -199,8 +240,8 @@ def _by_rank(axes: Axes, sources: Sources) -> None:
         shade = COLOURS[colour]
         axes.fill_between(ranks, table["0.05"], table["0.95"], color=shade, alpha=0.12, linewidth=0)
         axes.fill_between(ranks, table["0.25"], table["0.75"], color=shade, alpha=0.28, linewidth=0)
-        axes.plot(ranks, table["value"], color=shade, marker="o", markersize=4, label=name)
-    axes.set(xlabel="rank, 1 is the best (shaded: middle 50 % and 90 %)", ylabel="value")
+        axes.plot(ranks, table["value"], color=shade, marker="o", markersize=4, label=_short(name))
+    axes.set(xlabel="rank (1: best; shaded: middle 50 % and 90 %)", ylabel="value")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(sources) > 1:
         axes.legend()
@@ -232,11 +273,12 @@ def _by_length(figure: Figure, sources: Sources, column: str) -> None:
         axes.bar(x_edges[i], height, width, y_edges[j], align="edge", color=shades, linewidth=0)
         x_bin = np.clip(np.digitize(x, x_edges) - 1, 0, len(x_edges) - 2)
         medians = pl.DataFrame({"bin": x_bin, "value": y}).group_by("bin").agg(pl.len(), pl.col("value").median())
-        medians = medians.filter(pl.col("len") > 2).sort("bin")
+        medians = medians.filter(pl.col("len") > 4).sort("bin")
         centres = (x_edges[:-1] + x_edges[1:]) / 2
         axes.plot(centres[medians["bin"].to_numpy()], medians["value"], color=COLOURS["ink"], linewidth=1.4)
-        axes.set(xlabel="length of the explanation in tokens", xlim=(0, longest), ylim=(low, high))
-        axes.set_title(name if len(sources) > 1 else "")
+        axes.set(xlim=(0, longest), ylim=(low, high))
+        axes.set_title(_short(name) if len(sources) > 1 else "")
+    figure.supxlabel("length of the explanation in tokens", fontsize="medium")
     figure.axes[0].set_ylabel(column.replace("_", " "))
 
 

@@ -176,7 +176,7 @@ def test_a_changed_preset_reads_the_file_again(rlt: Rlt) -> None:
     ("body", "named"),
     [
         ("[row['question']]", "list"),
-        ("{'answer': row['question']}", "'answer'"),
+        ("{'final_answer': row['question']}", "'final_answer'"),
         ("{'text': row['nosuch']}", "KeyError"),
         ("{'text': 1 if row['question'] == 'question' else 'x'}", "text: int64"),
         ("{'text': 'x'} if row['question'] == 'question' else {'txt': 'x'}", "text: string"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -111,6 +112,13 @@ class Format(Settings):
         if self.solution_padding:
             solution = solution.strip("\n")
         return self.solution_padding + solution + self.solution_padding
+
+    def split_message(self, text: str) -> tuple[str, str] | None:
+        """Return thought and solution of a student's message in the tags of this format, or None for other texts."""
+        tags = map(re.escape, (*self.thought_tags, *self.solution_tags))
+        shape = r"\s*{}(.*?){}\s*{}(.*?){}\s*".format(*tags)
+        match = re.fullmatch(shape, text.removeprefix(self.thought_prefix), re.S)
+        return (match[1].strip(), match[2].strip()) if match else None
 
     def student_question(self, question: str) -> str:
         """Return the user message of student and solver."""

@@ -6,7 +6,6 @@ teacher continues an assistant's message that already begins with the solution.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -298,10 +297,8 @@ def student_message(
 
 def tagged_solution(format: Format, completion: str) -> tuple[str, bool]:
     """Extract the solution from a completion in the tags of the format; see :meth:`Views.solution_in`."""
-    tags = [re.escape(tag) for tag in (*format.thought_tags, *format.solution_tags)]
-    shape = r"\s*{}.*?{}\s*{}(.*?){}\s*".format(*tags)
-    if match := re.fullmatch(shape, completion.removeprefix(format.thought_prefix), re.S):
-        return match[1].strip(), True
+    if parts := format.split_message(completion):
+        return parts[1], True
     tail = completion.rpartition(format.thought_tags[1])[2].rpartition(format.solution_tags[0])[2]
     return tail.partition(format.solution_tags[1])[0].strip(), False
 

@@ -14,6 +14,7 @@ from rlt_data.errors import InputError
 from rlt_data.formats.control import ControlTokens
 from rlt_data.formats.schema import Format, load_format
 from rlt_data.inputs.files import Sources, find_sources
+from rlt_data.inputs.own import format_of
 from rlt_data.inputs.read import read_records
 from rlt_data.inputs.reader import RowReader
 from rlt_data.inputs.rows import BadRow, Fields, Origin, Row
@@ -225,7 +226,7 @@ def examined_rows(
     """
     sources = sources or find_sources(settings)
     report.notices = sources.notices
-    readers = _Readers(settings, reader_of)
+    readers = _Readers(settings, reader_of or partial(RowReader, settings, format=format_of(sources)))
     columns: dict[str, None] = {}
     seen: dict[bytes, bytes] = {}  # digest of a row -> digest of its answer and --keep columns
     questions: set[bytes] = set()
@@ -292,9 +293,9 @@ def examined_rows(
 class _Readers:
     """The readers of an input's files, by the columns of their first records."""
 
-    def __init__(self, settings: InputSettings, reader_of: ReaderOf | None) -> None:
+    def __init__(self, settings: InputSettings, reader_of: ReaderOf) -> None:
         self._settings = settings
-        self._reader_of = reader_of or partial(RowReader, settings)
+        self._reader_of = reader_of
         self._by_columns: dict[frozenset[str], Reader] = {}
         self._source = ""
         self._reader: Reader | None = None

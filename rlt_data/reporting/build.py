@@ -23,7 +23,7 @@ from rlt_data.storage.columns import MEANINGS
 #: Traces per block.
 _TRACES_PER_BLOCK = 64
 #: Files of the script, concatenated into one scope.
-_SCRIPTS = ("data", "list", "question", "main")
+_SCRIPTS = ("data", "list", "export", "tokens", "question", "main")
 _INDEX_MARKER, _BLOCKS_MARKER = "<!-- index -->", "<!-- blocks -->"
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import polars as pl
 
 from rlt_data.formats.views import read_completion
+from rlt_data.reporting.data_set import read_data_set
 from rlt_data.statistics import OF_RANKS, TERMS
 from rlt_data.steps.provenance import recorded_format
 from rlt_data.storage.run import RunFolder
@@ -28,7 +29,7 @@ _TOKEN_COLUMNS = (
 )  # fmt: skip
 #: Keys of the per-token values of a trace.
 TOKENS = ("thought_tokens", "kl_tokens", "solution_tokens")
-#: Characters of a question that the list shows.
+#: Characters of a question and of an explanation that the list shows.
 _SNIPPET = 160
 
 
@@ -67,6 +68,7 @@ class ListedTraces:
         self.questions = self.traces = 0
         self.selected = self._select(limit, only)
         self._selected_ids = {question.question_id for question in self.selected}
+        self._in_data_sets = [self._read_data_set(run) for run in runs.values()]
         # With one cached part per run, each part is read once if the runs have the same questions in the same order.
         self._numbers = lru_cache(len(self.runs))(self._read_numbers)
         self._texts = lru_cache(len(self.runs))(self._read_texts)
@@ -113,20 +115,21 @@ class ListedTraces:
 
         Returns:
             ``questions`` has id, source id and snippet of each question. ``columns`` has one list per column:
-            ``question`` (index in ``questions``), ``source`` (index of the run), ``trace_id``, ``sample_index``, and
-            columns of traces, scores and ranks. Columns without values are left out.
+            ``question`` (index in ``questions``), ``source`` (index of the run), ``trace_id``, ``sample_index``,
+            ``start`` (of the explanation), ``in_data_set``, and columns of traces, scores and ranks. Columns without
+            values are left out. ``paddings`` has what the format of each run puts before an explanation.
         """
         questions = []
         frames = []
         for number, selected in enumerate(self.selected):
             question = self._questions(selected.parts[0])[selected.question_id]
-            questions.append([selected.question_id, question["source_id"], question["question"][:_SNIPPET]])
+            questions.append([selected.question_id, question["source_id"], _snippet(question["question"])])
             for source, part in enumerate(selected.parts):
                 frame = self._numbers(source, part).get(selected.question_id)
                 if frame is not None:
                     frames.append(frame.with_columns(pl.lit(number).alias("question"), pl.lit(source).alias("source")))
         if not frames:
-            return {"questions": [], "columns": {}}
+            return {"questions": [], "columns": {}, "paddings": []}
         traces = pl.concat(frames, how="diagonal_relaxed")
         columns: dict[str, list[Any]] = {}
         for name in traces.columns:
@@ -135,7 +138,8 @@ class ListedTraces:
             values = traces[name].to_list()
             if any(value is not None for value in values):
                 columns[name] = [_rounded(value) if isinstance(value, float) else value for value in values]
-        return {"questions": questions, "columns": columns}
+        paddings = [format.padding if format else "" for format in self.formats]
+        return {"questions": questions, "columns": columns, "paddings": paddings}
 
     def texts(self, selected: SelectedQuestion) -> dict[str, Any]:
         """Return a question and its traces as JSON for the page.
@@ -189,8 +193,26 @@ class ListedTraces:
         [run, *_] = self.runs.values()
         return {row["question_id"]: row for row in run.read("questions", part).to_pylist()}
 
+    def _read_data_set(self, run: RunFolder) -> set[str] | None:
+        data_set = read_data_set(run)
+        if data_set is None:
+            return None
+        return set(data_set.keys.filter(pl.col("question_id").is_in(self._selected_ids))["trace_id"])
+
     def _read_numbers(self, source: int, part: int) -> dict[str, pl.DataFrame]:
-        return self._read(source, part, _TRACE_COLUMNS, {"scores": (*TERMS, "well_formed"), "ranks": OF_RANKS})
+        joined = {"scores": (*TERMS, "well_formed"), "ranks": OF_RANKS}
+        frames = self._read(source, part, (*_TRACE_COLUMNS, "completion"), joined)
+        return {key: self._for_list(source, frame) for key, frame in frames.items()}
+
+    def _for_list(self, source: int, frame: pl.DataFrame) -> pl.DataFrame:
+        """Replace completions by the start of their explanations, and mark the traces in the data set."""
+        format, in_data_set = self.formats[source], self._in_data_sets[source]
+        texts = (read_completion(format, text).text if format else text for text in frame["completion"])
+        starts = [_snippet(text) for text in texts]
+        marks = [None if in_data_set is None else key in in_data_set for key in frame["trace_id"]]
+        return frame.drop("completion").with_columns(
+            pl.Series("start", starts, pl.String), pl.Series("in_data_set", marks, pl.Boolean)
+        )
 
     def _read_texts(self, source: int, part: int) -> dict[str, pl.DataFrame]:
         return self._read(source, part, ("completion", *_OF_ITS_ROW), {"scores": _TOKEN_COLUMNS})
@@ -210,6 +232,12 @@ class ListedTraces:
 def source_name(run: RunFolder) -> str:
     """Return the default name of a run: that of its folder."""
     return run.path.resolve().name
+
+
+def _snippet(text: str) -> str:
+    """Return the start of a text in one line."""
+    words = " ".join(text[: 2 * _SNIPPET].split())
+    return words if len(words) <= _SNIPPET and len(text) <= 2 * _SNIPPET else words[:_SNIPPET].rstrip() + "…"
 
 
 def _rounded(value: float) -> float | None:

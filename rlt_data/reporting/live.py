@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 
+from rlt_data.reporting.data_set import data_set_state
 from rlt_data.steps.registry import STEPS
 from rlt_data.storage.errorlog import failures
 from rlt_data.storage.run import RunFolder, content_hash
@@ -48,7 +49,7 @@ class Watch:
         run = RunFolder.existing(self._path)
         failed = Counter(entry["step"] for entry in failures(run))
         steps = [self._step(run, step, failed[step]) for step in TABLE_OF_STEP if run.step(step)]
-        stamp = content_hash(run.info, [step["done"] for step in steps], run.parts("ranks"))
+        stamp = content_hash(run.info, [step["done"] for step in steps], run.parts("ranks"), data_set_state(run))
         return {"stamp": stamp, "steps": steps, "newest": _newest(run)}
 
     def _step(self, run: RunFolder, step: str, failed: int) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from rlt_data import plots
 from rlt_data.publish.redact import redact_paths
-from rlt_data.statistics import Stats, figure, scored, stats
+from rlt_data.reporting.data_set import DataSet, read_data_set
+from rlt_data.reporting.facts import facts
+from rlt_data.statistics import FLAGS, Stats, figure, scored, stats
 from rlt_data.steps.registry import STEPS
 from rlt_data.storage.columns import MEANINGS
 from rlt_data.storage.errorlog import failures
@@ -38,6 +40,13 @@ _CARD_MEANINGS = {
     "traces": _GLOSSARY["trace"],
     "scores": "scored traces",
     "sampled_tokens": "tokens that the teacher sampled in all traces",
+    "in_the_data_set": "traces that rlt-data distill selected for the data set in the run's folder",
+}
+#: What each plot shows.
+_PLOTS = {
+    "reward-distribution": "number of traces by reward",
+    "reward-by-rank": "line: median of the traces of a rank; shaded: the middle 50 % and 90 %",
+    "reward-by-length": "darker: more traces; line: median of the traces of a length",
 }
 
 
@@ -51,13 +60,17 @@ def overview(runs: Mapping[str, RunFolder], note: str = "") -> str:
     frames = {name: scored(run, "question_id") for name, run in runs.items()}
     non_empty = {name: frame for name, frame in frames.items() if len(frame)}
     drawings = plots.plots_of(non_empty) if non_empty else {}
+    terms = plots.plots_of_terms(non_empty) if drawings else {}
     return rendered(
         "overview.html",
         note=note,
         glossary=_GLOSSARY,
         meanings={**MEANINGS, **_CARD_MEANINGS},
         sources=[_source(name, run, frames[name]) for name, run in runs.items()],
-        plots={name: plots.svg(draw, name, size) for name, (draw, size) in drawings.items()},
+        plots=[
+            (name.replace("-", " ").capitalize(), _PLOTS[name], _svg(draw, name)) for name, draw in drawings.items()
+        ],
+        term_plots=[(_words(name), MEANINGS[name], _svg(draw, name)) for name, draw in terms.items()],
         comparison=_comparison(frames) if len(non_empty) > 1 else None,
         warning=", ".join(_different_settings(runs)),
     )
@@ -68,10 +81,14 @@ def rendered(name: str, **values: Any) -> str:
     return str(_template(name).render(**values)).encode("utf-8", "replace").decode()
 
 
+def _svg(draw: plots.Draw, name: str) -> str:
+    return plots.svg(draw, name, plots.PAGE_SIZE)
+
+
 @cache
 def _template(name: str) -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"figure": figure, "words": _words}
+    environment.filters |= {"figure": figure, "words": _words, "cell": _cell}
     return environment.from_string(asset(name))
 
 
@@ -81,34 +98,53 @@ def asset(name: str) -> str:
 
 
 def _words(name: Any) -> str:
-    return str(name) if str(name).startswith("r_") else str(name).replace("_", " ")
+    return " ".join(word if word.startswith("r_") else word.replace("_", " ") for word in str(name).split(" "))
+
+
+def _cell(value: Any, name: str) -> str:
+    """Return a number as the tables show it: shares in percent, tokens with at most one decimal.
+
+    Args:
+        value: the number.
+        name: name of its column or row.
+    """
+    if isinstance(value, float) and name in FLAGS:
+        return f"{value:.1%}"
+    if isinstance(value, float) and "tokens" in name:
+        return f"{value:,.1f}".removesuffix(".0")
+    return figure(value)
 
 
 def _source(name: str, run: RunFolder, scores: pl.DataFrame) -> dict[str, Any]:
     figures = stats(run, scores)
+    data_set = read_data_set(run)
     reasons = Counter((entry["step"], str(entry.get("reason", ""))) for entry in failures(run))
     return {
         "name": name,
         "stats": figures,
-        "cards": _cards(figures),
+        "facts": facts(run, data_set),
+        "cards": _cards(figures, data_set),
         "terms": figures.terms.filter(pl.col("mean").is_not_null()).to_dicts(),
         "buckets": figures.buckets.to_dicts(),
         "failures": [(step, reason, count) for (step, reason), count in reasons.most_common(_MAX_REASONS)],
         "steps": {
-            f"rlt-data {STEPS[step].command}" if step in STEPS else step: settings
+            f"rlt-data {STEPS[step].command}" if step in STEPS else f"{step} file": settings
             for step, entry in figures.steps.items()
             if (settings := _models_and_settings(redact_paths(entry)))
         },
     }
 
 
-def _cards(figures: Stats) -> dict[str, str]:
+def _cards(figures: Stats, data_set: DataSet | None) -> dict[str, str]:
     means = dict(figures.terms.select("term", "mean").iter_rows()) if figures.rows["scores"] else {}
     reward = "reward" if means.get("reward") is not None else "reward_without_entropy"
     cards = {table: f"{count:,}" for table, count in figures.rows.items() if count and table != "ranks"}
+    if data_set:
+        cards["in the data set"] = f"{len(data_set.keys):,}"
     if means.get(reward) is not None:
         cards[f"mean {_words(reward)}"] = f"{means[reward]:.3f}"
-    cards |= {_words(flag): f"{share:.1%}" for flag, share in figures.shares.items() if flag != "closed"}
+    shares = {flag: share for flag, share in figures.shares.items() if flag != "closed"}
+    cards |= {_words(flag): f"{shares[flag]:.1%}" for flag in reversed(shares)}  # well-formed first
     if figures.completion_tokens:
         cards["sampled tokens"] = f"{figures.completion_tokens:,}"
     cards |= {f"tokens/s, {step}": f"{rate:,.0f}" for step, rate in figures.tokens_per_second.items()}
@@ -142,7 +178,7 @@ def _comparison(frames: Mapping[str, pl.DataFrame]) -> dict[str, Any]:
     both = best[0].join(best[1], on="question_id", suffix="_other")
     names = [
         "traces", f"mean {_words(value)}", "mean of the best per question", "mean r_ss", "mean r_kl",
-        "share well-formed", "mean tokens per explanation",
+        "well_formed", "mean tokens per explanation",
     ]  # fmt: skip
     rows: dict[str, list[Any]] = {name: [] for name in names}
     for frame, column in ((one, value), (other, f"{value}_other")):

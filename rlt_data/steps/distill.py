@@ -4,6 +4,7 @@ DIR/data/train-00000-HASH.parquet ...   rows that datasets.load_dataset(DIR) rea
 DIR/train.jsonl                         the same rows
 DIR/data/test-..., DIR/test.jsonl       the rows of --holdout
 DIR/distill.json, DIR/README.md         settings, counts and checksums; data set card
+DIR/dataset_info.json, axolotl.yaml, train_trl.py   how other trainers read the rows
 
 File names contain a hash of the rows because ``datasets`` caches by folder name and README patterns. Without the hash,
 it could return the cached rows of another folder of the same name.
@@ -32,6 +33,7 @@ from rlt_data.formats import Format, Problem, encode
 from rlt_data.formats.views import read_completion
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import DistillSettings
+from rlt_data.steps import trainers
 from rlt_data.steps.export_shapes import PROVENANCE, ExportShape, dataset_card
 from rlt_data.steps.export_texts import ExportTexts
 from rlt_data.steps.provenance import recorded_format
@@ -48,7 +50,7 @@ logger = logging.getLogger(__name__)
 #: Rows whose texts are in memory at the same time.
 _ROWS_AT_A_TIME = 256
 #: Files and folders of a data set. A folder that contains anything else is never replaced.
-_CONTENT = {"data", "train.jsonl", "test.jsonl", "distill.json", "README.md"}
+_CONTENT = {"data", "train.jsonl", "test.jsonl", "distill.json", "README.md", *trainers.FILES}
 _SHARD = re.compile(r"(train|test)-\d{5,}(-[0-9a-f]+)?\.parquet")
 
 
@@ -133,6 +135,7 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
                     f"--select {settings.select}: selects no trace of {run.path} (questions: {reasons})"
                 )
             summary.seconds = time.monotonic() - began
+            trainers.write_trainer_files(folder, out.name, settings.shape, selection.thought_key)
             _describe(folder, run, settings, format, summary, digest)
             if run.digest("ranks", again=True) != ranks:
                 raise RunFolderError(f"{run.path}: the ranks changed in the meantime; run rlt-data distill again")
@@ -167,7 +170,8 @@ class Selection:
         self._number = int(number or 0)
         self._quota = {"best": 1, "random": 1, "rank": 1, "top": self._number}.get(self.kind, math.inf)
         self._texts = ExportTexts(run, settings, format)
-        self._shape = ExportShape(settings.shape, self._texts.thought_key)
+        self.thought_key = self._texts.thought_key
+        self._shape = ExportShape(settings.shape, self.thought_key)
         self.schema = self._shape.schema
 
     def chosen(self, progress: Progress) -> Iterator[pl.DataFrame]:
@@ -363,10 +367,12 @@ def _write(folder: Path, selection: Selection, splits: dict[str, Iterable[pl.Dat
             for frame in chosen:
                 rows = selection.rows(frame)
                 while batch := [selection.shaped(row) for row in islice(rows, _ROWS_AT_A_TIME)]:
-                    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in batch)
+                    table = pa.Table.from_pylist(batch, schema=selection.schema)
+                    # With a null for each missing field, as in the Parquet files.
+                    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
                     digest.update(text.encode())
                     lines.write(text)
-                    files.write(pa.Table.from_pylist(batch, schema=selection.schema))
+                    files.write(table)
                 selection.count(frame)
     for file in (folder / "data").iterdir():
         file.rename(file.with_stem(f"{file.stem}-{digest.hexdigest()}"))

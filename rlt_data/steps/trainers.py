@@ -76,19 +76,21 @@ tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 def tokens(row):
 {texts}
     encoded = tokenizer(prompt + answer, add_special_tokens=False, return_offsets_mapping=True)
-    return {{"input_ids": encoded["input_ids"], "completion_mask": [int(start >= len(prompt)) for start, _ in encoded["offset_mapping"]]}}
+    learned = [int(start >= len(prompt)) for start, _ in encoded["offset_mapping"]]
+    return {{"input_ids": encoded["input_ids"], "completion_mask": learned}}
 
 rows = load_dataset("parquet", data_files="data/train-*.parquet", split="train")
 rows = rows.map(tokens, remove_columns=rows.column_names)
-SFTTrainer(sys.argv[1], SFTConfig(output_dir="trained", max_length=None), train_dataset=rows, processing_class=tokenizer).train()
+settings = SFTConfig(output_dir="trained", max_length=None)
+SFTTrainer(sys.argv[1], settings, train_dataset=rows, processing_class=tokenizer).train()
 '''
-_TRL_CHAT = '''\
+_TRL_CHAT = """\
 {turns}
     prompt = tokenizer.apply_chat_template(turns[:-1], add_generation_prompt=True, tokenize=False)
     text = tokenizer.apply_chat_template(turns, tokenize=False).rstrip("\\n")
     assert text.startswith(prompt), "the chat template writes the answer differently from its generation prompt"
     answer = text[len(prompt):]\
-'''
+"""
 _TRL_DPO = '''\
 """Train a student on the preferences of this data set: python train_trl.py MODEL"""
 import sys
@@ -110,22 +112,28 @@ _TURNS = {
 }
 
 
-def write_trainer_files(folder: Path, name: str, shape: str) -> None:
+def write_trainer_files(folder: Path, name: str, shape: str, thought_key: str) -> None:
     """Write :data:`FILES` into the folder of a data set; nothing for a plug-in's shape.
+
+    LLaMA-Factory and axolotl read no thoughts from a field of the message. Without their files, nobody trains without
+    thoughts by accident; the shape ``sharegpt`` has the thoughts in the text.
 
     Args:
         folder: the folder.
         name: name of the data set in ``dataset_info.json``.
         shape: its shape.
+        thought_key: key of the thought in its messages, or empty.
     """
     if shape not in _LLAMA_FACTORY:
+        return
+    (folder / "train_trl.py").write_text(_trl_script(shape), encoding="utf-8")
+    if shape == "messages" and thought_key:
         return
     info = {name: {"file_name": "train.jsonl"} | _LLAMA_FACTORY[shape]}
     (folder / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     kind = "rl: dpo\n" if shape == "preference" else ""
     datasets = f"{kind}datasets:\n  - path: train.jsonl\n    ds_type: json\n{_AXOLOTL[shape]}"
     (folder / "axolotl.yaml").write_text(datasets, encoding="utf-8")
-    (folder / "train_trl.py").write_text(_trl_script(shape), encoding="utf-8")
 
 
 def _trl_script(shape: str) -> str:

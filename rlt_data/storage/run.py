@@ -208,7 +208,7 @@ class RunFolder:
         before = self.step(step)
         if not self.parts(TABLE_OF_STEP[step]) and not self.folder.exists("errors.jsonl"):
             return  # an earlier start made nothing, for example because its model could not be loaded
-        if "templates" in entry and before and "templates" not in before:
+        if "templates" in entry and "depends_on" in before and "templates" not in before:
             raise RunFolderError(
                 f"{self.path}: the {step} step of this run was made by an earlier version of rlt-data, whose prompts "
                 "did not end with the chat template's generation prompt. The run can be ranked, distilled and "

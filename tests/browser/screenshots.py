@@ -1,6 +1,7 @@
 """Make the pictures of docs/report.md: python -m tests.browser.screenshots RUN ONE OTHER FOLDER.
 
-RUN gets a report, and ONE is compared with OTHER. All runs must be scored with --per-token.
+RUN gets a report, and ONE is compared with OTHER. All runs must be scored with --per-token. The pictures show
+explanations.jsonl, and in OTHER the explanations of gemma-3-270m, both scored with gemma-3-270m.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ def main(alone: str, one: str, other: str, folder: str) -> None:
         size = {"viewport": {"width": 1280, "height": 860}}
         for name, address, keys, context in [
             ("overview", page, [], size),
-            ("traces", page, ["t", "j", "j", "j", "Enter"], size),
-            ("against", against, ["t", "j", "Enter"], size | {"color_scheme": "dark"}),
-            ("phone", page, ["t", "j", "j", "Enter"], PHONE),
+            ("traces", page, ["t", *"jjjj", "Enter"], size),
+            ("against", against, ["t", *"jjjjjjjjjjjjj", "Enter"], size | {"color_scheme": "dark"}),
+            ("phone", page, ["t", *"jjjj", "Enter"], PHONE),
         ]:
             shown = Shown(browser, address, **context)
             shown.press(*keys)

@@ -66,7 +66,10 @@ def test_the_overview_has_statistics_and_plots(shown: Show, page: Path, runs: tu
     rewards = table(runs[0], "scores")["reward"]
     assert cards["traces"] == "32" and cards["mean reward"] == f"{rewards.mean():.3f}"
     assert "tokens/s, generate" in cards
-    assert window.texts("figcaption") == ["reward distribution", "reward by rank", "reward by length", "reward terms"]
+    assert window.texts("figcaption b") == [
+        "Reward distribution", "Reward by rank", "Reward by length", "r_ss", "solution logprob mean",
+        "solution logprob min", "r_kl", "kl mean", "kl max",
+    ]  # fmt: skip
     assert all(box["width"] > 200 for box in (each.bounding_box() for each in window.page.locator("svg").all()))
     assert window.page.locator("td").count() > 80
 
@@ -91,9 +94,9 @@ def test_search_sort_and_filters(shown: Show, page: Path, runs: tuple[Path, Path
     window.page.fill("#low", "")
     window.page.select_option("#sort", "reward")
     best = f"{scores['reward'].max():.3f}"
-    assert window.texts(".item b")[0] == best
+    assert window.texts(".item .figure b")[0] == best
     window.page.click("#direction")
-    assert window.texts(".item b")[0] == f"{scores['reward'].min():.3f}"
+    assert window.texts(".item .figure b")[0] == f"{scores['reward'].min():.3f}"
     window.press("/")
     window.wait("document.activeElement.id", "search")
     completion = table(runs[0], "traces")["completion"][5]
@@ -110,7 +113,7 @@ def test_a_question_has_all_its_traces_side_by_side(shown: Show, page: Path, run
     window.page.wait_for_selector(".trace")
     boxes = [each.bounding_box() for each in window.page.locator(".trace").all()]
     assert len(boxes) == 4 and len({box["y"] for box in boxes if box}) == 1
-    assert [text.split()[1] for text in window.texts(".trace header b:first-of-type")] == ["1", "2", "3", "4"]
+    assert window.texts(".trace h3") == ["rank 1", "rank 2", "rank 3", "rank 4"]
     assert window.page.locator(".trace.chosen").count() == 1
     window.press("s")
     boxes = [each.bounding_box() for each in window.page.locator(".trace").all()]
@@ -166,7 +169,7 @@ def test_without_a_teacher_only_log_probs_are_shown(shown: Show, runs: tuple[Pat
     window.page.wait_for_selector(".trace .k", state="attached")
     assert window.texts(".switch button") == ["log-prob", "plain"]
     assert window.texts(".switch [aria-pressed=true]") == ["log-prob"]
-    assert window.texts(".trace header b:first-of-type")[0].startswith("sample")  # not ranked
+    assert window.texts(".trace h3")[0].startswith("sample")  # not ranked
     assert window.complaints == []
 
 
@@ -176,6 +179,7 @@ def test_two_runs_are_compared(shown: Show, runs: tuple[Path, Path], tmp_path: P
     both = [table(run, "scores") for run in runs]
     best = [each.group_by("question_id", maintain_order=True).agg(pl.col("reward").max())["reward"] for each in both]
     ahead, behind = (best[0] > best[1]).sum(), (best[0] < best[1]).sum()
+    assert "mean r_ss" in window.texts(".comparison th")
     assert window.texts(".comparison strong") == ["8", str(ahead), str(behind)]
     window.press("t", "j", "Enter")
     window.page.wait_for_selector(".trace")

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
 
 from rlt_data.errors import InputError
@@ -13,7 +12,7 @@ from rlt_data.inputs import ingest, recorded_inputs
 from rlt_data.inputs.ingest import question_id
 from rlt_data.settings import InputSettings, parse_settings
 from rlt_data.storage.run import RunFolder
-from rlt_data.storage.schemas import QUESTIONS_PER_PART, to_table
+from rlt_data.storage.schemas import QUESTIONS_PER_PART
 from tests.conftest import write_jsonl
 
 
@@ -236,7 +235,7 @@ def test_the_origin_is_a_named_column_or_the_first_of_the_usual_ones_that_has_te
         take(run, write_jsonl(tmp_path / "rows.jsonl", [{**record, **more}]), traces=True, **settings)
         assert run.read("traces", 0)["origin"].to_pylist() == expected
     path = write_jsonl(tmp_path / "rows.jsonl", [{**record, "explanation": "a"}])
-    with pytest.raises(InputError, match="line 1: origin: expected text, got dict"):
+    with pytest.raises(InputError, match="line 1: origin: expected text, got an object"):
         take(RunFolder(tmp_path / "bad"), path, traces=True, origin_column="model_name")
     with pytest.raises(InputError, match="--origin-column: no column 'author'"):
         take(RunFolder(tmp_path / "bad"), path, traces=True, origin_column="author")
@@ -295,18 +294,3 @@ def test_a_system_text_is_stored_and_is_part_of_the_key(tmp_path: Path) -> None:
     assert table["system"].to_pylist() == [None, "Be brief."]
     assert table["question_id"].to_pylist() == [question_id("q", "s"), question_id("q", "s", "Be brief.")]
     assert question_id("q", "s") == "6b427f9a7720fcd2c35f6d81efd446b3"  # keys of earlier runs
-
-
-def test_a_run_without_the_system_column_is_read_and_gets_it_with_new_questions(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "run")
-    earlier = [
-        {**row, "question_id": question_id(row["question"], row["solution"])} for row in rows(QUESTIONS_PER_PART)
-    ]
-    with run.locked():
-        run.write_part("questions", 0, to_table("questions", earlier).drop_columns(["system"]))
-    assert set(run.read("questions", 0)["system"].to_pylist()) == {None}
-    take(run, write_jsonl(tmp_path / "rows.jsonl", [*rows(1), {**rows(1)[0], "system": "Be brief."}]))
-    assert run.parts("questions") == [0, 1] and run.count("questions") == QUESTIONS_PER_PART + 1
-    assert run.read("questions", 1)["system"].to_pylist() == ["Be brief."]
-    table = pl.read_parquet(tmp_path / "run" / "questions" / "*.parquet")
-    assert table["question_id"].to_list()[:-1] == [row["question_id"] for row in earlier]

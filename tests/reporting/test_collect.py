@@ -13,7 +13,7 @@ from rlt_data.reporting.collect import ListedTraces
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 from tests.conftest import Rlt
-from tests.made_runs import make_run, ranked, table, trace
+from tests.made_runs import distilled, make_run, ranked, table, trace
 
 
 def scored(folder: Path, *more: Any) -> RunFolder:
@@ -36,6 +36,28 @@ def test_an_index_has_every_figure_of_every_trace(tmp_path: Path) -> None:
     assert [index["questions"][number][0] for number in columns["question"]] == list("aaabbc")
     assert index["questions"][2] == ["c", "source of c", "What is c?"]
     assert "flaw" not in columns  # no trace has one
+    assert "in_data_set" not in columns  # there is none
+
+
+def test_the_list_has_the_start_of_each_explanation(tmp_path: Path) -> None:
+    texts = ["One\n\n  line.", "w" * 159 + " more", "a b\n" * 300]
+    run = make_run(tmp_path / "run", [
+        trace("a", i, completion=f"{text}<|end_of_explanation|>") for i, text in enumerate(texts)
+    ])  # fmt: skip
+    starts = ListedTraces({"run": run}, 10).index()["columns"]["start"]
+    assert starts == ["One line.", "w" * 159 + "…", ("a b " * 40).rstrip() + "…"]
+
+
+def test_traces_in_the_data_set_are_marked(tmp_path: Path) -> None:
+    run, bare = scored(tmp_path / "run"), scored(tmp_path / "bare")
+    distilled(run, select="best", limit=2)
+    index = ListedTraces({"run": run, "bare": bare}, 100).index()
+    rows = [row for row in pl.DataFrame(index["columns"]).iter_rows(named=True) if row["in_data_set"]]
+    data_set = pl.read_ndjson(run.path / "dataset" / "train.jsonl")
+    assert [row["trace_id"] for row in rows] == data_set["trace_id"].to_list() and len(rows) == 2
+    assert {row["in_data_set"] for row in pl.DataFrame(index["columns"]).filter(source=1).iter_rows(named=True)} == {
+        None
+    }
 
 
 def test_a_page_holds_whole_questions_up_to_its_limit(tmp_path: Path) -> None:
@@ -98,7 +120,9 @@ def test_what_is_not_scored_is_shown_as_it_was_written(tmp_path: Path) -> None:
     run.write_part("traces", 0, to_table("traces", [row]))
     run.record("generate", {"settings": {"n": 1}})
     selection = ListedTraces({"bare": run}, 10)
-    assert selection.index()["columns"] == {"trace_id": ["t"], "sample_index": [0], "question": [0], "source": [0]}
+    assert selection.index()["columns"] == {
+        "trace_id": ["t"], "sample_index": [0], "start": ["so</explanation>"], "question": [0], "source": [0],
+    }  # fmt: skip
     [shown] = selection.texts(selection.selected[0])["traces"]
     assert shown == {"source": 0, "trace_id": "t", "completion": "so</explanation>"}
 

@@ -43,17 +43,29 @@ def test_the_page_loads_nothing(run: RunFolder) -> None:
 
 def test_the_overview_has_the_numbers_of_stats(run: RunFolder) -> None:
     figures, text = stats(run), overview({"run": run})
-    cells = [re.sub("<.*?>", "", cell) for cell in re.findall(r"<t[dh].*?>.*?</t[dh]>", text)]
-    for frame in (figures.buckets, figures.terms.filter(figures.terms["mean"].is_not_null())):
-        for row in frame.iter_rows():
-            wanted = [
-                f"{value:,.3f}" if isinstance(value, float) else str(value).replace("_", " ")
-                if not str(value).startswith("r_") else str(value)
-                for value in row
-            ]  # fmt: skip
-            assert any(cells[at : at + len(wanted)] == wanted for at in range(len(cells))), wanted
-    cards = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text.partition('id="glossary"')[0]))
+    cells = [re.sub("<.*?>", "", cell).strip() for cell in re.findall(r"<t[dh].*?>.*?</t[dh]>", text, re.S)]
+
+    def cell(name: str, value: object) -> str:
+        if isinstance(value, float):
+            return f"{value:.1%}" if name == "well_formed" else f"{value:g}" if "tokens" in name else f"{value:,.3f}"
+        return str(value) if str(value).startswith("r_") else str(value).replace("_", " ")
+
+    for row in figures.buckets.iter_rows(named=True):
+        wanted = [cell(name, value) for name, value in row.items()]
+        assert any(cells[at : at + len(wanted)] == wanted for at in range(len(cells))), wanted
+    for row in figures.terms.filter(figures.terms["mean"].is_not_null()).iter_rows(named=True):
+        wanted = [cell(row["term"], value) for value in row.values()]
+        assert any(cells[at : at + len(wanted)] == wanted for at in range(len(cells))), wanted
+    text = re.sub("<span.*?>|</span>", "", text)
+    cards = dict(re.findall(r"<dt>\s*(.*?)\s*</dt><dd>(.*?)</dd>", text.partition('id="glossary"')[0]))
     assert cards["traces"] == "6" and cards["mean reward"] == "0.000" and cards["well formed"] == "100.0%"
+    assert "in the data set" not in cards
+
+
+def test_tokens_are_counted_in_whole_numbers(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [trace("a", 0, thought_tokens=1234), trace("a", 1, thought_tokens=1235)])
+    row = overview({"run": run}).partition(">thought tokens<")[2].partition("</tr>")[0]
+    assert re.findall(r'<td class="num">(.*?)</td>', row)[::6] == ["1,234.5", "1,235"]  # mean, max
 
 
 def test_terms_are_explained_where_they_are_shown(run: RunFolder) -> None:
@@ -61,7 +73,9 @@ def test_terms_are_explained_where_they_are_shown(run: RunFolder) -> None:
     for term in ("reward", "r_ss", "r_kl", "rank", "bucket"):
         assert f"<dt>{term}</dt><dd>{MEANINGS[term]}</dd>" in glossary
     for term in ("r_ss", "r_kl", "bucket", "kl_max"):
-        assert f'title="{MEANINGS[term]}">{term.replace("kl_", "kl ") if term[0] == "k" else term}<' in tables
+        meaning, name = MEANINGS[term], term.replace("kl_", "kl ") if term[0] == "k" else term
+        assert f'data-meaning="{meaning}" aria-description="{meaning}">{name}<' in tables
+    assert f'<td class="meaning">{MEANINGS["penalty"]}</td>' in tables
 
 
 def test_a_limit_is_reported(rlt: Rlt, run: RunFolder) -> None:

@@ -20,7 +20,7 @@ from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 from tests.children import Child, write_slowly
 from tests.conftest import Rlt, write_jsonl
-from tests.made_runs import make_run, ranked, trace
+from tests.made_runs import distilled, make_run, ranked, trace
 
 
 class Viewed:
@@ -249,3 +249,13 @@ def test_the_progress_of_an_evaluation_is_shown(tmp_path: Path) -> None:
     assert viewer.index()["questions"] == [] and viewer.page().startswith("<!")
     [step] = viewer.live()["steps"]
     assert (step["step"], step["done"], step["total"], step["state"]) == ("evaluate", 3, 4, "running")
+
+
+def test_a_new_data_set_changes_the_stamp(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [trace("a", i, float(i)) for i in range(2)])
+    ranked(run)
+    watch = Watch(str(run.path))
+    before = watch.now()["stamp"]
+    assert watch.now()["stamp"] == before
+    distilled(run)
+    assert watch.now()["stamp"] != before

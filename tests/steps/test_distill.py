@@ -458,7 +458,7 @@ def test_a_row_has_the_metadata_of_its_trace(tmp_path: Path) -> None:
     run.write_part("questions", 0, to_table("questions", [{**row, "meta": '{"q": 1}'} for row in questions]))
     ranked(run)
     summary = distilled(run, select="all")
-    columns = ["trace_id", "meta", "origin", "answer", "question_meta"]
+    columns = ["trace_id", "meta", "origin", "final_answer", "question_meta"]
     assert rows(summary.out).select(columns).sort("trace_id").rows() == [
         ("a/0", '{"m": "A"}', "A", "1", '{"q": 1}'),
         ("a/1", '{"m": "B"}', "B", "a", '{"q": 1}'),

@@ -1,6 +1,5 @@
 const $ = (id) => document.getElementById(id);
 const head = JSON.parse($("head").textContent);
-const ROW_HEIGHT = 58;
 const MAX_CHARS = 50000; // characters of a text that are shown before "show all"
 const MAX_TOKENS = 20000; // likewise tokens
 const MODES = ["KL", "log-prob", "plain"];
@@ -18,14 +17,31 @@ const make = (tag, cls, text) => {
   if (text !== undefined) node.textContent = text;
   return node;
 };
-// A name of a column in words, and its meaning as a tooltip
+const makeButton = (label, action, title) => {
+  const button = make("button", "", label);
+  button.type = "button";
+  if (title) button.title = title;
+  button.addEventListener("click", action);
+  return button;
+};
+// A name of a column in words, and its meaning, which the tooltip shows
 const words = (name) => name.startsWith("r_") ? name : name.replaceAll("_", " ");
 const explain = (node, name) => {
-  if (head.meanings[name]) node.title = `${words(name)}: ${head.meanings[name]}`;
+  const meaning = head.meanings[name];
+  if (!meaning) return node;
+  node.dataset.meaning = `${words(name)}: ${meaning}`;
+  node.setAttribute("aria-description", meaning);
   return node;
 };
+// A value with its name in front
+const labelled = (name, value, cls = "") => {
+  const node = explain(make("span", `labelled ${cls}`), name);
+  node.append(make("span", "label", words(name)), " ", make("b", "", value));
+  return node;
+};
+const count = (number) => number.toLocaleString("en");
 const figure = (value, digits = 3) => value === null || value === undefined ? "–"
-  : Number.isInteger(value) ? value.toLocaleString("en") : value.toFixed(digits);
+  : Number.isInteger(value) ? count(value) : value.toFixed(digits);
 
 const remember = (key, value) => { try { localStorage.setItem(key, value); } catch { /* pages opened from a file may have no storage */ } };
 const remembered = (key) => { try { return localStorage.getItem(key); } catch { return null; } };
@@ -77,11 +93,27 @@ const served = {
 };
 const store = head.live ? served : embedded;
 
-let index = { questions: [], columns: {} };
+let index = { questions: [], columns: {}, paddings: [] };
 const col = (name) => index.columns[name];
 const at = (name, i) => index.columns[name]?.[i] ?? null;
 let rows = new Map(); // row of each trace in the columns, by id
 const rowOf = (id) => rows.get(id) ?? -1;
+// The column that a trace is judged by: the value it was ranked by, which usually is a reward
+const mainColumn = (get) => {
+  const value = get("value");
+  const equal = ["reward", "reward_without_entropy"].find((name) => get(name) !== null && (value === null || get(name) === value));
+  return equal ?? (value === null ? null : "value");
+};
+// A key that sorts the traces of a question, the best first. The argument returns a number of a trace by its name.
+const bestFirst = (get) => {
+  const rank = get("rank");
+  const value = get("value") ?? get("reward") ?? get("reward_without_entropy") ?? -Infinity;
+  return [rank ?? Infinity, rank === null ? -value : get("source"), get("sample_index") ?? 0];
+};
+const compare = (one, other) => {
+  const k = one.findIndex((value, i) => value !== other[i]);
+  return k < 0 ? 0 : one[k] < other[k] ? -1 : 1;
+};
 
 const blocks = new Map(); // cache of the last few
 const question = async (number) => {

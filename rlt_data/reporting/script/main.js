@@ -35,16 +35,33 @@ const route = () => {
 // Pointer and keyboard
 
 const tip = $("tip");
-document.addEventListener("mouseover", (event) => {
-  const { token } = event.target;
-  tip.hidden = !token;
-  if (!token) return;
-  tip.replaceChildren(make("code", "", visible(JSON.stringify(token.piece).slice(0, 200))));
-  for (const [name, value] of token.values) tip.append(make("div", "", `${name} ${value === null ? "–" : (value / 100).toFixed(2)}`));
-  const box = event.target.getBoundingClientRect();
+// The tooltip shows the values of the token or the meaning of the term under the pointer, else of the term with the focus.
+let tipOf = null;
+const showTip = (target) => {
+  const token = target.token;
+  const focused = document.activeElement.matches("[data-meaning]:focus-visible") ? document.activeElement : null;
+  const explained = token ? null : target.closest?.("[data-meaning]") ?? focused;
+  tipOf = token ? target : explained;
+  tip.hidden = !tipOf;
+  if (tip.hidden) return;
+  if (explained) tip.textContent = explained.dataset.meaning;
+  else {
+    tip.replaceChildren(make("code", "", visible(JSON.stringify(token.piece).slice(0, 200))));
+    for (const [name, value] of token.values) tip.append(make("div", "", `${name} ${value === null ? "–" : (value / 100).toFixed(2)}`));
+  }
+  const box = tipOf.getBoundingClientRect();
+  if (box.bottom < 0 || box.top > innerHeight) tip.hidden = true;
   tip.style.left = `${Math.max(4, Math.min(box.left, innerWidth - tip.offsetWidth - 8))}px`;
   tip.style.top = `${box.bottom + tip.offsetHeight + 10 > innerHeight ? box.top - tip.offsetHeight - 6 : box.bottom + 6}px`;
-});
+};
+document.addEventListener("mouseover", (event) => showTip(event.target));
+document.addEventListener("focusin", (event) => { if (event.target.dataset.meaning) showTip(event.target); });
+document.addEventListener("focusout", (event) => { if (event.target.dataset.meaning) tip.hidden = true; });
+document.addEventListener("pointerdown", (event) => { if (event.pointerType !== "mouse") showTip(event.target); });
+document.addEventListener("scroll", () => { // also happens when the focus moves to a term out of sight
+  if (tipOf?.matches(":hover, :focus")) showTip(tipOf);
+  else tip.hidden = true;
+}, { capture: true, passive: true });
 
 const inTraces = () => !$("view-traces").hidden;
 const keys = {
@@ -61,13 +78,18 @@ const keys = {
     const buttons = $("detail").querySelectorAll(".worst button");
     if (buttons.length) buttons[view.worst++ % buttons.length].click();
   },
+  y: () => $("detail").querySelector(".trace.chosen .copy")?.click(),
   d: toggleTheme,
   "?": () => $("help").showModal(),
   Escape: () => {
     if (location.hash.startsWith("#trace=")) { go("traces"); $("list").focus(); }
   },
 };
-const step = (by) => { if (inTraces()) selectAt(positionOf(state.selected) + by); };
+const step = (by) => {
+  if (!inTraces()) return;
+  $("list").focus(); // so that Enter opens the trace instead of activating a link or button that has the focus
+  selectAt(positionOf(state.selected) + by);
+};
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
   const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
@@ -89,10 +111,12 @@ document.addEventListener("keydown", (event) => {
 let searchTimer = 0;
 $("search").addEventListener("input", () => { clearTimeout(searchTimer); searchTimer = setTimeout(search, 120); });
 for (const id of ["kind", "bucket", "source", "term", "low", "high"]) $(id).addEventListener("input", applyFilters);
-$("sort").addEventListener("input", () => { state.descending = !["rank", "order"].includes($("sort").value); applyFilters(); });
+$("sort").addEventListener("input", () => { state.descending = !["question", "rank", "order"].includes($("sort").value); applyFilters(); });
 $("direction").addEventListener("click", () => { state.descending = !state.descending; applyFilters(); });
 $("filters").addEventListener("submit", (event) => event.preventDefault());
 $("filters").addEventListener("reset", () => setTimeout(() => { state.descending = false; search(); }));
+$("save-jsonl").addEventListener("click", saveJsonl);
+$("save-ids").addEventListener("click", saveIds);
 $("list").addEventListener("scroll", draw, { passive: true });
 new ResizeObserver(draw).observe($("list"));
 $("theme").addEventListener("click", toggleTheme);
@@ -109,9 +133,9 @@ const showProgress = (progress) => {
     bar.max = step.total || 1;
     bar.value = step.done;
     bar.setAttribute("aria-label", step.step);
-    const parts = [`${step.done.toLocaleString("en")} of ${step.total.toLocaleString("en")}`];
+    const parts = [`${count(step.done)} of ${count(step.total)}`];
     if (step.failed) parts.push(`${step.failed} failed`);
-    if (step.tokens_per_second) parts.push(`${Math.round(step.tokens_per_second).toLocaleString("en")} tokens/s`);
+    if (step.tokens_per_second) parts.push(`${count(Math.round(step.tokens_per_second))} tokens/s`);
     if (step.seconds_left !== null) parts.push(`${duration(step.seconds_left)} left`);
     parts.push(step.state);
     node.append(make("b", "", step.step), bar, make("span", "", parts.join(" · ")));

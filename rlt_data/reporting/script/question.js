@@ -41,140 +41,92 @@ const openTrace = async (id) => {
     const position = positionOf(i);
     if (position >= 0) selectAt(position); else state.selected = i;
   }
+  if (state.current?.question === content && detail.querySelector(".trace")) {
+    choose(id);
+    return;
+  }
   state.current = { question: content, id };
   showQuestion();
   detail.scrollTop = 0;
 };
 
-const textBox = (title, text) => {
-  const box = make("section", "box");
-  box.append(make("h3", "", title), plainText(text));
-  return box;
-};
-const plainText = (text) => {
-  const node = make("div", "text");
-  node.dir = "auto";
-  text = text.replace(/^\s*\n/, "").trimEnd();
-  node.textContent = visible(text.slice(0, MAX_CHARS));
-  if (text.length > MAX_CHARS) node.append(makeButton(`show all ${text.length.toLocaleString("en")} characters`, () => { node.textContent = visible(text); }));
-  return node;
-};
-const makeButton = (label, action) => {
-  const button = make("button", "", label);
-  button.type = "button";
-  button.addEventListener("click", action);
-  return button;
-};
-
-const level = (value) => Math.min(6, Math.floor(Math.abs(value) / 100 / 0.75 + 0.34));
-// A text as spans of tokens, each coloured by its value.
-// tokens: the values that colour; spans: begin and lengths of the tokens; values: [name, list] pairs of the tooltip.
-const colouredText = (text, tokens, spans, mode, values) => {
-  const node = make("div", "text");
-  node.dir = "auto";
-  const chars = Array.from(text); // offsets count code points, not UTF-16 units
-  let begin = (spans.begin ?? tokens.begin) || 0;
-  const lengths = spans.lengths;
-  // Hide the empty lines that a format puts around a text.
-  const inner = [chars.findIndex((c) => c.trim()), chars.findLastIndex((c) => c.trim())];
-  const before = chars.slice(0, begin).join(""); // without a value, because it shares a token with a tag
-  if (before.trim()) node.append(visible(before));
-  const add = (from, to) => {
-    const fragment = document.createDocumentFragment();
-    for (let k = from; k < to; k++) {
-      const piece = chars.slice(begin, begin + lengths[k]).join("");
-      const isPadding = begin + lengths[k] <= inner[0] || begin > inner[1];
-      begin += lengths[k];
-      const value = tokens.values[k];
-      const span = make("span", "k", isPadding ? "" : visible(piece));
-      if (value !== null) {
-        const strength = level(value);
-        if (strength) span.className = `k ${mode === "log-prob" || value > 0 ? "h" : "c"}${strength}`;
-        if (strength > 2 && !piece.trim()) span.textContent = (piece.includes("\n") ? "↵" : "␣") + (isPadding ? "" : piece.slice(1));
-      }
-      span.token = { piece, values: values.map(([name, list]) => [name, list[k]]) };
-      fragment.append(span);
-    }
-    node.append(fragment);
-  };
-  add(0, Math.min(MAX_TOKENS, lengths.length));
-  if (lengths.length > MAX_TOKENS) {
-    const button = makeButton(`show all ${lengths.length.toLocaleString("en")} tokens`, () => { button.remove(); add(MAX_TOKENS, lengths.length); });
-    node.append(button);
-  }
-  return node;
-};
-
-const explanationText = (trace) => {
-  const [tokens, kl] = [trace.thought_tokens, trace.kl_tokens];
-  if (trace.thought === undefined) return plainText(trace.completion);
-  if (mode() === "plain" || !tokens) return plainText(trace.thought);
-  const sameSpans = kl && !kl.lengths;
-  const values = [["log-prob", tokens.values], ...(sameSpans ? [["KL", kl.values]] : [])];
-  if (mode() === "KL" && kl) return colouredText(trace.thought, kl, sameSpans ? tokens : kl, "KL", sameSpans ? values : [["KL", kl.values]]);
-  return colouredText(trace.thought, tokens, tokens, "log-prob", values);
-};
-
-const worstTokens = (trace, text) => {
-  const box = make("span", "worst");
-  const tokens = mode() === "KL" && trace.kl_tokens ? trace.kl_tokens : trace.thought_tokens;
-  if (!tokens || mode() === "plain") return box;
-  const badness = (value) => value === null ? -Infinity : tokens === trace.kl_tokens ? value : -value;
-  const order = tokens.values.map((value, k) => [badness(value), k]).sort((a, b) => b[0] - a[0]).slice(0, 3);
-  for (const [bad, k] of order.filter(([bad]) => bad >= 100)) {
-    const span = text.children[k];
-    if (!span || !span.token) continue;
-    const button = makeButton(`${visible(span.token.piece).trim() || "␣"} ${(bad / 100).toFixed(1)}`, () => jumpTo(span));
-    button.title = "Jump to this token";
-    box.append(button);
-  }
-  return box;
-};
-const jumpTo = (span) => {
-  for (const other of document.querySelectorAll(".k.found")) other.classList.remove("found");
-  span.classList.add("found");
-  span.scrollIntoView({ block: "center", inline: "center" });
-};
-
 // A live page can show a trace that is not in the index; such a trace brings its numbers along.
 const numberOf = (trace, name) => (trace.figures ? trace.figures[name] : at(name, rowOf(trace.trace_id))) ?? null;
 
-const traceCard = (trace, selectedId) => {
+// Numbers in the header of a trace
+const SHOWN_TERMS = ["r_ss", "r_kl", "solution_logprob_mean", "solution_logprob_min", "kl_mean", "kl_max", "penalty", "thought_tokens"];
+const MAX_KEPT = 400; // characters of a kept column
+
+const traceCard = (trace) => {
   const get = (name) => numberOf(trace, name);
   const node = make("section", "trace");
   node.id = `trace-${trace.trace_id}`;
-  if (trace.trace_id === selectedId) node.classList.add("chosen");
   const header = make("header");
   if (head.sources.length > 1) header.append(make("span", `chip s${trace.source}`, head.sources[trace.source]));
-  const rank = get("rank");
-  header.append(rank === null ? make("b", "", `sample ${get("sample_index") ?? ""}`) : explain(make("b", "", `rank ${rank}`), "rank"));
-  const shown = get("reward") === null ? "reward_without_entropy" : "reward";
-  if (get(shown) !== null) header.append(explain(make("b", "", `${words(shown)} ${figure(get(shown))}`), shown));
-  if (get("flaw")) header.append(explain(make("span", "chip bad", get("flaw")), "flaw"));
+  const title = make("h3");
+  title.append(get("rank") === null ? `sample ${get("sample_index") ?? ""}` : explain(make("span", "", `rank ${get("rank")}`), "rank"));
+  header.append(title);
+  const shown = mainColumn(get);
+  if (shown) header.append(labelled(shown, figure(get(shown)), "figure"));
+  const copy = makeButton("Copy", () => copyText(copy, trace), "Copy the explanation (y)");
+  copy.classList.add("copy");
+  header.append(copy);
+  const chips = make("div", "chips");
+  if (get("in_data_set")) chips.append(make("span", "chip good", "in the data set"));
+  if (get("flaw")) chips.append(explain(make("span", "chip bad", `flaw: ${get("flaw")}`), "flaw"));
   const finishReason = get("finish_reason");
-  if (finishReason) header.append(explain(make("span", "chip", finishReason), "finish_reason"));
+  if (finishReason) chips.append(explain(make("span", "chip", `finish reason: ${finishReason}`), "finish_reason"));
+  if (chips.children.length) header.append(chips);
   const terms = make("div", "terms");
-  for (const name of ["r_ss", "r_kl", "solution_logprob_mean", "solution_logprob_min", "kl_mean", "kl_max", "penalty", "thought_tokens"]) {
+  for (const name of SHOWN_TERMS) {
     const value = get(name);
-    if (value === null || (name === "penalty" && value === 0)) continue;
-    terms.append(explain(make("span", "", `${words(name)} ${figure(value)}`), name));
+    if (value !== null && !(name === "penalty" && value === 0)) terms.append(labelled(name, figure(value)));
   }
-  terms.append(make("span", "", `trace ${trace.trace_id.slice(0, 12)}`));
-  const meta = [trace.origin, trace.meta].filter(Boolean).join(" · ");
-  if (meta) terms.append(make("span", "", visible(meta)));
   header.append(terms);
   node.append(header);
   return node;
+};
+
+// Where a trace is from: its id, author and kept columns
+const origin = (trace) => {
+  const node = make("dl", "origin");
+  const add = (name, value) => {
+    const pair = make("div");
+    const text = typeof value === "string" ? value : JSON.stringify(value);
+    pair.append(make("dt", "", visible(name)), make("dd", "", visible(text.slice(0, MAX_KEPT)) + (text.length > MAX_KEPT ? " …" : "")));
+    node.append(pair);
+  };
+  add("trace", trace.trace_id);
+  if (trace.origin) add("origin", trace.origin);
+  const meta = trace.meta ?? state.current.question.meta;
+  let kept = null;
+  try { kept = JSON.parse(meta); } catch { /* shown as it is */ }
+  if (kept && typeof kept === "object" && !Array.isArray(kept)) for (const [name, value] of Object.entries(kept)) add(name, value);
+  else if (meta) add("meta", meta);
+  return node;
+};
+
+const copyText = async (button, trace) => {
+  const text = trace.thought ?? trace.completion;
+  try {
+    await navigator.clipboard.writeText(text.trim());
+    button.textContent = "Copied";
+  } catch { // no permission: select the text, so that the person can copy it
+    getSelection().selectAllChildren($(`trace-${trace.trace_id}`).querySelector(".text"));
+    button.textContent = "Press Ctrl+C";
+  }
+  setTimeout(() => { button.textContent = "Copy"; }, 2000);
 };
 
 const fillCard = (node, trace, question) => {
   const body = make("div", "body");
   const text = explanationText(trace);
   const solution = trace.solution_tokens;
-  node.querySelector(".terms").before(worstTokens(trace, text));
-  body.append(make("h4", "", trace.thought === undefined ? "Completion" : "Explanation"), text);
+  node.querySelector("header").append(worstTokens(trace, text));
+  const tokens = mode() === "KL" ? trace.kl_tokens : trace.thought_tokens;
+  body.append(heading(trace.thought === undefined ? "Completion" : "Explanation", tokens ? mode() : "plain"), text);
   if (solution && mode() !== "plain") {
-    body.append(make("h4", "", "Solution, coloured by the student's log-probs after this explanation"));
+    body.append(heading("Solution, after this explanation", "log-prob"));
     body.append(colouredText(question.contents[trace.source], solution, solution, "log-prob", [["log-prob", solution.values]]));
   }
   if (trace.completion !== undefined && trace.thought !== undefined) {
@@ -182,73 +134,98 @@ const fillCard = (node, trace, question) => {
     raw.append(make("summary", "", "Raw completion"), plainText(trace.completion));
     body.append(raw);
   }
+  body.append(origin(trace));
   node.append(body);
+};
+
+// Buttons for all traces of the question, the best first; they stay visible while the traces scroll.
+const rankButtons = (ranked) => {
+  const row = make("nav", "ranks");
+  row.setAttribute("aria-label", "Traces of the question");
+  for (const trace of ranked) {
+    const get = (name) => numberOf(trace, name);
+    const [rank, shown] = [get("rank"), mainColumn(get)];
+    const name = rank === null ? `sample ${get("sample_index") ?? ""}` : `rank ${rank}`;
+    const button = makeButton(name, () => go(`trace=${trace.trace_id}`), head.sources.length > 1 ? head.sources[trace.source] : "");
+    if (head.sources.length > 1) button.classList.add(`s${trace.source}`);
+    if (shown) button.append(" ", make("span", "label", get(shown).toFixed(2)));
+    button.dataset.trace = trace.trace_id;
+    row.append(button);
+  }
+  return row;
+};
+
+const toolbar = (ranked, hasTokens) => {
+  const tools = make("div", "tools");
+  const row = make("div", "row");
+  const back = makeButton("← List", () => go("traces"));
+  back.classList.add("back");
+  row.append(back, makeButton("‹", () => walk(-1), "Previous question ([)"), makeButton("›", () => walk(1), "Next question (])"));
+  if (hasTokens) {
+    const choice = make("span", "switch");
+    choice.setAttribute("role", "group");
+    choice.setAttribute("aria-label", "Colours");
+    for (const name of modes()) {
+      const button = makeButton(name, () => setMode(name), MODE_MEANINGS[name]);
+      button.setAttribute("aria-pressed", String(name === mode()));
+      choice.append(button);
+    }
+    row.append(choice);
+  }
+  const layout = makeButton(view.stacked ? "Side by side" : "Stacked", toggleLayout, "Change the layout (s)");
+  layout.classList.add("layout");
+  const traces = make("div", "row");
+  traces.append(rankButtons(ranked), layout);
+  tools.append(row, traces);
+  return tools;
 };
 
 const showQuestion = () => {
   const { question, id } = state.current;
   const detail = $("detail");
   const hasTokens = question.traces.some((trace) => trace.thought_tokens);
-  const tools = make("div", "tools");
-  const back = makeButton("← List", () => go("traces"));
-  back.classList.add("back");
-  const step = (by, label, title) => Object.assign(makeButton(label, () => walk(by)), { title });
-  tools.append(back, step(-1, "‹", "Previous question ([)"), step(1, "›", "Next question (])"));
-  if (hasTokens) {
-    const choice = make("span", "switch");
-    choice.setAttribute("role", "group");
-    choice.setAttribute("aria-label", "Colours");
-    for (const name of modes()) {
-      const button = makeButton(name, () => setMode(name));
-      button.title = MODE_MEANINGS[name];
-      button.setAttribute("aria-pressed", String(name === mode()));
-      choice.append(button);
-    }
-    tools.append(choice, legend());
-  }
-  const layout = makeButton(view.stacked ? "side by side" : "stacked", toggleLayout);
-  layout.classList.add("spread");
-  tools.append(layout);
+  const order = new Map(question.traces.map((trace) => [trace, bestFirst((name) => name === "source" ? trace.source : numberOf(trace, name))]));
+  const ranked = [...question.traces].sort((a, b) => compare(order.get(a), order.get(b)));
   const texts = make("div", "problem");
   texts.append(textBox(`Question ${visible(String(question.source_id ?? ""))}`, question.question), textBox("Solution", question.solution));
   if (question.meta) texts.firstChild.append(make("p", "fine", visible(question.meta)));
   const traces = make("div", view.stacked ? "stacked" : "side-by-side");
   traces.tabIndex = 0;
   traces.setAttribute("aria-label", `${question.traces.length} traces`);
-  const rank = (trace) => numberOf(trace, "rank") ?? Infinity;
-  const ranked = [...question.traces].sort((a, b) => (rank(a) === rank(b) ? a.source - b.source : rank(a) - rank(b)));
-  const nodes = ranked.map((trace) => [traceCard(trace, id), trace]);
+  const nodes = ranked.map((trace) => [traceCard(trace), trace]);
   traces.append(...nodes.map(([node]) => node));
-  detail.replaceChildren(tools, texts);
+  detail.replaceChildren(toolbar(ranked, hasTokens), texts);
   if (!hasTokens && question.traces.some((trace) => trace.thought !== undefined)) {
     detail.append(make("p", "fine", "To colour the tokens of each explanation, run rlt-data score with --per-token."));
   }
   detail.append(traces);
-  const selected = $(`trace-${id}`);
-  if (selected) traces.scrollLeft = selected.offsetLeft - traces.offsetLeft - 12;
   // Fill the visible cards first, and the others after these are painted.
-  const first = Math.max(0, nodes.findIndex(([node]) => node === selected));
-  const order = [...nodes.slice(first), ...nodes.slice(0, first)];
-  for (const [node, trace] of order.splice(0, 4)) fillCard(node, trace, question);
+  const first = Math.max(0, ranked.findIndex((trace) => trace.trace_id === id));
+  const waiting = [...nodes.slice(first), ...nodes.slice(0, first)];
+  for (const [node, trace] of waiting.splice(0, 4)) fillCard(node, trace, question);
   const fillNext = () => {
-    if (!order.length || !traces.isConnected) return;
-    fillCard(...order.shift(), question);
+    if (!waiting.length || !traces.isConnected) return;
+    fillCard(...waiting.shift(), question);
     setTimeout(fillNext);
   };
   setTimeout(fillNext);
-  view.worst = 0;
+  choose(id);
 };
 
-const legend = () => {
-  const box = make("span", "legend");
-  const scale = mode() === "KL"
-    ? [["likelier for the student", "c5 c3 c1"], ["likelier for the teacher", "h1 h3 h5"]]
-    : mode() === "log-prob" ? [["likely", "h1"], ["unlikely", "h3 h5"]] : [];
-  for (const [label, levels] of scale) {
-    box.append(make("span", "", label));
-    for (const level of levels.split(" ")) box.append(make("i", level));
+// Mark a trace of the question that is shown, and scroll to it.
+const choose = (id) => {
+  state.current.id = id;
+  view.worst = 0;
+  for (const node of $("detail").querySelectorAll(".trace")) node.classList.toggle("chosen", node.id === `trace-${id}`);
+  for (const button of $("detail").querySelectorAll(".ranks button")) {
+    const chosen = button.dataset.trace === id;
+    button.setAttribute("aria-current", String(chosen));
+    if (chosen) button.parentNode.scrollLeft = button.offsetLeft - button.parentNode.clientWidth / 2;
   }
-  return box;
+  const node = $(`trace-${id}`);
+  if (!node) return;
+  if (view.stacked) node.scrollIntoView({ block: "nearest" });
+  else node.parentNode.scrollLeft = node.offsetLeft - node.parentNode.offsetLeft - 12;
 };
 const setMode = (name) => {
   view.mode = name;
