@@ -11,7 +11,7 @@ SETUP   = @PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' sh scripts/setup.sh
 # Versions to install; CONSTRAINTS=/dev/null takes the newest that pyproject.toml allows.
 CONSTRAINTS ?= constraints/dev.txt
 
-.PHONY: setup demo demo-gemma recipe test test-all test-core test-vllm test-browser test-tokenizers lint bench torture package clean
+.PHONY: setup demo demo-gemma recipe test test-all test-core test-vllm test-browser test-tokenizers test-llamafactory lint bench torture package clean
 
 setup: $(STAMP)
 
@@ -29,7 +29,7 @@ demo-gemma: $(STAMP)
 # All behaviour, in minutes and independent of the machine's speed, in WORKERS single-threaded processes.
 WORKERS ?= 2
 # Browser, vLLM and real tokenizers need more: make test-browser, test-vllm, test-tokenizers.
-PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --ignore tests/browser --ignore tests/vllm --ignore tests/tokenizers
+PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --ignore tests/browser --ignore tests/vllm --ignore tests/tokenizers --ignore tests/llamafactory
 test: $(STAMP)
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
@@ -67,6 +67,15 @@ TOKENIZERS ?= .tokenizers
 test-tokenizers: $(STAMP)
 	sh scripts/tokenizers.sh $(TOKENIZERS)
 	RLT_DATA_TOKENIZERS=$(abspath $(TOKENIZERS)) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/tokenizers $(PYTEST_ARGS)
+
+# LLaMA-Factory's own loader, which pins other versions (7 GB).
+LLAMAFACTORY_VENV ?= .venv-llamafactory
+$(LLAMAFACTORY_VENV)/.installed:
+	$(SETUP) $(LLAMAFACTORY_VENV) /dev/null llamafactory==0.9.5
+	touch $@
+
+test-llamafactory: $(STAMP) $(LLAMAFACTORY_VENV)/.installed
+	RLT_DATA_LLAMAFACTORY=$(abspath $(LLAMAFACTORY_VENV))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/llamafactory $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -35,6 +35,7 @@ from rlt_data.publish.redact import redact_paths
 from rlt_data.publish.tables import STAGES, Config, write_configs, write_default, write_stage
 from rlt_data.settings import PushSettings
 from rlt_data.statistics import Stats, scored, stats
+from rlt_data.steps import trainers
 from rlt_data.storage.backends import open_folder
 from rlt_data.storage.folder import Folder, checksum
 from rlt_data.storage.paths import disk_errors, refusal
@@ -293,7 +294,8 @@ def _distill_json(folder: Folder) -> dict[str, Any]:
         if not isinstance(provenance, dict) or not {"settings", "format", "counts", "steps"} <= provenance.keys():
             raise RunFolderError(f"{file}: was not written by rlt-data distill")
         recorded = {name: digest for name, digest in provenance.pop("files", {}).items() if name != "README.md"}
-        present = {name for name in folder.list_files("") if name.startswith("data/") or name.endswith(".jsonl")}
+        rows = {name for name in folder.list_files("") if name.startswith("data/") or name.endswith(".jsonl")}
+        present = rows | {name for name in folder.names() if name in trainers.FILES}
         wrong = recorded.keys() ^ present if recorded else set()
         if folder.local_path and not wrong:
             wrong = {name for name, digest in recorded.items() if checksum(folder.local_path / name) != digest}

@@ -9,21 +9,33 @@ from typing import Any
 #: Files that are written beside a data set.
 FILES = ("dataset_info.json", "axolotl.yaml", "train_trl.py")
 
-_MESSAGE_TAGS = {
-    "role_tag": "role",
-    "content_tag": "content",
-    "user_tag": "user",
-    "assistant_tag": "assistant",
-    "system_tag": "system",
-}
+
+def _tags(role: str, content: str, user: str, assistant: str) -> dict[str, str]:
+    return {
+        "role_tag": role,
+        "content_tag": content,
+        "user_tag": user,
+        "assistant_tag": assistant,
+        "system_tag": "system",
+    }
+
+
 #: Entry of each shape in LLaMA-Factory's ``dataset_info.json``.
 _LLAMA_FACTORY: dict[str, dict[str, Any]] = {
-    "messages": {"formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": _MESSAGE_TAGS},
-    "sharegpt": {"formatting": "sharegpt", "columns": {"messages": "conversations"}, "tags": {"system_tag": "system"}},
+    "messages": {
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages"},
+        "tags": _tags("role", "content", "user", "assistant"),
+    },
+    "sharegpt": {
+        "formatting": "sharegpt",
+        "columns": {"messages": "conversations"},
+        "tags": _tags("from", "value", "human", "gpt"),
+    },
     "bespoke": {
         "formatting": "sharegpt",
         "columns": {"messages": "conversations", "system": "system"},
-        "tags": _MESSAGE_TAGS,
+        "tags": _tags("from", "value", "user", "assistant"),
     },
     "prompt-completion": {"columns": {"prompt": "prompt", "response": "completion"}},
     "preference": {
@@ -76,8 +88,9 @@ tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 def tokens(row):
 {texts}
     encoded = tokenizer(prompt + answer, add_special_tokens=False, return_offsets_mapping=True)
-    learned = [int(start >= len(prompt)) for start, _ in encoded["offset_mapping"]]
-    return {{"input_ids": encoded["input_ids"], "completion_mask": learned}}
+    pairs = zip(encoded["input_ids"], encoded["offset_mapping"])
+    labels = [token if start >= len(prompt) else -100 for token, (start, _) in pairs]  # -100: not learned
+    return {{"input_ids": encoded["input_ids"], "labels": labels}}
 
 rows = load_dataset("parquet", data_files="data/train-*.parquet", split="train")
 rows = rows.map(tokens, remove_columns=rows.column_names)
