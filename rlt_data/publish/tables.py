@@ -218,7 +218,10 @@ def _write_by_rank(run: RunFolder, provenance: Mapping[str, Any], root: Path, pr
     column = "rank" if by_rank else "bucket"
     numbers = [run.read("ranks", part, [column]).column(0) for part in run.parts("ranks")]
     is_one_config = max((pc.max(chunk).as_py() or 0 for chunk in numbers), default=0) > MAX_RANK_CONFIGS
-    settings = DistillSettings(input=str(run.path), select="all", shape=provenance["settings"]["shape"])
+    recorded = provenance["settings"]
+    # A pair belongs to no rank, so its traces are published one by one in the same template.
+    shape = "prompt-completion" if recorded["shape"] == "preference" else recorded["shape"]
+    settings = DistillSettings(input=str(run.path), select="all", shape=shape, tokenizer=recorded.get("tokenizer"))
     selection = Selection(run, settings, format, DistillSummary(run.path))
     schema = selection.schema
     if is_one_config and not by_rank:

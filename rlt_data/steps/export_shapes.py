@@ -103,7 +103,6 @@ MEANINGS = {
     "system_text": "system prompt, for trainers that render the conversation themselves",
     "user_text": "the user's message, for trainers that render the conversation themselves",
     "final_answer": "short final answer, if the input has one",
-    "question_meta": "JSON of the question's input columns kept with --keep",
     "conversations": "conversation to train on: question, and the assistant's turn, which has the explanation as its "
     "thought and then the solution",
     "system": "system prompt",

@@ -15,6 +15,7 @@ MEANINGS = {
     "solution": "the known solution, which the teacher saw",
     "answer": "short final answer, if the input has one",
     "meta": "JSON of the input columns kept with --keep",
+    "question_meta": "JSON of the question's input columns kept with --keep",
     "sample_index": "number of the sample within its question, from 0",
     "completion": "text that the teacher wrote",
     "token_ids": "sampled tokens; null for imported traces",

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -409,3 +410,15 @@ def test_errors_of_the_hub_are_reported(rlt: Rlt, hub: HubServer, run: RunFolder
     printed = rlt("push", "--in", run.path, "--repo-id", NAME).output
     assert hub.dataset(NAME).heads["main"].oid in printed
     assert set(hub.uploaded.values()) == {1}
+
+
+def test_pairs_are_published_with_the_traces_of_each_rank(
+    hub: HubServer, run: RunFolder, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    distilled(run, shape="preference", tokenizer=str(tiny()))
+    pushed(run)
+    pairs, ranks = loaded(hub, tmp_path, "default", "rank_01").values()
+    assert {"prompt", "chosen", "rejected"} <= pairs[0].keys() and {"prompt", "completion"} <= ranks[0].keys()
+    best = {row["trace_id"]: row for row in ranks}
+    for pair in pairs:
+        assert best[pair["trace_id"]]["completion"] == pair["chosen"] + "<|im_end|>" != pair["rejected"] + "<|im_end|>"
