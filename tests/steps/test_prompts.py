@@ -156,7 +156,7 @@ def test_generate_takes_the_format_of_the_named_student_before_any_work(
 ) -> None:
     questions = write_jsonl(tmp_path / "questions.jsonl", [{"question": "1 + 1?", "solution": "2"}])
     options = "--in", questions, "--teacher", tiny(), "--max-tokens", 4, "--n", 1
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="rlt_data")
     rlt("generate", *options, "--chat-template", QWEN3, "--out", "alone")
     assert "--student checks it now" in caplog.text
     with_student = *options, "--student", tiny("chat", 1)
