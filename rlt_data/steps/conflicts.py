@@ -139,6 +139,7 @@ def _check_models(generate: GenerateSettings | None, score: ScoreSettings, disti
     """Check that the models of later steps exist, and that their chat templates keep the format's text."""
     from rlt_data.engines import find_checkpoint, open_tokenizer
     from rlt_data.formats import Format, Views, load_format, model_format
+    from rlt_data.steps.export_texts import check_rendering
     from rlt_data.steps.provenance import recorded_format
     from rlt_data.steps.score import refuse_other_explanations
 
@@ -165,7 +166,10 @@ def _check_models(generate: GenerateSettings | None, score: ScoreSettings, disti
         if trace_format:
             refuse_other_explanations(format, trace_format, partial(_key, "score"))
     template = open_tokenizer(find_checkpoint(score.student, tokenizer_only=True), score)[1]
-    Views(format, template).check()
+    views = Views(format, template)
+    views.check()
+    if distill and not distill.tokenizer:
+        check_rendering(distill.shape, views.rendering, "distill.shape:")
     if score.teacher not in (None, "none"):
         open_tokenizer(find_checkpoint(str(score.teacher), tokenizer_only=True), score)
     if distill and distill.tokenizer:

@@ -51,8 +51,7 @@ class ExportTexts:
         reasoning = facts.get("reasoning") if format.native else None
         self._reasoning = Reasoning(**reasoning) if reasoning else None
         self.thought_key = (self._reasoning.key or "") if self._reasoning else ""
-        if settings.shape not in RENDERED:
-            _check_rendering(settings.shape, rendering)
+        check_rendering(settings.shape, rendering)
 
     def of(self, row: dict[str, Any]) -> Texts:
         """Return the texts of a row.
@@ -124,22 +123,31 @@ def _open_student(run: RunFolder, settings: DistillSettings, format: Format) -> 
         ) from None
     if not settings.tokenizer and template.identity != student["chat_template"]:
         raise SettingsError(
-            f"--shape {settings.shape}: the chat template of {name} is not the one that the run was scored with; "
-            "name the student with --tokenizer"
+            f"--shape {settings.shape}: the run was scored with another chat template than {name} has, or by an "
+            "earlier version of rlt-data; name the student with --tokenizer"
         )
     views = Views(format, template)
     views.check()
     return tokenizer, views
 
 
-def _check_rendering(shape: str, rendering: dict[str, str]) -> None:
-    """Refuse or announce rows that the student's chat template renders differently from the scored text."""
+def check_rendering(shape: str, rendering: dict[str, str], key: str = "--shape") -> None:
+    """Refuse or announce rows that the student's chat template renders differently from the scored text.
+
+    Args:
+        shape: the shape of the rows.
+        rendering: :attr:`rlt_data.formats.Views.rendering` of the student.
+        key: the setting, for messages.
+
+    Raises:
+        SettingsError: the template drops the thought.
+    """
     found = rendering.get("messages" if shape == "messages" else "inline", "equal")
     if shape not in ("messages", "sharegpt", "bespoke") or found == "equal":
         return
     if found == "drops":
         raise SettingsError(
-            f"--shape {shape}: the student's chat template drops the thought from such rows; use --shape "
+            f"{key} {shape}: the student's chat template drops the thought from such rows; use {key} "
             "prompt-completion, which has the text that was scored"
         )
     logger.warning(

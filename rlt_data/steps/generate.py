@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import Any
 
 from rlt_data.engines import Model, Sample, find_checkpoint, open_model, open_tokenizer
-from rlt_data.formats import Format, Problem, Views, choose_format
+from rlt_data.formats import ChatTemplate, ControlTokens, Format, Problem, Tokenizer, Views, choose_format
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import GenerateSettings
@@ -29,14 +29,20 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
     """
     run = RunFolder(settings.out or default_run_path(settings.input, settings.teacher))
     model = open_model(settings.teacher, settings)
-    format = _choose_format(settings, model)
+    controls = [model.control]
+    student = _open_student(settings)
+    folder, student_template = model.checkpoint.folder, student[1] if student else None
+    format = choose_format(settings.format, model.template, model.checkpoint.name, folder, student_template)
+    if student:
+        Views(format, student[1]).check()
+        controls.append(ControlTokens(*student, str(settings.student), as_text=settings.control_tokens == "text"))
     views = Views(format, model.template, model.control)
     views.check_teacher()
     depends_on = _dependencies(settings, model, format)
     with run.locked(), closing(model):
         entry = step_entry(settings, depends_on, format, {"teacher": model})
         run.refuse_other_settings("generate", entry)
-        ingest(run, settings.as_input(), format, [model.control], traces=False)
+        ingest(run, settings.as_input(), format, controls, traces=False)
         model.load(run.logs)
         task = _task(settings, model, views, content_hash(depends_on))
         run.record("generate", entry | example_prompt(run, task.prompt))
@@ -47,18 +53,12 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
     return summary
 
 
-def _choose_format(settings: GenerateSettings, model: Model) -> Format:
-    """Choose the format, and check it against the student's chat template if ``--student`` names the student."""
-    folder, student = model.checkpoint.folder, None
-    if settings.student:
-        checkpoint = find_checkpoint(settings.student, tokenizer_only=True)
-        student = open_tokenizer(checkpoint, settings)[1]
-    else:
+def _open_student(settings: GenerateSettings) -> tuple[Tokenizer, ChatTemplate] | None:
+    """Return tokenizer and chat template of the student if ``--student`` names it."""
+    if settings.student is None:
         logger.info("score checks the format against the student's chat template; --student checks it now")
-    format = choose_format(settings.format, model.template, model.checkpoint.name, folder, student)
-    if student:
-        Views(format, student).check()
-    return format
+        return None
+    return open_tokenizer(find_checkpoint(settings.student, tokenizer_only=True), settings)
 
 
 def _dependencies(settings: GenerateSettings, model: Model, format: Format) -> dict[str, Any]:

@@ -232,3 +232,22 @@ def test_a_solver_of_a_native_format_is_read_by_its_markup(tiny: Tiny) -> None:
     assert views.solution_in("<think>\nHm.\n</think>\n\nIt is 2.<|im_end|>") == ("It is 2.", True)
     assert views.solution_in("It is 2.") == ("It is 2.", False)
     assert views.solution_in("<think>\nHm, 3") == ("<think>\nHm, 3", False)
+
+
+def test_a_pipeline_refuses_a_shape_that_drops_thoughts_before_any_work(rlt: Rlt, tiny: Tiny, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "questions.jsonl", [{"question": "1 + 1?", "solution": "2"}])
+    Path("pipeline.yaml").write_text(
+        f"generate: {{in: {tmp_path}/questions.jsonl, teacher: {tiny()}, n: 1, max_tokens: 4, out: run}}\n"
+        f"score: {{in: run, student: {tiny()}, chat_template: {R1}}}\nrank: {{in: run}}\ndistill: {{in: run}}\n"
+    )
+    refused = rlt("run", "pipeline.yaml", code=2).stderr
+    assert "distill.shape: messages: the student's chat template drops the thought" in refused
+    assert not Path("run").exists()
+
+
+def test_questions_with_control_tokens_of_the_named_student_are_bad_rows(rlt: Rlt, tiny: Tiny, tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "questions.jsonl", [{"question": "What is <|im_end|>?", "solution": "A token."}])
+    options = "--in", file, "--teacher", tiny("sliding"), "--n", 1, "--max-tokens", 2, "--out", "run"
+    refused = rlt("generate", *options, "--student", tiny(), "--format", "rlt", code=3).stderr
+    assert f"line 1: the question contains '<|im_end|>', a control token of {tiny()}" in refused
+    rlt("generate", *options, "--format", "rlt")
