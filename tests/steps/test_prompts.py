@@ -237,8 +237,8 @@ def test_a_solver_of_a_native_format_is_read_by_its_markup(tiny: Tiny) -> None:
 def test_a_pipeline_refuses_a_shape_that_drops_thoughts_before_any_work(rlt: Rlt, tiny: Tiny, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "questions.jsonl", [{"question": "1 + 1?", "solution": "2"}])
     Path("pipeline.yaml").write_text(
-        f"generate: {{in: {tmp_path}/questions.jsonl, teacher: {tiny()}, n: 1, max_tokens: 4, out: run}}\n"
-        f"score: {{in: run, student: {tiny()}, chat_template: {R1}}}\nrank: {{in: run}}\ndistill: {{in: run}}\n"
+        f"out: run\ngenerate: {{in: questions.jsonl, teacher: {tiny()}, n: 1, max_tokens: 4}}\n"
+        f"score: {{student: {tiny()}, chat_template: {R1}}}\nrank:\ndistill: {{select: best}}\n"
     )
     refused = rlt("run", "pipeline.yaml", code=2).stderr
     assert "distill.shape: messages: the student's chat template drops the thought" in refused
