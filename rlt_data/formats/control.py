@@ -62,5 +62,12 @@ def _marked(token: str) -> str:
 
 
 def _pattern(tokens: set[str]) -> re.Pattern[str]:
-    """Return a pattern that finds any of the tokens, the longest first; nothing if there are none."""
-    return re.compile("|".join(map(re.escape, sorted(tokens, key=lambda token: (-len(token), token)))) or r"(?!)")
+    """Return a pattern that finds any of the tokens, the longest first; nothing if there are none.
+
+    Tokens are grouped by their first two characters, because a vocabulary may have hundreds and most texts none.
+    """
+    groups: dict[str, list[str]] = {}
+    for token in sorted(tokens, key=lambda token: (-len(token), token)):
+        groups.setdefault(token[:2], []).append(re.escape(token[2:]))
+    starts = sorted(groups, key=lambda start: (-len(start), start))
+    return re.compile("|".join(f"{re.escape(start)}(?:{'|'.join(groups[start])})" for start in starts) or r"(?!)")
