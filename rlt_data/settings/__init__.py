@@ -13,16 +13,14 @@ from rlt_data.settings.commands import (
     ViewSettings,
 )
 from rlt_data.settings.engines import ModelSettings
+from rlt_data.settings.inputs import CheckSettings, InputSettings, PreviewSettings
 from rlt_data.settings.steps import (
-    CheckSettings,
     CountdownSettings,
     DistillSettings,
     EvaluateSettings,
     GenerateSettings,
-    InputSettings,
     MergeSettings,
     PipelineSettings,
-    PreviewSettings,
     PushSettings,
     RankSettings,
     ReportSettings,

@@ -21,15 +21,14 @@ from rlt_data.settings.base import (
     field,
 )
 from rlt_data.settings.engines import TemplateSettings
-from rlt_data.settings.steps import (
+from rlt_data.settings.inputs import (
     BadRowSettings,
     ColumnSettings,
     FormatSettings,
-    RewardSettings,
     SourceSettings,
     TraceColumnSettings,
-    refuse_single_column,
 )
+from rlt_data.settings.steps import RewardSettings, refuse_single_column
 
 _WARMUP_HELP = "Share of the steps during which the learning rate rises."
 
