@@ -1,8 +1,8 @@
 """Control tokens of a model inside texts of users and teachers.
 
 A control token such as ``<|im_end|>`` in a question would end the question and turn the rest into other messages. Rows
-with one are refused, or the token is marked as text: three characters that no text may contain surround and split it,
-so that neither templates nor tokenizers recognise it. :func:`rlt_data.formats.encode` reads the marks.
+with one are refused, or the token is marked as text: three noncharacters surround and split it, so that neither
+templates nor tokenizers recognise it. :func:`rlt_data.formats.encode` reads the marks.
 """
 
 from __future__ import annotations

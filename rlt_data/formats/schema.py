@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from rlt_data.errors import InputError, SettingsError
+from rlt_data.formats.spans import OPEN
 from rlt_data.settings import Settings, parse_settings, parse_yaml
 
 #: Names of the built-in formats.
@@ -94,6 +95,8 @@ class Format(Settings):
             for tag in (*self.solution_tags, self.boundary):
                 if tag in text:
                     return f"the {name} contains the tag {tag!r} of the format {self.name!r}"
+            if OPEN in text:
+                return f"the {name} contains the noncharacter U+FDD0, which rlt-data uses itself"
             if any("\ud800" <= char <= "\udfff" for char in text):
                 return f"the {name} contains half of a surrogate pair (invalid Unicode)"
         return None

@@ -19,7 +19,7 @@ CONTEXT_TOKENS = 8
 
 #: Marks around a control token that is text, and inside it; Unicode reserves these code points for internal use.
 OPEN, BREAK, CLOSE = "\ufdd0", "\ufdd1", "\ufdd2"
-_MARKED = re.compile(f"{OPEN}([^{CLOSE}]*){CLOSE}")
+_MARKED = re.compile(f"{OPEN}(.){BREAK}([^{CLOSE}]*){CLOSE}", re.S)
 
 #: Texts per tokenizer call. The result is converted to arrays after each call, because Python lists are large.
 _TEXTS_PER_CALL = 64
@@ -80,7 +80,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoding]:
 
 def unmarked(text: str) -> str:
     """Return a text without the marks of control tokens."""
-    return re.sub(f"[{OPEN}{BREAK}{CLOSE}]", "", text) if OPEN in text else text
+    return _MARKED.sub(r"\1\2", text) if OPEN in text else text
 
 
 def encode_as_text(tokenizer: Tokenizer, token: str) -> list[int]:
@@ -93,14 +93,20 @@ def _encode_marked(tokenizer: Tokenizer, text: str) -> Encoding:
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
     position = 0
-    for number, piece in enumerate(_MARKED.split(text)):
-        piece = piece.replace(BREAK, "")
-        encoded = tokenizer(
-            piece, add_special_tokens=False, split_special_tokens=number % 2 == 1, return_offsets_mapping=True
-        )
-        ids += encoded["input_ids"]
-        offsets += [(position + start, position + end) for start, end in encoded["offset_mapping"]]
+
+    def add(piece: str, *, as_text: bool) -> None:
+        nonlocal position
+        encoded = tokenizer(piece, add_special_tokens=False, split_special_tokens=as_text, return_offsets_mapping=True)
+        ids.extend(encoded["input_ids"])
+        offsets.extend((position + start, position + end) for start, end in encoded["offset_mapping"])
         position += len(piece)
+
+    start = 0
+    for match in _MARKED.finditer(text):
+        add(text[start : match.start()], as_text=False)
+        add(match[1] + match[2], as_text=True)
+        start = match.end()
+    add(text[start:], as_text=False)
     return Encoding(np.asarray(ids, np.int32), _cover_composed(unmarked(text), _pairs(offsets)))
 
 

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from rlt_data.formats import Encoding, align, encode, tokens_inside
-from rlt_data.formats.spans import decode_after, sampled_offsets, uncovered
+from rlt_data.formats import Encoding, align, encode, load_format, tokens_inside
+from rlt_data.formats.spans import BREAK, CLOSE, OPEN, decode_after, sampled_offsets, uncovered, unmarked
 from tests.conftest import examples
 
 KINDS = ("chat", "base", "sliding")
@@ -130,3 +130,18 @@ def test_decomposed_characters_belong_to_the_token_of_their_letter(tiny: Callabl
         assert sum(last - first for (first, last), _ in pairs) == len(a)  # every token has a counterpart
         counts.append(len(pairs))
     assert counts[0] == counts[1]
+
+
+def test_marks_are_read_only_where_they_are_complete(tiny: Callable[..., Path]) -> None:
+    tokenizer = tokenizer_of(tiny())
+    lone = f"a{OPEN}b{CLOSE} c{BREAK}"
+    assert unmarked(lone) == lone
+    [encoding] = encode(tokenizer, [lone])
+    assert encoding.ids.tolist() == tokenizer(lone, add_special_tokens=False)["input_ids"]
+    marked = f"a{OPEN}<{BREAK}|im_end|>{CLOSE}b<|im_end|>"
+    assert unmarked(marked) == "a<|im_end|>b<|im_end|>"
+    [encoding] = encode(tokenizer, [marked])
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert encoding.ids.tolist().count(end) == 1 and encoding.ids[-1] == end
+    assert "".join(unmarked(marked)[a:b] for a, b in encoding.offsets.tolist()) == unmarked(marked)
+    assert "the noncharacter U+FDD0" in str(load_format("rlt").problem_with(f"q{OPEN}", "s"))
