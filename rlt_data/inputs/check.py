@@ -14,7 +14,7 @@ from rlt_data.errors import InputError
 from rlt_data.formats.control import ControlTokens
 from rlt_data.formats.schema import Format, load_format
 from rlt_data.inputs.files import Sources, find_sources
-from rlt_data.inputs.own import format_of
+from rlt_data.inputs.own import own_data_set
 from rlt_data.inputs.read import read_records
 from rlt_data.inputs.reader import RowReader
 from rlt_data.inputs.rows import BadRow, Fields, Origin, Row
@@ -226,7 +226,7 @@ def examined_rows(
     """
     sources = sources or find_sources(settings)
     report.notices = sources.notices
-    readers = _Readers(settings, reader_of or partial(RowReader, settings, format=format_of(sources)))
+    readers = _Readers(settings, reader_of or partial(RowReader, settings, own=own_data_set(sources)))
     columns: dict[str, None] = {}
     seen: dict[bytes, bytes] = {}  # digest of a row -> digest of its answer and --keep columns
     questions: set[bytes] = set()

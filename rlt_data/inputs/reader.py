@@ -10,10 +10,9 @@ from decimal import Decimal
 from typing import Any
 
 from rlt_data.errors import InputError, one_line
-from rlt_data.formats.schema import Format
 from rlt_data.inputs.chats import only_question
 from rlt_data.inputs.options import with_options
-from rlt_data.inputs.own import undo_format
+from rlt_data.inputs.own import OwnDataSet
 from rlt_data.inputs.presets import ANSWERS, QUESTIONS, detect, only, solution_candidates
 from rlt_data.inputs.rows import BadRow, Columns, Fields, Found, Row, value_at
 from rlt_data.inputs.thoughts import UnclosedThoughtError, split_thought
@@ -44,7 +43,7 @@ class RowReader:
         settings: the preset and the column flags. The preset ``auto`` is chosen by the first record.
         first: the first record.
         source: the input, for messages.
-        format: format of the data set, if it is one of ours.
+        own: how the data set was made, if it is one of ours.
 
     Attributes:
         preset: name of the preset.
@@ -55,7 +54,7 @@ class RowReader:
         SettingsError: the preset cannot be loaded.
     """
 
-    def __init__(self, settings: InputSettings, first: Columns, source: str, format: Format | None = None) -> None:
+    def __init__(self, settings: InputSettings, first: Columns, source: str, own: OwnDataSet | None = None) -> None:
         self._settings = settings
         named = {
             "question": settings.question_column,
@@ -78,7 +77,7 @@ class RowReader:
         self.preset: str = preset
         self._origins = (settings.origin_column,) if settings.origin_column else _ORIGINS
         self.found: Fields = {}
-        self._format = format
+        self._own = own
         self._all_named = preset == "columns" and {"question", "solution"} <= self._named.keys()
         self._is_built_in = preset in PRESETS.built_in
         self._read: Callable[[Columns], Fields] = PRESETS.load(preset)
@@ -212,7 +211,7 @@ class RowReader:
             fields["source_id"] = Found(number, None, "row number")
             if data.get("id") is not None:
                 fields["source_id"] = Found(data["id"], "id", "column name")
-        return _split_thoughts(undo_format(fields, self._format) if self._format else fields)
+        return _split_thoughts(self._own.undo(fields, data) if self._own else fields)
 
     def _check(self, field: str, text: str | None) -> None:
         if text is None:

@@ -46,8 +46,13 @@ def messages(row: Texts) -> dict[str, Any]:
 
 
 def prompt_completion(row: Texts) -> dict[str, Any]:
-    """Return the text that is served to the student, and the text that it learns."""
-    return {"prompt": row["prompt"], "completion": row["completion"]}
+    """Return the text that is served to the student, and the text that it learns; and the messages of the prompt."""
+    return {
+        "prompt": row["prompt"],
+        "completion": row["completion"],
+        "system_text": row["system"],
+        "user_text": row["user"],
+    }
 
 
 def sharegpt(row: Texts) -> dict[str, Any]:

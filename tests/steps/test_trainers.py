@@ -128,7 +128,7 @@ def test_thoughts_in_a_field_are_not_given_to_trainers_that_ignore_it(rlt: Rlt, 
 
 
 @pytest.mark.parametrize("format", ["rlt", "think", "own"])
-@pytest.mark.parametrize("shape", ["messages", "sharegpt", "bespoke"])
+@pytest.mark.parametrize("shape", SHAPES)
 def test_our_data_sets_can_be_read_again_in_any_format(
     rlt: Rlt, tiny: Tiny, tmp_path: Path, format: str, shape: str
 ) -> None:
@@ -155,3 +155,24 @@ def test_our_data_sets_can_be_read_again_in_any_format(
     tables = [pl.read_parquet(f"{run}/questions/*.parquet").select("question_id", "answer").sort("question_id")
               for run in ("run", "again")]  # fmt: skip
     assert tables[0].equals(tables[1])
+
+
+@pytest.mark.parametrize("template", ["qwen3", "deepseek_r1_distill"])
+@pytest.mark.parametrize("shape", ["prompt-completion", "preference"])
+def test_rendered_rows_of_reasoning_models_can_be_read_again(
+    rlt: Rlt, tiny: Tiny, tmp_path: Path, template: str, shape: str
+) -> None:
+    chat_template = Path(str(trl.__file__)).parent / "chat_templates" / f"{template}.jinja"
+    file = write_jsonl(tmp_path / "traces.jsonl", [row | {"system": "Be brief."} for row in ROWS])
+    options = "--student", tiny(), "--teacher", "none", "--chat-template", chat_template
+    rlt("score", "--in", file, *options, "--out", "run")
+    rlt("rank", "run", "--by", "r_ss")
+    rlt("distill", "run", "--shape", shape, "--out", "data")
+    report = json.loads(rlt("check", "--in", "data", "--json").stdout)
+    example, problems = report["example"], {(row["question"], row["solution"]) for row in ROWS}
+    assert (report["good"], report["traces"]) == (2, 2) and example["system"] == "Be brief."
+    assert (example["question"], example["solution"]) in problems
+    assert example["explanation"] in {row["explanation"] for row in ROWS}
+    rlt("score", "--in", "data", *options, "--out", "again")
+    best = pl.read_parquet("run/ranks/*.parquet").filter(pl.col("rank") == 1)["value"].sort().to_list()
+    assert pl.read_parquet("again/scores/*.parquet")["r_ss"].sort().to_list() == pytest.approx(best, abs=1e-5)
