@@ -33,6 +33,4 @@ def choose_format(
         logger.info("%s has no chat template; using rlt-data's plain template with the format %s", model, name)
     elif template.merges_system:
         logger.info("the chat template of %s has no system role; the system text precedes the question", model)
-    if student and not student.has_end:
-        logger.info("the student's chat template does not end a turn; the end-of-text token %s does", student.end)
     return load_format(name)

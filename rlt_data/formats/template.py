@@ -152,6 +152,8 @@ class ChatTemplate:
         self.end, self.has_end = "", True
         self.reasoning: Reasoning | None = None
         _run_with_timeout(_PROBE_SECONDS, self._examine)
+        if not self.has_end:
+            logger.info("%s does not end the assistant's turn; %s, the end-of-text token, does", self.name, self.end)
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """Render a conversation with the generation prompt: the text that a server continues.

@@ -118,9 +118,12 @@ def test_templates_that_print_the_date_see_a_fixed_one(tokenizer: Any, name: str
         assert "Today Date: 01 Jan 2025" in served and "Today Date: 09 Dec 2031" in other.served_prompt(PROBLEM)
 
 
-def test_a_turn_without_an_end_gets_the_end_of_text_token(tokenizer: Any) -> None:
+def test_a_turn_without_an_end_gets_the_end_of_text_token(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="rlt_data")
     assert not template_of(tokenizer, "glm4moe").has_end and template_of(tokenizer, "glm4moe").end == "<eos>"
-    assert template_of(tokenizer, "qwen3").has_end
+    assert "does not end the assistant's turn; <eos>, the end-of-text token, does" in caplog.text
+    caplog.clear()
+    assert template_of(tokenizer, "qwen3").has_end and not caplog.text
 
 
 @pytest.mark.parametrize("name", sorted(PARTS))
