@@ -152,7 +152,7 @@ class ChatTemplate:
         self.end, self.has_end = "", True
         self.reasoning: Reasoning | None = None
         _run_with_timeout(_PROBE_SECONDS, self._examine)
-        if not self.has_end:
+        if self.end and not self.has_end:
             logger.info("%s does not end the assistant's turn; %s, the end-of-text token, does", self.name, self.end)
 
     def prompt(self, messages: Sequence[Message]) -> str:
