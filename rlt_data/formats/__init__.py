@@ -5,7 +5,7 @@ template, ``views`` renders problems with both, and ``spans`` finds token ranges
 imports no model code.
 """
 
-from rlt_data.formats.choose import choose_format
+from rlt_data.formats.choose import choose_format, find_format
 from rlt_data.formats.control import ControlTokens
 from rlt_data.formats.schema import BUILT_IN, Format, Shot, load_format, model_format
 from rlt_data.formats.spans import Encoding, Tokenizer, align, encode, tokens_inside
@@ -26,6 +26,7 @@ __all__ = [
     "align",
     "choose_format",
     "encode",
+    "find_format",
     "load_format",
     "model_format",
     "tokens_inside",

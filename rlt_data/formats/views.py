@@ -6,10 +6,10 @@ teacher continues an assistant's message that already begins with the solution.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rlt_data.errors import ModelError
 from rlt_data.formats.control import ControlTokens
@@ -33,6 +33,11 @@ class Problem(NamedTuple):
     question: str
     solution: str
     system: str | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Problem:
+        """Return the problem in a row with these columns."""
+        return cls(row["question"], row["solution"], row.get("system"))
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,11 @@ class StudentMessage:
     def text(self) -> str:
         """The complete message."""
         return self.opening + self.thought + self.middle + self.solution + self.closing
+
+    def inline(self, reasoning: Reasoning | None) -> str:
+        """Return the message with the opening tag of the thought, also where the served prompt ends with the tag."""
+        opening = reasoning.tag.lstrip("\n") if reasoning else self.opening
+        return opening + self.text.removeprefix(self.opening)
 
 
 class Views:
@@ -230,8 +240,7 @@ class Views:
         expected = self.student(problem, explanation).text
         message = self.message(problem.solution, explanation)
         reasoning = self.template.reasoning if self.format.native else None
-        opening = reasoning.tag.lstrip("\n") if reasoning else message.opening
-        inline = {"content": opening + message.text.removeprefix(message.opening)}
+        inline = {"content": message.inline(reasoning)}
         keyed = (
             {"content": message.solution, str(reasoning.key): message.thought}
             if reasoning and reasoning.key

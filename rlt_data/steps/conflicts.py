@@ -138,34 +138,30 @@ def _refuse_recorded_scores(score: ScoreSettings) -> None:
 def _check_models(generate: GenerateSettings | None, score: ScoreSettings, distill: DistillSettings | None) -> None:
     """Check that the models of later steps exist, and that their chat templates keep the format's text."""
     from rlt_data.engines import find_checkpoint, open_tokenizer
-    from rlt_data.formats import Format, Views, load_format, model_format
+    from rlt_data.formats import Format, Views, find_format, load_format
     from rlt_data.steps.export_texts import check_rendering
     from rlt_data.steps.provenance import recorded_format
     from rlt_data.steps.score import refuse_other_explanations
 
-    def resolve_format(name: str, model: str, settings: ModelSettings) -> Format:
-        """Return the format that :func:`rlt_data.formats.choose_format` would choose, without its notices."""
+    template = open_tokenizer(find_checkpoint(score.student, tokenizer_only=True), score)[1]
+
+    def format_of(name: str, model: str, settings: ModelSettings) -> Format:
         if name != "auto":
             return load_format(name)
         checkpoint = find_checkpoint(model, tokenizer_only=True)
-        template = open_tokenizer(checkpoint, settings)[1]
-        if format := model_format(checkpoint.folder):
-            return format
-        student = open_tokenizer(find_checkpoint(score.student, tokenizer_only=True), score)[1]
-        return load_format("rlt-shots" if template.source == "plain" else "native" if student.reasoning else "rlt")
+        return find_format(name, open_tokenizer(checkpoint, settings)[1], checkpoint.folder, template)
 
     trace_format = None
     if generate and score.input == generate.out:
-        trace_format = resolve_format(generate.format, generate.teacher, generate)
+        trace_format = format_of(generate.format, generate.teacher, generate)
     elif isinstance(score.input, str) and RunFolder.exists_at(score.input):
         trace_format = recorded_format(RunFolder(score.input), "generate")
     if trace_format and score.format == "auto":
         format = trace_format
     else:
-        format = resolve_format(score.format, score.student, score)
+        format = format_of(score.format, score.student, score)
         if trace_format:
             refuse_other_explanations(format, trace_format, partial(_key, "score"))
-    template = open_tokenizer(find_checkpoint(score.student, tokenizer_only=True), score)[1]
     views = Views(format, template)
     views.check()
     if distill and not distill.tokenizer:

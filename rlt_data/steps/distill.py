@@ -293,10 +293,7 @@ class Selection:
         assert views is not None
         lengths: list[int] = []
         while batch := list(islice(rows, _ROWS_AT_A_TIME)):
-            problems = [Problem(row["question"], row["solution"], row["system"]) for row in batch]
-            texts = [
-                views.student(*pair).text for pair in zip(problems, (row["explanation"] for row in batch), strict=True)
-            ]
+            texts = [views.student(Problem.of(row), row["explanation"]).text for row in batch]
             lengths += [len(encoding) for encoding in encode(self._texts.tokenizer, texts)]
         return lengths
 

@@ -8,7 +8,7 @@ from typing import Any
 from rlt_data.errors import ModelError, SettingsError
 from rlt_data.formats import Format, Problem, Views
 from rlt_data.formats.template import Reasoning
-from rlt_data.formats.views import student_message
+from rlt_data.formats.views import StudentMessage, student_message
 from rlt_data.settings import DistillSettings, ModelSettings
 from rlt_data.steps.export_shapes import RENDERED, Texts
 from rlt_data.storage.run import RunFolder
@@ -73,32 +73,29 @@ class ExportTexts:
         user = format.student_question(row["question"])
         if self._merges_system and system.strip():
             system, user = "", f"{system}\n\n{user}"
-        message = student_message(format, self._reasoning, row["solution"], row["explanation"])
+        message = self._message(row["solution"], row["explanation"])
+        rejected = row.get("rejected")
         texts = {
             "system": system if system.strip() else "",
             "user": user,
             "question": row["question"],
             "solution": row["solution"],
             "explanation": row["explanation"],
-            "message": self._inline(row["solution"], row["explanation"]),
+            "message": message.inline(self._reasoning),
             "thought": message.thought if self.thought_key else "",
             "thought_key": self.thought_key,
             "prompt": "",
             "completion": "",
-            "rejected": "" if row.get("rejected") is None else self._inline(row["solution"], row["rejected"]),
+            "rejected": "" if rejected is None else self._message(row["solution"], rejected).inline(self._reasoning),
         }
         texts["content"] = message.solution if self.thought_key else texts["message"]
         if self.views:
-            problem = Problem(row["question"], row["solution"], row["system"])
-            texts["prompt"] = self.views.served_prompt(problem)
+            texts["prompt"] = self.views.served_prompt(Problem.of(row))
             texts["completion"] = message.text + self.views.template.end
         return texts
 
-    def _inline(self, solution: str, explanation: str) -> str:
-        """Return the message with the opening tag of the thought, also where the served prompt ends with it."""
-        message = student_message(self._format, self._reasoning, solution, explanation)
-        opening = self._reasoning.tag.lstrip("\n") if self._reasoning else message.opening
-        return opening + message.text.removeprefix(message.opening)
+    def _message(self, solution: str, explanation: str) -> StudentMessage:
+        return student_message(self._format, self._reasoning, solution, explanation)
 
 
 def _open_student(run: RunFolder, settings: DistillSettings, format: Format) -> tuple[Any, Views]:

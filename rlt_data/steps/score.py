@@ -98,7 +98,7 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         share = 0.5 if teacher and teacher is not student else 1.0  # two models share the GPU's memory
         for model in models.values():
             model.load(run.logs, memory_share=share)
-        run.record("score", entry | example_prompt(run, lambda row: views.served_prompt(problem_of(row))))
+        run.record("score", entry | example_prompt(run, lambda row: views.served_prompt(Problem.of(row))))
         with run_log(run):
             scoring = _Scoring(run, settings, student, views, teacher_source, content_hash(depends_on))
             summary = scoring.run_to_end(progress)
@@ -183,11 +183,6 @@ def reward_identity(settings: RewardSettings) -> dict[str, str]:
     """Return the ``depends_on`` entry of the reward function; empty for the built-in one, so that old runs continue."""
     identity = REWARDS.identity(settings.reward)
     return {"reward": identity} if identity else {}
-
-
-def problem_of(question: dict[str, Any]) -> Problem:
-    """Return the problem in a row of the questions table."""
-    return Problem(question["question"], question["solution"], question["system"])
 
 
 @dataclass
@@ -346,7 +341,7 @@ class _Scoring:
         traces, problems = [], []
         for trace in rows:
             question = questions[trace["question_id"]]
-            problem = problem_of(question)
+            problem = Problem.of(question)
             if reason := self._views.format.problem_with(problem.question, problem.solution):
                 self._fail(trace, reason, pending)
             else:

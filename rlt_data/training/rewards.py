@@ -137,7 +137,7 @@ class DenseReward(Reward):
 
     def rows(self, questions: Sequence[Row], rollouts: Sequence[Rollout]) -> list[Row]:
         """Return reward terms and collapse metrics of each sample."""
-        problems = [Problem(row["question"], row["solution"], row.get("system")) for row in questions]
+        problems = [Problem.of(row) for row in questions]
         completions = [rollout.text for rollout in rollouts]
         students = tokenize_for_student(self._student.tokenizer, self._views, problems, completions)
         logprobs = self._student_logprobs(questions, students)
