@@ -128,8 +128,8 @@ _TURNS = {
 def write_trainer_files(folder: Path, name: str, shape: str, thought_key: str) -> None:
     """Write :data:`FILES` into the folder of a data set; nothing for a plug-in's shape.
 
-    LLaMA-Factory and axolotl read no thoughts from a field of the message. Without their files, nobody trains without
-    thoughts by accident; the shape ``sharegpt`` has the thoughts in the text.
+    LLaMA-Factory's loader drops a thought in a field of the message, and axolotl was not tried with one. Without their
+    files, nobody trains without thoughts by accident; the shape ``sharegpt`` has the thoughts in the text.
 
     Args:
         folder: the folder.
