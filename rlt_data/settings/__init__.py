@@ -12,6 +12,7 @@ from rlt_data.settings.commands import (
     StatsSettings,
     ViewSettings,
 )
+from rlt_data.settings.curation import CurateSettings
 from rlt_data.settings.engines import ModelSettings
 from rlt_data.settings.inputs import CheckSettings, InputSettings, PreviewSettings
 from rlt_data.settings.steps import (
@@ -41,6 +42,7 @@ from rlt_data.settings.training import (
 __all__ = [
     "CheckSettings",
     "CountdownSettings",
+    "CurateSettings",
     "DistillSettings",
     "EvaluateSettings",
     "FineTuneSettings",

@@ -12,7 +12,7 @@ MEANINGS = {
     "source_id": "id of the question in the input, or its row number",
     "question": "the question",
     "system": "the question's own system text; null: the format's",
-    "solution": "the known solution, which the teacher saw",
+    "solution": "the known solution, which the teacher saw; or the trace's own",
     "answer": "short final answer, if the input has one",
     "meta": "JSON of the input columns kept with --keep",
     "question_meta": "JSON of the question's input columns kept with --keep",
@@ -67,5 +67,14 @@ MEANINGS = {
     "bucket": "group of traces over all questions: those of one rank or, with rank --buckets, of one quantile of the "
     "values; 1 is the best",
     "value": "the number that traces are ranked by, by default the reward",
+    "thought_logprob_mean": "mean log-prob of the explanation's tokens under the student",
+    "thought_logprob_min": "lowest log-prob of a token of the explanation under the student",
+    "perplexity": "perplexity of the explanation under the student; lower is less surprising",
+    "token_rank_mean": "mean rank of the explanation's tokens among the student's predictions; 1 is the likeliest",
+    "rsr": "rank-surprisal ratio: mean token rank divided by mean surprisal; lower suits the student better",
+    "surprising_share": "share of the explanation's tokens that surprise the student",
+    "ifd": "instruction-following difficulty: perplexity of the explanation with the question divided by without it",
+    "local_logprob_mean": "local naturalness: mean log-prob of the explanation's tokens given only the text just before",
+    "leak_drop": "drop in r_ss when the parts of the explanation that repeat the solution are removed",
     "flaw": "why the trace is not well-formed: empty, holds tag, control token, truncated or unclosed; null if it is",
 }

@@ -45,8 +45,8 @@ Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
 
 #: Attempts to read a table whose files change during the read.
 _READ_ATTEMPTS = 5
-#: The layout version without manifests, and the version whose tables lack columns.
-_FIRST_LAYOUT, _SECOND_LAYOUT = 1, 2
+#: The layout version without manifests, and the versions whose tables lack columns.
+_FIRST_LAYOUT, _SECOND_LAYOUT, _THIRD_LAYOUT = 1, 2, 3
 _SEGMENT = re.compile(r"(\d+)/(?:seg-([0-9a-f]{32})|[0-9a-f]{32})\.parquet")
 _PART = re.compile(r"part-(\d{5,})\.parquet")
 #: Files that match ``RUN/<table>/*.parquet``.
@@ -99,7 +99,7 @@ class RunFolder:
         self._tables: dict[str, _Files] = {}
         self._is_locked = False
         self._version = self.info.get("version", VERSION)
-        if self._version not in (_FIRST_LAYOUT, _SECOND_LAYOUT, VERSION):
+        if self._version not in (_FIRST_LAYOUT, _SECOND_LAYOUT, _THIRD_LAYOUT, VERSION):
             raise RunFolderError(
                 f"{self.path}: has layout version {self._version}, but this version of rlt-data reads layout {VERSION}"
             )

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 #: Version of the schemas and of the folder layout, stored in ``run.json`` and in the metadata of each file.
-#: Version 1 has no manifests; versions 1 and 2 lack columns.
-VERSION = 3
+#: Version 1 has no manifests; versions 1 to 3 lack columns.
+VERSION = 4
 
 #: Part k of each table contains the rows of questions k * 256 to k * 256 + 255, in the order of the questions.
 QUESTIONS_PER_PART = 256
@@ -58,6 +58,7 @@ TRACES = _schema(
     pa.field("origin", pa.string()),  # who wrote the trace: a model's name
     pa.field("answer", pa.string()),  # short final answer of the trace's own row; null for generated traces
     pa.field("meta", pa.string()),  # JSON of the --keep columns of its row; null for generated traces
+    pa.field("solution", pa.string()),  # the trace's own solution, if its row has one; null: the question's
 )
 
 SCORES = _schema(
@@ -66,12 +67,12 @@ SCORES = _schema(
     pa.field("source_id", pa.string()),
     _required("sample_index", pa.int32()),
     pa.field("reward", pa.float64()),  # null without a teacher, or the value of --reward
-    _required("reward_without_entropy", pa.float64()),
+    pa.field("reward_without_entropy", pa.float64()),  # null without a solution, as are the solution's terms
     _required("penalty", pa.float64()),
-    _required("r_ss", pa.float64()),
+    pa.field("r_ss", pa.float64()),
     pa.field("r_kl", pa.float64()),
-    _required("solution_logprob_mean", pa.float64()),
-    _required("solution_logprob_min", pa.float64()),
+    pa.field("solution_logprob_mean", pa.float64()),
+    pa.field("solution_logprob_min", pa.float64()),
     pa.field("kl_mean", pa.float64()),
     pa.field("kl_max", pa.float64()),
     _required("thought_tokens", pa.int32()),  # scored tokens of the explanation
@@ -96,6 +97,16 @@ SCORES = _schema(
     _required("scored_by", pa.string()),  # hash of the settings
     pa.field("origin", pa.string()),  # of the trace, as is meta
     pa.field("meta", pa.string()),
+    # Measures of the explanation under the student at --measure-temperature; docs/measures.md has the formulas.
+    pa.field("thought_logprob_mean", pa.float64()),
+    pa.field("thought_logprob_min", pa.float64()),
+    pa.field("perplexity", pa.float64()),
+    pa.field("token_rank_mean", pa.float64()),
+    pa.field("rsr", pa.float64()),
+    pa.field("surprising_share", pa.float64()),
+    pa.field("ifd", pa.float64()),  # this and the rest only with --measures
+    pa.field("local_logprob_mean", pa.float64()),
+    pa.field("leak_drop", pa.float64()),
 )
 
 RANKS = _schema(

@@ -283,7 +283,7 @@ def test_a_run_of_the_first_layout_can_be_read_and_the_next_writer_adds_manifest
     assert "scores: has 6 rows, but run.json says 9" in rlt("stats", run.path, code=5).stderr
     hidden.rename(path_of(run, "scores/part-00001.parquet"))
     ranked(RunFolder(run.path))
-    assert json.loads(path_of(run, "run.json").read_text())["version"] == 3
+    assert json.loads(path_of(run, "run.json").read_text())["version"] == 4
     assert {path.stem for path in path_of(run, "manifests").iterdir()} == {"questions", "traces", "scores", "ranks"}
     path_of(run, "scores/part-00001.parquet").unlink()
     assert "scores/part-00001.parquet: is missing" in rlt("stats", run.path, code=5).stderr
@@ -308,7 +308,7 @@ def test_the_next_writer_adds_the_columns_that_a_run_of_the_second_layout_lacks(
         run.add_segment("traces", 0, to_table("traces", [trace("0", 5, origin="A", answer="1")]))
         run.compact("traces", 0)
     reopened = RunFolder.existing(run.path)
-    assert reopened.info["version"] == 3 and reopened.is_current("ranks")
+    assert reopened.info["version"] == 4 and reopened.is_current("ranks")
     assert json.loads(path_of(run, "dataset/distill.json").read_text())["made_from"] == {
         "ranks": reopened.digest("ranks")
     }
@@ -349,7 +349,7 @@ def test_a_kill_while_columns_are_added_loses_nothing(
     with RunFolder(run.path).locked():
         pass
     opened = RunFolder.existing(run.path)
-    assert opened.info["version"] == 3
+    assert opened.info["version"] == 4
     assert all(table(opened, name).equals(rows) for name, rows in expected.items())
 
 

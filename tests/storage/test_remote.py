@@ -391,4 +391,4 @@ def test_a_kill_while_a_run_of_the_first_layout_gets_its_manifests_loses_nothing
     with RunFolder(url).locked():
         pass
     reopened = RunFolder.existing(url)
-    assert reopened.info["version"] == 3 and [reopened.read("traces", part) for part in range(3)] == expected
+    assert reopened.info["version"] == 4 and [reopened.read("traces", part) for part in range(3)] == expected

@@ -207,7 +207,7 @@ def test_a_full_disk_stops_the_writer_and_keeps_earlier_rows(tmp_path: Path, lar
 
 
 def test_schemas_are_versioned_in_every_file(run: RunFolder) -> None:
-    assert pq.read_schema(run.part_file("questions", 0)).metadata[b"rlt_data_version"] == b"3"
+    assert pq.read_schema(run.part_file("questions", 0)).metadata[b"rlt_data_version"] == b"4"
 
 
 def test_content_hashes_depend_on_content_and_boundaries() -> None:

@@ -1,0 +1,33 @@
+"""Settings of ``curate``."""
+
+from __future__ import annotations
+
+from rlt_data.settings.base import INPUT, RUN_HELP, Settings, field
+
+
+class CurateSettings(Settings):
+    """Settings of :func:`rlt_data.steps.curate`."""
+
+    input: str = field(..., INPUT, f"{RUN_HELP}.", affects="rows", by_content=True, alias="in", positional="RUN")
+    signals: tuple[str, ...] = field(
+        (),
+        None,
+        "Signal to compute; repeatable. Default: text, leak, answer, duplicates, and contamination with --against.",
+        affects="rows",
+    )
+    against: tuple[str, ...] = field(
+        (),
+        None,
+        "File of questions, or benchmark of evaluate, that must not be in the data; repeatable.",
+        affects="rows",
+        by_content=True,
+    )
+    max_repetition: float = field(
+        0.2, None, "Largest repetition of an explanation that is not flagged as repeats.", affects="rows", gt=0, le=1
+    )
+    max_leak: float = field(
+        0.5, None, "Largest leak_share of an explanation that is not flagged as leaks.", affects="rows", gt=0, le=1
+    )
+    similarity: float = field(
+        0.8, None, "Jaccard similarity from which texts are near duplicates.", affects="rows", gt=0, le=1
+    )

@@ -1,0 +1,65 @@
+"""What a signal is: named columns about traces or questions, and the function that computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import polars as pl
+
+from rlt_data.progress import Progress
+from rlt_data.settings import CurateSettings
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a signal.
+
+    Attributes:
+        type: its type: Boolean, Int64, Float64 or String.
+        meaning: what it says, in one line for report and card.
+    """
+
+    type: type[pl.Boolean | pl.Int64 | pl.Float64 | pl.String]
+    meaning: str
+
+
+#: Computes a signal. Takes frames with the key and the columns that the signal reads, one frame per part of 256
+#: questions (or part of it), and yields frames with the key and the signal's columns. A signal that is not ``whole``
+#: yields one frame per frame, with the same keys; a whole one reads all frames first, and may yield its rows in any
+#: frames and order. The progress receives ``advance`` for the rows of each finished frame.
+Compute = Callable[[Iterable[pl.DataFrame], CurateSettings, Progress], Iterator[pl.DataFrame]]
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A signal.
+
+    Attributes:
+        name: name in ``--signals``; its table is ``signal_<name>``.
+        level: what a row describes. The key is ``trace_id`` or ``question_id``.
+        columns: the columns, by name.
+        reads: input columns: ``question``, ``solution`` (the trace's own or the question's), ``system``,
+            ``question_answer``, ``question_meta``, and for traces also ``question_id``, ``explanation``, ``closed``
+            (whether the explanation has its closing tag), ``trace_answer``, ``trace_solution``, ``completion``,
+            ``origin``, ``finish_reason`` and ``meta``.
+        compute: computes the columns.
+        depends_on: names of the settings whose values change the result.
+        whole: whether a row depends on the other rows, so that all are computed together.
+        version: increased when the same input gives another result.
+    """
+
+    name: str
+    level: Literal["trace", "question"]
+    columns: Mapping[str, Column]
+    reads: tuple[str, ...]
+    compute: Compute
+    depends_on: tuple[str, ...] = ()
+    whole: bool = False
+    version: int = 1
+
+    @property
+    def key(self) -> str:
+        """The key column."""
+        return f"{self.level}_id"
