@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
     )
     from rlt_data.statistics import Stats
     from rlt_data.steps.countdown import CountdownSummary
+    from rlt_data.steps.curate import CurateSummary
     from rlt_data.steps.distill import DistillSummary
     from rlt_data.steps.evaluate import Evaluation
     from rlt_data.steps.merge import MergeSummary
@@ -97,6 +98,17 @@ def _failures(summary: StepSummary | Evaluation) -> int:
     errors = _plain(summary.run / "errors.jsonl")
     _console.print(f"all reasons are in {errors}; --retry-errors retries those rows")
     return SOME_ROWS_FAILED
+
+
+def print_signals(_: Settings, summary: CurateSummary) -> None:
+    """Print what each signal found."""
+    _console.print(f"{len(summary.signals)} signals of {_plain(summary.run)}")
+    for signal in summary.signals:
+        state = f"{signal.new:,} new" if signal.new else "up to date"
+        found = ", ".join(f"{finding}: {count:,}" for finding, count in signal.findings.items())
+        _console.print(_plain(f"  {signal.name}: {signal.rows:,} rows ({state})" + (f"; {found}" if found else "")))
+    for name, reason in summary.skipped.items():
+        _console.print(_plain(f"  {name}: not computed, {reason}"))
 
 
 def print_merge(_: Settings, summary: MergeSummary) -> None:

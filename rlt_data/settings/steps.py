@@ -27,6 +27,7 @@ from rlt_data.settings.base import (
     field,
     nano,
 )
+from rlt_data.settings.curation import CurateSettings
 from rlt_data.settings.engines import ENGINE_HELP, EngineName, ModelSettings
 from rlt_data.settings.inputs import (
     BadRowSettings,
@@ -573,5 +574,6 @@ class PipelineSettings(Settings):
     out: str = field(..., None, f"{RUN_HELP}.", affects="output")
     generate: GenerateSettings | None = None
     score: ScoreSettings | None = None
+    curate: CurateSettings | None = None
     rank: RankSettings | None = None
     distill: DistillSettings | None = None
