@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
         ShowSettings,
         TrainingSettings,
     )
+    from rlt_data.signals.funnel import FunnelStep
     from rlt_data.statistics import Stats
     from rlt_data.steps.countdown import CountdownSummary
     from rlt_data.steps.curate import CurateSummary
@@ -133,7 +134,19 @@ def print_ranks(_: Settings, summary: RankSummary) -> None:
     """Print the buckets of a ranking."""
     _console.print(f"{summary.rows} traces of {summary.questions} questions ranked in {_plain(summary.run)}")
     _print_frame(summary.table)
+    _print_funnel(summary.funnel)
+    for note in summary.notes:
+        typer.echo(f"note: {note}", err=True)
     _note_missing_traces(summary.missing_traces)
+
+
+def _print_funnel(steps: list[FunnelStep]) -> None:
+    """Print what each condition did."""
+    for step in steps:
+        unknown = f" ({step.unknown:,} because it is null)" if step.unknown else ""
+        change = step.note or f"{step.rows_in:,} -> {step.rows_out:,}{unknown}"
+        examples = f"; dropped, for example: {', '.join(key[:12] for key in step.examples)}" if step.examples else ""
+        _console.print(_plain(f"  {step.condition}: {change}{examples}"))
 
 
 def _note_missing_traces(count: int) -> None:
@@ -387,8 +400,8 @@ def print_stats(stats: Stats) -> None:
     if stats.finish_reasons:
         reasons = ", ".join(f"{reason} {count}" for reason, count in stats.finish_reasons.items())
         _console.print(f"finish reasons: {reasons}; {stats.completion_tokens:,} sampled tokens")
-    if len(stats.origins) > 1:
-        _print_text(_origins(stats.origins))
+    if len(stats.by_origin) > 1:
+        _print_frame(stats.by_origin)
     if rates := stats.tokens_per_second:
         _console.print(", ".join(f"{step} {rate:,.0f} tokens/s" for step, rate in rates.items()))
     if stats.failed:
