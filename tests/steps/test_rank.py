@@ -372,7 +372,9 @@ def test_an_origin_without_values_is_refused_with_what_would_work(tmp_path: Path
         tmp_path,
         [trace("q", 0, 1.0, origin="a"), trace("q", 1, None, origin="import", r_kl=None), trace("q", 2, 4.0)],
     )
-    with pytest.raises(SettingsError, match=r"--by: reward: no trace of import has it \(1 of 3 traces\).*--by r_ss"):
+    with pytest.raises(
+        SettingsError, match=r"--by: reward: no trace of import has a value \(1 of 3 traces\).*--by r_ss"
+    ):
         ranked(run)
     ranked(run, by="r_ss")
     ranked(run, where=["origin = 'a'"])
