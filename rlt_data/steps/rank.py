@@ -166,6 +166,45 @@ def _refuse_missing_values(value: Expression, rows: Counter[str | None], valued:
     )
 
 
+def refuse_missing_scores(run: RunFolder, command: str) -> None:
+    """Raise RunFolderError if a run has traces that are neither scored nor in errors.jsonl.
+
+    Args:
+        run: the run.
+        command: what to run first, for the message.
+    """
+    failed = sum(entry["step"] == "score" for entry in failures(run))
+    missing = run.count("traces") - run.count("scores") - failed
+    if missing > 0:
+        raise RunFolderError(f"{run.path}: {missing:,} traces have no score; run {command} first")
+
+
+def count_missing_traces(run: RunFolder) -> int:
+    """Return the number of traces that the last ``generate`` of a ranked run has neither made nor logged as failed."""
+    samples = run.step("generate").get("settings", {}).get("n")
+    if samples is None:
+        return 0
+    failed = {entry["key"] for entry in failures(run) if entry["step"] == "generate"}
+    # If every trace is ranked, the ranks have the same questions and sample indices, and are much smaller.
+    table = "ranks" if run.count("ranks") == run.count("traces") else "traces"
+    missing = 0
+    for part in run.parts("questions"):
+        questions = run.keys("questions", part)
+        # A failure has the key of its question if none of the question's traces can be made, else the key of its trace.
+        possible = questions - failed
+        failed -= questions
+        traces = pl.DataFrame(run.read(table, part, ["question_id", "sample_index"]))
+        existing = traces.filter(pl.col("question_id").is_in(possible), pl.col("sample_index") < samples)
+        missing += samples * len(possible) - len(existing)
+    return max(missing - len(failed), 0)
+
+
+def part_chunks(parts: list[int]) -> Iterator[list[int]]:
+    """Yield the parts in chunks of at most :data:`PARTS_AT_A_TIME`."""
+    for start in range(0, len(parts), PARTS_AT_A_TIME):
+        yield parts[start : start + PARTS_AT_A_TIME]
+
+
 class _Scores:
     """Reads the scores to rank.
 
