@@ -146,7 +146,7 @@ def by_origin(run: RunFolder) -> pl.DataFrame:
     data_set = read_data_set(run)
     sums = []
     for part in run.parts("traces"):
-        rows = read_rows(run, part, ["origin", *means, *verdicts])
+        rows = read_rows(run, part, ["origin", *means, *verdicts], known)
         rows = rows.with_columns(pl.col("origin").fill_null(UNKNOWN), pl.col(means).cast(pl.Float64))
         if data_set:
             rows = rows.with_columns(pl.col("trace_id").is_in(data_set.keys["trace_id"].to_list()).alias("selected"))

@@ -46,7 +46,9 @@ class Expression:
             SettingsError: the expression cannot be computed, has another type, or depends on other rows.
         """
         values = self._evaluate(rows)
-        if len(rows) > 1 and not _agree(self._evaluate(rows.head(1)), values.head(1)):
+        fewer = [rows.head(1), rows.head(len(rows) // 2), rows.tail(1)] if len(rows) > 1 else []
+        expected = [values.head(1), values.head(len(rows) // 2), values.tail(1)]
+        if not all(_agree(self._evaluate(part), value) for part, value in zip(fewer, expected, strict=False)):
             raise SettingsError(
                 f"{self.option}: {self.text}: depends on several rows; use only columns of the trace, no AVG, SUM or "
                 "window functions"
@@ -73,8 +75,9 @@ class Expression:
 
 def _agree(first: pl.Series, second: pl.Series) -> bool:
     """Return whether two values are equal, apart from rounding."""
-    if first.dtype.is_float() and first.is_finite().all() and second.is_finite().all():
-        return bool(((first - second).abs() <= 1e-9 * first.abs()).fill_null(first.null_count() == 1).all())
+    if first.dtype.is_float():
+        close = (first - second).abs() <= 1e-9 * first.abs()
+        return bool((close | first.eq_missing(second)).fill_null(False).all())
     return first.equals(second, null_equal=True)
 
 

@@ -188,12 +188,13 @@ class _Computation:
         """Yield the input of the signal, one frame per part."""
         run, signal = self._run, self._signal
         format = trace_format(run) if {"explanation", "closed"} & set(signal.reads) else None
+        tables = columns_of(run)
         for part in parts:
             if signal.level == "question":
                 renamed = {name: f"question_{name}" for name in ("answer", "meta")}
                 yield pl.DataFrame(run.read("questions", part)).rename(renamed).select(signal.key, *signal.reads)
             else:
-                yield read_traces(run, part, ("trace_id", *signal.reads), format)
+                yield read_traces(run, part, ("trace_id", *signal.reads), format, tables)
 
     def _checked(self, results: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         """Yield the rows with the declared columns and types.

@@ -37,7 +37,7 @@ from rlt_data.signals.expressions import Expression, parse_expression
 from rlt_data.signals.funnel import Funnel, FunnelStep
 from rlt_data.storage.errorlog import failures
 from rlt_data.storage.paths import StoragePath
-from rlt_data.storage.rows import read_rows
+from rlt_data.storage.rows import columns_of, read_rows
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import RANKS, SCORES, SIGNAL_PREFIX
 
@@ -243,10 +243,11 @@ class _Scores:
         stored = [*columns, *sorted(name for name in needed - set(columns) if name in SCORES.names)]
         others = sorted(needed - set(stored))
         frames = []
+        tables = columns_of(self._run)
         for part in parts:
             frame = pl.DataFrame(self._run.read("scores", part, stored)).with_columns(pl.lit(part).alias("part"))
             if others:
-                rows = read_rows(self._run, part, others).drop("question_id")
+                rows = read_rows(self._run, part, others, tables).drop("question_id")
                 frame = frame.join(rows, on="trace_id", how="left", maintain_order="left")
             frames.append(frame)
         rows = pl.concat(frames)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import polars as pl
 
@@ -31,19 +31,22 @@ def columns_of(run: RunFolder) -> dict[str, str]:
     return tables
 
 
-def read_rows(run: RunFolder, part: int, columns: Iterable[str]) -> pl.DataFrame:
+def read_rows(
+    run: RunFolder, part: int, columns: Iterable[str], tables: Mapping[str, str] | None = None
+) -> pl.DataFrame:
     """Return one row per trace of a part, in the order of the table.
 
     Args:
         run: the run.
         part: number of the part.
         columns: columns of :func:`columns_of`.
+        tables: the result of :func:`columns_of`, if many parts are read.
 
     Returns:
         The columns, after ``trace_id`` and ``question_id``.
     """
     names = list(dict.fromkeys(["trace_id", "question_id", *columns]))
-    tables = columns_of(run)
+    tables = columns_of(run) if tables is None else tables
     by_table: dict[str, list[str]] = {}
     for name in names:
         by_table.setdefault(tables[name], []).append(name)
@@ -56,5 +59,6 @@ def read_rows(run: RunFolder, part: int, columns: Iterable[str]) -> pl.DataFrame
         frame = run.join_questions(frame, part)
         by_table.pop("questions")
     for table, wanted in by_table.items():
-        frame = run.join(frame, table, part, wanted)
+        right = pl.DataFrame(run.read(table, part, list(dict.fromkeys([run.key(table), *wanted]))))
+        frame = frame.join(right, on=run.key(table), how="left", maintain_order="left")
     return frame.select(names)

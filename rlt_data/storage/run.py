@@ -340,7 +340,12 @@ class RunFolder:
 
     def count(self, table: str) -> int:
         """Return the number of rows of a table."""
-        files = self._files(table, refresh=True)
+        self._files(table, refresh=True)
+        return self._count(table)
+
+    def _count(self, table: str) -> int:
+        """Return the number of rows of a table at its last listing."""
+        files = self._files(table)
         complete = sum(files.manifest.parts[part].state.rows for part in files.part_files - files.journal.keys())
         return complete + sum(len(self.read(table, part, [self.key(table)])) for part in files.journal)
 
@@ -445,7 +450,7 @@ class RunFolder:
         made_from = self._files(table).manifest.made_from
         if table.startswith(SIGNAL_PREFIX) and not made_from:  # computed row by row
             source = "questions" if self.key(table) == "question_id" else "traces"
-            return self.count(table) == self.count(source)
+            return self._count(table) == self._count(source)
         if not made_from and table == "ranks":  # the first layout did not record sources
             return self.count("ranks") == self.count("scores")
         return all(self.digest(source) == digest for source, digest in made_from.items())
