@@ -15,7 +15,7 @@ from rlt_data.progress import Progress
 from rlt_data.settings import CurateSettings
 from rlt_data.signals.base import Column, Signal
 from rlt_data.signals.normalise import tokens
-from rlt_data.signals.similarity import TokenStore, mixed, quantity_hashes, representatives, text_hashes
+from rlt_data.signals.similarity import SHORTEST, TokenStore, decisive_hashes, mixed, representatives, text_hashes
 
 #: Rows of a frame of results.
 _ROWS = 1 << 16
@@ -25,7 +25,7 @@ class _Texts:
     """Ids and hashes of texts in memory, and their tokens in a temporary file.
 
     Args:
-        ordered: whether these are traces: all pairs of tokens are shingles, and numbers agree as a set.
+        ordered: whether these are traces: all pairs of tokens are shingles, and decisive tokens agree as a set.
     """
 
     def __init__(self, *, ordered: bool) -> None:
@@ -45,8 +45,8 @@ class _Texts:
         scope = np.uint64(0) if scopes is None else _hashes(scopes)
         self._ids.append(ids)
         self._hashes.append(mixed(np.where(has_tokens, text_hashes(found), literal) ^ scope))
-        keys = mixed(quantity_hashes(found, distinct=self._ordered) ^ scope) | np.uint64(1)
-        self._keys.append(np.where(has_tokens, keys, np.uint64(0)))
+        keys = mixed(decisive_hashes(found, distinct=self._ordered) ^ scope) | np.uint64(1)
+        self._keys.append(np.where(found.lengths >= SHORTEST, keys, np.uint64(0)))
 
     def representatives(self, similarity: float) -> pl.DataFrame:
         """Return the ids in their order as ``id``, and the id of each representative as ``of``; null if it is kept."""

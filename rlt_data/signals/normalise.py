@@ -17,9 +17,9 @@ import polars as pl
 import xxhash
 from numpy.typing import NDArray
 
-#: Flags in the lowest bits of a code: the token is a quantity (a number, or a word such as "half"); it is mathematical
-#: (a quantity, a variable, or has an operator).
-QUANTITY, MATHEMATICAL = 1, 2
+#: Flags in the lowest bits of a code: the token decides what is asked (a number, or a word such as "half" or "odd"); it
+#: belongs to a formula (a variable, or a token with an operator).
+DECISIVE, FORMULA = 1, 2
 
 _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi chi "
@@ -58,9 +58,9 @@ _WORDS = {
 _DROPPED = (
     "\\left \\right \\middle \\bigl \\bigr \\biggl \\biggr \\bigg \\big \\frac \\dfrac \\tfrac \\cfrac \\over \\div ÷ \\text "
     "\\textbf \\textit \\textrm \\textnormal \\mathrm \\mathbf \\mathit \\mathsf \\mathbb \\mathcal \\operatorname \\mbox "
-    "\\hbox \\emph \\boldsymbol \\bm \\rm \\bf \\displaystyle \\textstyle \\limits \\nolimits \\qquad \\quad \\hspace \\vspace "
-    "\\space &nbsp; \\ldots \\cdots \\dots \\colon \\lvert \\rvert \\vert \\mid \\lfloor \\rfloor \\lceil \\rceil \\{ \\} \\[ \\] "
-    "\\( \\) \\\\ \\, \\; \\: \\! ~ — --- -- ** \\rightarrow \\to →"
+    "\\hbox \\emph \\boldsymbol \\bm \\rm \\bf \\displaystyle \\textstyle \\limits \\nolimits \\qquad \\quad \\hspace "
+    "\\vspace \\space &nbsp; \\ldots \\cdots \\dots \\colon \\lvert \\rvert \\vert \\mid \\lfloor \\rfloor \\lceil \\rceil "
+    "\\{ \\} \\[ \\] \\( \\) \\\\ \\, \\; \\: \\! ~ — --- -- ** \\rightarrow \\to →"
 ).split()
 _EMPTY = ("'", "’", "‘", "`", "´", "\u200b", "\u200c", "\u200d", "\ufeff", "\u00ad")
 
@@ -95,7 +95,10 @@ _NUMBERS = {word: str(number + (number > 0)) for number, word in enumerate(_UNIT
     **{"sixty": "60", "seventy": "70", "eighty": "80", "ninety": "90", "hundred": "100", "thousand": "1000"},
     "million": "1000000",
 }
-_QUANTITIES = {"half", "halves", "third", "thirds", "quarter", "quarters", "twice", "thrice", "double", "triple", "dozen"}
+_DECISIVE = (
+    "half halves third thirds quarter quarters twice thrice double triple dozen maximum minimum largest smallest "
+    "greatest least even odd increasing decreasing positive negative derivative integral sin cos tan log ln"
+).split()
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,16 @@ class Tokens:
     def texts(self) -> NDArray[np.int64]:
         """The text of each token."""
         return np.repeat(np.arange(len(self)), self.lengths)
+
+    @property
+    def short_codes(self) -> NDArray[np.uint32]:
+        """The upper half of each code, with the flags."""
+        flags = np.uint64(DECISIVE | FORMULA)
+        return (((self.codes >> np.uint64(32)) & ~flags) | (self.codes & flags)).astype(np.uint32)
+
+    def split(self) -> list[NDArray[np.uint32]]:
+        """Return the short codes of each text."""
+        return np.split(self.short_codes, self.offsets[1:-1])
 
     def take(self, chosen: NDArray[np.int64]) -> Tokens:
         """Return the tokens of some texts."""
@@ -178,12 +191,13 @@ def _codes(vocabulary: pl.Series) -> NDArray[np.uint64]:
         symbols=pl.col("token").str.extract(rf"^([{_SYMBOLS}]+)").fill_null(""),
     )
     bare = frame["bare"]
-    quantity = bare.str.contains("^[0-9]") | bare.is_in(list(_QUANTITIES))
+    number = bare.str.contains("^[0-9]")
+    decisive = number | bare.is_in(_DECISIVE)
     variable = (bare.str.len_chars() == 1) & ~bare.is_in(["a", "i"]) & bare.str.contains("^[a-z]")
-    mathematical = quantity | variable | (frame["symbols"] != "")
-    # "x = 5" and "x is 5" state the same quantity.
-    symbols = pl.select(pl.when(quantity).then(frame["symbols"].str.strip_chars_start("=")).otherwise(frame["symbols"]))
+    formula = variable | (frame["symbols"] != "")
+    # "x = 5" and "x is 5" have the same number.
+    symbols = pl.select(pl.when(number).then(frame["symbols"].str.strip_chars_start("=")).otherwise(frame["symbols"]))
     spelled = symbols.to_series() + bare
     hashes = np.fromiter(map(xxhash.xxh3_64_intdigest, spelled.cast(pl.Binary)), np.uint64, len(spelled))
-    flags = QUANTITY * quantity.to_numpy().astype(np.uint64) + MATHEMATICAL * mathematical.to_numpy().astype(np.uint64)
+    flags = DECISIVE * decisive.to_numpy().astype(np.uint64) + FORMULA * formula.to_numpy().astype(np.uint64)
     return (hashes & ~np.uint64(3)) | flags

@@ -1,8 +1,9 @@
-"""Near duplicates of texts: candidates by MinHash and locality-sensitive hashing, each confirmed by its Jaccard similarity.
+"""Near duplicates of texts: candidates by MinHash and locality-sensitive hashing, confirmed by Jaccard similarity.
 
 The similarity of two texts is the Jaccard similarity of their shingles: the tokens, and pairs of neighbouring tokens.
-Texts with other numbers are never near duplicates. MinHash: Broder 1997; banding: Leskovec, Rajaraman and Ullman,
-Mining of Massive Datasets, chapter 3.
+Texts with other numbers, or other decisive words such as "odd", are never near duplicates. Neither are texts of fewer
+than 13 tokens, in which each word counts. MinHash: Broder 1997; banding: Leskovec, Rajaraman and Ullman, Mining of
+Massive Datasets, chapter 3.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlt_data.errors import DiskError
-from rlt_data.signals.normalise import MATHEMATICAL, QUANTITY, Tokens
+from rlt_data.signals.normalise import DECISIVE, FORMULA, Tokens
+
+#: Tokens of the shortest text that has near duplicates.
+SHORTEST = 13
 
 #: Hashes of a signature. The standard error of a similarity of 0.8 that is estimated from 64 hashes is 0.05.
 HASHES = 64
@@ -58,10 +62,10 @@ def text_hashes(tokens: Tokens) -> NDArray[np.uint64]:
     return totals(mixed(tokens.codes ^ mixed(position.astype(np.uint64))), tokens.offsets)
 
 
-def quantity_hashes(tokens: Tokens, *, distinct: bool = False) -> NDArray[np.uint64]:
-    """Return a hash of the quantities of each text as a multiset, or as a set if ``distinct``."""
-    is_quantity = (tokens.codes & np.uint64(QUANTITY)) != 0
-    values, texts = mixed(tokens.codes[is_quantity]), tokens.texts[is_quantity]
+def decisive_hashes(tokens: Tokens, *, distinct: bool = False) -> NDArray[np.uint64]:
+    """Return a hash of each text's decisive tokens as a multiset, or as a set if ``distinct``."""
+    decisive = (tokens.codes & np.uint64(DECISIVE)) != 0
+    values, texts = mixed(tokens.codes[decisive]), tokens.texts[decisive]
     if distinct and len(values):
         order = np.lexsort((values, texts))
         values, texts = values[order], texts[order]
@@ -92,7 +96,7 @@ class TokenStore:
             DiskError: the disk with the temporary files is full.
         """
         try:
-            self._file.write(_short(tokens.codes).tobytes())
+            self._file.write(tokens.short_codes.tobytes())
         except OSError as error:
             raise DiskError(f"{tempfile.gettempdir()}: {error.strerror} (temporary files; set TMPDIR)") from None
         self._lengths.append(tokens.lengths)
@@ -108,20 +112,15 @@ class TokenStore:
         return [np.array(self._codes[self._offsets[text] : self._offsets[text + 1]]) for text in chosen]
 
 
-def _short(codes: NDArray[np.uint64]) -> _Codes:
-    flags = np.uint64(QUANTITY | MATHEMATICAL)
-    return (((codes >> np.uint64(32)) & ~flags) | (codes & flags)).astype(np.uint32)
-
-
 def shingles(codes: _Codes, *, ordered: bool) -> _Codes:
-    """Return the tokens of a text, and pairs of neighbouring tokens: all if ``ordered``, else those with mathematics.
+    """Return the tokens of a text, and pairs of neighbouring tokens: all if ``ordered``, else those in formulas.
 
     A changed name or another order of clauses changes few of the shingles without the pairs of plain words, while
     ``f(g(3))`` and ``g(f(3))`` remain different.
     """
     pairs = codes[:-1] * np.uint32(0x9E3779B1) + (codes[1:] ^ (codes[1:] >> np.uint32(15)))
     if not ordered:
-        pairs = pairs[((codes[:-1] | codes[1:]) & np.uint32(MATHEMATICAL)) != 0]
+        pairs = pairs[((codes[:-1] | codes[1:]) & np.uint32(FORMULA)) != 0]
     return np.concatenate([codes, pairs])
 
 
@@ -171,8 +170,9 @@ def estimates(ours: _Codes, theirs: _Codes) -> NDArray[np.float64]:
 def similarity_of(ours: _Codes, theirs: _Codes, *, ordered: bool) -> float:
     """Return the Jaccard similarity of two texts with the same numbers; 0 if their numbers changed places.
 
-    Numbers in another order are the same only if each keeps a neighbouring token, so that "3 apples and 5 pears" and
-    "5 apples and 3 pears" differ. This does not apply to ``ordered`` texts.
+    Numbers in another order are the same only if each keeps a neighbouring token, and if no place (the tokens before
+    and after) has another number, so that "3 apples and 5 pears" and "5 apples and 3 pears" differ. This does not apply
+    to ``ordered`` texts.
     """
     if not ordered and not _same_places(ours, theirs):
         return 0.0
@@ -183,18 +183,30 @@ def similarity_of(ours: _Codes, theirs: _Codes, *, ordered: bool) -> float:
 
 
 def _same_places(ours: _Codes, theirs: _Codes) -> bool:
-    if np.array_equal(ours[ours & QUANTITY != 0], theirs[theirs & QUANTITY != 0]):
+    if np.array_equal(ours[ours & DECISIVE != 0], theirs[theirs & DECISIVE != 0]):
         return True
-    first, second = _neighbours(ours), _neighbours(theirs)
+    places, other_places = _places(ours), _places(theirs)
+    if any(numbers != other_places.get(place, numbers) for place, numbers in places.items()):
+        return False
+    first, second = _neighbours(places), _neighbours(other_places)
     return first.keys() == second.keys() and all(first[number] & second[number] for number in first)
 
 
-def _neighbours(codes: _Codes) -> dict[int, set[int]]:
-    found: dict[int, set[int]] = {}
+def _places(codes: _Codes) -> dict[tuple[int, int], set[int]]:
+    """Return the numbers between each two tokens that have one between them."""
+    found: dict[tuple[int, int], set[int]] = {}
     padded = [0, *codes.tolist(), 0]
-    for position in np.flatnonzero(codes & QUANTITY):
+    for position in np.flatnonzero(codes & DECISIVE):
         before, number, after = padded[position : position + 3]
-        found.setdefault(number, set()).update((before, after))
+        found.setdefault((before, after), set()).add(number)
+    return found
+
+
+def _neighbours(places: dict[tuple[int, int], set[int]]) -> dict[int, set[int]]:
+    found: dict[int, set[int]] = {}
+    for place, numbers in places.items():
+        for number in numbers:
+            found.setdefault(number, set()).update(place)
     return found
 
 
@@ -215,7 +227,7 @@ def representatives(
     Args:
         store: the texts.
         hashes: hash of each text; equal hashes are exact duplicates.
-        keys: only texts with the same key are near duplicates. Texts without tokens have key 0 and have none.
+        keys: only texts with the same key are near duplicates. Texts with key 0 have none.
         order: the texts in the order in which they are preferred as representatives.
         similarity: smallest Jaccard similarity of near duplicates.
         ordered: whether all pairs of tokens are shingles (:func:`shingles`).
@@ -245,6 +257,11 @@ def _near(
     """Return the index of each text's representative in ``texts``."""
     blocks = [texts[start : start + _TEXTS] for start in range(0, len(texts), _TEXTS)]
     signed = np.concatenate([signatures(store.texts(block), ordered=ordered) for block in blocks])
+    pairs = np.zeros((0, 2), np.int64)
+    for values in bands(signed, keys, similarity):
+        found = _candidates(values)
+        close = estimates(signed[found[:, 0]], signed[found[:, 1]]) >= similarity - _MARGIN
+        pairs = np.unique(np.concatenate([pairs, found[close]]), axis=0)
     parent = list(range(len(texts)))
 
     def root(text: int) -> int:
@@ -253,26 +270,18 @@ def _near(
             text = parent[text]
         return text
 
-    for values in bands(signed, keys, similarity):
-        for first, second in _candidates(values):
-            close = estimates(signed[first], signed[second]) >= similarity - _MARGIN
-            for one, other in zip(first[close].tolist(), second[close].tolist(), strict=True):
-                low, high = sorted((root(one), root(other)))
-                if low != high:
-                    pair = store.texts(texts[[one, other]])
-                    if similarity_of(*pair, ordered=ordered) >= similarity:
-                        parent[high] = low
+    for one, other in pairs.tolist():
+        low, high = sorted((root(one), root(other)))
+        if low != high and similarity_of(*store.texts(texts[[one, other]]), ordered=ordered) >= similarity:
+            parent[high] = low
     return np.fromiter(map(root, range(len(texts))), np.int64, len(texts))
 
 
-def _candidates(values: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield pairs of texts with the same value: each with the one before, and with the first."""
+def _candidates(values: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return pairs of texts with the same value: each with the one before, and with the first."""
     order = np.argsort(values, kind="stable")
     same = values[order][1:] == values[order][:-1]
     later = np.flatnonzero(same) + 1
-    if not len(later):
-        return
     is_first = np.concatenate([[True], ~same])
     first = np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))[later]
-    yield order[later - 1], order[later]
-    yield order[first], order[later]
+    return np.concatenate([np.stack([order[other], order[later]], axis=1) for other in (later - 1, first)])
