@@ -5,8 +5,10 @@ docs/signals.md explains the rules.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,14 +22,13 @@ from rlt_data.inputs.rows import Row
 from rlt_data.progress import Progress
 from rlt_data.settings import CurateSettings, InputSettings
 from rlt_data.signals.base import Column, Signal
+from rlt_data.signals.ngrams import Hashes, Indices, Lookup, NGrams
 from rlt_data.signals.normalise import Tokens, tokens, words
 from rlt_data.signals.similarity import (
     SHORTEST,
     TokenStore,
     bands,
     decisive_hashes,
-    estimates,
-    mixed,
     representatives,
     signatures,
     similarity_of,
@@ -35,156 +36,172 @@ from rlt_data.signals.similarity import (
 )
 from rlt_data.tasks.benchmarks import BENCHMARKS, Benchmark
 
-#: Tokens of the n-grams that make a question contaminated, and of those that are only counted.
-_TELLING, _COUNTED = 13, 8
+#: Tokens of the n-grams that make a question contaminated, and of phrases.
+_NGRAM, _PHRASE = 13, 8
 
-_Hashes = NDArray[np.uint64]
-_Indices = NDArray[np.int64]
+#: A phrase in this many questions of the data that differ in their numbers is a stock phrase.
+_STOCK = 3
 
-#: An odd factor, and its inverse modulo 2**64.
-_BASE = 0x9E3779B97F4A7C15
-_INVERSE = pow(_BASE, -1, 1 << 64)
-
-
-class _NGrams:
-    """Hashes of the n-grams of texts: polynomials of their codes, as differences of running sums."""
-
-    def __init__(self, texts: Tokens) -> None:
-        count = len(texts.codes)
-        powers = np.cumprod(np.full(count, _BASE, np.uint64))
-        self._inverse = np.cumprod(np.full(count, _INVERSE, np.uint64))
-        self._sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed(texts.codes) * powers)])
-        self._left = np.repeat(texts.offsets[1:], texts.lengths) - np.arange(count)
-
-    def of(self, length: int) -> tuple[_Indices, _Hashes]:
-        """Return where n-grams of this length start, among all tokens, and their hashes."""
-        starts = np.flatnonzero(self._left >= length)
-        return starts, mixed((self._sums[starts + length] - self._sums[starts]) * self._inverse[starts])
-
-
-class _Lookup:
-    """Finds hashes among a few; a table of their first bits dismisses most others quickly."""
-
-    def __init__(self, hashes: _Hashes, values: _Indices) -> None:
-        self._hashes, first = np.unique(hashes, return_index=True)
-        self._values = values[first]
-        bits = max(16, int(len(self._hashes)).bit_length() + 5)
-        self._shift = np.uint64(64 - bits)
-        self._table = np.zeros(1 << bits, bool)
-        self._table[self._hashes >> self._shift] = True
-
-    def find(self, hashes: _Hashes) -> tuple[_Indices, _Indices]:
-        """Return the positions of the hashes that are known, and their values."""
-        positions = np.flatnonzero(self._table[hashes >> self._shift])
-        places = np.searchsorted(self._hashes, hashes[positions])
-        places[places == len(self._hashes)] = 0
-        known = self._hashes[places] == hashes[positions]
-        return positions[known], self._values[places[known]]
+#: Rows of a frame of results.
+_ROWS = 1 << 16
 
 
 class _Index:
-    """The questions of benchmarks, and what finds them in others."""
+    """The questions of benchmarks, and what finds them in others.
+
+    Args:
+        items: source, id and text of each question.
+        similarity: smallest Jaccard similarity of near duplicates.
+    """
 
     def __init__(self, items: list[tuple[str, str, str]], similarity: float) -> None:
         self._similarity = similarity
         texts = tokens(pl.Series([text for *_, text in items], dtype=pl.String))
-        _, first = np.unique(text_hashes(texts), return_index=True)
-        kept = np.sort(first)[texts.lengths[np.sort(first)] > 0]
-        self._names = [f"{items[index][0]} {items[index][1]}" for index in kept]
+        hashes = text_hashes(texts)
+        _, first = np.unique(hashes, return_index=True)
+        kept = np.sort(first)
+        kept = kept[texts.lengths[kept] > 0]
+        self._items = [items[index] for index in kept]
         self._texts = texts.take(kept)
-        self._index_ngrams()
+        self._text_of = self._texts.texts
+        self._keys = _keys(self._texts)
+        self._index_ngrams(hashes[kept])
         self._index_near()
 
-    def _index_ngrams(self) -> None:
-        texts, ngrams = self._texts, _NGrams(self._texts)
-        text_of = texts.texts
-        _, counted = ngrams.of(_COUNTED)
-        self._counted = _Lookup(counted, np.zeros(len(counted), np.int64))
-        starts, hashes = ngrams.of(_TELLING)
-        owners = text_of[starts]
-        pairs = np.unique(np.stack([hashes, self._families()[owners].astype(np.uint64)], axis=1), axis=0)
-        values, counts = np.unique(pairs[:, 0], return_counts=True)
-        telling = np.isin(hashes, values[counts == 1])
-        self._telling = _Lookup(hashes[telling], owners[telling])
-        whole = np.setdiff1d(np.arange(len(texts)), owners[telling])
-        self._whole: dict[int, _Lookup] = {}
+    def _index_ngrams(self, text_hashes: Hashes) -> None:
+        texts, ngrams = self._texts, NGrams(self._texts)
+        starts, hashes = ngrams.of(_PHRASE)
+        self._counted = Lookup(hashes, starts)
+        phrases, numbers = np.unique(ngrams.phrases(starts, _PHRASE), return_inverse=True)
+        self._phrases = Lookup(phrases, np.arange(len(phrases)))
+        self._phrase_at = (starts, numbers)
+        with TokenStore() as store:
+            store.append(texts)
+            order = np.arange(len(texts))
+            families = representatives(store, text_hashes, self._keys, order, self._similarity, ordered=False)
+        pairs = np.unique(np.stack([numbers, families[self._text_of[starts]]], axis=1), axis=0)
+        self._is_stock = np.bincount(pairs[:, 0], minlength=len(phrases)) > 1
+        self._questions: list[set[int]] = [set() for _ in phrases]
+        starts, hashes = ngrams.of(_NGRAM)
+        telling = self._telling()[starts]
+        starts, hashes = starts[telling], hashes[telling]
+        self._ngrams = Lookup(hashes, starts)
+        _, first = np.unique(hashes, return_index=True)
+        self._ngrams_of = np.bincount(self._text_of[starts[first]], minlength=len(texts))
+        whole = np.flatnonzero(self._ngrams_of == 0)
+        self._whole: dict[int, Lookup] = {}
         for length in np.unique(texts.lengths[whole]).tolist():
             chosen = whole[texts.lengths[whole] == length]
             starts, hashes = ngrams.of(length)
-            at = np.searchsorted(starts, texts.offsets[chosen])
-            self._whole[length] = _Lookup(hashes[at], chosen)
+            self._whole[length] = Lookup(hashes[np.searchsorted(starts, texts.offsets[chosen])], chosen)
 
-    def _families(self) -> _Indices:
-        """Return the representative of each question's near duplicates."""
-        with TokenStore() as store:
-            store.append(self._texts)
-            order = np.arange(len(self._texts))
-            hashes = text_hashes(self._texts)
-            return representatives(store, hashes, self._keys(self._texts), order, self._similarity, ordered=False)
-
-    @staticmethod
-    def _keys(texts: Tokens) -> _Hashes:
-        return np.where(texts.lengths >= SHORTEST, decisive_hashes(texts) | np.uint64(1), np.uint64(0))
+    def _telling(self) -> NDArray[np.bool_]:
+        """Return for each token whether the 13-gram that starts there has at least 5 tokens outside stock phrases."""
+        starts, numbers = self._phrase_at
+        stock = starts[self._is_stock[numbers]]
+        changes = np.zeros(len(self._texts.codes) + _NGRAM + 1, np.int64)
+        np.add.at(changes, stock, 1)
+        np.add.at(changes, stock + _PHRASE, -1)
+        free = np.concatenate([[0], np.cumsum(np.cumsum(changes) == 0)])
+        count = len(self._texts.codes)
+        return (free[_NGRAM : _NGRAM + count] - free[:count]) >= _NGRAM - _PHRASE
 
     def _index_near(self) -> None:
-        keys = self._keys(self._texts)
-        self._near = np.flatnonzero(keys)
+        self._near = np.flatnonzero(self._keys)
         self._codes = self._texts.take(self._near).split()
-        self._near_keys = keys[self._near]
         self._signatures = signatures(self._codes, ordered=False)
         self._bands = []
-        for values in bands(self._signatures, self._near_keys, self._similarity):
+        for values in bands(self._signatures, self._keys[self._near], self._similarity):
             order = np.argsort(values, kind="stable")
             self._bands.append((values[order], order))
 
-    def matches(self, questions: pl.Series) -> tuple[list[str | None], _Indices]:
-        """Return what each question matches, if anything, and how many of its 8-grams are in a benchmark."""
-        texts = tokens(questions)
-        ngrams, text_of = _NGrams(texts), texts.texts
-        found: list[str | None] = [None] * len(texts)
-        starts, hashes = ngrams.of(_TELLING)
-        positions, items = self._telling.find(hashes)
-        for start, item in zip(starts[positions].tolist(), items.tolist(), strict=True):
-            text = int(text_of[start])
-            if found[text] is None:
-                first = start - int(texts.offsets[text])
-                shared = " ".join(words(questions[text])[first : first + _TELLING])
-                found[text] = f"{self._names[item]}: 13-gram '{shared}'"
-        for text, item, similarity in self._near_matches(texts):
-            found[text] = f"{self._names[item]}: near duplicate, similarity {similarity:.2f}"
+    def name(self, item: int) -> str:
+        """Return source and id of an item."""
+        source, item_id, _ = self._items[item]
+        return f"{source} {item_id}"
+
+    def shared_8grams(self, texts: Tokens, ngrams: NGrams) -> Indices:
+        """Return how many distinct 8-grams of each text are in a benchmark."""
+        starts, hashes = ngrams.of(_PHRASE)
+        positions, _ = self._counted.find(hashes)
+        shared = np.stack([texts.texts[starts[positions]].astype(np.uint64), hashes[positions]], axis=1)
+        distinct = np.unique(shared, axis=0)[:, 0].astype(np.int64)
+        return np.bincount(distinct, minlength=len(texts))
+
+    def note_phrases(self, texts: Tokens, ngrams: NGrams) -> None:
+        """Note which phrases are in several questions of the data."""
+        starts, _ = ngrams.of(_PHRASE)
+        positions, phrases = self._phrases.find(ngrams.phrases(starts, _PHRASE))
+        new = ~self._is_stock[phrases]
+        questions = decisive_hashes(texts)[texts.texts[starts[positions[new]]]]
+        pairs = np.unique(np.stack([phrases[new].astype(np.uint64), questions], axis=1), axis=0)
+        for phrase, question in pairs.tolist():
+            self._questions[phrase].add(question)
+            if len(self._questions[phrase]) >= _STOCK:
+                self._is_stock[phrase] = True
+
+    def fragments(self, texts: Tokens, ngrams: NGrams) -> dict[tuple[int, int], Indices]:
+        """Return the 13-grams that texts share with items, by text and item, as positions among the items' tokens."""
+        starts, hashes = ngrams.of(_NGRAM)
+        positions, places = self._ngrams.find(hashes)
+        found = np.unique(np.stack([texts.texts[starts[positions]], self._text_of[places], places], axis=1), axis=0)
+        cuts = np.flatnonzero((np.diff(found[:, :2], axis=0) != 0).any(axis=1)) + 1
+        return {(int(part[0, 0]), int(part[0, 1])): part[:, 2] for part in np.split(found, cuts) if len(part)}
+
+    def judge(self, fragments: dict[int, list[tuple[int, Indices]]]) -> dict[int, str]:
+        """Return why shared 13-grams make questions contaminated, except those that consist of stock phrases.
+
+        All texts must have been noted, because they show which phrases are stock phrases.
+
+        Args:
+            fragments: items and positions of the shared 13-grams, by question.
+        """
+        telling = self._telling()
+        items = sorted({item for shared in fragments.values() for item, _ in shared})
+        texts = words(pl.Series([self._items[item][2] for item in items], dtype=pl.String))
+        words_of = dict(zip(items, texts, strict=True))
+        reasons: dict[int, str] = {}
+        for question, shared in fragments.items():
+            for item, places in shared:
+                own = places[telling[places]]
+                if len(own):
+                    first = int(own[0] - self._texts.offsets[item])
+                    reason = "13-gram '" + " ".join(words_of[item][first : first + _NGRAM]) + "'"
+                elif 2 * len(places) >= self._ngrams_of[item]:
+                    reason = f"{len(places)} of its {self._ngrams_of[item]} 13-grams"
+                else:
+                    continue
+                reasons.setdefault(question, f"{self.name(item)}: {reason}")
+        return reasons
+
+    def whole(self, texts: Tokens, ngrams: NGrams) -> Iterator[tuple[int, int]]:
+        """Yield texts with the items that they contain, of those items that have no telling 13-gram."""
         for length, lookup in self._whole.items():
             starts, hashes = ngrams.of(length)
             positions, items = lookup.find(hashes)
-            for start, item in zip(starts[positions].tolist(), items.tolist(), strict=True):
-                found[int(text_of[start])] = f"{self._names[item]}: whole question"
-        starts, hashes = ngrams.of(_COUNTED)
-        positions, _ = self._counted.find(hashes)
-        shared_ones = np.stack([text_of[starts[positions]].astype(np.uint64), hashes[positions]], axis=1)
-        distinct = np.unique(shared_ones, axis=0)[:, 0].astype(np.int64)
-        return found, np.bincount(distinct, minlength=len(texts))
+            yield from zip(texts.texts[starts[positions]].tolist(), items.tolist(), strict=True)
 
-    def _near_matches(self, texts: Tokens) -> Iterator[tuple[int, int, float]]:
-        """Yield questions with the most similar item, if it is similar enough."""
-        keys = self._keys(texts)
-        chosen = np.flatnonzero((keys != 0) & np.isin(keys, self._near_keys))
+    def near(self, texts: Tokens) -> Iterator[tuple[int, int, float]]:
+        """Yield texts with the items that are near duplicates, and the similarity."""
+        keys = _keys(texts)
+        chosen = np.flatnonzero((keys != 0) & np.isin(keys, self._keys))
         if not len(chosen):
             return
         codes = texts.take(chosen).split()
-        ours = signatures(codes, ordered=False)
+        signed = signatures(codes, ordered=False)
         pairs: set[tuple[int, int]] = set()
-        for values, (known, order) in zip(bands(ours, keys[chosen], self._similarity), self._bands, strict=True):
+        for values, (known, order) in zip(bands(signed, keys[chosen], self._similarity), self._bands, strict=True):
             low, high = np.searchsorted(known, values, "left"), np.searchsorted(known, values, "right")
             for text in np.flatnonzero(high > low).tolist():
                 pairs.update((text, int(item)) for item in order[low[text] : high[text]])
-        best: dict[int, tuple[float, int]] = {}
         for text, item in sorted(pairs):
-            if estimates(ours[text : text + 1], self._signatures[item : item + 1])[0] < self._similarity - 0.2:
-                continue
             similarity = similarity_of(codes[text], self._codes[item], ordered=False)
-            if similarity >= self._similarity and similarity > best.get(text, (0.0, 0))[0]:
-                best[text] = similarity, item
-        for text, (similarity, item) in best.items():
-            yield int(chosen[text]), int(self._near[item]), similarity
+            if similarity >= self._similarity:
+                yield int(chosen[text]), int(self._near[item]), similarity
+
+
+def _keys(texts: Tokens) -> Hashes:
+    return np.where(texts.lengths >= SHORTEST, decisive_hashes(texts) | np.uint64(1), np.uint64(0))
 
 
 class _BenchmarkQuestions:
@@ -202,7 +219,7 @@ class _BenchmarkQuestions:
 
 
 def _items(name: str) -> list[tuple[str, str, str]]:
-    """Return name, id and text of the questions of a benchmark or file.
+    """Return source, id and text of the questions of a benchmark or file.
 
     Raises:
         InputError: the file or data set cannot be read.
@@ -219,22 +236,38 @@ def _items(name: str) -> list[tuple[str, str, str]]:
             rows = good_rows(source, None, partial(_BenchmarkQuestions, benchmark))
         except InputError as error:
             raise InputError(f"--against {name}: {error}") from None
-    return [(name, str(row.source_id), row.question) for row in rows]
+    return [(Path(name).name, str(row.source_id), row.question) for row in rows]
 
 
 def _compute(frames: Iterable[pl.DataFrame], settings: CurateSettings, progress: Progress) -> Iterator[pl.DataFrame]:
     index = _Index([item for name in settings.against for item in _items(name)], settings.similarity)
+    ids: list[pl.Series] = [pl.Series(dtype=pl.String)]
+    shared: list[Indices] = [np.zeros(0, np.int64)]
+    found: dict[int, str] = {}
+    fragments: dict[int, list[tuple[int, Indices]]] = defaultdict(list)
+    rows = 0
     for frame in frames:
-        found, shared = index.matches(frame["question"])
-        yield pl.DataFrame(
-            {
-                "question_id": frame["question_id"],
-                "contaminated": [match is not None for match in found],
-                "contaminated_by": pl.Series(found, dtype=pl.String),
-                "shared_8grams": shared,
-            },
-        )
+        texts = tokens(frame["question"])
+        ngrams = NGrams(texts)
+        shared.append(index.shared_8grams(texts, ngrams))
+        index.note_phrases(texts, ngrams)
+        for (text, item), places in index.fragments(texts, ngrams).items():
+            fragments[rows + text].append((item, places))
+        for text, item in index.whole(texts, ngrams):
+            found.setdefault(rows + text, f"{index.name(item)}: whole question")
+        for text, item, similarity in index.near(texts):
+            found.setdefault(rows + text, f"{index.name(item)}: near duplicate, similarity {similarity:.2f}")
+        ids.append(frame["question_id"])
+        rows += len(frame)
         progress.advance(len(frame))
+    found = index.judge(fragments) | found
+    result = pl.DataFrame({"question_id": pl.concat(ids), "shared_8grams": np.concatenate(shared)})
+    matches = pl.DataFrame(
+        {"row": found.keys(), "contaminated_by": found.values()}, {"row": pl.UInt32, "contaminated_by": pl.String}
+    )
+    result = result.with_row_index("row").join(matches, on="row", how="left", maintain_order="left")
+    result = result.with_columns(contaminated=pl.col("contaminated_by").is_not_null())
+    yield from result.select("question_id", *SIGNAL.columns).iter_slices(_ROWS)
 
 
 SIGNAL = Signal(
@@ -248,4 +281,5 @@ SIGNAL = Signal(
     reads=("question",),
     compute=_compute,
     depends_on=("against", "similarity"),
+    whole=True,
 )

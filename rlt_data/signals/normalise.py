@@ -9,7 +9,6 @@ words (Chinese, Japanese, Thai and others) have one token per character.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,13 +55,14 @@ _WORDS = {
     "phi": ("\\varphi",),
 }
 _DROPPED = (
-    "\\left \\right \\middle \\bigl \\bigr \\biggl \\biggr \\bigg \\big \\frac \\dfrac \\tfrac \\cfrac \\over \\div ÷ \\text "
-    "\\textbf \\textit \\textrm \\textnormal \\mathrm \\mathbf \\mathit \\mathsf \\mathbb \\mathcal \\operatorname \\mbox "
-    "\\hbox \\emph \\boldsymbol \\bm \\rm \\bf \\displaystyle \\textstyle \\limits \\nolimits \\qquad \\quad \\hspace "
-    "\\vspace \\space &nbsp; \\ldots \\cdots \\dots \\colon \\lvert \\rvert \\vert \\mid \\lfloor \\rfloor \\lceil \\rceil "
-    "\\{ \\} \\[ \\] \\( \\) \\\\ \\, \\; \\: \\! ~ — --- -- ** \\rightarrow \\to →"
+    "\\left \\right \\middle \\bigl \\bigr \\biggl \\biggr \\bigg \\big \\frac \\dfrac \\tfrac \\cfrac \\over "
+    "\\div ÷ \\text \\textbf \\textit \\textrm \\textnormal \\mathrm \\mathbf \\mathit \\mathsf \\mathbb \\mathcal "
+    "\\operatorname \\mbox \\hbox \\emph \\boldsymbol \\bm \\rm \\bf \\displaystyle \\textstyle \\limits "
+    "\\nolimits \\qquad \\quad \\hspace \\vspace \\space &nbsp; \\ldots \\cdots \\dots \\colon \\lvert \\rvert "
+    "\\vert \\mid \\lfloor \\rfloor \\lceil \\rceil \\{ \\} \\[ \\] \\( \\) \\\\ \\, \\; \\: ~ — --- -- ** "
+    "\\rightarrow \\to → ... …"
 ).split()
-_EMPTY = ("'", "’", "‘", "`", "´", "\u200b", "\u200c", "\u200d", "\ufeff", "\u00ad")
+_EMPTY = ("\\!", "'", "’", "‘", "`", "´", "\u200b", "\u200c", "\u200d", "\ufeff", "\u00ad")
 
 #: Ends each command of LaTeX, so that \\le does not fit in \\left.
 _END = "\x00"
@@ -77,6 +77,7 @@ def _spellings() -> dict[str, str]:
         **dict.fromkeys(_DROPPED, " "),
         **dict.fromkeys(_EMPTY, ""),
         "{,}": ",",
+        "\\": " ",
     }
     ended = {re.sub(r"(\\[a-z]+)", rf"\1{_END}", spelling): meaning for spelling, meaning in meanings.items()}
     return dict(sorted(ended.items(), key=lambda item: -len(item[0])))
@@ -147,7 +148,7 @@ class Tokens:
 
 def tokens(texts: pl.Series) -> Tokens:
     """Return the tokens of texts; null has none."""
-    split = _split(texts)
+    split = words(texts)
     offsets = np.concatenate([[0], np.cumsum(split.list.len().fill_null(0).to_numpy().astype(np.int64))])
     flat = split.explode().drop_nulls().cast(pl.Categorical(pl.Categories.random()))
     if flat.is_empty():
@@ -159,12 +160,8 @@ def tokens(texts: pl.Series) -> Tokens:
     return Tokens(codes[flat.to_physical().to_numpy()], offsets)
 
 
-def words(text: str) -> Sequence[str]:
-    """Return the tokens of a text as strings."""
-    return list(_split(pl.Series([text]))[0])
-
-
-def _split(texts: pl.Series) -> pl.Series:
+def words(texts: pl.Series) -> pl.Series:
+    """Return the tokens of texts as lists of strings."""
     other = (texts.str.len_bytes() != texts.str.len_chars()).fill_null(False)
     if other.any():
         composed = texts.filter(other).str.replace_all("([⁰¹²³⁴-⁹]+)", "^$1").str.replace_many(_SUPERSCRIPTS)
@@ -172,12 +169,12 @@ def _split(texts: pl.Series) -> pl.Series:
     return (
         texts.str.to_lowercase()
         .str.replace_all(r"\\[dtc]?frac\s*([0-9])\s*([0-9])", " $1 $2")
+        .str.replace_all(r"\\log_([0-9])([0-9])", "log $1 $2")
         .str.replace_all(r"([0-9])\\,([0-9]{3})\b", "$1,$2")
-        .str.replace_all(r"\\(?:begin|end)\s*\{[a-z]+\*?\}", " ")
+        .str.replace_all(r"\\(?:begin|end)\s*\{\s*[a-z]+\*?\s*\}", " ")
         .str.replace_all(r"(\\[a-z]+)", f"${{1}}{_END}")
         .str.replace_many(_SPELLINGS, leftmost=True)
         .str.replace_all(r"(^|[^0-9,.(\[{])([1-9][0-9]{0,2}),([0-9]{3})(?:,([0-9]{3}))?\b", "$1$2$3$4")
-        .str.replace_all(r"(?m)^\s*[-*+]\s", " ")
         .str.replace_all(rf"([{_SYMBOLS}])[\s{{(\[$]+", "$1")
         .str.replace_all(r"[-*]+(\p{L}{2})", " $1")
         .str.extract_all(_TOKEN)
