@@ -76,7 +76,7 @@ def _spellings() -> dict[str, str]:
         **{letter: f" {name} " for letter, name in _GREEK_LETTERS.items()},
         **dict.fromkeys(_DROPPED, " "),
         **dict.fromkeys(_EMPTY, ""),
-        "{,}": ",",
+        **dict.fromkeys(("{,}", ",\\!", ", \\!"), ","),
         "\\": " ",
     }
     ended = {re.sub(r"(\\[a-z]+)", rf"\1{_END}", spelling): meaning for spelling, meaning in meanings.items()}
