@@ -136,7 +136,7 @@ class Tokens:
 
     def split(self) -> list[NDArray[np.uint32]]:
         """Return the short codes of each text."""
-        return np.split(self.short_codes, self.offsets[1:-1])
+        return np.split(self.short_codes, self.offsets[1:])[:-1]
 
     def take(self, chosen: NDArray[np.int64]) -> Tokens:
         """Return the tokens of some texts."""
