@@ -168,6 +168,7 @@ def words(texts: pl.Series) -> pl.Series:
         texts = texts.scatter(other.arg_true(), composed.str.normalize("NFKC"))
     return (
         texts.str.to_lowercase()
+        .str.replace_all(r"\\{2,}", "\\")
         .str.replace_all(r"\\[dtc]?frac\s*([0-9])\s*([0-9])", " $1 $2")
         .str.replace_all(r"\\log_([0-9])([0-9])", "log $1 $2")
         .str.replace_all(r"([0-9])\\,([0-9]{3})\b", "$1,$2")
