@@ -13,7 +13,8 @@ from rlt_data.progress import Progress
 from rlt_data.settings import CurateSettings
 from rlt_data.signals.base import Column, Signal
 from rlt_data.signals.languages import languages
-from rlt_data.signals.words import WHOLE_WORD, Words, by_slices, words_of
+from rlt_data.signals.parallel import by_slices
+from rlt_data.signals.words import WHOLE_WORD, Words, words_of
 
 #: Words in an n-gram that counts as copied. Symbols are left out, so that changed LaTeX does not hide a copy.
 _NGRAM = 8
@@ -73,7 +74,7 @@ def _slice(frame: pl.DataFrame, max_leak: float) -> pl.DataFrame:
 
 
 def _compute(frames: Iterable[pl.DataFrame], settings: CurateSettings, progress: Progress) -> Iterator[pl.DataFrame]:
-    return by_slices(frames, partial(_slice, max_leak=settings.max_leak), ["explanation", "solution"], progress)
+    return by_slices(frames, partial(_slice, max_leak=settings.max_leak), ("explanation", "solution"), progress)
 
 
 SIGNAL = Signal(

@@ -14,7 +14,8 @@ from rlt_data.progress import Progress
 from rlt_data.settings import CurateSettings
 from rlt_data.signals.base import Column, Signal
 from rlt_data.signals.languages import other_languages, other_scripts
-from rlt_data.signals.words import WHOLE_WORD, WORD, Ints, Words, by_slices, words_of
+from rlt_data.signals.parallel import by_slices
+from rlt_data.signals.words import WHOLE_WORD, WORD, Ints, Words, words_of
 
 _TOKEN = rf"{WORD}|\S"
 #: Two equal runs of this many words in a text suggest a loop with their distance as its period.
@@ -129,7 +130,7 @@ def _slice(frame: pl.DataFrame, max_repetition: float) -> pl.DataFrame:
 def _compute(
     frames: Iterable[pl.DataFrame], settings: CurateSettings, progress: Progress
 ) -> Iterator[pl.DataFrame]:
-    return by_slices(frames, partial(_slice, max_repetition=settings.max_repetition), ["explanation", "question"], progress)
+    return by_slices(frames, partial(_slice, max_repetition=settings.max_repetition), ("explanation", "question"), progress)
 
 
 SIGNAL = Signal(

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rlt_data.progress import Progress
-
 Ints = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
 
-#: Characters of a slice of a frame. A slice needs about 60 times its size in memory.
-_SLICE = 4_000_000
 #: Scripts without spaces between words; each character is a word.
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 WHOLE_WORD = rf"[\w--[{_UNSPACED}]]+|[{_UNSPACED}]"
@@ -77,25 +71,3 @@ def words_of(texts: pl.Series, pattern: str = WORD) -> Words:
     """
     lists = texts.fill_null("").str.to_lowercase().str.extract_all(pattern)
     return Words(lists.explode().drop_nulls(), np.concatenate([[0], lists.list.len().cast(pl.Int64).cum_sum()]))
-
-
-def by_slices(
-    frames: Iterable[pl.DataFrame], compute: Callable[[pl.DataFrame], pl.DataFrame], columns: list[str], progress: Progress
-) -> Iterator[pl.DataFrame]:
-    """Compute frames in slices of a few megabytes, so that memory does not depend on the size of a frame.
-
-    Args:
-        frames: the frames.
-        compute: computes a slice; returns as many rows.
-        columns: columns whose texts count as the size of a row.
-        progress: receives the rows of each slice.
-    """
-    for frame in frames:
-        size = frame.select(pl.sum_horizontal(pl.col(*columns).str.len_bytes())).to_series().to_numpy()
-        edges = np.flatnonzero(np.diff(np.cumsum(size) // _SLICE)) + 1
-        slices = [frame.slice(start, end - start) for start, end in pairwise([0, *edges.tolist(), len(frame)])]
-        results = []
-        for part, result in zip(slices, threads.map(compute, slices), strict=True):
-            results.append(result)
-            progress.advance(len(part))
-        yield pl.concat(results)
