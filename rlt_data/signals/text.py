@@ -17,7 +17,7 @@ from rlt_data.signals.languages import other_languages, other_scripts
 from rlt_data.signals.parallel import by_slices
 from rlt_data.signals.words import WHOLE_WORD, WORD, Ints, Words, words_of
 
-_TOKEN = rf"{WORD}|\S"
+_TOKEN = rf"\\[a-z]+|{WORD}|\S"
 #: Two equal runs of this many words in a text suggest a loop with their distance as its period.
 _NGRAM = 6
 #: (least words of a passage, occurrences in sequence that make a loop): longer passages need fewer.
@@ -26,7 +26,7 @@ _COPIES = ((1, 4), (20, 3), (100, 2))
 _MOST_PERIODS = 8
 #: Characters of the stretch in which loops are counted. Texts shorter than ``_SHORTEST`` count as that long.
 _STRETCH, _SHORTEST = 500, 300
-#: Weight of a character that is not part of a word: lines and tables have long rows of them.
+#: Weight of a symbol or a LaTeX command: rules, tables and matrices have many equal ones.
 _SYMBOL_WEIGHT = 0.25
 
 _CONTROL = (
@@ -75,7 +75,7 @@ def _periods(words: Words) -> tuple[Ints, Ints]:
 def repetition(words: Words, looped: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return the largest share of loops in any 500 characters of each text, white space aside.
 
-    Symbols count a quarter. A text shorter than 300 characters counts as 300.
+    Symbols and LaTeX commands count a quarter. A text shorter than 300 characters counts as 300.
 
     Args:
         words: the words of texts.
