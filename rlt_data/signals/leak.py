@@ -18,7 +18,7 @@ from rlt_data.signals.words import WHOLE_WORD, Words, words_of
 
 #: Words in an n-gram that counts as copied. Symbols are left out, so that changed LaTeX does not hide a copy.
 _NGRAM = 8
-#: Solutions of fewer words count as this long: every good explanation of a short one repeats much of it.
+#: Texts of fewer words count as this long: every good explanation of a short solution repeats much of it.
 _LEAST_WORDS = 30
 #: The last sentence with the end of the one before it.
 _LAST_SENTENCE = r"(?s)^(.*(?:[.!?。！？]\s|[。！？]|\n)).*?\S.*$"
@@ -46,7 +46,7 @@ def leak_share(explanations: pl.Series, solutions: pl.Series) -> NDArray[np.floa
     """Return how much of each explanation or solution is copied: the larger of two shares, 0 to 1.
 
     The first is the share of the explanation's words that are copied from the solution. The second is the share of the
-    solution's words before its last sentence that are copied; fewer than 30 count as 30.
+    solution's words before its last sentence that are copied. Fewer than 30 words count as 30.
 
     Args:
         explanations: the explanations.
@@ -54,7 +54,7 @@ def leak_share(explanations: pl.Series, solutions: pl.Series) -> NDArray[np.floa
     """
     explained, solved = words_of(explanations, WHOLE_WORD), words_of(solutions, WHOLE_WORD)
     body = words_of(solutions.str.extract(_LAST_SENTENCE, 1), WHOLE_WORD)
-    of_explanation = explained.sums(copied(explained, solved)) / np.maximum(explained.counts, 1)
+    of_explanation = explained.sums(copied(explained, solved)) / np.maximum(explained.counts, _LEAST_WORDS)
     of_solution = body.sums(copied(body, explained)) / np.maximum(body.counts, _LEAST_WORDS)
     return np.maximum(of_explanation, of_solution)
 
