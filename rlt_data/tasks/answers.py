@@ -15,6 +15,7 @@ _SPACES = re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])")
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _NUMBER = re.compile(r"([-+]?)(?:(\d+(?:\.\d*)?|\.\d+)(?:/(\d+))?|\\frac\{(\d+)\}\{(\d+)\})")
 _LONGEST_NUMBER = 50
+_UNIT = re.compile(r"(?<=\d) (?!pi\b)[^\W\d_]{2,}(?: [^\W\d_]+)*$")
 #: Numbers that differ by less than this, relatively, may be roundings of each other.
 _ROUNDING = Fraction(1, 1000)
 _LABEL = re.compile(r"(?:^|(?<=[\s({]))\(?([A-J])\s*[).:]\)?")
@@ -32,15 +33,17 @@ def bare_answer(text: str) -> str | None:
 def compared(answer: str, known: str) -> bool | None:
     """Return whether an answer equals the known one; None if that takes algebra.
 
-    Two texts are equal if they differ only in LaTeX that does not change the meaning, spaces and, for words, case. Two
-    plain numbers are different if neither can be a rounding of the other.
+    Two texts are equal if they differ only in LaTeX that does not change the meaning, spaces and, for words, case. A number
+    may be followed by a unit in words. Two plain numbers are different if neither can be a rounding of the other.
     """
     answer, known = normal(answer), normal(known)
     if answer == known or (answer.isalpha() and len(answer) > 1 and answer.casefold() == known.casefold()):
         return True
     number, known_number = _number(answer), _number(known)
-    if number is None or known_number is None:
+    if known_number is None:
         return None
+    if number is None:
+        return True if _number(_UNIT.sub("", answer)) == known_number else None
     if number == known_number:
         return True
     return False if abs(number - known_number) > _ROUNDING * max(abs(known_number), 1) else None
@@ -49,7 +52,7 @@ def compared(answer: str, known: str) -> bool | None:
 def normal(answer: str) -> str:
     """Return an answer without LaTeX that does not change its meaning, and without spaces between symbols."""
     answer = answer.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("{,}", ",").replace("−", "-")
-    answer = _NOISE.sub("", _WRAPPED.sub(r"\1", answer))
+    answer = _NOISE.sub("", _WRAPPED.sub(r" \1", answer))
     answer = _SPACES.sub("", answer.strip(" \n*")).removesuffix(".")
     return answer.replace(",", "") if _THOUSANDS.fullmatch(answer) else answer
 

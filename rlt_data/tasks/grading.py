@@ -41,6 +41,7 @@ _ANNOUNCED = re.compile(
     r"(?:answer(?: is|:| =)|####|antwort(?: ist| lautet|:)|réponse(?: est| ?:)|respuesta(?: es|:)|答案(?:是|为|:|：))[ :*]*", re.I
 )
 _SENTENCE_END = re.compile(r"\.\s+(?=[A-Z])")
+_WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}")
 _LETTER = re.compile(r"(?<![A-Za-z])\(?([A-J])\)?(?![A-Za-z])")
 
 
@@ -118,8 +119,9 @@ def grade(kind: Kind, solution: str, gold: str, numbers: list[int] | None = None
 
     expected, answer = _parsed(f"${gold}$"), final_answer(solution)
     found = _parsed(f"${answer}$")
-    # The text around an answer may help to parse it. An answer alone would only lose its beginning.
-    attempts = [found] if found and answer == solution.strip() else [found, _parsed(solution)]
+    # An answer with words is parsed as text too. A formula is not, because its last number would be taken.
+    is_formula = found and answer == solution.strip() and not _WORD.search(answer)
+    attempts = [found] if is_formula else [found, _parsed(solution)]
     # math-verify's own time limits need signals; Grader limits the time of the process instead.
     return Grade(any(attempt and verify(expected, attempt, timeout_seconds=None) for attempt in attempts))
 
