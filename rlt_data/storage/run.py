@@ -329,12 +329,12 @@ class RunFolder:
         """Join the questions to their traces.
 
         Args:
-            traces: rows of one part, with ``question_id`` and ``answer``.
+            traces: rows of one part, with ``question_id``, ``answer`` and ``solution``.
             part: number of the part.
 
         Returns:
-            The traces with the columns of their questions. ``question_meta`` is the question's ``meta``, and a null
-            ``answer`` is replaced by the question's.
+            The traces with the columns of their questions. ``question_meta`` and ``question_solution`` are the
+            question's, and a null ``answer`` or ``solution`` is replaced by the question's.
         """
         return _join_questions(traces, pl.DataFrame(self.read("questions", part)))
 
@@ -698,9 +698,11 @@ class NewTable:
 
 
 def _join_questions(traces: Frame, questions: Frame) -> Frame:
-    questions = questions.drop("source_id").rename({"meta": "question_meta", "answer": "question_answer"})
+    of_question = {name: f"question_{name}" for name in ("meta", "answer", "solution")}
+    questions = questions.drop("source_id").rename(of_question)
     joined = traces.join(questions, on="question_id", how="left", maintain_order="left")
-    return joined.with_columns(pl.coalesce("answer", "question_answer").alias("answer")).drop("question_answer")
+    own_first = [pl.coalesce(name, of_question[name]).alias(name) for name in ("answer", "solution")]
+    return joined.with_columns(own_first).drop("question_answer")
 
 
 def _file_names(files: _Files, table: str, part: int) -> list[str]:
