@@ -282,7 +282,7 @@ def examined_rows(
             if has_trace and row.origin:
                 report.origins[row.origin] += 1
             for name in ("question", "solution", "system", "explanation", "completion"):
-                if (text := getattr(row, name)) is not None:
+                if text := getattr(row, name):
                     characters[name] += len(text)
                     characters[name + " rows"] += 1
                     report.longest[name] = max(report.longest.get(name, 0), len(text))
