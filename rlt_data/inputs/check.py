@@ -369,9 +369,9 @@ def _refuse(
     row: Row, format: Format | None, controls: Sequence[ControlTokens], *, traces: bool, without_solution: bool
 ) -> None:
     """Raise BadRow for a row that no step can use; :func:`examined_rows` explains the arguments."""
-    if not row.solution and not (without_solution and _has_trace(row)):
+    if format and not row.solution and not (without_solution and _has_trace(row)):
         raise BadRow("solution: missing" + ("; only score takes traces without one" if _has_trace(row) else ""))
-    if format and (reason := format.problem_with(row.question, row.solution or None)):
+    if format and (reason := format.problem_with(row.question, row.solution, needs_solution=bool(row.solution))):
         raise BadRow(reason)
     for control in () if traces else controls:
         if reason := control.problem_with(question=row.question, solution=row.solution, system=row.system):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from rlt_data.inputs.chats import question_and_answer
@@ -192,7 +192,7 @@ _LAYOUTS = (
 )
 
 
-def detect(first: Columns, named: Set[str]) -> str | None:
+def detect(first: Columns, named: Collection[str]) -> str | None:
     """Return the preset for an input, or None if none fits.
 
     Args:
@@ -218,5 +218,5 @@ def detect(first: Columns, named: Set[str]) -> str | None:
         return "columns"
     if not candidates and isinstance(first.get("generations"), list):
         return "generations"
-    has_trace = named & {"explanation", "completion"} or first.keys() & set(_TRACES)
+    has_trace = {"explanation", "completion"} & set(named) or first.keys() & set(_TRACES)
     return "columns" if has_trace and not candidates else None

@@ -103,7 +103,10 @@ class RowReader:
 
     def _reply_in(self, first: Columns) -> str | None:
         """Return the reply that has trace and solution, unless another column has one of them or the question."""
-        if self._named.keys() & {"solution", "explanation", "completion"} or first.keys() & {"explanation", "completion"}:
+        if self._named.keys() & {"solution", "explanation", "completion"} or first.keys() & {
+            "explanation",
+            "completion",
+        }:
             return None
         return reply_with_thought(first) if "question" in self._named or only(first, QUESTIONS) else None
 

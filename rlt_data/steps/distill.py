@@ -274,9 +274,7 @@ class Selection:
             columns = ["trace_id", "question_id", "source_id", "rank", "bucket", "value", "thought_tokens"]
             joined = frame.select(columns).join(traces, on="trace_id", how="left", maintain_order="left")
             if "rejected_id" in frame.columns:
-                rejected = traces.select(
-                    rejected_id="trace_id", rejected="completion", rejected_solution="solution"
-                )
+                rejected = traces.select(rejected_id="trace_id", rejected="completion", rejected_solution="solution")
                 joined = joined.with_columns(frame["rejected_id"]).join(rejected, on="rejected_id", how="left")
             for row in self._run.join_questions(joined, int(part)).iter_rows(named=True):
                 texts = {name: row[name] for name in ("completion", "rejected") if name in row}

@@ -96,6 +96,8 @@ def test_the_report_is_one_json_object(tmp_path: Path, rlt: Rlt) -> None:
         "rows": 3,
         "good": 2,
         "traces": 1,
+        "own_solutions": 0,
+        "without_solution": 0,
         "duplicates": 0,
         "repeated_questions": 0,
         "columns": ["question", "solution", "explanation", "x"],
