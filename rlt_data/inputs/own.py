@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlt_data.errors import RltDataError
 from rlt_data.formats.schema import Format
 from rlt_data.inputs.files import Sources
-from rlt_data.inputs.rows import Columns, Fields, Found, question_id
+from rlt_data.inputs.rows import Columns, Fields, Found
 from rlt_data.settings import parse_settings
 
 
@@ -55,17 +55,6 @@ class OwnDataSet:
             fields["solution"] = solution.changed(parts[1], "tags of the format")
             fields["explanation"] = solution.changed(parts[0], "tags of the format")
         return fields
-
-    def with_author(self, fields: Fields, data: Columns) -> Fields:
-        """Return the fields with the author of the solution, which the key of the question reveals.
-
-        Args:
-            fields: the fields without the texts of the format.
-            data: the columns of the record.
-        """
-        question, system, solution = (fields.get(name, Found(None)) for name in ("question", "system", "solution"))
-        key = question_id(str(question.value), "", None if system.value is None else str(system.value))
-        return fields | {"solution": replace(solution, own=data.get("question_id") == key)}
 
 
 def own_data_set(sources: Sources) -> OwnDataSet | None:

@@ -15,7 +15,7 @@ from rlt_data.inputs.chats import only_question
 from rlt_data.inputs.options import with_options
 from rlt_data.inputs.own import OwnDataSet
 from rlt_data.inputs.presets import ANSWERS, QUESTIONS, detect, only, reply_with_thought, solution_candidates
-from rlt_data.inputs.rows import BadRow, Columns, Fields, Found, Row, value_at
+from rlt_data.inputs.rows import BadRow, Columns, Fields, Found, Row, question_id, value_at
 from rlt_data.inputs.thoughts import UnclosedThoughtError, split_thought
 from rlt_data.plugins import PRESETS
 from rlt_data.settings import InputSettings
@@ -242,10 +242,24 @@ class RowReader:
             fields["source_id"] = Found(number, None, "row number")
             if data.get("id") is not None:
                 fields["source_id"] = Found(data["id"], "id", "column name")
-        if self._own is None:
-            return _split_thoughts(fields)
-        fields = _split_thoughts(self._own.undo(fields, data))
-        return self._own.with_author(fields, data)
+        fields = _split_thoughts(self._own.undo(fields, data) if self._own else fields)
+        if "solution" in fields and (author := self._author(fields, data)):
+            fields["solution"] = replace(fields["solution"], own=author == "trace")
+        return fields
+
+    def _author(self, fields: Fields, data: Columns) -> str | None:
+        """Return who has the solution of a row that a run or a data set of ours had: trace or question; else None.
+
+        The row's key of the question says whether its solution is a part of it.
+        """
+        question, system, solution = (
+            fields.get(name, Found(None)).value for name in ("question", "system", "solution")
+        )
+        key, system = data.get("question_id"), None if system is None else str(system)
+        if key and key == question_id(str(question), "", system):
+            return "trace"
+        is_reference = key and key == question_id(str(question), str(solution), system)
+        return "question" if is_reference or self._own else None
 
     def _check(self, field: str, text: str | None) -> None:
         if text is None:

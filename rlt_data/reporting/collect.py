@@ -148,9 +148,9 @@ class ListedTraces:
         as the student reads it, with the format's padding. ``completion`` is present if it differs from the
         explanation, ``origin``, ``answer``, ``meta`` and ``solution`` (with its ``content``) if the trace has its own.
         Runs scored with ``--per-token`` add ``thought_tokens`` and ``kl_tokens``, which refer to the thought, and
-        ``solution_tokens``, which refer to ``content``, or else to ``contents``. Their first token starts at character ``begin``, each token has ``lengths`` characters, and
-        ``values`` are in hundredths. ``kl_tokens`` omit ``begin`` and ``lengths`` if these are the same as for
-        ``thought_tokens``.
+        ``solution_tokens``, which refer to ``content``, or else to ``contents``. Their first token starts at character
+        ``begin``, each token has ``lengths`` characters, and ``values`` are in hundredths. ``kl_tokens`` omit ``begin``
+        and ``lengths`` if these are the same as for ``thought_tokens``.
         """
         question = self._questions(selected.parts[0])[selected.question_id]
         contents = [format and format.solution_content(question["solution"]) for format in self.formats]

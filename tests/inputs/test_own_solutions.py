@@ -216,3 +216,12 @@ def test_rows_without_a_solution_and_with_an_own_one_share_their_question(tmp_pa
         )
     )
     assert found["question_id"].to_list() == [question_id("q", "")] * 2 and found["solution"].to_list() == ["", "s"]
+
+
+def test_the_key_of_the_question_tells_whose_solution_a_row_of_ours_has() -> None:
+    row = {"question": "q", "solution": "s", "explanation": "t", "question_id": question_id("q", "")}
+    assert read(row).own_solution and not read({**row, "question_id": question_id("q", "s")}).own_solution
+    chat = {"messages": CHAT, "question_id": question_id("q", "s")}
+    assert not read(chat).own_solution and read({**chat, "question_id": 70}).own_solution
+    with_system = {**row, "system": "Be brief.", "question_id": question_id("q", "", "Be brief.")}
+    assert read(with_system).own_solution and not read({**with_system, "system": None}).own_solution
