@@ -103,10 +103,8 @@ class RowReader:
 
     def _reply_in(self, first: Columns) -> str | None:
         """Return the reply that has trace and solution, unless another column has one of them or the question."""
-        if self._named.keys() & {"solution", "explanation", "completion"} or first.keys() & {
-            "explanation",
-            "completion",
-        }:
+        traces = {"explanation", "completion"}
+        if self._named.keys() & {"solution", *traces} or first.keys() & traces:
             return None
         return reply_with_thought(first) if "question" in self._named or only(first, QUESTIONS) else None
 
@@ -248,9 +246,9 @@ class RowReader:
         return fields
 
     def _author(self, fields: Fields, data: Columns) -> str | None:
-        """Return who has the solution of a row that a run or a data set of ours had: trace or question; else None.
+        """Return whose the solution of a row of rlt-data is, trace or question; None for other rows.
 
-        The row's key of the question says whether its solution is a part of it.
+        The solution is the question's if the row's ``question_id`` depends on it.
         """
         question, system, solution = (
             fields.get(name, Found(None)).value for name in ("question", "system", "solution")
