@@ -9,11 +9,16 @@ from typing import Any
 
 import polars as pl
 import pytest
+from transformers import AutoTokenizer
 
 import rlt_data
+from rlt_data.errors import InputError
+from rlt_data.formats import ChatTemplate, Views, load_format
+from rlt_data.inputs.check import good_rows
 from rlt_data.plugins import SHAPES
 from rlt_data.publish.facts import best_and_worst
 from rlt_data.reporting.collect import ListedTraces
+from rlt_data.settings import InputSettings
 from rlt_data.storage.run import RunFolder
 from tests.conftest import Rlt, write_jsonl
 
@@ -138,3 +143,19 @@ def test_an_interrupted_or_grown_file_adds_only_what_is_new(run: Path, rlt: Rlt,
     after = rlt_data.Run(run).scan("traces").collect()
     assert set(before["trace_id"]) < set(after["trace_id"]) and len(after) == 5
     assert rlt_data.Run(run).scan("questions").select(pl.len()).collect().item() == 2
+
+
+def test_a_teacher_is_warmed_up_on_each_explanation_with_its_own_solution(tiny: Tiny, tmp_path: Path) -> None:
+    pytest.importorskip("trl", reason="needs the extra train")
+    from rlt_data.training.teacher import teacher_texts
+
+    path = write_jsonl(tmp_path / "replies.jsonl", replies())
+    format = load_format("rlt")
+    rows = good_rows(InputSettings(input=str(path)), format)
+    texts = list(teacher_texts(rows, Views(format, ChatTemplate(AutoTokenizer.from_pretrained(tiny()))), "replies"))
+    assert len(texts) == len(TEXTS)
+    for text, (question, _, thought, solution) in zip(texts, TEXTS, strict=True):
+        assert question in text.prompt and solution in text.prompt and text.completion.startswith(thought)
+    write_jsonl(path, [{"question": "q", "explanation": "t"}])
+    with pytest.raises(InputError, match="line 1: solution: missing; only score takes traces without one"):
+        good_rows(InputSettings(input=str(path)), format)

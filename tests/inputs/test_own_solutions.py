@@ -152,30 +152,23 @@ def test_questions_for_generate_have_the_solution_of_the_reply(tmp_path: Path) -
     assert table["question_id"].to_pylist() == [question_id(*pair) for pair in pairs]
 
 
-def made_by_an_earlier_version(run: RunFolder, **entry: Any) -> None:
-    """Remove from run.json what earlier versions did not record."""
-    info = json.loads((run.path / "run.json").read_text())
-    del info["steps"]["input"]["own_solutions"]
-    info["steps"]["input"] |= entry
-    run.write_json("run.json", info)
-
-
 @pytest.mark.parametrize("traces", [True, False])
 def test_a_run_of_an_earlier_version_continues_with_its_keys(tmp_path: Path, traces: bool) -> None:
     settings: dict[str, Any] = {"solution_column": "response"} if traces else {}
+    solutions = [row["response"].split("\n\n")[1] if traces else row["answer"] for row in REPLIES]
+    keys = [question_id(row["question"], solution) for row, solution in zip(REPLIES, solutions, strict=True)]
     run = RunFolder(tmp_path / "run")
     with run.locked():
         run.record("input", {"own_solutions": False, "origins_in_keys": True})
-    before = take(run.path, REPLIES[:4], traces=traces, **settings)
-    made_by_an_earlier_version(before)
-    keys = before.keys("questions", 0)
-    solution = (lambda row: row["response"].split("\n\n")[1]) if traces else (lambda row: row["answer"])
-    assert keys == {question_id(row["question"], solution(row)) for row in REPLIES[:4]}
-    after = take(run.path, REPLIES, traces=traces, **settings)
-    assert after.keys("questions", 0) == {question_id(row["question"], solution(row)) for row in REPLIES}
+    take(tmp_path / "run", REPLIES[:4], traces=traces, **settings)
+    assert run.keys("questions", 0) == set(keys[:4])
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    del info["steps"]["input"]["own_solutions"]  # which earlier versions did not record
+    run.write_json("run.json", info)
+    after = take(tmp_path / "run", REPLIES, traces=traces, **settings)
+    assert after.keys("questions", 0) == set(keys) and after.step("input")["own_solutions"] is False
     if traces:
         assert after.read("traces", 0)["solution"].to_pylist() == [None] * 6
-    assert after.step("input")["own_solutions"] is False
 
 
 def test_check_says_whose_the_solutions_are(tmp_path: Path, rlt: Rlt) -> None:
