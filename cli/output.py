@@ -304,8 +304,9 @@ def _print_check(report: CheckReport) -> None:
         _print_text("unused columns: " + ", ".join(report.unused_columns))
     for name, longest in report.longest.items():
         _console.print(f"{name}: {report.mean[name]:,.0f} characters on average, {longest:,} at most")
+    solutions = f" ({report.own_solutions} with their own solution)" if report.own_solutions else ""
     _console.print(
-        f"{report.traces} traces, {report.duplicates} duplicates (used once), "
+        f"{report.traces} traces{solutions}, {report.duplicates} duplicates (used once), "
         f"{report.repeated_questions} repeated questions with another solution"
     )
     if report.origins:
@@ -363,8 +364,10 @@ def print_question(question: dict[str, Any], traces: list[dict[str, Any]]) -> No
     if question["question_meta"]:
         _print_text(question["question_meta"])
     _print_text(question["question"])
-    _rule("solution")
-    _print_text(question["solution"])
+    solution = question.get("question_solution", question["solution"])
+    if solution:
+        _rule("solution")
+        _print_text(solution)
     for trace in traces:
         rank = f"rank {trace['rank']} of {trace['traces']}, " if trace.get("rank") else ""
         end = trace["finish_reason"] or "unknown finish reason"
@@ -377,6 +380,9 @@ def print_question(question: dict[str, Any], traces: list[dict[str, Any]]) -> No
         if trace["meta"]:
             _print_text(trace["meta"])
         _print_text(trace["completion"])
+        if trace["solution"] not in (None, solution):
+            _rule("solution of this trace")
+            _print_text(trace["solution"])
 
 
 def print_selected(settings: ShowSettings, selection: TraceSelection) -> None:

@@ -35,9 +35,10 @@ class Problem(NamedTuple):
     system: str | None = None
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Problem:
-        """Return the problem in a row with these columns."""
-        return cls(row["question"], row["solution"], row.get("system"))
+    def of(cls, row: Mapping[str, Any], trace: Mapping[str, Any] | None = None) -> Problem:
+        """Return the problem in a row with these columns; the own solution of a trace replaces the question's."""
+        own = trace["solution"] if trace else None
+        return cls(row["question"], row["solution"] if own is None else own, row.get("system"))
 
 
 @dataclass(frozen=True)

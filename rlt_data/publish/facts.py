@@ -90,15 +90,13 @@ def best_and_worst(run: RunFolder) -> dict[str, dict[str, Any]]:
 
 
 def _sample_texts(run: RunFolder, rank: dict[str, Any]) -> dict[str, Any]:
-    traces = pl.DataFrame(run.read("traces", rank["part"], ["trace_id", "completion"]))
-    questions = pl.DataFrame(run.read("questions", rank["part"]))
-    question = questions.row(by_predicate=pl.col("question_id") == rank["question_id"], named=True)
+    names = ["trace_id", "question_id", "completion", "answer", "solution"]
+    traces = pl.DataFrame(run.read("traces", rank["part"], names)).filter(pl.col("trace_id") == rank["trace_id"])
+    [trace] = run.join_questions(traces, rank["part"]).to_dicts()
     return {
         "reward": rank["value"],
         "thought_tokens": rank["thought_tokens"],
-        "completion": traces.row(by_predicate=pl.col("trace_id") == rank["trace_id"], named=True)["completion"],
-        "question": question["question"],
-        "solution": question["solution"],
+        **{name: trace[name] for name in ("completion", "question", "solution")},
     }
 
 

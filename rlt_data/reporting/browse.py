@@ -14,7 +14,7 @@ from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import SCHEMAS
 
 _KEYS = ["trace_id", "question_id", "source_id"]
-_TRACE_COLUMNS = [*_KEYS, "sample_index", "completion", "finish_reason", "origin", "answer", "meta"]
+_TRACE_COLUMNS = [*_KEYS, "sample_index", "completion", "finish_reason", "origin", "answer", "meta", "solution"]
 #: The name of the question's ``meta`` next to its traces, which have their own.
 _QUESTION_META = {"meta": "question_meta"}
 #: Columns that order traces, the first that has values: what the run was ranked by, else its rewards.

@@ -269,12 +269,12 @@ class Selection:
     def rows(self, chosen: pl.DataFrame) -> Iterator[dict[str, Any]]:
         """Yield the texts and columns of the selected traces, in order."""
         for (part,), frame in chosen.partition_by("part", as_dict=True, maintain_order=True).items():
-            names = ["trace_id", "completion", "origin", "answer", "meta"]
+            names = ["trace_id", "completion", "origin", "answer", "meta", "solution"]
             traces = pl.DataFrame(self._run.read("traces", int(part), names))
             columns = ["trace_id", "question_id", "source_id", "rank", "bucket", "value", "thought_tokens"]
             joined = frame.select(columns).join(traces, on="trace_id", how="left", maintain_order="left")
             if "rejected_id" in frame.columns:
-                rejected = traces.select(pl.col("completion").alias("rejected"), rejected_id="trace_id")
+                rejected = traces.select(rejected_id="trace_id", rejected="completion", rejected_solution="solution")
                 joined = joined.with_columns(frame["rejected_id"]).join(rejected, on="rejected_id", how="left")
             for row in self._run.join_questions(joined, int(part)).iter_rows(named=True):
                 texts = {name: row[name] for name in ("completion", "rejected") if name in row}

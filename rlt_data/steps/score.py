@@ -341,7 +341,7 @@ class _Scoring:
         traces, problems = [], []
         for trace in rows:
             question = questions[trace["question_id"]]
-            problem = Problem.of(question)
+            problem = Problem.of(question, trace)
             if reason := self._views.format.problem_with(problem.question, problem.solution):
                 self._fail(trace, reason, pending)
             else:

@@ -13,6 +13,7 @@ MEANINGS = {
     "question": "the question",
     "system": "the question's own system text; null: the format's",
     "solution": "the known solution, which the teacher saw; or the trace's own",
+    "question_solution": "the question's known solution; empty if it is unknown",
     "answer": "short final answer, if the input has one",
     "meta": "JSON of the input columns kept with --keep",
     "question_meta": "JSON of the question's input columns kept with --keep",

@@ -377,7 +377,7 @@ class RunFolder:
         """Join the questions to their traces.
 
         Args:
-            traces: rows of one part, with ``question_id`` and ``answer``.
+            traces: rows of one part, with ``question_id``, ``answer`` and ``solution``.
             part: number of the part.
 
         Returns:
@@ -756,14 +756,10 @@ class NewTable:
 
 
 def _join_questions(traces: Frame, questions: Frame) -> Frame:
-    renamed = {name: f"question_{name}" for name in ("meta", "answer", "solution")}
-    joined = traces.join(
-        questions.drop("source_id").rename(renamed), on="question_id", how="left", maintain_order="left"
-    )
-    own = [name for name in ("answer", "solution") if name in traces.collect_schema()]
-    return joined.with_columns(
-        **{name: pl.coalesce(*[name][: name in own], f"question_{name}") for name in ("answer", "solution")}
-    )
+    of_question = {name: f"question_{name}" for name in ("meta", "answer", "solution")}
+    questions = questions.drop("source_id").rename(of_question)
+    joined = traces.join(questions, on="question_id", how="left", maintain_order="left")
+    return joined.with_columns(pl.coalesce(name, of_question[name]).alias(name) for name in ("answer", "solution"))
 
 
 def _file_names(files: _Files, table: str, part: int) -> list[str]:

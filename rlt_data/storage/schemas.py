@@ -33,7 +33,7 @@ QUESTIONS = _schema(
     _required("question_id", pa.string()),  # hash of question, solution and system
     pa.field("source_id", pa.string()),  # id in the input, or the row number
     _required("question", pa.string()),
-    _required("solution", pa.string()),
+    _required("solution", pa.string()),  # empty if it is unknown, or if each trace has its own
     pa.field("system", pa.string()),  # the question's own system text; null: the format's. Older runs lack the column
     pa.field("answer", pa.string()),  # short final answer of the first row with the question, if it has one
     pa.field("meta", pa.string()),  # JSON of the --keep columns, unless the rows are traces

@@ -84,7 +84,7 @@ BAD_ROWS: dict[str, tuple[bytes, str]] = {
     "a number for a question": (lines(*GOOD, {"question": 3, "solution": "s"}), "line 5: question: expected text"),
     "true for a solution": (lines(*GOOD, {"question": "q", "solution": True}), "line 5: solution: expected text"),
     "an empty question": (lines(*GOOD, {"question": " \n", "solution": "s"}), "line 5: question: empty"),
-    "an empty solution": (lines(*GOOD, {"question": "q", "solution": ""}), "line 5: solution: empty"),
+    "an empty solution": (lines(*GOOD, {"question": "q", "solution": ""}), "line 5: solution: missing"),
     "a tag in a solution": (
         lines(*GOOD, {"question": "q", "solution": "so <|end_of_solution|>"}),
         "line 5: the solution contains the tag '<|end_of_solution|>' of the format 'rlt'",
