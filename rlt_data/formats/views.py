@@ -26,7 +26,7 @@ class Problem(NamedTuple):
 
     Attributes:
         question: the question.
-        solution: its solution.
+        solution: its solution; empty if it has none, which only scoring takes.
         system: system text for student and solver in place of the format's, if the question has one of its own.
     """
 
@@ -38,6 +38,11 @@ class Problem(NamedTuple):
     def of(cls, row: Mapping[str, Any]) -> Problem:
         """Return the problem in a row with these columns."""
         return cls(row["question"], row["solution"], row.get("system"))
+
+    @property
+    def has_solution(self) -> bool:
+        """Whether the question has a solution."""
+        return bool(self.solution.strip())
 
 
 @dataclass(frozen=True)
