@@ -6,12 +6,13 @@ Each measure makes further texts of a trace (:meth:`FurtherPasses.texts`), and i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from rlt_data.engines import Model
+from rlt_data.engines import Model, SequenceLogprobs
 from rlt_data.formats import Problem, Views, encode, tokens_inside
 from rlt_data.formats.spans import Ints
 from rlt_data.scoring import StudentTokens, tokenize_for_student
@@ -37,13 +38,11 @@ class FurtherText:
         measure: the measure that needs it.
         ids: token ids of the text, shape (tokens,).
         positions: ascending indices of the tokens to score.
-        temperature: the student's logits are divided by it.
     """
 
-    measure: str
+    measure: Literal["ifd", "local", "leak"]
     ids: Ints
     positions: Ints
-    temperature: float
 
 
 class FurtherPasses:
@@ -59,9 +58,6 @@ class FurtherPasses:
         self._settings = settings
         self._tokenizer = student.tokenizer
         self._views = views
-        temperatures = {"leak": settings.temperature}
-        #: The temperatures of all passes.
-        self.temperatures = sorted({temperatures.get(name, settings.measure_temperature) for name in settings.measures})
 
     def texts(self, problems: Sequence[Problem], students: Sequence[StudentTokens]) -> list[list[FurtherText]]:
         """Return the texts of each trace; none for an explanation without tokens.
@@ -114,13 +110,13 @@ class FurtherPasses:
         ]
 
     def _continued(
-        self, prompt: Ints, student: StudentTokens, window: int, first: int, last: int, measure: str
+        self, prompt: Ints, student: StudentTokens, window: int, first: int, last: int, measure: Literal["ifd", "local"]
     ) -> FurtherText:
         """Return a prompt with the explanation's tokens from ``window`` to ``last``, scored from ``first`` on."""
         thought = student.thought[window:last]
         ids = np.concatenate([prompt, student.encoding.ids[thought[0] : thought[-1] + 1]])
         positions = thought[first - window :] - thought[0] + np.int32(len(prompt))
-        return FurtherText(measure, ids, positions, self._settings.measure_temperature)
+        return FurtherText(measure, ids, positions)
 
     def _add_without_repeats(
         self, problems: Sequence[Problem], students: Sequence[StudentTokens], texts: list[list[FurtherText]]
@@ -137,8 +133,7 @@ class FurtherPasses:
         )
         for index, student in zip(shortened, tokens, strict=True):
             if len(student.solution):
-                text = FurtherText("leak", student.encoding.ids, student.solution, self._settings.temperature)
-                texts[index].append(text)
+                texts[index].append(FurtherText("leak", student.encoding.ids, student.solution))
 
 
 def _head(student: StudentTokens) -> str:
@@ -151,7 +146,7 @@ def further_measures(
     student: StudentTokens,
     measured_logprobs: Floats | None,
     r_ss: float | None,
-    logprobs: Mapping[str, Sequence[Floats]],
+    results: Sequence[tuple[FurtherText, SequenceLogprobs]],
 ) -> dict[str, float | None]:
     """Return the columns of the requested measures; None where a trace has none.
 
@@ -160,19 +155,22 @@ def further_measures(
         student: the student's tokens.
         measured_logprobs: log-probs of the explanation's tokens at the measure temperature, shape (thought,).
         r_ss: the solution term of the complete explanation.
-        logprobs: log-probs of the scored tokens of each further text by measure, in order.
+        results: the further texts of the trace and their log-probs.
     """
+    measured: dict[str, list[Floats]] = {"ifd": [], "local": []}
+    for text, result in results:
+        if text.measure != "leak" and result.measured_logprobs is not None:
+            measured[text.measure].append(result.measured_logprobs)
     row: dict[str, float | None] = {}
     if "ifd" in settings.measures:
-        both = measured_logprobs is not None and "ifd" in logprobs
-        row["ifd"] = instruction_following_difficulty(measured_logprobs, logprobs["ifd"][0]) if both else None
+        both = measured_logprobs is not None and measured["ifd"]
+        row["ifd"] = instruction_following_difficulty(measured_logprobs, measured["ifd"][0]) if both else None
     if "local" in settings.measures:
-        row["local_logprob_mean"] = local_logprob_mean(logprobs["local"]) if "local" in logprobs else None
+        row["local_logprob_mean"] = local_logprob_mean(measured["local"]) if measured["local"] else None
     if "leak" in settings.measures:
-        row["leak_drop"] = None
-        if "leak" in logprobs and r_ss is not None:
-            mean, lowest = solution_mean_and_min(logprobs["leak"][0])
-            row["leak_drop"] = r_ss - (mean + settings.alpha * lowest)
-        elif r_ss is not None and not student.empty:
-            row["leak_drop"] = 0.0  # nothing repeats the solution
+        row["leak_drop"] = None if r_ss is None or student.empty else 0.0  # unless something repeats the solution
+        for text, result in results:
+            if text.measure == "leak" and r_ss is not None:
+                mean, lowest = solution_mean_and_min(result.logprobs)
+                row["leak_drop"] = r_ss - (mean + settings.alpha * lowest)
     return row

@@ -27,7 +27,7 @@ class PendingScore:
         alignment: alignment of the two; None without a teacher.
         further: texts of further passes, by key.
         student_logprobs: the student's log-probs of ``student.scored`` and their measures; None until they arrive.
-        further_logprobs: log-probs of the further texts that have arrived, by key.
+        further_logprobs: results of the further texts that have arrived, by key.
         teacher_logprobs: the teacher's log-probs of ``teacher.thought_ids``; None until they arrive.
         full_kl: with ``--kl full``, the KL at ``alignment.single_tokens``; None until it arrives.
     """
@@ -41,7 +41,7 @@ class PendingScore:
     alignment: Alignment | None
     further: dict[str, FurtherText]
     student_logprobs: SequenceLogprobs | None = None
-    further_logprobs: dict[str, Floats] = field(default_factory=dict)
+    further_logprobs: dict[str, SequenceLogprobs] = field(default_factory=dict)
     teacher_logprobs: Floats | None = None
     full_kl: Floats | None = None
 
@@ -63,44 +63,32 @@ class PendingScore:
         has_further = len(self.further_logprobs) == len(self.further)
         return has_kl and has_further and self.student_logprobs is not None
 
-    def logprobs_of_measures(self) -> dict[str, list[Floats]]:
-        """Return the log-probs of the further texts by measure, in order."""
-        by_measure: dict[str, list[Floats]] = {}
-        for key, text in self.further.items():
-            by_measure.setdefault(text.measure, []).append(self.further_logprobs[key])
-        return by_measure
-
 
 Groups = list[list[PendingScore]]
 
 
 def student_requests(groups: Groups, temperature: float) -> SequenceBlock:
-    """Request the student's log-probs, and the measures of the explanations' tokens at a temperature."""
-    return [
-        [
-            SequenceRequest(
-                score.key,
-                score.student.encoding.ids,
-                score.student.scored,
-                score.emit,
-                Measured(len(score.student.thought), temperature) if len(score.student.thought) else None,
-            )
-            for score in group
-        ]
-        for group in groups
-    ]
+    """Request the log-probs of the student's texts and of the further ones.
 
-
-def further_requests(groups: Groups, temperature: float) -> SequenceBlock:
-    """Request the further texts of a temperature; those of one measure of a question form a group."""
-    block: dict[tuple[int, str], list[SequenceRequest]] = {}
-    for number, group in enumerate(groups):
+    Args:
+        groups: the traces of each question.
+        temperature: the measure temperature.
+    """
+    block = []
+    for group in groups:
+        # Texts without the question do not share the others' prompt, which is computed once per group.
+        requests: list[SequenceRequest] = []
+        without_question: list[SequenceRequest] = []
         for score in group:
+            student, thought = score.student, len(score.student.thought)
+            measured = Measured(thought, temperature) if thought else None
+            requests.append(SequenceRequest(score.key, student.encoding.ids, student.scored, score.emit, measured))
             for key, text in score.further.items():
-                if text.temperature == temperature:
-                    request = SequenceRequest(key, text.ids, text.positions, score.emit)
-                    block.setdefault((number, text.measure), []).append(request)
-    return list(block.values())
+                measured = None if text.measure == "leak" else Measured(len(text.positions), temperature)
+                request = SequenceRequest(key, text.ids, text.positions, score.emit, measured)
+                (without_question if text.measure == "ifd" else requests).append(request)
+        block += [requests, without_question] if without_question else [requests]
+    return block
 
 
 def teacher_requests(groups: Groups) -> SequenceBlock:
@@ -141,19 +129,12 @@ def store_results(
 def store_student_results(
     results: Iterator[SequenceLogprobs | Failure], pending: dict[str, PendingScore]
 ) -> Iterator[SequenceLogprobs | Failure]:
-    """Yield results, and store each in its pending score."""
-    for result in results:
-        if isinstance(result, SequenceLogprobs) and result.key in pending:
-            pending[result.key].student_logprobs = result
-        yield result
-
-
-def store_further_results(
-    results: Iterator[SequenceLogprobs | Failure], pending: dict[str, PendingScore]
-) -> Iterator[SequenceLogprobs | Failure]:
     """Yield results under the keys of their traces, and store each in its pending score."""
     for result in results:
-        trace, _, _ = result.key.partition(" ")
+        trace, _, further = result.key.partition(" ")
         if isinstance(result, SequenceLogprobs) and trace in pending:
-            pending[trace].further_logprobs[result.key] = result.logprobs
+            if further:
+                pending[trace].further_logprobs[result.key] = result
+            else:
+                pending[trace].student_logprobs = result
         yield replace(result, key=trace)

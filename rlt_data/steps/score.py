@@ -43,8 +43,6 @@ from rlt_data.steps.pending_scores import (
     Groups,
     PendingScore,
     full_kl_requests,
-    further_requests,
-    store_further_results,
     store_results,
     store_student_results,
     student_requests,
@@ -267,7 +265,7 @@ class _Scoring:
             per_token=self._settings.per_token,
         )
         if self._settings.measures:
-            further = score.logprobs_of_measures()
+            further = [(text, score.further_logprobs[key]) for key, text in score.further.items()]
             terms |= further_measures(self._settings, score.student, student.measured_logprobs, terms["r_ss"], further)
         terms["reward"] = compute_reward(
             self._reward,
@@ -381,13 +379,9 @@ class _Scoring:
         """Run the models in turn, so that a trace's log-probs from both arrive at about the same time."""
         settings, temperature, pending = self._settings, self._settings.temperature, self._table.pending
         teacher = self._teacher.model if self._teacher.used else None
-        temperatures = self._further.temperatures
-        for_student, *others = duplicate(blocks, 1 + len(temperatures) + bool(teacher))
+        for_student, *others = duplicate(blocks, 2 if teacher else 1)
         requests = map(partial(student_requests, temperature=settings.measure_temperature), for_student)
         streams = [store_student_results(self._student.logprobs(requests, temperature), pending)]
-        for of_pass in temperatures:
-            requests = map(partial(further_requests, temperature=of_pass), others.pop())
-            streams.append(store_further_results(self._student.logprobs(requests, of_pass), pending))
         if teacher:
             [for_teacher] = others
             if settings.kl == "full":
