@@ -59,7 +59,7 @@ def ask(pool: Pool, keys: Sequence[str]) -> dict[str, float | str]:
 
 
 def test_two_iterators_share_a_pool(make: MakePool) -> None:
-    """The first takes all of the pool's capacity before the second requests anything."""
+    """At some points, one has all of the pool's capacity while the other waits for nothing."""
     pool = make()
 
     def stream(name: str) -> Iterator[str]:
@@ -67,8 +67,9 @@ def test_two_iterators_share_a_pool(make: MakePool) -> None:
         return (result.key for result in pool.logprobs(blocks, 1.0))
 
     a, b = stream("a"), stream("b")
-    first = [next(a)]
-    second = list(b)
+    first, second = [next(a)], [next(b)]
+    first.append(next(a))  # requests more, and returns what has arrived
+    second += b
     first += a
     assert sorted(first) == sorted(f"a{number}" for number in range(30))
     assert sorted(second) == sorted(f"b{number}" for number in range(30))
