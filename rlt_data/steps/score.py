@@ -95,13 +95,13 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         for model in models.values():
             model.load(run.logs, memory_share=share)
         run.record("score", entry | example_prompt(run, lambda row: views.served_prompt(Problem.of(row))))
-        if settings.engine == "vllm" and settings.measure_temperature != settings.temperature:
-            logger.warning(
-                "score: vLLM reads each text twice: for the reward at --temperature %g, and for the measures at "
-                "--measure-temperature %g (equal temperatures need one pass)",
-                settings.temperature, settings.measure_temperature,
-            )  # fmt: skip
         with run_log(run):
+            if settings.engine == "vllm" and settings.measure_temperature != settings.temperature:
+                logger.warning(
+                    "score: vLLM reads each text twice: for the reward at --temperature %g, and for the measures at "
+                    "--measure-temperature %g (equal temperatures need one pass)",
+                    settings.temperature, settings.measure_temperature,
+                )  # fmt: skip
             scoring = _Scoring(run, settings, student, views, teacher_source, content_hash(depends_on))
             summary = scoring.run_to_end(progress)
             logger.info("score: %d new scores, %d in all, %d failed", summary.new, summary.rows, summary.failed)

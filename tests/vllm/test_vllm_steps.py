@@ -71,13 +71,11 @@ def test_killed_engines_and_a_killed_run_cost_no_sample(questions: Path, run: Pa
     assert not (killed / "errors.jsonl").exists()
 
 
-def test_scores_equal_those_of_the_transformers_engine(
-    run: Path, tmp_path: Path, rlt: Rlt, read: Read, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_scores_equal_those_of_the_transformers_engine(run: Path, tmp_path: Path, rlt: Rlt, read: Read) -> None:
     score = ("score", "--in", run, "--student", "nano", "--dtype", "float32", "--per-token")
     score += ("--measures", "ifd", "--measures", "local", "--measures", "leak")
     rlt(*score, "--engine", "vllm", "--out", tmp_path / "vllm")
-    assert "vLLM reads each text twice" in caplog.text
+    assert "vLLM reads each text twice" in (tmp_path / "vllm" / "run.log").read_text()
     rlt(*score, "--out", tmp_path / "transformers")
     both = read(tmp_path / "vllm", "scores").join(read(tmp_path / "transformers", "scores"), on="trace_id")
     assert len(both) == 300 * 8
