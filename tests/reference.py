@@ -88,7 +88,7 @@ class Reference:
         ids, starts = encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
         bounds = [len(before) + len("".join(steps[:number])) for number in range(len(steps) + 1)]
         tokens = [bisect_left(starts, bound) for bound in bounds]
-        means = []
+        means: list[float] = []
         for number, (first, last) in enumerate(zip(tokens, tokens[1:], strict=False)):
             window = ids[: tokens[0]] + ids[tokens[max(0, number - 4)] : last]
             with torch.no_grad():

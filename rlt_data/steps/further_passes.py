@@ -163,8 +163,9 @@ def further_measures(
             measured[text.measure].append(result.measured_logprobs)
     row: dict[str, float | None] = {}
     if "ifd" in settings.measures:
-        both = measured_logprobs is not None and measured["ifd"]
-        row["ifd"] = instruction_following_difficulty(measured_logprobs, measured["ifd"][0]) if both else None
+        row["ifd"] = None
+        if measured_logprobs is not None and measured["ifd"]:
+            row["ifd"] = instruction_following_difficulty(measured_logprobs, measured["ifd"][0])
     if "local" in settings.measures:
         row["local_logprob_mean"] = local_logprob_mean(measured["local"]) if measured["local"] else None
     if "leak" in settings.measures:
