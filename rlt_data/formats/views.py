@@ -26,7 +26,7 @@ class Problem(NamedTuple):
 
     Attributes:
         question: the question.
-        solution: its solution.
+        solution: its solution; empty if it has none, which only scoring takes.
         system: system text for student and solver in place of the format's, if the question has one of its own.
     """
 
@@ -39,6 +39,11 @@ class Problem(NamedTuple):
         """Return the problem in a row with these columns; the own solution of a trace replaces the question's."""
         own = trace["solution"] if trace else None
         return cls(row["question"], row["solution"] if own is None else own, row.get("system"))
+
+    @property
+    def has_solution(self) -> bool:
+        """Whether the question has a solution."""
+        return bool(self.solution.strip())
 
 
 @dataclass(frozen=True)

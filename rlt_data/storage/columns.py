@@ -18,7 +18,6 @@ MEANINGS = {
     "meta": "JSON of the input columns kept with --keep",
     "question_meta": "JSON of the question's input columns kept with --keep",
     "question_answer": "short final answer of the question, if the input has one",
-    "question_solution": "the question's known solution; empty if it has none",
     "sample_index": "number of the sample within its question, from 0",
     "completion": "text that the teacher wrote",
     "token_ids": "sampled tokens; null for imported traces",
@@ -75,9 +74,10 @@ MEANINGS = {
     "perplexity": "perplexity of the explanation under the student; lower is less surprising",
     "token_rank_mean": "mean rank of the explanation's tokens among the student's predictions; 1 is the likeliest",
     "rsr": "rank-surprisal ratio: mean token rank divided by mean surprisal; lower suits the student better",
-    "surprising_share": "share of the explanation's tokens that surprise the student",
+    "surprising_share": "share of the explanation's tokens to which the student gives less than 1 % probability",
     "ifd": "instruction-following difficulty: perplexity of the explanation with the question divided by without it",
-    "local_logprob_mean": "local naturalness: mean log-prob of the explanation's tokens given only the text before",
+    "local_logprob_mean": "local naturalness: mean log-prob of the explanation's steps, each given only the question "
+    "and the four steps before it",
     "leak_drop": "drop in r_ss when the parts of the explanation that repeat the solution are removed",
     "flaw": "why the trace is not well-formed: empty, holds tag, control token, truncated or unclosed; null if it is",
 }
