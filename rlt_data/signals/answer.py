@@ -16,7 +16,7 @@ from rlt_data.signals.base import Column, Signal
 from rlt_data.signals.parallel import cores
 from rlt_data.tasks.answers import bare_answer, chosen, compared, is_choice, normal, options
 from rlt_data.tasks.countdown import numbers_and_target, why_wrong
-from rlt_data.tasks.grading import Graders, stated_answer
+from rlt_data.tasks.grading import TIMEOUT, Graders, stated_answer
 
 Verdict = Literal["correct", "wrong", "none", "timeout"]
 
@@ -64,7 +64,14 @@ def _problem(question: str, known: str | None, meta: str | None) -> _Problem:
 
 def _arithmetic(answer: str) -> str:
     """Return an expression without LaTeX."""
-    for command, sign in (("\\times", "*"), ("\\cdot", "*"), ("\\div", "/"), ("\\left", ""), ("\\right", ""), ("$", "")):
+    for command, sign in (
+        ("\\times", "*"),
+        ("\\cdot", "*"),
+        ("\\div", "/"),
+        ("\\left", ""),
+        ("\\right", ""),
+        ("$", ""),
+    ):
         answer = answer.replace(command, sign)
     return answer.strip()
 
@@ -75,7 +82,7 @@ def _countdown(meta: str | None) -> tuple[tuple[int, ...], int] | None:
     if not isinstance(values, dict):
         return None
     numbers, target = values.get("numbers", values.get("nums")), values.get("target")
-    if not isinstance(numbers, list) or not all(type(number) is int for number in [*numbers, target]):
+    if type(target) is not int or not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
         return None
     return tuple(numbers), target
 
@@ -95,7 +102,7 @@ def _final_answer(answer: str | None, solution: str | None, explanation: str | N
 
 
 def _compute(frames: Iterable[pl.DataFrame], settings: CurateSettings, progress: Progress) -> Iterator[pl.DataFrame]:
-    with Graders(cores()) as graders:
+    with Graders(cores(), TIMEOUT) as graders:
         for frame in frames:
             yield _verdicts(frame, graders)
             progress.advance(len(frame))
@@ -140,8 +147,8 @@ SIGNAL = Signal(
     columns={
         "answer_verdict": Column(
             pl.String,
-            "whether final_answer is the known answer: correct, wrong, none (one of them is unknown) or timeout (the grader "
-            "failed)",
+            "whether final_answer is the known answer: correct, wrong, none (one of them is missing) or timeout (the "
+            "grader failed)",
         ),
         "final_answer": Column(pl.String, "answer that the trace states; null: none"),
     },

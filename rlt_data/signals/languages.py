@@ -56,8 +56,9 @@ class Language:
 @cache
 def languages() -> tuple[Language, ...]:
     """Return the languages in the package, by code."""
-    files = (file for file in resources.files("rlt_data.signals").joinpath("phrases").iterdir() if file.suffix == ".yaml")
-    return tuple(_language(file.name[:-5], yaml.safe_load(file.read_text("utf-8"))) for file in sorted(files, key=str))
+    folder = resources.files("rlt_data.signals").joinpath("phrases")
+    files = sorted((file for file in folder.iterdir() if file.name.endswith(".yaml")), key=lambda file: file.name)
+    return tuple(_language(file.name[:-5], yaml.safe_load(file.read_text("utf-8"))) for file in files)
 
 
 def _language(code: str, data: Mapping[str, Any]) -> Language:
@@ -75,7 +76,9 @@ def other_scripts(explanations: pl.Series, questions: pl.Series) -> pl.Series:
     """
     texts = pl.DataFrame({"explanation": explanations.fill_null(""), "question": questions.fill_null("")})
     ascii = pl.all_horizontal(pl.all().str.len_bytes() == pl.all().str.len_chars())
-    plain = texts.select(pl.when(ascii).then(pl.col("explanation").str.contains(r"(?:^|[^\\A-Za-z])[A-Za-z]"))).to_series()
+    plain = texts.select(
+        pl.when(ascii).then(pl.col("explanation").str.contains(r"(?:^|[^\\A-Za-z])[A-Za-z]"))
+    ).to_series()
     share = np.where(plain.fill_null(False), 0.0, np.nan)
     others = plain.is_null().to_numpy()
     share[others] = _share_of_other_scripts(texts.filter(others))
@@ -91,7 +94,9 @@ def _share_of_other_scripts(texts: pl.DataFrame) -> Floats:
 
 def _ratio(part: NDArray[Any], total: NDArray[Any]) -> Floats:
     """Return part / total, NaN where the total is 0."""
-    return np.divide(part, total, out=np.full(len(total), np.nan), where=total > 0)
+    ratio = np.full(len(total), np.nan)
+    np.divide(part, total, out=ratio, where=total > 0)
+    return ratio
 
 
 def _letters(column: str) -> list[pl.Expr]:

@@ -54,8 +54,8 @@ def leak_share(explanations: pl.Series, solutions: pl.Series) -> NDArray[np.floa
     """
     explained, solved = words_of(explanations, WHOLE_WORD), words_of(solutions, WHOLE_WORD)
     body = words_of(solutions.str.extract(_LAST_SENTENCE, 1), WHOLE_WORD)
-    of_explanation = explained.sums(copied(explained, solved)) / np.maximum(explained.counts, _LEAST_WORDS)
-    of_solution = body.sums(copied(body, explained)) / np.maximum(body.counts, _LEAST_WORDS)
+    of_explanation = explained.count(copied(explained, solved)) / np.maximum(explained.counts, _LEAST_WORDS)
+    of_solution = body.count(copied(body, explained)) / np.maximum(body.counts, _LEAST_WORDS)
     return np.maximum(of_explanation, of_solution)
 
 
@@ -83,11 +83,12 @@ SIGNAL = Signal(
     columns={
         "leaks": Column(
             pl.Boolean,
-            "whether the explanation gives away that its writer saw the solution: leak_share is larger than --max-leak, or "
+            "whether the explanation shows that its writer saw the solution: leak_share is larger than --max-leak, or "
             "leak_phrase is not null",
         ),
         "leak_share": Column(
-            pl.Float64, "share of the explanation copied from the solution or of the solution copied, whichever is larger"
+            pl.Float64,
+            "share of the explanation copied from the solution or of the solution copied, whichever is larger",
         ),
         "leak_phrase": Column(pl.String, "first phrase that mentions a given solution; null: none"),
     },

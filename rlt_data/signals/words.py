@@ -57,9 +57,9 @@ class Words:
         first = np.flatnonzero(self.rows[:size] == self.rows[n - 1 :]) if size else np.zeros(0, np.int64)
         return first, hashes[first] + self.rows[first].astype(np.uint64) * _ROW_MULTIPLIER
 
-    def sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the sum of the values of each text's words."""
-        return np.bincount(self.rows, weights=values, minlength=len(self.counts))
+    def count(self, marked: NDArray[np.bool_]) -> Ints:
+        """Return the number of marked words of each text."""
+        return np.bincount(self.rows[marked], minlength=len(self.counts))
 
 
 def words_of(texts: pl.Series, pattern: str = WORD) -> Words:

@@ -33,8 +33,9 @@ def bare_answer(text: str) -> str | None:
 def compared(answer: str, known: str) -> bool | None:
     """Return whether an answer equals the known one; None if that takes algebra.
 
-    Two texts are equal if they differ only in LaTeX that does not change the meaning, spaces and, for words, case. A number
-    may be followed by a unit in words. Two plain numbers are different if neither can be a rounding of the other.
+    Two texts are equal if they differ only in LaTeX that does not change the meaning, spaces and, for words, case. A
+    number may be followed by a unit in words. Two plain numbers are different if neither can be a rounding of the
+    other.
     """
     answer, known = normal(answer), normal(known)
     if answer == known or (answer.isalpha() and len(answer) > 1 and answer.casefold() == known.casefold()):
@@ -46,7 +47,7 @@ def compared(answer: str, known: str) -> bool | None:
         return True if _number(_UNIT.sub("", answer)) == known_number else None
     if number == known_number:
         return True
-    return False if abs(number - known_number) > _ROUNDING * max(abs(known_number), 1) else None
+    return False if abs(number - known_number) > _ROUNDING * max(abs(known_number), Fraction(1)) else None
 
 
 def normal(answer: str) -> str:
@@ -84,7 +85,13 @@ def options(question: str) -> dict[str, str]:
 def _option(text: str) -> str:
     """Return the first line of an option without the LaTeX around it."""
     line = (text.strip(" \t}{").splitlines() or [""])[0]
-    return normal(re.sub(r"\\q?quad|\\textbf\s*\{?\(?$|\\\\$|\\text\s*\{?\(?$", "", line)).strip("~ ").lstrip("})").rstrip("{(").casefold()
+    return (
+        normal(re.sub(r"\\q?quad|\\textbf\s*\{?\(?$|\\\\$|\\text\s*\{?\(?$", "", line))
+        .strip("~ ")
+        .lstrip("})")
+        .rstrip("{(")
+        .casefold()
+    )
 
 
 def chosen(answer: str, listed: Mapping[str, str]) -> str | None:

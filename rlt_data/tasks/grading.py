@@ -38,7 +38,9 @@ _BOXES = ("\\boxed{", "\\fbox{", "\\framebox{")
 _BRACE = re.compile(r"\\.|[{}]", re.S)
 #: The text after the last match is the answer.
 _ANNOUNCED = re.compile(
-    r"(?:answer(?: is|:| =)|####|antwort(?: ist| lautet|:)|réponse(?: est| ?:)|respuesta(?: es|:)|答案(?:是|为|:|：))[ :*]*", re.I
+    r"(?:answer(?: is|:| =)|####|antwort(?: ist| lautet|:)|réponse(?: est| ?:)|respuesta(?: es|:)|答案(?:是|为|:|：))"
+    r"[ :*]*",
+    re.I,
 )
 _SENTENCE_END = re.compile(r"\.\s+(?=[A-Z])")
 _WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}")
@@ -69,7 +71,7 @@ def final_answer(solution: str) -> str:
 
 
 def stated_answer(text: str) -> str | None:
-    """Return the final answer that a text states: the last LaTeX box, else the text after "answer is"; None without one.
+    """Return the final answer that a text states: the last LaTeX box, else the text after "answer is"; None if none.
 
     Longer answers than 1000 characters do not count, nor does a heading that starts with ``####``.
     """
@@ -237,7 +239,7 @@ class Graders:
         timeout: time limit per answer, in seconds.
     """
 
-    def __init__(self, processes: int, timeout: float = TIMEOUT) -> None:
+    def __init__(self, processes: int, timeout: float) -> None:
         self._graders = [Grader(timeout=timeout) for _ in range(processes)]
 
     def __enter__(self) -> Graders:

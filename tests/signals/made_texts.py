@@ -57,11 +57,12 @@ def _geometry(draw: random.Random) -> Made:
     square = a * a + b * b
     return Made(
         f"A right triangle has legs ${a}$ and ${b}$. Find the length of its hypotenuse.",
-        f"By the Pythagorean theorem, the square of the hypotenuse is ${a}^2 + {b}^2 = {a * a} + {b * b} = {square}$. Its "
-        f"length is therefore $\\boxed{{\\sqrt{{{square}}}}}$.",
+        f"By the Pythagorean theorem, the square of the hypotenuse is ${a}^2 + {b}^2 = {a * a} + {b * b} = {square}$. "
+        f"Its length is therefore $\\boxed{{\\sqrt{{{square}}}}}$.",
         f"\\sqrt{{{square}}}",
         f"The legs enclose the right angle, so I can use $c = \\sqrt{{x^2 + y^2}}$ with $x = {a}$ and $y = {b}$:\n"
-        f"\\[ c = \\sqrt{{x^2 + y^2}} = \\sqrt{{{a}^2 + {b}^2}} = \\sqrt{{{a * a} + {b * b}}} = \\sqrt{{{square}}}. \\]\n"
+        "\\[ c = \\sqrt{x^2 + y^2} "
+        f"= \\sqrt{{{a}^2 + {b}^2}} = \\sqrt{{{a * a} + {b * b}}} = \\sqrt{{{square}}}. \\]\n"
         f"Nothing else is asked. $\\boxed{{\\sqrt{{{square}}}}}$",
     )
 
@@ -69,14 +70,16 @@ def _geometry(draw: random.Random) -> Made:
 def _cases(draw: random.Random) -> Made:
     modulus = draw.randint(5, 13)
     remainders = sorted({n * n % modulus for n in range(modulus)})
-    cases = "\n".join(f"- If n = {n} (mod {modulus}), then n^2 = {n * n % modulus} (mod {modulus})." for n in range(modulus))
+    cases = "\n".join(
+        f"- If n = {n} (mod {modulus}), then n^2 = {n * n % modulus} (mod {modulus})." for n in range(modulus)
+    )
     return Made(
         f"How many remainders can a square have modulo {modulus}?",
-        f"Squares of 0 to {modulus - 1} leave the remainders {', '.join(map(str, remainders))}, and no others occur. Answer: "
-        f"{len(remainders)}",
+        f"Squares of 0 to {modulus - 1} leave the remainders {', '.join(map(str, remainders))}, and no others occur. "
+        f"Answer: {len(remainders)}",
         str(len(remainders)),
-        f"It suffices to try every residue once, so I list all of them:\n{cases}\nCounting the distinct values on the right "
-        f"gives {len(remainders)} of them.\n#### {len(remainders)}",
+        f"It suffices to try every residue once, so I list all of them:\n{cases}\nCounting the distinct values on "
+        f"the right gives {len(remainders)} of them.\n#### {len(remainders)}",
     )
 
 
@@ -98,8 +101,8 @@ def _code(draw: random.Random) -> Made:
     total = sum(n for n in range(1, limit + 1) if n % divisor == 0)
     return Made(
         f"Add all multiples of {divisor} up to {limit}.",
-        f"There are {limit // divisor} multiples. Their sum is {divisor} times the triangular number of {limit // divisor}, "
-        f"which is {total}.",
+        f"There are {limit // divisor} multiples. Their sum is {divisor} times the triangular number of "
+        f"{limit // divisor}, which is {total}.",
         str(total),
         "A short program settles it:\n\n```python\ntotal = 0\n"
         f"for n in range(1, {limit + 1}):\n    if n % {divisor} == 0:\n        total += n\nprint(total)\n```\n\n"

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from rlt_data.errors import ModelError
+from rlt_data.signals import answer
 from rlt_data.signals.answer import SIGNAL
-from rlt_data.tasks import grading
+from rlt_data.tasks.countdown import question_text
 from tests.signals.made_texts import computed, made
 
 #: A grader in place of math-verify that fails for some answers.
@@ -43,7 +44,9 @@ def math_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _verdicts(*rows: dict[str, Any], **options: Any) -> list[str]:
-    verdicts: list[str] = computed(SIGNAL, [{"question": "?", **row} for row in rows], **options)["answer_verdict"].to_list()
+    verdicts: list[str] = computed(SIGNAL, [{"question": "?", **row} for row in rows], **options)[
+        "answer_verdict"
+    ].to_list()
     return verdicts
 
 
@@ -52,7 +55,7 @@ def _verdict(explanation: str, known: str, question: str = "?") -> str:
 
 
 @pytest.mark.parametrize(
-    ("row", "answer"),
+    ("row", "stated"),
     [
         ({"trace_answer": "7", "trace_solution": "The answer is 8.", "explanation": "\\boxed{9}"}, "7"),
         ({"trace_solution": "We get \\boxed{8}.", "explanation": "\\boxed{9}"}, "8"),
@@ -73,9 +76,9 @@ def _verdict(explanation: str, known: str, question: str = "?") -> str:
         ({"explanation": "The answer is " + "9" * 2000}, "9" * 1000),
     ],
 )
-def test_the_final_answer_of_a_trace(row: dict[str, str], answer: str | None) -> None:
+def test_the_final_answer_of_a_trace(row: dict[str, str], stated: str | None) -> None:
     result = computed(SIGNAL, [{"question": "?", **row}]).row(0, named=True)
-    assert (result["answer_verdict"], result["final_answer"]) == ("none", answer)
+    assert (result["answer_verdict"], result["final_answer"]) == ("none", stated)
 
 
 @pytest.mark.parametrize(
@@ -96,39 +99,41 @@ def test_the_known_answer(row: dict[str, str], verdict: str) -> None:
     assert _verdicts({"explanation": "The answer is 5.", **row}) == [verdict]
 
 
-@pytest.mark.parametrize(
-    ("answer", "known", "correct"),
-    [
-        ("72", "72", True),
-        ("$72$.", "72.0", True),
-        ("1,234", "1234", True),
-        ("1{,}234", "1234", True),
-        ("\\$5", "5", True),
-        ("\\frac{1}{2}", "0.5", True),
-        ("\\dfrac12", "\\frac{1}{2}", True),
-        ("\\left( 3, \\dfrac{\\pi}{2} \\right)", "(3,\\frac{\\pi}{2})", True),
-        ("x = 5", "5", True),
-        ("72 clips", "72", True),
-        ("2\\sqrt{2}", "\\sqrt{8}", True),
-        ("\\text{Monday}", "monday", True),
-        ("50\\%", "50", True),
-        ("71", "72", False),
-        ("3*4", "34", False),
-        ("1 2", "12", False),
-        ("-5", "5", False),
-        ("(3, 4)", "(4, 3)", False),
-        ("8n^2 + 4n + 1", "1", False),
-        ("Monday", "Tuesday", False),
-        ("x", "y", False),
-        ("42 because 6 * 7 = 42", "42", True),
-        ("72\\text{ cm}", "72", True),
-        ("71 clips", "72", False),
-        ("2 pi", "2", False),
-    ],
-)
-def test_answers_are_compared(answer: str, known: str, correct: bool) -> None:
+#: Answer, known answer, and whether they are equal.
+_PAIRS = [
+    ("72", "72", True),
+    ("$72$.", "72.0", True),
+    ("1,234", "1234", True),
+    ("1{,}234", "1234", True),
+    ("\\$5", "5", True),
+    ("\\frac{1}{2}", "0.5", True),
+    ("\\dfrac12", "\\frac{1}{2}", True),
+    ("\\left( 3, \\dfrac{\\pi}{2} \\right)", "(3,\\frac{\\pi}{2})", True),
+    ("x = 5", "5", True),
+    ("72 clips", "72", True),
+    ("2\\sqrt{2}", "\\sqrt{8}", True),
+    ("\\text{Monday}", "monday", True),
+    ("50\\%", "50", True),
+    ("71", "72", False),
+    ("3*4", "34", False),
+    ("1 2", "12", False),
+    ("-5", "5", False),
+    ("(3, 4)", "(4, 3)", False),
+    ("8n^2 + 4n + 1", "1", False),
+    ("Monday", "Tuesday", False),
+    ("x", "y", False),
+    ("42 because 6 * 7 = 42", "42", True),
+    ("72\\text{ cm}", "72", True),
+    ("71 clips", "72", False),
+    ("2 pi", "2", False),
+]
+
+
+def test_answers_are_compared() -> None:
     pytest.importorskip("math_verify", reason="needs the extra eval")
-    assert _verdict(f"So \\boxed{{{answer}}}.", known) == ("correct" if correct else "wrong")
+    rows = [{"explanation": f"So \\boxed{{{stated}}}.", "question_answer": known} for stated, known, _ in _PAIRS]
+    verdicts = [verdict == "correct" for verdict in _verdicts(*rows)]
+    assert [pair for pair, verdict in zip(_PAIRS, verdicts, strict=True) if verdict != pair[2]] == []
 
 
 _LINES = "Which is the largest?\nA) 21\nB) 22.5\nC) \\frac{1}{2}\nD) the last of them"
@@ -162,7 +167,7 @@ def test_a_letter_is_no_choice_where_the_question_lists_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "verdict"),
+    ("expression", "verdict"),
     [
         ("3 * 4 - 5", "correct"),
         ("3 \\times 4 - 5", "correct"),
@@ -172,11 +177,11 @@ def test_a_letter_is_no_choice_where_the_question_lists_none() -> None:
         ("3 * 4 - 6", "wrong"),
     ],
 )
-def test_countdown(answer: str, verdict: str) -> None:
+def test_countdown(expression: str, verdict: str) -> None:
     meta = json.dumps({"numbers": [3, 4, 5], "target": 7})
-    ours = "Combine the numbers 3, 4 and 5 with +, -, * and / to reach 7. Use every number exactly once; brackets are allowed."
-    row = {"explanation": f"The answer is {answer}.", "solution": "5 - 4 * 3"}
-    assert _verdicts({**row, "question_meta": meta}, {**row, "question": f"{ours} Answer with one expression."}) == [verdict] * 2
+    ours = question_text((3, 4, 5), 7)
+    row = {"explanation": f"The answer is {expression}.", "solution": "5 - 4 * 3"}
+    assert _verdicts({**row, "question_meta": meta}, {**row, "question": ours}) == [verdict] * 2
     other = {"question_meta": '{"numbers": ["3"], "target": 7}', "question_answer": "7", "explanation": "\\boxed{7}"}
     assert _verdicts(other) == ["correct"]
 
@@ -194,16 +199,29 @@ def test_generated_traces_are_graded_exactly() -> None:
 
 def test_a_failing_grader_costs_one_row(math_verify: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     math_verify.write_text(_FAILING)
-    monkeypatch.setattr(grading.Graders.__init__, "__defaults__", (3.0,))
-    answers = ["a 5", "hang", "b 5", "raise", "c 5", "memory", "d 6", "die", "e 5", "hang"]
-    rows = [{"explanation": f"So \\boxed{{{answer}}}.", "question_answer": "z 5"} for answer in answers]
-    verdicts = ["correct", "timeout", "correct", "timeout", "correct", "timeout", "wrong", "timeout", "correct", "timeout"]
+    monkeypatch.setattr(answer, "TIMEOUT", 3.0)
+    texts = ["a 5", "hang", "b 5", "raise", "c 5", "memory", "d 6", "die", "e 5", "hang"]
+    rows = [{"explanation": f"So \\boxed{{{text}}}.", "question_answer": "z 5"} for text in texts]
+    verdicts = [
+        "correct",
+        "timeout",
+        "correct",
+        "timeout",
+        "correct",
+        "timeout",
+        "wrong",
+        "timeout",
+        "correct",
+        "timeout",
+    ]
     assert _verdicts(*rows, parts=2) == verdicts
 
 
 def test_each_pair_is_graded_once_per_part(math_verify: Path, tmp_path: Path) -> None:
     log = f"open({str(tmp_path / 'log')!r}, 'a').write(text + chr(10))"
-    math_verify.write_text(f"def parse(text, **options):\n    {log}\n    return [text]\ndef verify(*pair, **options): return True\n")
+    math_verify.write_text(
+        f"def parse(text, **options):\n    {log}\n    return [text]\ndef verify(*pair, **options): return True\n"
+    )
     rows = [{"explanation": f"\\boxed{{pair {number % 2}}}", "question_answer": "q 5"} for number in range(50)]
     assert set(_verdicts(*rows)) == {"correct"}
     assert [(tmp_path / "log").read_text().count(f"$pair {number}$") for number in range(2)] == [1, 1]
@@ -221,7 +239,8 @@ def test_a_missing_math_verify_is_one_clear_error_only_where_it_is_needed(math_v
 @pytest.mark.parametrize(
     "text",
     [
-        "", "a" * 300_000, "answer is " * 30_000, "\\boxed{" * 40_000, "#### " * 60_000, "answer:\n" * 30_000, "{" * 300_000, "A) " * 100_000,
+        "", "a" * 300_000, "answer is " * 30_000, "\\boxed{" * 40_000, "#### " * 60_000, "answer:\n" * 30_000,
+        "{" * 300_000, "A) " * 100_000,
         "答案是" * 30_000, "A. " * 100_000, "x\u0301\u200d\ufdd0\U0010ffff" * 60_000,
     ],
 )  # fmt: skip

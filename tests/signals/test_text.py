@@ -18,8 +18,8 @@ _SENTENCES = (
     "Hmm, that is not right. Let me think about the remainder once more.",
 )
 _PASSAGE = (
-    "First we add the numbers in the left column, which gives a value that we call s. Then we add those in the right column "
-    "and compare. If they agree we are done; otherwise we move one entry to the other side and begin with the next row. "
+    "First we add the numbers in the left column, which gives a value that we call s. Then we add those in the right "
+    "column and compare. If they agree we are done; otherwise we move one entry to the other side and begin again. "
 )
 
 
@@ -34,7 +34,8 @@ def test_loops_are_found_after_long_good_texts_and_clean_texts_are_not_flagged()
     long = ["\n".join(draw.sample(clean, 25)) for _ in range(40)]
     loops = [
         *(sentence + " " for sentence in _SENTENCES),
-        "wait ", "no, no, ", "7 ", "1, 2, ", "0.5 + ", "\\frac{1}{2} + ", "ha", "答案是四十八。", "等等，", "😀", "\n\n### So\n", _PASSAGE,
+        "wait ", "no, no, ", "7 ", "1, 2, ", "0.5 + ", "\\frac{1}{2} + ", "ha", 
+        "答案是四十八。", "等等，", "😀", "\n\n### So\n", _PASSAGE,
     ]  # fmt: skip
     planted = []
     for _ in range(300):
@@ -76,7 +77,9 @@ def test_repetition_is_the_share_of_loops_in_a_stretch() -> None:
 
 
 def test_lengths_and_compression() -> None:
-    row = computed(SIGNAL, [{"question": "?", "explanation": "Straightforwardness costs 2 é, 三十."}]).row(0, named=True)
+    row = computed(SIGNAL, [{"question": "?", "explanation": "Straightforwardness costs 2 é, 三十."}]).row(
+        0, named=True
+    )
     assert (row["characters"], row["words"]) == (34, 6)
     usual, repetitive = _column("compression_ratio", next(made(1, seed=3)).explanation, "abc" * 300)
     assert usual < 3 < 20 < repetitive
@@ -163,7 +166,8 @@ def test_rows_do_not_depend_on_each_other() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        None, "", " ", "a" * 400_000, "a " * 200_000, "😀" * 100_000, "$" * 400_000, "\\frac{" * 70_000, "\n" * 400_000, "中" * 130_000,
+        None, "", " ", "a" * 400_000, "a " * 200_000, "😀" * 100_000, "$" * 400_000, "\\frac{" * 70_000, "\n" * 400_000,
+        "中" * 130_000,
         "x\u0301\u200d\ufdd0\U0010ffff" * 60_000, "".join(random.Random(7).choices(string.printable, k=400_000)),
         " ".join(f"{'b ' * (n % 300)}" for n in range(2000)), "<|" * 200_000,
     ],
