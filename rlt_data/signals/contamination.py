@@ -104,7 +104,7 @@ class _Index:
         np.add.at(changes, stock + _PHRASE, -1)
         free = np.concatenate([[0], np.cumsum(np.cumsum(changes) == 0)])
         count = len(self._texts.codes)
-        return (free[_NGRAM : _NGRAM + count] - free[:count]) >= _NGRAM - _PHRASE
+        return np.asarray(free[_NGRAM : _NGRAM + count] - free[:count] >= _NGRAM - _PHRASE)
 
     def _index_near(self) -> None:
         self._near = np.flatnonzero(self._keys)
