@@ -40,8 +40,10 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
         ShowSettings,
         TrainingSettings,
     )
+    from rlt_data.signals.funnel import FunnelStep
     from rlt_data.statistics import Stats
     from rlt_data.steps.countdown import CountdownSummary
+    from rlt_data.steps.curate import CurateSummary
     from rlt_data.steps.distill import DistillSummary
     from rlt_data.steps.evaluate import Evaluation
     from rlt_data.steps.merge import MergeSummary
@@ -99,6 +101,17 @@ def _failures(summary: StepSummary | Evaluation) -> int:
     return SOME_ROWS_FAILED
 
 
+def print_signals(_: Settings, summary: CurateSummary) -> None:
+    """Print what each signal found."""
+    _console.print(f"{len(summary.signals)} signals of {_plain(summary.run)}")
+    for signal in summary.signals:
+        state = f"{signal.new:,} new" if signal.new else "up to date"
+        found = ", ".join(f"{finding}: {count:,}" for finding, count in signal.findings.items())
+        _console.print(_plain(f"  {signal.name}: {signal.rows:,} rows ({state})" + (f"; {found}" if found else "")))
+    for name, reason in summary.skipped.items():
+        _console.print(_plain(f"  {name}: not computed, {reason}"))
+
+
 def print_merge(_: Settings, summary: MergeSummary) -> None:
     """Print the counts of a merge."""
     rows = ", ".join(f"{count} {table}" for table, count in summary.rows.items() if count)
@@ -121,7 +134,19 @@ def print_ranks(_: Settings, summary: RankSummary) -> None:
     """Print the buckets of a ranking."""
     _console.print(f"{summary.rows} traces of {summary.questions} questions ranked in {_plain(summary.run)}")
     _print_frame(summary.table)
+    _print_funnel(summary.funnel)
+    for note in summary.notes:
+        typer.echo(f"note: {note}", err=True)
     _note_missing_traces(summary.missing_traces)
+
+
+def _print_funnel(steps: list[FunnelStep]) -> None:
+    """Print what each condition did."""
+    for step in steps:
+        unknown = f" ({step.unknown:,} because it is null)" if step.unknown else ""
+        change = step.note or f"{step.rows_in:,} -> {step.rows_out:,}{unknown}"
+        examples = f"; dropped, for example: {', '.join(key[:12] for key in step.examples)}" if step.examples else ""
+        _console.print(_plain(f"  {step.condition}: {change}{examples}"))
 
 
 def _note_missing_traces(count: int) -> None:
@@ -375,8 +400,8 @@ def print_stats(stats: Stats) -> None:
     if stats.finish_reasons:
         reasons = ", ".join(f"{reason} {count}" for reason, count in stats.finish_reasons.items())
         _console.print(f"finish reasons: {reasons}; {stats.completion_tokens:,} sampled tokens")
-    if len(stats.origins) > 1:
-        _print_text(_origins(stats.origins))
+    if len(stats.by_origin) > 1:
+        _print_frame(stats.by_origin)
     if rates := stats.tokens_per_second:
         _console.print(", ".join(f"{step} {rate:,.0f} tokens/s" for step, rate in rates.items()))
     if stats.failed:

@@ -23,6 +23,7 @@ from rlt_data.libraries import prepare_libraries
 if TYPE_CHECKING:
     from rlt_data.api import (
         check,
+        curate,
         distill,
         evaluate,
         generate,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from rlt_data.settings import (
         CheckSettings,
         CountdownSettings,
+        CurateSettings,
         DistillSettings,
         EvaluateSettings,
         GenerateSettings,
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckSettings",
     "CountdownSettings",
+    "CurateSettings",
     "DiskError",
     "DistillSettings",
     "EngineError",
@@ -102,6 +105,7 @@ __all__ = [
     "TrainTeacherSettings",
     "WarmUpSettings",
     "check",
+    "curate",
     "distill",
     "evaluate",
     "generate",

@@ -20,6 +20,7 @@ from rlt_data.scoring import reward
 from rlt_data.settings import (
     CheckSettings,
     CountdownSettings,
+    CurateSettings,
     DistillSettings,
     EvaluateSettings,
     GenerateSettings,
@@ -118,6 +119,16 @@ def merge(*settings: Any, progress: bool | Progress = False, **keywords: Any) ->
         The merged run; ``run.summary`` has the rows of each table.
     """
     return _run("merge", settings, keywords, progress)
+
+
+@documented(CurateSettings)
+def curate(*settings: Any, progress: bool | Progress = False, **keywords: Any) -> Run:
+    """Check traces and questions: one column per finding; rows are never deleted.
+
+    Returns:
+        The run; ``run.scan()`` has the columns, and ``run.summary.signals`` counts the findings.
+    """
+    return _run("curate", settings, keywords, progress)
 
 
 @documented(RankSettings)

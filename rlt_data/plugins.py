@@ -1,7 +1,7 @@
 """Find engines, rewards, input presets and export shapes by name; nothing is imported before it is used.
 
 A name is one of three things: a built-in, an entry point of an installed package (groups ``rlt_data.engines``,
-``rlt_data.rewards``, ``rlt_data.presets`` and ``rlt_data.shapes``), or ``module:function``.
+``rlt_data.rewards``, ``rlt_data.presets``, ``rlt_data.signals`` and ``rlt_data.shapes``), or ``module:function``.
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ class Registry:
         raise ValueError(
             f"takes {', '.join(known)}, or module:function" + (f"; did you mean {near[0]!r}?" if near else "")
         )
+
+    def names(self) -> list[str]:
+        """Return the names of the built-ins and of the entry points."""
+        return [*self.built_in, *sorted(self._entry_points())]
 
     def load(self, name: str) -> Callable[..., Any]:
         """Import a function.
@@ -155,6 +159,9 @@ PRESETS = Registry(
     },
     other=("auto",),
 )
+
+#: Built-in signals are in :mod:`rlt_data.signals.registry`.
+SIGNALS = Registry("signals", "rlt_data.signals", {})
 
 SHAPES = Registry(
     "shape",

@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Any
 from rlt_data.calls import call_step, documented, make_settings
 from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.progress import Progress, choose_progress
-from rlt_data.settings import DistillSettings, InputSettings, PushSettings, RankSettings, ReportSettings, ScoreSettings
+from rlt_data.settings import (
+    CurateSettings,
+    DistillSettings,
+    InputSettings,
+    PushSettings,
+    RankSettings,
+    ReportSettings,
+    ScoreSettings,
+)
 from rlt_data.storage.backends import open_folder
 from rlt_data.storage.paths import StoragePath, storage_path
 from rlt_data.storage.run import RunFolder
-from rlt_data.storage.schemas import SCHEMAS
 
 if TYPE_CHECKING:
     import datasets
@@ -67,16 +74,21 @@ class Run:
         """Return a table lazily, or all tables joined: one row per trace.
 
         Args:
-            table: questions, traces, scores, ranks, answers or grades. None joins the first four.
+            table: questions, traces, scores, ranks, answers, grades or signal_NAME. None joins all of a trace.
 
         Raises:
             RunFolderError: the run has no such table, or parts of it are missing or damaged.
         """
-        return self._folder.scan(_known(table))
+        return self._folder.scan(self._known(table))
 
     def to_dataset(self, table: str | None = None) -> datasets.Dataset:
         """Return what :meth:`scan` returns as a ``datasets.Dataset``."""
-        return self._folder.to_dataset(_known(table))
+        return self._folder.to_dataset(self._known(table))
+
+    def _known(self, table: str | None) -> str | None:
+        if table is not None and table not in self._folder.tables:
+            raise SettingsError(f"table: takes {', '.join(self._folder.tables)} (got {table!r})")
+        return table
 
     def stats(self) -> Stats:
         """Compute the figures of the run, as :func:`rlt_data.stats` does."""
@@ -92,6 +104,15 @@ class Run:
             The run with its scores.
         """
         return self._extended("score", settings, progress)
+
+    @documented(CurateSettings, method=True)
+    def curate(self, *, progress: bool | Progress = False, **settings: Any) -> Run:
+        """Check traces and questions: one column per finding; rows are never deleted.
+
+        Returns:
+            The run with its signals.
+        """
+        return self._extended("curate", settings, progress)
 
     @documented(RankSettings, method=True)
     def rank(self, *, progress: bool | Progress = False, **settings: Any) -> Run:
@@ -151,9 +172,3 @@ def read_dataset(folder: StoragePath) -> datasets.Dataset:
     data = open_folder(folder / "data")
     files = sorted(name for name in data.list_files("") if name.startswith("train-"))
     return datasets.Dataset(pa.concat_tables(pq.read_table(io.BytesIO(data.read(file))) for file in files))
-
-
-def _known(table: str | None) -> str | None:
-    if table is not None and table not in SCHEMAS:
-        raise SettingsError(f"table: takes {', '.join(SCHEMAS)} (got {table!r})")
-    return table

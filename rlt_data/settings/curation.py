@@ -12,13 +12,28 @@ class CurateSettings(Settings):
     signals: tuple[str, ...] = field(
         (),
         None,
-        "Signal to compute; repeatable. Default: text, leak, answer, duplicates, and contamination with --against.",
+        "Signal to compute: a built-in one, a plug-in's, module:function, or a YAML file of expressions; repeatable. "
+        "Default: text, leak, answer and duplicates, and those that --against, --evaluation and --reviews are for.",
         affects="rows",
     )
     against: tuple[str, ...] = field(
         (),
         None,
         "File of questions, or benchmark of evaluate, that must not be in the data; repeatable.",
+        affects="rows",
+        by_content=True,
+    )
+    evaluation: str | None = field(
+        None,
+        INPUT,
+        "Run of rlt-data evaluate on the same questions, for the signal pass_rate.",
+        affects="rows",
+        by_content=True,
+    )
+    reviews: str | None = field(
+        None,
+        INPUT,
+        "File with the columns trace_id and review, for the signal review.",
         affects="rows",
         by_content=True,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 
@@ -46,7 +46,9 @@ class Signal:
             ``origin``, ``finish_reason`` and ``meta``.
         compute: computes the columns.
         depends_on: names of the settings whose values change the result.
-        whole: whether a row depends on the other rows, so that all are computed together.
+        whole: whether a row depends on the other rows or on other tables, so that all are computed together.
+        tables: further tables that a whole signal reads; a change of one makes the signal out of date.
+        content: returns a JSON value that identifies what settings name, such as hashes of files.
         version: increased when the same input gives another result.
     """
 
@@ -57,9 +59,16 @@ class Signal:
     compute: Compute
     depends_on: tuple[str, ...] = ()
     whole: bool = False
+    tables: tuple[str, ...] = ()
+    content: Callable[[CurateSettings], Any] | None = None
     version: int = 1
 
     @property
     def key(self) -> str:
         """The key column."""
         return f"{self.level}_id"
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The tables that a whole signal is computed from."""
+        return tuple(dict.fromkeys(["questions", *(["traces"] * (self.level == "trace")), *self.tables]))

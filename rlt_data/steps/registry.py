@@ -14,6 +14,7 @@ from rlt_data.progress import Progress, choose_progress
 from rlt_data.settings import (
     CheckSettings,
     CountdownSettings,
+    CurateSettings,
     DistillSettings,
     EvaluateSettings,
     GenerateSettings,
@@ -125,6 +126,15 @@ DATA_STEPS = (
         function="rlt_data.steps.score:score",
         help="Score traces by how much they help a student (the RLT reward).",
         output="print_scores",
+        reads=("questions", "traces"),
+    ),
+    Step(
+        name="curate",
+        command="curate",
+        settings=CurateSettings,
+        function="rlt_data.steps.curate:curate",
+        help="Check traces and questions: one column per finding, for --where and distill; rows are never deleted.",
+        output="print_signals",
         reads=("questions", "traces"),
     ),
     Step(

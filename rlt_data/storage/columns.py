@@ -16,6 +16,8 @@ MEANINGS = {
     "answer": "short final answer, if the input has one",
     "meta": "JSON of the input columns kept with --keep",
     "question_meta": "JSON of the question's input columns kept with --keep",
+    "question_answer": "short final answer of the question, if the input has one",
+    "question_solution": "the question's known solution; empty if it has none",
     "sample_index": "number of the sample within its question, from 0",
     "completion": "text that the teacher wrote",
     "token_ids": "sampled tokens; null for imported traces",
@@ -74,7 +76,7 @@ MEANINGS = {
     "rsr": "rank-surprisal ratio: mean token rank divided by mean surprisal; lower suits the student better",
     "surprising_share": "share of the explanation's tokens that surprise the student",
     "ifd": "instruction-following difficulty: perplexity of the explanation with the question divided by without it",
-    "local_logprob_mean": "local naturalness: mean log-prob of the explanation's tokens given only the text just before",
+    "local_logprob_mean": "local naturalness: mean log-prob of the explanation's tokens given only the text before",
     "leak_drop": "drop in r_ss when the parts of the explanation that repeat the solution are removed",
     "flaw": "why the trace is not well-formed: empty, holds tag, control token, truncated or unclosed; null if it is",
 }

@@ -34,7 +34,7 @@ from rlt_data.errors import DiskError, RunFolderError
 from rlt_data.storage.folder import STAGING, Commit, FileChangedError, FileState, Write, checksum
 from rlt_data.storage.parquet import count_file, read_file
 from rlt_data.storage.paths import disk_errors, refusal
-from rlt_data.storage.schemas import SCHEMAS
+from rlt_data.storage.schemas import SCHEMAS, SIGNAL_PREFIX
 
 _TEMPORARY = re.compile(r"\.rlt-data-[0-9a-f]{32}\.tmp")
 _STAGED = {"lock", "new", "old", "commit"}
@@ -231,7 +231,8 @@ class LocalFolder:
             )
 
     def _remove_temporaries(self) -> None:
-        folders = [self.path, self.path / "manifests", *(self.path / table for table in SCHEMAS)]
+        tables = [*(self.path / table for table in SCHEMAS), *self.path.glob(f"{SIGNAL_PREFIX}*")]
+        folders = [self.path, self.path / "manifests", *tables]
         for folder in [*folders, *self.path.glob("journal/*/*")]:
             for name in self.sizes(str(folder.relative_to(self.path))):
                 if _TEMPORARY.fullmatch(name):

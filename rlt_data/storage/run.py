@@ -36,7 +36,15 @@ from rlt_data.storage.folder import STAGING, FileChangedError, FileState, checks
 from rlt_data.storage.manifest import Manifest, Part
 from rlt_data.storage.parquet import write_rows
 from rlt_data.storage.paths import StoragePath, refusal
-from rlt_data.storage.schemas import KEYS, QUESTIONS_PER_PART, SCHEMAS, TABLE_OF_STEP, VERSION, to_table
+from rlt_data.storage.schemas import (
+    KEYS,
+    QUESTIONS_PER_PART,
+    SCHEMAS,
+    SIGNAL_PREFIX,
+    TABLE_OF_STEP,
+    VERSION,
+    signal_schema,
+)
 
 if TYPE_CHECKING:
     import datasets
@@ -97,6 +105,7 @@ class RunFolder:
         self.folder = open_folder(path)
         self.path = self.folder.path
         self._tables: dict[str, _Files] = {}
+        self._signals: dict[str, dict[str, Any]] | None = None
         self._is_locked = False
         self._version = self.info.get("version", VERSION)
         if self._version not in (_FIRST_LAYOUT, _SECOND_LAYOUT, _THIRD_LAYOUT, VERSION):
@@ -117,7 +126,7 @@ class RunFolder:
             if folder.exists("run.json"):
                 run = cls(folder.path)
                 if folder.local_path:
-                    for table in SCHEMAS:
+                    for table in run.tables:
                         run.parts(table)
                 return run
             if folder.local_path and folder.local_path.is_file():
@@ -148,11 +157,12 @@ class RunFolder:
         """
         with self.folder.lock():
             self._tables.clear()
+            self._signals = None
             self._version = self.info.get("version", VERSION)
             if self._version == _FIRST_LAYOUT:
                 self._write_first_manifests()
             manifests = self.folder.sizes("manifests")
-            for table in SCHEMAS:
+            for table in self.tables:
                 if f"{table}.json" in manifests:
                     self._resolve_pending(table)
             if self._version != VERSION:
@@ -188,6 +198,7 @@ class RunFolder:
     def record(self, step: str, entry: dict[str, Any]) -> None:
         """Update the entry of a step in run.json; other keys of the entry stay."""
         self.write_json("run.json", self._updated_info(step, entry))
+        self._signals = None
 
     def _updated_info(self, step: str, entry: Mapping[str, Any]) -> dict[str, Any]:
         info: dict[str, Any] = {"version": VERSION, "questions_per_part": QUESTIONS_PER_PART, "steps": {}} | self.info
@@ -235,6 +246,37 @@ class RunFolder:
     def logs(self) -> Path | None:
         """Folder for the output of engine processes. None for a run in an object store."""
         return self.folder.local_path / "logs" if self.folder.local_path else None
+
+    # Tables
+
+    @property
+    def signals(self) -> dict[str, dict[str, Any]]:
+        """The recorded signals by name, each with ``level``, ``columns`` (types by name) and ``depends_on``."""
+        if self._signals is None:
+            self._signals = dict(self.step("curate").get("signals", {}))
+        return self._signals
+
+    @property
+    def tables(self) -> list[str]:
+        """The names of all tables that the run may have."""
+        return [*SCHEMAS, *(SIGNAL_PREFIX + name for name in self.signals)]
+
+    def schema(self, table: str) -> pa.Schema:
+        """Return the schema of a table.
+
+        Raises:
+            RunFolderError: the table is a signal that the run does not have.
+        """
+        if table in SCHEMAS:
+            return SCHEMAS[table]
+        entry = self.signals.get(table.removeprefix(SIGNAL_PREFIX))
+        if entry is None:
+            raise RunFolderError(f"{self.path}: has no {table}")
+        return signal_schema(entry["level"], entry["columns"])
+
+    def key(self, table: str) -> str:
+        """Return the name of the key column of a table."""
+        return KEYS.get(table) or str(self.schema(table).names[0])
 
     # Reading tables
 
@@ -284,13 +326,13 @@ class RunFolder:
         Raises:
             RunFolderError: a file of the part is damaged, or was not written by rlt-data.
         """
-        key = KEYS[table]
-        schema = SCHEMAS[table]
-        sort_by = [key] if table == "questions" else [key, "question_id", "sample_index"]
+        key = self.key(table)
+        schema = self.schema(table)
+        sort_by = [key] if key == "question_id" else [key, "question_id", "sample_index"]
         required_columns = list(dict.fromkeys([*(columns or schema.names), *sort_by]))
         names, tables = self._read_files(table, part, required_columns)
         if not tables:
-            return to_table(table, []).select(list(columns or schema.names))
+            return schema.empty_table().select(list(columns or schema.names))
         rows = pa.concat_tables(tables)
         if names != [f"{table}/{part_name(part)}"]:
             rows = self._deduplicate_and_sort(table, part, rows)
@@ -298,20 +340,25 @@ class RunFolder:
 
     def count(self, table: str) -> int:
         """Return the number of rows of a table."""
-        files = self._files(table, refresh=True)
+        self._files(table, refresh=True)
+        return self._count(table)
+
+    def _count(self, table: str) -> int:
+        """Return the number of rows of a table at its last listing."""
+        files = self._files(table)
         complete = sum(files.manifest.parts[part].state.rows for part in files.part_files - files.journal.keys())
-        return complete + sum(len(self.read(table, part, [KEYS[table]])) for part in files.journal)
+        return complete + sum(len(self.read(table, part, [self.key(table)])) for part in files.journal)
 
     def keys(self, table: str, part: int) -> set[str]:
         """Return the keys of the rows of a part."""
-        return set(self.read(table, part, [KEYS[table]]).column(0).to_pylist())
+        return set(self.read(table, part, [self.key(table)]).column(0).to_pylist())
 
     def join(self, traces: pl.DataFrame, table: str, part: int, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """Left join a table of the run to traces, keeping their order.
 
         Args:
-            traces: rows of one part, with ``trace_id``.
-            table: ``scores`` or ``ranks``.
+            traces: rows of one part, with the key of the table.
+            table: ``scores``, ``ranks`` or a signal's table.
             part: number of the part.
             columns: columns to add. None: all. Columns that the traces already have are not replaced.
 
@@ -319,11 +366,12 @@ class RunFolder:
             The traces with the new columns, which are null for traces without a row in the table. All are null if the
             table is out of date.
         """
-        names = SCHEMAS[table].names if columns is None else list(dict.fromkeys(["trace_id", *columns]))
-        rows = self.read(table, part, names) if self.is_current(table) else to_table(table, []).select(names)
+        key = self.key(table)
+        names = self.schema(table).names if columns is None else list(dict.fromkeys([key, *columns]))
+        rows = self.read(table, part, names) if self.is_current(table) else self.schema(table).empty_table()
         new_names = [name for name in names if name not in traces.columns]
-        right = pl.DataFrame(rows).select("trace_id", *new_names)
-        return traces.join(right, on="trace_id", how="left", maintain_order="left")
+        right = pl.DataFrame(rows).select(key, *new_names)
+        return traces.join(right, on=key, how="left", maintain_order="left")
 
     def join_questions(self, traces: pl.DataFrame, part: int) -> pl.DataFrame:
         """Join the questions to their traces.
@@ -333,8 +381,8 @@ class RunFolder:
             part: number of the part.
 
         Returns:
-            The traces with the columns of their questions. ``question_meta`` is the question's ``meta``, and a null
-            ``answer`` is replaced by the question's.
+            The traces with the columns of their questions. ``question_meta``, ``question_answer`` and
+            ``question_solution`` are the question's, which also replace a null ``answer`` or ``solution``.
         """
         return _join_questions(traces, pl.DataFrame(self.read("questions", part)))
 
@@ -343,7 +391,7 @@ class RunFolder:
 
         Args:
             table: name of the table. None: one row per trace, with its question as in :meth:`join_questions`, its
-                score and its rank.
+                score, its rank and its signals.
 
         Raises:
             RunFolderError: the table has no rows, or part files are missing, damaged or unknown.
@@ -352,11 +400,17 @@ class RunFolder:
             return self._scan(table)
         questions = self._scan("questions")
         rows = _join_questions(self._scan("traces"), questions)
-        for other in ("scores", "ranks"):
-            if self.parts(other) and self.is_current(other):
-                names = ["trace_id", *(name for name in SCHEMAS[other].names if name not in rows.collect_schema())]
-                rows = rows.join(self._scan(other).select(names), on="trace_id", how="left", maintain_order="left")
+        for other in self.joined_tables:
+            key, known = self.key(other), rows.collect_schema()
+            names = [key, *(name for name in self.schema(other).names if name not in known)]
+            rows = rows.join(self._scan(other).select(names), on=key, how="left", maintain_order="left")
         return rows
+
+    @property
+    def joined_tables(self) -> list[str]:
+        """The tables that :meth:`scan` joins to traces and questions: those with rows that are up to date."""
+        others = ["scores", "ranks", *(SIGNAL_PREFIX + name for name in self.signals)]
+        return [table for table in others if self.parts(table) and self.is_current(table)]
 
     def to_dataset(self, table: str | None = None) -> datasets.Dataset:
         """Return the result of :meth:`scan` as a ``datasets.Dataset``."""
@@ -370,14 +424,14 @@ class RunFolder:
             raise RunFolderError(f"{self.path}: has no {table} yet")
         files = self._files(table)
         for part in files.part_files - files.journal.keys():
-            self._read_files(table, part, [KEYS[table]])  # verifies the checksum
+            self._read_files(table, part, [self.key(table)])  # verifies the checksum
         frames: list[pl.LazyFrame] = []
         for has_journal, group in groupby(parts, key=lambda part: part in files.journal):
             if has_journal:
                 frames += [pl.DataFrame(self.read(table, part)).lazy() for part in group]
             else:
                 names = [f"{table}/{part_name(part)}" for part in group]
-                frames.append(pl.scan_pyarrow_dataset(self.folder.dataset(names, SCHEMAS[table])))
+                frames.append(pl.scan_pyarrow_dataset(self.folder.dataset(names, self.schema(table))))
         return pl.concat(frames)
 
     def digest(self, table: str, *, again: bool = False) -> str:
@@ -394,14 +448,17 @@ class RunFolder:
     def is_current(self, table: str) -> bool:
         """Return whether a derived table was made from the current content of its source tables."""
         made_from = self._files(table).manifest.made_from
+        if table.startswith(SIGNAL_PREFIX) and not made_from:  # computed row by row
+            source = "questions" if self.key(table) == "question_id" else "traces"
+            return self._count(table) == self._count(source)
         if not made_from and table == "ranks":  # the first layout did not record sources
             return self.count("ranks") == self.count("scores")
         return all(self.digest(source) == digest for source, digest in made_from.items())
 
     def _read_files(self, table: str, part: int, columns: list[str]) -> tuple[list[str], list[pa.Table]]:
         """Read columns of the files of a part, and return the names and contents of the files."""
-        schema = pa.schema([SCHEMAS[table].field(name) for name in columns])
-        all_columns = len(columns) == len(SCHEMAS[table])
+        schema = pa.schema([self.schema(table).field(name) for name in columns])
+        all_columns = len(columns) == len(self.schema(table))
         rejected: Part | None = None
         for _ in range(_READ_ATTEMPTS):
             files = self._files(table)
@@ -429,14 +486,14 @@ class RunFolder:
 
     def _deduplicate_and_sort(self, table: str, part: int, rows: pa.Table) -> pa.Table:
         first: dict[str, int] = {}
-        for index, key in enumerate(rows[KEYS[table]].to_pylist()):
+        for index, key in enumerate(rows[self.key(table)].to_pylist()):
             first.setdefault(key, index)
         rows = rows.take(list(first.values()))
         if table == "questions":
             return rows
         questions = self.read("questions", part, ["question_id"]).column(0)
         position = pc.index_in(rows["question_id"], value_set=questions.combine_chunks())
-        order = pa.table({"position": position, "sample": rows["sample_index"], "key": rows[KEYS[table]]})
+        order = pa.table({"position": position, "sample": rows["sample_index"], "key": rows[self.key(table)]})
         return rows.take(pc.sort_indices(order, sort_keys=[(name, "ascending") for name in order.column_names]))
 
     # Listing files
@@ -566,6 +623,7 @@ class RunFolder:
             if new_table.entry:
                 _write_text(staging / "run.json", json_text(self._updated_info(*new_table.entry)))
         self._tables.pop(table, None)
+        self._signals = None
 
     def adopt(self, table: str, source: RunFolder) -> None:
         """Copy a table of another run, with hard links if possible, because parts are never changed in place."""
@@ -589,7 +647,7 @@ class RunFolder:
         if self._state_if_complete(table, part) is None:
             write_rows(path, self.read(table, part))
         else:
-            self._read_files(table, part, [KEYS[table]])  # verifies the checksum
+            self._read_files(table, part, [self.key(table)])  # verifies the checksum
             self.folder.fetch(f"{table}/{part_name(part)}", path)
 
     def _state_if_complete(self, table: str, part: int) -> FileState | None:
@@ -698,9 +756,14 @@ class NewTable:
 
 
 def _join_questions(traces: Frame, questions: Frame) -> Frame:
-    questions = questions.drop("source_id").rename({"meta": "question_meta", "answer": "question_answer"})
-    joined = traces.join(questions, on="question_id", how="left", maintain_order="left")
-    return joined.with_columns(pl.coalesce("answer", "question_answer").alias("answer")).drop("question_answer")
+    renamed = {name: f"question_{name}" for name in ("meta", "answer", "solution")}
+    joined = traces.join(
+        questions.drop("source_id").rename(renamed), on="question_id", how="left", maintain_order="left"
+    )
+    own = [name for name in ("answer", "solution") if name in traces.collect_schema()]
+    return joined.with_columns(
+        **{name: pl.coalesce(*[name][: name in own], f"question_{name}") for name in ("answer", "solution")}
+    )
 
 
 def _file_names(files: _Files, table: str, part: int) -> list[str]:

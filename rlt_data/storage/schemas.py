@@ -6,6 +6,7 @@ float64, so that they can be recomputed from each other.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -169,6 +170,26 @@ KEYS = {
     "answers": "answer_id",
     "grades": "answer_id",
 }
+
+#: First part of the name of a signal's table.
+SIGNAL_PREFIX = "signal_"
+
+#: Types of the columns of signals, by their names in run.json.
+SIGNAL_TYPES = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "string": pa.string()}
+
+
+def signal_schema(level: str, columns: Mapping[str, str]) -> pa.Schema:
+    """Return the schema of a signal's table.
+
+    Args:
+        level: ``trace`` or ``question``.
+        columns: types of the columns by name, as in :data:`SIGNAL_TYPES`.
+    """
+    keys = [_required("question_id", pa.string())]
+    if level == "trace":
+        keys = [_required("trace_id", pa.string()), *keys, _required("sample_index", pa.int32())]
+    return _schema(*keys, *(pa.field(name, SIGNAL_TYPES[type]) for name, type in columns.items()))
+
 
 #: The step that makes each table, as named in run.json.
 MADE_BY = {

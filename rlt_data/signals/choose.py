@@ -1,0 +1,51 @@
+"""Find the signals that a call of ``curate`` names, or the default ones."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from rlt_data.errors import SettingsError
+from rlt_data.plugins import SIGNALS as PLUGINS
+from rlt_data.settings import CurateSettings
+from rlt_data.signals.base import Signal
+from rlt_data.signals.own import signal_of_function, signal_of_yaml
+from rlt_data.signals.registry import SIGNALS
+from rlt_data.storage.run import RunFolder
+
+#: Signals that need a setting. The others are computed by default.
+NEEDS = {"contamination": "against", "pass_rate": "evaluation", "review": "reviews"}
+
+
+def choose_signals(run: RunFolder, settings: CurateSettings) -> tuple[list[Signal], dict[str, str]]:
+    """Return the signals to compute, and why default ones are left out, by name.
+
+    Raises:
+        SettingsError: there is no such signal, or a setting is missing or has no effect.
+    """
+    names = settings.signals or [name for name in SIGNALS if name not in NEEDS or getattr(settings, NEEDS[name])]
+    left_out = [name for name in NEEDS if name not in names and name not in run.signals and not settings.signals]
+    skipped = {name: f"needs --{NEEDS[name]}" for name in left_out}
+    for name, option in NEEDS.items():
+        if name in names and not getattr(settings, option):
+            raise SettingsError(f"--signals: {name} needs --{option}")
+        if name not in names and getattr(settings, option):
+            raise SettingsError(f"--{option}: has no effect without --signals {name}")
+    return [_find(run, name) for name in dict.fromkeys(names)], skipped
+
+
+def _find(run: RunFolder, name: str) -> Signal:
+    if name in SIGNALS:
+        return SIGNALS[name]
+    if Path(name).suffix in (".yaml", ".yml"):
+        return signal_of_yaml(run, Path(name))
+    try:
+        PLUGINS.check(name)
+    except ValueError:
+        known = [*SIGNALS, *PLUGINS.names()]
+        near = difflib.get_close_matches(name, known, 1)
+        raise SettingsError(
+            f"--signals: no signal {name!r}; "
+            + (f"did you mean {near[0]!r}?" if near else f"takes {', '.join(known)}, module:function or a YAML file")
+        ) from None
+    return signal_of_function(run, name)
