@@ -64,7 +64,14 @@ def _problem(question: str, known: str | None, meta: str | None) -> _Problem:
 
 def _arithmetic(answer: str) -> str:
     """Return an expression without LaTeX."""
-    for command, sign in (("\\times", "*"), ("\\cdot", "*"), ("\\div", "/"), ("\\left", ""), ("\\right", ""), ("$", "")):
+    for command, sign in (
+        ("\\times", "*"),
+        ("\\cdot", "*"),
+        ("\\div", "/"),
+        ("\\left", ""),
+        ("\\right", ""),
+        ("$", ""),
+    ):
         answer = answer.replace(command, sign)
     return answer.strip()
 

@@ -56,7 +56,9 @@ class Language:
 @cache
 def languages() -> tuple[Language, ...]:
     """Return the languages in the package, by code."""
-    files = (file for file in resources.files("rlt_data.signals").joinpath("phrases").iterdir() if file.suffix == ".yaml")
+    files = (
+        file for file in resources.files("rlt_data.signals").joinpath("phrases").iterdir() if file.suffix == ".yaml"
+    )
     return tuple(_language(file.name[:-5], yaml.safe_load(file.read_text("utf-8"))) for file in sorted(files, key=str))
 
 
@@ -75,7 +77,9 @@ def other_scripts(explanations: pl.Series, questions: pl.Series) -> pl.Series:
     """
     texts = pl.DataFrame({"explanation": explanations.fill_null(""), "question": questions.fill_null("")})
     ascii = pl.all_horizontal(pl.all().str.len_bytes() == pl.all().str.len_chars())
-    plain = texts.select(pl.when(ascii).then(pl.col("explanation").str.contains(r"(?:^|[^\\A-Za-z])[A-Za-z]"))).to_series()
+    plain = texts.select(
+        pl.when(ascii).then(pl.col("explanation").str.contains(r"(?:^|[^\\A-Za-z])[A-Za-z]"))
+    ).to_series()
     share = np.where(plain.fill_null(False), 0.0, np.nan)
     others = plain.is_null().to_numpy()
     share[others] = _share_of_other_scripts(texts.filter(others))

@@ -87,7 +87,8 @@ SIGNAL = Signal(
             "leak_phrase is not null",
         ),
         "leak_share": Column(
-            pl.Float64, "share of the explanation copied from the solution or of the solution copied, whichever is larger"
+            pl.Float64,
+            "share of the explanation copied from the solution or of the solution copied, whichever is larger",
         ),
         "leak_phrase": Column(pl.String, "first phrase that mentions a given solution; null: none"),
     },

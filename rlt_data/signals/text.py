@@ -86,7 +86,9 @@ def repetition(words: Words, looped: NDArray[np.bool_]) -> NDArray[np.float64]:
         part = slice(words.starts[row], words.starts[row + 1])
         text = words.text[part.start : part.stop]
         weights = np.where(text.str.contains(r"^\w"), text.str.len_chars() + 1, _SYMBOL_WEIGHT)
-        before, loops_before = (np.concatenate([[0], np.cumsum(values)]) for values in (weights, weights * looped[part]))
+        before, loops_before = (
+            np.concatenate([[0], np.cumsum(values)]) for values in (weights, weights * looped[part])
+        )
         first = np.searchsorted(before, before[1:] - _STRETCH)
         share[row] = (loops_before[1:] - loops_before[first]).max() / min(max(before[-1], _SHORTEST), _STRETCH)
     return np.minimum(share, 1.0)
@@ -99,7 +101,9 @@ def _latex_balanced() -> pl.Expr:
     """
     text = pl.col("explanation").str.replace_all(r"\\", "", literal=True)
     count = text.str.count_matches
-    braces = count("{", literal=True) - count(r"\{", literal=True) == count("}", literal=True) - count(r"\}", literal=True)
+    braces = count("{", literal=True) - count(r"\{", literal=True) == count("}", literal=True) - count(
+        r"\}", literal=True
+    )
     pairs = [count(opening, literal=True) == count(closing, literal=True) for opening, closing in _PAIRS]
     sides = count(r"\\left[^a-zA-Z]") == count(r"\\right[^a-zA-Z]")
     dollars = ((count("$", literal=True) - count(r"\$", literal=True)) % 2 == 0) | text.str.contains(r"\$[.\d]|\d\$")
@@ -127,10 +131,10 @@ def _slice(frame: pl.DataFrame, max_repetition: float) -> pl.DataFrame:
     )
 
 
-def _compute(
-    frames: Iterable[pl.DataFrame], settings: CurateSettings, progress: Progress
-) -> Iterator[pl.DataFrame]:
-    return by_slices(frames, partial(_slice, max_repetition=settings.max_repetition), ("explanation", "question"), progress)
+def _compute(frames: Iterable[pl.DataFrame], settings: CurateSettings, progress: Progress) -> Iterator[pl.DataFrame]:
+    return by_slices(
+        frames, partial(_slice, max_repetition=settings.max_repetition), ("explanation", "question"), progress
+    )
 
 
 SIGNAL = Signal(
@@ -141,7 +145,9 @@ SIGNAL = Signal(
         "repetition": Column(pl.Float64, "largest share of loops in any 500 characters of the explanation, 0 to 1"),
         "characters": Column(pl.Int64, "length of the explanation in characters"),
         "words": Column(pl.Int64, "length of the explanation in words"),
-        "compression_ratio": Column(pl.Float64, "bytes of the explanation / bytes after zlib; repetitive texts have more"),
+        "compression_ratio": Column(
+            pl.Float64, "bytes of the explanation / bytes after zlib; repetitive texts have more"
+        ),
         "other_scripts": Column(
             pl.Float64, "share of the explanation's letters in scripts that the question does not use; null: no letters"
         ),

@@ -69,7 +69,9 @@ def _geometry(draw: random.Random) -> Made:
 def _cases(draw: random.Random) -> Made:
     modulus = draw.randint(5, 13)
     remainders = sorted({n * n % modulus for n in range(modulus)})
-    cases = "\n".join(f"- If n = {n} (mod {modulus}), then n^2 = {n * n % modulus} (mod {modulus})." for n in range(modulus))
+    cases = "\n".join(
+        f"- If n = {n} (mod {modulus}), then n^2 = {n * n % modulus} (mod {modulus})." for n in range(modulus)
+    )
     return Made(
         f"How many remainders can a square have modulo {modulus}?",
         f"Squares of 0 to {modulus - 1} leave the remainders {', '.join(map(str, remainders))}, and no others occur. Answer: "

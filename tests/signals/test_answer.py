@@ -43,7 +43,9 @@ def math_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _verdicts(*rows: dict[str, Any], **options: Any) -> list[str]:
-    verdicts: list[str] = computed(SIGNAL, [{"question": "?", **row} for row in rows], **options)["answer_verdict"].to_list()
+    verdicts: list[str] = computed(SIGNAL, [{"question": "?", **row} for row in rows], **options)[
+        "answer_verdict"
+    ].to_list()
     return verdicts
 
 
@@ -176,7 +178,10 @@ def test_countdown(answer: str, verdict: str) -> None:
     meta = json.dumps({"numbers": [3, 4, 5], "target": 7})
     ours = "Combine the numbers 3, 4 and 5 with +, -, * and / to reach 7. Use every number exactly once; brackets are allowed."
     row = {"explanation": f"The answer is {answer}.", "solution": "5 - 4 * 3"}
-    assert _verdicts({**row, "question_meta": meta}, {**row, "question": f"{ours} Answer with one expression."}) == [verdict] * 2
+    assert (
+        _verdicts({**row, "question_meta": meta}, {**row, "question": f"{ours} Answer with one expression."})
+        == [verdict] * 2
+    )
     other = {"question_meta": '{"numbers": ["3"], "target": 7}', "question_answer": "7", "explanation": "\\boxed{7}"}
     assert _verdicts(other) == ["correct"]
 
@@ -197,13 +202,26 @@ def test_a_failing_grader_costs_one_row(math_verify: Path, monkeypatch: pytest.M
     monkeypatch.setattr(grading.Graders.__init__, "__defaults__", (3.0,))
     answers = ["a 5", "hang", "b 5", "raise", "c 5", "memory", "d 6", "die", "e 5", "hang"]
     rows = [{"explanation": f"So \\boxed{{{answer}}}.", "question_answer": "z 5"} for answer in answers]
-    verdicts = ["correct", "timeout", "correct", "timeout", "correct", "timeout", "wrong", "timeout", "correct", "timeout"]
+    verdicts = [
+        "correct",
+        "timeout",
+        "correct",
+        "timeout",
+        "correct",
+        "timeout",
+        "wrong",
+        "timeout",
+        "correct",
+        "timeout",
+    ]
     assert _verdicts(*rows, parts=2) == verdicts
 
 
 def test_each_pair_is_graded_once_per_part(math_verify: Path, tmp_path: Path) -> None:
     log = f"open({str(tmp_path / 'log')!r}, 'a').write(text + chr(10))"
-    math_verify.write_text(f"def parse(text, **options):\n    {log}\n    return [text]\ndef verify(*pair, **options): return True\n")
+    math_verify.write_text(
+        f"def parse(text, **options):\n    {log}\n    return [text]\ndef verify(*pair, **options): return True\n"
+    )
     rows = [{"explanation": f"\\boxed{{pair {number % 2}}}", "question_answer": "q 5"} for number in range(50)]
     assert set(_verdicts(*rows)) == {"correct"}
     assert [(tmp_path / "log").read_text().count(f"$pair {number}$") for number in range(2)] == [1, 1]

@@ -186,6 +186,17 @@ def test_unreadable_benchmarks_are_errors_of_one_line(tmp_path: Path) -> None:
         matches(["a"], "math500")
 
 
+def test_a_changed_benchmark_is_another_content(tmp_path: Path) -> None:
+    def content(*against: str) -> object:
+        assert SIGNAL.content
+        return SIGNAL.content(CurateSettings.model_validate({"in": "run", "against": against}))
+
+    first = content(benchmark(tmp_path, ["Why?"]), "math500")
+    (tmp_path / "moved").mkdir()
+    assert content(benchmark(tmp_path / "moved", ["Why?"]), "math500") == first
+    assert content(benchmark(tmp_path, ["Why not?"]), "math500") != first
+
+
 def test_an_empty_run_has_no_rows(tmp_path: Path) -> None:
     settings = CurateSettings.model_validate({"in": "run", "against": (benchmark(tmp_path, ["Why?"]),)})
     assert sum(len(frame) for frame in SIGNAL.compute([], settings, Silent())) == 0

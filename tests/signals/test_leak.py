@@ -122,8 +122,12 @@ def test_copied_solutions_are_found() -> None:
     others = [row.explanation for row in made(len(rows), seed=4)]
     planted = []
     for row, other in zip(rows, others, strict=True):
-        copy = draw.choice([row.solution, row.solution.upper(), row.solution.replace(" ", "\n  "), row.solution.replace("$", "")])
-        planted.append((row.solution, draw.choice([copy, f"Let me explain. {copy}", f"{copy} Done!", copy + "\n" + copy])))
+        copy = draw.choice(
+            [row.solution, row.solution.upper(), row.solution.replace(" ", "\n  "), row.solution.replace("$", "")]
+        )
+        planted.append(
+            (row.solution, draw.choice([copy, f"Let me explain. {copy}", f"{copy} Done!", copy + "\n" + copy]))
+        )
         if row.solution.count("\n") > 1:
             planted.append((row.solution, f"{other}\n{copy}\n{other}\n{other}\n{other}"))
     assert len(planted) > 300
@@ -136,7 +140,10 @@ def test_copied_solutions_are_found() -> None:
     ("solution", "explanation"),
     [
         ("5", "We add two and three, which makes 5. The answer is 5."),
-        ("She sold 48 / 2 = 24 clips in May and 72 in all.", "Half of 48 is 24. So she sold 48 / 2 = 24 clips in May and 72 in all."),
+        (
+            "She sold 48 / 2 = 24 clips in May and 72 in all.",
+            "Half of 48 is 24. So she sold 48 / 2 = 24 clips in May and 72 in all.",
+        ),
         ("", "Anything"),
         ("Anything", ""),
         ("A b c d e f g h i j k l m n o p.", ""),

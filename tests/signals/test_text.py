@@ -76,7 +76,9 @@ def test_repetition_is_the_share_of_loops_in_a_stretch() -> None:
 
 
 def test_lengths_and_compression() -> None:
-    row = computed(SIGNAL, [{"question": "?", "explanation": "Straightforwardness costs 2 é, 三十."}]).row(0, named=True)
+    row = computed(SIGNAL, [{"question": "?", "explanation": "Straightforwardness costs 2 é, 三十."}]).row(
+        0, named=True
+    )
     assert (row["characters"], row["words"]) == (34, 6)
     usual, repetitive = _column("compression_ratio", next(made(1, seed=3)).explanation, "abc" * 300)
     assert usual < 3 < 20 < repetitive
