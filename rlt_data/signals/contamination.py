@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from rlt_data.errors import InputError, SettingsError
 from rlt_data.inputs.check import good_rows
+from rlt_data.inputs.files import digest_of, find_sources
 from rlt_data.inputs.questions import QuestionReader
 from rlt_data.inputs.rows import Row
 from rlt_data.progress import Progress
@@ -104,7 +105,7 @@ class _Index:
         np.add.at(changes, stock + _PHRASE, -1)
         free = np.concatenate([[0], np.cumsum(np.cumsum(changes) == 0)])
         count = len(self._texts.codes)
-        return (free[_NGRAM : _NGRAM + count] - free[:count]) >= _NGRAM - _PHRASE
+        return np.asarray(free[_NGRAM : _NGRAM + count] - free[:count] >= _NGRAM - _PHRASE)
 
     def _index_near(self) -> None:
         self._near = np.flatnonzero(self._keys)
@@ -239,6 +240,17 @@ def _items(name: str) -> list[tuple[str, str, str]]:
     return [(Path(name).name, str(row.source_id), row.question) for row in rows]
 
 
+def _content(settings: CurateSettings) -> list[tuple[str, str]]:
+    """Return name and content of each benchmark: the hash of a file, or the id of a data set."""
+    found = []
+    for name in settings.against:
+        if benchmark := BENCHMARKS.get(name):
+            found.append((name, f"{benchmark.hub} {benchmark.subset} {benchmark.split}"))
+        else:
+            found.append((Path(name).name, digest_of(find_sources(InputSettings(input=name))) or name))
+    return found
+
+
 def _compute(frames: Iterable[pl.DataFrame], settings: CurateSettings, progress: Progress) -> Iterator[pl.DataFrame]:
     index = _Index([item for name in settings.against for item in _items(name)], settings.similarity)
     ids: list[pl.Series] = [pl.Series(dtype=pl.String)]
@@ -280,6 +292,7 @@ SIGNAL = Signal(
     },
     reads=("question",),
     compute=_compute,
-    depends_on=("against", "similarity"),
+    depends_on=("similarity",),
     whole=True,
+    content=_content,
 )

@@ -69,7 +69,8 @@ def _compute(frames: Iterable[pl.DataFrame], settings: CurateSettings, progress:
     seen: set[str] = set()
     for frame in frames:
         traces.append(frame["trace_id"], frame["explanation"], frame["question_id"])
-        new = frame.unique("question_id").filter(~pl.col("question_id").is_in(seen))
+        new = frame.unique("question_id")
+        new = new.filter(pl.Series([question_id not in seen for question_id in new["question_id"]], dtype=pl.Boolean))
         seen.update(new["question_id"])
         questions.append(new["question_id"], new["question"])
         question_of.append(frame.select(id="trace_id", question_id="question_id"))

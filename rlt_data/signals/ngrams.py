@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlt_data.signals.normalise import DECISIVE, FORMULA, Tokens
-from rlt_data.signals.similarity import mixed
+from rlt_data.signals.similarity import mixed, running
 
 Hashes = NDArray[np.uint64]
 Indices = NDArray[np.int64]
@@ -21,12 +21,12 @@ class NGrams:
 
     def __init__(self, texts: Tokens) -> None:
         count = len(texts.codes)
-        powers = np.cumprod(np.full(count, _BASE, np.uint64))
-        self._inverse = np.cumprod(np.full(count, _INVERSE, np.uint64))
-        self._sums = _running(mixed(texts.codes) * powers)
+        powers: Hashes = np.cumprod(np.full(count, _BASE, np.uint64), dtype=np.uint64)
+        self._inverse: Hashes = np.cumprod(np.full(count, _INVERSE, np.uint64), dtype=np.uint64)
+        self._sums = running(mixed(texts.codes) * powers)
         general = (texts.codes & np.uint64(DECISIVE | FORMULA)) != 0
-        self._general = _running(general.astype(np.uint64))
-        self._general_sums = _running(mixed(np.where(general, np.uint64(0), texts.codes)) * powers)
+        self._general = running(general.astype(np.uint64))
+        self._general_sums = running(mixed(np.where(general, np.uint64(0), texts.codes)) * powers)
         self._left = np.repeat(texts.offsets[1:], texts.lengths) - np.arange(count)
 
     def of(self, length: int) -> tuple[Indices, Hashes]:
@@ -45,10 +45,6 @@ class NGrams:
 
     def _of(self, sums: Hashes, starts: Indices, length: int) -> Hashes:
         return mixed((sums[starts + length] - sums[starts]) * self._inverse[starts])
-
-
-def _running(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    return np.concatenate([np.zeros(1, np.uint64), np.cumsum(values)])
 
 
 class Lookup:

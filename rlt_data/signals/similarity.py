@@ -50,10 +50,15 @@ _FACTORS = mixed(np.arange(1, HASHES + 1, dtype=np.uint64)).astype(np.uint32) | 
 _TERMS = mixed(np.arange(HASHES + 1, 2 * HASHES + 1, dtype=np.uint64)).astype(np.uint32)
 
 
+def running(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the sums of all values before each position, and of all values, modulo 2**64."""
+    return np.concatenate([np.zeros(1, np.uint64), np.cumsum(values)])
+
+
 def totals(values: NDArray[np.uint64], offsets: NDArray[np.int64]) -> NDArray[np.uint64]:
     """Return the sum of each text's values, modulo 2**64."""
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(values)])
-    return sums[offsets[1:]] - sums[offsets[:-1]]
+    sums = running(values)
+    return np.asarray(sums[offsets[1:]] - sums[offsets[:-1]])
 
 
 def text_hashes(tokens: Tokens) -> NDArray[np.uint64]:
@@ -97,6 +102,7 @@ class TokenStore:
         """
         try:
             self._file.write(tokens.short_codes.tobytes())
+            self._file.flush()
         except OSError as error:
             raise DiskError(f"{tempfile.gettempdir()}: {error.strerror} (temporary files; set TMPDIR)") from None
         self._lengths.append(tokens.lengths)
@@ -105,7 +111,6 @@ class TokenStore:
     def texts(self, chosen: NDArray[np.int64]) -> list[_Codes]:
         """Return the codes of some texts, each with the upper half of its bits and the flags."""
         if self._codes is None:
-            self._file.flush()
             self._offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(self._offsets), *self._lengths]))])
             self._lengths = []
             self._codes = np.memmap(self._file, np.uint32, "r") if self._offsets[-1] else np.zeros(0, np.uint32)
@@ -257,11 +262,11 @@ def _near(
     """Return the index of each text's representative in ``texts``."""
     blocks = [texts[start : start + _TEXTS] for start in range(0, len(texts), _TEXTS)]
     signed = np.concatenate([signatures(store.texts(block), ordered=ordered) for block in blocks])
-    pairs = np.zeros((0, 2), np.int64)
+    pairs = np.zeros(0, np.int64)  # first * len(texts) + second
     for values in bands(signed, keys, similarity):
         found = _candidates(values)
         close = estimates(signed[found[:, 0]], signed[found[:, 1]]) >= similarity - _MARGIN
-        pairs = np.unique(np.concatenate([pairs, found[close]]), axis=0)
+        pairs = np.unique(np.concatenate([pairs, found[close] @ np.array([len(texts), 1])]))
     parent = list(range(len(texts)))
 
     def root(text: int) -> int:
@@ -270,7 +275,7 @@ def _near(
             text = parent[text]
         return text
 
-    for one, other in pairs.tolist():
+    for one, other in zip(*np.divmod(pairs, len(texts)), strict=True):
         low, high = sorted((root(one), root(other)))
         if low != high and similarity_of(*store.texts(texts[[one, other]]), ordered=ordered) >= similarity:
             parent[high] = low

@@ -95,8 +95,9 @@ def test_a_match_names_file_item_and_words(tmp_path: Path) -> None:
          "Tell me: what is the capital of peru", "What is the capital of Chad?"],
         benchmark(tmp_path, items),
     )  # fmt: skip
+    shared = "a very long sentence about nothing in particular with more than thirteen words"
     assert found == [
-        "held-out.jsonl item0: 13-gram 'a very long sentence about nothing in particular with more than thirteen words'",
+        f"held-out.jsonl item0: 13-gram '{shared}'",
         "held-out.jsonl item1: whole question",
         None,
     ]
@@ -113,7 +114,9 @@ def test_twelve_shared_words_do_not_flag_but_their_8_grams_are_counted(tmp_path:
 
 
 def test_phrases_of_several_benchmark_questions_do_not_flag(tmp_path: Path) -> None:
-    end = "can be written as $\\frac{{{0}}}{{{1}}}$, where ${0}$ and ${1}$ are relatively prime positive integers. Find ${0}+{1}$."
+    end = (
+        r"is the quotient $\frac{{{0}}}{{{1}}}$, where ${0}$ and ${1}$ are coprime positive numbers. Find ${0} + {1}$."
+    )
     items = [
         "The chance that two coins of a bag with seven old coins match " + end.format("m", "n"),
         "The area of the smallest square around the blue hexagon " + end.format("p", "q"),
@@ -181,6 +184,17 @@ def test_unreadable_benchmarks_are_errors_of_one_line(tmp_path: Path) -> None:
         matches(["a"], "math")
     with pytest.raises(InputError, match=r"^--against math500: HuggingFaceH4/MATH-500: .*Hub: [^\n]*$"):
         matches(["a"], "math500")
+
+
+def test_a_changed_benchmark_is_another_content(tmp_path: Path) -> None:
+    def content(*against: str) -> object:
+        assert SIGNAL.content
+        return SIGNAL.content(CurateSettings.model_validate({"in": "run", "against": against}))
+
+    first = content(benchmark(tmp_path, ["Why?"]), "math500")
+    (tmp_path / "moved").mkdir()
+    assert content(benchmark(tmp_path / "moved", ["Why?"]), "math500") == first
+    assert content(benchmark(tmp_path, ["Why not?"]), "math500") != first
 
 
 def test_an_empty_run_has_no_rows(tmp_path: Path) -> None:
