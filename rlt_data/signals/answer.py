@@ -20,7 +20,7 @@ from rlt_data.tasks.grading import TIMEOUT, Graders, stated_answer
 
 Verdict = Literal["correct", "wrong", "none", "timeout"]
 
-_READS = ("question", "question_answer", "question_meta", "solution", "trace_answer", "trace_solution", "explanation")
+_READS = ("question", "answer", "question_meta", "question_solution", "trace_solution", "explanation")
 
 
 @dataclass(frozen=True)
@@ -87,18 +87,18 @@ def _countdown(meta: str | None) -> tuple[tuple[int, ...], int] | None:
     return tuple(numbers), target
 
 
-def _known_answer(answer: str | None, solution: str | None, trace_solution: str | None) -> str | None:
-    """Return the known answer of a question. The trace's own solution, which may replace the question's, has none."""
-    return answer or (None if solution is None or solution == trace_solution else _answer_of(solution))
+def _known_answer(answer: str | None, solution: str | None) -> str | None:
+    """Return the known answer: that of the row or question, or the one that the question's known solution states."""
+    return answer or (solution and _answer_of(solution)) or None
 
 
 def _answer_of(solution: str) -> str | None:
     return stated_answer(solution) or bare_answer(solution)
 
 
-def _final_answer(answer: str | None, solution: str | None, explanation: str | None) -> str | None:
-    """Return the answer of a trace, from the first that states one: its row, its solution, its explanation."""
-    return answer or (solution and _answer_of(solution)) or (explanation and stated_answer(explanation)) or None
+def _final_answer(solution: str | None, explanation: str | None) -> str | None:
+    """Return the answer of a trace, which its own solution states, or else its explanation."""
+    return (solution and _answer_of(solution)) or (explanation and stated_answer(explanation)) or None
 
 
 def _compute(frames: Iterable[pl.DataFrame], settings: CurateSettings, progress: Progress) -> Iterator[pl.DataFrame]:
@@ -112,9 +112,9 @@ def _verdicts(frame: pl.DataFrame, graders: Graders) -> pl.DataFrame:
     problem = cache(_problem)
     answers: list[str | None] = []
     problems: list[_Problem] = []
-    for question, known, meta, solution, trace_answer, trace_solution, explanation in frame.select(_READS).iter_rows():
-        answers.append(_final_answer(trace_answer, trace_solution, explanation))
-        problems.append(problem(question, _known_answer(known, solution, trace_solution), meta))
+    for question, known, meta, solution, trace_solution, explanation in frame.select(_READS).iter_rows():
+        answers.append(_final_answer(trace_solution, explanation))
+        problems.append(problem(question, _known_answer(known, solution), meta))
 
     verdicts: dict[tuple[int, str], Verdict | None] = {}
     open_pairs: dict[tuple[str, str], None] = {}

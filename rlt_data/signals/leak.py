@@ -16,6 +16,7 @@ from rlt_data.signals.languages import languages
 from rlt_data.signals.parallel import by_slices
 from rlt_data.signals.words import WHOLE_WORD, Words, words_of
 
+_READS = ("explanation", "question_solution")
 #: Words in an n-gram that counts as copied. Symbols are left out, so that changed LaTeX does not hide a copy.
 _NGRAM = 8
 #: Texts of fewer words count as this long: every good explanation of a short solution repeats much of it.
@@ -67,14 +68,16 @@ def leak_phrases(explanations: pl.Series) -> pl.Series:
 
 
 def _slice(frame: pl.DataFrame, max_leak: float) -> pl.DataFrame:
-    share = leak_share(frame["explanation"], frame["solution"])
+    share = leak_share(frame["explanation"], frame["question_solution"])
     phrase = leak_phrases(frame["explanation"])
     leaks = pl.Series("leaks", share > max_leak) | phrase.is_not_null()
     return frame.select("trace_id", leaks, pl.Series("leak_share", share), phrase)
 
 
 def _compute(frames: Iterable[pl.DataFrame], settings: CurateSettings, progress: Progress) -> Iterator[pl.DataFrame]:
-    return by_slices(frames, partial(_slice, max_leak=settings.max_leak), ("explanation", "solution"), progress)
+    return by_slices(
+        frames, partial(_slice, max_leak=settings.max_leak), ("explanation", "question_solution"), progress
+    )
 
 
 SIGNAL = Signal(
@@ -92,7 +95,7 @@ SIGNAL = Signal(
         ),
         "leak_phrase": Column(pl.String, "first phrase that mentions a given solution; null: none"),
     },
-    reads=("explanation", "solution"),
+    reads=_READS,
     compute=_compute,
     depends_on=("max_leak",),
 )

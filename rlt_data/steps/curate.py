@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 #: Columns of signals as types of run.json.
 _TYPE_NAMES = {pl.Boolean: "bool", pl.Int64: "int", pl.Float64: "float", pl.String: "string"}
-#: A text column with at most this many different values is summarised by their counts.
-_MOST_VALUES = 8
+#: A text column with at most this many different values of at most this many characters is summarised by their counts.
+_MOST_VALUES, _LONGEST_VALUE = 8, 20
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ class _Computation:
                 if isinstance(seen, dict):
                     for value, count in rows[name].drop_nulls().value_counts().iter_rows():
                         seen[value] = seen.get(value, 0) + count
-                    if len(seen) > _MOST_VALUES:
+                    if len(seen) > _MOST_VALUES or any(len(value) > _LONGEST_VALUE for value in seen):
                         values[name] = sum(seen.values())
                 else:
                     values[name] = seen + rows[name].count()

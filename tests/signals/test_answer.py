@@ -51,13 +51,13 @@ def _verdicts(*rows: dict[str, Any], **options: Any) -> list[str]:
 
 
 def _verdict(explanation: str, known: str, question: str = "?") -> str:
-    return _verdicts({"question": question, "explanation": explanation, "question_answer": known})[0]
+    return _verdicts({"question": question, "explanation": explanation, "answer": known})[0]
 
 
 @pytest.mark.parametrize(
     ("row", "stated"),
     [
-        ({"trace_answer": "7", "trace_solution": "The answer is 8.", "explanation": "\\boxed{9}"}, "7"),
+        ({"trace_solution": "The answer is 8.", "explanation": "\\boxed{9}"}, "8"),
         ({"trace_solution": "We get \\boxed{8}.", "explanation": "\\boxed{9}"}, "8"),
         ({"trace_solution": "3 * 4 - 5", "explanation": "\\boxed{9}"}, "3 * 4 - 5"),
         ({"trace_solution": "We add both numbers and are done.", "explanation": "\\boxed{9}"}, "9"),
@@ -84,15 +84,15 @@ def test_the_final_answer_of_a_trace(row: dict[str, str], stated: str | None) ->
 @pytest.mark.parametrize(
     ("row", "verdict"),
     [
-        ({"question_answer": "5", "solution": "The answer is 6."}, "correct"),
-        ({"solution": "2 + 3 = 5\nThe answer is 5."}, "correct"),
-        ({"solution": "5"}, "correct"),
-        ({"solution": "Add two and three to get five."}, "none"),
-        ({"solution": "So we get \\boxed{6}."}, "wrong"),
+        ({"answer": "5", "question_solution": "The answer is 6."}, "correct"),
+        ({"question_solution": "2 + 3 = 5\nThe answer is 5."}, "correct"),
+        ({"question_solution": "5"}, "correct"),
+        ({"question_solution": "Add two and three to get five."}, "none"),
+        ({"question_solution": "So we get \\boxed{6}."}, "wrong"),
         ({}, "none"),
-        # The solution column has the trace's own solution, which says nothing about the question's.
-        ({"solution": "So \\boxed{5}.", "trace_solution": "So \\boxed{5}."}, "none"),
-        ({"solution": "So \\boxed{6}.", "trace_solution": "So \\boxed{6}.", "question_answer": "5"}, "wrong"),
+        # The own solution of a trace says nothing about the known answer.
+        ({"question_solution": "", "trace_solution": "So \\boxed{5}."}, "none"),
+        ({"question_solution": "", "trace_solution": "So \\boxed{6}.", "answer": "5"}, "wrong"),
     ],
 )
 def test_the_known_answer(row: dict[str, str], verdict: str) -> None:
@@ -131,7 +131,7 @@ _PAIRS = [
 
 def test_answers_are_compared() -> None:
     pytest.importorskip("math_verify", reason="needs the extra eval")
-    rows = [{"explanation": f"So \\boxed{{{stated}}}.", "question_answer": known} for stated, known, _ in _PAIRS]
+    rows = [{"explanation": f"So \\boxed{{{stated}}}.", "answer": known} for stated, known, _ in _PAIRS]
     verdicts = [verdict == "correct" for verdict in _verdicts(*rows)]
     assert [pair for pair, verdict in zip(_PAIRS, verdicts, strict=True) if verdict != pair[2]] == []
 
@@ -180,17 +180,17 @@ def test_a_letter_is_no_choice_where_the_question_lists_none() -> None:
 def test_countdown(expression: str, verdict: str) -> None:
     meta = json.dumps({"numbers": [3, 4, 5], "target": 7})
     ours = question_text((3, 4, 5), 7)
-    row = {"explanation": f"The answer is {expression}.", "solution": "5 - 4 * 3"}
+    row = {"explanation": f"The answer is {expression}.", "question_solution": "5 - 4 * 3"}
     assert _verdicts({**row, "question_meta": meta}, {**row, "question": ours}) == [verdict] * 2
-    other = {"question_meta": '{"numbers": ["3"], "target": 7}', "question_answer": "7", "explanation": "\\boxed{7}"}
+    other = {"question_meta": '{"numbers": ["3"], "target": 7}', "answer": "7", "explanation": "\\boxed{7}"}
     assert _verdicts(other) == ["correct"]
 
 
 def test_generated_traces_are_graded_exactly() -> None:
     pytest.importorskip("math_verify", reason="needs the extra eval")
     rows = list(made(300, seed=1))
-    right = [{"question": row.question, "question_answer": row.answer, "explanation": row.explanation} for row in rows]
-    wrong = [{**trace, "question_answer": "1234567"} for trace in right]
+    right = [{"question": row.question, "answer": row.answer, "explanation": row.explanation} for row in rows]
+    wrong = [{**trace, "answer": "1234567"} for trace in right]
     assert set(_verdicts(*right)) == {"correct"} and set(_verdicts(*wrong)) == {"wrong"}
     order = random.Random(2).sample(range(len(right)), len(right))
     mixed = [right[number] if number % 3 else wrong[number] for number in order]
@@ -201,7 +201,7 @@ def test_a_failing_grader_costs_one_row(math_verify: Path, monkeypatch: pytest.M
     math_verify.write_text(_FAILING)
     monkeypatch.setattr(answer, "TIMEOUT", 3.0)
     texts = ["a 5", "hang", "b 5", "raise", "c 5", "memory", "d 6", "die", "e 5", "hang"]
-    rows = [{"explanation": f"So \\boxed{{{text}}}.", "question_answer": "z 5"} for text in texts]
+    rows = [{"explanation": f"So \\boxed{{{text}}}.", "answer": "z 5"} for text in texts]
     verdicts = [
         "correct",
         "timeout",
@@ -222,17 +222,17 @@ def test_each_pair_is_graded_once_per_part(math_verify: Path, tmp_path: Path) ->
     math_verify.write_text(
         f"def parse(text, **options):\n    {log}\n    return [text]\ndef verify(*pair, **options): return True\n"
     )
-    rows = [{"explanation": f"\\boxed{{pair {number % 2}}}", "question_answer": "q 5"} for number in range(50)]
+    rows = [{"explanation": f"\\boxed{{pair {number % 2}}}", "answer": "q 5"} for number in range(50)]
     assert set(_verdicts(*rows)) == {"correct"}
     assert [(tmp_path / "log").read_text().count(f"$pair {number}$") for number in range(2)] == [1, 1]
 
 
 def test_a_missing_math_verify_is_one_clear_error_only_where_it_is_needed(math_verify: Path) -> None:
     math_verify.write_text("raise ModuleNotFoundError(\"No module named 'math_verify'\")")
-    exact = {"explanation": "The answer is 5.", "question_answer": "5.0"}
-    assert _verdicts(exact, {**exact, "question_answer": "6"}) == ["correct", "wrong"]
+    exact = {"explanation": "The answer is 5.", "answer": "5.0"}
+    assert _verdicts(exact, {**exact, "answer": "6"}) == ["correct", "wrong"]
     with pytest.raises(ModelError, match=r"rlt-data\[eval\]") as raised:
-        _verdicts({**exact, "question_answer": "\\sqrt{25}"})
+        _verdicts({**exact, "answer": "\\sqrt{25}"})
     assert "\n" not in str(raised.value)
 
 
@@ -245,5 +245,5 @@ def test_a_missing_math_verify_is_one_clear_error_only_where_it_is_needed(math_v
     ],
 )  # fmt: skip
 def test_odd_texts_are_graded(text: str) -> None:
-    row = {"question": text, "solution": text, "question_answer": "7", "explanation": text, "question_meta": None}
+    row = {"question": text, "question_solution": text, "answer": "7", "explanation": text, "question_meta": None}
     assert computed(SIGNAL, [row])["answer_verdict"].to_list()[0] in ("none", "wrong")

@@ -86,7 +86,9 @@ _HONEST = (
 
 
 def _signal(*pairs: tuple[str, str], **settings: Any) -> pl.DataFrame:
-    return computed(SIGNAL, [{"solution": solution, "explanation": text} for solution, text in pairs], **settings)
+    return computed(
+        SIGNAL, [{"question_solution": solution, "explanation": text} for solution, text in pairs], **settings
+    )
 
 
 @pytest.mark.parametrize("language", _LEAKS)
@@ -137,7 +139,7 @@ def test_copied_solutions_are_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("solution", "explanation"),
+    ("question_solution", "explanation"),
     [
         ("5", "We add two and three, which makes 5. The answer is 5."),
         (
@@ -184,5 +186,5 @@ def test_rows_do_not_depend_on_each_other() -> None:
     ],
 )  # fmt: skip
 def test_odd_texts_are_measured(text: str | None) -> None:
-    row = computed(SIGNAL, [{"solution": text, "explanation": text}]).row(0, named=True)
+    row = computed(SIGNAL, [{"question_solution": text, "explanation": text}]).row(0, named=True)
     assert 0 <= row["leak_share"] <= 1
