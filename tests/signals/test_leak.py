@@ -139,7 +139,7 @@ def test_copied_solutions_are_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("question_solution", "explanation"),
+    ("solution", "explanation"),
     [
         ("5", "We add two and three, which makes 5. The answer is 5."),
         (
