@@ -62,7 +62,7 @@ def _score_conflicts(generate: GenerateSettings | None, score: ScoreSettings | N
         return []
     differs = f"score.temperature {score.temperature:g} differs from that of the stored log-probs, {stored_at:g}"
     if score.teacher is None:
-        return [f"{differs} (generate.temperature): {remedies(score, stored_at, generate.teacher, key)}"]
+        return [f"{differs} (generate.temperature): {remedies(score, {stored_at: [generate.teacher]}, generate.teacher, key)}"]
     if score.teacher != "none" and score.teacher_logprobs == "trace":
         free, costly = key("temperature", f"{stored_at:g}"), key("teacher_logprobs", "auto")
         return [f"{differs} (generate.temperature): set {free} (free), or set {costly} (one extra forward pass)"]

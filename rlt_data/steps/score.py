@@ -47,11 +47,13 @@ from rlt_data.scoring import (
 from rlt_data.scoring.reward import NO_SOLUTION_TOKEN, Floats
 from rlt_data.settings import InputSettings, RewardSettings, ScoreSettings
 from rlt_data.settings.base import is_url
+from rlt_data.steps.makers import refuse_import
+from rlt_data.steps.own_teachers import differ_only_in_teachers, has_other_teachers, teachers_by_scored_by
 from rlt_data.steps.provenance import StepSummary, example_prompt, outcome, recorded_format, step_entry
 from rlt_data.steps.resumable import FinishedRow, ResumableTable
 from rlt_data.steps.teacher_source import NameSetting, TeacherSource, flag, refuse_conflicting_options
 from rlt_data.storage.layout import default_run_path, run_log
-from rlt_data.storage.run import RunFolder, content_hash
+from rlt_data.storage.run import RunFolder
 
 T = TypeVar("T")
 
@@ -79,6 +81,8 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         flags = ", ".join(map(flag, sorted(unread)))
         raise SettingsError(f"{flags}: no effect with a run, whose traces are all scored")
     run = RunFolder(settings.out or (source.path if source else default_run_path(settings.input, settings.student)))
+    if source is None:
+        refuse_import(run)
     student = open_model(settings.student, settings, scoring=True, served_temperature=settings.served_temperature)
     teacher = _open_teacher(settings, student)
     trace_format = recorded_format(source, "generate") if source else None
@@ -94,13 +98,13 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         depends_on = _dependencies(settings, student, format, teacher_source)
         models = {"student": student} | ({"teacher": teacher} if teacher else {})
         entry = step_entry(settings, depends_on, format, models) | {"messages": views.rendering}
-        run.refuse_other_settings("score", entry)
+        _refuse_other_scores(run, entry, teacher_source)
         share = 0.5 if teacher and teacher is not student else 1.0  # two models share the GPU's memory
         for model in models.values():
             model.load(run.logs, memory_share=share)
         run.record("score", entry | example_prompt(run, lambda row: views.served_prompt(Problem.of(row))))
         with run_log(run):
-            scoring = _Scoring(run, settings, student, views, teacher_source, content_hash(depends_on))
+            scoring = _Scoring(run, settings, student, views, teacher_source, depends_on)
             summary = scoring.run_to_end(progress)
             logger.info("score: %d new scores, %d in all, %d failed", summary.new, summary.rows, summary.failed)
         run.record("score", outcome(run, "score", summary))
@@ -179,6 +183,16 @@ def _dependencies(settings: ScoreSettings, student: Model, format: Format, teach
     )
 
 
+def _refuse_other_scores(run: RunFolder, entry: dict[str, Any], teacher: TeacherSource) -> None:
+    """Refuse to continue scores of other settings, or whose KL is relative to other teachers than new ones would be."""
+    before = run.step("score").get("depends_on")
+    if before is None or differ_only_in_teachers(before, entry["depends_on"]):
+        run.refuse_earlier_prompts("score", entry)
+        if before is None or not has_other_teachers(run, before, teacher.teacher_of):
+            return
+    run.refuse_other_settings("score", entry)
+
+
 def reward_identity(settings: RewardSettings) -> dict[str, str]:
     """Return the ``depends_on`` entry of the reward function; empty for the built-in one, so that old runs continue."""
     identity = REWARDS.identity(settings.reward)
@@ -195,8 +209,8 @@ class PendingScore:
         problem: the problem.
         emit: whether its score is missing; other traces only keep batches the same after a resume.
         student: the student's tokens.
-        teacher: the teacher's tokens; None without a teacher.
-        alignment: alignment of the two; None without a teacher.
+        teacher: the teacher's tokens; None without KL.
+        alignment: alignment of the two; None without KL.
         student_logprobs: the student's log-probs of ``student.scored``; None until they arrive.
         teacher_logprobs: the teacher's log-probs of ``teacher.thought_ids``; None until they arrive.
         full_kl: with ``--kl full``, the KL at ``alignment.single_tokens``; None until it arrives.
@@ -243,7 +257,7 @@ class _Scoring:
         student: the student.
         views: the student's views.
         teacher: the source of the teacher's log-probs.
-        scored_by: hash of everything that a score depends on, except its trace.
+        depends_on: everything that a score depends on, except its trace.
     """
 
     def __init__(
@@ -253,7 +267,7 @@ class _Scoring:
         student: Model,
         views: Views,
         teacher: TeacherSource,
-        scored_by: str,
+        depends_on: dict[str, Any],
     ) -> None:
         self._settings = settings
         self._student = student
@@ -261,7 +275,7 @@ class _Scoring:
         self._teacher = teacher
         self._weights = reward_weights(settings)
         self._reward = REWARDS.load(settings.reward)
-        self._scored_by = scored_by
+        self._scored_by = {teacher: key for key, teacher in teachers_by_scored_by(depends_on).items()}
         models = [student] + ([teacher.model] if teacher.model and teacher.used else [])
         self._table: ResumableTable[PendingScore] = ResumableTable(
             run,
@@ -317,7 +331,7 @@ class _Scoring:
             **{name: trace[name] for name in _OF_TRACE},
             **terms,
             "teacher_logprobs": "none" if teacher is None else "trace" if teacher.ids is None else "computed",
-            "scored_by": self._scored_by,
+            "scored_by": self._scored_by[self._teacher.teacher_of(trace)],
         }
 
     def _blocks(self) -> Iterator[Groups]:
@@ -355,7 +369,7 @@ class _Scoring:
             if reason := self._refuse(trace, student, teacher):
                 self._fail(trace, reason, pending)
             else:
-                alignment = self._teacher.align(student, teacher) if teacher else None
+                alignment = self._teacher.align(trace, student, teacher) if teacher else None
                 emit = trace["trace_id"] in pending
                 score = PendingScore(part, trace, problem, emit, student, teacher, alignment)
                 self._add_stored_logprobs(score)
