@@ -31,12 +31,14 @@ _PROMPTS = {
 def provenance(facts: DatasetFacts) -> str:
     """Return the section on how the data set was made."""
     steps, distilled = facts.steps, redact_paths(dict(facts.distilled))
-    commands = [step_command(step, steps[step].get("settings", {}), facts) for step in STAGES if step in steps]
+    commands = [
+        step_command(step, entry.get("settings", {}), facts)
+        for step in STAGES
+        if step in steps
+        for entry in (facts.makers if step == "generate" else [steps[step]])
+    ]
     commands.append(step_command("distill", distilled["settings"], facts))
-    sampled = steps.get("generate", {}).get("settings", {})
-    sampling = ", ".join(
-        f"{key.replace('_', '-')} {inline(sampled[key])}" for key in _SAMPLING if sampled.get(key) is not None
-    )
+    sampling = "; ".join(dict.fromkeys(filter(None, map(_sampled, facts.makers))))
     return paragraphs(
         fenced("\n".join(commands), "sh"),
         models_table(facts.models),
@@ -48,9 +50,18 @@ def provenance(facts: DatasetFacts) -> str:
     )
 
 
+def _sampled(maker: Mapping[str, Any]) -> str:
+    sampled = maker.get("settings", {})
+    return ", ".join(
+        f"{key.replace('_', '-')} {inline(sampled[key])}" for key in _SAMPLING if sampled.get(key) is not None
+    )
+
+
 def sources(facts: DatasetFacts) -> str:
     """Return a sentence that names the inputs; empty if they are not recorded."""
-    content = "Questions, solutions and explanations" if facts.is_imported else "Questions and solutions"
+    content = "Questions and solutions"
+    if facts.has_imports:
+        content = f"Questions, solutions and {'some of the ' * bool(facts.makers)}explanations"
     names = listed([_source(entry) for entry in facts.inputs])
     return f"{content} come from {names}." if names else ""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from rlt_data.errors import SettingsError
 from rlt_data.settings import (
@@ -13,6 +15,7 @@ from rlt_data.settings import (
     ScoreSettings,
 )
 from rlt_data.settings.base import is_url
+from rlt_data.steps.own_teachers import NO_TEACHER, has_other_teachers
 from rlt_data.storage.run import RunFolder
 
 
@@ -128,11 +131,23 @@ def _may_have(run: str, table: str) -> bool:
 
 
 def _refuse_recorded_scores(score: ScoreSettings) -> None:
-    """Refuse settings that differ from those of scores in the run, apart from models and formats."""
-    if RunFolder.exists_at(_score_run(score)):
-        run = RunFolder(_score_run(score))
-        depends_on = run.step("score").get("depends_on", {}) | score.depends_on()
-        run.refuse_other_settings("score", {"depends_on": depends_on})
+    """Refuse settings that differ from those of scores in the run, apart from models and formats.
+
+    Whether scores have the traces' own teachers, or none, is checked too.
+    """
+    if not RunFolder.exists_at(_score_run(score)):
+        return
+    run = RunFolder(_score_run(score))
+    before = run.step("score").get("depends_on", {})
+    depends_on = before | score.depends_on()
+    run.refuse_other_settings("score", {"depends_on": depends_on})
+
+    def teacher_of(trace: Mapping[str, Any]) -> str:
+        stored = score.teacher is None and trace["logprob_temperature"] == score.temperature
+        return trace["teacher"] if stored else NO_TEACHER
+
+    if score.teacher in (None, NO_TEACHER) and has_other_teachers(run, before, teacher_of):
+        run.refuse_other_settings("score", {"depends_on": depends_on | {"teacher": score.teacher}})
 
 
 def _check_models(generate: GenerateSettings | None, score: ScoreSettings, distill: DistillSettings | None) -> None:

@@ -25,6 +25,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,7 @@ def _common_entries(runs: list[RunFolder]) -> dict[str, dict[str, Any]]:
         RunFolderError: two runs ran a step other than generate with different settings.
     """
     entries: dict[str, tuple[RunFolder, dict[str, Any]]] = {}
+    own_teachers = cache(has_own_teachers)
     for run in runs:
         for step in ("input", *TABLE_OF_STEP):
             entry = run.step(step)
@@ -161,7 +163,7 @@ def _common_entries(runs: list[RunFolder]) -> dict[str, dict[str, Any]]:
             if step == "generate" or one == other:
                 continue
             if step == "score" and differ_only_in_teachers(one, other):
-                if has_own_teachers(first) and has_own_teachers(run):
+                if all(map(own_teachers, runs)):
                     entries[step] = (first, with_teachers_of(first_entry, entry))
                     continue
             differences = describe_changes(first_entry, entry, "{key} {old} and {new}")
