@@ -104,7 +104,7 @@ def print_merge(_: Settings, summary: MergeSummary) -> None:
     rows = ", ".join(f"{count} {table}" for table, count in summary.rows.items() if count)
     _console.print(f"{rows or 'nothing'} from {summary.runs} runs merged into {_plain(summary.run)}")
     if summary.makers > 1:
-        _console.print(f"  traces of {summary.makers} teachers or sampling settings pooled")
+        _console.print(f"  traces of {summary.makers} teachers, sampling settings or imports pooled")
     repeated = ", ".join(f"{count} {table}" for table, count in summary.repeated.items() if count)
     if repeated:
         _console.print(f"  duplicates kept once: {repeated}")

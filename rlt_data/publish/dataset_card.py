@@ -145,7 +145,9 @@ def stage_text(facts: DatasetFacts, stage: str, main: str) -> str:
             "Columns": paragraphs(*(_folded_columns(config, facts) for config in facts.configs)),
             "How it was made": paragraphs(
                 sources(facts) if stage == "generate" else "",
-                fenced("\n".join(step_command(stage, one["settings"], facts) for one in entries), "sh") if entries else "",
+                fenced("\n".join(step_command(stage, one["settings"], facts) for one in entries), "sh")
+                if entries
+                else "",
                 models_table(models),
                 table(settings),
                 versions_line(entry.get("versions", {})),

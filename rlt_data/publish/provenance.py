@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
 
@@ -128,6 +129,8 @@ def step_command(step: str, settings: Mapping[str, Any], facts: DatasetFacts) ->
     defaults = {field.alias or name: field.default for name, field in fields.items()}
     reads_input = step == "generate" or (step == "score" and facts.is_imported)
     names = [entry["name"] for entry in facts.inputs] or ["questions.jsonl"]
-    paths = {"in": names[-1] if reads_input else "RUN", "out": None}
+    own = str(settings.get("in"))  # a pool may have traces of several inputs
+    name = next((name for name in (own, PurePath(own).name) if name in names), names[-1])
+    paths = {"in": name if reads_input else "RUN", "out": None}
     changed = {key: value for key, value in settings.items() if value != defaults.get(key) and value not in ([], "")}
     return command_line(step, paths | changed | paths)

@@ -20,7 +20,10 @@ def facts(run: RunFolder, data_set: DataSet | None) -> dict[str, str]:
     """
     steps: Mapping[str, Any] = redact_paths(run.info.get("steps", {}))
     makers = [{"generate": maker} for maker in makers_of(steps.get("generate", {})).values()]
-    author, scoring = _listed(_model(maker, "generate", "teacher") for maker in makers), _model(steps, "score", "teacher")
+    author, scoring = (
+        _listed(_model(maker, "generate", "teacher") for maker in makers),
+        _model(steps, "score", "teacher"),
+    )
     imported = steps.get("input", {}).get("settings", {}).get("in") if author is None else None
     pooled = author is not None and steps.get("input", {}).get("traces")
     found = {

@@ -15,7 +15,7 @@ from rlt_data.settings import (
     ScoreSettings,
 )
 from rlt_data.settings.base import is_url
-from rlt_data.steps.own_teachers import NO_TEACHER, has_other_teachers
+from rlt_data.steps.own_teachers import NO_TEACHER, has_other_teachers, own_teacher
 from rlt_data.storage.run import RunFolder
 
 
@@ -65,7 +65,8 @@ def _score_conflicts(generate: GenerateSettings | None, score: ScoreSettings | N
         return []
     differs = f"score.temperature {score.temperature:g} differs from that of the stored log-probs, {stored_at:g}"
     if score.teacher is None:
-        return [f"{differs} (generate.temperature): {remedies(score, {stored_at: [generate.teacher]}, generate.teacher, key)}"]
+        ways = remedies(score, {stored_at: [generate.teacher]}, generate.teacher, key)
+        return [f"{differs} (generate.temperature): {ways}"]
     if score.teacher != "none" and score.teacher_logprobs == "trace":
         free, costly = key("temperature", f"{stored_at:g}"), key("teacher_logprobs", "auto")
         return [f"{differs} (generate.temperature): set {free} (free), or set {costly} (one extra forward pass)"]
@@ -143,8 +144,7 @@ def _refuse_recorded_scores(score: ScoreSettings) -> None:
     run.refuse_other_settings("score", {"depends_on": depends_on})
 
     def teacher_of(trace: Mapping[str, Any]) -> str:
-        stored = score.teacher is None and trace["logprob_temperature"] == score.temperature
-        return trace["teacher"] if stored else NO_TEACHER
+        return own_teacher(trace, score.temperature) if score.teacher is None else NO_TEACHER
 
     if score.teacher in (None, NO_TEACHER) and has_other_teachers(run, before, teacher_of):
         run.refuse_other_settings("score", {"depends_on": depends_on | {"teacher": score.teacher}})

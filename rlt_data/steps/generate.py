@@ -11,7 +11,7 @@ from rlt_data.formats import ChatTemplate, ControlTokens, Format, Problem, Token
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import GenerateSettings
-from rlt_data.steps.makers import origin_of_maker, recorded_makers, record_maker, refuse_maker
+from rlt_data.steps.makers import origin_of_maker, record_maker, recorded_makers, refuse_maker
 from rlt_data.steps.provenance import StepSummary, example_prompt, outcome, step_entry
 from rlt_data.steps.sampling import PendingSample, SamplingTask, sample_questions
 from rlt_data.storage.layout import default_run_path, run_log
@@ -47,7 +47,7 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
         refuse_maker(run, made_by, entry, format, add=settings.add)
         origin = origin_of_maker(run, made_by, settings.origin, model.checkpoint.public_name)
         if any(other.get("origin") == origin for key, other in recorded_makers(run).items() if key != made_by):
-            logger.info("the run has other traces of origin %r; --origin tells them apart", origin)
+            logger.warning("the run has other traces of origin %r; --origin tells them apart", origin)
         ingest(run, settings.as_input(), format, controls, traces=False)
         model.load(run.logs)
         task = _task(settings, model, views, made_by, origin)

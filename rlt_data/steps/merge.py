@@ -73,7 +73,7 @@ class MergeSummary:
         differing: number of these questions and traces, by table, whose copies have different :data:`ANNOTATIONS`.
         failed: rows in errors.jsonl.
         seconds: time spent.
-        makers: number of teachers and sampling settings whose traces are in the merged run.
+        makers: number of teachers and sampling settings whose traces are in the merged run; imports count as one.
     """
 
     run: StoragePath
@@ -114,7 +114,7 @@ def merge(settings: MergeSettings, progress: Progress = SILENT) -> MergeSummary:
             rows, source_rows = _counts(merged), [_counts(run) for run in runs]
             sources = [_source(run, counts) for run, counts in zip(runs, source_rows, strict=True)]
             _record(merged, entries, rows, sources)
-            makers = len(recorded_makers(merged))
+            makers = len(recorded_makers(merged)) + has_imports(merged)
             _refuse_existing(out)
     repeated = {table: sum(counts[table] for counts in source_rows) - rows[table] for table in rows}
     return MergeSummary(out, len(runs), rows, repeated, differing, failed, time.monotonic() - began, makers)

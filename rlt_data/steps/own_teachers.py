@@ -39,6 +39,11 @@ def differ_only_in_teachers(one: Mapping[str, Any], other: Mapping[str, Any]) ->
     return {**one, "teacher": None} == {**other, "teacher": None}
 
 
+def own_teacher(trace: Mapping[str, Any], temperature: float | None) -> str:
+    """Return the teacher of a trace if its log-probs at a temperature are stored with it, else ``none``."""
+    return str(trace["teacher"]) if trace["teacher"] and trace["logprob_temperature"] == temperature else NO_TEACHER
+
+
 def has_other_teachers(
     run: RunFolder, depends_on: Mapping[str, Any], teacher_of: Callable[[Mapping[str, Any]], str]
 ) -> bool:
@@ -62,7 +67,7 @@ def has_other_teachers(
 
 
 def with_teachers_of(entry: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run's entry of ``score`` with the teachers of another run added, as if no ``--teacher`` had been named."""
+    """Return a run's entry of ``score`` with the teachers of another run added, as without ``--teacher``."""
     one, two = (set(str(each["depends_on"]["teacher"]).split(_SEPARATOR)) for each in (entry, other))
     models = {role: model for role, model in entry.get("models", {}).items() if role != "teacher"}
     return {
@@ -74,7 +79,6 @@ def with_teachers_of(entry: Mapping[str, Any], other: Mapping[str, Any]) -> dict
 
 
 def has_own_teachers(run: RunFolder) -> bool:
-    """Return whether the KL of every score is relative to the trace's own teacher, or missing for an imported trace."""
-    return not has_other_teachers(
-        run, run.step("score").get("depends_on", {}), lambda trace: trace["teacher"] or NO_TEACHER
-    )
+    """Return whether every score has the teacher that :func:`own_teacher` returns for its trace."""
+    depends_on = run.step("score").get("depends_on", {})
+    return not has_other_teachers(run, depends_on, lambda trace: own_teacher(trace, depends_on.get("temperature")))

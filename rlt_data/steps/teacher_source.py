@@ -1,7 +1,7 @@
 """The teacher's log-probs for scoring: stored with the traces, computed by a forward pass, or none.
 
-Without ``--teacher``, each trace's own teacher counts, with the log-probs that are stored with the trace; traces without
-them get no KL. With ``--teacher``, that model is the teacher of all traces.
+Without ``--teacher``, the KL of each trace is relative to its own teacher, whose log-probs are stored with the trace;
+traces without them get no KL. With ``--teacher``, that model is the teacher of all traces.
 """
 
 from __future__ import annotations
@@ -82,12 +82,10 @@ def remedies(
         key: writes a setting in the message.
     """
     ways = []
-    served = settings.served_temperature if settings.engine == "server" else None
-    if free := {at: origins for at, origins in sorted(stored_at.items()) if served in (None, at)}:
-        ways.append(f"set {' or '.join(key('temperature', f'{at:g}') for at in free)} (free)")
-        if len(free) > 1:
-            listed = ", ".join(f"{at:g} with those of {_names(origins)}" for at, origins in free.items())
-            ways[0] += f", since the traces store log-probs at {listed}"
+    for at, origins in sorted(stored_at.items()):
+        if settings.engine != "server" or settings.served_temperature == at:
+            only = f", KL only for traces of {_names(origins)}" if len(stored_at) > 1 else ""
+            ways.append(f"set {key('temperature', f'{at:g}')} (free{only})")
     named = key("teacher", teacher or "")
     if settings.engine == "server":
         ways.append(f"use another {key('engine')} with {named} (one extra forward pass)")
@@ -224,7 +222,9 @@ class TeacherSource:
     def _open_tokenizer(self, fingerprint: str) -> tuple[Tokenizer, bool]:
         """Return a teacher's tokenizer, and whether it is the student's."""
         own = self._own.get(fingerprint, {})
-        same = (self.model.identity.tokenizer if self.model else own.get("tokenizer")) == self._student.identity.tokenizer
+        same = (
+            self.model.identity.tokenizer if self.model else own.get("tokenizer")
+        ) == self._student.identity.tokenizer
         if self.model:
             return self.model.tokenizer, same
         if same:
@@ -243,7 +243,7 @@ class TeacherSource:
 
 
 def _kinds_of_traces(run: RunFolder) -> list[dict[str, Any]]:
-    """Return each combination of origin, teacher and temperature of the log-probs, with its number of traces, ``len``."""
+    """Return each combination of origin, teacher and temperature of the log-probs, with its number of traces."""
     columns = ["origin", "teacher", "logprob_temperature"]
     parts = [pl.DataFrame(run.read("traces", part, columns)) for part in run.parts("traces")]
     counts = [rows.group_by(columns).len() for rows in parts]

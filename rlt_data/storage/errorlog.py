@@ -1,8 +1,8 @@
 """errors.jsonl: the rows of a run that failed. Steps continue after a failure and can retry the failed rows later.
 
 Each line describes one failure: ``key`` (of the row, or of the question if all its rows fail), ``step``, ``reason``,
-``attempts``, ``source_id`` and, for sampled rows, ``made_by``, because a question may fail with one teacher and not with
-another. The latest line of a key, step and maker counts. An incomplete last line is ignored.
+``attempts``, ``source_id`` and, for sampled rows, ``made_by``, because a question may fail with one teacher only. The
+latest line of a key, step and maker counts. An incomplete last line is ignored.
 
 On a disk, a line is appended as soon as a row fails. Objects in a store cannot be appended to, so there the file is
 rewritten periodically and at the end. If a kill loses a line, its row is tried again.
