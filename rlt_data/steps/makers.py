@@ -31,7 +31,7 @@ def makers_of(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     if not entry:
         return {}
     first = {key: value for key, value in entry.items() if key != ADDED}
-    return {content_hash(first.get("depends_on", {})): first} | entry.get(ADDED, {})
+    return {content_hash(first.get("depends_on", {})): first, **entry.get(ADDED, {})}
 
 
 def recorded_makers(run: RunFolder) -> dict[str, dict[str, Any]]:

@@ -25,7 +25,7 @@ from rlt_data.storage.errorlog import ErrorLog, failures
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 from tests.conftest import Rlt, write_jsonl
-from tests.killing import assert_same_table, command, environment, run_to_end, table_bytes
+from tests.killing import assert_same_table, command, environment, table_bytes
 from tests.made_runs import make_run, ranked, trace
 
 Tiny = Callable[..., Path]
@@ -63,7 +63,7 @@ def imported(rlt: Rlt, tmp_path: Path) -> Path:
     return path
 
 
-def generate(rlt: Rlt, problems: Path, out: str, teacher: str, *options: Any, code: int = 0) -> Any:
+def generate(rlt: Rlt, problems: Path, out: str, teacher: str | Path, *options: Any, code: int = 0) -> Any:
     settings = "--in", problems, "--teacher", teacher, "--max-tokens", 24
     return rlt("generate", *settings, *options, "--out", out, code=code)
 
@@ -180,7 +180,7 @@ def test_each_trace_is_aligned_with_its_own_teachers_tokens(rlt: Rlt, read: Read
     rlt("score", "run", *student)
     separate = pl.concat([read(Path(out), "scores") for out in ("base", "sliding")]).sort("trace_id")
     assert read(Path("run"), "scores").sort("trace_id").equals(separate)
-    assert separate["kl_tokens"].min() > 0
+    assert (separate["kl_tokens"] > 0).all()
 
 
 def test_other_students_or_settings_are_still_refused(rlt: Rlt, problems: Path, tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_a_question_that_fails_with_one_teacher_is_sampled_with_the_other(
     generate(rlt, path, "run", *FIRST, code=4)
     nano = yaml.safe_dump(RunFolder("run").step("generate")["format"])
     Path("nano.yaml").write_text(nano)
-    options = tiny(), "--n", 2, "--format", "nano.yaml", "--add"
+    options: tuple[Any, ...] = tiny(), "--n", 2, "--format", "nano.yaml", "--add"
     generate(rlt, path, "run", *options, code=4)  # the first teacher's failure remains
     assert origins(read, "run", "traces") == {"nano-teacher": 2, tiny().name: 4}
     [failure] = failures(RunFolder("run"))
@@ -353,24 +353,26 @@ def test_failures_of_earlier_versions_belong_to_the_first_maker(rlt: Rlt, tmp_pa
     assert failures(RunFolder("run")) == [entry]
 
 
-def test_a_killed_addition_continues_to_the_same_bytes(tmp_path: Path) -> None:
-    rows = [{"id": str(i), "question": QUESTION.format("11, 6 and 14", i), "solution": "6 + 14"} for i in range(400)]
-    questions = write_jsonl(tmp_path / "questions.jsonl", rows)
-    generate = *command("generate", "--in", questions, "--max-tokens", "16", "--n", "2"), "--out"
-    for run in ("straight", "killed"):
-        run_to_end([*generate, run, "--teacher", "nano-teacher"])
+def test_a_killed_addition_continues_to_the_same_bytes(rlt: Rlt) -> None:
+    small = "--most", 3, "--largest", 14, "--largest-target", 120
+    rlt("countdown", "make", "--out", "questions.jsonl", "--rows", 100, *small)
+    options = "generate", "--in", "questions.jsonl", "--max-tokens", 16, "--n", 2, "--out"
     added = "--teacher", "nano-teacher-warm", "--add"
-    process = subprocess.Popen([*generate, "killed", *added], env=environment(), stderr=subprocess.DEVNULL)
+    for run in ("straight", "killed"):
+        rlt(*options, run, "--teacher", "nano-teacher")
+    often = "import rlt_data.storage.writer as writer; writer.FLUSH_SECONDS = 0.05; "
+    python = [often + part if "main()" in part else part for part in command(*map(str, options), "killed", *added)]
+    process = subprocess.Popen(python, env=environment(), stderr=subprocess.DEVNULL)
     while process.poll() is None and not any(Path("killed").glob("journal/traces/*/*.parquet")):
         time.sleep(0.01)
     process.kill()
     assert process.wait() != 0
-    assert 800 < RunFolder("killed").count("traces") < 1600
+    assert 200 < RunFolder("killed").count("traces") < 400
     for run in ("straight", "killed"):
-        run_to_end([*generate, run, *added])
-        run_to_end(command("score", run, *STUDENT))
-    assert_same_table(Path("killed"), Path("straight"), "traces", 1600)
-    assert_same_table(Path("killed"), Path("straight"), "scores", 1600)
+        rlt(*options, run, *added)
+        rlt("score", run, *STUDENT)
+    assert_same_table(Path("killed"), Path("straight"), "traces", 400)
+    assert_same_table(Path("killed"), Path("straight"), "scores", 400)
 
 
 def test_the_page_and_the_card_name_every_teacher(rlt: Rlt, problems: Path, imported: Path) -> None:
@@ -397,11 +399,12 @@ def test_a_pipeline_adds_a_teacher_and_finds_conflicts_with_the_existing_run_fir
     generate(rlt, problems, "run", *FIRST)
     rlt("score", "run", *STUDENT)
     section: dict[str, Any] = {"in": str(problems), "teacher": "nano-teacher-warm", "n": 1, "max_tokens": 24}
-    for generating, scoring, code, message in [
+    conflicts: list[tuple[dict[str, Any], dict[str, Any], int, str]] = [
         ({"add": True, "temperature": 1}, {}, 2, "score.temperature: 1 (free)"),
         ({"add": True}, {"teacher": "none"}, 5, "now 'none'"),
         ({}, {}, 5, "--add"),
-    ]:
+    ]
+    for generating, scoring, code, message in conflicts:
         pipeline = {"out": "run", "generate": section | generating, "score": {"student": "nano-student"} | scoring}
         Path("pipeline.yaml").write_text(yaml.safe_dump(pipeline))
         assert message in rlt("run", "pipeline.yaml", code=code).stderr
