@@ -22,7 +22,7 @@ from rlt_data.statistics import stats
 from rlt_data.steps.makers import recorded_makers
 from rlt_data.steps.merge import merge
 from rlt_data.storage.errorlog import ErrorLog, failures
-from rlt_data.storage.run import RunFolder
+from rlt_data.storage.run import RunFolder, content_hash
 from rlt_data.storage.schemas import to_table
 from tests.conftest import Rlt, write_jsonl
 from tests.killing import assert_same_table, command, environment, table_bytes
@@ -156,6 +156,9 @@ def test_scores_of_old_rows_stay_and_only_new_traces_are_scored(rlt: Rlt, read: 
     generate(rlt, problems, "run", *FIRST)
     rlt("score", "run", *STUDENT)
     before = read(Path("run"), "scores")
+    for step, table, column in (("generate", "traces", "made_by"), ("score", "scores", "scored_by")):
+        as_before_pools = content_hash(RunFolder("run").step(step)["depends_on"])
+        assert read(Path("run"), table)[column].unique().to_list() == [as_before_pools]
     generate(rlt, problems, "run", *WARM, "--add")
     assert "15 scores (9 new)" in rlt("score", "run", *STUDENT).stdout
     after = read(Path("run"), "scores")
