@@ -116,6 +116,8 @@ def print_merge(_: Settings, summary: MergeSummary) -> None:
     """Print the counts of a merge."""
     rows = ", ".join(f"{count} {table}" for table, count in summary.rows.items() if count)
     _console.print(f"{rows or 'nothing'} from {summary.runs} runs merged into {_plain(summary.run)}")
+    if summary.makers > 1:
+        _console.print(f"  traces of {summary.makers} teachers, sampling settings or imports pooled")
     repeated = ", ".join(f"{count} {table}" for table, count in summary.repeated.items() if count)
     if repeated:
         _console.print(f"  duplicates kept once: {repeated}")

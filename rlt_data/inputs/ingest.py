@@ -63,16 +63,16 @@ def ingest(
         InputError: the input cannot be read or has bad rows.
     """
     sources = find_sources(settings)
+    before = run.step("input")
     made_from = {
         "settings": settings.model_dump(mode="json", include=set(InputSettings.model_fields), by_alias=True),
         "digest": digest_of(sources),
         "format_hash": format.hash,
         "control_tokens": content_hash(*(control.identity for control in controls)),
-        "traces": traces,
+        "traces": traces or before.get("traces", False),  # whether the run has imported traces
     }
     if identity := PRESETS.identity(settings.preset):
         made_from["preset_source"] = identity
-    before = run.step("input")
     if made_from["digest"] and all(before.get(key) == value for key, value in made_from.items()):
         return
     name = name_of_input(settings.input)

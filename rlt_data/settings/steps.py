@@ -103,6 +103,20 @@ class GenerateSettings(
     )
     out: str | None = field(None, OUTPUT, f"{RUN_HELP}. Default: runs/<input>-<teacher>.", affects="output")
     n: int = field(16, SAMPLING, "Traces per question.", affects="rows", by_content=True, ge=1)
+    add: bool = field(
+        False,
+        OUTPUT,
+        "Add traces of another teacher or of other sampling settings to a run that has traces.",
+        affects="output",
+    )
+    origin: str | None = field(
+        None,
+        OUTPUT,
+        "Origin to store with the traces, to tell settings of one teacher apart. Default: the teacher's name.",
+        affects="rows",
+        by_content=True,
+        min_length=1,
+    )
 
 
 class RewardSettings(Settings):

@@ -39,6 +39,8 @@ from rlt_data.settings import InputSettings, RewardSettings, ScoreSettings
 from rlt_data.settings.base import is_url
 from rlt_data.steps.blocks import duplicate, split_into_blocks
 from rlt_data.steps.further_passes import FurtherPasses, further_measures
+from rlt_data.steps.makers import refuse_import
+from rlt_data.steps.own_teachers import differ_only_in_teachers, has_other_teachers, teachers_by_scored_by
 from rlt_data.steps.pending_scores import (
     Groups,
     PendingScore,
@@ -52,7 +54,7 @@ from rlt_data.steps.provenance import StepSummary, example_prompt, outcome, reco
 from rlt_data.steps.resumable import FinishedRow, ResumableTable
 from rlt_data.steps.teacher_source import NameSetting, TeacherSource, flag, refuse_conflicting_options
 from rlt_data.storage.layout import default_run_path, run_log
-from rlt_data.storage.run import RunFolder, content_hash
+from rlt_data.storage.run import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +77,8 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         flags = ", ".join(map(flag, sorted(unread)))
         raise SettingsError(f"{flags}: no effect with a run, whose traces are all scored")
     run = RunFolder(settings.out or (source.path if source else default_run_path(settings.input, settings.student)))
+    if source is None:
+        refuse_import(run)
     student = open_model(settings.student, settings, scoring=True, served_temperature=settings.served_temperature)
     teacher = _open_teacher(settings, student)
     trace_format = recorded_format(source, "generate") if source else None
@@ -90,7 +94,7 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         depends_on = _dependencies(settings, student, format, teacher_source)
         models = {"student": student} | ({"teacher": teacher} if teacher else {})
         entry = step_entry(settings, depends_on, format, models) | {"messages": views.rendering}
-        run.refuse_other_settings("score", entry)
+        _refuse_other_scores(run, entry, teacher_source)
         share = 0.5 if teacher and teacher is not student else 1.0  # two models share the GPU's memory
         for model in models.values():
             model.load(run.logs, memory_share=share)
@@ -102,7 +106,7 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
                     "--measure-temperature %g (equal temperatures need one pass)",
                     settings.temperature, settings.measure_temperature,
                 )  # fmt: skip
-            scoring = _Scoring(run, settings, student, views, teacher_source, content_hash(depends_on))
+            scoring = _Scoring(run, settings, student, views, teacher_source, depends_on)
             summary = scoring.run_to_end(progress)
             logger.info("score: %d new scores, %d in all, %d failed", summary.new, summary.rows, summary.failed)
         run.record("score", outcome(run, "score", summary))
@@ -181,6 +185,16 @@ def _dependencies(settings: ScoreSettings, student: Model, format: Format, teach
     )
 
 
+def _refuse_other_scores(run: RunFolder, entry: dict[str, Any], teacher: TeacherSource) -> None:
+    """Refuse to continue scores of other settings, or whose KL is relative to other teachers than new ones would be."""
+    before = run.step("score").get("depends_on")
+    if before is None or differ_only_in_teachers(before, entry["depends_on"]):
+        run.refuse_earlier_prompts("score", entry)
+        if before is None or not has_other_teachers(run, before, teacher.teacher_of):
+            return
+    run.refuse_other_settings("score", entry)
+
+
 def reward_identity(settings: RewardSettings) -> dict[str, str]:
     """Return the ``depends_on`` entry of the reward function; empty for the built-in one, so that old runs continue."""
     identity = REWARDS.identity(settings.reward)
@@ -196,7 +210,7 @@ class _Scoring:
         student: the student.
         views: the student's views.
         teacher: the source of the teacher's log-probs.
-        scored_by: hash of everything that a score depends on, except its trace.
+        depends_on: everything that a score depends on, except its trace.
     """
 
     def __init__(
@@ -206,7 +220,7 @@ class _Scoring:
         student: Model,
         views: Views,
         teacher: TeacherSource,
-        scored_by: str,
+        depends_on: dict[str, Any],
     ) -> None:
         self._settings = settings
         self._student = student
@@ -214,7 +228,7 @@ class _Scoring:
         self._teacher = teacher
         self._weights = reward_weights(settings)
         self._reward = REWARDS.load(settings.reward)
-        self._scored_by = scored_by
+        self._scored_by = {teacher: key for key, teacher in teachers_by_scored_by(depends_on).items()}
         self._further = FurtherPasses(settings, student, views)
         self._reported_missing = False
         models = [student] + ([teacher.model] if teacher.model and teacher.used else [])
@@ -278,7 +292,7 @@ class _Scoring:
             **{name: trace[name] for name in _OF_TRACE},
             **terms,
             "teacher_logprobs": "none" if teacher is None else "trace" if teacher.ids is None else "computed",
-            "scored_by": self._scored_by,
+            "scored_by": self._scored_by[self._teacher.teacher_of(trace)],
         }
 
     def _report_missing(self, score: PendingScore, result: SequenceLogprobs) -> None:
@@ -334,7 +348,7 @@ class _Scoring:
             if reason := self._refuse(trace, student, teacher):
                 self._fail(trace, reason, pending)
             else:
-                alignment = self._teacher.align(student, teacher) if teacher else None
+                alignment = self._teacher.align(trace, student, teacher) if teacher else None
                 emit = trace["trace_id"] in pending
                 by_key = {f"{trace['trace_id']} {number}": text for number, text in enumerate(texts)}
                 score = PendingScore(part, trace, problem, emit, student, teacher, alignment, by_key)

@@ -18,7 +18,7 @@ MEANINGS = {
     "meta": "JSON of the input columns kept with --keep",
     "question_meta": "JSON of the question's input columns kept with --keep",
     "question_answer": "short final answer of the question, if the input has one",
-    "sample_index": "number of the sample within its question, from 0",
+    "sample_index": "number of the sample within its question and the settings that made it, from 0",
     "completion": "text that the teacher wrote",
     "token_ids": "sampled tokens; null for imported traces",
     "logprobs": "log-probs of token_ids under the teacher",
@@ -39,7 +39,7 @@ MEANINGS = {
     "thought_offsets": "first character of each token of the explanation, padding included",
     "thought_kl": "KL between teacher and student at each token of the explanation",
     "kl_offsets": "first character of each KL value",
-    "scored_by": "hash of the settings of the score",
+    "scored_by": "hash of the settings of the score and of the teacher of the KL",
     "traces": "number of traces of the question",
     "reward": "how much the explanation helps the student: r_ss - lambda * r_kl + penalty; higher is better",
     "reward_without_entropy": "the reward with -log p(student) in place of each KL value, so that no teacher is "
@@ -55,7 +55,7 @@ MEANINGS = {
     "kl_max": "largest KL between teacher and student at a token of the explanation",
     "thought_tokens": "length of the explanation in tokens of the student",
     "solution_tokens": "length of the solution in tokens of the student",
-    "origin": "who wrote the explanation: the name of a model; null if unknown",
+    "origin": "who wrote the explanation: the name of a model, or of its settings; null if unknown",
     "completion_tokens": "number of tokens that the teacher sampled",
     "finish_reason": "why the trace ended: stop (closing tag), eos (no closing tag), length (token limit); null if "
     "unknown",

@@ -205,31 +205,53 @@ class RunFolder:
         info["steps"][step] = info["steps"].get(step, {}) | entry
         return info
 
-    def refuse_other_settings(self, step: str, entry: Mapping[str, Any]) -> None:
+    def refuse_earlier_prompts(self, step: str, entry: Mapping[str, Any]) -> None:
+        """Refuse to add rows to a step whose rows have the prompts of an earlier version.
+
+        Args:
+            step: name of the step.
+            entry: the new entry of the step for run.json.
+
+        Raises:
+            RunFolderError: the prompts of the step did not end with the chat template's generation prompt.
+        """
+        before = self.step(step)
+        if "templates" in entry and "depends_on" in before and "templates" not in before and self._has_outcome(step):
+            raise RunFolderError(
+                f"{self.path}: the {step} step of this run was made by an earlier version of rlt-data, whose prompts "
+                "did not end with the chat template's generation prompt. The run can be ranked, distilled and "
+                "published; for new rows choose another --out."
+            )
+
+    def _has_outcome(self, step: str) -> bool:
+        """Return whether a step may have rows or failures; a model that did not load, for example, leaves neither."""
+        return bool(self.parts(TABLE_OF_STEP[step])) or self.folder.exists("errors.jsonl")
+
+    def refuse_other_settings(
+        self,
+        step: str,
+        entry: Mapping[str, Any],
+        remedy: str = "Use the same settings to continue it, or choose another --out.",
+    ) -> None:
         """Refuse to add rows to a step that has rows or failures of other settings.
 
         Args:
             step: name of the step.
             entry: the new entry of the step for run.json: ``depends_on``, and the models and the format if the message
                 should name them.
+            remedy: what the user can do, for the message.
 
         Raises:
             RunFolderError: the step ran with other settings; the message names each difference.
         """
+        self.refuse_earlier_prompts(step, entry)
         before = self.step(step)
-        if not self.parts(TABLE_OF_STEP[step]) and not self.folder.exists("errors.jsonl"):
-            return  # an earlier start made nothing, for example because its model could not be loaded
-        if "templates" in entry and "depends_on" in before and "templates" not in before:
-            raise RunFolderError(
-                f"{self.path}: the {step} step of this run was made by an earlier version of rlt-data, whose prompts "
-                "did not end with the chat template's generation prompt. The run can be ranked, distilled and "
-                "published; for new rows choose another --out."
-            )
+        if not self._has_outcome(step):
+            return
         if before.get("depends_on", entry["depends_on"]) != entry["depends_on"]:
             differences = describe_changes(before, entry)
             raise RunFolderError(
-                f"{self.path}: the {step} step of this run was made with other settings ({differences}). "
-                "Use the same settings to continue it, or choose another --out."
+                f"{self.path}: the {step} step of this run was made with other settings ({differences}). {remedy}"
             )
 
     # Files
