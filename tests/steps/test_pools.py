@@ -277,7 +277,7 @@ def test_a_merged_pool_has_the_rows_of_an_added_one(rlt: Rlt, read: Read, proble
     for run in ("merged", "imported"):
         assert "18 traces (0 new)" in generate(rlt, problems, run, *WARM).stdout
         assert "18 scores (0 new)" in rlt("score", run, *STUDENT).stdout
-        assert "18 traces of 3 questions ranked" in rlt("rank", run).stdout
+        assert "18 traces of 3 questions ranked" in rlt("rank", run, "--by", "r_ss").stdout
         assert stats(run).origins == origins(read, run, "ranks") == {
             "R1": 3, "nano-teacher": 6, "nano-teacher-warm": 9
         }  # fmt: skip
@@ -385,7 +385,7 @@ def test_the_page_and_the_card_name_every_teacher(rlt: Rlt, problems: Path, impo
     [generated, scored] = Watch("imported").now()["steps"]
     assert (generated["done"], generated["total"], generated["state"]) == (15, 15, "done")
     assert (scored["done"], scored["total"]) == (18, 18)
-    rlt("rank", "imported")
+    rlt("rank", "imported", "--by", "r_ss")
     found = facts(RunFolder("imported"), None)
     assert found["traces"] == "generated and imported" and found["teacher"] == "nano-teacher; nano-teacher-warm"
     assert found["sampling"].count("per question") == 2
