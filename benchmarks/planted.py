@@ -198,73 +198,69 @@ FINDINGS = {
         {"exact duplicate", "near duplicate", "paraphrase"},
     ),
     "contaminated": ("contaminated", {"benchmark"}),
+    "control_string": ("control_string IS NOT NULL", {"broken"}),
+    "other_scripts > 0.1": ("other_scripts > 0.1", {"foreign"}),
 }
 
 
-def main() -> None:
-    """Print the table."""
-    data = Path(sys.argv[1])
-    rows = plant(data)
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "pool.jsonl"
-        source.write_text(
-            "".join(
-                json.dumps(
-                    {
-                        "id": str(number),
-                        "question": row.question,
-                        "solution": row.solution,
-                        "answer": row.answer,
-                        "explanation": row.explanation,
-                    }
-                )
-                + "\n"
-                for number, row in enumerate(rows)
-            )
-        )
-        run = RunFolder(Path(folder) / "run")
-        format = load_format("rlt")
-        with run.locked():
-            ingest(run, InputSettings(input=str(source)), format, [], traces=True)
-            run.record("score", {"format": format.model_dump(mode="json")})
-        against = [str(data / f"{name}.jsonl") for name in ("math500", "aime24")]
-        summary = curate(parse_settings(CurateSettings, {"in": str(run.path), "against": against}))
-        for signal in summary.signals:
-            print(f"{signal.name}: {signal.rows / signal.seconds:,.0f} rows/s", file=sys.stderr)
-        frame = run.scan().collect()
-    report(frame, rows)
+def curated(data: Path, rows: list[Row], folder: Path) -> pl.DataFrame:
+    """Compute the default signals of a pool, and return all columns of its traces."""
+    source = folder / "pool.jsonl"
+    keys = ("question", "solution", "answer", "explanation")
+    with source.open("w", encoding="utf-8") as file:
+        for number, row in enumerate(rows):
+            file.write(json.dumps({"id": str(number)} | {key: getattr(row, key) for key in keys}) + "\n")
+    run, format = RunFolder(folder / "run"), load_format("rlt")
+    with run.locked():
+        ingest(run, InputSettings(input=str(source)), format, [], traces=True)
+        run.record("score", {"format": format.model_dump(mode="json")})
+    against = [str(data / f"{name}.jsonl") for name in ("math500", "aime24")]
+    curate(parse_settings(CurateSettings, {"in": str(run.path), "against": against}))
+    return run.scan().collect()
 
 
-def report(frame: pl.DataFrame, rows: list[Row]) -> None:
-    """Print precision and recall per finding, and recall per planted fault."""
-    found = {row["source_id"]: row for row in frame.to_dicts()}
-    print(
-        "| finding | planted | found | precision | recall | flagged clean rows |\n"
-        "| --- | ---: | ---: | ---: | ---: | ---: |"
-    )
-    clean = {str(number) for number, row in enumerate(rows) if not row.faults}
-    flags: dict[str, set[str]] = {}
+@dataclass(frozen=True)
+class Figures:
+    """How well a finding tells planted rows from the others.
+
+    Attributes:
+        planted: rows with a fault that it should find.
+        found: rows that it flags.
+        precision: share of these that have the fault; of duplicates, one of a pair is enough.
+        recall: share of the planted rows that it flags.
+        clean: share of the rows without any fault that it flags.
+        flagged: ids of the rows that it flags.
+    """
+
+    planted: int
+    found: int
+    precision: float
+    recall: float
+    clean: float
+    flagged: set[str]
+
+
+def figures(frame: pl.DataFrame, rows: list[Row]) -> dict[str, Figures]:
+    """Return the figures of each of :data:`FINDINGS`."""
+    ids = set(frame["source_id"])
+    clean = {str(number) for number, row in enumerate(rows) if not row.faults} & ids
+    partners = _partners(frame)
+    measured = {}
     for name, (expression, faults) in FINDINGS.items():
         flagged = set(frame.filter(pl.sql_expr(expression))["source_id"])
-        flags[name] = flagged
-        planted = {str(number) for number, row in enumerate(rows) if row.faults & faults} & found.keys()
-        if name == "question_duplicate_of":  # either of two duplicates may be the one that is kept
-            flagged = {key for key in flagged}
-            partners = _partners(frame)
-            hit = {key for key in planted if key in flagged or partners.get(key, set()) & flagged}
-            right = {key for key in flagged if key in planted or partners.get(key, set()) & planted}
-        else:
-            hit, right = planted & flagged, planted & flagged
-        precision = f"{len(right) / len(flagged):.3f}" if flagged else "–"
-        print(
-            f"| `{name}` | {len(planted)} | {len(flagged)} | {precision} | {len(hit) / len(planted):.3f} | "
-            f"{len((flagged - right) & clean) / len(clean):.2%} |"
+        planted = {str(number) for number, row in enumerate(rows) if row.faults & faults} & ids
+        pairs = partners if name == "question_duplicate_of" else {}
+        hit = {key for key in planted if key in flagged or pairs.get(key, set()) & flagged}
+        right = {key for key in flagged if key in planted or pairs.get(key, set()) & planted}
+        measured[name] = Figures(
+            len(planted),
+            len(flagged),
+            len(right) / max(len(flagged), 1),
+            len(hit) / len(planted),
+            len((flagged - right) & clean) / len(clean),
+            flagged,
         )
-    print("\n| planted fault | rows | found by |\n| --- | ---: | --- |")
-    for fault in sorted({fault for row in rows for fault in row.faults}):
-        keys = {str(number) for number, row in enumerate(rows) if fault in row.faults} & found.keys()
-        by = ", ".join(f"`{name}` {len(keys & flagged)}" for name, flagged in flags.items() if keys & flagged)
-        print(f"| {fault} | {len(keys)} | {by or 'none'} |")
+    return measured
 
 
 def _partners(frame: pl.DataFrame) -> dict[str, set[str]]:
@@ -274,6 +270,27 @@ def _partners(frame: pl.DataFrame) -> dict[str, set[str]]:
     for key, root in cluster.iter_rows():
         groups.setdefault(root, set()).add(key)
     return {key: members - {key} for members in groups.values() for key in members}
+
+
+def main() -> None:
+    """Print the tables."""
+    data = Path(sys.argv[1])
+    rows = plant(data)
+    with tempfile.TemporaryDirectory() as folder:
+        measured = figures(curated(data, rows, Path(folder)), rows)
+    print(
+        f"# Planted faults\n\n`python -m benchmarks.planted DATA`: {len(rows):,} rows, {ROWS:,} of them questions of "
+        "GSM8K with explanations worded by rule.\n\n"
+        "| finding | planted | found | precision | recall | flagged clean rows |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |"
+    )
+    for name, of in measured.items():
+        print(f"| `{name}` | {of.planted} | {of.found} | {of.precision:.3f} | {of.recall:.3f} | {of.clean:.2%} |")
+    print("\n| planted fault | rows | found by |\n| --- | ---: | --- |")
+    for fault in sorted({fault for row in rows for fault in row.faults}):
+        keys = {str(number) for number, row in enumerate(rows) if fault in row.faults}
+        by = [f"`{name}` {len(keys & of.flagged)}" for name, of in measured.items() if keys & of.flagged]
+        print(f"| {fault} | {len(keys)} | {', '.join(by) or 'none'} |")
 
 
 if __name__ == "__main__":

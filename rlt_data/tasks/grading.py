@@ -42,7 +42,7 @@ _ANNOUNCED = re.compile(
     r"[ :*]*",
     re.I,
 )
-_SENTENCE_END = re.compile(r"\.\s+(?=[A-Z])")
+_SENTENCE_END = re.compile(r"\.\s+(?=[A-Z])|(?<=[\d)}\]$%])\.\s")
 _WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}")
 _LETTER = re.compile(r"(?<![A-Za-z])\(?([A-J])\)?(?![A-Za-z])")
 

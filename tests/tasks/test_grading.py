@@ -31,6 +31,8 @@ def grader() -> Iterator[Grader]:
         ("\\boxed{unclosed", "\\boxed{unclosed"),
         ("42", "42"),
         ("The answer is 5. Let me check it.", "5"),
+        ("The answer is 5. 2 + 3 = 5, so 5.", "5"),
+        ("The answer is approx. 5", "approx. 5"),
         ("#### Steps\nAdd.\nDone", "#### Steps\nAdd.\nDone"),
     ],
 )
