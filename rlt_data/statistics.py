@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from rlt_data.signals.matching import Matching
 from rlt_data.steps.rank import bucket_sums, bucket_table
 from rlt_data.storage.errorlog import failures
 from rlt_data.storage.paths import StoragePath
@@ -53,6 +54,8 @@ class Stats:
         ranks_outdated: whether the scores have changed since the run was ranked, so that its ranks are left out.
         failed: number of rows in errors.jsonl by step.
         steps: the entries of run.json by step.
+        matching: the traces that these figures are about; None: all traces of the run. ``failed`` and ``steps`` are
+            always those of the run.
     """
 
     run: StoragePath
@@ -66,6 +69,7 @@ class Stats:
     ranks_outdated: bool
     failed: dict[str, int]
     steps: dict[str, Any] = field(repr=False)
+    matching: Matching | None = None
 
     @property
     def tokens_per_second(self) -> dict[str, float]:
@@ -74,12 +78,15 @@ class Stats:
         return {step: total["tokens"] / total["seconds"] for step, total in work.items() if total and total["seconds"]}
 
 
-def stats(run: RunFolder | str | PathLike[str], scores: pl.DataFrame | None = None) -> Stats:
+def stats(
+    run: RunFolder | str | PathLike[str], scores: pl.DataFrame | None = None, matching: Matching | None = None
+) -> Stats:
     """Compute the statistics of a run.
 
     Args:
         run: the run, or its path or URL.
-        scores: the result of :func:`scored` for this run, if it is already loaded.
+        scores: the result of :func:`scored` for this run and these traces, if it is already loaded.
+        matching: the traces to compute them for. None: all.
 
     Raises:
         RunFolderError: the run does not exist.
@@ -90,14 +97,19 @@ def stats(run: RunFolder | str | PathLike[str], scores: pl.DataFrame | None = No
     rows = {table: run.count(table) for table in ("questions", "traces", "scores", "ranks")}
     reasons: Counter[str] = Counter()
     origins: Counter[str] = Counter()
-    tokens = 0
+    tokens = questions = 0
     for part in run.parts("traces"):
-        traces = pl.DataFrame(run.read("traces", part, ["finish_reason", "origin", "completion_tokens"]))
+        columns = ["trace_id", "question_id", "finish_reason", "origin", "completion_tokens"]
+        traces = pl.DataFrame(run.read("traces", part, columns))
+        traces = matching.of(traces, part) if matching else traces
+        questions += traces["question_id"].n_unique()
         reasons.update(traces["finish_reason"].fill_null(UNKNOWN).to_list())
         origins.update(traces["origin"].fill_null(UNKNOWN).to_list())
         tokens += int(traces["completion_tokens"].sum() or 0)
-    scores = scored(run) if scores is None else scores
+    scores = scored(run, matching=matching) if scores is None else scores
     ranked = scores.filter(pl.col("rank").is_not_null())
+    if matching:
+        rows = {"questions": questions, "traces": matching.count, "scores": len(scores), "ranks": len(ranked)}
     return Stats(
         run=run.path,
         rows=rows,
@@ -110,15 +122,17 @@ def stats(run: RunFolder | str | PathLike[str], scores: pl.DataFrame | None = No
         ranks_outdated=not run.is_current("ranks"),
         failed=dict(Counter(entry["step"] for entry in failures(run))),
         steps=run.info.get("steps", {}),
+        matching=matching,
     )
 
 
-def scored(run: RunFolder, *extra: str) -> pl.DataFrame:
+def scored(run: RunFolder, *extra: str, matching: Matching | None = None) -> pl.DataFrame:
     """Return the score columns that the statistics are computed from.
 
     Args:
         run: the run.
         extra: further columns of scores.
+        matching: the traces to return. None: all.
 
     Returns:
         One row per score, with the extra columns, :data:`TERMS`, :data:`FLAGS` and :data:`OF_RANKS`. The last are null
@@ -129,6 +143,8 @@ def scored(run: RunFolder, *extra: str) -> pl.DataFrame:
         run.join(pl.DataFrame(run.read("scores", part, ["trace_id", *columns])), "ranks", part, OF_RANKS)
         for part in run.parts("scores")
     ]
+    if matching:
+        frames = [matching.of(frame, part) for part, frame in zip(run.parts("scores"), frames, strict=True)]
     if not frames:
         return pl.DataFrame(schema=dict.fromkeys((*columns, *OF_RANKS), pl.Float64))
     return pl.concat(frames).drop("trace_id")

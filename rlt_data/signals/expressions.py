@@ -10,6 +10,7 @@ import polars as pl
 
 from rlt_data.errors import SettingsError, first_line
 from rlt_data.signals.registry import SIGNALS
+from rlt_data.storage.columns import MEANINGS
 from rlt_data.storage.rows import columns_of
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import SCHEMAS, SIGNAL_PREFIX
@@ -99,13 +100,19 @@ def parse_expression(
     tables = columns_of(run)
     for name in names:
         if name not in tables:
-            raise SettingsError(f"{option}: {_why_missing(run, name, list(tables))}")
+            raise SettingsError(f"{option}: {why_missing(run, name, list(tables))}")
     columns = tuple(dict.fromkeys(names))
     return Expression(text, option, kind, columns, tuple(dict.fromkeys(tables[name] for name in columns)))
 
 
-def _why_missing(run: RunFolder, name: str, known: list[str]) -> str:
-    """Return why a run lacks a column, with the remedy."""
+def why_missing(run: RunFolder, name: str, known: list[str]) -> str:
+    """Return why a run lacks a column, with the remedy.
+
+    Args:
+        run: the run.
+        name: the column.
+        known: columns that the run has.
+    """
     for table, command in _REMEDIES.items():
         if name in SCHEMAS[table].names:
             return f"{name} is a column of {table}, and {run.path} has no current {table}; run {command} first"
@@ -121,6 +128,18 @@ def _why_missing(run: RunFolder, name: str, known: list[str]) -> str:
             )
     near = difflib.get_close_matches(name, known, 1)
     return f"no column {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+
+
+def meaning(run: RunFolder, name: str) -> str:
+    """Return what a column of a run means, in one line."""
+    for built_in in SIGNALS.values():
+        if name in built_in.columns:
+            return built_in.columns[name].meaning
+    for signal, entry in run.signals.items():
+        if name in entry["columns"]:
+            expressions = (entry["depends_on"].get("content") or {}).get("expressions", {})
+            return str(expressions.get(name, f"column of the signal {signal}"))
+    return MEANINGS.get(name, "")
 
 
 def stale_signals(run: RunFolder) -> list[str]:
