@@ -191,8 +191,9 @@ def _one_or_several(value: Any) -> Any:
 InputNames = Annotated[str | tuple[str, ...], BeforeValidator(_one_or_several)]
 
 
-#: One text, or several.
-Texts = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+#: Lets a text stand for a list of one.
+SEVERAL = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+Texts = Annotated[tuple[str, ...], SEVERAL]
 
 
 def name_of_input(names: str | tuple[str, ...]) -> str:

@@ -8,7 +8,21 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, field_serializer, field_validator, model_validator
 
 from rlt_data.plugins import SHAPES
-from rlt_data.settings.base import INPUT, OUTPUT, RUN_HELP, SELECTION, Settings, Texts, field, nano, where_field
+from rlt_data.settings.base import (
+    INPUT,
+    OUTPUT,
+    RUN_HELP,
+    SELECTION,
+    SEVERAL,
+    Settings,
+    Texts,
+    field,
+    nano,
+    where_field,
+)
+
+#: What is left out by default.
+Inclusion = Literal["truncated", "control-token", "contaminated", "duplicate"]
 
 
 class DistillSettings(Settings):
@@ -28,7 +42,7 @@ class DistillSettings(Settings):
         affects="rows",
     )
     where: Texts = where_field("Select only traces", affects="rows")
-    include: tuple[Literal["truncated", "control-token", "contaminated", "duplicate"], ...] = field(
+    include: Annotated[tuple[Inclusion, ...], SEVERAL] = field(
         (),
         SELECTION,
         "Also select traces that are left out by default: truncated, control-token, contaminated or duplicate; "

@@ -47,7 +47,9 @@ class Expression:
             SettingsError: the expression cannot be computed, has another type, or depends on other rows.
         """
         values = self._evaluate(rows)
-        if len(rows) > 1 and not _agree(self._evaluate(rows.head(1)), values.head(1)):
+        half = len(rows) // 2
+        pieces = [piece for piece in (rows.head(1), rows[1 : 1 + half], rows[1 + half :]) if len(piece)]
+        if len(pieces) > 1 and not _agree(pl.concat([self._evaluate(piece) for piece in pieces]), values):
             raise SettingsError(
                 f"{self.option}: {self.text}: depends on several rows; use only columns of the trace, no AVG, SUM or "
                 "window functions"
@@ -72,11 +74,12 @@ class Expression:
         return values
 
 
-def _agree(first: pl.Series, second: pl.Series) -> bool:
-    """Return whether two values are equal, apart from rounding."""
-    if first.dtype.is_float() and first.is_finite().all() and second.is_finite().all():
-        return bool(((first - second).abs() <= 1e-9 * first.abs()).fill_null(first.null_count() == 1).all())
-    return first.equals(second, null_equal=True)
+def _agree(one: pl.Series, other: pl.Series) -> bool:
+    """Return whether all values are equal, apart from rounding."""
+    if one.dtype.is_float():
+        close = ((one - other).abs() <= 1e-9 * one.abs()).fill_null(False)
+        return bool((close | one.eq_missing(other)).all())
+    return one.equals(other, null_equal=True)
 
 
 def parse_expression(

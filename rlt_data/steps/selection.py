@@ -247,7 +247,7 @@ class Selection:
                 self.fallbacks += key in skipped and self._kind in ("best", "top", "random")
                 skipped.discard(key)
             skipped.update(frame.filter(~fits)["question_id"])
-            too_long += frame.filter(~fits)["trace_id"]
+            too_long += frame.filter(~fits)["trace_id"].to_list()
         short = in_turn.filter(~pl.col("trace_id").is_in(too_long))
         self.funnel.count(f"--max-tokens {self._settings.max_tokens}", in_turn, short)
         return short
