@@ -96,16 +96,23 @@ def parse_expression(
     Raises:
         SettingsError: it is no expression, or names a column that the run does not have.
     """
-    try:
-        names = pl.sql_expr(text).meta.root_names()
-    except (pl.exceptions.PolarsError, RecursionError) as error:
-        raise SettingsError(f"{option}: {text}: not a SQL expression: {first_line(error)}") from None
-    tables = columns_of(run)
-    for name in names:
+    columns, tables = columns_in(text, option), columns_of(run)
+    for name in columns:
         if name not in tables:
             raise SettingsError(f"{option}: {why_missing(run, name, list(tables))}")
-    columns = tuple(dict.fromkeys(names))
     return Expression(text, option, kind, columns, tuple(dict.fromkeys(tables[name] for name in columns)))
+
+
+def columns_in(text: str, option: str) -> tuple[str, ...]:
+    """Return the columns that an expression reads.
+
+    Raises:
+        SettingsError: it is no expression.
+    """
+    try:
+        return tuple(dict.fromkeys(pl.sql_expr(text).meta.root_names()))
+    except (pl.exceptions.PolarsError, RecursionError) as error:
+        raise SettingsError(f"{option}: {text}: not a SQL expression: {first_line(error)}") from None
 
 
 def why_missing(run: RunFolder, name: str, known: list[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
 from functools import partial
 
 from rlt_data.errors import SettingsError
@@ -13,7 +15,12 @@ from rlt_data.settings import (
     ScoreSettings,
 )
 from rlt_data.settings.base import is_url
+from rlt_data.signals.choose import declared_columns, default_signals
+from rlt_data.signals.expressions import columns_in
+from rlt_data.signals.registry import SIGNALS
+from rlt_data.storage.rows import OF_QUESTIONS
 from rlt_data.storage.run import RunFolder
+from rlt_data.storage.schemas import SCHEMAS
 
 
 def refuse_conflicts(settings: PipelineSettings) -> None:
@@ -28,6 +35,7 @@ def refuse_conflicts(settings: PipelineSettings) -> None:
         *_score_conflicts(settings.generate, settings.score),
         *_rank_conflicts(settings),
         *_distill_conflicts(settings),
+        *_column_conflicts(settings),
     ]
     if conflicts:
         raise SettingsError("\n".join(conflicts))
@@ -120,6 +128,35 @@ def _distill_conflicts(settings: PipelineSettings) -> list[str]:
             f"distill.select: {kind}:{generate.n} (free), or generate.n: {number} (more samples)"
         ]
     return []
+
+
+def _column_conflicts(settings: PipelineSettings) -> list[str]:
+    """Check that the columns of ``distill`` will exist: in a table of the pipeline, its signals, or the run."""
+    distill, curate = settings.distill, settings.curate
+    if distill is None or is_url(distill.input):
+        return []
+    known = {name for table in ("traces", "scores", "ranks") for name in SCHEMAS[table].names} | set(OF_QUESTIONS)
+    if RunFolder.exists_at(distill.input):
+        known |= {name for entry in RunFolder(distill.input).signals.values() for name in entry["columns"]}
+    for name in (curate.signals or default_signals(curate)) if curate else ():
+        if (columns := declared_columns(name)) is None:
+            return []  # a function names its columns when it runs
+        known |= columns
+    used = [("where", text) for text in distill.where] + ([("per", distill.per)] if distill.per else [])
+    names = [(key, name) for key, text in used for name in columns_in(text, f"distill.{key}")]
+    names += [("columns", name) for name in distill.columns]
+    return [f"distill.{key}: {_missing_column(name, known)}" for key, name in names if name not in known]
+
+
+def _missing_column(name: str, known: Collection[str]) -> str:
+    for signal in SIGNALS.values():
+        if name in signal.columns:
+            return (
+                f"{name} is a column of the signal {signal.name}, which neither the run has nor this pipeline computes: "
+                f"add {signal.name} to curate.signals"
+            )
+    near = difflib.get_close_matches(name, known, 1)
+    return f"no column {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 def _may_have(run: str, table: str) -> bool:

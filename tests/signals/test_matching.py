@@ -96,10 +96,12 @@ def test_the_python_functions_take_conditions(run: RunFolder) -> None:
 
 def test_a_report_shows_only_the_matching_traces_and_says_so(rlt: Rlt, run: RunFolder) -> None:
     printed = rlt("report", run.path, "--where", "origin = 'Y'", "--out", "page.html").stdout
-    assert printed.startswith("3 of 10 traces satisfy origin = 'Y'; the page is about these traces only\n")
+    assert printed.startswith(
+        "3 of 10 traces satisfy origin = 'Y' (1 others have no value to compare); the page is about"
+    )
     assert "all 3 traces of 3 questions" in printed
     page = Path("page.html").read_text()
-    assert "This page is about these traces only: 3 of 10 traces satisfy origin = &#39;Y&#39;." in page
+    assert "This page is about these traces only: 3 of 10 traces satisfy origin = &#39;Y&#39; (1 others" in page
     cards = dict(re.findall(r"<dt>(?:<span[^>]*>)?(\w+)(?:</span>)?\s*</dt><dd>(.*?)</dd>", page))
     assert cards["traces"] == "3" and cards["questions"] == "3"
 
