@@ -151,7 +151,8 @@ def _print_funnel(steps: Sequence[FunnelStep]) -> None:
         for step in steps
         if not step.note
     ]  # fmt: skip
-    _print_frame(pl.DataFrame(rows) if any(row["null"] for row in rows) else pl.DataFrame(rows).drop("null"))
+    if rows:
+        _print_frame(pl.DataFrame(rows) if any(row["null"] for row in rows) else pl.DataFrame(rows).drop("null"))
     for step in steps:
         if text := step.note or step.remark:
             _console.print(f"  {_plain(step.condition)}: {_plain(text)}")

@@ -10,7 +10,6 @@ import polars as pl
 import pyarrow as pa
 
 from rlt_data.errors import RunFolderError
-from rlt_data.signals.funnel import FunnelStep
 from rlt_data.storage.backends import open_folder
 from rlt_data.storage.run import RunFolder
 
@@ -26,13 +25,13 @@ class DataSet:
         keys: ``question_id`` and ``trace_id`` of each row.
         settings: the settings of ``distill``.
         is_current: whether it was made from the current ranks and signals of the run.
-        funnel: what each condition dropped; empty for data sets of earlier versions.
+        funnel: what each condition dropped, with the keys of FunnelStep; empty for data sets of earlier versions.
     """
 
     keys: pl.DataFrame
     settings: dict[str, Any]
     is_current: bool
-    funnel: list[FunnelStep]
+    funnel: list[dict[str, Any]]
 
 
 def read_data_set(run: RunFolder) -> DataSet | None:
@@ -50,7 +49,7 @@ def read_data_set(run: RunFolder) -> DataSet | None:
         tables = folder.read_tables(files, _KEYS, {}, all_columns=False)
         made_from = dict(content.get("made_from", {}))
         settings = dict(content["settings"])
-        funnel = [FunnelStep(**step) for step in content.get("funnel", [])]
+        funnel = list(content.get("funnel", []))
     except (FileNotFoundError, ValueError, KeyError, AttributeError, TypeError):
         raise RunFolderError(f"{folder.path}: is incomplete or damaged; run rlt-data distill again") from None
     keys = pl.DataFrame(pa.concat_tables([_KEYS.empty_table(), *tables]))

@@ -132,8 +132,8 @@ def _source(name: str, run: RunFolder, scores: pl.DataFrame, matching: Matching 
         "cards": _cards(figures, data_set),
         "terms": figures.terms.filter(pl.col("mean").is_not_null()).to_dicts(),
         "buckets": figures.buckets.to_dicts(),
-        "funnel": [step for step in funnel if not step.note],
-        "unapplied": [step for step in funnel if step.note],
+        "funnel": [step for step in funnel if not step["note"]],
+        "unapplied": [step for step in funnel if step["note"]],
         "failures": [(step, reason, count) for (step, reason), count in reasons.most_common(_MAX_REASONS)],
         "steps": {
             f"rlt-data {STEPS[step].command}" if step in STEPS else f"{step} file": settings

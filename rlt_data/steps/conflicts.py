@@ -152,8 +152,8 @@ def _missing_column(name: str, known: Collection[str]) -> str:
     for signal in SIGNALS.values():
         if name in signal.columns:
             return (
-                f"{name} is a column of the signal {signal.name}, which neither the run has nor this pipeline computes: "
-                f"add {signal.name} to curate.signals"
+                f"{name} is a column of the signal {signal.name}, which the run does not have and this pipeline does "
+                f"not compute: add {signal.name} to curate.signals"
             )
     near = difflib.get_close_matches(name, known, 1)
     return f"no column {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
