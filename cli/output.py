@@ -137,6 +137,9 @@ def print_ranks(_: Settings, summary: RankSummary) -> None:
     """Print the buckets of a ranking."""
     _console.print(f"{summary.rows} traces of {summary.questions} questions ranked in {_plain(summary.run)}")
     _print_frame(summary.table)
+    _print_funnel(summary.funnel)
+    for note in summary.notes:
+        typer.echo(f"note: {note}", err=True)
     _note_missing_traces(summary.missing_traces)
 
 
@@ -407,8 +410,8 @@ def print_stats(stats: Stats) -> None:
     if stats.finish_reasons:
         reasons = ", ".join(f"{reason} {count}" for reason, count in stats.finish_reasons.items())
         _console.print(f"finish reasons: {reasons}; {stats.completion_tokens:,} sampled tokens")
-    if len(stats.origins) > 1:
-        _print_text(_origins(stats.origins))
+    if len(stats.by_origin) > 1:
+        _print_frame(stats.by_origin)
     if rates := stats.tokens_per_second:
         _console.print(", ".join(f"{step} {rate:,.0f} tokens/s" for step, rate in rates.items()))
     if stats.failed:

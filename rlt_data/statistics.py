@@ -11,8 +11,10 @@ import polars as pl
 
 from rlt_data.signals.matching import Matching
 from rlt_data.steps.rank import bucket_sums, bucket_table
+from rlt_data.storage.data_set import read_data_set
 from rlt_data.storage.errorlog import failures
 from rlt_data.storage.paths import StoragePath
+from rlt_data.storage.rows import columns_of, read_rows
 from rlt_data.storage.run import RunFolder
 
 #: Score columns whose distribution is shown.
@@ -34,6 +36,20 @@ TERMS = (
 UNKNOWN = "unknown"
 #: Boolean score columns, shown as shares of the scored traces.
 FLAGS = ("closed", "truncated", "empty", "holds_tag", "control_token", "well_formed")
+#: Columns whose means the table by origin shows, as far as the run has them.
+MEASURES = (
+    "reward",
+    "reward_without_entropy",
+    "r_ss",
+    "r_kl",
+    "thought_tokens",
+    "thought_logprob_mean",
+    "perplexity",
+    "token_rank_mean",
+    "rsr",
+    "ifd",
+    "local_logprob_mean",
+)
 #: Columns of the table ``ranks`` that statistics use.
 OF_RANKS = ("rank", "bucket", "value", "flaw")
 
@@ -46,7 +62,7 @@ class Stats:
         run: path or URL of the run folder.
         rows: row counts by table.
         finish_reasons: number of traces by finish reason; "unknown" for imported traces without one.
-        origins: number of traces by origin; "unknown" for those without one.
+        by_origin: the result of :func:`by_origin`.
         completion_tokens: total number of sampled tokens.
         shares: share of the scored traces for each of :data:`FLAGS`.
         terms: one row for each of :data:`TERMS`: term, mean, std, min, q25, median, q75, max (null without values).
@@ -61,7 +77,7 @@ class Stats:
     run: StoragePath
     rows: dict[str, int]
     finish_reasons: dict[str, int]
-    origins: dict[str, int]
+    by_origin: pl.DataFrame
     completion_tokens: int
     shares: dict[str, float]
     terms: pl.DataFrame
@@ -70,6 +86,11 @@ class Stats:
     failed: dict[str, int]
     steps: dict[str, Any] = field(repr=False)
     matching: Matching | None = None
+
+    @property
+    def origins(self) -> dict[str, int]:
+        """Number of traces by origin; "unknown" for those without one."""
+        return dict(self.by_origin.select("origin", "traces").iter_rows())
 
     @property
     def tokens_per_second(self) -> dict[str, float]:
@@ -96,15 +117,13 @@ def stats(
         run = RunFolder.existing(run.path)
     rows = {table: run.count(table) for table in ("questions", "traces", "scores", "ranks")}
     reasons: Counter[str] = Counter()
-    origins: Counter[str] = Counter()
     tokens = questions = 0
     for part in run.parts("traces"):
-        columns = ["trace_id", "question_id", "finish_reason", "origin", "completion_tokens"]
+        columns = ["trace_id", "question_id", "finish_reason", "completion_tokens"]
         traces = pl.DataFrame(run.read("traces", part, columns))
         traces = matching.of(traces, part) if matching else traces
         questions += traces["question_id"].n_unique()
         reasons.update(traces["finish_reason"].fill_null(UNKNOWN).to_list())
-        origins.update(traces["origin"].fill_null(UNKNOWN).to_list())
         tokens += int(traces["completion_tokens"].sum() or 0)
     scores = scored(run, matching=matching) if scores is None else scores
     ranked = scores.filter(pl.col("rank").is_not_null())
@@ -114,7 +133,7 @@ def stats(
         run=run.path,
         rows=rows,
         finish_reasons=dict(sorted(reasons.items())),
-        origins=dict(sorted(origins.items())),
+        by_origin=by_origin(run, matching),
         completion_tokens=tokens,
         shares={flag: float(scores[flag].sum()) / len(scores) for flag in FLAGS} if len(scores) else {},
         terms=pl.concat([_distribution(scores, term) for term in TERMS]),
@@ -124,6 +143,52 @@ def stats(
         steps=run.info.get("steps", {}),
         matching=matching,
     )
+
+
+def by_origin(run: RunFolder, matching: Matching | None = None) -> pl.DataFrame:
+    """Compare the origins of a run's traces.
+
+    Args:
+        run: the run.
+        matching: the traces to compare. None: all.
+
+    Returns:
+        One row per origin ("unknown" for traces without one), sorted by name: ``origin``, ``traces``, the mean of each
+        of :data:`MEASURES` that the run has, and the shares ``well_formed``, ``selected`` (in the data set in
+        RUN/dataset) and ``correct`` (of the traces whose answer was graded), as far as they are known.
+    """
+    known = columns_of(run)
+    means = [name for name in (*MEASURES, "well_formed") if name in known]
+    verdicts = ["answer_verdict"] if "answer_verdict" in known else []
+    data_set = read_data_set(run)
+    sums = []
+    for part in run.parts("traces"):
+        rows = read_rows(run, part, ["origin", *means, *verdicts])
+        rows = matching.of(rows, part) if matching else rows
+        rows = rows.with_columns(pl.col("origin").fill_null(UNKNOWN), pl.col(means).cast(pl.Float64))
+        if data_set:
+            rows = rows.with_columns(pl.col("trace_id").is_in(data_set.keys["trace_id"].to_list()).alias("selected"))
+        for name in verdicts:
+            graded = pl.when(pl.col(name).is_in(["correct", "wrong"])).then(pl.col(name) == "correct")
+            rows = rows.with_columns(graded.alias("correct"))
+        values = [*means, *(name for name in ("selected", "correct") if name in rows.columns)]
+        finite = [pl.when(pl.col(name).cast(pl.Float64).is_finite()).then(pl.col(name)).alias(name) for name in values]
+        sums.append(
+            rows.select("origin", *finite)
+            .group_by("origin")
+            .agg(pl.len().alias("traces"), pl.col(values).sum(), pl.col(values).count().name.suffix(" count"))
+            .cast(dict.fromkeys(values, pl.Float64))
+        )
+    if not sums:
+        return pl.DataFrame(schema={"origin": pl.String, "traces": pl.Int64})
+    total = pl.concat(sums).group_by("origin").sum().sort("origin")
+    values = [name for name in total.columns if f"{name} count" in total.columns]
+    table = total.select(
+        "origin",
+        pl.col("traces").cast(pl.Int64),
+        *(pl.when(pl.col(f"{name} count") > 0).then(pl.col(name) / pl.col(f"{name} count")) for name in values),
+    )
+    return table.select(name for name in table.columns if table[name].count())
 
 
 def scored(run: RunFolder, *extra: str, matching: Matching | None = None) -> pl.DataFrame:

@@ -23,7 +23,7 @@ from rlt_data.steps.registry import STEPS
 from tests.conftest import write_jsonl
 
 FUNCTIONS = [step.function_name for step in STEPS.values()] + ["report"]
-METHODS = ["score", "rank", "distill", "push", "report"]
+METHODS = ["score", "curate", "rank", "distill", "push", "report"]
 
 
 @pytest.fixture
@@ -141,9 +141,9 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[rlt.RltDataError], str]] = {
     "no model": (lambda: rlt.generate("q.jsonl", teacher="nosuch"), rlt.ModelError, "nosuch"),
     "other settings": (lambda: rlt.generate(rlt.RankSettings(input="x")), rlt.SettingsError, "RankSettings"),
     "invalid copy": (
-        lambda: rlt.rank(rlt.RankSettings(input="x").model_copy(update={"by": "y"})),
+        lambda: rlt.rank(rlt.RankSettings(input="x").model_copy(update={"buckets": "y"})),
         rlt.SettingsError,
-        "by: ",
+        "buckets: ",
     ),
     "progress": (lambda: rlt.rank("x", progress="yes"), rlt.SettingsError, "progress"),
     "rows": (lambda: rlt.generate([{"question": {1}}], teacher="nano"), rlt.InputError, "JSON"),

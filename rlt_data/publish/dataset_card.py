@@ -31,6 +31,7 @@ from rlt_data.publish.markdown import (
 from rlt_data.publish.origins import origins_table
 from rlt_data.publish.provenance import models_table, provenance, sources, step_command
 from rlt_data.publish.tables import Config
+from rlt_data.signals.registry import MEANINGS as SIGNAL_MEANINGS
 from rlt_data.steps import export_shapes
 from rlt_data.storage import columns
 
@@ -168,11 +169,14 @@ def _ranking(facts: DatasetFacts) -> str:
     """Return a sentence about the number that the explanations are ranked by."""
     models = facts.models
     student = code(models["student"]["name"]) if "student" in models else "a student model"
-    by = facts.steps.get("rank", {}).get("settings", {}).get("by", "reward")
+    settings = facts.steps.get("rank", {}).get("settings", {})
+    by = settings.get("by", "reward")
     method = f"Reinforcement-Learned Teachers ([arXiv 2506.08388]({_PAPER}))"
     if by != "reward":
-        meaning = columns.MEANINGS[by].partition(";")[0]
-        return f"The explanations are ranked by {code(by)}, a term of {method}: {inline(meaning)}."
+        meaning = columns.MEANINGS.get(by, "an expression over the columns of the configuration traces").partition(";")[
+            0
+        ]
+        return f"The explanations are ranked by {code(by)}: {inline(meaning)}. The method is {method}."
     if facts.reward != "rlt":
         return (
             f"The explanations are ranked by the reward function {code(facts.reward)}, not by the reward of {method}, "
@@ -180,8 +184,14 @@ def _ranking(facts: DatasetFacts) -> str:
         )
     return (
         f"The score of an explanation says how much it helps {student} to predict the solution: the dense reward of "
-        f"{method}."
+        f"{method}{_weights(settings)}."
     )
+
+
+def _weights(settings: Mapping[str, Any]) -> str:
+    """Return the weights that ``rank`` computed the reward with, if it did."""
+    weights = [f"{name} = {settings[name]:g}" for name in ("lambda", "alpha") if settings.get(name) is not None]
+    return f", computed with {listed(weights)}" if weights else ""
 
 
 def _loading(facts: DatasetFacts) -> str:
@@ -264,10 +274,11 @@ def _column_table(schema: pa.Schema, facts: DatasetFacts, more: Mapping[str, str
         facts: name the reward function.
         more: meanings that differ from those of a run's tables.
     """
-    meanings = {name: inline(meaning) for name, meaning in (columns.MEANINGS | dict(more or {})).items()}
+    known = columns.MEANINGS | SIGNAL_MEANINGS | dict(more or {})
+    meanings = {name: inline(known.get(name, "column of a signal of the user")) for name in schema.names}
     if facts.reward != "rlt":
         meanings["reward"] = f"value of the reward function {code(facts.reward)}"
-    return table([{"column": code(name), "meaning": meanings.get(name, "")} for name in schema.names])
+    return table([{"column": code(name), "meaning": meanings[name]} for name in schema.names])
 
 
 def _row(facts: DatasetFacts) -> str:

@@ -1,4 +1,4 @@
-"""The table of a data-set card that credits the authors of the explanations."""
+"""The table of a data-set card that compares the authors of the explanations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlt_data.statistics import UNKNOWN, Stats
 
 
 def origins_table(counts: Mapping[str, Any], stats: Stats | None) -> str:
-    """Return the number of traces and of selected rows by origin, the most frequent first; empty if none is known.
+    """Return the figures and the selected rows of each origin, the most frequent first; empty if none is known.
 
     Args:
         counts: the counts in distill.json, which earlier versions wrote without origins.
@@ -20,11 +20,13 @@ def origins_table(counts: Mapping[str, Any], stats: Stats | None) -> str:
     rows = Counter(counts.get("origins", {}))
     if unknown := counts["rows"] - rows.total():
         rows[UNKNOWN] = unknown
-    traces = Counter(stats.origins) if stats else rows
-    if not traces.keys() - {UNKNOWN}:
+    figures = (
+        {row.pop("origin"): row for row in stats.by_origin.drop("selected", strict=False).to_dicts()} if stats else {}
+    )
+    if not (figures or rows).keys() - {UNKNOWN}:
         return ""
     lines = [
-        {"origin": inline(origin), **({"traces": count} if stats else {}), "selected rows": rows[origin]}
-        for origin, count in sorted(traces.items(), key=lambda item: (-item[1], item[0]))
+        {"origin": inline(origin), "selected rows": rows[origin], **figures.get(origin, {})}
+        for origin in sorted(figures or rows, key=lambda name: (-figures.get(name, {}).get("traces", rows[name]), name))
     ]
-    return f"Authors of the explanations:\n\n{table(lines)}"
+    return f"Authors of the explanations, with means and shares over all their traces:\n\n{table(lines)}"

@@ -31,7 +31,7 @@ from rlt_data.storage.backends import open_folder
 from rlt_data.storage.parquet import Shards, table_errors
 from rlt_data.storage.paths import StoragePath
 from rlt_data.storage.run import RunFolder
-from rlt_data.storage.schemas import SCHEMAS
+from rlt_data.storage.schemas import SCHEMAS, SIGNAL_PREFIX
 
 #: Tables by the step that writes them.
 STAGES = {step.name: step.writes for step in DATA_STEPS if step.writes}
@@ -254,13 +254,16 @@ def _scalar_columns(table: str) -> list[str]:
 
 
 def _write_traces(run: RunFolder, root: Path, progress: Progress) -> Config:
-    """Write all traces, with their questions, scores and ranks."""
+    """Write all traces, with their questions, scores, ranks and signals."""
     writer: ConfigWriter | None = None
+    signals = [table for table in run.joined_tables if table.startswith(SIGNAL_PREFIX)]
     for part in run.parts("traces"):
         rows = pl.DataFrame(run.read("traces", part, _scalar_columns("traces")))
         rows = run.join_questions(rows, part)
         for name in ("scores", "ranks"):
             rows = run.join(rows, name, part, _scalar_columns(name))
+        for name in signals:
+            rows = run.join(rows, name, part)
         table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
         writer = writer or ConfigWriter(root, "traces", table.schema)
         writer.write(table.cast(writer.config.schema))

@@ -18,6 +18,7 @@ from typing import Any
 from rlt_data.progress import Progress
 from rlt_data.reporting.collect import TOKENS, ListedTraces
 from rlt_data.reporting.overview import asset, rendered
+from rlt_data.signals.registry import MEANINGS as SIGNAL_MEANINGS
 from rlt_data.storage.columns import MEANINGS
 
 #: Traces per block.
@@ -79,7 +80,7 @@ def page(title: str, overview: str, sources: list[str], head: Mapping[str, Any])
         overview=overview,
         live="live" in head,
         # Names of runs are untrusted: an escaped "<" cannot start a tag.
-        head=json.dumps({"sources": sources, "meanings": MEANINGS, **head}).replace("<", "\\u003c"),
+        head=json.dumps({"sources": sources, "meanings": MEANINGS | SIGNAL_MEANINGS, **head}).replace("<", "\\u003c"),
         index_marker=_INDEX_MARKER,
         blocks_marker=_BLOCKS_MARKER,
     )

@@ -18,10 +18,10 @@ from typing import Any
 import polars as pl
 
 from rlt_data.formats.views import read_completion
-from rlt_data.reporting.data_set import read_data_set
 from rlt_data.signals.matching import Matching
 from rlt_data.statistics import OF_RANKS, TERMS
 from rlt_data.steps.provenance import recorded_format
+from rlt_data.storage.data_set import read_data_set
 from rlt_data.storage.run import RunFolder
 
 _TRACE_COLUMNS = ("finish_reason", "completion_tokens")

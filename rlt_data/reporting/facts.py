@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlt_data.publish.redact import redact_paths
-from rlt_data.reporting.data_set import DataSet
+from rlt_data.storage.data_set import DataSet
 from rlt_data.storage.run import RunFolder
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 
-from rlt_data.reporting.data_set import data_set_state
 from rlt_data.steps.registry import STEPS
+from rlt_data.storage.data_set import data_set_state
 from rlt_data.storage.errorlog import failures
 from rlt_data.storage.run import RunFolder, content_hash
 from rlt_data.storage.schemas import TABLE_OF_STEP

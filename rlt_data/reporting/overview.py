@@ -14,12 +14,12 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from rlt_data import plots
 from rlt_data.publish.redact import redact_paths
-from rlt_data.reporting.data_set import DataSet, read_data_set
 from rlt_data.reporting.facts import facts
 from rlt_data.signals.matching import Matching
-from rlt_data.statistics import FLAGS, Stats, figure, scored, stats
+from rlt_data.statistics import FLAGS, UNKNOWN, Stats, figure, scored, stats
 from rlt_data.steps.registry import STEPS
 from rlt_data.storage.columns import MEANINGS
+from rlt_data.storage.data_set import DataSet, read_data_set
 from rlt_data.storage.errorlog import failures
 from rlt_data.storage.run import RunFolder
 
@@ -131,6 +131,7 @@ def _source(name: str, run: RunFolder, scores: pl.DataFrame, matching: Matching 
         "facts": facts(run, data_set),
         "cards": _cards(figures, data_set),
         "terms": figures.terms.filter(pl.col("mean").is_not_null()).to_dicts(),
+        "origins": figures.by_origin.to_dicts() if figures.origins.keys() - {UNKNOWN} else [],
         "buckets": figures.buckets.to_dicts(),
         "funnel": [step for step in funnel if not step["note"]],
         "unapplied": [step for step in funnel if step["note"]],

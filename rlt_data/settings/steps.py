@@ -223,15 +223,42 @@ class RankSettings(Settings):
     """Settings of :func:`rlt_data.steps.rank`."""
 
     input: str = field(..., INPUT, f"{RUN_HELP}.", affects="rows", by_content=True, alias="in", positional="RUN")
-    by: Literal["reward", "reward_without_entropy", "r_ss", "solution_logprob_mean"] = field(
-        "reward", None, "Score column to rank by; larger is better.", affects="rows"
+    by: str = field(
+        "reward",
+        None,
+        'Column or SQL expression to rank by, such as r_ss or "r_ss - 2 * r_kl"; larger is better.',
+        affects="rows",
     )
+    lambda_: float | None = field(
+        None,
+        None,
+        "Weight of the KL term of the reward to rank by. Default: that of score.",
+        affects="rows",
+        alias="lambda",
+        ge=0,
+    )
+    alpha: float | None = field(
+        None,
+        None,
+        "Weight of the minimum and maximum in the reward to rank by. Default: that of score.",
+        affects="rows",
+        ge=0,
+    )
+    where: Texts = where_field("Rank only traces", affects="rows")
     buckets: str = field(
         "ranks",
         None,
         "ranks: one bucket per rank; a number N: N quantiles over the traces of all questions.",
         affects="rows",
     )
+
+    @model_validator(mode="after")
+    def _weights_are_read(self) -> RankSettings:
+        if self.by != "reward" and (unread := self.not_default("lambda_", "alpha")):
+            raise ValueError(
+                f"{unread[0].rstrip('_')}: has no effect with --by {self.by}; write the expression instead"
+            )
+        return self
 
     @field_validator("buckets", mode="before")
     @classmethod

@@ -10,6 +10,9 @@ Within a question, traces are sorted by these criteria in turn:
 
 Ranks are therefore 1, 2, 3, ... without gaps and do not depend on the order of the rows.
 
+The value is a column or an expression over the columns of the run (``--by``). ``--lambda`` and ``--alpha`` compute the
+reward again from its terms, without a model. Traces that do not satisfy ``--where`` get no rank.
+
 With ``--buckets ranks``, a trace's bucket is its rank. With ``--buckets N``, the values of all well-formed traces are
 cut into N quantiles, and bucket 1 contains the largest. Equal values share a bucket. Traces that are not well-formed or
 have no finite value get no bucket.
@@ -21,18 +24,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import polars as pl
 
 from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import RankSettings
+from rlt_data.signals.expressions import Expression, parse_expression
+from rlt_data.signals.funnel import Funnel, FunnelStep
 from rlt_data.storage.errorlog import failures
 from rlt_data.storage.paths import StoragePath
+from rlt_data.storage.rows import read_rows
 from rlt_data.storage.run import RunFolder
-from rlt_data.storage.schemas import RANKS, SCORES
+from rlt_data.storage.schemas import RANKS, SCORES, SIGNAL_PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +48,13 @@ PARTS_AT_A_TIME = 64
 
 #: Columns of scores by flaw. A trace with several flaws gets the first.
 _FLAWS = {"empty": "empty", "holds tag": "holds_tag", "control token": "control_token", "truncated": "truncated"}
+
+
+#: Columns with the mean log-prob of an explanation in them, which misranks traces of several teachers: longer steps and
+#: plainer words have higher log-probs (Local Naturalness, arXiv 2510.03988).
+_MISRANKING = {"thought_logprob_mean", "perplexity", "reward_without_entropy"}
+#: Columns that are null for traces scored without a teacher.
+_OF_TEACHER = {"reward", "r_kl", "kl_mean", "kl_max"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,8 @@ class RankSummary:
         table: one row per bucket: bucket (null for none), rows, mean_value, mean_thought_tokens, well_formed (share).
         missing_traces: traces that an unfinished ``generate`` has not made yet.
         seconds: time spent.
+        funnel: what the conditions of ``where`` did.
+        notes: what to know about the ranking.
     """
 
     run: StoragePath
@@ -62,6 +78,8 @@ class RankSummary:
     table: pl.DataFrame
     missing_traces: int
     seconds: float
+    funnel: list[FunnelStep] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
@@ -71,7 +89,7 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
 
     Raises:
         RunFolderError: the run has no scores, traces without a score, or scores of different settings.
-        SettingsError: no trace has a value to rank by.
+        SettingsError: an expression is wrong, or not all origins have values to rank by.
     """
     run = RunFolder.existing(settings.input)
     began = time.monotonic()
@@ -80,13 +98,20 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
         raise RunFolderError(f"{run.path}: has no scores to rank; run rlt-data score first")
     with run.locked():
         refuse_missing_scores(run, "rlt-data score")
-        edges = None if settings.buckets == "ranks" else _edges(run, parts, settings)
+        scores = _Scores(run, settings)
+        edges = None if settings.buckets == "ranks" else _edges(scores, parts, settings)
+        scores.funnel = Funnel()  # reading the edges has counted the traces already
         rows = questions = 0
+        values: Counter[str | None] = Counter()
+        valued: Counter[str | None] = Counter()
         sums: list[pl.DataFrame] = []
         scored_by: set[str] = set()
-        with task(progress, "rank", len(parts)), run.replacing("ranks", made_from=["scores"]) as ranks:
+        with task(progress, "rank", len(parts)), run.replacing("ranks", made_from=scores.sources) as ranks:
             for chunk in part_chunks(parts):
-                ranked = _ranked(_scores(run, chunk, settings), edges)
+                ranked = _ranked(scores.read(chunk), edges)
+                for origin, count, with_value in _values_by_origin(ranked):
+                    values[origin] += count
+                    valued[origin] += with_value
                 scored_by.update(ranked["scored_by"].unique())
                 if len(scored_by) > 1:
                     raise RunFolderError(
@@ -99,17 +124,46 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
                 questions += ranked["question_id"].n_unique()
                 sums.append(bucket_sums(ranked))
                 progress.advance(len(chunk))
+            if not rows:
+                raise SettingsError(f"--where: no trace satisfies {' and '.join(settings.where)}")
+            _refuse_missing_values(scores.value, values, valued)
             table = bucket_table(sums)
-            if table["mean_value"].is_null().all():
-                remedy = (
-                    ": the traces were scored with --teacher none, or the function of --reward returned None;"
-                    " --by reward_without_entropy ranks them"
-                )
-                raise SettingsError(f"--by: no trace has a {settings.by}" + remedy * (settings.by == "reward"))
             entry = {"settings": settings.model_dump(mode="json", by_alias=True), "rows": rows, "questions": questions}
             ranks.record("rank", entry)
     logger.info("rank: %d traces of %d questions", rows, questions)
-    return RankSummary(run.path, rows, questions, table, count_missing_traces(run), time.monotonic() - began)
+    notes = []
+    if len(values) > 1 and (named := sorted(_MISRANKING & set(scores.value.columns))):
+        notes.append(
+            f"{named[0]} contains the mean log-prob of the explanation, which is known to misrank traces of several "
+            "origins (arXiv 2510.03988); docs/measures.md has others, such as --by=-rsr"
+        )
+    seconds = time.monotonic() - began
+    return RankSummary(run.path, rows, questions, table, count_missing_traces(run), seconds, scores.funnel.steps, notes)
+
+
+def _values_by_origin(ranked: pl.DataFrame) -> list[tuple[str | None, int, int]]:
+    """Return each origin with its number of traces and of values."""
+    counts = ranked.group_by("origin").agg(pl.len().alias("rows"), pl.col("value").count().alias("values"))
+    return list(counts.iter_rows())
+
+
+def _refuse_missing_values(value: Expression, rows: Counter[str | None], valued: Counter[str | None]) -> None:
+    """Raise SettingsError if no trace, or none of some origin, has a value to rank by."""
+    without = sorted(str(origin or "unknown") for origin in rows if not valued[origin])
+    if not without:
+        return
+    by = f"{value.option}: {value.text}"
+    why = remedy = ""
+    if _OF_TEACHER & set(value.columns):
+        why = ": scored without log-probs of a teacher (--teacher none), or the function of --reward returned None"
+        remedy = "; --by reward_without_entropy ranks them"
+    if len(without) == len(rows):
+        raise SettingsError(f"{by}: no trace has a value{why}{remedy}")
+    missing = sum(rows.values()) - sum(valued.values())
+    raise SettingsError(
+        f"{by}: no trace of {', '.join(without)} has a value ({missing:,} of {sum(rows.values()):,} traces){why}; "
+        "--by r_ss ranks by what all traces have, and --where selects origins"
+    )
 
 
 def refuse_missing_scores(run: RunFolder, command: str) -> None:
@@ -151,19 +205,77 @@ def part_chunks(parts: list[int]) -> Iterator[list[int]]:
         yield parts[start : start + PARTS_AT_A_TIME]
 
 
-def _scores(run: RunFolder, parts: list[int], settings: RankSettings) -> pl.DataFrame:
-    """Read the scores of parts, with columns ``part``, ``value`` (null unless finite) and ``flaw``."""
-    columns = [name for name in RANKS.names if name in SCORES.names]
-    frames = []
-    for part in parts:
-        frame = pl.DataFrame(run.read("scores", part, [*columns, *_FLAWS.values(), "well_formed", settings.by]))
-        frames.append(frame.with_columns(pl.lit(part).alias("part")))
-    value = pl.col(settings.by)
-    first_flaw = pl.coalesce(pl.when(column).then(pl.lit(flaw)) for flaw, column in _FLAWS.items())
-    return pl.concat(frames).with_columns(
-        pl.when(value.is_finite()).then(value).alias("value"),
-        pl.when(~pl.col("well_formed")).then(pl.coalesce(first_flaw, pl.lit("unclosed"))).alias("flaw"),
+class _Scores:
+    """Reads the scores to rank.
+
+    Args:
+        run: a scored run.
+        settings: settings of the step.
+
+    Attributes:
+        value: what is ranked by.
+        funnel: what the conditions of ``where`` do.
+
+    Raises:
+        SettingsError: an expression is wrong.
+    """
+
+    def __init__(self, run: RunFolder, settings: RankSettings) -> None:
+        self._run = run
+        self.value = _value(run, settings)
+        self._conditions = [parse_expression(run, text, "--where") for text in settings.where]
+        self.funnel = Funnel()
+        for expression in (self.value, *self._conditions):
+            if "ranks" in expression.tables:
+                raise SettingsError(f"{expression.option}: {expression.text}: ranks cannot depend on earlier ranks")
+
+    @property
+    def sources(self) -> list[str]:
+        """The tables that the ranks depend on."""
+        tables = [table for expression in (self.value, *self._conditions) for table in expression.tables]
+        return ["scores", *sorted({table for table in tables if table.startswith(SIGNAL_PREFIX)})]
+
+    def read(self, parts: Sequence[int]) -> pl.DataFrame:
+        """Read the scores of parts, with columns ``part``, ``value`` (null unless finite) and ``flaw``."""
+        ours = [name for name in RANKS.names if name in SCORES.names]
+        columns = [*ours, *_FLAWS.values(), "well_formed"]
+        needed = {name for expression in (self.value, *self._conditions) for name in expression.columns}
+        stored = [*columns, *sorted(name for name in needed - set(columns) if name in SCORES.names)]
+        others = sorted(needed - set(stored))
+        frames = []
+        for part in parts:
+            frame = pl.DataFrame(self._run.read("scores", part, stored)).with_columns(pl.lit(part).alias("part"))
+            if others:
+                rows = read_rows(self._run, part, others).drop("question_id")
+                frame = frame.join(rows, on="trace_id", how="left", maintain_order="left")
+            frames.append(frame)
+        rows = pl.concat(frames)
+        for condition in self._conditions:
+            rows = self.funnel.filter(rows, condition.text, condition)
+        value = self.value.evaluate(rows)
+        first_flaw = pl.coalesce(pl.when(column).then(pl.lit(flaw)) for flaw, column in _FLAWS.items())
+        return rows.select(*columns, "part", value.set(~value.is_finite(), None).alias("value")).with_columns(
+            pl.when(~pl.col("well_formed")).then(pl.coalesce(first_flaw, pl.lit("unclosed"))).alias("flaw"),
+        )
+
+
+def _value(run: RunFolder, settings: RankSettings) -> Expression:
+    """Return what to rank by; with ``lambda`` or ``alpha``, the reward computed again from its terms."""
+    if settings.lambda_ is None and settings.alpha is None:
+        return parse_expression(run, settings.by, "--by", "number")
+    scored_with = run.step("score").get("settings", {})
+    option = "--lambda" if settings.alpha is None else "--alpha"
+    if scored_with.get("reward", "rlt") != "rlt":
+        raise SettingsError(
+            f"{option}: the scores have the reward of {scored_with['reward']}; use --by with an expression"
+        )
+    lambda_ = scored_with.get("lambda", 3.0) if settings.lambda_ is None else settings.lambda_
+    alpha = scored_with.get("alpha", 0.01) if settings.alpha is None else settings.alpha
+    text = (  # in the order of scoring.reward, so that the values are equal to the last bit
+        f"solution_logprob_mean + {alpha!r} * solution_logprob_min - {lambda_!r} * (kl_mean + {alpha!r} * kl_max) + "
+        "penalty"
     )
+    return parse_expression(run, text, option, "number")
 
 
 def _ranked(scores: pl.DataFrame, edges: list[float] | None) -> pl.DataFrame:
@@ -187,10 +299,10 @@ def _ranked(scores: pl.DataFrame, edges: list[float] | None) -> pl.DataFrame:
     return ranked.with_columns(bucket.alias("bucket"))
 
 
-def _edges(run: RunFolder, parts: list[int], settings: RankSettings) -> list[float]:
+def _edges(scores: _Scores, parts: list[int], settings: RankSettings) -> list[float]:
     """Return the values that separate the quantiles, ascending."""
     number = int(settings.buckets)
-    frames = [_scores(run, chunk, settings).filter("well_formed")["value"].drop_nulls() for chunk in part_chunks(parts)]
+    frames = [scores.read(chunk).filter("well_formed")["value"].drop_nulls() for chunk in part_chunks(parts)]
     values = pl.concat(frames)
     if values.is_empty():
         return []

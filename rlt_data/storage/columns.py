@@ -16,6 +16,8 @@ MEANINGS = {
     "answer": "short final answer, if the input has one",
     "meta": "JSON of the input columns kept with --keep",
     "question_meta": "JSON of the question's input columns kept with --keep",
+    "question_answer": "short final answer of the question, if the input has one",
+    "question_solution": "the question's known solution; empty if it has none",
     "sample_index": "number of the sample within its question, from 0",
     "completion": "text that the teacher wrote",
     "token_ids": "sampled tokens; null for imported traces",

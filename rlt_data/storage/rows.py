@@ -52,6 +52,7 @@ def read_rows(run: RunFolder, part: int, columns: Iterable[str]) -> pl.DataFrame
     traces = list(dict.fromkeys([*by_table.pop("traces"), *own]))
     frame = pl.DataFrame(run.read("traces", part, traces))
     if of_questions:
+        frame = frame.with_columns(trace_answer="answer", trace_solution="solution")
         frame = run.join_questions(frame, part)
         by_table.pop("questions")
     for table, wanted in by_table.items():

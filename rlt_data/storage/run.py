@@ -376,9 +376,8 @@ class RunFolder:
             part: number of the part.
 
         Returns:
-            The traces with the columns of their questions. ``answer`` and ``solution`` are the trace's own, or the
-            question's where it has none; the two are also in ``trace_answer``, ``question_answer`` and so on.
-            ``question_meta`` is the question's ``meta``.
+            The traces with the columns of their questions. ``question_meta``, ``question_answer`` and
+            ``question_solution`` are the question's, which also replace a null ``answer`` or ``solution``.
         """
         return _join_questions(traces, pl.DataFrame(self.read("questions", part)))
 
@@ -771,7 +770,6 @@ def _join_questions(traces: Frame, questions: Frame) -> Frame:
         questions.drop("source_id").rename(renamed), on="question_id", how="left", maintain_order="left"
     )
     own = [name for name in ("answer", "solution") if name in traces.collect_schema()]
-    joined = joined.with_columns(**{f"trace_{name}": pl.col(name) for name in own})
     return joined.with_columns(
         **{name: pl.coalesce(*[name][: name in own], f"question_{name}") for name in ("answer", "solution")}
     )

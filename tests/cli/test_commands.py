@@ -144,7 +144,7 @@ WRONG: dict[str, tuple[list[Any], list[str]]] = {
     "several required flags are missing": (["train-teacher", "rl"], ["FILE", "--model", "--student", "--out"]),
     "no argument": (["show"], ["RUN", "show --help"]),
     "too many arguments": (["stats", "a", "b"], ["(b)", "stats --help"]),
-    "unknown command": (["genrate"], ["'genrate'", "did you mean 'generate'?"]),
+    "unknown command": (["genrate"], ["'genrate'", "did you mean 'generate', 'curate'?"]),
     "unknown command of a group": (["train-teacher", "rll"], ["'rll'", "did you mean 'rl'?"]),
     "unknown flag": (["rank", "--bye", "r_ss"], ["--bye:", "did you mean --by?"]),
     "unknown flag like no other": (["rank", "--zzzzzzzz", "1"], ["--zzzzzzzz:", "rank --help"]),
@@ -168,7 +168,7 @@ WRONG: dict[str, tuple[list[Any], list[str]]] = {
         ["score", "--in", "x", "--student", "s", "--lambda", "nan"],
         ["error: --lambda: must be a finite number (got nan)"],
     ),
-    "unknown choice": (["rank", "--in", "x", "--by", "beauty"], ["'--by'", "'reward'"]),
+    "unknown choice": (["score", "--in", "x", "--student", "nano", "--kl", "k2"], ["'--kl'", "'k3'"]),
     "a bucket that is none": (
         ["rank", "--in", "x", "--buckets", "1"],
         ["error: --buckets: ", "'ranks'", "(got '1')"],

@@ -99,10 +99,9 @@ def test_every_trace_is_published_with_its_own_kept_columns(hub: HubServer, tmp_
     for name, expected in {"traces": [a, b, c], "default": [a, c], "rank_02": [b]}.items():
         named = [row | {"answer": row.get("answer", row.get("final_answer"))} for row in rows[name]]
         assert [tuple(row[column] for column in columns) for row in named] == expected
-    table = (
-        "| origin | traces | selected rows |\n| --- | ---: | ---: |\n| A | 1 | 1 |\n| B | 1 | 0 |\n| unknown | 1 | 1 |"
-    )
-    assert f"Authors of the explanations:\n\n{table}\n" in card
+    authors = card.partition("Authors of the explanations")[2].splitlines()[2:7]
+    assert authors[0].startswith("| origin | selected rows | traces | ")
+    assert [line[: line.index("1 |") + 3] for line in authors[2:]] == ["| A | 1 |", "| B | 0 | 1 |", "| unknown | 1 |"]
 
 
 def test_a_second_push_sends_nothing(hub: HubServer, run: RunFolder, real_plots: None) -> None:

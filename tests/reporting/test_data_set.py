@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlt_data.errors import RunFolderError
-from rlt_data.reporting.data_set import data_set_state, read_data_set
+from rlt_data.storage.data_set import data_set_state, read_data_set
 from rlt_data.storage.run import RunFolder
 from tests.made_runs import distilled, make_run, ranked, trace
 

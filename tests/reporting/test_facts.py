@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from rlt_data.reporting.data_set import read_data_set
 from rlt_data.reporting.facts import facts
 from rlt_data.reporting.overview import overview
+from rlt_data.storage.data_set import read_data_set
 from rlt_data.storage.run import RunFolder
 from tests.conftest import Rlt
 from tests.made_runs import distilled, make_run, ranked, trace

@@ -3,15 +3,18 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from rlt_data.errors import RunFolderError, SettingsError
+from rlt_data.scoring.reward import reward_terms
 from rlt_data.steps import rank as rank_module
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
@@ -280,3 +283,117 @@ def test_a_run_without_scores_or_values_cannot_be_ranked(tmp_path: Path) -> None
         ranked(run)
     with pytest.raises(RunFolderError, match="nothing"):
         ranked(RunFolder(tmp_path / "nothing"))
+
+
+def test_a_ranking_by_an_expression_may_use_any_column(tmp_path: Path) -> None:
+    run = make_run(
+        tmp_path,
+        [trace("q", 0, 1.0, r_ss=-1.0, origin="a"), trace("q", 1, 5.0, r_ss=-3.0, origin="b"), trace("q", 2, 0.0)],
+    )
+    ranked(run, by="r_ss - thought_tokens / 10 + CASE WHEN origin = 'b' THEN 9 ELSE 0 END")
+    assert order(run) == ["q/1", "q/2", "q/0"]
+    assert [row["value"] for row in ranks(run).values()] == [5.0, -1.0, -2.0]
+
+
+@pytest.mark.parametrize(("lambda_", "alpha"), [(1.0, 0.01), (0.0, 0.0), (3.0, 0.1), (0.3, 1e-05)])
+def test_other_weights_give_the_reward_that_score_would_give(tmp_path: Path, lambda_: float, alpha: float) -> None:
+    draw = random.Random(0)
+
+    def scored(sample: int) -> Row:
+        solution, thought, kl = ([draw.gauss(-2, 1) for _ in range(7)] for _ in range(3))
+        terms = reward_terms(solution=np.array(solution), thought=np.array(thought), kl=np.array(kl), closed=sample > 2)
+        same = reward_terms(
+            solution=np.array(solution),
+            thought=np.array(thought),
+            kl=np.array(kl),
+            closed=sample > 2,
+            lambda_=lambda_,
+            alpha=alpha,
+        )
+        rewards[f"q/{sample}"] = same.reward
+        return trace("q", sample, **asdict(terms))
+
+    rewards: dict[str, float | None] = {}
+    run = make_run(tmp_path, [scored(sample) for sample in range(40)])
+    ranked(run, lambda_=lambda_, alpha=alpha)
+    assert {key: row["value"] for key, row in ranks(run).items()} == rewards  # to the last bit
+
+
+def test_one_weight_leaves_the_other_as_it_was_scored(tmp_path: Path) -> None:
+    run = make_run(tmp_path, [trace("q", 0, 0.0, kl_mean=1.0, kl_max=10.0)])
+    run.record("score", {"settings": {"lambda": 2.0, "alpha": 0.5}})
+    ranked(run, alpha=0.0)
+    assert ranks(run)["q/0"]["value"] == -2.0
+    ranked(run, lambda_=1.0)
+    assert ranks(run)["q/0"]["value"] == -6.0
+
+
+def test_where_ranks_the_rest_among_themselves(tmp_path: Path) -> None:
+    run = make_run(
+        tmp_path,
+        [trace("q", 0, 3.0, origin="a"), trace("q", 1, 2.0, origin="b"), trace("q", 2, 1.0), trace("q", 3, 0.0)],
+        [trace("r", 0, 0.0, origin="a")],
+    )
+    summary = ranked(run, where=["origin <> 'a'", "reward < 2.5"])
+    assert {key: (row["rank"], row["traces"]) for key, row in ranks(run).items()} == {"q/1": (1, 1)}
+    assert (summary.rows, summary.questions) == (1, 1)
+    first, second = summary.funnel
+    assert (first.condition, first.rows_in, first.rows_out, first.unknown) == ("origin <> 'a'", 5, 1, 2)
+    assert first.examples == ["q/0", "q/2", "q/3"]
+    assert (second.rows_in, second.rows_out) == (1, 1)
+    with pytest.raises(SettingsError, match="--where: no trace satisfies reward > 99"):
+        ranked(run, where=["reward > 99"])
+    assert len(ranks(run)) == 1  # the earlier ranks remain
+
+
+WRONG = {
+    "no such column": ("beauty", "no column 'beauty'"),
+    "near miss": ("rewrad", "did you mean 'reward'"),
+    "no expression": ("reward +", "not a SQL expression"),
+    "a text": ("completion", "must be a number for each trace, not String"),
+    "aggregate": ("reward - AVG(reward)", "depends on several rows"),
+    "window": ("SUM(reward) OVER (PARTITION BY question_id)", "depends on several rows"),
+    "ranks": ("rank", "rank is a column of ranks|cannot depend on earlier ranks"),
+    "signal": ("pass_rate", "signal pass_rate; run rlt-data curate --signals pass_rate"),
+    "empty": ("", "not a SQL expression"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_expression_is_named(tmp_path: Path, case: str) -> None:
+    run = make_run(tmp_path, [trace("q", 0, 1.0), trace("q", 1, 2.0), trace("q", 2, 4.0)])
+    text, message = WRONG[case]
+    with pytest.raises(SettingsError, match=f"--by: .*({message})"):
+        ranked(run, by=text)
+
+
+def test_an_origin_without_values_is_refused_with_what_would_work(tmp_path: Path) -> None:
+    run = make_run(
+        tmp_path,
+        [trace("q", 0, 1.0, origin="a"), trace("q", 1, None, origin="import", r_kl=None), trace("q", 2, 4.0)],
+    )
+    with pytest.raises(
+        SettingsError, match=r"--by: reward: no trace of import has a value \(1 of 3 traces\).*--by r_ss"
+    ):
+        ranked(run)
+    ranked(run, by="r_ss")
+    ranked(run, where=["origin = 'a'"])
+    assert order(run) == ["q/0"]
+
+
+def test_a_mean_log_prob_over_several_origins_is_noted(tmp_path: Path) -> None:
+    one = [trace("q", sample, 1.0, origin="a", thought_logprob_mean=-1.0) for sample in range(3)]
+    two = [trace("r", sample, 1.0, origin="b", thought_logprob_mean=-1.0) for sample in range(3)]
+    assert not ranked(make_run(tmp_path / "one", one), by="thought_logprob_mean").notes
+    run = make_run(tmp_path / "two", one, two)
+    assert "known to misrank" in ranked(run, by="thought_logprob_mean").notes[0]
+    assert not ranked(run, by="r_ss").notes
+
+
+def test_weights_are_refused_where_they_have_no_effect(tmp_path: Path) -> None:
+    run = make_run(tmp_path, [trace("q", 0, 1.0)])
+    with pytest.raises(SettingsError, match="lambda: has no effect with --by r_ss"):
+        ranked(run, by="r_ss", lambda_=1.0)
+    run.record("score", {"settings": {"reward": "mine:short"}})
+    with pytest.raises(SettingsError, match="--lambda: the scores have the reward of mine:short"):
+        ranked(run, lambda_=1.0)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from rlt_data.cli.output import printable
@@ -281,9 +282,35 @@ def test_origin_and_kept_columns_are_shown_with_the_trace_or_the_question_that_h
         assert lines[first - 2 : first] == ["origin: A", '{"m": "A"}']
         assert lines[lines.index("What is a?") - 1] == '{"q": 1}'
         assert lines[lines.index("Thought 1 about a.") - 1].startswith("reward")
-    assert "origins of the traces: A 1, unknown 1" in rlt("stats", run.path).stdout.splitlines()
+    lines = rlt("stats", run.path).stdout.splitlines()
+    assert any(re.match(r"A +1 ", line) for line in lines) and any(re.match(r"unknown +1 ", line) for line in lines)
 
 
 def test_a_missing_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="nosuch"):
         stats(RunFolder(tmp_path / "nosuch"))
+
+
+def test_origins_are_compared_by_measures_selection_and_answers(tmp_path: Path) -> None:
+    a = [trace("q", i, float(i), origin="A", rsr=2.0 + i) for i in range(3)]
+    b = [trace("q", 3 + i, -1.0, origin="B", rsr=None, well_formed=i > 0) for i in range(2)]
+    run = make_run(tmp_path / "run", [*a, *b, trace("q", 9, 5.0)], [trace("r", 0, 4.0, origin="A", rsr=float("nan"))])
+    verdicts = ["correct", "wrong", "none", "wrong", "timeout", "none", "correct"]
+    rows = [row for part in (0, 1) for row in run.read("traces", part).to_pylist()]
+    entry = {"level": "trace", "columns": {"answer_verdict": "string"}, "depends_on": {}}
+    with run.locked():
+        run.record("curate", {"signals": {"answer": entry}})
+        verdict = dict(zip([row["trace_id"] for row in rows], verdicts, strict=True))
+        for part in (0, 1):
+            keys = run.read("traces", part, ["trace_id", "question_id", "sample_index"])
+            column = pa.array([verdict[key] for key in keys["trace_id"].to_pylist()])
+            run.write_part("signal_answer", part, keys.append_column("answer_verdict", column))
+        run.compact_all("signal_answer")
+    ranked(run)
+    distilled(run, select="best")
+    table = {row["origin"]: row for row in stats(run).by_origin.to_dicts()}
+    assert {name: row["traces"] for name, row in table.items()} == {"A": 4, "B": 2, "unknown": 1}
+    assert table["A"]["reward"] == pytest.approx((0 + 1 + 2 + 4) / 4) and table["A"]["rsr"] == 3.0
+    assert table["B"]["rsr"] is None and table["B"]["well_formed"] == 0.5
+    assert {name: row["selected"] for name, row in table.items()} == {"A": 0.25, "B": 0.0, "unknown": 1.0}
+    assert {name: row["correct"] for name, row in table.items()} == {"A": 2 / 3, "B": 0.0, "unknown": None}
