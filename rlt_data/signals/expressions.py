@@ -9,6 +9,7 @@ from typing import Literal
 import polars as pl
 
 from rlt_data.errors import SettingsError, first_line
+from rlt_data.signals.registry import MEANINGS as SIGNAL_MEANINGS
 from rlt_data.signals.registry import SIGNALS
 from rlt_data.storage.columns import MEANINGS
 from rlt_data.storage.rows import columns_of
@@ -142,14 +143,11 @@ def why_missing(run: RunFolder, name: str, known: list[str]) -> str:
 
 def meaning(run: RunFolder, name: str) -> str:
     """Return what a column of a run means, in one line."""
-    for built_in in SIGNALS.values():
-        if name in built_in.columns:
-            return built_in.columns[name].meaning
     for signal, entry in run.signals.items():
-        if name in entry["columns"]:
+        if name in entry["columns"] and name not in SIGNAL_MEANINGS:
             expressions = (entry["depends_on"].get("content") or {}).get("expressions", {})
             return str(expressions.get(name, f"column of the signal {signal}"))
-    return MEANINGS.get(name, "")
+    return (MEANINGS | SIGNAL_MEANINGS).get(name, "")
 
 
 def stale_signals(run: RunFolder) -> list[str]:

@@ -131,21 +131,32 @@ def _distill_conflicts(settings: PipelineSettings) -> list[str]:
 
 
 def _column_conflicts(settings: PipelineSettings) -> list[str]:
-    """Check that the columns of ``distill`` will exist: in a table of the pipeline, its signals, or the run."""
-    distill, curate = settings.distill, settings.curate
-    if distill is None or is_url(distill.input):
-        return []
+    """Check that the columns of expressions will exist: in a table of the pipeline, its signals, or the run."""
+    rank, distill, curate = settings.rank, settings.distill, settings.curate
     known = {name for table in ("traces", "scores", "ranks") for name in SCHEMAS[table].names} | set(OF_QUESTIONS)
-    if RunFolder.exists_at(distill.input):
-        known |= {name for entry in RunFolder(distill.input).signals.values() for name in entry["columns"]}
     for name in (curate.signals or default_signals(curate)) if curate else ():
         if (columns := declared_columns(name)) is None:
             return []  # a function names its columns when it runs
         known |= columns
-    used = [("where", text) for text in distill.where] + ([("per", distill.per)] if distill.per else [])
-    names = [(key, name) for key, text in used for name in columns_in(text, f"distill.{key}")]
-    names += [("columns", name) for name in distill.columns]
-    return [f"distill.{key}: {_missing_column(name, known)}" for key, name in names if name not in known]
+    used: list[tuple[str, str, str]] = []
+    if rank:
+        used += [(rank.input, "rank.where", text) for text in rank.where] + [(rank.input, "rank.by", rank.by)]
+    if distill:
+        used += [(distill.input, "distill.where", text) for text in distill.where]
+        used += [(distill.input, "distill.per", distill.per)] if distill.per else []
+        used += [(distill.input, "distill.columns", f'"{name}"') for name in distill.columns]
+    return [
+        f"{key}: {_missing_column(name, known)}"
+        for run, key, text in used
+        for name in columns_in(text, key)
+        if name not in known and not _may_have_column(run, name)
+    ]
+
+
+def _may_have_column(run: str, name: str) -> bool:
+    """Return whether a run has a column in a signal from earlier; URLs are not read and may have it."""
+    signals = RunFolder(run).signals if not is_url(run) and RunFolder.exists_at(run) else {}
+    return is_url(run) or any(name in entry["columns"] for entry in signals.values())
 
 
 def _missing_column(name: str, known: Collection[str]) -> str:

@@ -70,6 +70,10 @@ CONFLICTS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"distill": {"columns": ["pass_rate"]}, "curate": {"signals": ["review"], "reviews": "r.csv"}},
         ["distill.columns: pass_rate", "add pass_rate to curate.signals"],
     ),
+    "a rank over a signal that is not computed": (
+        {"rank": {"where": ["pass_rate > 0.2"]}, "distill": {"per": "origin", "cap": 1}},
+        ["rank.where: pass_rate", "add pass_rate to curate.signals"],
+    ),
     "a cap over a misspelt column": (
         {"distill": {"per": "orgin", "cap": 2}},
         ["distill.per: no column 'orgin'; did you mean 'origin'?"],

@@ -9,7 +9,6 @@ from typing import Any
 
 import datasets
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,28 +17,9 @@ from rlt_data.signals.funnel import FunnelStep
 from rlt_data.steps import rank as rank_module
 from rlt_data.steps.distill import DistillSummary
 from rlt_data.storage.run import RunFolder
-from rlt_data.storage.schemas import signal_schema, to_table
+from rlt_data.storage.schemas import to_table
 from tests.conftest import Rlt
-from tests.made_runs import distilled, files_of, make_run, ranked, trace
-
-TYPES = {bool: "bool", int: "int", float: "float", str: "string"}
-
-
-def add_signal(run: RunFolder, name: str, level: str, **columns: dict[str, Any]) -> None:
-    """Write a signal's table: for each column, the values by key; other rows are null, or false."""
-    types = {column: TYPES[type(next(iter(values.values())))] for column, values in columns.items()}
-    entry = {"level": level, "columns": types, "depends_on": {}}
-    run.record("curate", {"signals": run.signals | {name: entry}})
-    schema = signal_schema(level, types)
-    source = "traces" if level == "trace" else "questions"
-    for part in run.parts(source):
-        keys = [column for column in schema.names if column not in columns]
-        rows = run.read(source, part, keys).to_pylist()
-        for row in rows:
-            for column, values in columns.items():
-                row[column] = values.get(row[f"{level}_id"], False if types[column] == "bool" else None)
-        run.write_part(f"signal_{name}", part, pa.Table.from_pylist(rows, schema=schema))
-    run.compact_all(f"signal_{name}")
+from tests.made_runs import add_signal, distilled, files_of, make_run, ranked, trace
 
 
 def data(summary: DistillSummary) -> pl.DataFrame:
