@@ -23,7 +23,7 @@ from tests.made_runs import make_run, ranked, trace
 def run(tmp_path: Path) -> RunFolder:
     """Two parts; the first question has the largest rewards, and one trace has none."""
     rows = [[trace(q, i, 10.0 - 3 * place - i, origin="XY"[i % 2]) for i in range(3)] for place, q in enumerate("abc")]
-    run = make_run(tmp_path / "run", [*rows[0], *rows[1]], [*rows[2], trace("d", 0, None)])
+    run = make_run(tmp_path / "run", [*rows[0], *rows[1]], [*rows[2], trace("d", 0, None, origin="X")])
     ranked(run)
     return run
 
@@ -96,12 +96,10 @@ def test_the_python_functions_take_conditions(run: RunFolder) -> None:
 
 def test_a_report_shows_only_the_matching_traces_and_says_so(rlt: Rlt, run: RunFolder) -> None:
     printed = rlt("report", run.path, "--where", "origin = 'Y'", "--out", "page.html").stdout
-    assert printed.startswith(
-        "3 of 10 traces satisfy origin = 'Y' (1 others have no value to compare); the page is about"
-    )
+    assert printed.startswith("3 of 10 traces satisfy origin = 'Y'; the page is about")
     assert "all 3 traces of 3 questions" in printed
     page = Path("page.html").read_text()
-    assert "This page is about these traces only: 3 of 10 traces satisfy origin = &#39;Y&#39; (1 others" in page
+    assert "This page is about these traces only: 3 of 10 traces satisfy origin = &#39;Y&#39;." in page
     cards = dict(re.findall(r"<dt>(?:<span[^>]*>)?(\w+)(?:</span>)?\s*</dt><dd>(.*?)</dd>", page))
     assert cards["traces"] == "3" and cards["questions"] == "3"
 
