@@ -10,7 +10,7 @@ import polars as pl
 
 from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.signals.matching import Matching, find_matching
-from rlt_data.storage.rows import columns_of, read_rows
+from rlt_data.storage.rows import RowReader, columns_of
 from rlt_data.storage.run import RunFolder
 
 _KEYS = ["trace_id", "question_id", "source_id"]
@@ -71,9 +71,9 @@ def select(
         raise RunFolderError(f"{run.path}: there are no traces yet")
     matching = find_matching(run, where)
     orders = [name for name in _ORDERS if name in columns_of(run)]
-    frames = []
+    frames, reader = [], RowReader(run)
     for part in run.parts("traces"):
-        rows = read_rows(run, part, orders)
+        rows = reader.read(part, orders)
         frames.append(matching.of(rows, part) if matching else rows)
     frame = pl.concat(frames)
     if key:

@@ -47,7 +47,7 @@ from rlt_data.storage.folder import checksum, json_text
 from rlt_data.storage.outputs import new_folder
 from rlt_data.storage.parquet import Shards
 from rlt_data.storage.paths import StoragePath, disk_errors, storage_path
-from rlt_data.storage.rows import columns_of, read_rows
+from rlt_data.storage.rows import RowReader, columns_of
 from rlt_data.storage.run import RunFolder, content_hash
 from rlt_data.storage.schemas import SIGNAL_PREFIX
 
@@ -200,7 +200,7 @@ class Rows:
 
     def __init__(self, run: RunFolder, settings: DistillSettings, format: Format) -> None:
         self._run = run
-        self._settings = settings
+        self._reader = RowReader(run)
         self.format = format
         self._texts = ExportTexts(run, settings, format)
         self.thought_key = self._texts.thought_key
@@ -219,7 +219,7 @@ class Rows:
             columns = ["trace_id", "question_id", "source_id", "rank", "bucket", "value", "thought_tokens"]
             joined = frame.select(columns).join(traces, on="trace_id", how="left", maintain_order="left")
             if self._added:
-                values = read_rows(self._run, int(part), self._added).select("trace_id", *map(pl.col, self._added))
+                values = self._reader.read(int(part), self._added).select("trace_id", *map(pl.col, self._added))
                 joined = joined.join(values.rename(self._added), on="trace_id", how="left", maintain_order="left")
             if "rejected_id" in frame.columns:
                 rejected = traces.select(pl.col("completion").alias("rejected"), rejected_id="trace_id")
