@@ -142,7 +142,9 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
             trainers.write_trainer_files(folder, out.name, settings.shape, rows.thought_key)
             _describe(folder, run, settings, format, summary, digest, made_from, ids)
             if changed := run.changed(made_from, again=True):
-                raise RunFolderError(f"{run.path}: the {changed[0]} changed in the meantime; run rlt-data distill again")
+                raise RunFolderError(
+                    f"{run.path}: the {changed[0]} changed in the meantime; run rlt-data distill again"
+                )
     return summary
 
 

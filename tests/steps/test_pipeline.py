@@ -105,7 +105,7 @@ MISTAKES: dict[str, tuple[Any, type[RltDataError], str]] = {
     "a key that is like none": (
         {"out": "r", "rank": {"zzzzzz": 1}},
         SettingsError,
-        "rank.zzzzzz: unknown key; known: in, by, buckets",
+        "rank.zzzzzz: unknown key; known: in, by, lambda, alpha, where, buckets",
     ),
     "text for a number": (
         {"out": "r", "generate": {"in": "x", "teacher": "t", "n": "many"}},
