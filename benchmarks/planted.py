@@ -69,6 +69,11 @@ def worded(solution: str, answer: str, draw: random.Random) -> str:
     return " ".join(lines)
 
 
+def unchanged(text: str, _: random.Random) -> str:
+    """Return the text as it is."""
+    return text
+
+
 def respaced(text: str, draw: random.Random) -> str:
     """Change white space and case."""
     words = text.split()
@@ -172,7 +177,8 @@ def plant(data: Path, seed: int = 0) -> list[Row]:
     some(50, "broken", broken)
     hidden = [json.loads(line) for name in ("math500", "aime24") for line in (data / f"{name}.jsonl").open()]
     for record in hidden:
-        text = draw.choice([str, lambda t: respaced(t, draw), lambda t: with_other_latex(t, draw)])(record["problem"])
+        change: Callable[[str, random.Random], str] = draw.choice([unchanged, respaced, with_other_latex])
+        text = change(record["problem"], draw)
         if draw.random() < 0.3:
             text = f"Solve this problem and explain your steps.\n\n{text}\n\nThink carefully."
         explanation = "I look at what is given and work step by step until the result is clear."

@@ -318,9 +318,9 @@ def prepare_output() -> None:
 
 
 class _Notices(logging.Handler):
-    """Print the library's notices on the current stderr. Results of steps go to stdout."""
+    """Print the library's notices on the current stderr. Results of steps go to stdout; their warnings do not."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not record.name.startswith("rlt_data.steps"):
+        if record.levelno >= logging.WARNING or not record.name.startswith("rlt_data.steps"):
             with contextlib.suppress(BrokenPipeError):  # the reader of the notices may leave; the work continues
                 typer.echo(printable(record.getMessage()), err=True)

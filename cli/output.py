@@ -119,6 +119,8 @@ def print_merge(_: Settings, summary: MergeSummary) -> None:
     """Print the counts of a merge."""
     rows = ", ".join(f"{count} {table}" for table, count in summary.rows.items() if count)
     _console.print(f"{rows or 'nothing'} from {summary.runs} runs merged into {_plain(summary.run)}")
+    if summary.makers > 1:
+        _console.print(f"  traces of {summary.makers} teachers, sampling settings or imports pooled")
     repeated = ", ".join(f"{count} {table}" for table, count in summary.repeated.items() if count)
     if repeated:
         _console.print(f"  duplicates kept once: {repeated}")
@@ -313,8 +315,9 @@ def _print_check(report: CheckReport) -> None:
         _print_text("unused columns: " + ", ".join(report.unused_columns))
     for name, longest in report.longest.items():
         _console.print(f"{name}: {report.mean[name]:,.0f} characters on average, {longest:,} at most")
+    solutions = f" ({report.own_solutions} with their own solution)" if report.own_solutions else ""
     _console.print(
-        f"{report.traces} traces, {report.duplicates} duplicates (used once), "
+        f"{report.traces} traces{solutions}, {report.duplicates} duplicates (used once), "
         f"{report.repeated_questions} repeated questions with another solution"
     )
     if report.origins:
@@ -372,8 +375,10 @@ def print_question(question: dict[str, Any], traces: list[dict[str, Any]]) -> No
     if question["question_meta"]:
         _print_text(question["question_meta"])
     _print_text(question["question"])
-    _rule("solution")
-    _print_text(question["solution"])
+    solution = question.get("question_solution", question["solution"])
+    if solution:
+        _rule("solution")
+        _print_text(solution)
     for trace in traces:
         rank = f"rank {trace['rank']} of {trace['traces']}, " if trace.get("rank") else ""
         end = trace["finish_reason"] or "unknown finish reason"
@@ -386,6 +391,9 @@ def print_question(question: dict[str, Any], traces: list[dict[str, Any]]) -> No
         if trace["meta"]:
             _print_text(trace["meta"])
         _print_text(trace["completion"])
+        if trace["solution"] not in (None, solution):
+            _rule("solution of this trace")
+            _print_text(trace["solution"])
 
 
 def print_selected(settings: ShowSettings, selection: TraceSelection) -> None:

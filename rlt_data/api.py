@@ -113,7 +113,7 @@ def score(*settings: Any, progress: bool | Progress = False, **keywords: Any) ->
 
 @documented(MergeSettings)
 def merge(*settings: Any, progress: bool | Progress = False, **keywords: Any) -> Run:
-    """Merge runs of the same settings, such as those of machines that shared the questions, into a new one.
+    """Merge runs into a new one: of machines that shared the questions, or of several teachers.
 
     Returns:
         The merged run; ``run.summary`` has the rows of each table.

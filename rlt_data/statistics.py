@@ -14,7 +14,7 @@ from rlt_data.steps.rank import bucket_sums, bucket_table
 from rlt_data.storage.data_set import read_data_set
 from rlt_data.storage.errorlog import failures
 from rlt_data.storage.paths import StoragePath
-from rlt_data.storage.rows import RowReader, columns_of
+from rlt_data.storage.rows import columns_of, read_rows
 from rlt_data.storage.run import RunFolder
 
 #: Score columns whose distribution is shown.
@@ -161,9 +161,9 @@ def by_origin(run: RunFolder, matching: Matching | None = None) -> pl.DataFrame:
     means = [name for name in (*MEASURES, "well_formed") if name in known]
     verdicts = ["answer_verdict"] if "answer_verdict" in known else []
     data_set = read_data_set(run)
-    sums, reader = [], RowReader(run)
+    sums = []
     for part in run.parts("traces"):
-        rows = reader.read(part, ["origin", *means, *verdicts])
+        rows = read_rows(run, part, ["origin", *means, *verdicts], known)
         rows = matching.of(rows, part) if matching else rows
         rows = rows.with_columns(pl.col("origin").fill_null(UNKNOWN), pl.col(means).cast(pl.Float64))
         if data_set:

@@ -5,6 +5,7 @@ It scores one trace at a time with two forward passes over the complete texts, a
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +61,65 @@ class Reference:
             "solution_tokens": len(solution_lp),
         }
 
+    def measures(self, question: str, completion: str, temperature: float = 1.0) -> dict[str, float]:
+        """Compute the measures of an explanation from complete distributions."""
+        values, ranks = self._explanation(self._chat(self.format.student_system, question), completion, temperature)
+        without, _ = self._explanation(self._chat(self.format.student_system, ""), completion, temperature)
+        return {
+            "thought_logprob_mean": values.mean().item(),
+            "thought_logprob_min": values.min().item(),
+            "perplexity": (-values.mean()).exp().item(),
+            "token_rank_mean": ranks.float().mean().item(),
+            "rsr": (ranks.clamp(max=100).sum() / -values.sum()).item(),
+            "surprising_share": (values.exp() < 0.01).float().mean().item(),
+            "ifd": (-values.mean()).exp().item() / (-without.mean()).exp().item(),
+        }
+
+    def local(self, question: str, steps: list[str], temperature: float = 1.0) -> float:
+        """Compute local naturalness: each step after the question and at most four steps before it.
+
+        The tokens are those of the complete text; each belongs to the step of its first character.
+        """
+        format = self.format
+        before = self._chat(format.student_system, question) + format.thought_prefix + format.thought_tags[0]
+        encoded = self.tokenizer(
+            before + "".join(steps) + format.thought_tags[1], add_special_tokens=False, return_offsets_mapping=True
+        )
+        ids, starts = encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
+        bounds = [len(before) + len("".join(steps[:number])) for number in range(len(steps) + 1)]
+        tokens = [bisect_left(starts, bound) for bound in bounds]
+        means: list[float] = []
+        for number, (first, last) in enumerate(zip(tokens, tokens[1:], strict=False)):
+            window = ids[: tokens[0]] + ids[tokens[max(0, number - 4)] : last]
+            with torch.no_grad():
+                logprobs = (self.student(torch.tensor([window])).logits[0].float() / temperature).log_softmax(-1)
+            at = range(len(window) - (last - first), len(window))
+            means.append(sum(logprobs[index - 1, window[index]].item() for index in at) / len(at))
+        return sum(means) / len(means)
+
+    def _explanation(self, chat: str, completion: str, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return log-probs and ranks of the explanation's tokens."""
+        format = self.format
+        before = chat + format.thought_prefix + format.thought_tags[0]
+        thought = format.padding + completion.split(format.explanation_tags[1])[0]
+        span = len(before), len(before) + len(thought)
+        text = before + thought + format.thought_tags[1]
+        [(values, distributions)] = self._logprobs(self.student, text, [span], temperature)
+        return values, 1 + (distributions > values[:, None]).sum(-1)
+
     def _chat(self, system: str, question: str) -> str:
         return (
             f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
         )
 
-    def _logprobs(self, model: Any, text: str, spans: list[tuple[int, int]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _logprobs(
+        self, model: Any, text: str, spans: list[tuple[int, int]], temperature: float = TEMPERATURE
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return, for each span, the log-probs of its tokens and the complete distributions at these tokens."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = torch.tensor([encoded["input_ids"]])
         with torch.no_grad():
-            logprobs = (model(ids).logits[0].float() / TEMPERATURE).log_softmax(-1)
+            logprobs = (model(ids).logits[0].float() / temperature).log_softmax(-1)
         results = []
         for start, end in spans:
             inside = [

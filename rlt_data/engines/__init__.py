@@ -6,6 +6,7 @@ from rlt_data.engines.open import Model, open_model
 from rlt_data.engines.protocol import (
     Engine,
     Failure,
+    Measured,
     ModelIdentity,
     PromptRequest,
     Sample,
@@ -22,6 +23,7 @@ __all__ = [
     "Engine",
     "Failure",
     "Heartbeat",
+    "Measured",
     "Model",
     "ModelIdentity",
     "PromptRequest",

@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 MAX_DEATHS_AT_FIRST, MAX_DEATHS = 3, 12
 
 _LOG_LINES = 15
+_POLL_SECONDS = 0.01
 
 
 @dataclass
@@ -184,10 +185,15 @@ class Pool:
                     with self._lock:
                         self._waiting.append(InFlightJob(next(self._numbers), job, inbox, set(job.keys)))
                         self._dispatch()
-            if not pending:
+            if pending:
+                yield wait_for_item(inbox, self.heartbeat, self._check_workers)
+                pending -= 1
+            elif not more:
                 return
-            yield wait_for_item(inbox, self.heartbeat, self._check_workers)
-            pending -= 1
+            else:  # all processes restart, or work for another iterator of this pool
+                time.sleep(_POLL_SECONDS)
+                self._check_workers()
+                self.heartbeat.raise_if_stopped()
 
     def _check_workers(self) -> None:
         """Raise if no process is left; called while no result arrives."""

@@ -132,6 +132,19 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """The tokens of a text that are also ranked, and scored at a second temperature.
+
+    Attributes:
+        tokens: their number; they are the first of the scored tokens.
+        temperature: logits are divided by it.
+    """
+
+    tokens: int
+    temperature: float
+
+
+@dataclass(frozen=True)
 class SequenceRequest:
     """A text whose tokens are scored.
 
@@ -140,12 +153,14 @@ class SequenceRequest:
         ids: token ids of the complete text, shape (tokens,).
         positions: ascending indices of the tokens to score, at least 1.
         emit: return the result; see :class:`SampleRequest`.
+        measured: the tokens whose ranks and log-probs at a second temperature are returned too; None for none.
     """
 
     key: str
     ids: Ints
     positions: Ints
     emit: bool = True
+    measured: Measured | None = None
 
     @property
     def scored_ids(self) -> Ints:
@@ -155,10 +170,22 @@ class SequenceRequest:
 
 @dataclass(frozen=True)
 class SequenceLogprobs:
-    """Log-probs of one text's scored tokens, float32, shape (positions,)."""
+    """Log-probs of one text's scored tokens.
+
+    Attributes:
+        key: the request's key.
+        logprobs: float32, shape (positions,).
+        measured_logprobs: log-probs of the measured tokens at their temperature, float32, shape (measured,); None if
+            the engine does not return them. At equal temperatures an engine may omit them, because they are the first
+            of ``logprobs``.
+        ranks: one plus the number of likelier tokens for each measured token, shape (measured,); None if the engine
+            does not return them.
+    """
 
     key: str
     logprobs: Floats
+    measured_logprobs: Floats | None = None
+    ranks: Ints | None = None
 
 
 Result = Sample | SequenceLogprobs | Failure

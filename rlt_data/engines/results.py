@@ -7,6 +7,7 @@ Token ids outside the vocabulary are refused before they reach a model, because 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -92,13 +93,15 @@ def checked_logprobs(
 ) -> Iterator[SequenceLogprobs | Failure]:
     """Score texts with :meth:`rlt_data.engines.Engine.logprobs` and check texts and results.
 
+    Where the second temperature of a text equals ``temperature``, its measured log-probs are filled in.
+
     Args:
         engine: the engine that scores.
         blocks: the texts.
         temperature: logits are divided by it.
         vocabulary: the model's vocabulary size.
     """
-    scored_tokens: dict[str, int] = {}
+    requests: dict[str, SequenceRequest] = {}
     refused: list[Failure] = []
 
     def is_valid(request: SequenceRequest) -> bool:
@@ -107,7 +110,7 @@ def checked_logprobs(
             if reason:
                 refused.append(Failure(request.key, f"the text holds {reason}"))
             else:
-                scored_tokens[request.key] = len(request.positions)
+                requests[request.key] = request
         return reason is None
 
     def valid_texts() -> Iterator[SequenceBlock]:
@@ -115,9 +118,12 @@ def checked_logprobs(
             yield [[request for request in group if is_valid(request)] for group in block]
 
     for result in engine.logprobs(valid_texts(), temperature):
-        tokens = scored_tokens.pop(result.key)
-        if isinstance(result, SequenceLogprobs) and (reason := invalid_logprobs(result.logprobs, tokens)):
-            result = Failure(result.key, f"the engine returned {reason}")
+        request = requests.pop(result.key)
+        if isinstance(result, SequenceLogprobs):
+            if reason := _invalid_result(result, request, vocabulary):
+                result = Failure(result.key, f"the engine returned {reason}")
+            elif request.measured and request.measured.temperature == temperature:
+                result = replace(result, measured_logprobs=result.logprobs[: request.measured.tokens])
         yield result
     yield from refused
 
@@ -143,6 +149,21 @@ def checked_full_kl(
             if len(values) != tokens or not np.isfinite(values).all():
                 result = Failure(result.key, f"the engine returned a KL of {tokens} tokens that is not finite")
         yield result
+
+
+def _invalid_result(result: SequenceLogprobs, request: SequenceRequest, vocabulary: int) -> str | None:
+    """Return what is impossible about the values of a text; None if nothing is."""
+    if reason := invalid_logprobs(result.logprobs, len(request.positions)):
+        return reason
+    tokens = request.measured.tokens if request.measured else 0
+    if result.measured_logprobs is not None and (reason := invalid_logprobs(result.measured_logprobs, tokens)):
+        return f"{reason} at the second temperature"
+    if result.ranks is None:
+        return None
+    if len(result.ranks) != tokens:
+        return f"{len(result.ranks)} ranks for {tokens} tokens"
+    outside = result.ranks[(result.ranks < 1) | (result.ranks > vocabulary)]
+    return f"a rank of {outside[0]} among {vocabulary} tokens" if len(outside) else None
 
 
 def _invalid_sample(sample: Sample, tail: int, max_tokens: int, vocabulary: int) -> str | None:

@@ -5,18 +5,23 @@ vLLM is imported only in the processes of a pool. The process that starts them r
 The temperature is applied inside the model: its logits processor multiplies logits by 1 / temperature, and vLLM samples
 at 1. So vLLM's raw log-probs are at that temperature and over the complete vocabulary, with any top-p and top-k. This
 also covers the log-probs of prompts, for which vLLM has no temperature setting.
+
+All running requests share that temperature. Requests at another one wait until none runs. A text with tokens that are
+measured at a second temperature is therefore read twice.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -41,6 +46,8 @@ from rlt_data.errors import ModelError, SettingsError, first_line
 from rlt_data.formats import Tokenizer
 from rlt_data.formats.spans import CONTEXT_TOKENS, decode_after
 from rlt_data.settings import ModelSettings
+
+T = TypeVar("T")
 
 #: Supported versions: from the first, below the second.
 SUPPORTED = (0, 31), (0, 34)
@@ -199,6 +206,23 @@ class _Prompt:
     finished: list[tuple[SampleRequest, Any]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    """A request, or the requests of a prompt, at one temperature.
+
+    Attributes:
+        temperature: the model's temperature while it runs.
+        number: the job's number.
+        keys: keys of its results.
+        submit: submits it to vLLM.
+    """
+
+    temperature: float
+    number: int
+    keys: list[str]
+    submit: Callable[[], None]
+
+
 class VllmCore:
     """One vLLM engine; an :class:`~rlt_data.engines.worker.EngineCore`.
 
@@ -217,39 +241,69 @@ class VllmCore:
         self._tokenizer = tokenizer
         self._picks_tokens = picks_tokens(installed_version() or "", config)
         self._temperature = 1.0
+        self._waiting: deque[_Waiting] = deque()
         self._handlers: dict[str, tuple[Any, ...]] = {}  # by request id: a method for the output, and its arguments
 
     @property
     def busy(self) -> bool:
         """Whether any job is unfinished."""
+        return bool(self._waiting) or self._running
+
+    @property
+    def _running(self) -> bool:
         return bool(self._engine.has_unfinished_requests())
 
     def add(self, number: int, job: Job) -> None:
         """Add a job; see :class:`~rlt_data.engines.worker.EngineCore`."""
         if isinstance(job.request, PromptRequest):
             assert isinstance(job.parameters, Sampling)
-            self.set_temperature(job.parameters.temperature or 1.0)
-            self._add_prompt(number, job.request, job.parameters)
+            submit = partial(self._add_prompt, number, job.request, job.parameters)
+            self._run_at(_Waiting(job.parameters.temperature or 1.0, number, job.keys, submit))
         else:
             assert isinstance(job.parameters, float)
-            self.set_temperature(job.parameters)
-            self._add_text(number, job.request)
+            submit = partial(self._add_text, number, job.request, job.parameters)
+            self._run_at(_Waiting(job.parameters, number, job.keys, submit))
 
     def step(self) -> list[tuple[int, Result]]:
         """Compute one step; see :class:`~rlt_data.engines.worker.EngineCore`."""
         results: list[tuple[int, Result]] = []
-        for output in self._engine.step():
+        if self._waiting and not self._running:
+            results += self._start_waiting()
+        for output in self._engine.step() if self._running else ():  # without requests, it would wait for one
             if output.finished:
                 handle, *arguments = self._handlers.pop(output.request_id)
                 results += handle(output, *arguments)
         return results
 
+    def _start_waiting(self) -> list[tuple[int, Result]]:
+        """Set the temperature of the first waiting request and submit all requests that wait for it."""
+        self.set_temperature(self._waiting[0].temperature)
+        waiting, self._waiting = self._waiting, deque()
+        failures: list[tuple[int, Result]] = []
+        for request in waiting:
+            if request.temperature != self._temperature:
+                self._waiting.append(request)
+                continue
+            try:
+                request.submit()
+            except ValueError as error:
+                failures += [(request.number, Failure(key, first_line(error))) for key in request.keys]
+        return failures
+
+    def _run_at(self, request: _Waiting) -> None:
+        """Submit a request, now if no request runs at another temperature."""
+        if not self.busy:
+            self.set_temperature(request.temperature)
+        if request.temperature == self._temperature and not self._waiting:
+            request.submit()
+        else:
+            self._waiting.append(request)
+
     def set_temperature(self, temperature: float) -> None:
         """Set the temperature by which the model divides its logits."""
         if temperature != self._temperature:
-            assert not self.busy, "the temperature cannot change while jobs run"
-            divided = self.llm.apply_model(partial(_divide_logits, factor=temperature / self._temperature))
-            if not all(divided):
+            assert not self._running, "the temperature cannot change while requests run"
+            if not all(self.llm.apply_model(partial(_divide_logits, temperature=temperature))):
                 raise ModelError("vLLM runs this model without a logits processor, so its temperature cannot be set")
             self._temperature = temperature
 
@@ -320,26 +374,66 @@ class VllmCore:
 
     # Log-probs of texts
 
-    def _add_text(self, number: int, request: SequenceRequest) -> None:
-        ids, start = request.scored_ids, int(request.positions[0]) - 1
-        last = int(ids[-1]) if len(ids) == self.context_length else None
-        handler = self._on_text, number, request, start, last
-        params = scored(ids if last is None else ids[:-1], start, last, picks_tokens=self._picks_tokens)
-        self._submit(f"{number}", ids if last is None else ids[:-1], handler, **params)
+    def _add_text(self, number: int, request: SequenceRequest, temperature: float) -> None:
+        """Request the log-probs of a text, and afterwards its measures if they are at another temperature."""
+        same = request.measured is not None and request.measured.temperature == temperature
+        self._score(f"{number}", request, (self._on_text, number, request, temperature), ranks=same)
 
     def _on_text(
-        self, output: Any, number: int, request: SequenceRequest, start: int, last: int | None
+        self, output: Any, number: int, request: SequenceRequest, temperature: float
     ) -> list[tuple[int, Result]]:
-        values = np.zeros(0, np.float32)
-        if last is None or start < self.context_length - 2:
-            logprobs = output.prompt_token_id_logprobs if self._picks_tokens else output.prompt_logprobs
-            if logprobs is None:
-                return [(number, Failure(request.key, "vLLM returned no log-probs"))]
-            values = np.asarray(logprobs)[:, 0] if self._picks_tokens else np.asarray(_flat(logprobs)[start:])
-        if last is not None:
-            values = np.append(values, output.outputs[0].logprobs[0][last].logprob)
-        at_positions = values[request.positions - 1 - start].astype(np.float32)
-        return [(number, SequenceLogprobs(request.key, at_positions))]
+        scores = self._scores(output, request)
+        if scores is None:
+            return [(number, Failure(request.key, "vLLM returned no log-probs"))]
+        logprobs, ranks = scores
+        result, measured = SequenceLogprobs(request.key, logprobs), request.measured
+        if measured is None:
+            return [(number, result)]
+        if measured.temperature == temperature:
+            return [(number, replace(result, ranks=None if ranks is None else ranks[: measured.tokens]))]
+        text = replace(request, positions=request.positions[: measured.tokens], measured=None)
+        handler = self._on_measures, number, text, result
+        submit = partial(self._score, f"{number}-measures", text, handler, ranks=True)
+        self._waiting.append(_Waiting(measured.temperature, number, [request.key], submit))
+        return []
+
+    def _on_measures(
+        self, output: Any, number: int, request: SequenceRequest, result: SequenceLogprobs
+    ) -> list[tuple[int, Result]]:
+        scores = self._scores(output, request)
+        if scores is None:
+            return [(number, Failure(request.key, "vLLM returned no log-probs"))]
+        return [(number, replace(result, measured_logprobs=scores[0], ranks=scores[1]))]
+
+    def _score(self, name: str, request: SequenceRequest, handler: tuple[Any, ...], *, ranks: bool) -> None:
+        ids, start = request.scored_ids, int(request.positions[0]) - 1
+        last = int(ids[-1]) if len(ids) == self.context_length else None
+        picks_tokens = self._picks_tokens and not ranks  # a picked token has no rank
+        params = scored(ids if last is None else ids[:-1], start, last, picks_tokens=picks_tokens)
+        self._submit(name, ids if last is None else ids[:-1], handler, **params)
+
+    def _scores(self, output: Any, request: SequenceRequest) -> tuple[Floats, Ints | None] | None:
+        """Return log-probs and ranks of a text's scored tokens, both of shape (positions,); None if vLLM has none.
+
+        There are no ranks if vLLM was asked for given tokens, or if the text fills the context, because its last token
+        then has none.
+        """
+        start, values = int(request.positions[0]) - 1, np.zeros(0, np.float32)
+        ranks: list[int] | None = None
+        fills_context = int(request.positions[-1]) + 1 == self.context_length
+        if not fills_context or start < self.context_length - 2:
+            picked, flat = output.prompt_token_id_logprobs, output.prompt_logprobs
+            if picked is not None:
+                values = np.asarray(picked)[:, 0]
+            elif flat is not None:
+                values, ranks = np.asarray(_flat(flat)[start:]), _flat_ranks(flat)[start:]
+            else:
+                return None
+        if fills_context:
+            values = np.append(values, output.outputs[0].logprobs[0][int(request.ids[request.positions[-1]])].logprob)
+            ranks = None
+        at = request.positions - 1 - start
+        return values[at].astype(np.float32), None if ranks is None else np.asarray(ranks, np.int32)[at]
 
 
 def drawn(sample: SampleRequest, sampling: Sampling, max_tokens: int) -> dict[str, Any]:
@@ -385,15 +479,25 @@ def scored(ids: Ints, start: int, last: int | None = None, *, picks_tokens: bool
 
 def _flat(logprobs: Any) -> list[float]:
     """Return the first log-prob at each position that has one."""
-    starts, ends, values = logprobs.start_indices, logprobs.end_indices, logprobs.logprobs
+    return _first_at_each_position(logprobs, logprobs.logprobs)
+
+
+def _flat_ranks(logprobs: Any) -> list[int]:
+    """Return the rank of the text's token at each position that has one."""
+    return _first_at_each_position(logprobs, logprobs.ranks)
+
+
+def _first_at_each_position(logprobs: Any, values: list[T]) -> list[T]:
+    starts, ends = logprobs.start_indices, logprobs.end_indices
     return [values[start] for start, end in zip(starts, ends, strict=True) if end > start]
 
 
-def _divide_logits(model: Any, factor: float) -> bool:
-    """Divide a model's logits by another factor; vLLM runs this in the process of the model, pickled by name."""
+def _divide_logits(model: Any, temperature: float) -> bool:
+    """Divide a model's logits by a temperature; vLLM runs this in the process of the model, pickled by name."""
     from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
     processors = [module for module in model.modules() if isinstance(module, LogitsProcessor)]
     for processor in processors:
-        processor.scale = processor.scale / factor
+        original = processor.rlt_data_scale = getattr(processor, "rlt_data_scale", processor.scale)
+        processor.scale = original / temperature
     return bool(processors)

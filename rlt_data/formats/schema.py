@@ -84,12 +84,12 @@ class Format(Settings):
         """The text between solution and explanation in the teacher's prefill."""
         return self.solution_tags[1] + self.separator + self.explanation_tags[0]
 
-    def problem_with(self, question: str, solution: str) -> str | None:
+    def problem_with(self, question: str, solution: str, *, needs_solution: bool = True) -> str | None:
         """Return why a problem cannot be rendered in this format, or None if it can."""
         if not question.strip():
             return "the question is empty"
         inner = self.bare_solution(solution)
-        if not inner.strip():
+        if needs_solution and not inner.strip():
             return "the solution is empty"
         for name, text in (("question", question), ("solution", inner)):
             for tag in (*self.solution_tags, self.boundary):

@@ -26,7 +26,7 @@ class Problem(NamedTuple):
 
     Attributes:
         question: the question.
-        solution: its solution.
+        solution: its solution; empty if it has none, which only scoring takes.
         system: system text for student and solver in place of the format's, if the question has one of its own.
     """
 
@@ -35,9 +35,15 @@ class Problem(NamedTuple):
     system: str | None = None
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Problem:
-        """Return the problem in a row with these columns."""
-        return cls(row["question"], row["solution"], row.get("system"))
+    def of(cls, row: Mapping[str, Any], trace: Mapping[str, Any] | None = None) -> Problem:
+        """Return the problem in a row with these columns; the own solution of a trace replaces the question's."""
+        own = trace["solution"] if trace else None
+        return cls(row["question"], row["solution"] if own is None else own, row.get("system"))
+
+    @property
+    def has_solution(self) -> bool:
+        """Whether the question has a solution."""
+        return bool(self.solution.strip())
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rlt_data.inputs.rows import BadRow, Fields, Found
@@ -16,6 +17,8 @@ Turn = Mapping[str, Any]
 
 def question_and_answer(chat: Any, column: str) -> Fields:
     """Return question, solution, explanation and system text of a chat with one question and one answer.
+
+    The solution belongs to the trace if the answer has its thought in a separate field.
 
     Args:
         chat: the value of the column.
@@ -34,6 +37,7 @@ def question_and_answer(chat: Any, column: str) -> Fields:
     fields = {"question": _text(questions[0], column), "solution": _text(answers[0], column)}
     if thought := _first_key(answers[0], _THOUGHTS):
         fields["explanation"] = Found(answers[0][thought], f"{column}[{_speaker(answers[0])}].{thought}")
+        fields["solution"] = replace(fields["solution"], own=True)
     return fields | system_text(turns, column)
 
 

@@ -45,6 +45,8 @@ class CheckReport:
         fields: the origin of each field that a row has.
         used: the columns that the fields were made from; None if a plug-in's preset does not tell.
         traces: number of traces (explanations or completions) of the good rows.
+        own_solutions: number of these traces that have their own solution.
+        without_solution: number of these traces without a solution.
         origins: number of these traces by origin, as far as the rows name it.
         duplicates: number of good rows that repeat the question, solution and trace of an earlier row.
         repeated_questions: number of good rows that repeat a question with another solution.
@@ -69,6 +71,8 @@ class CheckReport:
     fields: dict[str, Origin] = field(default_factory=dict)
     used: set[str] | None = field(default_factory=set)
     traces: int = 0
+    own_solutions: int = 0
+    without_solution: int = 0
     origins: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
     repeated_questions: int = 0
@@ -122,6 +126,8 @@ class CheckReport:
             "rows": self.rows,
             "good": self.good,
             "traces": self.traces,
+            "own_solutions": self.own_solutions,
+            "without_solution": self.without_solution,
             "duplicates": self.duplicates,
             "repeated_questions": self.repeated_questions,
             "columns": self.columns,
@@ -158,7 +164,10 @@ def check(settings: CheckSettings, controls: Sequence[ControlTokens] = ()) -> Ch
     report = CheckReport(name_of_input(settings.input))
     format = load_format("rlt" if settings.format == "auto" else settings.format)
     suspicions = Suspicions()
-    for _ in examined_rows(settings.as_input(), format, report, controls=controls, suspicions=suspicions):
+    rows = examined_rows(
+        settings.as_input(), format, report, without_solution=True, controls=controls, suspicions=suspicions
+    )
+    for _ in rows:
         pass
     report.suspicions = suspicions.lines()
     return report
@@ -204,6 +213,8 @@ def examined_rows(
     reader_of: ReaderOf | None = None,
     *,
     traces: bool = False,
+    without_solution: bool = False,
+    replies: bool = True,
     controls: Sequence[ControlTokens] = (),
     sources: Sources | None = None,
     suspicions: Suspicions | None = None,
@@ -219,6 +230,8 @@ def examined_rows(
         report: is filled in.
         reader_of: makes the reader for layouts other than the presets.
         traces: whether the rows are imported as traces: a row without one is bad, and answers belong to the traces.
+        without_solution: whether traces may lack a solution.
+        replies: see :class:`~rlt_data.inputs.reader.RowReader`.
         controls: control tokens of models. A question or solution with one is bad, unless the rows are traces, which
             are only counted.
         sources: the files of the input, if they have been found before.
@@ -226,7 +239,8 @@ def examined_rows(
     """
     sources = sources or find_sources(settings)
     report.notices = sources.notices
-    readers = _Readers(settings, reader_of or partial(RowReader, settings, own=own_data_set(sources)))
+    own = own_data_set(sources)
+    readers = _Readers(settings, reader_of or partial(RowReader, settings, own=own, replies=replies))
     columns: dict[str, None] = {}
     seen: dict[bytes, bytes] = {}  # digest of a row -> digest of its answer and --keep columns
     questions: set[bytes] = set()
@@ -245,7 +259,7 @@ def examined_rows(
             report.preset = readers.presets
             rows = reader(record.data, number)
             for row in rows:
-                _refuse(row, format, controls, traces=traces)
+                _refuse(row, format, controls, traces=traces, without_solution=without_solution)
         except BadRow as bad:
             report.bad[re.sub(r"\d[\d,]*", "N", str(bad))] += 1
             if len(report.bad_rows) < SHOWN_BAD_ROWS:
@@ -260,13 +274,15 @@ def examined_rows(
         for row in rows:
             has_trace = _has_trace(row)
             report.traces += has_trace
+            report.own_solutions += has_trace and row.own_solution
+            report.without_solution += has_trace and not row.solution
             if has_trace:
                 text = f"{row.question} {row.solution} {row.completion or row.explanation}"
                 report.control_tokens.update({token for control in controls if (token := control.refused(text))})
             if has_trace and row.origin:
                 report.origins[row.origin] += 1
             for name in ("question", "solution", "system", "explanation", "completion"):
-                if (text := getattr(row, name)) is not None:
+                if text := getattr(row, name):
                     characters[name] += len(text)
                     characters[name + " rows"] += 1
                     report.longest[name] = max(report.longest.get(name, 0), len(text))
@@ -288,6 +304,8 @@ def examined_rows(
                 report.repeated_questions += question in questions
             questions.add(question)
             yield row
+    if report.without_solution:
+        report.notices += (f"{report.without_solution} rows have no solution: they get student measures but no reward",)
 
 
 class _Readers:
@@ -326,7 +344,12 @@ def _note_origins(
             continue
         field_name = "id" if name == "source_id" else name
         if field_name not in report.fields:
-            report.fields[field_name] = Origin(found.column, found.rule or f"preset {reader.preset}")
+            rule = found.rule or f"preset {reader.preset}"
+            if name == "solution" and any(
+                reader.found[trace].value for trace in ("explanation", "completion") if trace in reader.found
+            ):
+                rule += ", the trace's own" if found.own else ", reference"
+            report.fields[field_name] = Origin(found.column, rule)
         used |= found.columns_of(data)
         tells = tells and (found.column is not None or name == "source_id")
     used.update(settings.keep, ("finish_reason", "finish_reasons"))
@@ -342,9 +365,13 @@ def _has_trace(row: Row) -> bool:
     return row.completion is not None or row.explanation is not None
 
 
-def _refuse(row: Row, format: Format | None, controls: Sequence[ControlTokens], *, traces: bool) -> None:
-    """Raise BadRow for a row that no step can use; with ``traces`` also for one without a trace."""
-    if format and (reason := format.problem_with(row.question, row.solution)):
+def _refuse(
+    row: Row, format: Format | None, controls: Sequence[ControlTokens], *, traces: bool, without_solution: bool
+) -> None:
+    """Raise BadRow for a row that no step can use; :func:`examined_rows` explains the arguments."""
+    if format and not row.solution and not (without_solution and _has_trace(row)):
+        raise BadRow("solution: missing" + ("; only score takes traces without one" if _has_trace(row) else ""))
+    if format and (reason := format.problem_with(row.question, row.solution, needs_solution=bool(row.solution))):
         raise BadRow(reason)
     for control in () if traces else controls:
         if reason := control.problem_with(question=row.question, solution=row.solution, system=row.system):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,7 @@ from rlt_data.formats.control import ControlTokens
 from rlt_data.formats.schema import Format
 from rlt_data.inputs.check import CheckReport, ReaderOf, examined_rows
 from rlt_data.inputs.files import Sources, digest_of, find_sources
-from rlt_data.inputs.rows import Row
+from rlt_data.inputs.rows import Row, question_id
 from rlt_data.inputs.thoughts import UnclosedThoughtError, split_thought
 from rlt_data.plugins import PRESETS
 from rlt_data.settings import InputSettings
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 IMPORTED = "imported"
 #: Entry of the input in run.json: whether the keys of imported traces depend on their origin.
 ORIGINS_IN_KEYS = "origins_in_keys"
+#: Entry of the input in run.json: whether traces have their own solutions, which are no part of their question's key.
+OWN_SOLUTIONS = "own_solutions"
 #: Columns that a trace keeps from its own row, whatever other rows its question has.
 _OF_ITS_ROW = ("origin", "answer", "meta")
 
@@ -60,21 +63,31 @@ def ingest(
         InputError: the input cannot be read or has bad rows.
     """
     sources = find_sources(settings)
+    before = run.step("input")
     made_from = {
         "settings": settings.model_dump(mode="json", include=set(InputSettings.model_fields), by_alias=True),
         "digest": digest_of(sources),
         "format_hash": format.hash,
         "control_tokens": content_hash(*(control.identity for control in controls)),
-        "traces": traces,
+        "traces": traces or before.get("traces", False),  # whether the run has imported traces
     }
     if identity := PRESETS.identity(settings.preset):
         made_from["preset_source"] = identity
-    before = run.step("input")
     if made_from["digest"] and all(before.get(key) == value for key, value in made_from.items()):
         return
     name = name_of_input(settings.input)
+    # Runs of earlier versions continue with the keys that these made.
+    own_solutions = before.get(OWN_SOLUTIONS, not run.parts("questions"))
     examine = partial(
-        examined_rows, settings, format, reader_of=reader_of, traces=traces, controls=controls, sources=sources
+        examined_rows,
+        settings,
+        format,
+        reader_of=reader_of,
+        traces=traces,
+        without_solution=traces,
+        replies=own_solutions,
+        controls=controls,
+        sources=sources,
     )
     report = CheckReport(name)
     for _ in examine(report):
@@ -84,12 +97,15 @@ def ingest(
     report.refuse_bad_rows(skip=settings.skip_bad_rows)
     for line in report.warnings:
         logger.warning("%s: %s", name, line)
-    positions = _add_questions(run, examine(CheckReport(name)), traces=traces)
+    run.record("input", {OWN_SOLUTIONS: own_solutions})
+    keyed = partial(_keyed_rows, own_solutions=traces and own_solutions)
+    positions = _add_questions(run, keyed(examine(CheckReport(name))), traces=traces)
     if traces:
         # Traces of earlier versions have no origin, and keep their keys when their input is read again.
         has_origins = before.get(ORIGINS_IN_KEYS, not run.parts("traces"))
         run.record("input", {ORIGINS_IN_KEYS: has_origins})
-        if other := _add_traces(run, examine(CheckReport(name)), format, positions, origins_in_keys=has_origins):
+        rows = keyed(examine(CheckReport(name)))
+        if other := _add_traces(run, rows, format, positions, origins_in_keys=has_origins):
             logger.warning(
                 "%s: %d rows have traces that are already in the run with another origin, answer or other --keep "
                 "columns, which are kept; a new --out imports the rows again",
@@ -131,12 +147,27 @@ def _with_inputs(before: Mapping[str, Any], settings: InputSettings, sources: So
     return inputs
 
 
-def question_id(question: str, solution: str, system: str | None = None) -> str:
-    """Return the key of a question with its solution and its own system text, if it has one."""
-    return content_hash(question, solution) if system is None else content_hash(question, solution, system)
+@dataclass(frozen=True)
+class _KeyedRow:
+    """A row with its question: its key and solution, which is empty if it is unknown or the trace's own."""
+
+    row: Row
+    key: str
+    solution: str
+
+    @property
+    def own_solution(self) -> str | None:
+        """The solution of the trace, if it is not the question's."""
+        return None if self.solution == self.row.solution else self.row.solution
 
 
-def _add_questions(run: RunFolder, rows: Iterator[Row], *, traces: bool) -> dict[str, int]:
+def _keyed_rows(rows: Iterator[Row], *, own_solutions: bool) -> Iterator[_KeyedRow]:
+    for row in rows:
+        solution = "" if own_solutions and row.own_solution else row.solution
+        yield _KeyedRow(row, question_id(row.question, solution, row.system), solution)
+
+
+def _add_questions(run: RunFolder, rows: Iterator[_KeyedRow], *, traces: bool) -> dict[str, int]:
     """Append the new questions to the table, and return the position of every question in the table.
 
     If the rows are traces, their ``--keep`` columns belong to the traces, because several may share a question. The
@@ -149,15 +180,15 @@ def _add_questions(run: RunFolder, rows: Iterator[Row], *, traces: bool) -> dict
     existing = len(positions)
 
     def new_questions() -> Iterator[dict[str, Any]]:
-        for row in rows:
-            key = question_id(row.question, row.solution, row.system)
+        for keyed in rows:
+            key, row = keyed.key, keyed.row
             if key not in positions:
                 positions[key] = len(positions)
                 yield {
                     "question_id": key,
                     "source_id": row.source_id,
                     "question": row.question,
-                    "solution": row.solution,
+                    "solution": keyed.solution,
                     "system": row.system,
                     "answer": row.answer,
                     "meta": None if traces else row.meta,
@@ -178,7 +209,7 @@ def _add_questions(run: RunFolder, rows: Iterator[Row], *, traces: bool) -> dict
 
 
 def _add_traces(
-    run: RunFolder, rows: Iterator[Row], format: Format, positions: dict[str, int], *, origins_in_keys: bool
+    run: RunFolder, rows: Iterator[_KeyedRow], format: Format, positions: dict[str, int], *, origins_in_keys: bool
 ) -> int:
     """Append the new traces; return how many other rows differ from their trace in origin, answer or ``meta``."""
     known: dict[str, int] = {}  # hash of these columns by trace
@@ -189,15 +220,16 @@ def _add_traces(
             known[row["trace_id"]] = hash(tuple(row[name] for name in _OF_ITS_ROW))
             samples[row["question_id"]] += 1
     with TableWriter(run, "traces") as writer:
-        for row in rows:
-            key = question_id(row.question, row.solution, row.system)
+        for keyed in rows:
+            key, row = keyed.key, keyed.row
             completion = row.completion
             if completion is None:
                 completion = format.completion_of(row.explanation or "")
             elif thought := _foreign_thought(completion, format):
                 completion = format.completion_of(thought)
             origin = [row.origin] if row.origin and origins_in_keys else []
-            trace_id = content_hash(IMPORTED, key, completion, row.source_id if row.has_id else None, *origin)
+            own = [] if keyed.own_solution is None else [{"solution": keyed.own_solution}]
+            trace_id = content_hash(IMPORTED, key, completion, row.source_id if row.has_id else None, *origin, *own)
             of_its_row = hash(tuple(getattr(row, name) for name in _OF_ITS_ROW))
             if trace_id in known:
                 other += known[trace_id] != of_its_row
@@ -214,6 +246,7 @@ def _add_traces(
                     "completion": completion,
                     "finish_reason": row.finish_reason or ("stop" if closed else None),
                     "made_by": IMPORTED,
+                    "solution": keyed.own_solution,
                     **{name: getattr(row, name) for name in _OF_ITS_ROW},
                 },
             )

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 from rlt_data.inputs.chats import question_and_answer
 from rlt_data.inputs.rows import BadRow, Columns, Fields, Found
+from rlt_data.inputs.thoughts import UnclosedThoughtError, split_thought
 
 #: Common names of the columns of a field. A record that has several of them is not read without flags.
 QUESTIONS = ("question", "problem", "prompt", "query", "input", "Question")
@@ -21,6 +23,9 @@ ANSWERS = ("answer", "final_answer", "expected_answer", "reference_answer", "gro
 
 #: Columns whose text may be a reference solution or the trace of a model, if the record also has an answer.
 _REPLIES = {"output", "response", "Response"}
+
+#: Columns with traces.
+_TRACES = ("explanation", "completion", "Complex_CoT")
 
 #: A solution whose last line is ``#### final answer``.
 _GSM8K_ANSWER = re.compile(r"(?P<solution>.*)^#### *(?P<final>\S[^\n]{0,99}?)\s*", re.S | re.M)
@@ -40,7 +45,10 @@ s1k = _columns(question="question", solution="solution", explanations="thinking_
 
 
 def columns(data: Columns) -> Fields:
-    """Read columns with other common names, each field from the only column that may have it."""
+    """Read columns with other common names, each field from the only column that may have it.
+
+    The solution belongs to the trace if it is a reply next to the thought of the same model.
+    """
     answer = only(data, ANSWERS)
     solutions = solution_candidates(data)
     names = {
@@ -49,7 +57,10 @@ def columns(data: Columns) -> Fields:
         "answer": answer,
         "explanation": only(data, ("Complex_CoT",)),
     }
-    return {field: Found(data[column], column) for field, column in names.items() if column}
+    fields = {field: Found(data[column], column) for field, column in names.items() if column}
+    if names["explanation"] and names["solution"] in _REPLIES:
+        fields["solution"] = replace(fields["solution"], own=True)
+    return fields
 
 
 def only(columns: Collection[str], names: Collection[str]) -> str | None:
@@ -63,6 +74,18 @@ def solution_candidates(columns: Collection[str]) -> list[str]:
     solutions = [name for name in SOLUTIONS if name in columns]
     answers = [name for name in ANSWERS if name in columns]
     return solutions + answers if not solutions or set(solutions) <= _REPLIES else solutions
+
+
+def reply_with_thought(first: Columns) -> str | None:
+    """Return the only solution column of a record if it is a reply with a thought and a text after it, else None."""
+    columns = [name for name in SOLUTIONS if name in first]
+    if len(columns) != 1 or columns[0] not in _REPLIES or not isinstance(first[columns[0]], str):
+        return None
+    try:
+        thought, rest = split_thought(first[columns[0]])
+    except UnclosedThoughtError:
+        return None
+    return columns[0] if thought and rest else None
 
 
 def gsm8k(data: Columns) -> Fields:
@@ -118,7 +141,7 @@ def prompt_completion(data: Columns) -> Fields:
         for field in ("solution", "explanation"):
             if field in turns:
                 column = str(turns[field].column).replace("prompt", "completion", 1)
-                turns[field] = Found(turns[field].value, column)
+                turns[field] = replace(turns[field], column=column)
         return turns
     if isinstance(data.get("solution"), str):
         return _columns(question="prompt", solution="solution", completion="completion")(data)
@@ -188,6 +211,12 @@ def detect(first: Columns, named: Collection[str]) -> str | None:
     for preset, required in _LAYOUTS:
         if required <= first.keys():
             return "gsm8k" if preset == "question-answer" and is_gsm8k(first) else preset
-    has_question = "question" in named or only(first, QUESTIONS)
-    has_solution = "solution" in named or len(solution_candidates(first)) == 1
-    return "columns" if has_question and has_solution else None
+    if not ("question" in named or only(first, QUESTIONS)):
+        return None
+    candidates = solution_candidates(first)
+    if "solution" in named or len(candidates) == 1:
+        return "columns"
+    if not candidates and isinstance(first.get("generations"), list):
+        return "generations"
+    has_trace = {"explanation", "completion"} & set(named) or first.keys() & set(_TRACES)
+    return "columns" if has_trace and not candidates else None

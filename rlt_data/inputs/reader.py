@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -13,8 +14,8 @@ from rlt_data.errors import InputError, one_line
 from rlt_data.inputs.chats import only_question
 from rlt_data.inputs.options import with_options
 from rlt_data.inputs.own import OwnDataSet
-from rlt_data.inputs.presets import ANSWERS, QUESTIONS, detect, only, solution_candidates
-from rlt_data.inputs.rows import BadRow, Columns, Fields, Found, Row, value_at
+from rlt_data.inputs.presets import ANSWERS, QUESTIONS, detect, only, reply_with_thought, solution_candidates
+from rlt_data.inputs.rows import BadRow, Columns, Fields, Found, Row, question_id, value_at
 from rlt_data.inputs.thoughts import UnclosedThoughtError, split_thought
 from rlt_data.plugins import PRESETS
 from rlt_data.settings import InputSettings
@@ -44,6 +45,8 @@ class RowReader:
         first: the first record.
         source: the input, for messages.
         own: how the data set was made, if it is one of ours.
+        replies: whether a reply with a thought is the solution of records that have an answer but no other solution.
+            False for runs of earlier versions, whose questions have the answer as their solution.
 
     Attributes:
         preset: name of the preset.
@@ -54,7 +57,15 @@ class RowReader:
         SettingsError: the preset cannot be loaded.
     """
 
-    def __init__(self, settings: InputSettings, first: Columns, source: str, own: OwnDataSet | None = None) -> None:
+    def __init__(
+        self,
+        settings: InputSettings,
+        first: Columns,
+        source: str,
+        own: OwnDataSet | None = None,
+        *,
+        replies: bool = True,
+    ) -> None:
         self._settings = settings
         named = {
             "question": settings.question_column,
@@ -71,7 +82,11 @@ class RowReader:
         for flag, column in [*flags, *(("--keep", column) for column in settings.keep)]:
             if column not in first and value_at(first, column) is None:
                 raise InputError(f"{source}: {flag}: no column {column!r}; the columns are {_list(first)}")
-        preset = settings.preset if settings.preset != "auto" else detect(first, self._named)
+        preset = settings.preset if settings.preset != "auto" else detect(first, self._named.keys())
+        self._reply = None
+        if replies and settings.preset == "auto" and preset in (None, "question-answer"):
+            self._reply = self._reply_in(first)
+            preset = "columns" if self._reply else preset
         if preset is None:
             raise InputError(f"{source}: {_unfitting(first, self._named)}")
         self.preset: str = preset
@@ -85,6 +100,13 @@ class RowReader:
             self._read = lambda _: {}
         elif not self._is_built_in:
             self._read = self._checked(self._read)
+
+    def _reply_in(self, first: Columns) -> str | None:
+        """Return the reply that has trace and solution, unless another column has one of them or the question."""
+        traces = {"explanation", "completion"}
+        if self._named.keys() & {"solution", *traces} or first.keys() & traces:
+            return None
+        return reply_with_thought(first) if "question" in self._named or only(first, QUESTIONS) else None
 
     def _checked(self, function: Callable[[Columns], Any]) -> Callable[[Columns], Fields]:
         """Return the function of a plug-in's preset with its result as fields; its errors reject the record."""
@@ -157,6 +179,8 @@ class RowReader:
         self.found = self._fields(fields, data, number) | self._origin(fields, kept)
         source_id = self.found["source_id"]
         texts = {field: _text(field, found) for field, found in self.found.items() if field != "source_id"}
+        solution = texts.get("solution")
+        texts["solution"] = solution if solution and solution.strip() else ""
         for field, text in texts.items():
             self._check(field, text)
         if texts.get("completion") is not None and texts.get("explanation") is not None:
@@ -169,6 +193,7 @@ class RowReader:
             has_id=source_id.column is not None,
             finish_reason=_FINISH_REASONS.get(reason) if isinstance(reason, str) else None,
             meta=json.dumps(meta, ensure_ascii=False, sort_keys=True, default=_as_json) if meta else None,
+            own_solution=bool(texts["solution"]) and self.found["solution"].own,
         )
 
     def _origin(self, fields: Fields, data: Columns) -> Fields:
@@ -183,6 +208,8 @@ class RowReader:
     def _fields(self, fields: Fields, data: Columns, number: int) -> Fields:
         """Complete the fields of the preset by the other columns, the flags and the rules."""
         fields = dict(fields)
+        if self._reply:
+            fields["solution"] = Found(data.get(self._reply), self._reply, "reply with a thought")
         if "completion" in data and "completion" not in fields and self.preset != "prompt-completion":
             fields["completion"] = Found(data["completion"], "completion", "column name")
         if "explanation" not in fields and not isinstance(data.get("explanation"), list):
@@ -194,6 +221,8 @@ class RowReader:
             value = value_at(data, column)
             if field != "explanation" or not isinstance(value, list):  # a list has been split into its traces
                 fields[field] = Found(value, column, _flag(field))
+        if "solution" in fields and self._named.keys() & {"explanation", "completion"}:
+            fields["solution"] = replace(fields["solution"], own=False)  # another column has the trace
         question = only_question(fields.get("question", Found(None)))
         fields |= question | {"question": with_options(question["question"], data)}
         if self._is_built_in and "system" not in fields:
@@ -211,15 +240,32 @@ class RowReader:
             fields["source_id"] = Found(number, None, "row number")
             if data.get("id") is not None:
                 fields["source_id"] = Found(data["id"], "id", "column name")
-        return _split_thoughts(self._own.undo(fields, data) if self._own else fields)
+        fields = _split_thoughts(self._own.undo(fields, data) if self._own else fields)
+        if "solution" in fields and (author := self._author(fields, data)):
+            fields["solution"] = replace(fields["solution"], own=author == "trace")
+        return fields
+
+    def _author(self, fields: Fields, data: Columns) -> str | None:
+        """Return whose the solution of a row of rlt-data is, trace or question; None for other rows.
+
+        The solution is the question's if the row's ``question_id`` depends on it.
+        """
+        question, system, solution = (
+            fields.get(name, Found(None)).value for name in ("question", "system", "solution")
+        )
+        key, system = data.get("question_id"), None if system is None else str(system)
+        if key and key == question_id(str(question), "", system):
+            return "trace"
+        is_reference = key and key == question_id(str(question), str(solution), system)
+        return "question" if is_reference or self._own else None
 
     def _check(self, field: str, text: str | None) -> None:
         if text is None:
-            if field in ("question", "solution"):
-                raise BadRow(f"{field}: missing")
+            if field == "question":
+                raise BadRow("question: missing")
             return
-        if field in ("question", "solution") and not text.strip():
-            raise BadRow(f"{field}: empty")
+        if field == "question" and not text.strip():
+            raise BadRow("question: empty")
         if field in ("question", "solution", "system") and "\0" in text:
             raise BadRow(f"{field}: contains a NUL character")
         if len(text) > self._settings.max_chars:
@@ -265,23 +311,34 @@ def _solution(found: Found) -> Found:
 
 
 def _split_thoughts(fields: Fields) -> Fields:
-    """Move the thought of a solution into the explanation, and remove thought tags around an explanation."""
-    for field in ("solution", "explanation"):
+    """Move the thought of a solution into the explanation, and remove thought tags around an explanation.
+
+    What follows the thought of a trace in the same text is the trace's own solution, unless there is a reference.
+    """
+    for field in ("solution", "explanation", "completion"):
         found = fields.get(field, Found(None))
         if not isinstance(found.value, str):
             continue
         try:
             thought, rest = split_thought(found.value)
         except UnclosedThoughtError as error:
+            if field == "completion":
+                continue  # a truncated trace
             raise BadRow(f"{field}: {error}") from None
         if rest == found.value:
             continue
+        after = found.changed(rest, "text after the thought")
+        if field == "solution":
+            traces = [fields[name] for name in ("explanation", "completion") if fields.get(name, Found(None)).value]
+            same = all(trace.column is not None and trace.column == found.column for trace in traces)
+            fields["solution"] = replace(after, own=found.own or (thought is not None and same))
+            if not traces:
+                fields["explanation"] = found.changed(thought, "thought in tags")
+            continue
         if field == "explanation":
             fields["explanation"] = found.changed(thought or rest, "thought tags removed")
-            continue
-        fields["solution"] = found.changed(rest, "text after the thought")
-        if not any(fields.get(trace, Found(None)).value for trace in ("explanation", "completion")):
-            fields["explanation"] = found.changed(thought, "thought in tags")
+        if thought and fields.get("solution", Found(None)).value in (None, ""):
+            fields["solution"] = replace(after, own=True)
     return fields
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from rlt_data.storage.run import content_hash
 
 #: The columns of a record.
 Columns = dict[str, Any]
@@ -15,7 +17,8 @@ Columns = dict[str, Any]
 class Row:
     """One problem of the input, with a trace (``explanation`` or ``completion``) if the record has one.
 
-    ``system`` is the record's own system text. None: the format's.
+    ``solution`` is empty if it is unknown. ``own_solution`` says that the author of the trace wrote it; else it is a
+    reference solution of the question. ``system`` is the record's own system text. None: the format's.
     """
 
     question: str
@@ -29,6 +32,12 @@ class Row:
     has_id: bool = False
     origin: str | None = None
     meta: str | None = None
+    own_solution: bool = False
+
+
+def question_id(question: str, solution: str, system: str | None = None) -> str:
+    """Return the key of a question with its solution and its own system text, if it has one."""
+    return content_hash(question, solution) if system is None else content_hash(question, solution, system)
 
 
 class BadRow(Exception):
@@ -52,12 +61,14 @@ class Found:
         column: its column, or a path such as ``messages[assistant].content``; None if only the preset knows it.
         rule: how the value was found, in a few words; empty: as the preset says.
         also: further columns that it was made from.
+        own: for a solution, whether the author of the trace wrote it.
     """
 
     value: Any
     column: str | None = None
     rule: str = ""
     also: tuple[str, ...] = ()
+    own: bool = False
 
     def columns_of(self, data: Columns) -> set[str]:
         """Return the columns of a record that the value was made from."""
@@ -68,7 +79,8 @@ class Found:
 
     def changed(self, value: Any, rule: str, *also: str) -> Found:
         """Return another value from the same column, with the rule that made it."""
-        return Found(value, self.column, f"{self.rule}, {rule}" if self.rule else rule, (*self.also, *also))
+        rule = f"{self.rule}, {rule}" if self.rule else rule
+        return replace(self, value=value, rule=rule, also=(*self.also, *also))
 
 
 #: The fields of a row by name, as presets find them.

@@ -123,6 +123,10 @@ def stage_text(facts: DatasetFacts, stage: str, main: str) -> str:
         main: the branch of the data set.
     """
     entry = facts.steps.get(stage, {})
+    entries = [one for one in (facts.makers if stage == "generate" else [entry]) if one.get("settings")]
+    models = entry.get("models") or {}
+    if stage == "generate":
+        models |= {f"teacher {number}": teacher for number, teacher in enumerate(facts.teachers[1:], 2)}
     settings = [
         {"setting": code(key), "value": code(value)}
         for key, value in entry.get("settings", {}).items()
@@ -143,8 +147,10 @@ def stage_text(facts: DatasetFacts, stage: str, main: str) -> str:
             "Columns": paragraphs(*(_folded_columns(config, facts) for config in facts.configs)),
             "How it was made": paragraphs(
                 sources(facts) if stage == "generate" else "",
-                fenced(step_command(stage, entry["settings"], facts), "sh") if entry.get("settings") else "",
-                models_table(entry.get("models") or {}),
+                fenced("\n".join(step_command(stage, one["settings"], facts) for one in entries), "sh")
+                if entries
+                else "",
+                models_table(models),
                 table(settings),
                 versions_line(entry.get("versions", {})),
             ),
@@ -156,8 +162,13 @@ def _introduction(facts: DatasetFacts) -> str:
     counts = facts.distilled["counts"]
     version = facts.steps.get("score", {}).get("versions", {}).get("rlt-data", "")
     explanation = "an explanation"
-    if teacher := (facts.steps.get("generate", {}).get("models") or {}).get("teacher"):
-        explanation += f" by {code(teacher['name'])}, a teacher model that saw both"
+    names = [code(teacher["name"]) for teacher in facts.teachers]
+    if len(names) == 1:
+        explanation += f" by {names[0]}, a teacher model that saw both"
+    elif names:
+        explanation += f" by one of the teacher models {listed(names)}, which saw both"
+    if names and facts.has_imports:
+        explanation += ", or imported from another source"
     return (
         f"# {inline(facts.title)}\n\nQuestions with known solutions, each with {explanation}. {_ranking(facts)} The "
         f"default configuration has the {counts['rows']:,} selected explanations, ready for fine-tuning a student.\n\n"

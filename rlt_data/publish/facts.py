@@ -15,6 +15,7 @@ from rlt_data.publish.card import Licence
 from rlt_data.publish.redact import redact_paths
 from rlt_data.publish.tables import Config
 from rlt_data.statistics import Stats
+from rlt_data.steps.makers import makers_of
 from rlt_data.storage.run import RunFolder
 
 #: Names of input columns that say whether a trace is correct.
@@ -58,7 +59,18 @@ class DatasetFacts:
         models: dict[str, dict[str, Any]] = {}
         for step in self.steps.values():
             models |= step.get("models") or {} if isinstance(step, dict) else {}
-        return models
+        return models | {f"teacher {number}": teacher for number, teacher in enumerate(self.teachers[1:], 2)}
+
+    @property
+    def teachers(self) -> list[dict[str, Any]]:
+        """The different models that wrote traces."""
+        teachers = [maker["models"]["teacher"] for maker in self.makers if "teacher" in (maker.get("models") or {})]
+        return [teacher for place, teacher in enumerate(teachers) if teacher not in teachers[:place]]
+
+    @property
+    def makers(self) -> list[dict[str, Any]]:
+        """The entries of ``generate`` in run.json, one for each teacher with its sampling settings."""
+        return list(makers_of(self.steps.get("generate", {})).values())
 
     @property
     def inputs(self) -> list[dict[str, Any]]:
@@ -67,7 +79,12 @@ class DatasetFacts:
 
     @property
     def is_imported(self) -> bool:
-        """Whether the traces come from the input."""
+        """Whether all traces come from the input."""
+        return self.has_imports and not self.makers
+
+    @property
+    def has_imports(self) -> bool:
+        """Whether some traces come from the input."""
         return bool(self.steps.get("input", {}).get("traces"))
 
     @property
@@ -90,15 +107,13 @@ def best_and_worst(run: RunFolder) -> dict[str, dict[str, Any]]:
 
 
 def _sample_texts(run: RunFolder, rank: dict[str, Any]) -> dict[str, Any]:
-    traces = pl.DataFrame(run.read("traces", rank["part"], ["trace_id", "completion"]))
-    questions = pl.DataFrame(run.read("questions", rank["part"]))
-    question = questions.row(by_predicate=pl.col("question_id") == rank["question_id"], named=True)
+    names = ["trace_id", "question_id", "completion", "answer", "solution"]
+    traces = pl.DataFrame(run.read("traces", rank["part"], names)).filter(pl.col("trace_id") == rank["trace_id"])
+    [trace] = run.join_questions(traces, rank["part"]).to_dicts()
     return {
         "reward": rank["value"],
         "thought_tokens": rank["thought_tokens"],
-        "completion": traces.row(by_predicate=pl.col("trace_id") == rank["trace_id"], named=True)["completion"],
-        "question": question["question"],
-        "solution": question["solution"],
+        **{name: trace[name] for name in ("completion", "question", "solution")},
     }
 
 

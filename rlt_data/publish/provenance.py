@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
 
@@ -31,12 +32,14 @@ _PROMPTS = {
 def provenance(facts: DatasetFacts) -> str:
     """Return the section on how the data set was made."""
     steps, distilled = facts.steps, redact_paths(dict(facts.distilled))
-    commands = [step_command(step, steps[step].get("settings", {}), facts) for step in STAGES if step in steps]
+    commands = [
+        step_command(step, entry.get("settings", {}), facts)
+        for step in STAGES
+        if step in steps
+        for entry in (facts.makers if step == "generate" else [steps[step]])
+    ]
     commands.append(step_command("distill", distilled["settings"], facts))
-    sampled = steps.get("generate", {}).get("settings", {})
-    sampling = ", ".join(
-        f"{key.replace('_', '-')} {inline(sampled[key])}" for key in _SAMPLING if sampled.get(key) is not None
-    )
+    sampling = "; ".join(dict.fromkeys(filter(None, map(_sampled, facts.makers))))
     return paragraphs(
         fenced("\n".join(commands), "sh"),
         models_table(facts.models),
@@ -48,9 +51,18 @@ def provenance(facts: DatasetFacts) -> str:
     )
 
 
+def _sampled(maker: Mapping[str, Any]) -> str:
+    sampled = maker.get("settings", {})
+    return ", ".join(
+        f"{key.replace('_', '-')} {inline(sampled[key])}" for key in _SAMPLING if sampled.get(key) is not None
+    )
+
+
 def sources(facts: DatasetFacts) -> str:
     """Return a sentence that names the inputs; empty if they are not recorded."""
-    content = "Questions, solutions and explanations" if facts.is_imported else "Questions and solutions"
+    content = "Questions and solutions"
+    if facts.has_imports:
+        content = f"Questions, solutions and {'some of the ' * bool(facts.makers)}explanations"
     names = listed([_source(entry) for entry in facts.inputs])
     return f"{content} come from {names}." if names else ""
 
@@ -117,6 +129,8 @@ def step_command(step: str, settings: Mapping[str, Any], facts: DatasetFacts) ->
     defaults = {field.alias or name: field.default for name, field in fields.items()}
     reads_input = step == "generate" or (step == "score" and facts.is_imported)
     names = [entry["name"] for entry in facts.inputs] or ["questions.jsonl"]
-    paths = {"in": names[-1] if reads_input else "RUN", "out": None}
+    own = str(settings.get("in"))  # a pool may have traces of several inputs
+    name = next((name for name in (own, PurePath(own).name) if name in names), names[-1])
+    paths = {"in": name if reads_input else "RUN", "out": None}
     changed = {key: value for key, value in settings.items() if value != defaults.get(key) and value not in ([], "")}
     return command_line(step, paths | changed | paths)

@@ -10,11 +10,11 @@ import polars as pl
 
 from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.signals.matching import Matching, find_matching
-from rlt_data.storage.rows import RowReader, columns_of
+from rlt_data.storage.rows import columns_of, read_rows
 from rlt_data.storage.run import RunFolder
 
 _KEYS = ["trace_id", "question_id", "source_id"]
-_TRACE_COLUMNS = [*_KEYS, "sample_index", "completion", "finish_reason", "origin", "answer", "meta"]
+_TRACE_COLUMNS = [*_KEYS, "sample_index", "completion", "finish_reason", "origin", "answer", "meta", "solution"]
 #: The name of the question's ``meta`` next to its traces, which have their own.
 _QUESTION_META = {"meta": "question_meta"}
 #: Columns that order traces, the first that has values: what the run was ranked by, else its rewards.
@@ -70,10 +70,11 @@ def select(
     if not run.parts("traces"):
         raise RunFolderError(f"{run.path}: there are no traces yet")
     matching = find_matching(run, where)
-    orders = [name for name in _ORDERS if name in columns_of(run)]
-    frames, reader = [], RowReader(run)
+    tables = columns_of(run)
+    orders = [name for name in _ORDERS if name in tables]
+    frames = []
     for part in run.parts("traces"):
-        rows = reader.read(part, orders)
+        rows = read_rows(run, part, orders, tables)
         frames.append(matching.of(rows, part) if matching else rows)
     frame = pl.concat(frames)
     if key:

@@ -25,7 +25,7 @@ from rlt_data.storage.data_set import read_data_set
 from rlt_data.storage.run import RunFolder
 
 _TRACE_COLUMNS = ("finish_reason", "completion_tokens")
-_OF_ITS_ROW = ("origin", "answer", "meta")
+_OF_ITS_ROW = ("origin", "answer", "meta", "solution")
 _TOKEN_COLUMNS = (
     "empty", "solution_logprobs", "solution_offsets", "thought_logprobs", "thought_offsets", "thought_kl", "kl_offsets",
 )  # fmt: skip
@@ -157,11 +157,11 @@ class ListedTraces:
 
         ``contents`` has the solution as the student of each run reads it. The ``thought`` of a trace is the explanation
         as the student reads it, with the format's padding. ``completion`` is present if it differs from the
-        explanation, ``origin``, ``answer`` and ``meta`` if the trace has its own. Runs scored with ``--per-token`` add
-        ``thought_tokens`` and ``kl_tokens``, which refer to the thought, and ``solution_tokens``, which refer to
-        ``contents``. Their first token starts at character ``begin``, each token has ``lengths`` characters, and
-        ``values`` are in hundredths. ``kl_tokens`` omit ``begin`` and ``lengths`` if these are the same as for
-        ``thought_tokens``.
+        explanation, ``origin``, ``answer``, ``meta`` and ``solution`` (with its ``content``) if the trace has its own.
+        Runs scored with ``--per-token`` add ``thought_tokens`` and ``kl_tokens``, which refer to the thought, and
+        ``solution_tokens``, which refer to ``content``, or else to ``contents``. Their first token starts at character
+        ``begin``, each token has ``lengths`` characters, and ``values`` are in hundredths. ``kl_tokens`` omit ``begin``
+        and ``lengths`` if these are the same as for ``thought_tokens``.
         """
         question = self._questions(selected.parts[0])[selected.question_id]
         contents = [format and format.solution_content(question["solution"]) for format in self.formats]
@@ -179,6 +179,8 @@ class ListedTraces:
         shown |= {name: row[name] for name in _OF_ITS_ROW if row[name] is not None}
         if format is None:
             return shown
+        if "solution" in shown:
+            content = shown["content"] = format.solution_content(shown["solution"])
         explanation = read_completion(format, completion)
         thought = shown["thought"] = "" if row.get("empty") else format.padding + explanation.text
         if completion == explanation.text + format.explanation_tags[1]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rlt_data.publish.redact import redact_paths
+from rlt_data.steps.makers import makers_of
 from rlt_data.storage.data_set import DataSet
 from rlt_data.storage.run import RunFolder
 
@@ -18,22 +19,35 @@ def facts(run: RunFolder, data_set: DataSet | None) -> dict[str, str]:
         data_set: its data set.
     """
     steps: Mapping[str, Any] = redact_paths(run.info.get("steps", {}))
-    author, scoring = _model(steps, "generate", "teacher"), _model(steps, "score", "teacher")
+    makers = [{"generate": maker} for maker in makers_of(steps.get("generate", {})).values()]
+    author, scoring = (
+        _listed(_model(maker, "generate", "teacher") for maker in makers),
+        _model(steps, "score", "teacher"),
+    )
     imported = steps.get("input", {}).get("settings", {}).get("in") if author is None else None
+    pooled = author is not None and steps.get("input", {}).get("traces")
     found = {
-        "traces": f"imported from {imported}" if imported else None,
+        "traces": f"imported from {imported}" if imported else "generated and imported" if pooled else None,
         "teacher": author or scoring,
         "log-probs of the teacher": scoring if author and scoring not in (None, author) else None,
         "student": _model(steps, "score", "student"),
         "format": _format(steps),
-        "sampling": _settings(
-            steps, "generate", n="{} per question", temperature="temperature {}", max_tokens="at most {} tokens"
+        "sampling": _listed(
+            _settings(
+                maker, "generate", n="{} per question", temperature="temperature {}", max_tokens="at most {} tokens"
+            )
+            for maker in makers
         ),
         "reward": _reward(steps),
         "ranking": _settings(steps, "rank", by="by {}", buckets="buckets: {}"),
         "data set": _data_set(data_set),
     }
     return {name: text for name, text in found.items() if text}
+
+
+def _listed(texts: Iterable[str | None]) -> str | None:
+    """Return the different texts, one for each maker of traces; None if there are none."""
+    return "; ".join(dict.fromkeys(filter(None, texts))) or None
 
 
 def _model(steps: Mapping[str, Any], step: str, role: str) -> str | None:

@@ -9,13 +9,14 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 
+from rlt_data.steps.makers import makers_of
 from rlt_data.steps.registry import STEPS
 from rlt_data.storage.data_set import data_set_state
 from rlt_data.storage.errorlog import failures
 from rlt_data.storage.run import RunFolder, content_hash
 from rlt_data.storage.schemas import TABLE_OF_STEP
 
-#: Columns with the number of tokens of a row.
+#: Columns with the number of tokens of a row; null for imported traces.
 _TOKENS = {"traces": "completion_tokens", "scores": "student_tokens", "answers": "completion_tokens"}
 #: Seconds over which throughput is averaged.
 _WINDOW = 60.0
@@ -34,7 +35,7 @@ class Watch:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._counted: dict[tuple[str, int], tuple[Any, int, int]] = {}
+        self._counted: dict[tuple[str, int], tuple[Any, int, int, int]] = {}
         self._history: dict[str, deque[tuple[float, int, int]]] = {step: deque() for step in TABLE_OF_STEP}
         self._last_change: dict[str, float] = {}
 
@@ -53,11 +54,13 @@ class Watch:
         return {"stamp": stamp, "steps": steps, "newest": _newest(run)}
 
     def _step(self, run: RunFolder, step: str, failed: int) -> dict[str, Any]:
-        done, tokens = self._count(run, TABLE_OF_STEP[step])
+        done, tokens, sampled = self._count(run, TABLE_OF_STEP[step])
         if "traces" in STEPS[step].reads:
             total = self._count(run, "traces")[0]
         else:
-            total = self._count(run, "questions")[0] * int(run.step(step).get("settings", {}).get("n", 1))
+            makers = makers_of(run.step(step)).values()
+            samples = sum(int(maker.get("settings", {}).get("n", 1)) for maker in makers)
+            done, total = sampled, self._count(run, "questions")[0] * samples
         now = time.monotonic()
         history = self._history[step]
         if not history or history[-1][1:] != (done, tokens):
@@ -81,19 +84,20 @@ class Watch:
             "state": state,
         }
 
-    def _count(self, run: RunFolder, table: str) -> tuple[int, int]:
-        """Return the number of rows and tokens of a table, reading only parts that have changed."""
+    def _count(self, run: RunFolder, table: str) -> tuple[int, int, int]:
+        """Return the number of rows, tokens and sampled rows of a table, reading only parts that have changed."""
         column = _TOKENS.get(table, "question_id")
-        rows = tokens = 0
+        rows = tokens = sampled = 0
         for part in run.parts(table):
             files = run.part_state(table, part)
             if self._counted.get((table, part), (None,))[0] != files:
-                values = run.read(table, part, [column])
-                total = pl.DataFrame(values)[column].sum() or 0 if table in _TOKENS else 0
-                self._counted[table, part] = files, len(values), int(total)
+                values = pl.DataFrame(run.read(table, part, [column]))[column]
+                total = values.sum() or 0 if table in _TOKENS else 0
+                self._counted[table, part] = files, len(values), int(total), values.count()
             rows += self._counted[table, part][1]
             tokens += self._counted[table, part][2]
-        return rows, tokens
+            sampled += self._counted[table, part][3]
+        return rows, tokens, sampled
 
 
 def _seconds_since_write(run: RunFolder, step: str) -> float:

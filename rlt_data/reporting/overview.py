@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
@@ -17,6 +17,7 @@ from rlt_data.publish.redact import redact_paths
 from rlt_data.reporting.facts import facts
 from rlt_data.signals.matching import Matching
 from rlt_data.statistics import FLAGS, UNKNOWN, Stats, figure, scored, stats
+from rlt_data.steps.makers import makers_of
 from rlt_data.steps.registry import STEPS
 from rlt_data.storage.columns import MEANINGS
 from rlt_data.storage.data_set import DataSet, read_data_set
@@ -137,9 +138,10 @@ def _source(name: str, run: RunFolder, scores: pl.DataFrame, matching: Matching 
         "unapplied": [step for step in funnel if step["note"]],
         "failures": [(step, reason, count) for (step, reason), count in reasons.most_common(_MAX_REASONS)],
         "steps": {
-            f"rlt-data {STEPS[step].command}" if step in STEPS else f"{step} file": settings
+            title: settings
             for step, entry in figures.steps.items()
-            if (settings := _models_and_settings(redact_paths(entry)))
+            for title, one in _titled(step, entry)
+            if (settings := _models_and_settings(redact_paths(one)))
         },
     }
 
@@ -160,6 +162,17 @@ def _cards(figures: Stats, data_set: DataSet | None) -> dict[str, str]:
     if figures.ranks_outdated:
         cards["ranks"] = "outdated: run rlt-data rank"
     return cards | {f"failed in {step}": f"{count:,}" for step, count in figures.failed.items()}
+
+
+def _titled(step: str, entry: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the entries of a step in run.json with their titles; ``generate`` has one for each maker of traces."""
+    title = f"rlt-data {STEPS[step].command}" if step in STEPS else f"{step} file"
+    makers = list(makers_of(entry).values()) if step == "generate" else []
+    if len(makers) < 2:
+        yield title, entry
+        return
+    for number, maker in enumerate(makers, 1):
+        yield f"{title} {number}: {maker.get('origin', 'unknown')}", maker
 
 
 def _models_and_settings(entry: Mapping[str, Any]) -> dict[str, str]:

@@ -140,6 +140,8 @@ def _row_of_run(run: RunFolder | None, settings: PreviewSettings, format: Format
     shown = find(run, settings.key)
     texts = {name: shown.question[name] for name in ("question", "solution", "system", "source_id")}
     completion = shown.traces[0]["completion"] if shown.traces else None
+    if shown.traces and shown.traces[0]["solution"] is not None:
+        texts["solution"] = shown.traces[0]["solution"]
     if completion is not None and format.explanation_tags[1] not in completion:
         completion = format.completion_of(read_completion(format, completion).text)
     return Row(**texts, completion=completion)

@@ -24,7 +24,7 @@ NO_SOLUTION_TOKEN = "no token lies entirely within the solution"
 
 @dataclass(frozen=True)
 class RewardTerms:
-    """The reward of one trace and its terms. Terms that need a teacher are None without one.
+    """The reward of one trace and its terms. Terms that need a teacher or a solution are None without one.
 
     Attributes:
         reward: ``r_ss - lambda * r_kl + penalty``.
@@ -39,12 +39,12 @@ class RewardTerms:
     """
 
     reward: float | None
-    reward_without_entropy: float
+    reward_without_entropy: float | None
     penalty: float
-    r_ss: float
+    r_ss: float | None
     r_kl: float | None
-    solution_logprob_mean: float
-    solution_logprob_min: float
+    solution_logprob_mean: float | None
+    solution_logprob_min: float | None
     kl_mean: float | None
     kl_max: float | None
 
@@ -73,7 +73,7 @@ def kl_terms(teacher: Floats, student: Floats, estimate: Literal["k1", "k3"] = "
 
 def reward_terms(
     *,
-    solution: Floats,
+    solution: Floats | None,
     thought: Floats,
     kl: Floats | None,
     closed: bool,
@@ -84,7 +84,8 @@ def reward_terms(
     """Compute the reward of one trace from its token values.
 
     Args:
-        solution: the student's log-probs of the solution's tokens given question and explanation, shape (tokens,).
+        solution: the student's log-probs of the solution's tokens given question and explanation, shape (tokens,);
+            None if the question has no solution.
         thought: the student's log-probs of the explanation's tokens given the question, shape (tokens,); empty if the
             explanation has no token.
         kl: KL terms of the explanation, shape (terms,), or None without a teacher.
@@ -96,19 +97,19 @@ def reward_terms(
     Raises:
         ValueError: the solution has no token.
     """
-    if not len(solution):
-        raise ValueError(NO_SOLUTION_TOKEN)
-    solution_mean, solution_min = float(np.mean(solution, dtype=np.float64)), float(np.min(solution))
-    r_ss = solution_mean + alpha * solution_min
     penalty = 0.0 if closed else missing_tag_penalty
-
-    surprise_mean, surprise_max = _mean_and_max(-np.asarray(thought), EMPTY_NEGATIVE_LOGPROB)
-    without_entropy = r_ss - lambda_ * (surprise_mean + alpha * surprise_max) + penalty
-    reward = r_kl = kl_mean = kl_max = None
+    r_kl = kl_mean = kl_max = None
     if kl is not None:
         kl_mean, kl_max = _mean_and_max(kl, EMPTY_KL)
         r_kl = kl_mean + alpha * kl_max
-        reward = r_ss - lambda_ * r_kl + penalty
+    reward = without_entropy = r_ss = solution_mean = solution_min = None
+    if solution is not None:
+        solution_mean, solution_min = solution_mean_and_min(solution)
+        r_ss = solution_mean + alpha * solution_min
+        surprise_mean, surprise_max = _mean_and_max(-np.asarray(thought), EMPTY_NEGATIVE_LOGPROB)
+        without_entropy = r_ss - lambda_ * (surprise_mean + alpha * surprise_max) + penalty
+        if r_kl is not None:
+            reward = r_ss - lambda_ * r_kl + penalty
     return RewardTerms(
         reward=reward,
         reward_without_entropy=without_entropy,
@@ -120,6 +121,17 @@ def reward_terms(
         kl_mean=kl_mean,
         kl_max=kl_max,
     )
+
+
+def solution_mean_and_min(solution: Floats) -> tuple[float, float]:
+    """Return mean and minimum of the student's log-probs of the solution's tokens.
+
+    Raises:
+        ValueError: the solution has no token.
+    """
+    if not len(solution):
+        raise ValueError(NO_SOLUTION_TOKEN)
+    return float(np.mean(solution, dtype=np.float64)), float(np.min(solution))
 
 
 def _mean_and_max(values: Floats, if_empty: float) -> tuple[float, float]:

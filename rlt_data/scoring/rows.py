@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rlt_data.formats.spans import Ints
+from rlt_data.scoring.measures import explanation_measures
 from rlt_data.scoring.reward import Floats, kl_terms, reward_terms
 from rlt_data.scoring.tokens import Alignment, StudentTokens
 
@@ -38,6 +39,8 @@ def score_trace(
     *,
     truncated: bool,
     full_kl: Floats | None = None,
+    measured_logprobs: Floats | None = None,
+    ranks: Ints | None = None,
     per_token: bool = False,
 ) -> dict[str, Any]:
     """Score one trace.
@@ -51,14 +54,17 @@ def score_trace(
         weights: weights of the terms and kind of KL.
         truncated: whether the completion hit the token limit.
         full_kl: KL over the vocabulary at each of ``alignment.single_tokens``; only if ``weights.kl`` is ``full``.
+        measured_logprobs: the student's log-probs of ``student.thought`` at the measure temperature, shape (thought,);
+            None to leave the measures that need them null.
+        ranks: ranks of the same tokens, shape (thought,); None likewise.
         per_token: whether to include the values of all tokens.
 
     Returns:
-        Columns of the scores table: the reward's terms, token counts and flags. The caller adds identity and
+        Columns of the scores table: the reward's terms, token counts, flags and measures. The caller adds identity and
         provenance (``trace_id``, ``scored_by`` and so on).
 
     Raises:
-        ValueError: the solution has no token.
+        ValueError: the question has a solution, but it has no token.
     """
     thought, solution = np.split(student_logprobs, [len(student.thought)])
     kl, kl_tokens = _kl(thought, alignment, teacher_logprobs, full_kl, weights)
@@ -66,7 +72,7 @@ def score_trace(
     empty = student.empty or not student.explanation.text.strip()
     holds_tag = student.explanation.holds_tag is not None
     terms = reward_terms(
-        solution=solution,
+        solution=solution if student.has_solution else None,
         thought=thought,
         kl=kl,
         closed=closed,
@@ -87,6 +93,7 @@ def score_trace(
         "holds_tag": holds_tag,
         "control_token": student.control_token,
         "well_formed": closed and not (truncated or empty or holds_tag or student.control_token),
+        **explanation_measures(measured_logprobs, ranks),
     }
     if per_token:
         row |= {

@@ -21,10 +21,11 @@ class StudentTokens:
         rendered: the student's text.
         encoding: tokens of the text.
         thought: positions of the explanation's tokens; empty if it has none.
-        solution: positions of the solution's tokens.
+        solution: positions of the solution's tokens; empty if the question has none.
         explanation: the explanation, parsed from the completion.
         empty: whether the explanation has no token; the student then reads an empty thought.
         control_token: whether question, solution or explanation contain a control token of the student.
+        has_solution: whether the question has a solution.
     """
 
     rendered: Rendered
@@ -34,6 +35,7 @@ class StudentTokens:
     explanation: Explanation
     empty: bool
     control_token: bool = False
+    has_solution: bool = True
 
     @property
     def scored(self) -> Ints:
@@ -144,10 +146,11 @@ def _tokenize(
             text,
             encoding,
             thought=tokens_inside(encoding, *text.thought),
-            solution=tokens_inside(encoding, *text.solution),
+            solution=tokens_inside(encoding, *text.solution) if problem.has_solution else np.zeros(0, np.int32),
             explanation=explanation,
             empty=empty,
             control_token=views.control_token(problem, explanation.text) is not None,
+            has_solution=problem.has_solution,
         )
         for problem, text, encoding, explanation in zip(problems, texts, encodings, explanations, strict=True)
     ]

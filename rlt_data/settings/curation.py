@@ -44,5 +44,5 @@ class CurateSettings(Settings):
         0.5, None, "Largest leak_share of an explanation that is not flagged as leaks.", affects="rows", gt=0, le=1
     )
     similarity: float = field(
-        0.8, None, "Jaccard similarity from which texts are near duplicates.", affects="rows", gt=0, le=1
+        0.7, None, "Jaccard similarity from which texts are near duplicates.", affects="rows", gt=0, le=1
     )

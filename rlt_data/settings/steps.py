@@ -47,6 +47,10 @@ _HUB_ID = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
 
 
+def _without_repetitions(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(set(names)))
+
+
 class SamplingSettings(Settings):
     """How a model is sampled."""
 
@@ -102,6 +106,20 @@ class GenerateSettings(
     )
     out: str | None = field(None, OUTPUT, f"{RUN_HELP}. Default: runs/<input>-<teacher>.", affects="output")
     n: int = field(16, SAMPLING, "Traces per question.", affects="rows", by_content=True, ge=1)
+    add: bool = field(
+        False,
+        OUTPUT,
+        "Add traces of another teacher or of other sampling settings to a run that has traces.",
+        affects="output",
+    )
+    origin: str | None = field(
+        None,
+        OUTPUT,
+        "Origin to store with the traces, to tell settings of one teacher apart. Default: the teacher's name.",
+        affects="rows",
+        by_content=True,
+        min_length=1,
+    )
 
 
 class RewardSettings(Settings):
@@ -184,6 +202,21 @@ class ScoreSettings(InputSettings, FormatSettings, ModelSettings, RewardSettings
         gt=0,
         engines=("server",),
     )
+    measures: Annotated[tuple[Literal["ifd", "local", "leak"], ...], AfterValidator(_without_repetitions)] = field(
+        (),
+        REWARD,
+        "Measures that need further passes of the student: ifd, local or leak; repeatable (docs/measures.md).",
+        affects="rows",
+        omit_default=True,
+    )
+    measure_temperature: float = field(
+        1.0,
+        REWARD,
+        "Temperature of the student's log-probs in measures such as perplexity.",
+        affects="rows",
+        omit_default=True,
+        gt=0,
+    )
     per_token: bool = field(False, OUTPUT, "Store each token's log-probs and KL as list columns.", affects="rows")
     retry_errors: bool = field(False, OUTPUT, "Only retry the rows listed in errors.jsonl.", affects="output")
 
@@ -196,6 +229,13 @@ class ScoreSettings(InputSettings, FormatSettings, ModelSettings, RewardSettings
                 f"temperature: a server returns prompt log-probs at temperature {self.served_temperature:g} only; use "
                 f"--temperature {self.served_temperature:g}, or serve a copy of the student with its LM head divided "
                 f"by {self.temperature:g} and add --served-temperature {self.temperature:g} (docs/engines.md)"
+            )
+        costly = [name for name in self.measures if name != "leak"]
+        if costly and self.measure_temperature != self.served_temperature:
+            raise ValueError(
+                f"measures: {' and '.join(costly)} need log-probs at --measure-temperature "
+                f"{self.measure_temperature:g}, and the server returns them at {self.served_temperature:g}; add "
+                f"--measure-temperature {self.served_temperature:g}"
             )
         if self.teacher not in (None, "none", self.student):
             raise ValueError(

@@ -48,9 +48,9 @@ class Expression:
             SettingsError: the expression cannot be computed, has another type, or depends on other rows.
         """
         values = self._evaluate(rows)
-        half = len(rows) // 2
-        pieces = [piece for piece in (rows.head(1), rows[1 : 1 + half], rows[1 + half :]) if len(piece)]
-        if len(pieces) > 1 and not _agree(pl.concat([self._evaluate(piece) for piece in pieces]), values):
+        fewer = [rows.head(1), rows.head(len(rows) // 2), rows.tail(1)] if len(rows) > 1 else []
+        expected = [values.head(1), values.head(len(rows) // 2), values.tail(1)]
+        if not all(_agree(self._evaluate(part), value) for part, value in zip(fewer, expected, strict=False)):
             raise SettingsError(
                 f"{self.option}: {self.text}: depends on several rows; use only columns of the trace, no AVG, SUM or "
                 "window functions"
@@ -75,12 +75,12 @@ class Expression:
         return values
 
 
-def _agree(one: pl.Series, other: pl.Series) -> bool:
-    """Return whether all values are equal, apart from rounding."""
-    if one.dtype.is_float():
-        close = ((one - other).abs() <= 1e-9 * one.abs()).fill_null(False)
-        return bool((close | one.eq_missing(other)).all())
-    return one.equals(other, null_equal=True)
+def _agree(first: pl.Series, second: pl.Series) -> bool:
+    """Return whether two values are equal, apart from rounding."""
+    if first.dtype.is_float():
+        close = (first - second).abs() <= 1e-9 * first.abs()
+        return bool((close | first.eq_missing(second)).fill_null(False).all())
+    return first.equals(second, null_equal=True)
 
 
 def parse_expression(

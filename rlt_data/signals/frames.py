@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import polars as pl
 
 from rlt_data.errors import RunFolderError
@@ -24,7 +26,13 @@ def trace_format(run: RunFolder) -> Format:
     return parse_settings(Format, content, where=str(run.path / "run.json"))
 
 
-def read_traces(run: RunFolder, part: int, columns: tuple[str, ...], format: Format | None) -> pl.DataFrame:
+def read_traces(
+    run: RunFolder,
+    part: int,
+    columns: tuple[str, ...],
+    format: Format | None,
+    tables: Mapping[str, str] | None = None,
+) -> pl.DataFrame:
     """Return columns of a part's traces; ``explanation`` and ``closed`` are read from the completion.
 
     Args:
@@ -32,10 +40,11 @@ def read_traces(run: RunFolder, part: int, columns: tuple[str, ...], format: For
         part: number of the part.
         columns: columns of :func:`rlt_data.storage.rows.columns_of`, ``explanation`` or ``closed``.
         format: format of the traces, for the two.
+        tables: the result of :func:`rlt_data.storage.rows.columns_of`, if many parts are read.
     """
     parsed = [name for name in ("explanation", "closed") if name in columns]
     stored = [name for name in columns if name not in parsed]
-    frame = read_rows(run, part, [*stored, *(["completion"] if parsed else [])])
+    frame = read_rows(run, part, [*stored, *(["completion"] if parsed else [])], tables)
     if parsed:
         assert format is not None
         explanations = [read_completion(format, completion) for completion in frame["completion"]]

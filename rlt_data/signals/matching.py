@@ -9,7 +9,7 @@ import polars as pl
 
 from rlt_data.signals.expressions import parse_expression
 from rlt_data.signals.funnel import Funnel
-from rlt_data.storage.rows import RowReader
+from rlt_data.storage.rows import columns_of, read_rows
 from rlt_data.storage.run import RunFolder
 
 
@@ -55,9 +55,9 @@ def find_matching(run: RunFolder, where: Sequence[str]) -> Matching | None:
         return None
     conditions = [parse_expression(run, text, "--where") for text in where]
     columns = [name for condition in conditions for name in condition.columns]
-    funnel, traces, reader = Funnel(), {}, RowReader(run)
+    funnel, traces, tables = Funnel(), {}, columns_of(run)
     for part in run.parts("traces"):
-        rows = reader.read(part, columns)
+        rows = read_rows(run, part, columns, tables)
         for condition in conditions:
             rows = funnel.filter(rows, condition.text, condition)
         traces[part] = rows["trace_id"]

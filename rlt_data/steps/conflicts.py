@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
+from typing import Any
 
 from rlt_data.errors import SettingsError
 from rlt_data.settings import (
@@ -18,6 +19,7 @@ from rlt_data.settings.base import is_url
 from rlt_data.signals.choose import declared_columns, default_signals
 from rlt_data.signals.expressions import columns_in
 from rlt_data.signals.registry import SIGNALS
+from rlt_data.steps.own_teachers import NO_TEACHER, has_other_teachers, own_teacher
 from rlt_data.storage.rows import OF_QUESTIONS
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import SCHEMAS
@@ -70,7 +72,8 @@ def _score_conflicts(generate: GenerateSettings | None, score: ScoreSettings | N
         return []
     differs = f"score.temperature {score.temperature:g} differs from that of the stored log-probs, {stored_at:g}"
     if score.teacher is None:
-        return [f"{differs} (generate.temperature): {remedies(score, stored_at, generate.teacher, key)}"]
+        ways = remedies(score, {stored_at: [generate.teacher]}, generate.teacher, key)
+        return [f"{differs} (generate.temperature): {ways}"]
     if score.teacher != "none" and score.teacher_logprobs == "trace":
         free, costly = key("temperature", f"{stored_at:g}"), key("teacher_logprobs", "auto")
         return [f"{differs} (generate.temperature): set {free} (free), or set {costly} (one extra forward pass)"]
@@ -176,11 +179,22 @@ def _may_have(run: str, table: str) -> bool:
 
 
 def _refuse_recorded_scores(score: ScoreSettings) -> None:
-    """Refuse settings that differ from those of scores in the run, apart from models and formats."""
-    if RunFolder.exists_at(_score_run(score)):
-        run = RunFolder(_score_run(score))
-        depends_on = run.step("score").get("depends_on", {}) | score.depends_on()
-        run.refuse_other_settings("score", {"depends_on": depends_on})
+    """Refuse settings that differ from those of scores in the run, apart from models and formats.
+
+    Whether scores have the traces' own teachers, or none, is checked too.
+    """
+    if not RunFolder.exists_at(_score_run(score)):
+        return
+    run = RunFolder(_score_run(score))
+    before = run.step("score").get("depends_on", {})
+    depends_on = before | score.depends_on()
+    run.refuse_other_settings("score", {"depends_on": depends_on})
+
+    def teacher_of(trace: Mapping[str, Any]) -> str:
+        return own_teacher(trace, score.temperature) if score.teacher is None else NO_TEACHER
+
+    if score.teacher in (None, NO_TEACHER) and has_other_teachers(run, before, teacher_of):
+        run.refuse_other_settings("score", {"depends_on": depends_on | {"teacher": score.teacher}})
 
 
 def _check_models(generate: GenerateSettings | None, score: ScoreSettings, distill: DistillSettings | None) -> None:

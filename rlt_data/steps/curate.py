@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 #: Columns of signals as types of run.json.
 _TYPE_NAMES = {pl.Boolean: "bool", pl.Int64: "int", pl.Float64: "float", pl.String: "string"}
-#: A text column with at most this many different values is summarised by their counts.
-_MOST_VALUES = 8
+#: A text column with at most this many different values of at most this many characters is summarised by their counts.
+_MOST_VALUES, _LONGEST_VALUE = 8, 20
 
 
 @dataclass(frozen=True)
@@ -188,12 +188,13 @@ class _Computation:
         """Yield the input of the signal, one frame per part."""
         run, signal = self._run, self._signal
         format = trace_format(run) if {"explanation", "closed"} & set(signal.reads) else None
+        tables = columns_of(run)
         for part in parts:
             if signal.level == "question":
                 renamed = {name: f"question_{name}" for name in ("answer", "meta")}
                 yield pl.DataFrame(run.read("questions", part)).rename(renamed).select(signal.key, *signal.reads)
             else:
-                yield read_traces(run, part, ("trace_id", *signal.reads), format)
+                yield read_traces(run, part, ("trace_id", *signal.reads), format, tables)
 
     def _checked(self, results: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         """Yield the rows with the declared columns and types.
@@ -245,7 +246,7 @@ class _Computation:
                 if isinstance(seen, dict):
                     for value, count in rows[name].drop_nulls().value_counts().iter_rows():
                         seen[value] = seen.get(value, 0) + count
-                    if len(seen) > _MOST_VALUES:
+                    if len(seen) > _MOST_VALUES or any(len(value) > _LONGEST_VALUE for value in seen):
                         values[name] = sum(seen.values())
                 else:
                     values[name] = seen + rows[name].count()

@@ -47,7 +47,7 @@ from rlt_data.storage.folder import checksum, json_text
 from rlt_data.storage.outputs import new_folder
 from rlt_data.storage.parquet import Shards
 from rlt_data.storage.paths import StoragePath, disk_errors, storage_path
-from rlt_data.storage.rows import RowReader, columns_of
+from rlt_data.storage.rows import columns_of, read_rows
 from rlt_data.storage.run import RunFolder, content_hash
 from rlt_data.storage.schemas import SIGNAL_PREFIX
 
@@ -202,7 +202,7 @@ class Rows:
 
     def __init__(self, run: RunFolder, settings: DistillSettings, format: Format) -> None:
         self._run = run
-        self._reader = RowReader(run)
+        self._tables = columns_of(run)
         self.format = format
         self._texts = ExportTexts(run, settings, format)
         self.thought_key = self._texts.thought_key
@@ -216,15 +216,17 @@ class Rows:
     def rows(self, chosen: pl.DataFrame) -> Iterator[dict[str, Any]]:
         """Yield the texts and columns of the selected traces, in order."""
         for (part,), frame in chosen.partition_by("part", as_dict=True, maintain_order=True).items():
-            names = ["trace_id", "completion", "origin", "answer", "meta"]
+            names = ["trace_id", "completion", "origin", "answer", "meta", "solution"]
             traces = pl.DataFrame(self._run.read("traces", int(part), names))
             columns = ["trace_id", "question_id", "source_id", "rank", "bucket", "value", "thought_tokens"]
             joined = frame.select(columns).join(traces, on="trace_id", how="left", maintain_order="left")
             if self._added:
-                values = self._reader.read(int(part), self._added).select("trace_id", *map(pl.col, self._added))
+                values = read_rows(self._run, int(part), self._added, self._tables).select(
+                    "trace_id", *map(pl.col, self._added)
+                )
                 joined = joined.join(values.rename(self._added), on="trace_id", how="left", maintain_order="left")
             if "rejected_id" in frame.columns:
-                rejected = traces.select(pl.col("completion").alias("rejected"), rejected_id="trace_id")
+                rejected = traces.select(rejected_id="trace_id", rejected="completion", rejected_solution="solution")
                 joined = joined.with_columns(frame["rejected_id"]).join(rejected, on="rejected_id", how="left")
             for row in self._run.join_questions(joined, int(part)).iter_rows(named=True):
                 texts = {name: row[name] for name in ("completion", "rejected") if name in row}

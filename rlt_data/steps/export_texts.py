@@ -58,7 +58,8 @@ class ExportTexts:
 
         Args:
             row: ``question``, ``solution``, ``system`` and ``explanation`` of a trace, and for preference rows
-                ``rejected``, the explanation of a worse one.
+                ``rejected`` and ``rejected_solution``, the explanation and the own solution of a worse one, whose
+                solution is ``question_solution`` if it has none.
 
         Returns:
             ``system``: system text, empty if there is none or the student has no system role. ``user``: user message,
@@ -74,7 +75,11 @@ class ExportTexts:
         if self._merges_system and system.strip():
             system, user = "", f"{system}\n\n{user}"
         message = self._message(row["solution"], row["explanation"])
-        rejected = row.get("rejected")
+        rejected = ""
+        if row.get("rejected") is not None:
+            solution = row["rejected_solution"]
+            solution = row["question_solution"] if solution is None else solution
+            rejected = self._message(solution, row["rejected"]).inline(self._reasoning)
         texts = {
             "system": system if system.strip() else "",
             "user": user,
@@ -86,7 +91,7 @@ class ExportTexts:
             "thought_key": self.thought_key,
             "prompt": "",
             "completion": "",
-            "rejected": "" if rejected is None else self._message(row["solution"], rejected).inline(self._reasoning),
+            "rejected": rejected,
         }
         texts["content"] = message.solution if self.thought_key else texts["message"]
         if self.views:

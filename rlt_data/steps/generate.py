@@ -11,6 +11,7 @@ from rlt_data.formats import ChatTemplate, ControlTokens, Format, Problem, Token
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import GenerateSettings
+from rlt_data.steps.makers import origin_of_maker, record_maker, recorded_makers, refuse_maker
 from rlt_data.steps.provenance import StepSummary, example_prompt, outcome, step_entry
 from rlt_data.steps.sampling import PendingSample, SamplingTask, sample_questions
 from rlt_data.storage.layout import default_run_path, run_log
@@ -22,7 +23,8 @@ logger = logging.getLogger(__name__)
 def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSummary:
     """Sample ``n`` traces for each question; implements ``rlt-data generate``.
 
-    Continues an earlier call with the same settings. Rows that fail go to errors.jsonl.
+    Continues an earlier call with the same settings; with ``add``, a run can have traces of several settings. Rows that
+    fail go to errors.jsonl.
 
     Raises:
         RltDataError: a subclass from :mod:`rlt_data.errors`; existing rows are never lost.
@@ -39,13 +41,17 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
     views = Views(format, model.template, model.control)
     views.check_teacher()
     depends_on = _dependencies(settings, model, format)
+    made_by = content_hash(depends_on)
     with run.locked(), closing(model):
         entry = step_entry(settings, depends_on, format, {"teacher": model})
-        run.refuse_other_settings("generate", entry)
+        refuse_maker(run, made_by, entry, format, add=settings.add)
+        origin = origin_of_maker(run, made_by, settings.origin, model.checkpoint.public_name)
+        if any(other.get("origin") == origin for key, other in recorded_makers(run).items() if key != made_by):
+            logger.warning("the run has other traces of origin %r; --origin tells them apart", origin)
         ingest(run, settings.as_input(), format, controls, traces=False)
         model.load(run.logs)
-        task = _task(settings, model, views, content_hash(depends_on))
-        run.record("generate", entry | example_prompt(run, task.prompt))
+        task = _task(settings, model, views, made_by, origin)
+        record_maker(run, made_by, entry | {"origin": origin} | example_prompt(run, task.prompt))
         with run_log(run):
             summary = sample_questions(run, model, task, progress)
             logger.info("generate: %d new traces, %d in all, %d failed", summary.new, summary.rows, summary.failed)
@@ -72,7 +78,7 @@ def _dependencies(settings: GenerateSettings, model: Model, format: Format) -> d
     )
 
 
-def _task(settings: GenerateSettings, model: Model, views: Views, made_by: str) -> SamplingTask:
+def _task(settings: GenerateSettings, model: Model, views: Views, made_by: str, origin: str) -> SamplingTask:
     format = views.format
 
     def row(sample: Sample, pending: PendingSample) -> dict[str, Any]:
@@ -93,7 +99,7 @@ def _task(settings: GenerateSettings, model: Model, views: Views, made_by: str) 
             "seed": pending.seed,
             "teacher": model.identity.fingerprint,
             "made_by": made_by,
-            "origin": model.checkpoint.public_name,
+            "origin": origin,
         }
 
     return SamplingTask(

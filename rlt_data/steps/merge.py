@@ -1,4 +1,7 @@
-"""Merge runs of the same settings into one, for example runs of several machines that each had some of the questions.
+"""Merge runs into one: of several machines that each had some of the questions, or of several teachers.
+
+Runs may have traces of different teachers and sampling settings, generated or imported. All other settings must be
+equal; scores may differ in the teacher of the KL if it is each trace's own.
 
 Tables are merged by key: if several runs have a row, the first run's is used. Questions keep the order of the first run
 that has them, with the runs in the given order, and all other rows move to the new part of their question. Ranks
@@ -22,6 +25,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -36,6 +40,8 @@ from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.inputs import recorded_inputs
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import MergeSettings
+from rlt_data.steps.makers import has_imports, pooled_entry, recorded_makers
+from rlt_data.steps.own_teachers import differ_only_in_teachers, has_own_teachers, with_teachers_of
 from rlt_data.steps.provenance import versions
 from rlt_data.storage.backends import open_folder
 from rlt_data.storage.changes import describe_changes
@@ -67,6 +73,7 @@ class MergeSummary:
         differing: number of these questions and traces, by table, whose copies have different :data:`ANNOTATIONS`.
         failed: rows in errors.jsonl.
         seconds: time spent.
+        makers: number of teachers and sampling settings whose traces are in the merged run; imports count as one.
     """
 
     run: StoragePath
@@ -76,17 +83,18 @@ class MergeSummary:
     differing: dict[str, int]
     failed: int
     seconds: float
+    makers: int = 0
 
 
 def merge(settings: MergeSettings, progress: Progress = SILENT) -> MergeSummary:
-    """Merge runs of the same settings; implements ``rlt-data merge``.
+    """Merge runs of the same or of different teachers; implements ``rlt-data merge``.
 
     The merged run appears once it is complete. The source runs do not change and are locked during the merge.
 
     Raises:
         SettingsError: two inputs are the same run, or the output folder is inside one of them.
-        RunFolderError: an input is not a run, is in use, or has different settings; or the output folder
-            exists.
+        RunFolderError: an input is not a run, is in use, or has other settings than those of its teacher; or the output
+            folder exists.
         DiskError: the merged run cannot be written.
     """
     began = time.monotonic()
@@ -106,9 +114,10 @@ def merge(settings: MergeSettings, progress: Progress = SILENT) -> MergeSummary:
             rows, source_rows = _counts(merged), [_counts(run) for run in runs]
             sources = [_source(run, counts) for run, counts in zip(runs, source_rows, strict=True)]
             _record(merged, entries, rows, sources)
+            makers = len(recorded_makers(merged)) + has_imports(merged)
             _refuse_existing(out)
     repeated = {table: sum(counts[table] for counts in source_rows) - rows[table] for table in rows}
-    return MergeSummary(out, len(runs), rows, repeated, differing, failed, time.monotonic() - began)
+    return MergeSummary(out, len(runs), rows, repeated, differing, failed, time.monotonic() - began, makers)
 
 
 def _counts(run: RunFolder) -> dict[str, int]:
@@ -140,22 +149,33 @@ def _common_entries(runs: list[RunFolder]) -> dict[str, dict[str, Any]]:
     """Return the run.json entry of each step, from the first run that has it.
 
     Raises:
-        RunFolderError: two runs ran a step with different settings.
+        RunFolderError: two runs ran a step other than generate with different settings.
     """
     entries: dict[str, tuple[RunFolder, dict[str, Any]]] = {}
+    own_teachers = cache(has_own_teachers)
     for run in runs:
         for step in ("input", *TABLE_OF_STEP):
             entry = run.step(step)
             if not entry or (step in TABLE_OF_STEP and not _has_rows_or_failures(run, step)):
                 continue
             first, first_entry = entries.setdefault(step, (run, entry))
-            if first_entry.get("depends_on", {}) != entry.get("depends_on", {}):
-                differences = describe_changes(first_entry, entry, "{key} {old} and {new}")
-                raise RunFolderError(
-                    f"{first.path} and {run.path} have different {step} settings ({differences}); merge only runs of "
-                    "the same settings"
-                )
+            one, other = first_entry.get("depends_on", {}), entry.get("depends_on", {})
+            if step == "generate" or one == other:
+                continue
+            if step == "score" and differ_only_in_teachers(one, other):
+                if all(map(own_teachers, runs)):
+                    entries[step] = (first, with_teachers_of(first_entry, entry))
+                    continue
+            differences = describe_changes(first_entry, entry, "{key} {old} and {new}")
+            raise RunFolderError(
+                f"{first.path} and {run.path} have different {step} settings ({differences}); merge only runs of "
+                "the same settings"
+            )
     common = {step: entry for step, (_, entry) in entries.items()}
+    if "generate" in common:
+        common["generate"] = pooled_entry([run for run in runs if _has_rows_or_failures(run, "generate")])
+    if any(map(has_imports, runs)):
+        common["input"] = common["input"] | {"traces": True}
     inputs = [origin for run in runs for origin in recorded_inputs(run.step("input"))]
     if distinct := [origin for place, origin in enumerate(inputs) if origin not in inputs[:place]]:
         common["input"] = common["input"] | {"inputs": distinct}

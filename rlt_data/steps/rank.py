@@ -35,9 +35,11 @@ from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import RankSettings
 from rlt_data.signals.expressions import Expression, parse_expression
 from rlt_data.signals.funnel import Funnel, FunnelStep
+from rlt_data.steps.makers import has_imports, recorded_makers
+from rlt_data.steps.own_teachers import teachers_by_scored_by
 from rlt_data.storage.errorlog import failures
 from rlt_data.storage.paths import StoragePath
-from rlt_data.storage.rows import read_rows
+from rlt_data.storage.rows import columns_of, read_rows
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import RANKS, SCORES, SIGNAL_PREFIX
 
@@ -106,6 +108,7 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
         valued: Counter[str | None] = Counter()
         sums: list[pl.DataFrame] = []
         scored_by: set[str] = set()
+        comparable = teachers_by_scored_by(run.step("score").get("depends_on", {}))
         with task(progress, "rank", len(parts)), run.replacing("ranks", made_from=scores.sources) as ranks:
             for chunk in part_chunks(parts):
                 ranked = _ranked(scores.read(chunk), edges)
@@ -113,7 +116,7 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
                     values[origin] += count
                     valued[origin] += with_value
                 scored_by.update(ranked["scored_by"].unique())
-                if len(scored_by) > 1:
+                if len(scored_by) > 1 and not scored_by <= comparable.keys():
                     raise RunFolderError(
                         f"{run.path}: the scores come from {len(scored_by)} different settings (students, temperatures "
                         "or reward settings) and cannot be compared; score into separate run folders"
@@ -180,23 +183,30 @@ def refuse_missing_scores(run: RunFolder, command: str) -> None:
 
 
 def count_missing_traces(run: RunFolder) -> int:
-    """Return the number of traces that the last ``generate`` of a ranked run has neither made nor logged as failed."""
-    samples = run.step("generate").get("settings", {}).get("n")
-    if samples is None:
-        return 0
-    failed = {entry["key"] for entry in failures(run) if entry["step"] == "generate"}
+    """Return the number of traces that ``generate`` has neither made nor logged as failed, over all makers."""
+    makers = recorded_makers(run)
+    samples = {made_by: entry.get("settings", {}).get("n") for made_by, entry in makers.items()}
+    pooled = len(makers) > 1 or has_imports(run)
+    failed: dict[str, set[str]] = {made_by: set() for made_by in makers}
+    for failure in failures(run):
+        if failure["step"] == "generate":
+            made_by = failure.get("made_by") or next(iter(makers), "")  # earlier versions had one maker
+            failed.setdefault(made_by, set()).add(failure["key"])
     # If every trace is ranked, the ranks have the same questions and sample indices, and are much smaller.
-    table = "ranks" if run.count("ranks") == run.count("traces") else "traces"
-    missing = 0
-    for part in run.parts("questions"):
+    table = "ranks" if not pooled and run.count("ranks") == run.count("traces") else "traces"
+    columns = ["question_id", "sample_index", *(["made_by"] if pooled else [])]
+    missing = dict.fromkeys((made_by for made_by, count in samples.items() if count is not None), 0)
+    for part in run.parts("questions") if missing else ():
         questions = run.keys("questions", part)
-        # A failure has the key of its question if none of the question's traces can be made, else the key of its trace.
-        possible = questions - failed
-        failed -= questions
-        traces = pl.DataFrame(run.read(table, part, ["question_id", "sample_index"]))
-        existing = traces.filter(pl.col("question_id").is_in(possible), pl.col("sample_index") < samples)
-        missing += samples * len(possible) - len(existing)
-    return max(missing - len(failed), 0)
+        traces = pl.DataFrame(run.read(table, part, columns))
+        for made_by in missing:
+            # A failure has the key of its question if none of the question's traces can be made, else of its trace.
+            possible = questions - failed[made_by]
+            failed[made_by] -= questions
+            own = traces.filter(pl.col("made_by") == made_by) if pooled else traces
+            existing = own.filter(pl.col("question_id").is_in(possible), pl.col("sample_index") < samples[made_by])
+            missing[made_by] += samples[made_by] * len(possible) - len(existing)
+    return sum(max(count - len(failed[made_by]), 0) for made_by, count in missing.items())
 
 
 def part_chunks(parts: list[int]) -> Iterator[list[int]]:
@@ -243,10 +253,11 @@ class _Scores:
         stored = [*columns, *sorted(name for name in needed - set(columns) if name in SCORES.names)]
         others = sorted(needed - set(stored))
         frames = []
+        tables = columns_of(self._run)
         for part in parts:
             frame = pl.DataFrame(self._run.read("scores", part, stored)).with_columns(pl.lit(part).alias("part"))
             if others:
-                rows = read_rows(self._run, part, others).drop("question_id")
+                rows = read_rows(self._run, part, others, tables).drop("question_id")
                 frame = frame.join(rows, on="trace_id", how="left", maintain_order="left")
             frames.append(frame)
         rows = pl.concat(frames)

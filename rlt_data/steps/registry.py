@@ -142,7 +142,7 @@ DATA_STEPS = (
         command="merge",
         settings=MergeSettings,
         function="rlt_data.steps.merge:merge",
-        help="Merge runs with the same settings, such as runs of several machines, into a new one.",
+        help="Merge runs into a new one: of several machines with the same settings, or of several teachers.",
         output="print_merge",
         reads=("questions", "traces", "scores"),
     ),

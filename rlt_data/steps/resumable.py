@@ -56,6 +56,7 @@ class ResumableTable(Generic[P]):
         step: name of the step.
         table: name of the table.
         engines: the engines that compute the rows.
+        made_by: hash of the settings of sampled rows.
         retry_errors: compute only rows that failed before.
         stall_timeout: seconds without an engine heartbeat after which the step fails.
 
@@ -72,12 +73,13 @@ class ResumableTable(Generic[P]):
         table: str,
         engines: Sequence[Engine],
         *,
+        made_by: str | None = None,
         retry_errors: bool,
         stall_timeout: float,
     ) -> None:
         self.run = run
         self.pending: dict[str, P] = {}
-        self.errors = ErrorLog(run, step, retry=retry_errors)
+        self.errors = ErrorLog(run, step, made_by=made_by, retry=retry_errors)
         self._step = step
         self._table = table
         self._engines = engines

@@ -101,6 +101,7 @@ def sample_questions(run: RunFolder, model: Model, task: SamplingTask, progress:
         task.step,
         task.table,
         [model.engine],
+        made_by=task.made_by,
         retry_errors=task.settings.retry_errors,
         stall_timeout=model.settings.stall_timeout,
     )
@@ -109,9 +110,13 @@ def sample_questions(run: RunFolder, model: Model, task: SamplingTask, progress:
 
 
 def _surplus(run: RunFolder, task: SamplingTask) -> int:
-    """Return the number of samples from earlier calls with a larger ``n``, which would push progress over 100 %."""
-    indices = (run.read(task.table, part, ["sample_index"]).column(0) for part in run.parts(task.table))
-    return sum(pc.sum(pc.greater_equal(column, task.n)).as_py() or 0 for column in indices)
+    """Return the number of other makers' samples and of those from earlier calls with a larger ``n``.
+
+    They would push progress over 100 %.
+    """
+    own = (pc.field("made_by") == task.made_by) & (pc.field("sample_index") < task.n)
+    tables = (run.read(task.table, part, ["sample_index", "made_by"]) for part in run.parts(task.table))
+    return sum(len(rows) - len(rows.filter(own)) for rows in tables)
 
 
 def _rows(model: Model, task: SamplingTask, table: ResumableTable[PendingSample]) -> Iterator[FinishedRow | Failure]:

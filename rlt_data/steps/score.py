@@ -3,31 +3,22 @@
     for each block of traces: tokenise them for student and teacher, align, request log-probs from the engines
     for each trace whose log-probs are complete: score_trace computes its row, which the loop of resumable.py writes
 
-Reading order: this module, ``teacher_source``, ``resumable``, :mod:`rlt_data.scoring` (tokens, rows, reward).
+Reading order: this module, ``pending_scores``, ``teacher_source``, ``further_passes``, ``resumable``,
+:mod:`rlt_data.scoring` (tokens, rows, reward, measures).
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from itertools import chain, groupby
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from rlt_data.engines import (
-    Failure,
-    Model,
-    SequenceBlock,
-    SequenceLogprobs,
-    SequenceRequest,
-    open_model,
-)
+from rlt_data.engines import Failure, Model, SequenceLogprobs, open_model
 from rlt_data.engines.results import invalid_logprobs
 from rlt_data.errors import SettingsError
 from rlt_data.formats import Format, Problem, Views, choose_format, load_format
@@ -35,7 +26,6 @@ from rlt_data.inputs import ingest
 from rlt_data.plugins import REWARDS
 from rlt_data.progress import SILENT, Progress
 from rlt_data.scoring import (
-    Alignment,
     RewardError,
     RewardWeights,
     StudentTokens,
@@ -47,18 +37,26 @@ from rlt_data.scoring import (
 from rlt_data.scoring.reward import NO_SOLUTION_TOKEN, Floats
 from rlt_data.settings import InputSettings, RewardSettings, ScoreSettings
 from rlt_data.settings.base import is_url
+from rlt_data.steps.blocks import duplicate, split_into_blocks
+from rlt_data.steps.further_passes import FurtherPasses, further_measures
+from rlt_data.steps.makers import refuse_import
+from rlt_data.steps.own_teachers import differ_only_in_teachers, has_other_teachers, teachers_by_scored_by
+from rlt_data.steps.pending_scores import (
+    Groups,
+    PendingScore,
+    full_kl_requests,
+    store_results,
+    store_student_results,
+    student_requests,
+    teacher_requests,
+)
 from rlt_data.steps.provenance import StepSummary, example_prompt, outcome, recorded_format, step_entry
 from rlt_data.steps.resumable import FinishedRow, ResumableTable
 from rlt_data.steps.teacher_source import NameSetting, TeacherSource, flag, refuse_conflicting_options
 from rlt_data.storage.layout import default_run_path, run_log
-from rlt_data.storage.run import RunFolder, content_hash
-
-T = TypeVar("T")
+from rlt_data.storage.run import RunFolder
 
 logger = logging.getLogger(__name__)
-
-#: Approximate size of a block of traces that is tokenised at once: whichever limit is reached first.
-_BLOCK_TRACES, _BLOCK_CHARACTERS = 1024, 2_000_000
 
 #: Columns that a score has from its trace.
 _OF_TRACE = ("trace_id", "question_id", "source_id", "sample_index", "finish_reason", "origin", "meta")
@@ -79,6 +77,8 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         flags = ", ".join(map(flag, sorted(unread)))
         raise SettingsError(f"{flags}: no effect with a run, whose traces are all scored")
     run = RunFolder(settings.out or (source.path if source else default_run_path(settings.input, settings.student)))
+    if source is None:
+        refuse_import(run)
     student = open_model(settings.student, settings, scoring=True, served_temperature=settings.served_temperature)
     teacher = _open_teacher(settings, student)
     trace_format = recorded_format(source, "generate") if source else None
@@ -94,13 +94,19 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         depends_on = _dependencies(settings, student, format, teacher_source)
         models = {"student": student} | ({"teacher": teacher} if teacher else {})
         entry = step_entry(settings, depends_on, format, models) | {"messages": views.rendering}
-        run.refuse_other_settings("score", entry)
+        _refuse_other_scores(run, entry, teacher_source)
         share = 0.5 if teacher and teacher is not student else 1.0  # two models share the GPU's memory
         for model in models.values():
             model.load(run.logs, memory_share=share)
         run.record("score", entry | example_prompt(run, lambda row: views.served_prompt(Problem.of(row))))
         with run_log(run):
-            scoring = _Scoring(run, settings, student, views, teacher_source, content_hash(depends_on))
+            if settings.engine == "vllm" and settings.measure_temperature != settings.temperature:
+                logger.warning(
+                    "score: vLLM reads each text twice: for the reward at --temperature %g, and for the measures at "
+                    "--measure-temperature %g (equal temperatures need one pass)",
+                    settings.temperature, settings.measure_temperature,
+                )  # fmt: skip
+            scoring = _Scoring(run, settings, student, views, teacher_source, depends_on)
             summary = scoring.run_to_end(progress)
             logger.info("score: %d new scores, %d in all, %d failed", summary.new, summary.rows, summary.failed)
         run.record("score", outcome(run, "score", summary))
@@ -179,59 +185,20 @@ def _dependencies(settings: ScoreSettings, student: Model, format: Format, teach
     )
 
 
+def _refuse_other_scores(run: RunFolder, entry: dict[str, Any], teacher: TeacherSource) -> None:
+    """Refuse to continue scores of other settings, or whose KL is relative to other teachers than new ones would be."""
+    before = run.step("score").get("depends_on")
+    if before is None or differ_only_in_teachers(before, entry["depends_on"]):
+        run.refuse_earlier_prompts("score", entry)
+        if before is None or not has_other_teachers(run, before, teacher.teacher_of):
+            return
+    run.refuse_other_settings("score", entry)
+
+
 def reward_identity(settings: RewardSettings) -> dict[str, str]:
     """Return the ``depends_on`` entry of the reward function; empty for the built-in one, so that old runs continue."""
     identity = REWARDS.identity(settings.reward)
     return {"reward": identity} if identity else {}
-
-
-@dataclass
-class PendingScore:
-    """A trace that is being scored.
-
-    Attributes:
-        part: part of the table that gets its score.
-        trace: row of the traces table.
-        problem: the problem.
-        emit: whether its score is missing; other traces only keep batches the same after a resume.
-        student: the student's tokens.
-        teacher: the teacher's tokens; None without a teacher.
-        alignment: alignment of the two; None without a teacher.
-        student_logprobs: the student's log-probs of ``student.scored``; None until they arrive.
-        teacher_logprobs: the teacher's log-probs of ``teacher.thought_ids``; None until they arrive.
-        full_kl: with ``--kl full``, the KL at ``alignment.single_tokens``; None until it arrives.
-    """
-
-    part: int
-    trace: dict[str, Any]
-    problem: Problem
-    emit: bool
-    student: StudentTokens
-    teacher: TeacherTokens | None
-    alignment: Alignment | None
-    student_logprobs: Floats | None = None
-    teacher_logprobs: Floats | None = None
-    full_kl: Floats | None = None
-
-    @property
-    def key(self) -> str:
-        """The trace's id."""
-        return str(self.trace["trace_id"])
-
-    @property
-    def source_id(self) -> str | None:
-        """The question's id in the user's data."""
-        return self.trace["source_id"]  # type: ignore[no-any-return]
-
-    @property
-    def complete(self) -> bool:
-        """Whether all log-probs have arrived."""
-        needs_no_kl = self.teacher is None or self.student.empty
-        has_kl = needs_no_kl or self.teacher_logprobs is not None or self.full_kl is not None
-        return has_kl and self.student_logprobs is not None
-
-
-Groups = list[list[PendingScore]]
 
 
 class _Scoring:
@@ -243,7 +210,7 @@ class _Scoring:
         student: the student.
         views: the student's views.
         teacher: the source of the teacher's log-probs.
-        scored_by: hash of everything that a score depends on, except its trace.
+        depends_on: everything that a score depends on, except its trace.
     """
 
     def __init__(
@@ -253,7 +220,7 @@ class _Scoring:
         student: Model,
         views: Views,
         teacher: TeacherSource,
-        scored_by: str,
+        depends_on: dict[str, Any],
     ) -> None:
         self._settings = settings
         self._student = student
@@ -261,7 +228,9 @@ class _Scoring:
         self._teacher = teacher
         self._weights = reward_weights(settings)
         self._reward = REWARDS.load(settings.reward)
-        self._scored_by = scored_by
+        self._scored_by = {teacher: key for key, teacher in teachers_by_scored_by(depends_on).items()}
+        self._further = FurtherPasses(settings, student, views)
+        self._reported_missing = False
         models = [student] + ([teacher.model] if teacher.model and teacher.used else [])
         self._table: ResumableTable[PendingScore] = ResumableTable(
             run,
@@ -294,18 +263,24 @@ class _Scoring:
             return Failure(score.key, f"{error} ({self._settings.reward})")
 
     def _row(self, score: PendingScore) -> dict[str, Any]:
-        trace, teacher = score.trace, score.teacher
-        assert score.student_logprobs is not None
+        trace, teacher, student = score.trace, score.teacher, score.student_logprobs
+        assert student is not None
+        self._report_missing(score, student)
         terms = score_trace(
             score.student,
-            score.student_logprobs,
+            student.logprobs,
             score.alignment,
             score.teacher_logprobs,
             self._weights,
             truncated=trace["finish_reason"] == "length",
             full_kl=score.full_kl,
+            measured_logprobs=student.measured_logprobs,
+            ranks=student.ranks,
             per_token=self._settings.per_token,
         )
+        if self._settings.measures:
+            further = [(text, score.further_logprobs[key]) for key, text in score.further.items()]
+            terms |= further_measures(self._settings, score.student, student.measured_logprobs, terms["r_ss"], further)
         terms["reward"] = compute_reward(
             self._reward,
             terms,
@@ -317,15 +292,28 @@ class _Scoring:
             **{name: trace[name] for name in _OF_TRACE},
             **terms,
             "teacher_logprobs": "none" if teacher is None else "trace" if teacher.ids is None else "computed",
-            "scored_by": self._scored_by,
+            "scored_by": self._scored_by[self._teacher.teacher_of(trace)],
         }
+
+    def _report_missing(self, score: PendingScore, result: SequenceLogprobs) -> None:
+        """Report once which measures are null because the engine lacks their values."""
+        temperature = self._settings.measure_temperature
+        missing = {
+            f"log-probs at --measure-temperature {temperature:g}": result.measured_logprobs is None,
+            "token ranks": result.ranks is None,
+        }
+        if self._reported_missing or not len(score.student.thought) or not any(missing.values()):
+            return
+        self._reported_missing = True
+        names = " and no ".join(name for name, absent in missing.items() if absent)
+        logger.warning("score: the engine returns no %s; the measures that need them are null", names)
 
     def _blocks(self) -> Iterator[Groups]:
         """Yield each block that contains a pending trace, tokenised."""
         run, table = self._table.run, self._table
         for part, stored in table.parts("traces"):
             questions = {row["question_id"]: row for row in run.read("questions", part).to_pylist()}
-            for block in _split_into_blocks(run.read("traces", part)):
+            for block in split_into_blocks(run.read("traces", part)):
                 pending = {key for key in block["trace_id"].to_pylist() if table.is_pending(key, stored)}
                 if pending:
                     groups = self._groups(part, block.to_pylist(), questions, pending)
@@ -341,8 +329,10 @@ class _Scoring:
         traces, problems = [], []
         for trace in rows:
             question = questions[trace["question_id"]]
-            problem = Problem.of(question)
-            if reason := self._views.format.problem_with(problem.question, problem.solution):
+            problem = Problem.of(question, trace)
+            if reason := self._views.format.problem_with(
+                problem.question, problem.solution, needs_solution=problem.has_solution
+            ):
                 self._fail(trace, reason, pending)
             else:
                 traces.append(trace)
@@ -350,14 +340,18 @@ class _Scoring:
         completions = [trace["completion"] for trace in traces]
         students = tokenize_for_student(self._student.tokenizer, self._views, problems, completions)
         teachers = self._teacher.tokens(traces, problems)
+        further = self._further.texts(problems, students)
         scores = []
-        for trace, problem, student, teacher in zip(traces, problems, students, teachers, strict=True):
+        for trace, problem, student, teacher, texts in zip(traces, problems, students, teachers, further, strict=True):
+            if not problem.has_solution:
+                teacher = None  # it reads the solution
             if reason := self._refuse(trace, student, teacher):
                 self._fail(trace, reason, pending)
             else:
-                alignment = self._teacher.align(student, teacher) if teacher else None
+                alignment = self._teacher.align(trace, student, teacher) if teacher else None
                 emit = trace["trace_id"] in pending
-                score = PendingScore(part, trace, problem, emit, student, teacher, alignment)
+                by_key = {f"{trace['trace_id']} {number}": text for number, text in enumerate(texts)}
+                score = PendingScore(part, trace, problem, emit, student, teacher, alignment, by_key)
                 self._add_stored_logprobs(score)
                 scores.append(score)
         groups = [list(group) for _, group in groupby(scores, key=lambda score: score.trace["question_id"])]
@@ -374,8 +368,10 @@ class _Scoring:
 
     def _refuse(self, trace: dict[str, Any], student: StudentTokens, teacher: TeacherTokens | None) -> str | None:
         """Return why a trace cannot be scored, or None."""
-        if not len(student.solution):
+        if student.has_solution and not len(student.solution):
             return NO_SOLUTION_TOKEN
+        if not len(student.scored):
+            return "the question has no solution, and the explanation has no token"
         if teacher and teacher.ids is None:  # earlier versions stored whatever a server had sent
             if reason := invalid_logprobs(_stored_logprobs(trace), len(teacher.thought_ids)):
                 return f"the trace was stored with {reason}; --teacher-logprobs compute does not use stored log-probs"
@@ -393,17 +389,18 @@ class _Scoring:
 
     def _results(self, blocks: Iterator[Groups]) -> Iterator[SequenceLogprobs | Failure]:
         """Run the models in turn, so that a trace's log-probs from both arrive at about the same time."""
-        temperature, pending = self._settings.temperature, self._table.pending
+        settings, temperature, pending = self._settings, self._settings.temperature, self._table.pending
         teacher = self._teacher.model if self._teacher.used else None
-        for_student, for_teacher = _duplicate(blocks) if teacher else (blocks, iter(()))
-        student = self._student.logprobs(map(_student_requests, for_student), temperature)
-        streams = [_store_results(student, pending, "student_logprobs")]
+        for_student, *others = duplicate(blocks, 2 if teacher else 1)
+        requests = map(partial(student_requests, temperature=settings.measure_temperature), for_student)
+        streams = [store_student_results(self._student.logprobs(requests, temperature), pending)]
         if teacher:
-            if self._settings.kl == "full":
-                streams.append(_store_results(self._full_kl(for_teacher, teacher), pending, "full_kl"))
+            [for_teacher] = others
+            if settings.kl == "full":
+                streams.append(store_results(self._full_kl(for_teacher, teacher), pending, "full_kl"))
             else:
-                computed = teacher.logprobs(map(_teacher_requests, for_teacher), temperature)
-                streams.append(_store_results(computed, pending, "teacher_logprobs"))
+                computed = teacher.logprobs(map(teacher_requests, for_teacher), temperature)
+                streams.append(store_results(computed, pending, "teacher_logprobs"))
         while streams:
             for stream in list(streams):
                 result = next(stream, None)
@@ -414,8 +411,8 @@ class _Scoring:
 
     def _full_kl(self, blocks: Iterator[Groups], teacher: Model) -> Iterator[SequenceLogprobs | Failure]:
         for group in chain.from_iterable(blocks):
-            teacher_requests, student_requests = _full_kl_requests(group)
-            yield from teacher.full_kl(teacher_requests, self._student, student_requests, self._settings.temperature)
+            of_teacher, of_student = full_kl_requests(group)
+            yield from teacher.full_kl(of_teacher, self._student, of_student, self._settings.temperature)
 
 
 def _stored_logprobs(trace: dict[str, Any]) -> Floats:
@@ -426,75 +423,3 @@ def _stored_logprobs(trace: dict[str, Any]) -> Floats:
 def reward_weights(settings: RewardSettings) -> RewardWeights:
     """Convert settings to the weights of :func:`rlt_data.scoring.score_trace`."""
     return RewardWeights(settings.lambda_, settings.alpha, settings.kl, settings.missing_tag_penalty)
-
-
-def _student_requests(groups: Groups) -> SequenceBlock:
-    return [
-        [SequenceRequest(score.key, score.student.encoding.ids, score.student.scored, score.emit) for score in group]
-        for group in groups
-    ]
-
-
-def _teacher_requests(groups: Groups) -> SequenceBlock:
-    """Request the teacher's log-probs that are not stored with the traces; omit empty groups."""
-    block = [
-        [
-            SequenceRequest(score.key, score.teacher.ids, score.teacher.thought, score.emit)
-            for score in group
-            if score.teacher is not None and score.teacher.ids is not None and not score.student.empty
-        ]
-        for group in groups
-    ]
-    return [group for group in block if group]
-
-
-def _full_kl_requests(group: list[PendingScore]) -> tuple[list[SequenceRequest], list[SequenceRequest]]:
-    """Request the distributions of teacher and student at the aligned single tokens."""
-    teacher_requests, student_requests = [], []
-    for score in group:
-        teacher, alignment = score.teacher, score.alignment
-        if score.emit and not score.student.empty and teacher and teacher.ids is not None and alignment is not None:
-            pairs, student = alignment.single_tokens, score.student
-            teacher_requests.append(SequenceRequest(score.key, teacher.ids, teacher.thought[pairs[:, 0]]))
-            student_requests.append(SequenceRequest(score.key, student.encoding.ids, student.thought[pairs[:, 1]]))
-    return teacher_requests, student_requests
-
-
-def _duplicate(blocks: Iterator[T]) -> tuple[Iterator[T], Iterator[T]]:
-    """Split an iterator of blocks in two; ``itertools.tee`` would keep up to 57 blocks that both have consumed."""
-    queues: tuple[deque[T], deque[T]] = deque(), deque()
-
-    def consume(queue: deque[T]) -> Iterator[T]:
-        while True:
-            if not queue:
-                block = next(blocks, None)
-                if block is None:
-                    return
-                for other in queues:
-                    other.append(block)
-            yield queue.popleft()
-
-    return consume(queues[0]), consume(queues[1])
-
-
-def _split_into_blocks(traces: pa.Table) -> Iterator[pa.Table]:
-    """Cut the traces of a part into blocks, between questions, so that several copies of a block fit in memory."""
-    start = characters = 0
-    questions = traces["question_id"].to_pylist()
-    for row, length in enumerate(pc.utf8_length(traces["completion"]).to_pylist()):
-        full = characters > _BLOCK_CHARACTERS or row - start >= _BLOCK_TRACES
-        if full and questions[row] != questions[row - 1]:
-            yield traces.slice(start, row - start)
-            start, characters = row, 0
-        characters += length
-    yield traces.slice(start)
-
-
-def _store_results(
-    results: Iterator[SequenceLogprobs | Failure], pending: dict[str, PendingScore], name: str
-) -> Iterator[SequenceLogprobs | Failure]:
-    """Yield results, and store each under ``name`` in its pending score."""
-    for result in results:
-        if isinstance(result, SequenceLogprobs) and result.key in pending:
-            setattr(pending[result.key], name, result.logprobs)
-        yield result

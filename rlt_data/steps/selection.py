@@ -23,7 +23,7 @@ from rlt_data.settings import DistillSettings
 from rlt_data.signals.expressions import Expression, parse_expression, stale_signals
 from rlt_data.signals.funnel import Funnel
 from rlt_data.steps.rank import part_chunks
-from rlt_data.storage.rows import RowReader, columns_of
+from rlt_data.storage.rows import columns_of, read_rows
 from rlt_data.storage.run import RunFolder, content_hash
 
 #: Columns of the selected traces, after their keys.
@@ -66,7 +66,7 @@ class Selection:
         self._run = run
         self._settings = settings
         self._lengths = lengths
-        self._reader = RowReader(run)
+        self._tables = columns_of(run)
         self._kind, _, number = settings.select.partition(":")
         self._quota = {"best": 1, "random": 1, "rank": 1, "top": int(number or 0)}.get(self._kind, math.inf)
         self._ids = None if ids is None else pl.DataFrame({"trace_id": list(ids)}, schema={"trace_id": pl.String})
@@ -121,7 +121,7 @@ class Selection:
                     f"{self._run.path}: the signal {stale} does not cover all rows; run rlt-data curate again, or add "
                     f"--include {name} to select without it"
                 )
-        known = [column for column in columns if column in columns_of(self._run)]
+        known = [column for column in columns if column in self._tables]
         if known:
             self._add(name, " AND ".join(clean.format(column) for column in known), f"--include {name}")
 
@@ -140,7 +140,7 @@ class Selection:
         """Return the traces of a part that fulfil all conditions."""
         expressions = [*self._conditions.values(), *([self._per] if self._per else [])]
         columns = [name for expression in expressions for name in expression.columns]
-        traces = self._reader.read(part, [*_COLUMNS, *columns])
+        traces = read_rows(self._run, part, [*_COLUMNS, *columns], self._tables)
         rows = traces.filter(pl.col("rank").is_not_null())
         if self._some_unranked:
             self.funnel.count("ranked", traces, rows)
@@ -166,7 +166,7 @@ class Selection:
 
     def _find_representatives(self) -> set[str]:
         """Return the questions that represent their duplicates."""
-        name, tables = "question_duplicate_of", columns_of(self._run)
+        name, tables = "question_duplicate_of", self._tables
         if "duplicate" not in self._conditions or name not in tables:
             return set()
         parts = [self._run.read(tables[name], part, [name]).column(0) for part in self._run.parts(tables[name])]

@@ -1,7 +1,8 @@
 """errors.jsonl: the rows of a run that failed. Steps continue after a failure and can retry the failed rows later.
 
 Each line describes one failure: ``key`` (of the row, or of the question if all its rows fail), ``step``, ``reason``,
-``attempts``, ``source_id``. The latest line of a key and step counts. An incomplete last line is ignored.
+``attempts``, ``source_id`` and, for sampled rows, ``made_by``, because a question may fail with one teacher only. The
+latest line of a key, step and maker counts. An incomplete last line is ignored.
 
 On a disk, a line is appended as soon as a row fails. Objects in a store cannot be appended to, so there the file is
 rewritten periodically and at the end. If a kill loses a line, its row is tried again.
@@ -21,12 +22,17 @@ import pyarrow.compute as pc
 
 from rlt_data.errors import RunFolderError
 from rlt_data.storage.paths import disk_errors, refusal
-from rlt_data.storage.run import RunFolder
-from rlt_data.storage.schemas import KEYS, TABLE_OF_STEP
+from rlt_data.storage.run import RunFolder, content_hash
+from rlt_data.storage.schemas import KEYS, SCHEMAS, TABLE_OF_STEP
 from rlt_data.storage.writer import FLUSH_SECONDS
 
 #: Name of the file in the run folder.
 NAME = "errors.jsonl"
+
+#: Step, key and maker of a failure.
+_Id = tuple[str, str, str | None]
+#: Steps whose rows have a column ``made_by``.
+_SAMPLING = [step for step, table in TABLE_OF_STEP.items() if "made_by" in SCHEMAS[table].names]
 
 
 class ErrorLog:
@@ -35,25 +41,31 @@ class ErrorLog:
     Args:
         run: the run.
         step: name of the step. Failures of other steps stay unchanged.
+        made_by: hash of the settings of sampled rows. Failures of other settings stay unchanged.
         retry: whether to retry the failed rows.
     """
 
-    def __init__(self, run: RunFolder, step: str, *, retry: bool = False) -> None:
+    def __init__(self, run: RunFolder, step: str, *, made_by: str | None = None, retry: bool = False) -> None:
         self._run = run
         self._file = run.folder.local_path / NAME if run.folder.local_path else None
         self._step = step
+        self._made_by = made_by
         self._entries = _latest(run)
-        self._retry = {key for failed_step, key in self._entries if failed_step == step} if retry else set()
+        own = {key for failed_step, key, maker in self._entries if (failed_step, maker) == (step, made_by)}
+        self._retry = own if retry else set()
         self._changed = False
         self._next_write = 0.0
 
     def __len__(self) -> int:
-        """Return the number of failed rows of this step."""
-        return sum(step == self._step for step, _ in self._entries)
+        """Return the number of failed rows of this step, of all makers."""
+        return sum(step == self._step for step, _, _ in self._entries)
+
+    def _id(self, key: str) -> _Id:
+        return self._step, key, self._made_by
 
     def settled(self, key: str) -> bool:
         """Return whether a row failed before and must not be retried now."""
-        return (self._step, key) in self._entries and key not in self._retry
+        return self._id(key) in self._entries and key not in self._retry
 
     def retries(self, key: str) -> bool:
         """Return whether a row failed before and must be retried."""
@@ -61,20 +73,20 @@ class ErrorLog:
 
     def add(self, key: str, reason: str, source_id: str | None) -> None:
         """Record a failure. On a disk, it is durable when this returns."""
-        attempts = self._entries.get((self._step, key), {}).get("attempts", 0) + 1
+        attempts = self._entries.get(self._id(key), {}).get("attempts", 0) + 1
         entry = {"key": key, "step": self._step, "reason": reason, "attempts": attempts, "source_id": source_id}
-        self._entries[self._step, key] = entry
+        self._entries[self._id(key)] = entry | ({"made_by": self._made_by} if self._made_by else {})
         self._retry.discard(key)
         if self._file:
             with self._run.folder.append_to(NAME):
-                _append(self._file, entry)
+                _append(self._file, self._entries[self._id(key)])
         else:
             self._changed = True
             self._write_periodically()
 
     def resolve(self, key: str) -> None:
         """Remove the failure of a row that has succeeded since."""
-        if self._entries.pop((self._step, key), None):
+        if self._entries.pop(self._id(key), None):
             self._retry.discard(key)
             self._changed = True
 
@@ -102,32 +114,40 @@ def carry_failures(run: RunFolder, sources: Sequence[RunFolder]) -> int:
 
     If a key failed in several runs, the entry of the first run counts.
     """
-    entries: dict[tuple[str, str], dict[str, Any]] = {}
+    entries: dict[_Id, dict[str, Any]] = {}
     for source in reversed(sources):
         entries |= _latest(source)
     for step, table in TABLE_OF_STEP.items():
-        failed = pa.array([key for failed_step, key in entries if failed_step == step], pa.string())
+        failed = pa.array([key for failed_step, key, _ in entries if failed_step == step], pa.string())
+        columns = [name for name in (KEYS[table], "question_id", "made_by") if name in SCHEMAS[table].names]
         for part in run.parts(table) if len(failed) else ():
-            for column in run.read(table, part, [KEYS[table], "question_id"]).columns:
-                for key in column.filter(pc.is_in(column, value_set=failed)).to_pylist():
-                    entries.pop((step, key), None)
+            rows = run.read(table, part, columns)
+            for name in columns[:2]:
+                for row in rows.filter(pc.is_in(rows[name], value_set=failed)).to_pylist():
+                    for made_by in (row.get("made_by"), None):  # None: the maker is not recorded
+                        entries.pop((step, row[name], made_by), None)
     if entries:
         _write(run, entries.values())
     return len(entries)
 
 
-def _latest(run: RunFolder) -> dict[tuple[str, str], dict[str, Any]]:
-    entries: dict[tuple[str, str], dict[str, Any]] = {}
+def _latest(run: RunFolder) -> dict[_Id, dict[str, Any]]:
+    entries: dict[_Id, dict[str, Any]] = {}
     try:
         lines = run.folder.read(NAME).decode(errors="replace").splitlines()
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise RunFolderError(f"{run.path / NAME}: cannot be read: {refusal(error)}") from None
+    # Earlier versions wrote no made_by; their runs had one maker.
+    steps = run.info.get("steps", {}) if lines else {}
+    first = {step: content_hash(steps[step]["depends_on"]) for step in _SAMPLING if "depends_on" in steps.get(step, {})}
     for line in lines:
         try:
             entry = json.loads(line)
-            entries[entry["step"], entry["key"]] = entry
+            if made_by := first.get(entry["step"]):
+                entry.setdefault("made_by", made_by)
+            entries[entry["step"], entry["key"], entry.get("made_by")] = entry
         except (ValueError, KeyError, TypeError, RecursionError):
             continue  # incomplete because of a kill; the row is tried again
     return entries

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import polars as pl
 
@@ -31,48 +31,34 @@ def columns_of(run: RunFolder) -> dict[str, str]:
     return tables
 
 
-class RowReader:
-    """Reads traces with columns of any table, part by part.
-
-    Which tables are up to date is decided once, when the reader is made, because it takes a listing of all parts.
+def read_rows(
+    run: RunFolder, part: int, columns: Iterable[str], tables: Mapping[str, str] | None = None
+) -> pl.DataFrame:
+    """Return one row per trace of a part, in the order of the table.
 
     Args:
         run: the run.
+        part: number of the part.
+        columns: columns of :func:`columns_of`.
+        tables: the result of :func:`columns_of`, if many parts are read.
+
+    Returns:
+        The columns, after ``trace_id`` and ``question_id``.
     """
-
-    def __init__(self, run: RunFolder) -> None:
-        self._run = run
-        self._tables = columns_of(run)
-
-    def read(self, part: int, columns: Iterable[str]) -> pl.DataFrame:
-        """Return one row per trace of a part, in the order of the table.
-
-        Args:
-            part: number of the part.
-            columns: columns of :func:`columns_of`.
-
-        Returns:
-            The columns, after ``trace_id`` and ``question_id``.
-        """
-        run = self._run
-        names = list(dict.fromkeys(["trace_id", "question_id", *columns]))
-        by_table: dict[str, list[str]] = {}
-        for name in names:
-            by_table.setdefault(self._tables[name], []).append(name)
-        of_questions = by_table.pop("questions", None)
-        # Where the trace's answer and solution are null, those of the question take their place.
-        own = ("answer", "solution") if of_questions else ()
-        frame = pl.DataFrame(run.read("traces", part, list(dict.fromkeys([*by_table.pop("traces"), *own]))))
-        if of_questions:
-            frame = frame.with_columns(trace_answer="answer", trace_solution="solution")
-            frame = run.join_questions(frame, part)
-        for table, wanted in by_table.items():
-            key = run.key(table)
-            rows = pl.DataFrame(run.read(table, part, [key, *(name for name in wanted if name != key)]))
-            frame = frame.join(rows, on=key, how="left", maintain_order="left")
-        return frame.select(names)
-
-
-def read_rows(run: RunFolder, part: int, columns: Iterable[str]) -> pl.DataFrame:
-    """Return one row per trace of a part, as :class:`RowReader` does."""
-    return RowReader(run).read(part, columns)
+    names = list(dict.fromkeys(["trace_id", "question_id", *columns]))
+    tables = columns_of(run) if tables is None else tables
+    by_table: dict[str, list[str]] = {}
+    for name in names:
+        by_table.setdefault(tables[name], []).append(name)
+    of_questions = "questions" in by_table
+    own = ("answer", "solution") if of_questions else ()  # where they are null, those of the question take their place
+    traces = list(dict.fromkeys([*by_table.pop("traces"), *own]))
+    frame = pl.DataFrame(run.read("traces", part, traces))
+    if of_questions:
+        frame = frame.with_columns(trace_answer="answer", trace_solution="solution")
+        frame = run.join_questions(frame, part)
+        by_table.pop("questions")
+    for table, wanted in by_table.items():
+        right = pl.DataFrame(run.read(table, part, list(dict.fromkeys([run.key(table), *wanted]))))
+        frame = frame.join(right, on=run.key(table), how="left", maintain_order="left")
+    return frame.select(names)

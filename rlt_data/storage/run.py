@@ -205,31 +205,53 @@ class RunFolder:
         info["steps"][step] = info["steps"].get(step, {}) | entry
         return info
 
-    def refuse_other_settings(self, step: str, entry: Mapping[str, Any]) -> None:
+    def refuse_earlier_prompts(self, step: str, entry: Mapping[str, Any]) -> None:
+        """Refuse to add rows to a step whose rows have the prompts of an earlier version.
+
+        Args:
+            step: name of the step.
+            entry: the new entry of the step for run.json.
+
+        Raises:
+            RunFolderError: the prompts of the step did not end with the chat template's generation prompt.
+        """
+        before = self.step(step)
+        if "templates" in entry and "depends_on" in before and "templates" not in before and self._has_outcome(step):
+            raise RunFolderError(
+                f"{self.path}: the {step} step of this run was made by an earlier version of rlt-data, whose prompts "
+                "did not end with the chat template's generation prompt. The run can be ranked, distilled and "
+                "published; for new rows choose another --out."
+            )
+
+    def _has_outcome(self, step: str) -> bool:
+        """Return whether a step may have rows or failures; a model that did not load, for example, leaves neither."""
+        return bool(self.parts(TABLE_OF_STEP[step])) or self.folder.exists("errors.jsonl")
+
+    def refuse_other_settings(
+        self,
+        step: str,
+        entry: Mapping[str, Any],
+        remedy: str = "Use the same settings to continue it, or choose another --out.",
+    ) -> None:
         """Refuse to add rows to a step that has rows or failures of other settings.
 
         Args:
             step: name of the step.
             entry: the new entry of the step for run.json: ``depends_on``, and the models and the format if the message
                 should name them.
+            remedy: what the user can do, for the message.
 
         Raises:
             RunFolderError: the step ran with other settings; the message names each difference.
         """
+        self.refuse_earlier_prompts(step, entry)
         before = self.step(step)
-        if not self.parts(TABLE_OF_STEP[step]) and not self.folder.exists("errors.jsonl"):
-            return  # an earlier start made nothing, for example because its model could not be loaded
-        if "templates" in entry and "depends_on" in before and "templates" not in before:
-            raise RunFolderError(
-                f"{self.path}: the {step} step of this run was made by an earlier version of rlt-data, whose prompts "
-                "did not end with the chat template's generation prompt. The run can be ranked, distilled and "
-                "published; for new rows choose another --out."
-            )
+        if not self._has_outcome(step):
+            return
         if before.get("depends_on", entry["depends_on"]) != entry["depends_on"]:
             differences = describe_changes(before, entry)
             raise RunFolderError(
-                f"{self.path}: the {step} step of this run was made with other settings ({differences}). "
-                "Use the same settings to continue it, or choose another --out."
+                f"{self.path}: the {step} step of this run was made with other settings ({differences}). {remedy}"
             )
 
     # Files
@@ -340,7 +362,12 @@ class RunFolder:
 
     def count(self, table: str) -> int:
         """Return the number of rows of a table."""
-        files = self._files(table, refresh=True)
+        self._files(table, refresh=True)
+        return self._count(table)
+
+    def _count(self, table: str) -> int:
+        """Return the number of rows of a table at its last listing."""
+        files = self._files(table)
         complete = sum(files.manifest.parts[part].state.rows for part in files.part_files - files.journal.keys())
         return complete + sum(len(self.read(table, part, [self.key(table)])) for part in files.journal)
 
@@ -372,7 +399,7 @@ class RunFolder:
         """Join the questions to their traces.
 
         Args:
-            traces: rows of one part, with ``question_id`` and ``answer``.
+            traces: rows of one part, with ``question_id``, ``answer`` and ``solution``.
             part: number of the part.
 
         Returns:
@@ -445,7 +472,7 @@ class RunFolder:
         made_from = self._files(table).manifest.made_from
         if table.startswith(SIGNAL_PREFIX) and not made_from:  # computed row by row
             source = "questions" if self.key(table) == "question_id" else "traces"
-            return self.count(table) == self.count(source)
+            return self._count(table) == self._count(source)
         if not made_from and table == "ranks":  # the first layout did not record sources
             return self.count("ranks") == self.count("scores")
         return not self.changed(made_from)
@@ -765,14 +792,10 @@ class NewTable:
 
 
 def _join_questions(traces: Frame, questions: Frame) -> Frame:
-    renamed = {name: f"question_{name}" for name in ("meta", "answer", "solution")}
-    joined = traces.join(
-        questions.drop("source_id").rename(renamed), on="question_id", how="left", maintain_order="left"
-    )
-    own = [name for name in ("answer", "solution") if name in traces.collect_schema()]
-    return joined.with_columns(
-        **{name: pl.coalesce(*[name][: name in own], f"question_{name}") for name in ("answer", "solution")}
-    )
+    of_question = {name: f"question_{name}" for name in ("meta", "answer", "solution")}
+    questions = questions.drop("source_id").rename(of_question)
+    joined = traces.join(questions, on="question_id", how="left", maintain_order="left")
+    return joined.with_columns(pl.coalesce(name, of_question[name]).alias(name) for name in ("answer", "solution"))
 
 
 def _file_names(files: _Files, table: str, part: int) -> list[str]:

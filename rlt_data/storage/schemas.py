@@ -33,7 +33,7 @@ QUESTIONS = _schema(
     _required("question_id", pa.string()),  # hash of question, solution and system
     pa.field("source_id", pa.string()),  # id in the input, or the row number
     _required("question", pa.string()),
-    _required("solution", pa.string()),
+    _required("solution", pa.string()),  # empty if it is unknown, or if each trace has its own
     pa.field("system", pa.string()),  # the question's own system text; null: the format's. Older runs lack the column
     pa.field("answer", pa.string()),  # short final answer of the first row with the question, if it has one
     pa.field("meta", pa.string()),  # JSON of the --keep columns, unless the rows are traces
@@ -43,7 +43,7 @@ TRACES = _schema(
     _required("trace_id", pa.string()),  # hash of everything that made the row
     _required("question_id", pa.string()),
     pa.field("source_id", pa.string()),
-    _required("sample_index", pa.int32()),  # 0 to n - 1 within the question
+    _required("sample_index", pa.int32()),  # 0 to n - 1 within the question, for each made_by
     _required("completion", pa.string()),  # raw text after the prefill
     pa.field("finish_reason", pa.string()),  # stop: closing tag; eos: no closing tag; length; null: unknown
     pa.field("token_ids", _TOKENS),  # as sampled; null for imported traces
@@ -56,7 +56,7 @@ TRACES = _schema(
     pa.field("seed", pa.uint64()),
     pa.field("teacher", pa.string()),  # fingerprint of model and tokenizer; null for imported traces
     _required("made_by", pa.string()),  # hash of the settings
-    pa.field("origin", pa.string()),  # who wrote the trace: a model's name
+    pa.field("origin", pa.string()),  # who wrote the trace: a model's name, or that of its settings
     pa.field("answer", pa.string()),  # short final answer of the trace's own row; null for generated traces
     pa.field("meta", pa.string()),  # JSON of the --keep columns of its row; null for generated traces
     pa.field("solution", pa.string()),  # the trace's own solution, if its row has one; null: the question's
@@ -95,7 +95,7 @@ SCORES = _schema(
     pa.field("thought_offsets", _TOKENS),  # within the thought, padding included
     pa.field("thought_kl", _LOGPROBS),  # one value per KL term
     pa.field("kl_offsets", _TOKENS),
-    _required("scored_by", pa.string()),  # hash of the settings
+    _required("scored_by", pa.string()),  # hash of the settings and of the teacher of the KL
     pa.field("origin", pa.string()),  # of the trace, as is meta
     pa.field("meta", pa.string()),
     # Measures of the explanation under the student at --measure-temperature; docs/measures.md has the formulas.

@@ -23,6 +23,7 @@ LONGEST_ANSWER = 500
 #: Give up after this many consecutive draws without a new problem.
 _MAX_REJECTED_DRAWS = 20_000
 
+_QUESTION = re.compile(r"Combine the numbers ((?:\d+, )*\d+ and \d+) with \+, -, \* and / to reach (\d+)\.")
 _TOKEN = re.compile(r"\s*(?:(\d+)|([-+*/()]))")
 _SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "x": "*", "[": "(", "]": ")"})
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
@@ -71,6 +72,12 @@ def question_text(numbers: Sequence[int], target: int) -> str:
         f"Combine the numbers {listed} with +, -, * and / to reach {target}. Use every number exactly once; brackets "
         "are allowed. Answer with one expression."
     )
+
+
+def numbers_and_target(question: str) -> tuple[tuple[int, ...], int] | None:
+    """Return the numbers and the target of a question that :func:`question_text` wrote; None for any other question."""
+    match = _QUESTION.match(question.strip())
+    return (tuple(map(int, re.findall(r"\d+", match[1]))), int(match[2])) if match else None
 
 
 def problems(settings: CountdownSettings) -> Iterator[Problem]:

@@ -6,14 +6,19 @@ letter) and ``countdown`` (an expression). Only ``math`` needs the extra ``eval`
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import queue
 import re
 import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from rlt_data.errors import ModelError
@@ -25,8 +30,20 @@ Kind = Literal["math", "choice", "countdown"]
 TIMEOUT = 10.0
 #: Time limit for starting the process, imports included, in seconds.
 _START_TIMEOUT = 120.0
+#: Memory of the grader's process, in bytes, where the system can limit it.
+MEMORY = 2 * 2**30
+#: Longer texts, in characters, are not answers.
+LONGEST_ANSWER = 1000
+_BOXES = ("\\boxed{", "\\fbox{", "\\framebox{")
+_BRACE = re.compile(r"\\.|[{}]", re.S)
 #: The text after the last match is the answer.
-_ANNOUNCED = re.compile(r"(?:answer(?: is|:)|####)[ :]*", re.I)
+_ANNOUNCED = re.compile(
+    r"(?:answer(?: is|:| =)|####|antwort(?: ist| lautet|:)|réponse(?: est| ?:)|respuesta(?: es|:)|答案(?:是|为|:|：))"
+    r"[ :*]*",
+    re.I,
+)
+_SENTENCE_END = re.compile(r"\.\s+(?=[A-Z])")
+_WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}")
 _LETTER = re.compile(r"(?<![A-Za-z])\(?([A-J])\)?(?![A-Za-z])")
 
 
@@ -42,18 +59,46 @@ class Grade:
     correct: bool
     note: str | None = None
 
+    @property
+    def failed(self) -> bool:
+        """Whether the grader failed, so that the answer may be right."""
+        return (self.note or "").startswith("the grader")
+
 
 def final_answer(solution: str) -> str:
-    """Return the final answer of a solution: the last LaTeX box, else the text after "answer is", else all of it."""
-    start = solution.rfind("\\boxed{")
-    if start >= 0:
-        depth = 0
-        for position in range(start + 6, len(solution)):
-            depth += {"{": 1, "}": -1}.get(solution[position], 0)
-            if not depth:
-                return solution[start + 7 : position].strip()
-    *_, answer = _ANNOUNCED.split(solution)
-    return (answer.strip().splitlines() or [""])[0].strip().removesuffix(".") if answer != solution else answer.strip()
+    """Return the final answer that a solution states; all of the solution if it states none."""
+    return stated_answer(solution) or solution.strip()
+
+
+def stated_answer(text: str) -> str | None:
+    """Return the final answer that a text states: the last LaTeX box, else the text after "answer is"; None if none.
+
+    Longer answers than 1000 characters do not count, nor does a heading that starts with ``####``.
+    """
+    return _boxed(text) or next(filter(None, _announced(text)), None)
+
+
+def _boxed(text: str) -> str | None:
+    """Return the content of the last box, if it is closed."""
+    start, box = max((text.rfind(box), box) for box in _BOXES)
+    if start < 0:
+        return None
+    start += len(box)
+    depth = 1
+    for brace in _BRACE.finditer(text, start, start + LONGEST_ANSWER):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if not depth:
+            return text[start : brace.start()].strip()
+    return None
+
+
+def _announced(text: str) -> Iterator[str]:
+    """Yield the text after each announcement, the last first, up to the end of its line or sentence."""
+    for match in reversed(list(_ANNOUNCED.finditer(text))):
+        lines = text[match.end() : match.end() + LONGEST_ANSWER].strip().splitlines()
+        is_heading = match[0].startswith("#") and len(lines) > 1
+        if lines and not is_heading:
+            yield _SENTENCE_END.split(lines[0], maxsplit=1)[0].strip(" *").removesuffix(".")
 
 
 def grade(kind: Kind, solution: str, gold: str, numbers: list[int] | None = None, target: int | None = None) -> Grade:
@@ -72,21 +117,30 @@ def grade(kind: Kind, solution: str, gold: str, numbers: list[int] | None = None
     if kind == "choice":
         letters = _LETTER.findall(final_answer(solution))
         return Grade(bool(letters) and letters[-1] == gold.strip().strip("()").upper())
-    from math_verify import parse, verify
+    from math_verify import verify
 
+    expected, answer = _parsed(f"${gold}$"), final_answer(solution)
+    found = _parsed(f"${answer}$")
+    # An answer with words is parsed as text too. A formula is not, because its last number would be taken.
+    is_formula = found and answer == solution.strip() and not _WORD.search(answer)
+    attempts = [found] if is_formula else [found, _parsed(solution)]
     # math-verify's own time limits need signals; Grader limits the time of the process instead.
-    expected = parse(f"${gold}$", parsing_timeout=None)
-    for text in (f"${final_answer(solution)}$", solution):
-        answer = parse(text, parsing_timeout=None)
-        if answer and verify(expected, answer, timeout_seconds=None):
-            return Grade(True)
-    return Grade(False)
+    return Grade(any(attempt and verify(expected, attempt, timeout_seconds=None) for attempt in attempts))
+
+
+@lru_cache(1024)
+def _parsed(text: str) -> list[Any]:
+    """Return the mathematical answers in a text."""
+    from math_verify import parse
+
+    parsed: list[Any] = parse(text, parsing_timeout=None)
+    return parsed
 
 
 class Grader:
     """Grades answers in a separate process, which is restarted if it crashes or an answer takes too long.
 
-    Use as a context manager.
+    Use as a context manager. An answer that needs more than :data:`MEMORY` ends the process.
 
     Args:
         kind: kind of the answers; the process imports math-verify at the start only for ``math``.
@@ -175,11 +229,55 @@ class Grader:
             self._process = None
 
 
+class Graders:
+    """Several graders, each with its own process, which starts at its first answer.
+
+    Use as a context manager.
+
+    Args:
+        processes: number of graders.
+        timeout: time limit per answer, in seconds.
+    """
+
+    def __init__(self, processes: int, timeout: float) -> None:
+        self._graders = [Grader(timeout=timeout) for _ in range(processes)]
+
+    def __enter__(self) -> Graders:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for grader in self._graders:
+            grader.__exit__()
+
+    def grade(self, pairs: Sequence[tuple[str, str]]) -> list[Grade]:
+        """Grade pairs of an answer and the correct answer, both mathematical.
+
+        Raises:
+            ModelError: a grader cannot be started.
+        """
+        free: queue.SimpleQueue[Grader] = queue.SimpleQueue()
+        for grader in self._graders:
+            free.put(grader)
+
+        def graded(pair: tuple[str, str]) -> Grade:
+            grader = free.get()
+            try:
+                return grader.grade("math", *pair)
+            finally:
+                free.put(grader)
+
+        with ThreadPoolExecutor(len(self._graders)) as threads:
+            return list(threads.map(graded, pairs))
+
+
 def serve(kind: Kind) -> None:
     """Grade requests from stdin, one JSON object per line, until stdin is closed; runs in :class:`Grader`'s process."""
     if kind == "math":
-        import math_verify  # noqa: F401 - fail here if it is missing, not at the first request
+        grade("math", "72 dollars", "\\frac{1}{2}")  # import now, so that the time limit is that of the answer
+    with contextlib.suppress(ImportError, OSError, ValueError):  # Windows, and systems that refuse the limit
+        import resource
 
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     replies = sys.stdout
     sys.stdout = sys.stderr  # keep text that libraries print out of the replies
     replies.write("{}\n")
@@ -187,6 +285,8 @@ def serve(kind: Kind) -> None:
     for line in sys.stdin:
         try:
             reply = grade(**json.loads(line))
+        except MemoryError:
+            os._exit(1)  # libraries may be in any state
         except Exception as error:  # noqa: BLE001 - symbolic algebra raises exceptions of many kinds
             reply = Grade(False, f"the grader failed: {type(error).__name__}")
         replies.write(json.dumps({"correct": reply.correct, "note": reply.note}) + "\n")

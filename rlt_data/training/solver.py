@@ -6,7 +6,7 @@ from functools import partial
 
 from rlt_data.formats import Views, choose_format
 from rlt_data.inputs.check import good_rows
-from rlt_data.inputs.ingest import question_id
+from rlt_data.inputs.rows import question_id
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import TrainSolverSettings
 from rlt_data.tasks.benchmarks import BENCHMARKS, BenchmarkReader

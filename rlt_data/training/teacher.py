@@ -9,8 +9,7 @@ from rlt_data.engines.models import tokenizer_fingerprint
 from rlt_data.errors import InputError
 from rlt_data.formats import Problem, Views, choose_format
 from rlt_data.inputs.check import good_rows
-from rlt_data.inputs.ingest import question_id
-from rlt_data.inputs.rows import Row
+from rlt_data.inputs.rows import Row, question_id
 from rlt_data.plugins import REWARDS
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import ModelSettings, TrainTeacherSettings, WarmUpSettings

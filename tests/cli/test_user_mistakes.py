@@ -84,7 +84,7 @@ BAD_ROWS: dict[str, tuple[bytes, str]] = {
     "a number for a question": (lines(*GOOD, {"question": 3, "solution": "s"}), "line 5: question: expected text"),
     "true for a solution": (lines(*GOOD, {"question": "q", "solution": True}), "line 5: solution: expected text"),
     "an empty question": (lines(*GOOD, {"question": " \n", "solution": "s"}), "line 5: question: empty"),
-    "an empty solution": (lines(*GOOD, {"question": "q", "solution": ""}), "line 5: solution: empty"),
+    "an empty solution": (lines(*GOOD, {"question": "q", "solution": ""}), "line 5: solution: missing"),
     "a tag in a solution": (
         lines(*GOOD, {"question": "q", "solution": "so <|end_of_solution|>"}),
         "line 5: the solution contains the tag '<|end_of_solution|>' of the format 'rlt'",
@@ -217,7 +217,7 @@ def test_an_input_that_cannot_be_read(
     options = {
         "check": (),
         "generate": ("--teacher", tiny(), "--n", 1, "--max-tokens", 5, "--out", run),
-        "score": ("--student", tiny(), "--teacher", "none", "--out", run),
+        "score": ("--student", tiny(), "--teacher", "none", "--out", "scored"),
     }
     quiet = command == "check" and kind == "blank"
     result = refused(command, "--in", file, *options[command], code=3, says=UNREADABLE[kind], errors=not quiet)
@@ -380,7 +380,7 @@ def test_what_is_not_the_run_that_a_step_needs(
         (("--in", "run", "--in", "other", "--out", "empty"), 5, "empty: "),
         (("--in", "run", "--in", "nothing", "--out", "new"), 5, "nothing: no such run folder"),
         (("--in", "run", "--in", "empty", "--out", "new"), 5, "empty: not a run folder (it has no run.json)"),
-        (("--in", "run", "--in", "hotter", "--out", "new"), 5, "(temperature 0.7 and 1.5)"),
+        (("--in", "run", "--in", "unpadded", "--out", "new"), 5, "have different padding"),
         (("--in", "run", "--in", "other", "--out", "file/new"), 7, "cannot write file/new: Not a directory"),
         (("--in", "run", "--in", "other", "--out", "/proc/new"), 7, "cannot write /proc/new"),
     ],
@@ -390,11 +390,11 @@ def test_runs_that_cannot_be_merged(
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
-    for name in ("other", "hotter"):
+    for name in ("other", "unpadded"):
         shutil.copytree(run, tmp_path / name)
     info = json.loads((run / "run.json").read_text())
-    info["steps"]["generate"]["depends_on"]["temperature"] = 1.5
-    (tmp_path / "hotter" / "run.json").write_text(json.dumps(info))
+    info["steps"]["generate"]["format"]["padding"] = ""
+    (tmp_path / "unpadded" / "run.json").write_text(json.dumps(info))
     before = set(tmp_path.iterdir())
     refused("merge", *options, code=code, says=says)
     assert set(tmp_path.iterdir()) == before

@@ -218,7 +218,10 @@ class Server:
             choice["logprobs"] = self._logprobs(model, kind, body, ids, tokens)
         if body.get("prompt_logprobs") is not None and kind.prompt_logprobs == "prompt_logprobs":
             values = model.logprobs(ids, 1.0)
-            logprobs = [{str(id): {"logprob": values[at, id].item()}} for at, id in enumerate(ids[1:])]
+            logprobs = [
+                {str(id): {"logprob": values[at, id].item(), "rank": 1 + int((values[at] > values[at, id]).sum())}}
+                for at, id in enumerate(ids[1:])
+            ]
             choice["prompt_logprobs"] = [None, *logprobs]
         return answer | {"choices": [choice]}
 

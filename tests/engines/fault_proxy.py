@@ -42,6 +42,17 @@ def first_logprob(value: Any) -> Callable[[Choice], None]:
     return lie
 
 
+def last_rank(value: Any) -> Callable[[Choice], None]:
+    """Change the rank of a prompt's last token."""
+
+    def lie(choice: Choice) -> None:
+        if "prompt_logprobs" in choice:
+            [entry] = choice["prompt_logprobs"][-1].values()
+            entry["rank"] = value
+
+    return lie
+
+
 def tokens(change: Callable[[list[int]], list[int]]) -> Callable[[Choice], None]:
     """Change the sampled tokens, with a log-prob of -1 for each."""
 
@@ -67,6 +78,9 @@ LIES: dict[str, Callable[[Choice], None]] = {
     "lowest": first_logprob(-1e300),
     "positive": first_logprob(0.5),
     "word": first_logprob("much"),
+    "rank of nothing": last_rank(0),
+    "rank of words": last_rank("first"),
+    "rank of memory": last_rank(-1049081441),
     "few": too_few,
     "many": tokens(lambda ids: ids * 1000),
     "unknown": tokens(lambda ids: [10**6, *ids[1:]]),

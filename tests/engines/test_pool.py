@@ -22,6 +22,8 @@ from rlt_data.errors import EngineError, ModelError
 
 MakePool = Callable[..., Pool]
 
+TEXT = np.arange(4, dtype=np.int32), np.array([1], np.int32)
+
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[MakePool]:
@@ -47,13 +49,30 @@ def make(tmp_path: Path) -> Iterator[MakePool]:
 
 def ask(pool: Pool, keys: Sequence[str]) -> dict[str, float | str]:
     """Return each key's answer: the process that answered, or the reason of its failure."""
-    requests = [SequenceRequest(key, np.arange(4, dtype=np.int32), np.array([1], np.int32)) for key in keys]
+    requests = [SequenceRequest(key, *TEXT) for key in keys]
     blocks = ([requests[start : start + 5]] for start in range(0, len(requests), 5))
     results = list(pool.logprobs(blocks, 1.0))
     assert Counter(result.key for result in results) == Counter(keys)
     return {
         result.key: result.reason if isinstance(result, Failure) else float(result.logprobs[0]) for result in results
     }
+
+
+def test_two_iterators_share_a_pool(make: MakePool) -> None:
+    """At some points, one has all of the pool's capacity while the other waits for nothing."""
+    pool = make()
+
+    def stream(name: str) -> Iterator[str]:
+        blocks = ([[SequenceRequest(f"{name}{number}", *TEXT)]] for number in range(30))
+        return (result.key for result in pool.logprobs(blocks, 1.0))
+
+    a, b = stream("a"), stream("b")
+    first, second = [next(a)], [next(b)]
+    first.append(next(a))  # requests more, and returns what has arrived
+    second += b
+    first += a
+    assert sorted(first) == sorted(f"a{number}" for number in range(30))
+    assert sorted(second) == sorted(f"b{number}" for number in range(30))
 
 
 def test_all_processes_work(make: MakePool) -> None:

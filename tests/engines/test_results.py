@@ -12,8 +12,19 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from rlt_data.engines import Failure, Model, PromptRequest, Sample, SampleRequest, Sampling, SequenceRequest, open_model
-from rlt_data.engines.results import invalid_logprobs
+from rlt_data.engines import (
+    Failure,
+    Measured,
+    Model,
+    PromptRequest,
+    Sample,
+    SampleRequest,
+    Sampling,
+    SequenceLogprobs,
+    SequenceRequest,
+    open_model,
+)
+from rlt_data.engines.results import checked_logprobs, invalid_logprobs
 from rlt_data.settings import ModelSettings
 from rlt_data.storage.run import RunFolder
 from tests.conftest import Rlt
@@ -107,6 +118,66 @@ def test_lies_about_scores(opened: Callable[..., Model], proxy: Process, lie: st
     proxy.turns(lie)
     [result] = model.logprobs([[[request]]], 1.0)
     assert isinstance(result, Failure) and reason in result.reason
+
+
+@pytest.mark.parametrize(
+    ("lie", "reason"),
+    {
+        "rank of nothing": "the engine returned a rank of 0 among",
+        "rank of memory": "the engine returned a rank of -1049081441 among",
+        "rank of words": "an answer that cannot be read (TypeError)",
+    }.items(),
+)
+def test_lies_about_ranks(opened: Callable[..., Model], proxy: Process, lie: str, reason: str) -> None:
+    """Ranks fail the row only where they are requested."""
+    model = opened(scoring=True)
+    ids, positions = np.arange(10, 30, dtype=np.int32), np.array([1, 19], np.int32)
+    proxy.turns(lie)
+    [result] = model.logprobs([[[SequenceRequest("a", ids, positions, measured=Measured(2, 1.0))]]], 1.0)
+    assert isinstance(result, Failure) and reason in result.reason
+    proxy.turns(lie)
+    [result] = model.logprobs([[[SequenceRequest("a", ids, positions)]]], 1.0)
+    assert isinstance(result, SequenceLogprobs) and result.ranks is None
+
+
+class OlderEngine:
+    """An engine from before the measures, as plug-ins may have: it returns only log-probs."""
+
+    def __init__(self, values: list[SequenceLogprobs]) -> None:
+        self.values = values
+
+    def logprobs(self, blocks: Any, temperature: float) -> Iterator[SequenceLogprobs]:
+        list(blocks)
+        return iter(self.values)
+
+
+def checked(result: SequenceLogprobs, measured: Measured | None) -> SequenceLogprobs | Failure:
+    request = SequenceRequest("a", np.arange(9, dtype=np.int32), np.array([3, 4, 7], np.int32), measured=measured)
+    [value] = checked_logprobs(OlderEngine([result]), [[[request]]], 0.7, vocabulary=50)  # type: ignore[arg-type]
+    return value
+
+
+def test_an_engine_without_measures_gives_those_of_its_own_temperature() -> None:
+    result = SequenceLogprobs("a", np.array([-1, -2, -3], np.float32))
+    same, other, none = (checked(result, measured) for measured in (Measured(2, 0.7), Measured(2, 1.0), None))
+    assert isinstance(same, SequenceLogprobs) and same.measured_logprobs is not None and same.ranks is None
+    assert same.measured_logprobs.tolist() == [-1, -2]
+    assert other == none == result
+
+
+@pytest.mark.parametrize(
+    ("measured", "ranks", "reason"),
+    [
+        ([-1.0, 0.5], [1, 1], "a log-prob of 0.5 at the second temperature"),
+        ([-1.0], [1, 1], "1 log-probs for 2 tokens at the second temperature"),
+        ([-1.0, -1.0], [1], "1 ranks for 2 tokens"),
+        ([-1.0, -1.0], [1, 51], "a rank of 51 among 50 tokens"),
+    ],
+)
+def test_impossible_measures(measured: list[float], ranks: list[int], reason: str) -> None:
+    logprobs = np.full(3, -1, np.float32)
+    result = SequenceLogprobs("a", logprobs, np.array(measured, np.float32), np.array(ranks, np.int32))
+    assert checked(result, Measured(2, 1.0)) == Failure("a", f"the engine returned {reason}")
 
 
 @pytest.mark.parametrize("token", [-1, 400_000])

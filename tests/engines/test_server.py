@@ -24,6 +24,7 @@ from transformers import (
 from rlt_data.engines import (
     Engine,
     Failure,
+    Measured,
     PromptRequest,
     Sample,
     SampleRequest,
@@ -228,6 +229,20 @@ def test_scoring_gives_the_models_logprobs(server: Process, opened: Open, tiny: 
     assert len(served) == 12
     for key, values in scores(local(tiny()), groups, 1.0).items():
         assert np.allclose(served[key], values, atol=1e-4), key
+
+
+@pytest.mark.parametrize("kind", ["vllm", "echo"])
+def test_ranks_are_those_of_the_response(server: Process, opened: Open, tiny: Tiny, kind: str) -> None:
+    """A server whose responses have no ranks gives none."""
+    groups = [[replace(text, measured=Measured(3, 1.0)) for text in group] for group in texts()]
+    expected = {result.key: result for result in local(tiny()).logprobs([groups], 1.0)}
+    for result in opened(server.url(kind), scoring=True).logprobs([groups], 1.0):
+        assert isinstance(result, SequenceLogprobs)
+        if kind == "echo":
+            assert result.ranks is None
+        else:
+            ranks = expected[result.key].ranks  # type: ignore[union-attr]
+            assert result.ranks is not None and result.ranks.tolist() == ranks.tolist()  # type: ignore[union-attr]
 
 
 def test_a_copy_with_a_divided_head_gives_logprobs_at_the_temperature(

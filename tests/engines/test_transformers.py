@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from rlt_data.engines import (
     Failure,
+    Measured,
     PromptRequest,
     Sample,
     SampleRequest,
@@ -23,6 +25,7 @@ from rlt_data.engines import (
     open_model,
 )
 from rlt_data.engines.transformers import TransformersEngine
+from rlt_data.engines.transformers import model as model_module
 from rlt_data.engines.transformers import scoring as scoring_module
 from rlt_data.engines.transformers.generation import Generator
 from rlt_data.settings import ModelSettings
@@ -342,3 +345,40 @@ def test_memory_that_pytorch_keeps_counts_as_free(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _, bytes=allocated: int(bytes))
         sizes.append(generator._fitting_size(block, WARM))
     assert sizes == [67, 67, 67]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("blocks", [(2048, 4096), (7, 64)])
+def test_measures_are_those_of_the_complete_distribution(
+    engine_of: Any, monkeypatch: pytest.MonkeyPatch, kind: str, blocks: tuple[int, int]
+) -> None:
+    """Texts with and without measures, at several temperatures, in one batch."""
+    monkeypatch.setattr(model_module, "_BLOCK_ROWS", blocks[0])
+    monkeypatch.setattr(model_module, "_BLOCK_VOCABULARY_CPU", blocks[1])
+    engine = engine_of(kind)
+    random = np.random.default_rng(3)
+    requests = []
+    for number, measured in enumerate([Measured(20, 1.0), None, Measured(7, 1.3), Measured(0, 1.0), Measured(5, 0.7)]):
+        ids = random.integers(10, engine.model.vocabulary, 60).astype(np.int32)
+        requests.append(SequenceRequest(str(number), ids, np.arange(20, 60, 2, dtype=np.int32), measured=measured))
+    plain = [replace(request, measured=None) for request in requests]
+    unmeasured = scored(engine, [plain], 0.7)
+    for result in engine.logprobs([[requests]], 0.7):
+        assert isinstance(result, SequenceLogprobs)
+        assert np.array_equal(result.logprobs, unmeasured[result.key])  # to the last bit
+        request = requests[int(result.key)]
+        if request.measured is None:
+            assert result.ranks is None and result.measured_logprobs is None
+            continue
+        count, temperature = request.measured.tokens, request.measured.temperature
+        at = request.positions[:count]
+        expected = plain_logprobs(engine, request.ids, temperature)[at - 1]
+        targets = torch.from_numpy(request.ids[at].astype(np.int64))[:, None]
+        of_targets = expected.gather(1, targets)
+        assert result.ranks is not None
+        assert result.ranks.tolist() == (1 + (expected > of_targets).sum(-1)).tolist()
+        if temperature == 0.7:
+            assert result.measured_logprobs is None  # they are the first log-probs
+        else:
+            assert result.measured_logprobs is not None and len(result.measured_logprobs) == count
+            assert np.allclose(result.measured_logprobs, of_targets[:, 0], atol=1e-4)

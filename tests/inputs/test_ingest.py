@@ -9,7 +9,7 @@ import pytest
 from rlt_data.errors import InputError
 from rlt_data.formats import load_format
 from rlt_data.inputs import ingest, recorded_inputs
-from rlt_data.inputs.ingest import question_id
+from rlt_data.inputs.rows import question_id
 from rlt_data.settings import InputSettings, parse_settings
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import QUESTIONS_PER_PART

@@ -63,7 +63,7 @@ def test_the_origin_of_each_field_is_shown(tmp_path: Path) -> None:
     )
     assert {name: (origin.column, origin.rule) for name, origin in counts.fields.items()} == {
         "question": ("messages[user].content", "options of 'choices' appended"),
-        "solution": ("messages[assistant].content", "text after the thought"),
+        "solution": ("messages[assistant].content", "text after the thought, the trace's own"),
         "explanation": ("messages[assistant].content", "thought in tags"),
         "system": ("messages[system].content", "preset messages"),
         "answer": ("answer", "column name, items joined by commas"),
@@ -96,6 +96,8 @@ def test_the_report_is_one_json_object(tmp_path: Path, rlt: Rlt) -> None:
         "rows": 3,
         "good": 2,
         "traces": 1,
+        "own_solutions": 0,
+        "without_solution": 0,
         "duplicates": 0,
         "repeated_questions": 0,
         "columns": ["question", "solution", "explanation", "x"],

@@ -90,6 +90,7 @@ def test_a_field_without_a_declaration_is_found_and_field_asks_for_one() -> None
 def test_traces_and_answers_depend_on_what_they_did(more: dict[str, Any], expected: dict[str, Any]) -> None:
     asked = parse_settings(GenerateSettings, {"in": "x", "teacher": "t", **more})
     assert generate._dependencies(asked, MODEL, FORMAT) == {"teacher": "M", **MADE_WITH, **SAMPLED, **expected}
+    assert asked.model_copy(update={"add": True, "origin": "o"}).depends_on() == asked.depends_on()
     given = {"in": "x", "model": "m", "benchmark": "math", "temperature": 0.7, **more}
     answered = {"model": "M", "benchmark": "math", **MADE_WITH, **SAMPLED, **expected}
     assert evaluate._dependencies(parse_settings(EvaluateSettings, given), MODEL, FORMAT) == answered

@@ -235,12 +235,12 @@ def test_a_merged_run_records_the_inputs_of_all_runs(tmp_path: Path) -> None:
 def test_runs_of_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     runs = [run_of(tmp_path / name, range(1)) for name in "ab"]
     for run, temperature in zip(runs, (0.7, 1.0), strict=True):
-        run.record("generate", {"depends_on": {"temperature": temperature, "seed": 0}})
+        run.record("score", {"depends_on": {"temperature": temperature, "alpha": 0}})
     with pytest.raises(RunFolderError) as error:
         merged(tmp_path / "merged", *runs)
-    for fact in (str(runs[0].path), str(runs[1].path), "generate", "temperature 0.7 and 1.0"):
+    for fact in (str(runs[0].path), str(runs[1].path), "score", "temperature 0.7 and 1.0"):
         assert fact in str(error.value)
-    assert "seed" not in str(error.value) and not (tmp_path / "merged").exists()
+    assert "alpha" not in str(error.value) and not (tmp_path / "merged").exists()
 
 
 def test_failures_are_carried_over_unless_another_run_has_the_row(tmp_path: Path) -> None:

@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlt_data.engines import Failure, PromptRequest, Sample, SampleRequest, Sampling, SequenceRequest, open_model
+from rlt_data.engines import (
+    Failure,
+    Measured,
+    PromptRequest,
+    Sample,
+    SampleRequest,
+    Sampling,
+    SequenceLogprobs,
+    SequenceRequest,
+    open_model,
+)
 from rlt_data.engines.protocol import Engine
 from rlt_data.engines.vllm import picks_tokens, scored
 from rlt_data.settings import ModelSettings
@@ -101,6 +111,36 @@ def test_scores_are_those_of_transformers(
     scores = logprobs(engines["scoring"], requests, temperature)
     for request in requests:
         np.testing.assert_allclose(scores[request.key], expected[request.key], atol=1e-4)
+
+
+@pytest.mark.parametrize("temperatures", [(0.7, 1.0), (1.0, 1.0)])
+def test_measures_are_those_of_transformers(
+    engines: dict[str, Engine], prompts: list[np.ndarray], temperatures: tuple[float, float]
+) -> None:
+    """Texts with and without measures, and at two temperatures, run through one engine at the same time."""
+    text = np.resize(np.concatenate(prompts), 300)
+    requests = [
+        SequenceRequest(str(end), text[:end], np.arange(1, end, 2, dtype=np.int32), measured=Measured(tokens, second))
+        for end, tokens, second in [(300, 149, temperatures[1]), (200, 20, temperatures[1]), (90, 44, 1.3)]
+    ]
+    requests.append(SequenceRequest("none", text, np.array([5, 6], np.int32)))
+
+    def results(engine: Engine) -> dict[str, SequenceLogprobs]:
+        found = list(engine.logprobs([[[request] for request in requests]], temperatures[0]))
+        assert all(isinstance(result, SequenceLogprobs) for result in found), found
+        return {result.key: result for result in found if isinstance(result, SequenceLogprobs)}
+
+    expected, computed = results(engines["transformers"]), results(engines["scoring"])
+    assert computed["none"].ranks is None and computed["none"].measured_logprobs is None
+    for request in requests[:3]:
+        ours, theirs = computed[request.key], expected[request.key]
+        np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
+        assert (ours.measured_logprobs is None) == (theirs.measured_logprobs is None)
+        if ours.measured_logprobs is not None and theirs.measured_logprobs is not None:
+            np.testing.assert_allclose(ours.measured_logprobs, theirs.measured_logprobs, atol=1e-4)
+        assert ours.ranks is not None and theirs.ranks is not None
+        assert len(ours.ranks) == request.measured.tokens and theirs.ranks.max() > 20  # type: ignore[union-attr]
+        assert (ours.ranks != theirs.ranks).mean() < 0.02 and np.abs(ours.ranks - theirs.ranks).max() <= 2
 
 
 @pytest.mark.parametrize("first", [1, 100, 511])

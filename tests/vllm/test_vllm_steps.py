@@ -73,12 +73,18 @@ def test_killed_engines_and_a_killed_run_cost_no_sample(questions: Path, run: Pa
 
 def test_scores_equal_those_of_the_transformers_engine(run: Path, tmp_path: Path, rlt: Rlt, read: Read) -> None:
     score = ("score", "--in", run, "--student", "nano", "--dtype", "float32", "--per-token")
+    score += ("--measures", "ifd", "--measures", "local", "--measures", "leak")
     rlt(*score, "--engine", "vllm", "--out", tmp_path / "vllm")
+    assert "vLLM reads each text twice" in (tmp_path / "vllm" / "run.log").read_text()
     rlt(*score, "--out", tmp_path / "transformers")
     both = read(tmp_path / "vllm", "scores").join(read(tmp_path / "transformers", "scores"), on="trace_id")
     assert len(both) == 300 * 8
     for column in ("reward", "r_ss", "r_kl", "solution_logprob_min", "kl_max"):
         assert (both[column] - both[f"{column}_right"]).abs().max() < 1e-4  # type: ignore[operator]
+    for column in ("thought_logprob_mean", "local_logprob_mean", "leak_drop", "surprising_share"):
+        assert (both[column] - both[f"{column}_right"]).abs().max() < 1e-4  # type: ignore[operator]
+    for column, bound in (("perplexity", 1e-4), ("ifd", 1e-4), ("rsr", 0.01), ("token_rank_mean", 0.01)):
+        assert (both[column] / both[f"{column}_right"] - 1).abs().max() < bound  # type: ignore[operator]
     for column in ("solution_logprobs", "thought_logprobs"):
         expected, computed = (both[name].explode().to_numpy() for name in (f"{column}_right", column))
         # The miniature is so confident that some log-probs are below -20, of which float32 keeps 7 digits.

@@ -31,7 +31,7 @@ from rlt_data.engines.server.background import EventLoopThread, SharedJob
 from rlt_data.engines.server.completions import Completions, find_end_tokens
 from rlt_data.engines.server.probing import Probe, refuse_different_models
 from rlt_data.engines.server.routing import Endpoint, RetriesExhausted, Router
-from rlt_data.engines.server.scoring import read_floats, read_prompt_logprobs
+from rlt_data.engines.server.scoring import read_floats, read_prompt_logprobs, read_prompt_ranks
 from rlt_data.engines.server.transport import Refusal, Transport
 from rlt_data.engines.watchdog import Heartbeat
 from rlt_data.errors import ModelError
@@ -216,15 +216,20 @@ class ServerEngine:
             return None
 
     async def _score(self, request: SequenceRequest) -> SequenceLogprobs | Failure:
-        ids = request.scored_ids.tolist()
+        ids, measured = request.scored_ids.tolist(), request.measured
         try:
-            values = await self._router.send(
+            values, ranks = await self._router.send(
                 lambda endpoint: {"prompt": ids, **endpoint.known_scoring},
-                lambda _, answer: read_prompt_logprobs(answer, ids),
+                lambda _, answer: (
+                    read_prompt_logprobs(answer, ids),
+                    read_prompt_ranks(answer, ids) if measured else None,
+                ),
             )
         except (Refusal, RetriesExhausted) as error:
             return Failure(request.key, str(error))
-        return SequenceLogprobs(request.key, values[request.positions])
+        if measured and ranks is not None:
+            ranks = ranks[request.positions[: measured.tokens]]
+        return SequenceLogprobs(request.key, values[request.positions], ranks=ranks)
 
 
 def _unusable_logprobs(endpoints: Sequence[Endpoint], sampling: Sampling) -> str | None:

@@ -1,4 +1,4 @@
-"""Read the log-probs of a prompt from servers that return them: vLLM's, and servers that echo a prompt with log-probs.
+"""Read the log-probs and ranks of a prompt from servers that return them: vLLM's, or any that echoes a prompt.
 
 They are always at temperature 1, even if a request names another temperature.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rlt_data.engines.protocol import Floats
+from rlt_data.engines.protocol import Floats, Ints
 from rlt_data.engines.server.transport import Refusal
 
 #: Parameters that make servers return the log-probs of a prompt, in order of preference.
@@ -41,6 +41,25 @@ def read_prompt_logprobs(answer: Mapping[str, Any], ids: Sequence[int]) -> Float
     if len(values) != len(ids) - 1 or None in values:
         raise Refusal("the server returned log-probs of other tokens than those sent", 200)
     return read_floats([np.nan, *values])
+
+
+def read_prompt_ranks(answer: Mapping[str, Any], ids: Sequence[int]) -> Ints | None:
+    """Return the ranks of a prompt's tokens, shape (tokens,), with 0 for the first; None if the response has none.
+
+    Args:
+        answer: a response that :func:`read_prompt_logprobs` has read.
+        ids: the prompt.
+
+    Raises:
+        TypeError, OverflowError: a rank is not a number of 32 bits.
+    """
+    entries = answer["choices"][0].get("prompt_logprobs")
+    ranks = [entry[str(id)].get("rank") for entry, id in zip(entries[1:], ids[1:], strict=True)] if entries else [None]
+    if None in ranks:
+        return None
+    if not all(isinstance(rank, int) for rank in ranks):
+        raise TypeError("a rank is not an integer")
+    return np.asarray([0, *ranks], np.int32)
 
 
 def read_floats(values: Sequence[Any]) -> Floats:

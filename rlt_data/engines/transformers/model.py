@@ -7,9 +7,11 @@ cache, which makes the head faster than a plain matrix product (figures in docs/
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from rlt_data.engines.config import context_length_of, load_config, pick_device, pick_dtype
@@ -172,18 +174,71 @@ class CausalModel:
         """
         pieces = []
         for rows, tokens in zip(torch.split(hidden, _BLOCK_ROWS), torch.split(targets, _BLOCK_ROWS), strict=True):
-            peaks, sums = [], []
+            total = _LogSum()
             target_logits = torch.zeros(len(rows), device=rows.device)
             for start, block in self._blocks(rows, temperature):
-                in_block = (tokens >= start) & (tokens < start + block.shape[1])
-                column = (tokens - start).clamp(0, block.shape[1] - 1)
-                target_logits = torch.where(in_block, block.gather(1, column[:, None])[:, 0], target_logits)
-                peak = block.amax(-1)
-                peaks.append(peak)
-                sums.append(block.sub_(peak[:, None]).exp_().sum(-1))
-            peak, log_total = _log_sum(peaks, sums)
-            pieces.append((target_logits - peak) - log_total)
+                target_logits = torch.where(*_target_values(block, tokens, start), target_logits)
+                total.add(block)
+            pieces.append(total.logprobs(target_logits))
         return torch.cat(pieces) if pieces else torch.zeros(0, device=hidden.device)
+
+    @torch.inference_mode()
+    def measured_logprobs(
+        self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, measured: npt.NDArray[np.float64]
+    ) -> torch.Tensor:
+        """Return log-probs of given tokens, and for some of them ranks and log-probs at a second temperature.
+
+        The logits are computed once. The first column has the same bits as :meth:`token_logprobs`.
+
+        Args:
+            hidden: outputs at the positions before the tokens, shape (rows, hidden size).
+            targets: the tokens, shape (rows,).
+            temperature: logits are divided by it.
+            measured: the second temperature of each row; 0 for rows that are not measured; shape (rows,).
+
+        Returns:
+            Log-probs, log-probs at the second temperature and ranks, shape (rows, 3), float32. The last two are 0 in
+            rows that are not measured; if all second temperatures equal the first, so is the second column.
+        """
+        second = bool((measured[measured > 0] != temperature).any())
+        pieces = []
+        for first_row in range(0, len(hidden), _BLOCK_ROWS):
+            chunk = slice(first_row, first_row + _BLOCK_ROWS)
+            rows, tokens = hidden[chunk], targets[chunk]
+            index = torch.from_numpy(np.flatnonzero(measured[chunk])).to(rows.device)
+            divisors = torch.from_numpy(measured[chunk].astype(np.float32)).to(rows.device)[index, None]
+            measured_tokens = tokens[index]
+            known = self._target_logits(rows[index], measured_tokens)
+            total, second_total = _LogSum(), _LogSum()
+            target_logits, likelier = torch.zeros(len(rows), device=rows.device), torch.zeros_like(known)
+            for start, block in self._blocks(rows):
+                logits = block.index_select(0, index)
+                likelier += torch.gt(logits, known[:, None], out=torch.empty_like(logits)).sum(-1)
+                # Off a CPU, the target's logit may have other last bits here.
+                in_block, own = _target_values(logits, measured_tokens, start)
+                likelier -= (in_block & (own > known)).float()
+                if second:
+                    second_total.add(logits.div_(divisors))
+                block.div_(temperature)
+                target_logits = torch.where(*_target_values(block, tokens, start), target_logits)
+                total.add(block)
+            columns = torch.zeros(len(rows), 3, device=rows.device)
+            columns[:, 0] = total.logprobs(target_logits)
+            if second:
+                columns[index, 1] = second_total.logprobs(known / divisors[:, 0])
+            columns[index, 2] = 1 + likelier
+            pieces.append(columns)
+        return torch.cat(pieces) if pieces else torch.zeros(0, 3, device=hidden.device)
+
+    def _target_logits(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the logits of given tokens, shape (rows,), from the same products as those of all tokens."""
+        logits = torch.zeros(len(hidden), device=hidden.device)
+        for start, end in self._block_bounds(self.vocabulary):
+            index = ((targets >= start) & (targets < end)).nonzero()[:, 0]
+            if len(index):
+                block = self._block(hidden[index], start, end)
+                logits[index] = block.gather(1, (targets[index] - start)[:, None])[:, 0]
+        return logits
 
     @torch.inference_mode()
     def full_kl(
@@ -219,12 +274,15 @@ class CausalModel:
             pieces.append(kl)
         return torch.cat(pieces) if pieces else torch.zeros(0, device=hidden.device)
 
-    def _blocks(self, hidden: torch.Tensor, temperature: float, size: int | None = None) -> Any:
-        """Yield each block of the vocabulary as its first token and its float32 logits divided by the temperature."""
-        size = self.vocabulary if size is None else size
+    def _blocks(self, hidden: torch.Tensor, temperature: float | None = None, size: int | None = None) -> Any:
+        """Yield each block of the vocabulary as its first token and its float32 logits, divided by a temperature."""
+        for start, end in self._block_bounds(self.vocabulary if size is None else size):
+            block = self._block(hidden, start, end)
+            yield start, block if temperature is None else block.div_(temperature)
+
+    def _block_bounds(self, size: int) -> Iterator[tuple[int, int]]:
         width = _BLOCK_VOCABULARY_CPU if self.device.type == "cpu" else _BLOCK_VOCABULARY
-        for start in range(0, size, width):
-            yield start, self._block(hidden, start, min(start + width, size)).div_(temperature)
+        return ((start, min(start + width, size)) for start in range(0, size, width))
 
     def _block(self, hidden: torch.Tensor, start: int, end: int) -> torch.Tensor:
         bias = getattr(self._head, "bias", None)
@@ -253,11 +311,33 @@ class CausalModel:
             )
 
 
-def _log_sum(peaks: list[torch.Tensor], sums: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Combine blocks' maxima and sums of exponentials into the overall maximum and the log of the remaining sum.
+class _LogSum:
+    """A running log-sum of exponentials over blocks of logits."""
 
-    They are not added, because a sum of several tens would cost digits that the difference to a logit needs.
-    """
-    stacked = torch.stack(peaks)
-    peak = stacked.amax(0)
-    return peak, (torch.stack(sums) * (stacked - peak).exp()).sum(0).log()
+    def __init__(self) -> None:
+        self._peaks: list[torch.Tensor] = []
+        self._sums: list[torch.Tensor] = []
+
+    def add(self, block: torch.Tensor) -> None:
+        """Add a block, shape (rows, block), and overwrite it."""
+        peak = block.amax(-1)
+        self._peaks.append(peak)
+        self._sums.append(block.sub_(peak[:, None]).exp_().sum(-1))
+
+    def logprobs(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the log-probs of tokens from their logits, shape (rows,).
+
+        Maximum and log of the remaining sum are subtracted one after the other, because their sum of several tens
+        would cost digits that the difference to a logit needs.
+        """
+        peaks = torch.stack(self._peaks)
+        peak = peaks.amax(0)
+        log_total = (torch.stack(self._sums) * (peaks - peak).exp()).sum(0).log()
+        return (logits - peak) - log_total
+
+
+def _target_values(block: torch.Tensor, targets: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return which targets are in the block that begins at a token, and their values there; both of shape (rows,)."""
+    in_block = (targets >= start) & (targets < start + block.shape[1])
+    column = (targets - start).clamp(0, block.shape[1] - 1)
+    return in_block, block.gather(1, column[:, None])[:, 0]

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from rlt_data.engines.protocol import Failure, SequenceBlock, SequenceLogprobs, SequenceRequest
+from rlt_data.engines.protocol import Failure, Floats, SequenceBlock, SequenceLogprobs, SequenceRequest
 from rlt_data.engines.transformers.model import CausalModel
 from rlt_data.engines.transformers.prompts import Prompts, compute_prompts
 
@@ -25,7 +26,7 @@ _CACHED_PER_TOKEN = 8
 _LENGTH_SHARE = 0.8
 
 
-_Reduce = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+_Reduce = Callable[[torch.Tensor, torch.Tensor, npt.NDArray[np.float64] | None], torch.Tensor]
 _Result = tuple[SequenceRequest, torch.Tensor | None]
 
 
@@ -64,8 +65,12 @@ class Scorer:
     def logprobs(self, block: SequenceBlock, temperature: float) -> Iterator[SequenceLogprobs | Failure]:
         """Score the texts of a block; see :meth:`rlt_data.engines.Engine.logprobs`."""
 
-        def reduce(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-            return self._model.token_logprobs(hidden, targets, temperature).cpu()
+        def reduce(
+            hidden: torch.Tensor, targets: torch.Tensor, measured: npt.NDArray[np.float64] | None
+        ) -> torch.Tensor:
+            if measured is None:
+                return self._model.token_logprobs(hidden, targets, temperature).cpu()[:, None]
+            return self._model.measured_logprobs(hidden, targets, temperature, measured).cpu()
 
         for chunk in self._chunks(block):
             for request, values in self._compute(chunk, reduce):
@@ -73,11 +78,11 @@ class Scorer:
                     reason = f"out of memory on {self._model.device} with a text of {len(request.ids)} tokens"
                     yield Failure(request.key, reason)
                 else:
-                    yield SequenceLogprobs(request.key, values.numpy())
+                    yield _result(request, values.T.contiguous().numpy(), temperature)
 
     def hidden(self, group: Sequence[SequenceRequest]) -> dict[str, torch.Tensor]:
         """Return the last layer's outputs before the scored tokens by key, each of shape (positions, hidden size)."""
-        outputs = {request.key: values for request, values in self._compute([group], lambda hidden, _: hidden)}
+        outputs = {request.key: values for request, values in self._compute([group], lambda hidden, *_: hidden)}
         return {key: values for key, values in outputs.items() if values is not None}
 
     def _compute(self, chunk: list[Sequence[SequenceRequest]], reduce: _Reduce) -> Iterator[_Result]:
@@ -85,8 +90,8 @@ class Scorer:
 
         Args:
             chunk: the groups.
-            reduce: computes values from the last layer's outputs, shape (rows, hidden size), and the tokens after
-                them, shape (rows,).
+            reduce: computes values, shape (rows, columns), from the last layer's outputs, shape (rows, hidden size),
+                the tokens after them, shape (rows,), and the second temperatures of measured rows, shape (rows,).
         """
         done: set[str] = set()
         try:
@@ -122,7 +127,7 @@ class Scorer:
             prompts = compute_prompts(self._model, prefix_ids, self._batch_tokens)
         for batch in batches:
             hidden, targets, counts = self._forward(batch, prompts if batch[0].prefix else None)
-            values = torch.split(reduce(hidden, targets), counts)
+            values = torch.split(reduce(hidden, targets, _measured(batch)), counts)
             for row, value in zip(batch, values, strict=True):
                 if row.request.emit:
                     yield row.request, value
@@ -189,6 +194,28 @@ class Scorer:
         where = torch.from_numpy(np.concatenate(rows)).to(device), torch.from_numpy(np.concatenate(columns)).to(device)
         target_ids = torch.from_numpy(np.concatenate(targets)).to(device)
         return hidden[where], target_ids, [len(continuation.request.positions) for continuation in batch]
+
+
+def _measured(batch: list[_Continuation]) -> npt.NDArray[np.float64] | None:
+    """Return the second temperature of each scored token of a batch, 0 for those not measured; None if none are."""
+    if not any(row.request.measured for row in batch):
+        return None
+    rows = []
+    for row in batch:
+        temperatures = np.zeros(len(row.request.positions))
+        if measured := row.request.measured:
+            temperatures[: measured.tokens] = measured.temperature
+        rows.append(temperatures)
+    return np.concatenate(rows)
+
+
+def _result(request: SequenceRequest, columns: Floats, temperature: float) -> SequenceLogprobs:
+    """Return the result of a text from its columns, shape (columns, positions)."""
+    if request.measured is None:
+        return SequenceLogprobs(request.key, columns[0])
+    count = request.measured.tokens
+    second = columns[1, :count] if request.measured.temperature != temperature else None
+    return SequenceLogprobs(request.key, columns[0], second, columns[2, :count].astype(np.int32))
 
 
 def _shared_prefix(group: Sequence[SequenceRequest]) -> int:

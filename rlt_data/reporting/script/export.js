@@ -13,7 +13,7 @@ const saveIds = () => saveFile("ids.txt", "text/plain", state.shown.map((i) => `
 // The columns of the tables, as far as the page has them
 const record = (i, content) => {
   const { traces, contents, ...of_question } = content;
-  const { source, trace_id, thought, completion, meta } = traces.find((trace) => trace.trace_id === at("trace_id", i));
+  const { source, trace_id, thought, completion, meta, answer, solution } = traces.find((trace) => trace.trace_id === at("trace_id", i));
   const numbers = Object.entries(index.columns).filter(([name]) => !["question", "source", "start"].includes(name));
   return {
     ...(head.sources.length > 1 && { run: head.sources[source] }),
@@ -22,6 +22,8 @@ const record = (i, content) => {
     ...(completion !== undefined && { completion }),
     ...Object.fromEntries(numbers.map(([name, values]) => [name, values[i]])),
     meta: meta ?? of_question.meta,
+    answer: answer ?? of_question.answer,
+    solution: solution ?? of_question.solution,
   };
 };
 

@@ -185,7 +185,7 @@ const search = async () => {
       const content = await question(number);
       if (thisSearch !== lastSearch) return;
       if (!content) continue;
-      const texts = new Map(content.traces.map((trace) => [trace.trace_id, `${trace.trace_id}\n${trace.meta ?? ""}\n${trace.thought ?? ""}\n${trace.completion ?? ""}`.toLowerCase()]));
+      const texts = new Map(content.traces.map((trace) => [trace.trace_id, `${trace.trace_id}\n${trace.meta ?? ""}\n${trace.solution ?? ""}\n${trace.thought ?? ""}\n${trace.completion ?? ""}`.toLowerCase()]));
       const common = [content.question_id, content.source_id, content.question, content.solution, content.answer, content.meta].join("\n").toLowerCase();
       searchTexts[number] = [common, rowsOf[number].map((i) => texts.get(at("trace_id", i)) || "")];
     }

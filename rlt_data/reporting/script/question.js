@@ -127,7 +127,10 @@ const fillCard = (node, trace, question) => {
   body.append(heading(trace.thought === undefined ? "Completion" : "Explanation", tokens ? mode() : "plain"), text);
   if (solution && mode() !== "plain") {
     body.append(heading("Solution, after this explanation", "log-prob"));
-    body.append(colouredText(question.contents[trace.source], solution, solution, "log-prob", [["log-prob", solution.values]]));
+    const content = trace.content ?? question.contents[trace.source];
+    body.append(colouredText(content, solution, solution, "log-prob", [["log-prob", solution.values]]));
+  } else if (trace.solution !== undefined) {
+    body.append(heading("Solution of this trace", "plain"), plainText(trace.solution));
   }
   if (trace.completion !== undefined && trace.thought !== undefined) {
     const raw = make("details");
@@ -187,7 +190,7 @@ const showQuestion = () => {
   const order = new Map(question.traces.map((trace) => [trace, bestFirst((name) => name === "source" ? trace.source : numberOf(trace, name))]));
   const ranked = [...question.traces].sort((a, b) => compare(order.get(a), order.get(b)));
   const texts = make("div", "problem");
-  texts.append(textBox(`Question ${visible(String(question.source_id ?? ""))}`, question.question), textBox("Solution", question.solution));
+  texts.append(textBox(`Question ${visible(String(question.source_id ?? ""))}`, question.question), textBox("Solution", question.solution || "Each trace has its own, or it is unknown."));
   if (question.meta) texts.firstChild.append(make("p", "fine", visible(question.meta)));
   const traces = make("div", view.stacked ? "stacked" : "side-by-side");
   traces.tabIndex = 0;

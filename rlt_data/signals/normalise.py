@@ -1,0 +1,201 @@
+r"""Texts as tokens that do not depend on case, punctuation, white space or the spelling of LaTeX.
+
+A token is a word or a number with the operators before it: ``$x^{2} - 3 \cdot x = \tfrac{1}{2}$`` and
+``x^2-3*x=1/2`` are both ``x ^2 -3 *x =1 2``. Delimiters, fractions, fonts and spaces of LaTeX are no tokens; other
+commands are words without their backslash. Number words up to a million are numbers. Scripts without spaces between
+words (Chinese, Japanese, Thai and others) have one token per character.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import xxhash
+from numpy.typing import NDArray
+
+#: Flags in the lowest bits of a code: the token decides what is asked (a number, or a word such as "half" or "odd"); it
+#: belongs to a formula (a variable, or a token with an operator).
+DECISIVE, FORMULA = 1, 2
+
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi chi "
+    "psi omega"
+).split()
+_GREEK_LETTERS = dict(zip("αβγδεζηθικλμνξοπρστυφχψω", _GREEK, strict=True)) | {"ς": "sigma"}
+_OPERATORS = {
+    "*": ("\\cdot", "\\times", "\\ast", "×", "·", "⋅", "∗", "∙"),
+    "-": ("−", "–", "‐", "‑", "\\minus"),
+    "≤": ("\\leqslant", "\\leq", "\\le", "<=", "≦", "⩽"),
+    "≥": ("\\geqslant", "\\geq", "\\ge", ">=", "≧", "⩾"),
+    "≠": ("\\neq", "\\ne", "!="),
+    "±": ("\\pm",),
+    "<": ("\\lt", "&lt;"),
+    ">": ("\\gt", "&gt;"),
+}
+_WORDS = {
+    "sqrt": ("√",),
+    "degrees": ("^{\\circ}", "^\\circ", "°", "\\degree", "\\degrees"),
+    "infty": ("∞",),
+    "sum": ("∑",),
+    "int": ("∫",),
+    "in": ("∈",),
+    "cap": ("∩",),
+    "cup": ("∪",),
+    "angle": ("∠",),
+    "triangle": ("△",),
+    "prime": ("′",),
+    "binom": ("\\dbinom", "\\tbinom"),
+    "mod": ("\\bmod", "\\pmod"),
+    "ell": ("ℓ",),
+    "emptyset": ("\\varnothing", "∅"),
+    "epsilon": ("\\varepsilon",),
+    "phi": ("\\varphi",),
+}
+_DROPPED = (
+    "\\left \\right \\middle \\bigl \\bigr \\biggl \\biggr \\bigg \\big \\frac \\dfrac \\tfrac \\cfrac \\over "
+    "\\div ÷ \\text \\textbf \\textit \\textrm \\textnormal \\mathrm \\mathbf \\mathit \\mathsf \\mathbb \\mathcal "
+    "\\operatorname \\mbox \\hbox \\emph \\boldsymbol \\bm \\rm \\bf \\displaystyle \\textstyle \\limits "
+    "\\nolimits \\qquad \\quad \\hspace \\vspace \\space &nbsp; \\ldots \\cdots \\dots \\colon \\lvert \\rvert "
+    "\\vert \\mid \\lfloor \\rfloor \\lceil \\rceil \\{ \\} \\[ \\] \\( \\) \\\\ \\, \\; \\: ~ — --- -- ** "
+    "\\rightarrow \\to → ... …"
+).split()
+_EMPTY = ("\\!", "'", "’", "‘", "`", "´", "\u200b", "\u200c", "\u200d", "\ufeff", "\u00ad")
+
+#: Ends each command of LaTeX, so that \\le does not fit in \\left.
+_END = "\x00"
+
+
+def _spellings() -> dict[str, str]:
+    """Return spellings and what they become, the longest first, because the first that fits counts."""
+    meanings = {
+        **{spelling: symbol for symbol, spellings in _OPERATORS.items() for spelling in spellings},
+        **{spelling: f" {word} " for word, spellings in _WORDS.items() for spelling in spellings},
+        **{letter: f" {name} " for letter, name in _GREEK_LETTERS.items()},
+        **dict.fromkeys(_DROPPED, " "),
+        **dict.fromkeys(_EMPTY, ""),
+        **dict.fromkeys(("{,}", ",\\!", ", \\!"), ","),
+        "\\": " ",
+    }
+    ended = {re.sub(r"(\\[a-z]+)", rf"\1{_END}", spelling): meaning for spelling, meaning in meanings.items()}
+    return dict(sorted(ended.items(), key=lambda item: -len(item[0])))
+
+
+_SPELLINGS = _spellings()
+_SUPERSCRIPTS = {"⁰": "0", "¹": "1", "²": "2", "³": "3", **{chr(0x2070 + digit): str(digit) for digit in range(4, 10)}}
+
+_SYMBOLS = r"+\-*=<>^≤≥≠±"
+_ALONE = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_TOKEN = rf"[{_SYMBOLS}]*(?:[0-9]+(?:\.[0-9]+)?|[{_ALONE}]|[\p{{L}}\p{{M}}\p{{N}}--0-9{_ALONE}]+)"
+
+_UNITS = "zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+_NUMBERS = {word: str(number + (number > 0)) for number, word in enumerate(_UNITS.split())} | {
+    **{"eighteen": "18", "nineteen": "19", "twenty": "20", "thirty": "30", "forty": "40", "fifty": "50"},
+    **{"sixty": "60", "seventy": "70", "eighty": "80", "ninety": "90", "hundred": "100", "thousand": "1000"},
+    "million": "1000000",
+}
+_DECISIVE = (
+    "half halves third thirds quarter quarters twice thrice double triple dozen maximum minimum largest smallest "
+    "greatest least even odd increasing decreasing positive negative derivative integral sin cos tan log ln"
+).split()
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of several texts as codes, concatenated.
+
+    Attributes:
+        codes: uint64 per token, of all texts; equal tokens have equal codes. Two low bits are flags.
+        offsets: int64, one more than texts; the tokens of text i are ``codes[offsets[i]:offsets[i + 1]]``.
+    """
+
+    codes: NDArray[np.uint64]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Return the number of texts."""
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """The number of tokens of each text."""
+        return np.diff(self.offsets)
+
+    @property
+    def texts(self) -> NDArray[np.int64]:
+        """The text of each token."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    @property
+    def short_codes(self) -> NDArray[np.uint32]:
+        """The upper half of each code, with the flags."""
+        flags = np.uint64(DECISIVE | FORMULA)
+        return (((self.codes >> np.uint64(32)) & ~flags) | (self.codes & flags)).astype(np.uint32)
+
+    def split(self) -> list[NDArray[np.uint32]]:
+        """Return the short codes of each text."""
+        return np.split(self.short_codes, self.offsets[1:])[:-1]
+
+    def take(self, chosen: NDArray[np.int64]) -> Tokens:
+        """Return the tokens of some texts."""
+        lengths = self.lengths[chosen]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        positions = np.arange(offsets[-1]) + np.repeat(self.offsets[chosen] - offsets[:-1], lengths)
+        return Tokens(self.codes[positions], offsets)
+
+
+def tokens(texts: pl.Series) -> Tokens:
+    """Return the tokens of texts; null has none."""
+    split = words(texts)
+    offsets = np.concatenate([[0], np.cumsum(split.list.len().fill_null(0).to_numpy().astype(np.int64))])
+    flat = split.explode().drop_nulls().cast(pl.Categorical(pl.Categories.random()))
+    if flat.is_empty():
+        return Tokens(np.zeros(0, np.uint64), offsets)
+    vocabulary = flat.unique()
+    numbers = vocabulary.to_physical().to_numpy()
+    codes = np.zeros(numbers.max() + 1, np.uint64)
+    codes[numbers] = _codes(vocabulary.cast(pl.String))
+    return Tokens(codes[flat.to_physical().to_numpy()], offsets)
+
+
+def words(texts: pl.Series) -> pl.Series:
+    """Return the tokens of texts as lists of strings."""
+    other = (texts.str.len_bytes() != texts.str.len_chars()).fill_null(False)
+    if other.any():
+        composed = texts.filter(other).str.replace_all("([⁰¹²³⁴-⁹]+)", "^$1").str.replace_many(_SUPERSCRIPTS)
+        texts = texts.scatter(other.arg_true(), composed.str.normalize("NFKC"))
+    return (
+        texts.str.to_lowercase()
+        .str.replace_all(r"\\{2,}", "\\")
+        .str.replace_all(r"\\[dtc]?frac\s*([0-9])\s*([0-9])", " $1 $2")
+        .str.replace_all(r"\\log_([0-9])([0-9])", "log $1 $2")
+        .str.replace_all(r"([0-9])\\,([0-9]{3})\b", "$1,$2")
+        .str.replace_all(r"\\(?:begin|end)\s*\{\s*[a-z]+\*?\s*\}", " ")
+        .str.replace_all(r"(\\[a-z]+)", f"${{1}}{_END}")
+        .str.replace_many(_SPELLINGS, leftmost=True)
+        .str.replace_all(r"(^|[^0-9,.(\[{])([1-9][0-9]{0,2}),([0-9]{3})(?:,([0-9]{3}))?\b", "$1$2$3$4")
+        .str.replace_all(rf"([{_SYMBOLS}])[\s{{(\[$]+", "$1")
+        .str.replace_all(r"[-*]+(\p{L}{2})", " $1")
+        .str.extract_all(_TOKEN)
+    )
+
+
+def _codes(vocabulary: pl.Series) -> NDArray[np.uint64]:
+    """Return the code of each token of a vocabulary."""
+    frame = vocabulary.to_frame("token").with_columns(
+        bare=pl.col("token").str.strip_chars_start("+-*=<>^≤≥≠±").replace(_NUMBERS),
+        symbols=pl.col("token").str.extract(rf"^([{_SYMBOLS}]+)").fill_null(""),
+    )
+    bare = frame["bare"]
+    number = bare.str.contains("^[0-9]")
+    decisive = number | bare.is_in(_DECISIVE)
+    variable = (bare.str.len_chars() == 1) & ~bare.is_in(["a", "i"]) & bare.str.contains("^[a-z]")
+    formula = variable | (frame["symbols"] != "")
+    # "x = 5" and "x is 5" have the same number.
+    symbols = pl.select(pl.when(number).then(frame["symbols"].str.strip_chars_start("=")).otherwise(frame["symbols"]))
+    spelled = symbols.to_series() + bare
+    hashes = np.fromiter(map(xxhash.xxh3_64_intdigest, spelled.cast(pl.Binary)), np.uint64, len(spelled))
+    flags = DECISIVE * decisive.to_numpy().astype(np.uint64) + FORMULA * formula.to_numpy().astype(np.uint64)
+    return (hashes & ~np.uint64(3)) | flags
