@@ -80,7 +80,7 @@ def test_each_condition_is_a_line_of_the_funnel_and_shows_nulls(run: RunFolder) 
     [
         ("rewrad > 1", "did you mean 'reward'"),
         ("reward", "must be true or false"),
-        ("ifd > 1 AND repeats", "no column 'repeats'"),
+        ("ifd > 1 AND repeats", "repeats is a column of the signal text; run rlt-data curate"),
         ("reward >= max(reward)", "depends on several rows"),
     ],
 )
