@@ -46,7 +46,7 @@ def show(settings: ShowSettings) -> None:
     from rlt_data.storage.run import RunFolder
 
     run = RunFolder.existing(settings.input)
-    if settings.best or settings.worst or settings.where is not None:
+    if settings.best or settings.worst or settings.where:
         selection = select(
             run,
             settings.key,
@@ -68,10 +68,12 @@ def show(settings: ShowSettings) -> None:
 
 def stats(settings: StatsSettings) -> None:
     """Print the figures of a run: rows, lengths, shares, and the distribution of each reward term."""
+    from rlt_data.signals.matching import find_matching
     from rlt_data.statistics import stats
     from rlt_data.storage.run import RunFolder
 
-    print_stats(stats(RunFolder.existing(settings.input)))
+    run = RunFolder.existing(settings.input)
+    print_stats(stats(run, matching=find_matching(run, settings.where)))
 
 
 def report(settings: ReportSettings) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,9 @@ _console = _Console(highlight=False, soft_wrap=True, emoji=False, quiet=not is_m
 #: Score columns that ``show`` prints above a trace's text.
 _SHOWN_TERMS = ("reward", "r_ss", "r_kl", "solution_logprob_mean", "kl_mean", "penalty", "thought_tokens")
 
+
+#: Characters of a trace id that are printed; ``show`` finds a trace by them.
+_SHORT_ID = 12
 
 #: Characters of each text of a row that ``check`` prints.
 SHOWN_CHARACTERS = 1000
@@ -142,13 +145,22 @@ def print_ranks(_: Settings, summary: RankSummary) -> None:
     _note_missing_traces(summary.missing_traces)
 
 
-def _print_funnel(steps: list[FunnelStep]) -> None:
-    """Print what each condition did."""
+def _print_funnel(steps: Sequence[FunnelStep]) -> None:
+    """Print what each condition dropped, with the beginnings of the ids of three traces."""
+    import polars as pl
+
+    rows = [
+        {"condition": step.condition, "traces": step.rows_in, "left": step.rows_out,
+         "questions left": step.questions_out, "null": step.unknown,
+         "  dropped, for example": "  " + " ".join(key[:_SHORT_ID] for key in step.examples)}
+        for step in steps
+        if not step.note
+    ]  # fmt: skip
+    if rows:
+        _print_frame(pl.DataFrame(rows) if any(row["null"] for row in rows) else pl.DataFrame(rows).drop("null"))
     for step in steps:
-        unknown = f" ({step.unknown:,} because it is null)" if step.unknown else ""
-        change = step.note or f"{step.rows_in:,} -> {step.rows_out:,}{unknown}"
-        examples = f"; dropped, for example: {', '.join(key[:12] for key in step.examples)}" if step.examples else ""
-        _console.print(_plain(f"  {step.condition}: {change}{examples}"))
+        if text := step.note or step.remark:
+            _console.print(f"  {_plain(step.condition)}: {_plain(text)}")
 
 
 def _note_missing_traces(count: int) -> None:
@@ -166,12 +178,9 @@ def print_dataset(_: Settings, summary: DistillSummary) -> None:
         f"{summary.rows} rows from {summary.questions} questions in {_plain(summary.out)} "
         f"(mean explanation: {summary.mean_thought_tokens:.0f} tokens)"
     )
-    reasons = ", ".join(f"{count} {reason}" for reason, count in summary.without_row_reasons.items())
+    _print_funnel(summary.funnel)
     notes = {
         f"rows are held out as the split test, from {summary.held_out_questions} of the questions": summary.held_out,
-        f"questions without a row ({reasons})": summary.without_row,
-        "selected traces dropped because they are not well-formed": summary.malformed,
-        "traces dropped because they are too long": summary.too_long,
         "questions whose best trace was too long and was replaced by another": summary.fallbacks,
     }
     for note, count in notes.items():
@@ -373,7 +382,7 @@ def print_question(question: dict[str, Any], traces: list[dict[str, Any]]) -> No
     for trace in traces:
         rank = f"rank {trace['rank']} of {trace['traces']}, " if trace.get("rank") else ""
         end = trace["finish_reason"] or "unknown finish reason"
-        _rule(f"{rank}trace {trace['trace_id'][:12]}, sample {trace['sample_index']}, {end}")
+        _rule(f"{rank}trace {trace['trace_id'][:_SHORT_ID]}, sample {trace['sample_index']}, {end}")
         terms = [f"{name} {_figure(trace[name])}" for name in _SHOWN_TERMS if trace.get(name) is not None]
         if terms:
             _console.print(", ".join(terms))
@@ -389,11 +398,10 @@ def print_question(question: dict[str, Any], traces: list[dict[str, Any]]) -> No
 
 def print_selected(settings: ShowSettings, selection: TraceSelection) -> None:
     """Print selected traces, each with its question."""
-    if settings.where is None:
-        heading = f"{selection.total:,} traces"
-    else:
-        heading = f"{selection.matching:,} of {selection.total:,} traces satisfy the expression"
-    if (count := len(selection.traces)) < selection.matching:
+    heading = str(selection.matching or f"{selection.count:,} traces")
+    if selection.matching and settings.key:
+        heading += f", {selection.count:,} of them in {settings.key}"
+    if (count := len(selection.traces)) < selection.count:
         more = "" if settings.best or settings.worst else " (--best N or --worst N shows more)"
         heading += f"; showing {count:,}{more}"
     order = f", {'worst' if settings.worst else 'best'} {selection.order} first" if selection.order and count else ""
@@ -403,7 +411,9 @@ def print_selected(settings: ShowSettings, selection: TraceSelection) -> None:
 
 
 def print_stats(stats: Stats) -> None:
-    """Print the figures of a run."""
+    """Print the figures of a run, or of some of its traces."""
+    if stats.matching:
+        _print_text(f"{stats.matching}; the figures are about these traces only")
     _console.print(", ".join(f"{count} {table}" for table, count in stats.rows.items()))
     if stats.finish_reasons:
         reasons = ", ".join(f"{reason} {count}" for reason, count in stats.finish_reasons.items())
@@ -426,6 +436,8 @@ def print_stats(stats: Stats) -> None:
 
 def print_report(summary: ReportSummary) -> None:
     """Print the size and the content of a report page."""
+    for matching in summary.matching.values():
+        _print_text(f"{matching}; the page is about these traces only")
     traces = f"all {summary.traces:,} traces"
     if summary.traces < summary.all_traces:
         traces = f"{summary.traces:,} of {summary.all_traces:,} traces (--limit)"
@@ -462,7 +474,7 @@ def _print_frame(frame: pl.DataFrame) -> None:
     for name, dtype in frame.schema.items():
         table.add_column(name.replace("_", " "), justify="left" if dtype == pl.String else "right")
     for row in frame.iter_rows():
-        table.add_row(*(_figure(value) for value in row))
+        table.add_row(*(_plain(_figure(value)) for value in row))
     # The terminal wraps a table that is too wide; rich would truncate its figures.
     table.width = Measurement.get(_console, _console.options.update(max_width=10_000), table).maximum
     _console.print(table, crop=False)

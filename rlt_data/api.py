@@ -6,7 +6,7 @@ from the settings. Code inside the package calls the step functions directly.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from os import PathLike
 from pathlib import Path
@@ -258,16 +258,18 @@ def run_pipeline(pipeline: PipelineSettings | str | PathLike[str], *, progress: 
     return run
 
 
-def stats(run: Run | str | PathLike[str]) -> Stats:
+def stats(run: Run | str | PathLike[str], *, where: str | Sequence[str] = ()) -> Stats:
     """Compute the figures of a run: rows, lengths, shares, and the distribution of each reward term.
 
     Args:
         run: the run, its folder or its URL.
+        where: SQL expressions over the columns of all tables and signals; only traces for which all are true count.
 
     Raises:
         RunFolderError: the run does not exist or is damaged.
+        SettingsError: an expression is wrong.
     """
-    return (run if isinstance(run, Run) else Run(run)).stats()
+    return (run if isinstance(run, Run) else Run(run)).stats(where=where)
 
 
 def _run(step: str, settings: tuple[Any, ...], keywords: dict[str, Any], progress: bool | Progress) -> Run:

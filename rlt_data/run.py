@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from rlt_data.settings import (
     RankSettings,
     ReportSettings,
     ScoreSettings,
+    StatsSettings,
 )
 from rlt_data.storage.backends import open_folder
 from rlt_data.storage.paths import StoragePath, storage_path
@@ -90,11 +92,13 @@ class Run:
             raise SettingsError(f"table: takes {', '.join(self._folder.tables)} (got {table!r})")
         return table
 
-    def stats(self) -> Stats:
+    def stats(self, *, where: str | Sequence[str] = ()) -> Stats:
         """Compute the figures of the run, as :func:`rlt_data.stats` does."""
+        from rlt_data.signals.matching import find_matching
         from rlt_data.statistics import stats
 
-        return stats(self._folder)
+        settings = StatsSettings(input=str(self.path), where=where)
+        return stats(self._folder, matching=find_matching(self._folder, settings.where))
 
     @documented(ScoreSettings, method=True, leave_out=InputSettings.model_fields)
     def score(self, *, progress: bool | Progress = False, **settings: Any) -> Run:

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from rlt_data.signals.matching import Matching
 from rlt_data.steps.rank import bucket_sums, bucket_table
 from rlt_data.storage.data_set import read_data_set
 from rlt_data.storage.errorlog import failures
@@ -69,6 +70,8 @@ class Stats:
         ranks_outdated: whether the scores have changed since the run was ranked, so that its ranks are left out.
         failed: number of rows in errors.jsonl by step.
         steps: the entries of run.json by step.
+        matching: the traces that these figures are about; None: all traces of the run. ``failed`` and ``steps`` are
+            always those of the run.
     """
 
     run: StoragePath
@@ -82,6 +85,7 @@ class Stats:
     ranks_outdated: bool
     failed: dict[str, int]
     steps: dict[str, Any] = field(repr=False)
+    matching: Matching | None = None
 
     @property
     def origins(self) -> dict[str, int]:
@@ -95,12 +99,15 @@ class Stats:
         return {step: total["tokens"] / total["seconds"] for step, total in work.items() if total and total["seconds"]}
 
 
-def stats(run: RunFolder | str | PathLike[str], scores: pl.DataFrame | None = None) -> Stats:
+def stats(
+    run: RunFolder | str | PathLike[str], scores: pl.DataFrame | None = None, matching: Matching | None = None
+) -> Stats:
     """Compute the statistics of a run.
 
     Args:
         run: the run, or its path or URL.
-        scores: the result of :func:`scored` for this run, if it is already loaded.
+        scores: the result of :func:`scored` for this run and these traces, if it is already loaded.
+        matching: the traces to compute them for. None: all.
 
     Raises:
         RunFolderError: the run does not exist.
@@ -110,18 +117,23 @@ def stats(run: RunFolder | str | PathLike[str], scores: pl.DataFrame | None = No
         run = RunFolder.existing(run.path)
     rows = {table: run.count(table) for table in ("questions", "traces", "scores", "ranks")}
     reasons: Counter[str] = Counter()
-    tokens = 0
+    tokens = questions = 0
     for part in run.parts("traces"):
-        traces = pl.DataFrame(run.read("traces", part, ["finish_reason", "completion_tokens"]))
+        columns = ["trace_id", "question_id", "finish_reason", "completion_tokens"]
+        traces = pl.DataFrame(run.read("traces", part, columns))
+        traces = matching.of(traces, part) if matching else traces
+        questions += traces["question_id"].n_unique()
         reasons.update(traces["finish_reason"].fill_null(UNKNOWN).to_list())
         tokens += int(traces["completion_tokens"].sum() or 0)
-    scores = scored(run) if scores is None else scores
+    scores = scored(run, matching=matching) if scores is None else scores
     ranked = scores.filter(pl.col("rank").is_not_null())
+    if matching:
+        rows = {"questions": questions, "traces": matching.count, "scores": len(scores), "ranks": len(ranked)}
     return Stats(
         run=run.path,
         rows=rows,
         finish_reasons=dict(sorted(reasons.items())),
-        by_origin=by_origin(run),
+        by_origin=by_origin(run, matching),
         completion_tokens=tokens,
         shares={flag: float(scores[flag].sum()) / len(scores) for flag in FLAGS} if len(scores) else {},
         terms=pl.concat([_distribution(scores, term) for term in TERMS]),
@@ -129,11 +141,16 @@ def stats(run: RunFolder | str | PathLike[str], scores: pl.DataFrame | None = No
         ranks_outdated=not run.is_current("ranks"),
         failed=dict(Counter(entry["step"] for entry in failures(run))),
         steps=run.info.get("steps", {}),
+        matching=matching,
     )
 
 
-def by_origin(run: RunFolder) -> pl.DataFrame:
+def by_origin(run: RunFolder, matching: Matching | None = None) -> pl.DataFrame:
     """Compare the origins of a run's traces.
+
+    Args:
+        run: the run.
+        matching: the traces to compare. None: all.
 
     Returns:
         One row per origin ("unknown" for traces without one), sorted by name: ``origin``, ``traces``, the mean of each
@@ -147,6 +164,7 @@ def by_origin(run: RunFolder) -> pl.DataFrame:
     sums = []
     for part in run.parts("traces"):
         rows = read_rows(run, part, ["origin", *means, *verdicts], known)
+        rows = matching.of(rows, part) if matching else rows
         rows = rows.with_columns(pl.col("origin").fill_null(UNKNOWN), pl.col(means).cast(pl.Float64))
         if data_set:
             rows = rows.with_columns(pl.col("trace_id").is_in(data_set.keys["trace_id"].to_list()).alias("selected"))
@@ -173,12 +191,13 @@ def by_origin(run: RunFolder) -> pl.DataFrame:
     return table.select(name for name in table.columns if table[name].count())
 
 
-def scored(run: RunFolder, *extra: str) -> pl.DataFrame:
+def scored(run: RunFolder, *extra: str, matching: Matching | None = None) -> pl.DataFrame:
     """Return the score columns that the statistics are computed from.
 
     Args:
         run: the run.
         extra: further columns of scores.
+        matching: the traces to return. None: all.
 
     Returns:
         One row per score, with the extra columns, :data:`TERMS`, :data:`FLAGS` and :data:`OF_RANKS`. The last are null
@@ -189,6 +208,8 @@ def scored(run: RunFolder, *extra: str) -> pl.DataFrame:
         run.join(pl.DataFrame(run.read("scores", part, ["trace_id", *columns])), "ranks", part, OF_RANKS)
         for part in run.parts("scores")
     ]
+    if matching:
+        frames = [matching.of(frame, part) for part, frame in zip(run.parts("scores"), frames, strict=True)]
     if not frames:
         return pl.DataFrame(schema=dict.fromkeys((*columns, *OF_RANKS), pl.Float64))
     return pl.concat(frames).drop("trace_id")

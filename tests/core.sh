@@ -19,7 +19,7 @@ export RLT_DATA_CACHE="$folder/cache"
 "$bin/rlt-data" generate --teacher model --in questions.jsonl --n 2 --max-tokens 20 --out run
 "$bin/rlt-data" score --in run --student model
 "$bin/rlt-data" rank --in run
-"$bin/rlt-data" distill --in run --select all --include-truncated || test $? = 2 # random weights may close nothing
+"$bin/rlt-data" distill --in run --select all --include truncated || test $? = 2 # random weights may close nothing
 "$bin/rlt-data" stats run
 "$bin/rlt-data" report run --out report.html
 "$bin/rlt-data" stats s3://bucket/run || test $? = 5 # says what to install

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from rlt_data.formats import load_format
 from rlt_data.settings import DistillSettings, RankSettings, parse_settings
 from rlt_data.steps.distill import DistillSummary, distill
 from rlt_data.steps.rank import RankSummary, rank
 from rlt_data.storage.run import RunFolder
-from rlt_data.storage.schemas import to_table
+from rlt_data.storage.schemas import signal_schema, to_table
 
 _TERMS = ("penalty", "r_ss", "r_kl", "solution_logprob_mean", "solution_logprob_min", "kl_mean", "kl_max")
 _COUNTS = ("solution_tokens", "kl_tokens", "student_tokens", "uncovered_chars", "completion_tokens")
@@ -117,3 +118,23 @@ def as_second_layout(run: RunFolder) -> RunFolder:
     run.write_json("manifests/ranks.json", ranks | {"made_from": {"scores": run.digest("scores")}})
     run.write_json("run.json", run.info | {"version": 2})
     return RunFolder(run.path)
+
+
+_SIGNAL_TYPES = {bool: "bool", int: "int", float: "float", str: "string"}
+
+
+def add_signal(run: RunFolder, name: str, level: str, **columns: dict[str, Any]) -> None:
+    """Write a signal's table: for each column, the values by key; other rows are null, or false."""
+    types = {column: _SIGNAL_TYPES[type(next(iter(values.values())))] for column, values in columns.items()}
+    entry = {"level": level, "columns": types, "depends_on": {}}
+    run.record("curate", {"signals": run.signals | {name: entry}})
+    schema = signal_schema(level, types)
+    source = "traces" if level == "trace" else "questions"
+    for part in run.parts(source):
+        keys = [column for column in schema.names if column not in columns]
+        rows = run.read(source, part, keys).to_pylist()
+        for row in rows:
+            for column, values in columns.items():
+                row[column] = values.get(row[f"{level}_id"], False if types[column] == "bool" else None)
+        run.write_part(f"signal_{name}", part, pa.Table.from_pylist(rows, schema=schema))
+    run.compact_all(f"signal_{name}")

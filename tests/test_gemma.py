@@ -25,7 +25,7 @@ def test_a_real_teacher_closes_its_explanations_and_help_is_rewarded(
     rlt("generate", *options, "--in", QUESTIONS, "--limit", 2, "--n", 3, "--max-tokens", 120, "--out", "run")
     rlt("score", "--in", "run", "--student", "gemma-3-270m", "--dtype", "float32")
     rlt("rank", "--in", "run")
-    rlt("distill", "--in", "run", "--select", "all", "--include-truncated")
+    rlt("distill", "--in", "run", "--select", "all", "--include", "truncated")
     assert (read(Path("run"), "traces")["finish_reason"] == "stop").sum() >= 3
     scores = read(Path("run"), "scores")
     assert scores["reward"].is_between(-12, 1).all() and scores["r_kl"].min() > -0.5  # type: ignore[operator]

@@ -92,7 +92,7 @@ def test_generated_traces_have_the_teacher_as_origin_and_questions_their_own_col
         assert read(Path(out), "traces")["origin"].to_list() == [tiny().name] * 2
     rlt("score", "one", "--student", tiny())
     rlt("rank", "one")
-    rlt("distill", "one", "--select", "all", "--include-truncated", "--out", "data")
+    rlt("distill", "one", "--select", "all", "--include", "truncated", "--out", "data")
     rows = [json.loads(line) for line in Path("data/train.jsonl").read_text().splitlines()]
     by_question = {row["question_meta"]: row for row in rows}
     assert by_question.keys() == {'{"model": "R1"}', '{"model": "QwQ"}'}

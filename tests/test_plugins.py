@@ -186,7 +186,7 @@ def test_a_shape_that_fails_writes_nothing(run: Path, rlt: Rlt, body: str, named
     rlt("score", "--in", run, "--student", "nano")
     rlt("rank", "--in", run)
     Path("mine.py").write_text(f"def shape(row): return {body}\n")
-    result = rlt("distill", "--in", run, "--include-truncated", "--shape", "mine:shape", code=2)
+    result = rlt("distill", "--in", run, "--include", "truncated", "--shape", "mine:shape", code=2)
     assert named in result.stderr and not Path("run/dataset").exists()
 
 

@@ -37,7 +37,7 @@ def test_the_calls_of_the_readme_make_a_data_set(run: rlt.Run) -> None:
     assert run.summary.rows == 6 and run.path == Path("run").absolute() and repr(run) == f"Run({str(run.path)!r})"
     assert run.score(student="nano", lambda_=1.0).rank(by="r_ss") is run
     assert run.summary.questions == 3
-    rows = run.distill(select="all", include_truncated=True)
+    rows = run.distill(select="all", include="truncated")
     assert isinstance(rows, datasets.Dataset) and run.summary.out == run.path / "dataset"
     assert rows.to_list() == pl.read_parquet("run/dataset/data/*.parquet").to_dicts()
     assert run.stats().rows == rlt.stats("run").rows == {"questions": 3, "traces": 6, "scores": 6, "ranks": 6}
@@ -56,7 +56,7 @@ def test_a_call_takes_settings_a_path_or_a_run_and_keywords_override(run: rlt.Ru
     settings = rlt.RankSettings(input="other")
     assert rlt.rank(settings).info["steps"]["rank"]["settings"]["by"] == "reward"
     assert rlt.rank(settings, by="r_ss").info["steps"]["rank"]["settings"]["by"] == "r_ss"
-    assert rlt.distill("other", out="set", include_truncated=True).num_rows == 3 and Path("set/train.jsonl").is_file()
+    assert rlt.distill("other", out="set", include="truncated").num_rows == 3 and Path("set/train.jsonl").is_file()
     default = rlt.generate(in_="problems.jsonl", teacher="nano", max_tokens=5, n=1)
     assert default.path == Path("runs/problems-nano-teacher").absolute()
 
@@ -199,7 +199,7 @@ import rlt_data as rlt
 rlt.make_countdown("problems.jsonl", rows=2)
 run = rlt.generate("problems.jsonl", teacher="nano", n=2, max_tokens=20)
 run.score(student="nano").rank()
-data = run.distill(select="all", include_truncated=True)
+data = run.distill(select="all", include="truncated")
 rlt.evaluate("problems.jsonl", model="nano", benchmark="countdown", max_tokens=9)
 rlt.train_student(data, model="nano", out="student", max_steps=1, batch_size=2)
 """

@@ -103,6 +103,7 @@ def dataset_text(facts: DatasetFacts) -> str:
             "A row": _row(facts),
             "How it was made": paragraphs(provenance(facts), origins_table(facts.distilled["counts"], facts.stats)),
             "Statistics": _statistics(facts),
+            "Selection": _selection(facts),
             "Rows left out": _left_out(facts),
             "Limits": _limits(facts),
             "Examples": _examples(facts),
@@ -266,7 +267,7 @@ def _columns(facts: DatasetFacts) -> str:
     note += f", which also has {listed([code(name) for name in more])}" if more else ""
     return paragraphs(
         f"Columns of {code('default')}{note}:",
-        _column_table(default, facts, export_shapes.MEANINGS),
+        _column_table(default, facts, facts.distilled.get("columns", {}) | export_shapes.MEANINGS),
         _folded_columns(by_name["traces"], facts) if "traces" in by_name else "",
     )
 
@@ -351,6 +352,32 @@ def _correct(facts: DatasetFacts) -> list[str]:
     ]
 
 
+def _selection(facts: DatasetFacts) -> str:
+    """Return what each condition dropped; empty for data sets of earlier versions."""
+    funnel = facts.distilled.get("funnel", [])
+    applied = [
+        {"condition": code(step["condition"]), "traces": step["rows_in"], "left": step["rows_out"],
+         "questions left": step["questions_out"], "dropped as null": step["unknown"],
+         "dropped, for example": ", ".join(code(key) for key in step["examples"])}
+        for step in funnel
+        if not step["note"]
+    ]  # fmt: skip
+    notes = [
+        f"- {code(step['condition'])}: {inline(step['note'] or step['remark'])}"
+        for step in funnel
+        if step["note"] or step["remark"]
+    ]
+    return paragraphs(
+        "Traces and questions that each condition left, from all scored traces to the rows:" if applied else "",
+        table(applied),
+        "\n".join(notes),
+    )
+
+
+def _is_applied(facts: DatasetFacts, condition: str) -> bool:
+    return any(step["condition"] == condition and not step["note"] for step in facts.distilled.get("funnel", []))
+
+
 def _left_out(facts: DatasetFacts) -> str:
     read = facts.steps.get("input", {})
     counts = facts.distilled["counts"]
@@ -359,10 +386,13 @@ def _left_out(facts: DatasetFacts) -> str:
         "invalid input rows": read.get("bad_rows", 0),
         "duplicate input rows": read.get("duplicates", 0),
         **{f"rows that failed in {inline(step)}": count for step, count in failed.items()},
-        "selected traces that are not well-formed": counts.get("malformed", 0),
-        "selected traces over the length limit": counts.get("too_long", 0),
-        "questions without a row in the selection": counts.get("without_row", 0),
     }
+    if "funnel" not in facts.distilled:
+        rows |= {
+            "selected traces that are not well-formed": counts.get("malformed", 0),
+            "selected traces over the length limit": counts.get("too_long", 0),
+            "questions without a row in the selection": counts.get("without_row", 0),
+        }
     return table([{"reason": reason, "rows": count} for reason, count in rows.items()])
 
 
@@ -371,10 +401,13 @@ def _limits(facts: DatasetFacts) -> str:
         " The reward measures how well the student predicts the known solution; it checks neither the\n  steps nor the "
         "final answer of an explanation."
     )
+    compared = "rlt-data did not compare the questions with any benchmark (no decontamination)."
+    if _is_applied(facts, "contaminated"):
+        compared = "Decontamination finds shared texts, not translations or free paraphrases."
     return f"""\
 - Explanations can be wrong.{reward if facts.reward == "rlt" else ""}
 - Scores depend on the student. Another student can rank the same traces differently.
-- rlt-data did not compare the questions with any benchmark (no decontamination)."""
+- {compared}"""
 
 
 def _examples(facts: DatasetFacts) -> str:

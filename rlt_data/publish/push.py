@@ -201,9 +201,12 @@ def _push_run(
     distilled = run.path / "dataset"
     provenance = _distill_json(open_folder(distilled))
     if not run.is_current("ranks"):
-        raise RunFolderError(f"{run.path}: the ranks are older than the scores; run rlt-data rank and distill again")
-    if provenance.get("made_from", {}).get("ranks", run.digest("ranks")) != run.digest("ranks"):
-        raise RunFolderError(f"{distilled}: is older than the ranks; run rlt-data distill again")
+        raise RunFolderError(
+            f"{run.path}: the ranks are older than the scores or signals that they were made from; run rlt-data rank "
+            "and distill again"
+        )
+    if changed := run.changed(provenance.get("made_from", {})):
+        raise RunFolderError(f"{distilled}: is older than the {changed[0]}; run rlt-data distill again")
     _fail_early(settings, repository)
     main = root / "main"
     main.mkdir()

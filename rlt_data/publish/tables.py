@@ -23,9 +23,10 @@ import pyarrow.parquet as pq
 from rlt_data.errors import RunFolderError
 from rlt_data.progress import Progress
 from rlt_data.settings import DistillSettings
-from rlt_data.steps.distill import DistillSummary, Selection
+from rlt_data.steps.distill import Rows
 from rlt_data.steps.provenance import recorded_format
 from rlt_data.steps.registry import DATA_STEPS
+from rlt_data.steps.selection import Selection
 from rlt_data.storage.backends import open_folder
 from rlt_data.storage.parquet import Shards, table_errors
 from rlt_data.storage.paths import StoragePath
@@ -221,21 +222,28 @@ def _write_by_rank(run: RunFolder, provenance: Mapping[str, Any], root: Path, pr
     recorded = provenance["settings"]
     # A pair belongs to no rank, so its traces are published one by one in the same template.
     shape = "prompt-completion" if recorded["shape"] == "preference" else recorded["shape"]
-    settings = DistillSettings(input=str(run.path), select="all", shape=shape, tokenizer=recorded.get("tokenizer"))
-    selection = Selection(run, settings, format, DistillSummary(run.path))
-    schema = selection.schema
-    if is_one_config and not by_rank:
-        schema = schema.append(pa.field("bucket", pa.int32()))
+    settings = DistillSettings(
+        input=str(run.path),
+        select="all",
+        include=[name for name in recorded.get("include", ()) if name in ("contaminated", "duplicate")],
+        shape=shape,
+        columns=recorded.get("columns", ()),
+        tokenizer=recorded.get("tokenizer"),
+    )
+    rows = Rows(run, settings, format)
+    schema = rows.schema
+    if is_one_config and column not in schema.names:
+        schema = schema.append(pa.field(column, pa.int32()))
     writers: dict[int, ConfigWriter] = {}
-    for frame in selection.chosen(progress):
-        for row in selection.rows(frame):
+    for frame in Selection(run, settings, rows.lengths).chosen(progress):
+        for row in rows.rows(frame):
             if row[column] is None:
                 continue  # a trace without a value is in no quantile
             number = 0 if is_one_config else row[column]
             if number not in writers:
                 single = f"rank_{number:02d}" if by_rank else f"bucket_{number}"
                 writers[number] = ConfigWriter(root, f"{column}s" if is_one_config else single, schema)
-            writers[number].append({column: row[column]} | selection.shaped(row))
+            writers[number].append({column: row[column]} | rows.shaped(row))
     for _, writer in sorted(writers.items()):
         yield writer.close()
 

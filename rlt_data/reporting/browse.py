@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from rlt_data.errors import RunFolderError, SettingsError, first_line
+from rlt_data.errors import RunFolderError, SettingsError
+from rlt_data.signals.matching import Matching, find_matching
+from rlt_data.storage.rows import columns_of, read_rows
 from rlt_data.storage.run import RunFolder
-from rlt_data.storage.schemas import SCHEMAS
 
 _KEYS = ["trace_id", "question_id", "source_id"]
 _TRACE_COLUMNS = [*_KEYS, "sample_index", "completion", "finish_reason", "origin", "answer", "meta", "solution"]
@@ -40,77 +40,57 @@ class TraceSelection:
 
     Attributes:
         traces: their columns, those of their questions included.
-        matching: number of traces that satisfied the expression.
-        total: number of traces of the run, or of the question that was named.
+        count: number of traces that could be shown.
+        matching: the traces that satisfy the expressions; None without expressions.
         order: column by which the traces are ordered; None: as in the table.
     """
 
     traces: list[dict[str, Any]]
-    matching: int
-    total: int
+    count: int
+    matching: Matching | None
     order: str | None
 
 
 def select(
-    run: RunFolder, key: str | None = None, *, where: str | None = None, limit: int, worst_first: bool = False
+    run: RunFolder, key: str | None = None, *, where: Sequence[str] = (), limit: int, worst_first: bool = False
 ) -> TraceSelection:
     """Select the best or the worst traces of a run.
 
     Args:
         run: the run.
         key: trace or question to select from, as in :func:`find`; None: all.
-        where: SQL expression over the columns of all tables; None: all traces.
+        where: SQL expressions over the columns of all tables and signals, which all must be true.
         limit: number of traces to return at most.
         worst_first: whether to return the worst instead of the best.
 
     Raises:
-        SettingsError: the expression is not one, names no column, or compares what cannot be compared.
+        SettingsError: an expression is wrong.
         RunFolderError: there are no traces, or no scores to order them by.
     """
     if not run.parts("traces"):
         raise RunFolderError(f"{run.path}: there are no traces yet")
-    rows = run.scan()
-    columns = rows.collect_schema()
-    condition = pl.lit(True) if where is None else _condition(where, columns, run)
-    orders = [name for name in _ORDERS if name in columns]
-    needed = dict.fromkeys([*_KEYS, *orders, *condition.meta.root_names()])
-    frame = rows.select(list(needed)).collect()
+    matching = find_matching(run, where)
+    tables = columns_of(run)
+    orders = [name for name in _ORDERS if name in tables]
+    frames = []
+    for part in run.parts("traces"):
+        rows = read_rows(run, part, orders, tables)
+        frames.append(matching.of(rows, part) if matching else rows)
+    frame = pl.concat(frames)
     if key:
         shown = find(run, key)
         frame = frame.filter(pl.col("trace_id").is_in([trace["trace_id"] for trace in shown.traces]))
-    try:
-        matching = frame.filter(condition)
-    except pl.exceptions.PolarsError as error:
-        raise SettingsError(f"--where: {where}: {first_line(error)}") from None
     order = next((name for name in orders if frame[name].is_not_null().any()), None)
     if order:
-        matching = matching.sort(order, descending=not worst_first, nulls_last=True, maintain_order=True)
-    elif worst_first:
+        frame = frame.sort(order, descending=not worst_first, nulls_last=True, maintain_order=True)
+    elif worst_first and len(frame):
         raise RunFolderError(f"{run.path}: there are no scores to order traces by; run rlt-data score first")
-    chosen = matching["trace_id"].to_list()[:limit]
-    lists = [name for name, dtype in columns.items() if isinstance(dtype, pl.List)]
-    details = rows.filter(pl.col("trace_id").is_in(chosen)).drop(lists).collect().to_dicts()
+    chosen = frame["trace_id"].to_list()[:limit]
+    scan = run.scan()
+    lists = [name for name, dtype in scan.collect_schema().items() if isinstance(dtype, pl.List)]
+    details = scan.filter(pl.col("trace_id").is_in(chosen)).drop(lists).collect().to_dicts()
     by_id = {row["trace_id"]: row for row in details}
-    return TraceSelection([by_id[trace] for trace in chosen], len(matching), len(frame), order)
-
-
-def _condition(where: str, columns: Collection[str], run: RunFolder) -> pl.Expr:
-    """Return the expression; raise SettingsError if it is not one, or names a column that the run lacks."""
-    try:
-        condition = pl.sql_expr(where)
-    except pl.exceptions.PolarsError as error:
-        raise SettingsError(f"--where: {where}: not a SQL expression: {first_line(error)}") from None
-    for name in condition.meta.root_names():
-        if name in columns:
-            continue
-        if table := next((table for table in ("scores", "ranks") if name in SCHEMAS[table].names), None):
-            raise SettingsError(f"--where: {name} is a column of {table}, and {run.path} has no current {table}")
-        near = difflib.get_close_matches(name, columns, 1)
-        raise SettingsError(
-            f"--where: no column {name!r}; "
-            + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(columns)}")
-        )
-    return condition
+    return TraceSelection([by_id[trace] for trace in chosen], len(frame), matching, order)
 
 
 def find(run: RunFolder, key: str | None = None) -> ShownQuestion:

@@ -12,11 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import polars as pl
 
 from rlt_data.formats.views import read_completion
+from rlt_data.signals.matching import Matching
 from rlt_data.statistics import OF_RANKS, TERMS
 from rlt_data.steps.provenance import recorded_format
 from rlt_data.storage.data_set import read_data_set
@@ -55,6 +57,7 @@ class ListedTraces:
         runs: the runs by name. Of several runs, only questions that all of them have are listed.
         limit: maximum number of traces; at least one question is listed.
         only: the only question to list, by its id.
+        matching: the traces to list, by the name of their run; all traces of the other runs.
 
     Attributes:
         selected: the questions that are listed, in the order of the first run.
@@ -62,8 +65,15 @@ class ListedTraces:
         traces: number of their traces.
     """
 
-    def __init__(self, runs: Mapping[str, RunFolder], limit: int, only: str | None = None) -> None:
+    def __init__(
+        self,
+        runs: Mapping[str, RunFolder],
+        limit: int,
+        only: str | None = None,
+        matching: Mapping[str, Matching] = MappingProxyType({}),
+    ) -> None:
         self.runs = dict(runs)
+        self._matching = [matching.get(name) for name in runs]
         self.formats = [recorded_format(run, "score") or recorded_format(run, "generate") for run in runs.values()]
         self.questions = self.traces = 0
         self.selected = self._select(limit, only)
@@ -76,10 +86,11 @@ class ListedTraces:
 
     def _select(self, limit: int, only: str | None) -> list[SelectedQuestion]:
         by_run: list[dict[str, tuple[int, int]]] = []  # (traces, part) by question
-        for run in self.runs.values():
+        for run, matching in zip(self.runs.values(), self._matching, strict=True):
             counts: dict[str, tuple[int, int]] = {}
             for part in run.parts("traces"):
-                ids = pl.DataFrame(run.read("traces", part, ["question_id"]))
+                ids = pl.DataFrame(run.read("traces", part, ["trace_id", "question_id"]))
+                ids = matching.of(ids, part) if matching else ids
                 groups = ids.group_by("question_id", maintain_order=True).len()
                 counts |= {key: (number, part) for key, number in groups.iter_rows()}
             by_run.append(counts)
@@ -226,6 +237,8 @@ class ListedTraces:
         run = list(self.runs.values())[source]
         rows = pl.DataFrame(run.read("traces", part, ["trace_id", "question_id", "sample_index", *columns]))
         rows = rows.filter(pl.col("question_id").is_in(self._selected_ids))
+        if matching := self._matching[source]:
+            rows = matching.of(rows, part)
         for table, names in joined.items():
             rows = run.join(rows, table, part, names)
         return {str(key): frame for (key,), frame in rows.partition_by("question_id", as_dict=True).items()}

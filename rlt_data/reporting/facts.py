@@ -79,7 +79,7 @@ def _data_set(data_set: DataSet | None) -> str | None:
     settings = data_set.settings
     limits = {"limit": "at most {} rows", "max_tokens": "at most {} tokens each", "tokenizer": "tokens of {}"}
     chosen = [text.format(settings[key]) for key, text in limits.items() if settings.get(key)]
-    outdated = [] if data_set.is_current else ["older than the ranks: run rlt-data distill again"]
+    outdated = [] if data_set.is_current else ["older than ranks or signals: run rlt-data distill again"]
     return ", ".join([str(settings.get("select")), f"{len(data_set.keys):,} rows", *chosen, *outdated])
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
+from types import MappingProxyType
 from typing import Any
 
 import polars as pl
@@ -14,6 +15,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from rlt_data import plots
 from rlt_data.publish.redact import redact_paths
 from rlt_data.reporting.facts import facts
+from rlt_data.signals.matching import Matching
 from rlt_data.statistics import FLAGS, UNKNOWN, Stats, figure, scored, stats
 from rlt_data.steps.makers import makers_of
 from rlt_data.steps.registry import STEPS
@@ -51,14 +53,17 @@ _PLOTS = {
 }
 
 
-def overview(runs: Mapping[str, RunFolder], note: str = "") -> str:
+def overview(
+    runs: Mapping[str, RunFolder], note: str = "", matching: Mapping[str, Matching] = MappingProxyType({})
+) -> str:
     """Return the overview as an HTML fragment in which all texts are escaped.
 
     Args:
         runs: the runs by name.
         note: a sentence to show first.
+        matching: the traces that the figures are about, by the name of their run; all traces of the other runs.
     """
-    frames = {name: scored(run, "question_id") for name, run in runs.items()}
+    frames = {name: scored(run, "question_id", matching=matching.get(name)) for name, run in runs.items()}
     non_empty = {name: frame for name, frame in frames.items() if len(frame)}
     drawings = plots.plots_of(non_empty) if non_empty else {}
     terms = plots.plots_of_terms(non_empty) if drawings else {}
@@ -67,7 +72,7 @@ def overview(runs: Mapping[str, RunFolder], note: str = "") -> str:
         note=note,
         glossary=_GLOSSARY,
         meanings={**MEANINGS, **_CARD_MEANINGS},
-        sources=[_source(name, run, frames[name]) for name, run in runs.items()],
+        sources=[_source(name, run, frames[name], matching.get(name)) for name, run in runs.items()],
         plots=[
             (name.replace("-", " ").capitalize(), _PLOTS[name], _svg(draw, name)) for name, draw in drawings.items()
         ],
@@ -116,9 +121,10 @@ def _cell(value: Any, name: str) -> str:
     return figure(value)
 
 
-def _source(name: str, run: RunFolder, scores: pl.DataFrame) -> dict[str, Any]:
-    figures = stats(run, scores)
+def _source(name: str, run: RunFolder, scores: pl.DataFrame, matching: Matching | None) -> dict[str, Any]:
+    figures = stats(run, scores, matching)
     data_set = read_data_set(run)
+    funnel = data_set.funnel if data_set else []
     reasons = Counter((entry["step"], str(entry.get("reason", ""))) for entry in failures(run))
     return {
         "name": name,
@@ -128,6 +134,8 @@ def _source(name: str, run: RunFolder, scores: pl.DataFrame) -> dict[str, Any]:
         "terms": figures.terms.filter(pl.col("mean").is_not_null()).to_dicts(),
         "origins": figures.by_origin.to_dicts() if figures.origins.keys() - {UNKNOWN} else [],
         "buckets": figures.buckets.to_dicts(),
+        "funnel": [step for step in funnel if not step["note"]],
+        "unapplied": [step for step in funnel if step["note"]],
         "failures": [(step, reason, count) for (step, reason), count in reasons.most_common(_MAX_REASONS)],
         "steps": {
             title: settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlt_data.errors import RunFolderError, SettingsError
@@ -13,6 +13,7 @@ from rlt_data.reporting.build import write_page
 from rlt_data.reporting.collect import ListedTraces, source_name
 from rlt_data.reporting.overview import overview
 from rlt_data.settings import ReportSettings
+from rlt_data.signals.matching import Matching, find_matching
 from rlt_data.storage.outputs import write_file
 from rlt_data.storage.run import RunFolder
 
@@ -29,6 +30,7 @@ class ReportSummary:
         all_traces: number of traces without a limit.
         per_token: whether a run was scored with ``--per-token``, so that its explanations are coloured.
         seconds: duration.
+        matching: the traces that satisfy ``where``, by the name of their run; empty without conditions.
     """
 
     out: Path
@@ -38,6 +40,7 @@ class ReportSummary:
     all_traces: int
     per_token: bool
     seconds: float
+    matching: Mapping[str, Matching] = field(default_factory=dict)
 
 
 def report(settings: ReportSettings, progress: Progress = SILENT) -> ReportSummary:
@@ -50,20 +53,31 @@ def report(settings: ReportSettings, progress: Progress = SILENT) -> ReportSumma
     """
     began = time.monotonic()
     runs = _sources(settings)
-    selection = ListedTraces(runs, settings.limit)
+    found = {name: find_matching(run, settings.where) for name, run in runs.items()}
+    matching = {name: traces for name, traces in found.items() if traces}
+    selection = ListedTraces(runs, settings.limit, matching=matching)
+    if not selection.selected and matching:
+        raise SettingsError(f"--where: {'; '.join(map(str, matching.values()))}; there is nothing to show")
     if not selection.selected:
         raise SettingsError(f"--against: {settings.input} and {settings.against} have no questions in common")
     title = settings.title or " against ".join(runs)
     traces = sum(question.traces for question in selection.selected)
     out = Path(settings.out)
     with task(progress, "figures", 1):
-        overview_html = overview(runs, _limit_note(selection, traces))
+        overview_html = overview(runs, _note(selection, traces, matching), matching)
         progress.advance()
     with task(progress, "report", len(selection.selected)):
         write_file(out, lambda file: write_page(file, title, overview_html, selection, progress))
     per_token = any(run.step("score").get("settings", {}).get("per_token") for run in runs.values())
     return ReportSummary(
-        out, out.stat().st_size, len(selection.selected), traces, selection.traces, per_token, time.monotonic() - began
+        out,
+        out.stat().st_size,
+        len(selection.selected),
+        traces,
+        selection.traces,
+        per_token,
+        time.monotonic() - began,
+        matching,
     )
 
 
@@ -88,11 +102,15 @@ def _sources(settings: ReportSettings) -> Mapping[str, RunFolder]:
     return dict(zip(names, runs, strict=True))
 
 
-def _limit_note(selection: ListedTraces, traces: int) -> str:
-    """Return a note if the report does not list all traces."""
-    if traces == selection.traces:
-        return ""
-    return (
-        f"Statistics and plots cover all traces. The list has {traces:,} of {selection.traces:,} traces: all traces of "
-        f"{len(selection.selected):,} of {selection.questions:,} questions, sampled by the hash of the question."
-    )
+def _note(selection: ListedTraces, traces: int, matching: Mapping[str, Matching]) -> str:
+    """Return a note if the report does not show or list all traces."""
+    found = [f"{name}: {matches}" if len(matching) > 1 else str(matches) for name, matches in matching.items()]
+    notes = [f"This page is about these traces only: {'; '.join(found)}."] if found else []
+    if traces < selection.traces:
+        which = "these" if found else "all"
+        notes.append(
+            f"Statistics and plots cover {which} traces. The list has {traces:,} of {selection.traces:,} traces: "
+            f"{which} traces of {len(selection.selected):,} of {selection.questions:,} questions, sampled by the hash "
+            "of the question."
+        )
+    return " ".join(notes)

@@ -13,11 +13,11 @@ from rlt_data.settings.commands import (
     ViewSettings,
 )
 from rlt_data.settings.curation import CurateSettings
+from rlt_data.settings.distill import DistillSettings
 from rlt_data.settings.engines import ModelSettings
 from rlt_data.settings.inputs import CheckSettings, InputSettings, PreviewSettings
 from rlt_data.settings.steps import (
     CountdownSettings,
-    DistillSettings,
     EvaluateSettings,
     GenerateSettings,
     MergeSettings,

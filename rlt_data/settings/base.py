@@ -149,6 +149,7 @@ PANELS = (
     COLUMNS := "Input columns",
     INPUT := "Input",
     NUMBERS := "Numbers",
+    SELECTION := "Selection",
     SAMPLING := "Sampling",
     REWARD := "Reward",
     TRAINING := "Training",
@@ -188,6 +189,11 @@ def _one_or_several(value: Any) -> Any:
 
 #: One name of an input, or several; a list of one name is that name.
 InputNames = Annotated[str | tuple[str, ...], BeforeValidator(_one_or_several)]
+
+
+#: Lets a text stand for a list of one.
+SEVERAL = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+Texts = Annotated[tuple[str, ...], SEVERAL]
 
 
 def name_of_input(names: str | tuple[str, ...]) -> str:
@@ -247,6 +253,17 @@ def field(
 def declared(info: FieldInfo) -> Mapping[str, Any]:
     """Return what :func:`field` declared of a field; empty if it was not used."""
     return info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+
+
+def where_field(verb: str, *, affects: Affects) -> Any:
+    """Declare ``--where``, whose help starts with what it does to which traces, such as ``Show only traces``."""
+    return field(
+        (),
+        SELECTION,
+        f"{verb} that satisfy a SQL expression over the columns of all tables and signals, such as "
+        '"reward < -2 AND thought_tokens > 500"; repeatable, and all must be true.',
+        affects=affects,
+    )
 
 
 def flag_of(key: str) -> str:

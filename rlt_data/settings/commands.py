@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
-from rlt_data.settings.base import INPUT, OUTPUT, RUN_HELP, Settings, field
+from rlt_data.settings.base import INPUT, OUTPUT, RUN_HELP, Settings, Texts, field, where_field
 from rlt_data.settings.steps import ReportSettings
 
 
@@ -14,7 +14,7 @@ class RunPipelineSettings(Settings):
     pipeline: str = field(
         ...,
         INPUT,
-        "YAML file with the keys out, generate, score, rank and distill.",
+        "YAML file with the keys out, generate, score, curate, rank and distill.",
         affects="rows",
         positional="PIPELINE",
     )
@@ -34,13 +34,7 @@ class ShowSettings(Settings):
     ends: bool = field(False, OUTPUT, "Show only the best and the worst trace of the question.", affects="output")
     best: int | None = field(None, OUTPUT, "Show the N best traces.", affects="output", ge=1)
     worst: int | None = field(None, OUTPUT, "Show the N worst traces, the worst first.", affects="output", ge=1)
-    where: str | None = field(
-        None,
-        OUTPUT,
-        "Show only traces that satisfy a SQL expression over the columns of all tables, such as "
-        '"reward < -2 and thought_tokens > 500".',
-        affects="output",
-    )
+    where: Texts = where_field("Show only traces", affects="output")
 
     @model_validator(mode="after")
     def _one_choice(self) -> ShowSettings:
@@ -55,6 +49,7 @@ class StatsSettings(Settings):
     """Settings of ``rlt-data stats``."""
 
     input: str = field(..., INPUT, f"{RUN_HELP}.", affects="output", alias="in", positional="RUN")
+    where: Texts = where_field("Print the figures only of traces", affects="output")
 
 
 class ViewSettings(Settings):

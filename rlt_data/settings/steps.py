@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, field_serializer, field_validator, model_validator
+from pydantic import AfterValidator, field_validator, model_validator
 
-from rlt_data.plugins import REWARDS, SHAPES
+from rlt_data.plugins import REWARDS
 from rlt_data.settings.base import (
     INPUT,
     MODEL,
@@ -24,10 +24,13 @@ from rlt_data.settings.base import (
     Settings,
     StudentName,
     TeacherName,
+    Texts,
     field,
     nano,
+    where_field,
 )
 from rlt_data.settings.curation import CurateSettings
+from rlt_data.settings.distill import DistillSettings
 from rlt_data.settings.engines import ENGINE_HELP, EngineName, ModelSettings
 from rlt_data.settings.inputs import (
     BadRowSettings,
@@ -281,12 +284,7 @@ class RankSettings(Settings):
         affects="rows",
         ge=0,
     )
-    where: tuple[str, ...] = field(
-        (),
-        None,
-        "Rank only traces that satisfy a SQL expression over the columns of all tables; repeatable.",
-        affects="rows",
-    )
+    where: Texts = where_field("Rank only traces", affects="rows")
     buckets: str = field(
         "ranks",
         None,
@@ -309,101 +307,6 @@ class RankSettings(Settings):
         if text != "ranks" and not (text.isascii() and text.isdigit() and int(text) >= 2):
             raise ValueError("must be 'ranks' or a number of quantiles such as 4")
         return text
-
-
-class DistillSettings(Settings):
-    """Settings of :func:`rlt_data.steps.distill`."""
-
-    input: str = field(
-        ..., INPUT, f"{RUN_HELP}, already ranked.", affects="rows", by_content=True, alias="in", positional="RUN"
-    )
-    out: str | None = field(None, OUTPUT, "Folder or URL of the data set. Default: RUN/dataset.", affects="output")
-    select: str = field(
-        "best",
-        None,
-        "Traces to select: best, rank:K, bucket:K, top:K (the best K of each question), random (one per question), or "
-        "all.",
-        affects="rows",
-    )
-    limit: int | None = field(
-        None, None, "Maximum number of rows, from randomly drawn questions. Default: all.", affects="rows", ge=1
-    )
-    holdout: float | None = field(
-        None,
-        None,
-        "Hold out the rows of this many randomly drawn questions, or of a share of them below 1, as the split test.",
-        affects="rows",
-        gt=0,
-    )
-    seed: int = field(0, None, "Seed of --limit, --holdout and --select random.", affects="rows")
-    max_tokens: int | None = field(
-        None,
-        None,
-        "Maximum length of a row in student tokens; requires --tokenizer. Default: unlimited.",
-        affects="rows",
-        ge=1,
-    )
-    tokenizer: Annotated[str | None, nano("student")] = field(
-        None,
-        None,
-        "Student checkpoint, to check its chat template and to count the tokens of --max-tokens.",
-        affects="rows",
-        by_content=True,
-    )
-    shape: Annotated[str, AfterValidator(SHAPES.check)] = field(
-        "messages", OUTPUT, f"Columns of the data set: {', '.join(SHAPES.built_in)}, or a plug-in's.", affects="rows"
-    )
-    rejected: str = field(
-        "worst",
-        None,
-        "With --shape preference, the rejected trace of each question: worst (the lowest well-formed rank) or rank:K.",
-        affects="rows",
-    )
-    include_truncated: bool = field(
-        False, None, "Also select traces that were cut off by the token limit.", affects="rows"
-    )
-
-    @field_validator("select")
-    @classmethod
-    def _known_selection(cls, value: str) -> str:
-        kind, _, number = value.partition(":")
-        if kind in ("best", "random", "all") and not number and ":" not in value:
-            return value
-        if kind in ("rank", "bucket", "top") and number.isascii() and number.isdigit() and int(number) >= 1:
-            return value
-        raise ValueError("must be best, rank:K, bucket:K, top:K, random or all, with K from 1")
-
-    @field_validator("rejected")
-    @classmethod
-    def _known_rejection(cls, value: str) -> str:
-        if value == "worst" or re.fullmatch(r"rank:([2-9]|[1-9]\d+)", value, re.ASCII):
-            return value
-        raise ValueError("must be worst or rank:K, with K from 2")
-
-    @model_validator(mode="after")
-    def _preference_is_the_best(self) -> DistillSettings:
-        if self.shape == "preference" and self.select != "best":
-            raise ValueError("select: --shape preference pairs the best trace of each question with a worse one")
-        if self.shape != "preference" and self.rejected != "worst":
-            raise ValueError("rejected: has no effect without --shape preference")
-        return self
-
-    @field_validator("holdout")
-    @classmethod
-    def _number_or_share(cls, value: float | None) -> float | None:
-        if value and value >= 1 and not value.is_integer():
-            raise ValueError("must be a number of questions such as 200, or a share below 1 such as 0.05")
-        return value
-
-    @field_serializer("holdout")
-    def _whole_number(self, value: float | None) -> int | float | None:
-        return int(value) if value and value >= 1 else value
-
-    @model_validator(mode="after")
-    def _tokens_can_be_counted(self) -> DistillSettings:
-        if self.max_tokens and not self.tokenizer:
-            raise ValueError("max_tokens: requires --tokenizer, the student's checkpoint, to count tokens with")
-        return self
 
 
 class MergeSettings(Settings):
@@ -607,6 +510,7 @@ class ReportSettings(Settings):
         10_000, OUTPUT, "Maximum number of traces to show; figures and plots use all traces.", affects="output", ge=1
     )
     title: str | None = field(None, OUTPUT, "Title of the page. Default: the run's name.", affects="output")
+    where: Texts = where_field("Show only traces", affects="rows")
 
 
 class CountdownSettings(Settings):

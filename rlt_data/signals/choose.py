@@ -9,7 +9,7 @@ from rlt_data.errors import SettingsError
 from rlt_data.plugins import SIGNALS as PLUGINS
 from rlt_data.settings import CurateSettings
 from rlt_data.signals.base import Signal
-from rlt_data.signals.own import signal_of_function, signal_of_yaml
+from rlt_data.signals.own import expressions_of, signal_of_function, signal_of_yaml
 from rlt_data.signals.registry import SIGNALS
 from rlt_data.storage.run import RunFolder
 
@@ -23,7 +23,7 @@ def choose_signals(run: RunFolder, settings: CurateSettings) -> tuple[list[Signa
     Raises:
         SettingsError: there is no such signal, or a setting is missing or has no effect.
     """
-    names = settings.signals or [name for name in SIGNALS if name not in NEEDS or getattr(settings, NEEDS[name])]
+    names = settings.signals or default_signals(settings)
     left_out = [name for name in NEEDS if name not in names and name not in run.signals and not settings.signals]
     skipped = {name: f"needs --{NEEDS[name]}" for name in left_out}
     for name, option in NEEDS.items():
@@ -32,6 +32,22 @@ def choose_signals(run: RunFolder, settings: CurateSettings) -> tuple[list[Signa
         if name not in names and getattr(settings, option):
             raise SettingsError(f"--{option}: has no effect without --signals {name}")
     return [_find(run, name) for name in dict.fromkeys(names)], skipped
+
+
+def default_signals(settings: CurateSettings) -> list[str]:
+    """Return the built-in signals that are computed without ``signals``."""
+    return [name for name in SIGNALS if name not in NEEDS or getattr(settings, NEEDS[name])]
+
+
+def declared_columns(name: str) -> set[str] | None:
+    """Return the columns of a signal without computing anything; None for a function, which has none declared.
+
+    Raises:
+        InputError: the YAML file cannot be read, or does not map names to texts.
+    """
+    if name in SIGNALS:
+        return set(SIGNALS[name].columns)
+    return set(expressions_of(Path(name))) if Path(name).suffix in (".yaml", ".yml") else None
 
 
 def _find(run: RunFolder, name: str) -> Signal:

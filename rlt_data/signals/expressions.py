@@ -9,7 +9,9 @@ from typing import Literal
 import polars as pl
 
 from rlt_data.errors import SettingsError, first_line
+from rlt_data.signals.registry import MEANINGS as SIGNAL_MEANINGS
 from rlt_data.signals.registry import SIGNALS
+from rlt_data.storage.columns import MEANINGS
 from rlt_data.storage.rows import columns_of
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import SCHEMAS, SIGNAL_PREFIX
@@ -95,20 +97,33 @@ def parse_expression(
     Raises:
         SettingsError: it is no expression, or names a column that the run does not have.
     """
-    try:
-        names = pl.sql_expr(text).meta.root_names()
-    except (pl.exceptions.PolarsError, RecursionError) as error:
-        raise SettingsError(f"{option}: {text}: not a SQL expression: {first_line(error)}") from None
-    tables = columns_of(run)
-    for name in names:
+    columns, tables = columns_in(text, option), columns_of(run)
+    for name in columns:
         if name not in tables:
-            raise SettingsError(f"{option}: {_why_missing(run, name, list(tables))}")
-    columns = tuple(dict.fromkeys(names))
+            raise SettingsError(f"{option}: {why_missing(run, name, list(tables))}")
     return Expression(text, option, kind, columns, tuple(dict.fromkeys(tables[name] for name in columns)))
 
 
-def _why_missing(run: RunFolder, name: str, known: list[str]) -> str:
-    """Return why a run lacks a column, with the remedy."""
+def columns_in(text: str, option: str) -> tuple[str, ...]:
+    """Return the columns that an expression reads.
+
+    Raises:
+        SettingsError: it is no expression.
+    """
+    try:
+        return tuple(dict.fromkeys(pl.sql_expr(text).meta.root_names()))
+    except (pl.exceptions.PolarsError, RecursionError) as error:
+        raise SettingsError(f"{option}: {text}: not a SQL expression: {first_line(error)}") from None
+
+
+def why_missing(run: RunFolder, name: str, known: list[str]) -> str:
+    """Return why a run lacks a column, with the remedy.
+
+    Args:
+        run: the run.
+        name: the column.
+        known: columns that the run has.
+    """
     for table, command in _REMEDIES.items():
         if name in SCHEMAS[table].names:
             return f"{name} is a column of {table}, and {run.path} has no current {table}; run {command} first"
@@ -124,6 +139,15 @@ def _why_missing(run: RunFolder, name: str, known: list[str]) -> str:
             )
     near = difflib.get_close_matches(name, known, 1)
     return f"no column {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+
+
+def meaning(run: RunFolder, name: str) -> str:
+    """Return what a column of a run means, in one line."""
+    for signal, entry in run.signals.items():
+        if name in entry["columns"] and name not in SIGNAL_MEANINGS:
+            expressions = (entry["depends_on"].get("content") or {}).get("expressions", {})
+            return str(expressions.get(name, f"column of the signal {signal}"))
+    return (MEANINGS | SIGNAL_MEANINGS).get(name, "")
 
 
 def stale_signals(run: RunFolder) -> list[str]:

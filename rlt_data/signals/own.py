@@ -40,12 +40,7 @@ def signal_of_yaml(run: RunFolder, file: Path) -> Signal:
         InputError: the file cannot be read, or does not map names to texts.
         SettingsError: an expression is wrong, or the name is taken.
     """
-    try:
-        content = parse_yaml(file.read_text(encoding="utf-8"), str(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read: {one_line(error)}") from None
-    if not content or not all(isinstance(name, str) and isinstance(text, str) for name, text in content.items()):
-        raise InputError(f"{file}: must map names of columns to SQL expressions, such as short: thought_tokens < 200")
+    content = expressions_of(file)
     expressions = {
         name: parse_expression(run, text, f"--signals: {file}: {name}", "any") for name, text in content.items()
     }
@@ -63,6 +58,21 @@ def signal_of_yaml(run: RunFolder, file: Path) -> Signal:
     return Signal(
         name, "trace", columns, reads, compute, whole=True, tables=tables, content=lambda _: {"expressions": content}
     )
+
+
+def expressions_of(file: Path) -> dict[str, str]:
+    """Return the expressions of a YAML file by their columns.
+
+    Raises:
+        InputError: the file cannot be read, or does not map names to texts.
+    """
+    try:
+        content = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read: {one_line(error)}") from None
+    if not content or not all(isinstance(name, str) and isinstance(text, str) for name, text in content.items()):
+        raise InputError(f"{file}: must map names of columns to SQL expressions, such as short: thought_tokens < 200")
+    return content
 
 
 def _evaluated(frame: pl.DataFrame, expressions: dict[str, Expression]) -> pl.DataFrame:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,8 +16,13 @@ from rlt_data.settings import (
     ScoreSettings,
 )
 from rlt_data.settings.base import is_url
+from rlt_data.signals.choose import declared_columns, default_signals
+from rlt_data.signals.expressions import columns_in
+from rlt_data.signals.registry import SIGNALS
 from rlt_data.steps.own_teachers import NO_TEACHER, has_other_teachers, own_teacher
+from rlt_data.storage.rows import OF_QUESTIONS
 from rlt_data.storage.run import RunFolder
+from rlt_data.storage.schemas import SCHEMAS
 
 
 def refuse_conflicts(settings: PipelineSettings) -> None:
@@ -31,6 +37,7 @@ def refuse_conflicts(settings: PipelineSettings) -> None:
         *_score_conflicts(settings.generate, settings.score),
         *_rank_conflicts(settings),
         *_distill_conflicts(settings),
+        *_column_conflicts(settings),
     ]
     if conflicts:
         raise SettingsError("\n".join(conflicts))
@@ -124,6 +131,46 @@ def _distill_conflicts(settings: PipelineSettings) -> list[str]:
             f"distill.select: {kind}:{generate.n} (free), or generate.n: {number} (more samples)"
         ]
     return []
+
+
+def _column_conflicts(settings: PipelineSettings) -> list[str]:
+    """Check that the columns of expressions will exist: in a table of the pipeline, its signals, or the run."""
+    rank, distill, curate = settings.rank, settings.distill, settings.curate
+    known = {name for table in ("traces", "scores", "ranks") for name in SCHEMAS[table].names} | set(OF_QUESTIONS)
+    for name in (curate.signals or default_signals(curate)) if curate else ():
+        if (columns := declared_columns(name)) is None:
+            return []  # a function names its columns when it runs
+        known |= columns
+    used: list[tuple[str, str, str]] = []
+    if rank:
+        used += [(rank.input, "rank.where", text) for text in rank.where] + [(rank.input, "rank.by", rank.by)]
+    if distill:
+        used += [(distill.input, "distill.where", text) for text in distill.where]
+        used += [(distill.input, "distill.per", distill.per)] if distill.per else []
+        used += [(distill.input, "distill.columns", f'"{name}"') for name in distill.columns]
+    return [
+        f"{key}: {_missing_column(name, known)}"
+        for run, key, text in used
+        for name in columns_in(text, key)
+        if name not in known and not _may_have_column(run, name)
+    ]
+
+
+def _may_have_column(run: str, name: str) -> bool:
+    """Return whether a run has a column in a signal from earlier; URLs are not read and may have it."""
+    signals = RunFolder(run).signals if not is_url(run) and RunFolder.exists_at(run) else {}
+    return is_url(run) or any(name in entry["columns"] for entry in signals.values())
+
+
+def _missing_column(name: str, known: Collection[str]) -> str:
+    for signal in SIGNALS.values():
+        if name in signal.columns:
+            return (
+                f"{name} is a column of the signal {signal.name}, which the run does not have and this pipeline does "
+                f"not compute: add {signal.name} to curate.signals"
+            )
+    near = difflib.get_close_matches(name, known, 1)
+    return f"no column {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 def _may_have(run: str, table: str) -> bool:

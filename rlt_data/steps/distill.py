@@ -28,22 +28,28 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from rlt_data.errors import RunFolderError, SettingsError
+from rlt_data.errors import InputError, RunFolderError, SettingsError
 from rlt_data.formats import Format, Problem, encode
 from rlt_data.formats.views import read_completion
+from rlt_data.inputs.ids import read_ids
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import DistillSettings
+from rlt_data.signals.expressions import meaning, why_missing
+from rlt_data.signals.funnel import FunnelStep, lost_questions
 from rlt_data.steps import trainers
 from rlt_data.steps.export_shapes import PROVENANCE, ExportShape, dataset_card
 from rlt_data.steps.export_texts import ExportTexts
 from rlt_data.steps.provenance import recorded_format
-from rlt_data.steps.rank import count_missing_traces, part_chunks, refuse_missing_scores
+from rlt_data.steps.rank import count_missing_traces, refuse_missing_scores
+from rlt_data.steps.selection import Selection, held_out
 from rlt_data.storage.backends import open_folder
 from rlt_data.storage.folder import checksum, json_text
 from rlt_data.storage.outputs import new_folder
 from rlt_data.storage.parquet import Shards
 from rlt_data.storage.paths import StoragePath, disk_errors, storage_path
+from rlt_data.storage.rows import columns_of, read_rows
 from rlt_data.storage.run import RunFolder, content_hash
+from rlt_data.storage.schemas import SIGNAL_PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -64,14 +70,8 @@ class DistillSummary:
         questions: questions with at least one row.
         held_out: rows of the split ``test``.
         held_out_questions: questions of the split ``test``.
-        malformed: selected traces left out because they are unclosed, empty, truncated or contain a tag.
-        too_long: traces skipped because they exceed ``max_tokens``.
+        funnel: what each condition dropped, in order; without the split into train and test.
         fallbacks: questions whose best trace was too long and that got another trace.
-        without_row: questions without a row.
-        without_row_reasons: number of these questions by reason. ``too long``: all well-formed candidates exceed
-            ``max_tokens``. ``truncated``: no candidate is well-formed, and at least one hit the token limit.
-            ``malformed``: no candidate is well-formed for other reasons. ``no trace of this rank or bucket``: the
-            question has no candidate. ``no worse trace``: a preference row lacks a rejected trace.
         mean_thought_tokens: mean tokens per explanation.
         origins: number of rows by origin; empty for traces of unknown origin.
         missing_traces: traces that an unfinished ``generate`` has not made yet.
@@ -83,11 +83,8 @@ class DistillSummary:
     questions: int = 0
     held_out: int = 0
     held_out_questions: int = 0
-    malformed: int = 0
-    too_long: int = 0
+    funnel: list[FunnelStep] = field(default_factory=list)
     fallbacks: int = 0
-    without_row: int = 0
-    without_row_reasons: dict[str, int] = field(default_factory=dict)
     mean_thought_tokens: float = 0.0
     origins: dict[str, int] = field(default_factory=dict)
     missing_traces: int = 0
@@ -98,9 +95,11 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
     """Write a training data set from a ranked run; implements ``rlt-data distill``.
 
     Raises:
-        RunFolderError: the run has no ranks, traces without a score, or outdated ranks; or the folder of the data set
-            contains other files.
-        SettingsError: the selection is empty, or ``holdout`` leaves no question for training.
+        RunFolderError: the run has no ranks, traces without a score, or outdated ranks or signals; or the folder of the
+            data set contains other files.
+        SettingsError: an expression or column is wrong, the selection is empty, or ``holdout`` leaves no question for
+            training.
+        InputError: the file of ``ids`` cannot be read, or names traces that the run does not have.
         ModelError: the tokenizer's chat template would change the rows.
     """
     began = time.monotonic()
@@ -109,37 +108,71 @@ def distill(settings: DistillSettings, progress: Progress = SILENT) -> DistillSu
         raise RunFolderError(f"{run.path}: has no ranks; run rlt-data rank first")
     refuse_missing_scores(run, "rlt-data score, then rlt-data rank")
     if not run.is_current("ranks"):
-        raise RunFolderError(f"{run.path}: the ranks are older than the scores; run rlt-data rank again")
-    ranks = run.digest("ranks")
+        raise RunFolderError(
+            f"{run.path}: the ranks are older than the scores or signals that they were made from; run rlt-data rank "
+            "again"
+        )
     format = recorded_format(run, "score")
     if format is None:
         raise RunFolderError(f"{run.path}: run.json does not record the format of the scored traces")
     out = storage_path(settings.out) if settings.out else run.path / "dataset"
+    ids = _known_ids(run, settings.ids) if settings.ids else None
+    rows = Rows(run, settings, format)
+    selection = Selection(run, settings, rows.lengths, ids)
+    tables = [*selection.tables, *(columns_of(run)[name] for name in settings.columns)]
+    made_from = {name: run.digest(name) for name in tables if name == "ranks" or name.startswith(SIGNAL_PREFIX)}
     summary = DistillSummary(out, missing_traces=count_missing_traces(run))
-    selection = Selection(run, settings, format, summary)
     chosen = selection.chosen(progress)
-    if settings.limit:
-        chosen = _limited(chosen, settings.limit, settings.seed)
     with disk_errors(out):
         _refuse_other_content(out)
         with new_folder(out) as folder:
             (folder / "data").mkdir()
-            with task(progress, "distill", len(run.parts("ranks"))):
+            with task(progress, "distill", len(run.parts("traces"))):
                 splits: dict[str, Iterable[pl.DataFrame]] = {"train": chosen}
                 if settings.holdout:
-                    splits = _splits(chosen, settings, summary)
-                digest = _write(folder, selection, splits)
-            if not summary.rows:
-                reasons = ", ".join(f"{count} {reason}" for reason, count in summary.without_row_reasons.items())
-                raise SettingsError(
-                    f"--select {settings.select}: selects no trace of {run.path} (questions: {reasons})"
-                )
+                    splits["train"], test = held_out(chosen, settings)
+                    splits["test"] = test
+                    summary.held_out = sum(map(len, test))
+                    summary.held_out_questions = sum(frame["question_id"].n_unique() for frame in test)
+                digest = _write(folder, rows, splits, summary)
+            summary.funnel, summary.fallbacks = selection.funnel.steps, selection.fallbacks
+            if summary.rows == 0:
+                raise _nothing_selected(run, summary.funnel)
             summary.seconds = time.monotonic() - began
-            trainers.write_trainer_files(folder, out.name, settings.shape, selection.thought_key)
-            _describe(folder, run, settings, format, summary, digest)
-            if run.digest("ranks", again=True) != ranks:
-                raise RunFolderError(f"{run.path}: the ranks changed in the meantime; run rlt-data distill again")
+            trainers.write_trainer_files(folder, out.name, settings.shape, rows.thought_key)
+            _describe(folder, run, settings, format, summary, digest, made_from, ids)
+            if changed := run.changed(made_from, again=True):
+                raise RunFolderError(
+                    f"{run.path}: the {changed[0]} changed in the meantime; run rlt-data distill again"
+                )
     return summary
+
+
+def _known_ids(run: RunFolder, file: str) -> list[str]:
+    """Return the ids of a file of traces, all of which are ranked.
+
+    Raises:
+        InputError: the file cannot be read, or an id is not that of a ranked trace.
+    """
+    ids = read_ids(file, "--ids")
+    unranked = dict.fromkeys(ids)
+    for part in run.parts("ranks"):
+        for key in run.keys("ranks", part) & unranked.keys():
+            del unranked[key]
+    if unranked:
+        example = next(iter(unranked))
+        raise InputError(
+            f"--ids: {file}: {len(unranked):,} of {len(ids):,} ids are not those of ranked traces of {run.path}, such "
+            f"as {example}"
+        )
+    return ids
+
+
+def _nothing_selected(run: RunFolder, funnel: list[FunnelStep]) -> SettingsError:
+    lost = ", ".join(f"{condition} ({count:,})" for condition, count in lost_questions(funnel).items())
+    return SettingsError(
+        f"no trace of {run.path} fulfils all conditions; questions that lost their last trace, by condition: {lost}"
+    )
 
 
 def _refuse_other_content(out: StoragePath) -> None:
@@ -151,120 +184,34 @@ def _refuse_other_content(out: StoragePath) -> None:
         raise RunFolderError(f"{out}: exists and is not a data set of rlt-data ({listed}); choose another --out")
 
 
-class Selection:
-    """Selects traces part by part and turns them into rows.
+class Rows:
+    """Turns selected traces into rows of the data set.
 
     Args:
         run: a ranked run.
         settings: settings of the step.
         format: format of the scored traces.
-        summary: receives the counts.
+
+    Attributes:
+        schema: the columns of a row.
+        thought_key: key of the thought in messages, if the student's template reads one.
+
+    Raises:
+        SettingsError: a column does not exist, or the layout has it already.
     """
 
-    def __init__(self, run: RunFolder, settings: DistillSettings, format: Format, summary: DistillSummary) -> None:
+    def __init__(self, run: RunFolder, settings: DistillSettings, format: Format) -> None:
         self._run = run
-        self._settings = settings
+        self._tables = columns_of(run)
         self.format = format
-        self.summary = summary
-        self.kind, _, number = settings.select.partition(":")
-        self._number = int(number or 0)
-        self._quota = {"best": 1, "random": 1, "rank": 1, "top": self._number}.get(self.kind, math.inf)
         self._texts = ExportTexts(run, settings, format)
         self.thought_key = self._texts.thought_key
         self._shape = ExportShape(settings.shape, self.thought_key)
-        self.schema = self._shape.schema
-
-    def chosen(self, progress: Progress) -> Iterator[pl.DataFrame]:
-        """Yield the selected traces of several parts at a time: part, question_id, trace_id, rank, value, lengths."""
-        for chunk in part_chunks(self._run.parts("ranks")):
-            frames = []
-            for part in chunk:
-                frame = pl.DataFrame(self._run.read("ranks", part)).with_columns(pl.lit(part).alias("part"))
-                frames.append(frame.with_columns(pl.col("question_id").rle_id().alias("position")))
-            yield self._choose(pl.concat(frames))
-            progress.advance(len(chunk))
-
-    def _choose(self, ranks: pl.DataFrame) -> pl.DataFrame:
-        candidates = ranks.sort("part", "position", "rank")
-        if self.kind in ("rank", "bucket"):
-            candidates = candidates.filter(pl.col(self.kind) == self._number)
-        accepted = pl.col("flaw").is_null()
-        if self._settings.include_truncated:
-            accepted = accepted | (pl.col("flaw") == "truncated")
-        eligible = candidates.filter(accepted.fill_null(False))
-        if self._quota is math.inf or self.kind == "rank":
-            self.summary.malformed += len(candidates) - len(eligible)
-        if self.kind == "random":
-            order = [content_hash(self._settings.seed, key) for key in eligible["trace_id"]]
-            eligible = eligible.with_columns(pl.Series("order", order, pl.String))
-            eligible = eligible.sort("part", "position", "order").drop("order")
-        chosen = self._short_enough(eligible) if self._settings.max_tokens else self._first(eligible)
-        paired = self._with_rejected(chosen, eligible) if self._settings.shape == "preference" else chosen
-        self._count_questions_without_row(ranks, candidates, eligible, chosen, paired)
-        return paired
-
-    def _with_rejected(self, chosen: pl.DataFrame, eligible: pl.DataFrame) -> pl.DataFrame:
-        """Add ``rejected_id``, a worse trace of the same question; drop the questions without one."""
-        kind, _, number = self._settings.rejected.partition(":")
-        pool = eligible.filter(pl.col("rank") == int(number)) if kind == "rank" else eligible
-        question = ["part", "position"]
-        last = pl.col("trace_id").last().alias("rejected_id"), pl.col("rank").last().alias("rejected_rank")
-        worse = pool.sort(*question, "rank").group_by(question, maintain_order=True).agg(*last)
-        pairs = chosen.join(worse, on=question, how="inner", maintain_order="left")
-        return pairs.filter(pl.col("rejected_rank") > pl.col("rank")).drop("rejected_rank")
-
-    def _first(self, eligible: pl.DataFrame) -> pl.DataFrame:
-        if self._quota is math.inf:
-            return eligible
-        return eligible.filter(pl.int_range(pl.len()).over("part", "position") < int(self._quota))
-
-    def _short_enough(self, eligible: pl.DataFrame) -> pl.DataFrame:
-        """Select the first traces of each question that have at most ``max_tokens`` tokens."""
-        chosen: list[pl.DataFrame] = []
-        counts: dict[str, int] = {}
-        skipped: set[str] = set()
-        eligible = eligible.with_columns(pl.int_range(pl.len()).over("part", "position").alias("turn"))
-        for (_,), frame in eligible.partition_by("turn", as_dict=True).items():  # all first traces, then all second ...
-            if self._quota is not math.inf:
-                full = [key for key, count in counts.items() if count >= self._quota]
-                frame = frame.filter(~pl.col("question_id").is_in(full))
-            lengths = pl.Series("tokens", self._lengths(self.rows(frame)), pl.Int64)
-            fits = lengths <= int(self._settings.max_tokens or 0)
-            self.summary.too_long += int((~fits).sum())
-            for key in frame.filter(fits)["question_id"]:
-                counts[key] = counts.get(key, 0) + 1
-                self.summary.fallbacks += key in skipped and self.kind in ("best", "top", "random")
-                skipped.discard(key)
-            skipped.update(frame.filter(~fits)["question_id"])
-            chosen.append(frame.filter(fits))
-        if not chosen:
-            return eligible.drop("turn").clear()
-        return pl.concat(chosen).drop("turn").sort("part", "position", "rank")
-
-    def _count_questions_without_row(
-        self,
-        ranks: pl.DataFrame,
-        candidates: pl.DataFrame,
-        eligible: pl.DataFrame,
-        chosen: pl.DataFrame,
-        paired: pl.DataFrame,
-    ) -> None:
-        """Count the questions without a row by reason. The filter that removes the last trace of a question decides."""
-        unpaired = set(chosen["question_id"]) - set(paired["question_id"])
-        missing = set(ranks["question_id"]) - set(chosen["question_id"])
-        too_long = missing & set(eligible["question_id"])
-        truncated = missing & set(candidates.filter(pl.col("flaw") == "truncated")["question_id"]) - too_long
-        malformed = missing & set(candidates["question_id"]) - too_long - truncated
-        reasons = {
-            "too long": len(too_long),
-            "truncated": len(truncated),
-            "malformed": len(malformed),
-            "no trace of this rank or bucket": len(missing - too_long - truncated - malformed),
-            "no worse trace": len(unpaired),
-        }
-        self.summary.without_row += len(missing) + len(unpaired)
-        totals = self.summary.without_row_reasons
-        totals |= {reason: totals.get(reason, 0) + count for reason, count in reasons.items() if count}
+        added = [pa.field(name, _column_type(run, name)) for name in dict.fromkeys(settings.columns)]
+        if taken := [column.name for column in added if column.name in self._shape.schema.names]:
+            raise SettingsError(f"--columns: every row of --shape {settings.shape} has a column {taken[0]!r} already")
+        self._added = {column.name: f"added {column.name}" for column in added}
+        self.schema = pa.schema([*self._shape.schema, *added])
 
     def rows(self, chosen: pl.DataFrame) -> Iterator[dict[str, Any]]:
         """Yield the texts and columns of the selected traces, in order."""
@@ -273,6 +220,11 @@ class Selection:
             traces = pl.DataFrame(self._run.read("traces", int(part), names))
             columns = ["trace_id", "question_id", "source_id", "rank", "bucket", "value", "thought_tokens"]
             joined = frame.select(columns).join(traces, on="trace_id", how="left", maintain_order="left")
+            if self._added:
+                values = read_rows(self._run, int(part), self._added, self._tables).select(
+                    "trace_id", *map(pl.col, self._added)
+                )
+                joined = joined.join(values.rename(self._added), on="trace_id", how="left", maintain_order="left")
             if "rejected_id" in frame.columns:
                 rejected = traces.select(rejected_id="trace_id", rejected="completion", rejected_solution="solution")
                 joined = joined.with_columns(frame["rejected_id"]).join(rejected, on="rejected_id", how="left")
@@ -285,109 +237,102 @@ class Selection:
         """Return the data set row of a selected trace."""
         columns = self._shape.columns(self._texts.of(row), row["trace_id"])
         origin = {field.name: row.get(field.name) for field in PROVENANCE}
-        return columns | origin | {"reward": row["value"], "final_answer": row["answer"]}
+        added = {name: _finite(row[key]) for name, key in self._added.items()}
+        return columns | origin | {"reward": row["value"], "final_answer": row["answer"]} | added
 
-    def _lengths(self, rows: Iterator[dict[str, Any]]) -> list[int]:
-        """Return the tokens of each row in the student's training text."""
+    def lengths(self, chosen: pl.DataFrame) -> list[int]:
+        """Return the tokens of the student's training text for each selected trace."""
         views = self._texts.views
         assert views is not None
+        rows = self.rows(chosen)
         lengths: list[int] = []
         while batch := list(islice(rows, _ROWS_AT_A_TIME)):
             texts = [views.student(Problem.of(row), row["explanation"]).text for row in batch]
             lengths += [len(encoding) for encoding in encode(self._texts.tokenizer, texts)]
         return lengths
 
-    def count(self, chosen: pl.DataFrame) -> None:
-        """Add the selected traces to the summary."""
-        summary, before = self.summary, self.summary.rows
-        summary.rows += len(chosen)
-        summary.questions += chosen["question_id"].n_unique()
-        tokens = summary.mean_thought_tokens * before + float(chosen["thought_tokens"].sum())
-        summary.mean_thought_tokens = tokens / max(summary.rows, 1)
-        origins = Counter(summary.origins) + Counter(chosen["origin"].drop_nulls().to_list())
-        summary.origins = dict(sorted(origins.items()))
 
-
-def _limited(chosen: Iterator[pl.DataFrame], limit: int, seed: int) -> Iterator[pl.DataFrame]:
-    """Keep ``limit`` rows, those of the questions with the smallest seeded hash.
-
-    The draw is independent of the order of the questions and the size of the parts.
-    """
-    kept: pl.DataFrame | None = None
-    for frame in chosen:
-        draws = {key: _draw(seed, key) for key in frame["question_id"].unique()}
-        frame = frame.with_columns(pl.col("question_id").replace_strict(draws, return_dtype=pl.String).alias("draw"))
-        kept = frame if kept is None else pl.concat([kept, frame])
-        kept = kept.sort("draw", "rank").head(limit)
-    if kept is not None:
-        yield kept.drop("draw").sort("part", "position", "rank")
-
-
-def _splits(
-    chosen: Iterator[pl.DataFrame], settings: DistillSettings, summary: DistillSummary
-) -> dict[str, Iterable[pl.DataFrame]]:
-    """Divide the selected traces into the splits, by question, and count those of ``test``.
-
-    The questions of ``test`` are those with the smallest seeded hash, as with ``limit``.
+def _column_type(run: RunFolder, name: str) -> pa.DataType:
+    """Return the type of a further column: bool, string, int64 or float64, as JSON loaders infer it.
 
     Raises:
-        SettingsError: no question is left for the split ``train``.
+        SettingsError: the run has no such column, or it has a list per trace.
     """
-    frames = list(chosen)
-    questions = {key for frame in frames for key in frame["question_id"]}
-    holdout = settings.holdout or 0
-    number = int(holdout) if holdout >= 1 else max(1, round(holdout * len(questions)))
-    if questions and number >= len(questions):
-        raise SettingsError(
-            f"--holdout: {settings.holdout:g} leaves no question for training; the selection has {len(questions)}"
-        )
-    drawn = sorted(questions, key=lambda key: _draw(settings.seed, key))[:number]
-    is_test = pl.col("question_id").is_in(drawn)
-    test = [frame.filter(is_test) for frame in frames]
-    summary.held_out, summary.held_out_questions = sum(map(len, test)), len(drawn)
-    return {"train": [frame.filter(~is_test) for frame in frames], "test": test}
+    tables = columns_of(run)
+    if name not in tables:
+        raise SettingsError(f"--columns: {why_missing(run, name, list(tables))}")
+    schema = run.schema(tables[name])
+    type = schema.field(name).type if name in schema.names else pa.string()
+    if pa.types.is_integer(type) or pa.types.is_floating(type):
+        return pa.int64() if pa.types.is_integer(type) else pa.float64()
+    if pa.types.is_boolean(type) or pa.types.is_string(type):
+        return type
+    raise SettingsError(f"--columns: {name} has a list per trace; only columns with single values can be added")
 
 
-def _draw(seed: int, question_id: str) -> str:
-    """Return a hash of a question that puts the questions in random order."""
-    return hashlib.blake2b(f"{seed}/{question_id}".encode(), digest_size=8).hexdigest()
+def _finite(value: Any) -> Any:
+    """Return a value, or None for NaN and infinity, which JSON cannot represent."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write(folder: Path, selection: Selection, splits: dict[str, Iterable[pl.DataFrame]]) -> str:
-    """Write the rows of each split as Parquet files and one JSONL file, and return the hash of all rows."""
+def _count(summary: DistillSummary, chosen: pl.DataFrame) -> None:
+    """Add selected traces to the summary."""
+    before = summary.rows
+    summary.rows += len(chosen)
+    summary.questions += chosen["question_id"].n_unique()
+    tokens = summary.mean_thought_tokens * before + float(chosen["thought_tokens"].sum())
+    summary.mean_thought_tokens = tokens / max(summary.rows, 1)
+    origins = Counter(summary.origins) + Counter(chosen["origin"].drop_nulls().to_list())
+    summary.origins = dict(sorted(origins.items()))
+
+
+def _write(folder: Path, rows: Rows, splits: dict[str, Iterable[pl.DataFrame]], summary: DistillSummary) -> str:
+    """Write the rows of each split as Parquet files and one JSONL file, count them, and return their hash."""
     digest = hashlib.blake2b(digest_size=8)
     for split, chosen in splits.items():
         with (
             (folder / f"{split}.jsonl").open("w", encoding="utf-8") as lines,
-            Shards(folder / "data", selection.schema, split) as files,
+            Shards(folder / "data", rows.schema, split) as files,
         ):
             for frame in chosen:
-                rows = selection.rows(frame)
-                while batch := [selection.shaped(row) for row in islice(rows, _ROWS_AT_A_TIME)]:
-                    table = pa.Table.from_pylist(batch, schema=selection.schema)
+                texts = rows.rows(frame)
+                while batch := [rows.shaped(row) for row in islice(texts, _ROWS_AT_A_TIME)]:
+                    table = pa.Table.from_pylist(batch, schema=rows.schema)
                     # With a null for each missing field, as in the Parquet files.
                     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
                     digest.update(text.encode())
                     lines.write(text)
                     files.write(table)
-                selection.count(frame)
+                _count(summary, frame)
     for file in (folder / "data").iterdir():
         file.rename(file.with_stem(f"{file.stem}-{digest.hexdigest()}"))
     return digest.hexdigest()
 
 
 def _describe(
-    folder: Path, run: RunFolder, settings: DistillSettings, format: Format, summary: DistillSummary, digest: str
+    folder: Path,
+    run: RunFolder,
+    settings: DistillSettings,
+    format: Format,
+    summary: DistillSummary,
+    digest: str,
+    made_from: dict[str, str],
+    ids: list[str] | None,
 ) -> None:
     steps = run.info.get("steps", {})
-    excluded = ("out", "missing_traces", "seconds")
+    counts = {key: value for key, value in asdict(summary).items() if key not in ("out", "missing_traces", "seconds")}
     content = {
-        "settings": settings.model_dump(mode="json", exclude={"input", "out"}),
+        "settings": settings.model_dump(mode="json", exclude={"input", "out"})
+        | ({"ids": Path(settings.ids).name} if settings.ids else {}),
         "format": format.model_dump(mode="json"),
-        "counts": {key: value for key, value in asdict(summary).items() if key not in excluded},
+        "funnel": counts.pop("funnel"),
+        "counts": counts,
+        "columns": {name: meaning(run, name) for name in settings.columns},
         "steps": {name: _public(step) for name, step in steps.items()},
-        "made_from": {"ranks": run.digest("ranks")},
+        "made_from": made_from,
     }
+    if ids:
+        content["ids"] = {"count": len(ids), "hash": content_hash(sorted(ids))}
     (folder / "README.md").write_text(dataset_card(settings, summary.rows, summary.held_out, digest), encoding="utf-8")
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     content["files"] = {file.relative_to(folder).as_posix(): checksum(file) for file in files}

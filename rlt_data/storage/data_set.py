@@ -24,12 +24,14 @@ class DataSet:
     Attributes:
         keys: ``question_id`` and ``trace_id`` of each row.
         settings: the settings of ``distill``.
-        is_current: whether it was made from the current ranks of the run.
+        is_current: whether it was made from the current ranks and signals of the run.
+        funnel: what each condition dropped, with the keys of FunnelStep; empty for data sets of earlier versions.
     """
 
     keys: pl.DataFrame
     settings: dict[str, Any]
     is_current: bool
+    funnel: list[dict[str, Any]]
 
 
 def read_data_set(run: RunFolder) -> DataSet | None:
@@ -45,13 +47,13 @@ def read_data_set(run: RunFolder) -> DataSet | None:
         content = json.loads(folder.read(_FILE))
         files = [f"data/{name}" for name in folder.list_files("data") if name.endswith(".parquet")]
         tables = folder.read_tables(files, _KEYS, {}, all_columns=False)
-        ranks = content.get("made_from", {}).get("ranks")
+        made_from = dict(content.get("made_from", {}))
         settings = dict(content["settings"])
+        funnel = list(content.get("funnel", []))
     except (FileNotFoundError, ValueError, KeyError, AttributeError, TypeError):
         raise RunFolderError(f"{folder.path}: is incomplete or damaged; run rlt-data distill again") from None
     keys = pl.DataFrame(pa.concat_tables([_KEYS.empty_table(), *tables]))
-    is_current = run.is_current("ranks") and ranks in (None, run.digest("ranks"))
-    return DataSet(keys, settings, is_current)
+    return DataSet(keys, settings, run.is_current("ranks") and not run.changed(made_from), funnel)
 
 
 def data_set_state(run: RunFolder) -> str | None:

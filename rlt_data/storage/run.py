@@ -475,7 +475,21 @@ class RunFolder:
             return self._count(table) == self._count(source)
         if not made_from and table == "ranks":  # the first layout did not record sources
             return self.count("ranks") == self.count("scores")
-        return all(self.digest(source) == digest for source, digest in made_from.items())
+        return not self.changed(made_from)
+
+    def changed(self, made_from: Mapping[str, str], *, again: bool = False) -> list[str]:
+        """Return the tables whose content has changed, or that are themselves out of date.
+
+        Args:
+            made_from: digests of the tables, by name.
+            again: list the files again instead of using the last listing.
+        """
+        return [
+            table
+            for table, digest in made_from.items()
+            if self.digest(table, again=again) != digest
+            or (table.startswith(SIGNAL_PREFIX) and not self.is_current(table))
+        ]
 
     def _read_files(self, table: str, part: int, columns: list[str]) -> tuple[list[str], list[pa.Table]]:
         """Read columns of the files of a part, and return the names and contents of the files."""

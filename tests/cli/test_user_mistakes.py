@@ -419,7 +419,7 @@ def test_a_write_that_fails_changes_nothing_and_the_same_command_does_it_later(
         "generate": ("--in", made / "good.jsonl", "--teacher", tiny(), "--n", 2, "--max-tokens", 5, "--out", run),
         "score": ("--in", run, "--student", tiny()),
         "rank": ("--in", run),
-        "distill": ("--in", run, "--select", "all", "--include-truncated"),
+        "distill": ("--in", run, "--select", "all", "--include", "truncated"),
         "merge": ("--in", run, "--in", made / "run", "--out", "merged"),
     }
     for step, options in commands.items():

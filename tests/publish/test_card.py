@@ -20,7 +20,7 @@ from markdown_it import MarkdownIt
 from rlt_data.errors import HubError
 from rlt_data.plugins import SHAPES
 from rlt_data.publish.card import BEGIN, END, read_card
-from rlt_data.publish.markdown import plain
+from rlt_data.publish.markdown import inline, plain
 from rlt_data.publish.push import PushSummary, push
 from rlt_data.publish.redact import redact_paths
 from rlt_data.settings import PushSettings
@@ -32,7 +32,7 @@ from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import SCHEMAS
 from tests.conftest import Rlt, write_jsonl
 from tests.hub_server import File, HubServer
-from tests.made_runs import distilled, make_run, ranked, table, trace
+from tests.made_runs import add_signal, distilled, make_run, ranked, table, trace
 
 NAME = "tester/data"
 HUB = "https://huggingface.co/datasets/"
@@ -157,10 +157,16 @@ def test_every_figure_is_that_of_stats(hub: HubServer, large: RunFolder) -> None
         5,
         1200,
         *figures.failed.values(),
-        counts["malformed"],
-        counts["too_long"],
-        counts["without_row"],
     ]
+    funnel = json.loads((Path(str(large.path)) / "dataset" / "distill.json").read_text())["funnel"]
+    applied = [step for step in funnel if not step["note"]]
+    assert [step["condition"] for step in applied] == ["well-formed", "--select best"]
+    shown = tables(section(card, "Selection"))[0]
+    assert [[number(row[name]) for name in ("traces", "left", "questions left")] for row in shown] == [
+        [step[name] for name in ("rows_in", "rows_out", "questions_out")] for step in applied
+    ]
+    assert shown[0]["dropped, for example"].replace("`", "") == ", ".join(applied[0]["examples"])
+    assert "- `contaminated`: not computed; rlt-data curate RUN --against FILE" in card
     assert [row["reason"].split()[-1] for row in left_out[2:4]] == list(figures.failed)
     assert figures.failed == {"score": 2, "generate": 1}
     values = table(large, "ranks").filter(pl.col("flaw").is_null(), pl.col("value").is_not_null()).sort("value")
@@ -199,6 +205,30 @@ def test_every_published_column_is_explained(hub: HubServer, run: RunFolder) -> 
     assert [row["column"] for row in default] == ExportShape("messages").schema.names
     assert {"completion", "reward", "rank", "flaw"} <= {row["column"] for row in traces}
     assert all(row["meaning"] for row in [*default, *traces])
+
+
+def test_added_columns_and_conditions_over_signals_are_explained(hub: HubServer, run: RunFolder) -> None:
+    add_signal(run, "contamination", "question", contaminated={"a": True})
+    distilled(run, columns=["r_ss", "contaminated"])
+    summary = pushed(run)
+    default = {row["column"]: row["meaning"] for row in tables(section(summary.card, "Columns"))[0]}
+    assert default["r_ss"] == inline(columns.MEANINGS["r_ss"]) and default["contaminated"]
+    funnel = {row["condition"]: row for row in tables(section(summary.card, "Selection"))[0]}
+    assert (funnel["contaminated"]["traces"], funnel["contaminated"]["left"]) == ("5", "2")
+    assert "no decontamination" not in summary.card and "Decontamination finds" in section(summary.card, "Limits")
+    files = hub.dataset(NAME).heads["main"].files
+    for name, file in files.items():
+        if name.startswith(("data/default", "data/rank")):
+            rows = pq.read_table(io.BytesIO(file.content)).to_pylist()
+            assert {row["question_id"] for row in rows} == {"c"} and all(row["r_ss"] == 0 for row in rows)
+
+
+def test_a_data_set_that_is_older_than_its_signals_is_refused(rlt: Rlt, hub: HubServer, run: RunFolder) -> None:
+    add_signal(run, "contamination", "question", contaminated={"a": True})
+    distilled(run)
+    add_signal(run, "contamination", "question", contaminated={"c": True})
+    errors = rlt("push", run.path, "--repo-id", NAME, code=5).stderr
+    assert "is older than the signal_contamination; run rlt-data distill again" in errors
 
 
 def test_the_first_row_is_shown_as_json(hub: HubServer, run: RunFolder) -> None:

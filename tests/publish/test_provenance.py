@@ -91,7 +91,7 @@ def test_an_input_from_the_hub_is_a_source_data_set(
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     run = rlt.generate("org/sums", split="test", teacher="nano", out=str(tmp_path / "run"), n=1, max_tokens=20)
     run.score(student="nano").rank()
-    run.distill(include_truncated=True)
+    run.distill(include="truncated")
     for source in (str(run.path), f"{run.path}/dataset"):
         card = card_of(source)
         assert card.data.source_datasets == ["org/sums"]

@@ -55,4 +55,6 @@ def test_the_data_set_is_a_fact_and_may_be_outdated(tmp_path: Path) -> None:
     assert facts(run, read_data_set(run))["data set"] == "best, 1 rows, at most 5 rows"
     ranked(run, by="r_ss")
     run = RunFolder.existing(str(run.path))
-    assert facts(run, read_data_set(run))["data set"].endswith("older than the ranks: run rlt-data distill again")
+    assert facts(run, read_data_set(run))["data set"].endswith(
+        "older than ranks or signals: run rlt-data distill again"
+    )

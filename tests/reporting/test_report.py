@@ -14,7 +14,7 @@ from rlt_data.statistics import stats
 from rlt_data.storage.columns import MEANINGS
 from rlt_data.storage.run import RunFolder
 from tests.conftest import Rlt
-from tests.made_runs import drop_part, make_run, ranked, trace
+from tests.made_runs import distilled, drop_part, make_run, ranked, trace
 
 
 def reported(run: RunFolder | Path, **keys: object) -> ReportSummary:
@@ -131,3 +131,15 @@ def test_local_paths_are_redacted(run: RunFolder) -> None:
         "name": "/home/me/models/teacher", "dtype": "float32", "weights": "0a"}}})  # fmt: skip
     text = overview({"run": run})
     assert "teacher (float32, 0a)" in text and "/home/me" not in text and "10.0.0.1" not in text
+
+
+def test_the_page_shows_how_the_data_set_was_selected(run: RunFolder) -> None:
+    assert "Selection of the data set" not in overview({"run": run})
+    summary = distilled(run, where="origin <> '<b>' OR reward < 0", select="all")
+    text = overview({"run": run}).partition("Selection of the data set")[2].partition("</section>")[0]
+    rows = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in re.findall("<tr>(.*?)</tr>", text, re.S)][1:]
+    assert rows == [
+        ["well-formed", "6", "6", "3", "0", ""],
+        ["origin &lt;&gt; &#39;&lt;b&gt;&#39; OR reward &lt; 0", "6", "3", "3", "3", "a/1, b/1, c/1"],
+    ]
+    assert summary.rows == 3 and "contaminated: not computed" in text

@@ -11,6 +11,9 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
+from rlt_data.steps import conflicts
+from rlt_data.steps.pipeline import load_pipeline
+from rlt_data.storage.run import RunFolder
 from tests.conftest import Rlt, write_jsonl
 
 Tiny = Callable[..., Path]
@@ -59,6 +62,23 @@ CONFLICTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "token limit without tokenizer": ({"distill": {"max_tokens": 9}}, ["distill.max_tokens", "tokenizer"]),
     "ranks of a run without scores": ({"score": {"out": "scored"}}, ["rank.in: run", "rank.in: scored"]),
+    "a condition over a signal that is not computed": (
+        {"distill": {"where": "pass_rate > 0.2"}},
+        ["distill.where: pass_rate", "signal pass_rate", "add pass_rate to curate.signals"],
+    ),
+    "a column of a signal that is not computed": (
+        {"distill": {"columns": ["pass_rate"]}, "curate": {"signals": ["review"], "reviews": "r.csv"}},
+        ["distill.columns: pass_rate", "add pass_rate to curate.signals"],
+    ),
+    "a rank over a signal that is not computed": (
+        {"rank": {"where": ["pass_rate > 0.2"]}, "distill": {"per": "origin", "cap": 1}},
+        ["rank.where: pass_rate", "add pass_rate to curate.signals"],
+    ),
+    "a cap over a misspelt column": (
+        {"distill": {"per": "orgin", "cap": 2}},
+        ["distill.per: no column 'orgin'; did you mean 'origin'?"],
+    ),
+    "a condition that is no expression": ({"distill": {"where": ["reward <"]}}, ["distill.where: reward <: not a SQL"]),
     "no scores to rank": ({"score": None}, ["rank: run has no scores", "score section"]),
     "no ranks to select from": ({"rank": None}, ["distill: run has no ranks", "rank section"]),
     "a data set of a run without ranks": ({"distill": {"in": "other"}}, ["distill.in: other", "distill.in: run"]),
@@ -79,7 +99,7 @@ def test_conflicts_name_the_cheapest_remedy_first_and_load_no_model(rlt: Rlt, tm
         if keys is None:
             del pipeline[section]
         else:
-            pipeline[section] = pipeline[section] | keys
+            pipeline[section] = pipeline.get(section, {}) | keys
     errors = rlt("run", write(tmp_path / "pipeline.yaml", pipeline), code=2).stderr
     assert errors.startswith("error: ") and errors.count("\n") == 1
     positions = [errors.find(fact) for fact in facts]
@@ -169,3 +189,29 @@ def test_a_separate_score_names_the_same_remedies_in_the_same_order(rlt: Rlt, ti
     errors = rlt("score", "--in", "run", "--student", tiny(), "--teacher", tiny(), "--teacher-logprobs", "trace",
                  "--out", "other", code=2).stderr  # fmt: skip
     assert errors.index("--temperature 1 (free)") < errors.index("forward pass")
+
+
+def test_columns_of_computed_and_own_signals_are_known(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("short: thought_tokens < 200\n")
+    sections: dict[str, Any] = {
+        "out": "run",
+        "generate": {"in": "rows.jsonl", "teacher": "nowhere"},
+        "rank": {},
+        "distill": {
+            "where": ["short", "pass_rate > 0.2", "reward > 0"],
+            "columns": "question",
+            "per": "origin",
+            "cap": 1,
+        },
+    }
+    curate = {"signals": [str(tmp_path / "mine.yaml"), "pass_rate"], "evaluation": "solved"}
+    RunFolder("run").record("rank", {})
+    settings = load_pipeline(write(tmp_path / "p.yaml", sections | {"curate": curate}))
+    assert conflicts._column_conflicts(settings) == []
+    RunFolder("run").record(
+        "curate", {"signals": {"pass_rate": {"level": "question", "columns": {"pass_rate": "float"}}}}
+    )
+    settings = load_pipeline(write(tmp_path / "p.yaml", sections))
+    assert conflicts._column_conflicts(settings) == ["distill.where: no column 'short'"]
+    settings = load_pipeline(write(tmp_path / "p.yaml", sections | {"curate": {"signals": ["module:function"]}}))
+    assert conflicts._column_conflicts(settings) == []

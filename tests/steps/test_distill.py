@@ -18,7 +18,9 @@ from rlt_data.formats.views import student_message
 from rlt_data.inputs.read import read_records
 from rlt_data.run import read_dataset
 from rlt_data.settings import InputSettings
+from rlt_data.signals.funnel import lost_questions
 from rlt_data.steps import rank as rank_module
+from rlt_data.steps.distill import DistillSummary
 from rlt_data.storage.errorlog import ErrorLog
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
@@ -37,6 +39,11 @@ def rows(folder: Path) -> pl.DataFrame:
 def selected(run: RunFolder, **settings: Any) -> list[str]:
     """Distill, and return the ids of the traces in the order of the data set."""
     return rows(distilled(run, **settings).out)["trace_id"].to_list()
+
+
+def dropped(summary: DistillSummary) -> dict[str, int]:
+    """Return the number of traces that each condition dropped, if it dropped any."""
+    return {step.condition: step.rows_in - step.rows_out for step in summary.funnel if step.rows_in > step.rows_out}
 
 
 @pytest.fixture
@@ -85,7 +92,7 @@ def test_only_well_formed_traces_are_selected(run: RunFolder, select: str, expec
 def test_include_truncated_selects_truncated_traces_and_no_other_flaw(
     run: RunFolder, select: str, expected: list[str]
 ) -> None:
-    assert selected(run, select=select, include_truncated=True) == expected
+    assert selected(run, select=select, include="truncated") == expected
 
 
 def test_a_quantile_bucket_spans_all_questions(tmp_path: Path) -> None:
@@ -185,12 +192,12 @@ def test_limit_with_parts_that_have_no_selected_trace(tmp_path: Path, monkeypatc
 
 def test_excluded_traces_are_counted(run: RunFolder) -> None:
     best = distilled(run)
-    assert (best.rows, best.questions, best.malformed, best.without_row) == (2, 2, 0, 1)
+    assert (best.rows, best.questions, dropped(best)) == (2, 2, {"well-formed": 4, "--select best": 2})
     every = distilled(run, select="all")
-    assert (every.rows, every.questions, every.malformed, every.without_row) == (4, 2, 4, 1)
+    assert (every.rows, every.questions, dropped(every)) == (4, 2, {"well-formed": 4})
     second = distilled(run, select="rank:2")
-    assert (second.rows, second.malformed, second.without_row) == (1, 2, 2)
-    assert json.loads((second.out / "distill.json").read_text())["counts"]["malformed"] == 2
+    assert (second.rows, dropped(second)) == (1, {"--select rank:2": 5, "well-formed": 2})
+    assert json.loads((second.out / "distill.json").read_text())["funnel"][1]["rows_out"] == 1
 
 
 def assistant(row: dict[str, Any]) -> str:
@@ -315,19 +322,19 @@ def test_exactly_the_rows_over_the_token_limit_are_excluded(long_and_short: RunF
 @pytest.mark.parametrize(
     ("select", "expected", "counts"),
     [
-        ("best", ["a/1", "c/2"], {"too_long": 4, "fallbacks": 1, "without_row": 1}),
-        ("top:2", ["a/1", "a/0", "c/2", "c/1"], {"too_long": 4, "fallbacks": 1, "without_row": 1}),
-        ("rank:1", ["c/2"], {"too_long": 2, "fallbacks": 0, "without_row": 2}),
-        ("bucket:2", ["a/1", "c/1"], {"too_long": 1, "fallbacks": 0, "without_row": 1}),
-        ("all", ["a/1", "a/0", "c/2", "c/1", "c/0"], {"too_long": 4, "fallbacks": 0, "without_row": 1}),
+        ("best", ["a/1", "c/2"], (4, 1, {"--max-tokens 600": 1})),
+        ("top:2", ["a/1", "a/0", "c/2", "c/1"], (4, 1, {"--max-tokens 600": 1})),
+        ("rank:1", ["c/2"], (2, 0, {"--max-tokens 600": 2})),
+        ("bucket:2", ["a/1", "c/1"], (1, 0, {"--max-tokens 600": 1})),
+        ("all", ["a/1", "a/0", "c/2", "c/1", "c/0"], (4, 0, {"--max-tokens 600": 1})),
     ],
 )
 def test_the_next_best_trace_replaces_one_that_is_too_long(
-    long_and_short: RunFolder, tiny: Tiny, select: str, expected: list[str], counts: dict[str, int]
+    long_and_short: RunFolder, tiny: Tiny, select: str, expected: list[str], counts: tuple[int, int, dict[str, int]]
 ) -> None:
     summary = distilled(long_and_short, select=select, tokenizer=str(tiny()), max_tokens=600)
     assert rows(summary.out)["trace_id"].to_list() == expected
-    assert {name: getattr(summary, name) for name in counts} == counts
+    assert (dropped(summary)["--max-tokens 600"], summary.fallbacks, lost_questions(summary.funnel)) == counts
 
 
 def test_a_limit_in_tokens_needs_a_tokenizer(run: RunFolder) -> None:
@@ -355,9 +362,9 @@ def test_a_chat_template_that_would_change_the_rows_is_refused(run: RunFolder, t
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"select": "rank:9"}, "--select rank:9: .*3 no trace of this rank or bucket"),
-        ({"select": "bucket:9", "limit": 2}, "--select bucket:9: .*3 no trace of this rank or bucket"),
-        ({"select": "rank:3"}, "--select rank:3: .*2 malformed, 1 no trace of this rank or bucket"),
+        ({"select": "rank:9"}, r"by condition: --select rank:9 \(3\)"),
+        ({"select": "bucket:9", "limit": 2}, r"by condition: --select bucket:9 \(3\)"),
+        ({"select": "rank:3"}, r"by condition: --select rank:3 \(1\), well-formed \(2\)"),
     ],
 )
 def test_an_empty_selection_keeps_the_earlier_data_set(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
@@ -467,21 +474,17 @@ def test_a_row_has_the_metadata_of_its_trace(tmp_path: Path) -> None:
     assert summary.origins == {"A": 1, "B": 1}
 
 
-def test_questions_without_a_row_are_counted_by_reason(run: RunFolder) -> None:
-    assert distilled(run).without_row_reasons == {"truncated": 1}
-    expected = {"malformed": 1, "no trace of this rank or bucket": 1}
-    assert distilled(run, select="bucket:3").without_row_reasons == expected
-    assert distilled(run, include_truncated=True).without_row_reasons == {}
+def test_questions_without_a_row_are_counted_by_condition(run: RunFolder) -> None:
+    assert lost_questions(distilled(run).funnel) == {"well-formed": 1}
+    assert lost_questions(distilled(run, select="bucket:3").funnel) == {"--select bucket:3": 1, "well-formed": 1}
+    assert lost_questions(distilled(run, include="truncated").funnel) == {}
 
 
-def test_questions_whose_traces_are_all_too_long_are_counted(long_and_short: RunFolder, tiny: Tiny) -> None:
-    summary = distilled(long_and_short, tokenizer=str(tiny()), max_tokens=600)
-    assert summary.without_row == 1 and summary.without_row_reasons == {"too long": 1}
-
-
-def test_the_reasons_are_printed(rlt: Rlt, run: RunFolder) -> None:
-    printed = rlt("distill", "--in", run.path).stdout
-    assert "1 questions without a row (1 truncated)" in printed
+def test_the_funnel_is_printed(rlt: Rlt, run: RunFolder) -> None:
+    printed = rlt("distill", "--in", run.path).stdout.splitlines()
+    [line] = [line for line in printed if line.startswith("well-formed")]
+    assert line.split() == ["well-formed", "8", "4", "2", "b/0", "b/2", "c/0"]
+    assert "  well-formed: holds tag 1, truncated 2, unclosed 1" in printed
 
 
 def test_new_traces_without_scores_or_ranks_are_refused(rlt: Rlt, run: RunFolder) -> None:

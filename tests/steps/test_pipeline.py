@@ -32,14 +32,14 @@ def test_a_pipeline_equals_the_four_commands_in_order(rlt: Rlt, tiny: Tiny, prob
         "generate": {"in": str(problems), "teacher": str(tiny()), "n": 2, "max_tokens": 30},
         "score": {"student": str(tiny("chat", 1)), "lambda": 2},
         "rank": {"buckets": 2},
-        "distill": {"select": "top:2", "include_truncated": True, "shape": "sharegpt"},
+        "distill": {"select": "top:2", "include": "truncated", "shape": "sharegpt"},
     }
     file = write(tmp_path / "pipeline.yaml", pipeline)
     printed = rlt("run", file).stdout
     rlt("generate", "--in", problems, "--teacher", tiny(), "--n", 2, "--max-tokens", 30, "--out", "steps")
     rlt("score", "--in", "steps", "--student", tiny("chat", 1), "--lambda", 2)
     rlt("rank", "--in", "steps", "--buckets", 2)
-    rlt("distill", "--in", "steps", "--select", "top:2", "--include-truncated", "--shape", "sharegpt")
+    rlt("distill", "--in", "steps", "--select", "top:2", "--include", "truncated", "--shape", "sharegpt")
     before = table_files(Path("whole"))
     assert before == table_files(Path("steps")) and len(before) == 6
     for figure in ("12 traces (12 new)", "12 scores (12 new)", "12 traces of 6 questions ranked", "rows from"):
@@ -105,7 +105,7 @@ MISTAKES: dict[str, tuple[Any, type[RltDataError], str]] = {
     "a key that is like none": (
         {"out": "r", "rank": {"zzzzzz": 1}},
         SettingsError,
-        "rank.zzzzzz: unknown key; known: in, by, buckets",
+        "rank.zzzzzz: unknown key; known: in, by, lambda, alpha, where, buckets",
     ),
     "text for a number": (
         {"out": "r", "generate": {"in": "x", "teacher": "t", "n": "many"}},

@@ -165,7 +165,7 @@ def test_ranks_that_are_older_than_the_scores_are_not_used(rlt: Rlt, run: RunFol
         run.write_part("questions", 3, to_table("questions", [{"question_id": "3", "question": "?", "solution": "."}]))
         run.write_part("scores", 3, to_table("scores", [trace("3", 0)]))
     assert (
-        "the ranks are older than the scores; run rlt-data rank again"
+        "the ranks are older than the scores or signals that they were made from; run rlt-data rank again"
         in rlt("distill", "--in", run.path, code=5).stderr
     )
     pushed = rlt("push", "--in", run.path, "--repo-id", "me/data", "--dry-run", code=5)

@@ -92,7 +92,7 @@ def test_all_steps_write_the_same_to_a_store_and_to_a_disk(
         rlt("generate", "--in", problems, "--teacher", tiny(), "--n", 3, "--max-tokens", 30, "--out", out)
         rlt("score", "--in", out, "--student", tiny("chat", 1))
         rlt("rank", "--in", out)
-        rlt("distill", "--in", out, "--select", "all", "--include-truncated")
+        rlt("distill", "--in", out, "--select", "all", "--include", "truncated")
     run, disk = fetched(url, tmp_path / "run"), tmp_path / "disk"
     assert_same_tables(run, disk, *TABLES)
     names = {path.relative_to(disk).as_posix() for path in disk.rglob("*") if path.is_file()}
@@ -106,7 +106,7 @@ def test_all_steps_write_the_same_to_a_store_and_to_a_disk(
     assert in_store == local_path
     again = rlt("generate", "--in", problems, "--teacher", tiny(), "--n", 3, "--max-tokens", 30, "--out", url)
     assert "18 traces (0 new)" in again.stdout
-    rlt("distill", "--in", url, "--select", "all", "--include-truncated", "--out", "here")
+    rlt("distill", "--in", url, "--select", "all", "--include", "truncated", "--out", "here")
     assert pl.read_parquet("here/data/*.parquet").equals(pl.read_parquet(run / "dataset/data/*.parquet"))
 
 
