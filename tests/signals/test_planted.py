@@ -5,8 +5,6 @@ import random
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from benchmarks import planted
 
 
