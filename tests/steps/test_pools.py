@@ -123,7 +123,7 @@ def test_origin_tells_settings_of_one_teacher_apart(rlt: Rlt, read: Read, proble
     assert "'third'" in refused
     rlt("score", "run", *STUDENT)
     rlt("rank", "run")
-    rlt("distill", "run", "--select", "all", "--include-truncated", "--out", "data")
+    rlt("distill", "run", "--select", "all", "--include", "truncated", "--out", "data")
     made_by = dict(read(Path("run"), "traces").select("trace_id", "origin").iter_rows())
     for table in ("scores", "ranks"):
         assert dict(read(Path("run"), table).select("trace_id", "origin").iter_rows()) == made_by
@@ -389,7 +389,7 @@ def test_the_page_and_the_card_name_every_teacher(rlt: Rlt, problems: Path, impo
     found = facts(RunFolder("imported"), None)
     assert found["traces"] == "generated and imported" and found["teacher"] == "nano-teacher; nano-teacher-warm"
     assert found["sampling"].count("per question") == 2
-    rlt("distill", "imported", "--select", "all", "--include-truncated")
+    rlt("distill", "imported", "--select", "all", "--include", "truncated")
     card = str(push(PushSettings(input="imported", repo_id="org/name", dry_run=True)).card)
     assert "the teacher models `nano-teacher` and `nano-teacher-warm`" in card and "or imported" in card
     assert card.count("rlt-data generate") == 2 and "some of the explanations" in card

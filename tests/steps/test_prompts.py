@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -126,7 +127,7 @@ def test_preference_rows_pair_the_best_trace_with_a_worse_one(rlt: Rlt, tiny: Ti
     rlt("rank", "run", "--by", "r_ss")
     ranks = pl.read_parquet("run/ranks/*.parquet")
     result = rlt("distill", "run", "--shape", "preference", "--out", "pairs")
-    assert "1 no worse trace" in result.stdout
+    assert re.search(r"^--rejected worst +3 +2 +2 ", result.stdout, re.M)
     ids = {row["id"]: row for row in rows}
     for option, place in (("worst", -1), ("rank:2", 1)):
         rlt("distill", "run", "--shape", "preference", "--rejected", option, "--out", "pairs")
