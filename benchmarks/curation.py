@@ -1,4 +1,4 @@
-"""Speed, memory and recall of the signals duplicates and contamination, on generated texts of realistic length.
+"""Speed and memory of the default signals, and recall of duplicates and contamination, on generated texts.
 
     python -m benchmarks.curation --questions train.jsonl --solutions solutions.jsonl --benchmark test.jsonl \
         [--traces 100000 --traces 1000000] [--compare]
@@ -6,8 +6,10 @@
 A run has four traces per question. Questions are sentences of the given questions with other numbers, and traces are
 sentences of the given solutions. Known shares are planted: 5 % of the questions repeat an earlier one with other
 spelling, names or words, 5 % of the traces repeat another trace of their question with a few other words, and 1 % of
-the questions contain one of the benchmark. ``--compare`` measures datatrove on the same questions and on the same
-traces, and datasketch on the same questions; both must be installed. Each measurement is a process of its own.
+the questions contain one of the benchmark. Each explanation ends with an answer, which is the known one in 80 % of the
+traces. The jobs ``curate NAME`` measure the step with its tables, the other jobs the functions alone. ``--compare``
+measures datatrove on the same questions and on the same traces, and datasketch on the same questions; both must be
+installed. Each measurement is a process of its own.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +31,13 @@ import numpy as np
 import polars as pl
 
 from benchmarks.report import print_table, save
+from rlt_data.formats import load_format
 from rlt_data.progress import SILENT
 from rlt_data.settings import CurateSettings
 from rlt_data.signals import contamination, duplicates
+from rlt_data.steps.curate import curate
+from rlt_data.storage.run import RunFolder
+from rlt_data.storage.schemas import to_table
 
 _PER_QUESTION, _PART = 4, 256
 _OTHERS = ("datatrove", "datasketch")
@@ -52,10 +59,11 @@ def main() -> None:
     for size in arguments.traces or [100_000]:
         with tempfile.TemporaryDirectory() as folder:
             _in_process(_generate, arguments, size, Path(folder))
-            for job in jobs:
-                rows.append(
-                    {"job": job.__name__.strip("_"), "traces": size} | _in_process(job, arguments, size, Path(folder))
-                )
+            _in_process(_write_run, arguments, size, Path(folder))
+            steps = [partial(_curate, name) for name in ("text", "leak", "answer", "duplicates", "contamination")]
+            for job in [*steps, *jobs]:
+                name = f"curate {job.args[0]}" if isinstance(job, partial) else job.__name__.strip("_")
+                rows.append({"job": name, "traces": size} | _in_process(job, arguments, size, Path(folder)))
                 print(rows[-1], flush=True)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     print_table([{column: row.get(column, "") for column in columns} for row in rows])
@@ -158,6 +166,38 @@ def _planted(folder: Path) -> pl.DataFrame:
 
 
 # rlt-data
+
+
+def _write_run(arguments: argparse.Namespace, size: int, folder: Path) -> None:
+    """Write the texts as a run whose traces state answers."""
+    random_ = random.Random(size)
+    run, format = RunFolder(folder / "run"), load_format("rlt")
+    with run.locked():
+        for part, frame in enumerate(_frames(folder, ["question_id", "trace_id", "question", "explanation"])):
+            asked, traces = [], []
+            for (key, question), group in frame.group_by("question_id", "question", maintain_order=True):
+                answer = random_.randrange(1000)
+                asked.append(
+                    {"question_id": key, "source_id": key, "question": question, "solution": f"It is {answer}.",
+                     "answer": str(answer)}
+                )  # fmt: skip
+                for index, row in enumerate(group.iter_rows(named=True)):
+                    stated = answer if random_.random() < 0.8 else random_.randrange(1000)
+                    completion = format.completion_of(f"{row['explanation']} So the answer is {stated}.")
+                    traces.append(
+                        {"trace_id": row["trace_id"], "question_id": key, "source_id": key, "sample_index": index,
+                         "completion": completion, "finish_reason": "stop", "made_by": "imported"}
+                    )  # fmt: skip
+            run.write_part("questions", part, to_table("questions", asked))
+            run.write_part("traces", part, to_table("traces", traces))
+        run.record("score", {"format": format.model_dump(mode="json")})
+
+
+def _curate(name: str, arguments: argparse.Namespace, size: int, folder: Path) -> dict[str, Any]:
+    against = [arguments.benchmark] if name == "contamination" else []
+    settings = CurateSettings.model_validate({"in": str(folder / "run"), "signals": [name], "against": against})
+    [signal] = curate(settings).signals
+    return {"rows_per_second": round(signal.rows / signal.seconds)}
 
 
 def _settings(arguments: argparse.Namespace) -> CurateSettings:
