@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -227,17 +228,24 @@ def _items(name: str) -> list[tuple[str, str, str]]:
         SettingsError: the benchmark has no data set.
     """
     benchmark = BENCHMARKS.get(name)
-    if benchmark is None:
-        rows = good_rows(InputSettings(input=name), None, QuestionReader)
-    elif benchmark.hub is None:
-        raise SettingsError(f"--against {name}: has no data set; name a file")
-    else:
-        source = InputSettings(input=benchmark.hub, subset=benchmark.subset, split=benchmark.split)
-        try:
+    with _naming_the_flag():
+        if benchmark is None:
+            rows = good_rows(InputSettings(input=name), None, QuestionReader)
+        elif benchmark.hub is None:
+            raise SettingsError(f"--against {name}: has no data set; name a file")
+        else:
+            source = InputSettings(input=benchmark.hub, subset=benchmark.subset, split=benchmark.split)
             rows = good_rows(source, None, partial(_BenchmarkQuestions, benchmark))
-        except InputError as error:
-            raise InputError(f"--against {name}: {error}") from None
     return [(Path(name).name, str(row.source_id), row.question) for row in rows]
+
+
+@contextmanager
+def _naming_the_flag() -> Iterator[None]:
+    """Name the flag in errors of its inputs."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"--against: {error}") from None
 
 
 def _content(settings: CurateSettings) -> list[tuple[str, str]]:
@@ -247,7 +255,8 @@ def _content(settings: CurateSettings) -> list[tuple[str, str]]:
         if benchmark := BENCHMARKS.get(name):
             found.append((name, f"{benchmark.hub} {benchmark.subset} {benchmark.split}"))
         else:
-            found.append((Path(name).name, digest_of(find_sources(InputSettings(input=name))) or name))
+            with _naming_the_flag():
+                found.append((Path(name).name, digest_of(find_sources(InputSettings(input=name))) or name))
     return found
 
 
