@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from rlt_data.scoring.reward import reward_terms
 from rlt_data.steps import rank as rank_module
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
-from tests.conftest import examples
+from tests.conftest import Rlt, examples
 from tests.made_runs import drop_part, files_of, make_run, ranked, table, trace
 
 Row = dict[str, Any]
@@ -397,3 +398,17 @@ def test_weights_are_refused_where_they_have_no_effect(tmp_path: Path) -> None:
     run.record("score", {"settings": {"reward": "mine:short"}})
     with pytest.raises(SettingsError, match="--lambda: the scores have the reward of mine:short"):
         ranked(run, lambda_=1.0)
+
+
+def test_other_weights_rank_as_a_run_that_was_scored_with_them(rlt: Rlt) -> None:
+    """The ranks of a run scored at lambda 3, ranked with --lambda 1, are those of a run scored at lambda 1."""
+    rlt("countdown", "make", "--rows", 6, "--out", "q.jsonl")
+    rlt("generate", "q.jsonl", "--teacher", "nano", "--n", 4, "--out", "three")
+    rlt("score", "three", "--student", "nano")
+    rlt("score", "three", "--student", "nano", "--lambda", 1, "--alpha", 0, "--out", "one")
+    rlt("rank", "three", "--lambda", 1, "--alpha", 0)
+    rlt("rank", "one")
+    ranks = {
+        run: pl.read_parquet(f"{run}/ranks/*.parquet").drop("scored_by").sort("trace_id") for run in ("three", "one")
+    }
+    assert ranks["three"].equals(ranks["one"]) and ranks["one"]["value"].null_count() == 0
