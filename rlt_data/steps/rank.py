@@ -51,7 +51,6 @@ PARTS_AT_A_TIME = 64
 #: Columns of scores by flaw. A trace with several flaws gets the first.
 _FLAWS = {"empty": "empty", "holds tag": "holds_tag", "control token": "control_token", "truncated": "truncated"}
 
-
 #: Columns with the mean log-prob of an explanation in them, which misranks traces of several teachers: longer steps and
 #: plainer words have higher log-probs (Local Naturalness, arXiv 2510.03988).
 _MISRANKING = {"thought_logprob_mean", "perplexity", "reward_without_entropy"}
@@ -135,6 +134,8 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
             ranks.record("rank", entry)
     logger.info("rank: %d traces of %d questions", rows, questions)
     notes = []
+    if missing := values.total() - valued.total():
+        notes.append(f"{missing:,} of {rows:,} traces have no value and rank below those that have one")
     if len(values) > 1 and (named := sorted(_MISRANKING & set(scores.value.columns))):
         notes.append(
             f"{named[0]} contains the mean log-prob of the explanation, which is known to misrank traces of several "
@@ -162,9 +163,9 @@ def _refuse_missing_values(value: Expression, rows: Counter[str | None], valued:
         remedy = "; --by reward_without_entropy ranks them"
     if len(without) == len(rows):
         raise SettingsError(f"{by}: no trace has a value{why}{remedy}")
-    missing = sum(rows.values()) - sum(valued.values())
+    missing = rows.total() - valued.total()
     raise SettingsError(
-        f"{by}: no trace of {', '.join(without)} has a value ({missing:,} of {sum(rows.values()):,} traces){why}; "
+        f"{by}: no trace of {', '.join(without)} has a value ({missing:,} of {rows.total():,} traces){why}; "
         "--by r_ss ranks by what all traces have, and --where selects origins"
     )
 

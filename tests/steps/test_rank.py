@@ -382,6 +382,11 @@ def test_an_origin_without_values_is_refused_with_what_would_work(tmp_path: Path
     assert order(run) == ["q/0"]
 
 
+def test_traces_without_a_value_are_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path, [trace("q", 0, 1.0), trace("q", 1, None), trace("q", 2, NAN), trace("q", 3, 4.0)])
+    assert ranked(run).notes == ["2 of 4 traces have no value and rank below those that have one"]
+
+
 def test_a_mean_log_prob_over_several_origins_is_noted(tmp_path: Path) -> None:
     one = [trace("q", sample, 1.0, origin="a", thought_logprob_mean=-1.0) for sample in range(3)]
     two = [trace("r", sample, 1.0, origin="b", thought_logprob_mean=-1.0) for sample in range(3)]
