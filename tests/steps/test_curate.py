@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from rlt_data.signals.registry import SIGNALS
 from rlt_data.steps.curate import CurateSummary, curate
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
+from tests.killing import command, run_and_kill
 from tests.made_runs import files_of, make_run, ranked, trace
 
 
@@ -268,10 +270,12 @@ def test_a_killed_call_ends_like_an_undisturbed_one(tmp_path: Path, monkeypatch:
     killed, undisturbed = (make_run(tmp_path / name, *parts) for name in ("killed", "undisturbed"))
     (tmp_path / "slow_signal.py").write_text(SLOW)
     monkeypatch.chdir(tmp_path)
-    command = [sys.executable, "-m", "rlt_data.cli.main", "curate", "killed", "--signals", "slow_signal:slow"]
+    arguments = [sys.executable, "-m", "rlt_data.cli.main", "curate", "killed", "--signals", "slow_signal:slow"]
     (tmp_path / "pause").touch()
     for _ in range(2):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=tmp_path)
+        process = subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=tmp_path
+        )
         assert process.stdout is not None
         for _ in range(3):
             assert process.stdout.readline() == "part\n"
@@ -311,3 +315,23 @@ def test_signals_are_recorded_and_settings_make_them_new(run: RunFolder, tmp_pat
     file.write_text('{"trace_id": "0-0/1", "review": "bad"}\n')
     assert curated(run, "review", reviews=str(file)).signals[0].new == 18
     assert curated(run, "review", reviews=str(file)).signals[0].new == 0
+
+
+@pytest.mark.slow
+def test_killed_default_signals_end_like_undisturbed_ones(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    words = "we add both numbers then divide by the rest and get another sum which is larger than before".split()
+
+    def row(part: int, question: int, sample: int) -> dict[str, Any]:
+        text = " ".join(draw.choices(words, k=200)) + f" So the answer is {draw.randrange(9)}. "
+        return trace(f"{part}-{question}", sample, 0.0, completion=text + "<|end_of_explanation|>")
+
+    parts = [[row(part, q, sample) for q in range(256) for sample in range(4)] for part in range(4)]
+    killed, undisturbed = (make_run(tmp_path / name, *parts) for name in ("killed", "undisturbed"))
+    against = tmp_path / "benchmark.jsonl"
+    against.write_text('{"question": "What is 2-7?"}\n')
+    arguments = command("curate", Path(str(killed.path)), "--against", against)
+    kills = run_and_kill(arguments, kills=12, seconds=3.0, seed=0)
+    assert kills >= 3
+    curated(undisturbed, against=[str(against)])
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "undisturbed")
