@@ -415,3 +415,26 @@ def test_a_pipeline_adds_a_teacher_and_finds_conflicts_with_the_existing_run_fir
     pipeline = {"out": "run", "generate": section | {"add": True}, "score": {"student": "nano-student"}, "rank": {}}
     Path("pipeline.yaml").write_text(yaml.safe_dump(pipeline))
     assert "9 traces of 3 questions ranked" in rlt("run", "pipeline.yaml").stdout
+
+
+@pytest.mark.parametrize("by", ["r_ss - 2 * (1 - well_formed)", "-rsr", "reward_without_entropy"])
+def test_the_origin_is_right_on_every_row_of_a_pool_of_three(
+    rlt: Rlt, read: Read, problems: Path, imported: Path, by: str
+) -> None:
+    generate(rlt, problems, "run", *FIRST)
+    generate(rlt, problems, "run", *WARM, "--add")
+    rlt("score", "run", *STUDENT)
+    rlt("score", "--in", imported, *STUDENT, "--teacher", "none", "--out", "R1")
+    rlt("merge", "run", "R1", "--out", "pool")
+    rlt("curate", "pool")
+    rlt("rank", "pool", f"--by={by}")
+    rlt("distill", "pool", "--select", "all", "--include", "truncated", "--include", "duplicate", "--out", "data")
+    writers = dict(read(Path("run"), "traces").select("trace_id", "origin").iter_rows())
+    writers |= dict.fromkeys(read(Path("R1"), "traces")["trace_id"], "R1")
+    rows = [json.loads(line) for line in Path("data/train.jsonl").read_text().splitlines()]
+    assert {row["trace_id"]: row["origin"] for row in rows} == {
+        row["trace_id"]: writers[row["trace_id"]] for row in rows
+    }
+    assert {row["origin"] for row in rows} == {"nano-teacher", "nano-teacher-warm", "R1"}
+    well_formed = read(Path("pool"), "ranks").filter(pl.col("flaw").is_null()).sort("question_id", "rank")
+    assert all(group["value"].is_sorted(descending=True) for _, group in well_formed.group_by("question_id"))
