@@ -133,6 +133,8 @@ def print_merge(_: Settings, summary: MergeSummary) -> None:
         _console.print(f"  {summary.failed} rows failed in these runs; errors.jsonl lists them")
     if summary.rows["scores"]:
         _console.print("  rankings are not merged; run rlt-data rank")
+    if summary.signals:
+        _console.print(_plain(f"  signals are not merged ({', '.join(summary.signals)}); run rlt-data curate"))
 
 
 def print_ranks(_: Settings, summary: RankSummary) -> None:

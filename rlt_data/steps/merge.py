@@ -5,7 +5,8 @@ equal; scores may differ in the teacher of the KL if it is each trace's own.
 
 Tables are merged by key: if several runs have a row, the first run's is used. Questions keep the order of the first run
 that has them, with the runs in the given order, and all other rows move to the new part of their question. Ranks
-are not merged, because quantiles depend on all traces; rank the merged run again.
+are not merged, because quantiles depend on all traces, nor are signals, because duplicates do; rank and curate the
+merged run again.
 
     compute the position of every question in the merged run from the questions tables
     for each part of each run, ordered by the new part that needs it first: read it, assign its rows to new parts
@@ -74,6 +75,7 @@ class MergeSummary:
         failed: rows in errors.jsonl.
         seconds: time spent.
         makers: number of teachers and sampling settings whose traces are in the merged run; imports count as one.
+        signals: signals of the source runs, which the merged run does not have.
     """
 
     run: StoragePath
@@ -84,6 +86,7 @@ class MergeSummary:
     failed: int
     seconds: float
     makers: int = 0
+    signals: tuple[str, ...] = ()
 
 
 def merge(settings: MergeSettings, progress: Progress = SILENT) -> MergeSummary:
@@ -117,7 +120,8 @@ def merge(settings: MergeSettings, progress: Progress = SILENT) -> MergeSummary:
             makers = len(recorded_makers(merged)) + has_imports(merged)
             _refuse_existing(out)
     repeated = {table: sum(counts[table] for counts in source_rows) - rows[table] for table in rows}
-    return MergeSummary(out, len(runs), rows, repeated, differing, failed, time.monotonic() - began, makers)
+    signals = tuple(sorted({name for run in runs for name in run.signals}))
+    return MergeSummary(out, len(runs), rows, repeated, differing, failed, time.monotonic() - began, makers, signals)
 
 
 def _counts(run: RunFolder) -> dict[str, int]:

@@ -344,3 +344,12 @@ def test_merged_shares_equal_the_unsplit_run_and_can_be_continued(
     assert "6 questions, 18 traces, 12 scores" in printed and "6 questions, 12 traces\n" in printed
     assert "18 scores (6 new)" in rlt("score", "--in", "all", "--student", tiny("chat", 1)).stdout
     assert "18 traces of 6 questions" in rlt("rank", "--in", "all").stdout
+
+
+def test_signals_are_not_merged_and_named(tmp_path: Path, rlt: Rlt) -> None:
+    (tmp_path / "mine.yaml").write_text("long: thought_tokens > 5\n")
+    runs = [run_of(tmp_path / "a", range(3)), run_of(tmp_path / "b", range(3, 5))]
+    rlt("curate", runs[0].path, "--signals", tmp_path / "mine.yaml")
+    printed = rlt("merge", *[run.path for run in runs], "--out", tmp_path / "both").stdout
+    assert "signals are not merged (mine); run rlt-data curate" in printed
+    assert not RunFolder(tmp_path / "both").signals
