@@ -156,7 +156,7 @@ def _refuse_missing_values(value: Expression, rows: Counter[str | None], valued:
     without = sorted(str(origin or "unknown") for origin in rows if not valued[origin])
     if not without:
         return
-    by = f"{value.option}: {value.text}"
+    by = f"--by: {value.text}" if value.option == "--by" else value.option
     why = remedy = ""
     if _OF_TEACHER & set(value.columns):
         why = ": scored without log-probs of a teacher (--teacher none), or the function of --reward returned None"
