@@ -161,13 +161,14 @@ def by_origin(run: RunFolder, matching: Matching | None = None) -> pl.DataFrame:
     means = [name for name in (*MEASURES, "well_formed") if name in known]
     verdicts = ["answer_verdict"] if "answer_verdict" in known else []
     data_set = read_data_set(run)
+    selected = data_set.keys.select("trace_id", selected=True).unique() if data_set else None
     sums = []
     for part in run.parts("traces"):
         rows = read_rows(run, part, ["origin", *means, *verdicts], known)
         rows = matching.of(rows, part) if matching else rows
         rows = rows.with_columns(pl.col("origin").fill_null(UNKNOWN), pl.col(means).cast(pl.Float64))
-        if data_set:
-            rows = rows.with_columns(pl.col("trace_id").is_in(data_set.keys["trace_id"].to_list()).alias("selected"))
+        if selected is not None:
+            rows = rows.join(selected, on="trace_id", how="left").with_columns(pl.col("selected").fill_null(False))
         for name in verdicts:
             graded = pl.when(pl.col(name).is_in(["correct", "wrong"])).then(pl.col(name) == "correct")
             rows = rows.with_columns(graded.alias("correct"))

@@ -184,10 +184,10 @@ def _ranking(facts: DatasetFacts) -> str:
     by = settings.get("by", "reward")
     method = f"Reinforcement-Learned Teachers ([arXiv 2506.08388]({_PAPER}))"
     if by != "reward":
-        meaning = columns.MEANINGS.get(by, "an expression over the columns of the configuration traces").partition(";")[
-            0
-        ]
-        return f"The explanations are ranked by {code(by)}: {inline(meaning)}. The method is {method}."
+        meaning = columns.MEANINGS.get(by, "an expression over the columns of the configuration traces")
+        return (
+            f"The explanations are ranked by {code(by)}: {inline(meaning.partition(';')[0])}. The method is {method}."
+        )
     if facts.reward != "rlt":
         return (
             f"The explanations are ranked by the reward function {code(facts.reward)}, not by the reward of {method}, "

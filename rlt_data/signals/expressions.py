@@ -48,9 +48,9 @@ class Expression:
             SettingsError: the expression cannot be computed, has another type, or depends on other rows.
         """
         values = self._evaluate(rows)
-        fewer = [rows.head(1), rows.head(len(rows) // 2), rows.tail(1)] if len(rows) > 1 else []
-        expected = [values.head(1), values.head(len(rows) // 2), values.tail(1)]
-        if not all(_agree(self._evaluate(part), value) for part, value in zip(fewer, expected, strict=False)):
+        half, last = len(rows) // 2, len(rows) - 1
+        pieces = [(0, 1), (0, half), (last, 1)] if last > 0 else []
+        if not all(_agree(self._evaluate(rows.slice(*piece)), values.slice(*piece)) for piece in pieces):
             raise SettingsError(
                 f"{self.option}: {self.text}: depends on several rows; use only columns of the trace, no AVG, SUM or "
                 "window functions"

@@ -100,8 +100,7 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
     with run.locked():
         refuse_missing_scores(run, "rlt-data score")
         scores = _Scores(run, settings)
-        edges = None if settings.buckets == "ranks" else _edges(scores, parts, settings)
-        scores.funnel = Funnel()  # reading the edges has counted the traces already
+        edges = None if settings.buckets == "ranks" else _edges(_Scores(run, settings), parts, settings)
         rows = questions = 0
         values: Counter[str | None] = Counter()
         valued: Counter[str | None] = Counter()

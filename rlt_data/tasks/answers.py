@@ -19,7 +19,8 @@ _UNIT = re.compile(r"(?<=\d) (?!pi\b)[^\W\d_]{2,}(?: [^\W\d_]+)*$")
 #: Numbers that differ by less than this, relatively, may be roundings of each other.
 _ROUNDING = Fraction(1, 1000)
 _LABEL = re.compile(r"(?:^|(?<=[\s({]))\(?([A-J])\s*[).:]\)?")
-_LETTER = re.compile(r"(?<![A-Za-z])\(?([A-J])\)?(?![A-Za-z])")
+#: The letter of a choice.
+LETTER = re.compile(r"(?<![A-Za-z])\(?([A-J])\)?(?![A-Za-z])")
 
 
 def bare_answer(text: str) -> str | None:
@@ -103,7 +104,7 @@ def chosen(answer: str, listed: Mapping[str, str]) -> str | None:
     """
     if letter := is_choice(answer, listed):
         return letter
-    letters = [letter for letter in _LETTER.findall(normal(answer)) if letter in listed]
+    letters = [letter for letter in LETTER.findall(normal(answer)) if letter in listed]
     return letters[-1] if letters else None
 
 

@@ -22,6 +22,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from rlt_data.errors import ModelError
+from rlt_data.tasks.answers import LETTER
 from rlt_data.tasks.countdown import why_wrong
 
 Kind = Literal["math", "choice", "countdown"]
@@ -44,7 +45,6 @@ _ANNOUNCED = re.compile(
 )
 _SENTENCE_END = re.compile(r"\.\s+(?=[A-Z])|(?<=[\d)}\]$%])\.\s")
 _WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}")
-_LETTER = re.compile(r"(?<![A-Za-z])\(?([A-J])\)?(?![A-Za-z])")
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def grade(kind: Kind, solution: str, gold: str, numbers: list[int] | None = None
         reason = why_wrong(final_answer(solution), tuple(numbers or ()), int(target or 0))
         return Grade(reason is None, reason)
     if kind == "choice":
-        letters = _LETTER.findall(final_answer(solution))
+        letters = LETTER.findall(final_answer(solution))
         return Grade(bool(letters) and letters[-1] == gold.strip().strip("()").upper())
     from math_verify import verify
 
