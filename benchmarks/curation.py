@@ -9,8 +9,8 @@ spelling, names or words, 5 % of the traces repeat another trace of their questi
 the questions contain one of the benchmark. Each explanation ends with an answer: the known number in 80 % of the
 traces, another number in 15 %, and an expression, which only math-verify can judge, in 5 %. The jobs ``curate NAME``
 measure the step with its tables, the other jobs the functions alone. ``--compare`` measures datatrove on the same
-questions and on the same traces, and datasketch on the same questions; both must be installed. Each measurement is a
-process of its own.
+questions and on the same traces, and datasketch on the same questions, of the first size; both must be installed. Each
+measurement is a process of its own.
 """
 
 from __future__ import annotations
@@ -51,18 +51,17 @@ def main() -> None:
     parser.add_argument("--solutions", required=True, help="JSONL with the column solution")
     parser.add_argument("--benchmark", required=True, help="JSONL with the column question")
     parser.add_argument("--traces", type=int, action="append", help="size of the run; repeatable; default 100,000")
-    parser.add_argument("--compare", action="store_true", help="also measure datatrove and datasketch")
+    parser.add_argument("--compare", action="store_true", help="measure datatrove and datasketch too, at the first size")
     arguments = parser.parse_args()
-    jobs = [_duplicates, _contamination]
-    if arguments.compare:
-        jobs += [_datatrove_questions, _datatrove_traces, _datasketch, _datatrove_ngrams]
+    others = [_datatrove_questions, _datatrove_traces, _datasketch, _datatrove_ngrams] if arguments.compare else []
+    sizes = arguments.traces or [100_000]
     rows = []
-    for size in arguments.traces or [100_000]:
+    for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             _in_process(_generate, arguments, size, Path(folder))
             _in_process(_write_run, arguments, size, Path(folder))
             steps = [partial(_curate, name) for name in ("text", "leak", "answer", "duplicates", "contamination")]
-            for job in [*steps, *jobs]:
+            for job in [*steps, _duplicates, _contamination, *(others if size == sizes[0] else [])]:
                 name = f"curate {job.args[0]}" if isinstance(job, partial) else job.__name__.strip("_")
                 rows.append({"job": name, "traces": size} | _in_process(job, arguments, size, Path(folder)))
                 print(rows[-1], flush=True)
