@@ -14,8 +14,9 @@ from rlt_data.progress import Progress
 from rlt_data.settings import CurateSettings
 from rlt_data.signals.base import Column, Signal
 from rlt_data.signals.languages import other_languages, other_scripts
+from rlt_data.signals.ngrams import Ints
 from rlt_data.signals.parallel import by_slices
-from rlt_data.signals.words import WHOLE_WORD, WORD, Ints, Words, words_of
+from rlt_data.signals.words import WHOLE_WORD, WORD, Words, words_of
 
 _TOKEN = rf"\\[a-z]+|{WORD}|\S"
 #: Two equal runs of this many words in a text suggest a loop with their distance as its period.
