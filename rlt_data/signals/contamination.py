@@ -92,7 +92,7 @@ class _Index:
         self._ngrams_of = np.bincount(self._text_of[starts[first]], minlength=len(texts))
         whole = np.flatnonzero(self._ngrams_of == 0)
         self._whole: dict[int, Lookup] = {}
-        for length in np.unique(texts.lengths[whole]).tolist():
+        for length in np.unique(texts.lengths[whole])[::-1].tolist():  # the longest question that fits is named
             chosen = whole[texts.lengths[whole] == length]
             starts, hashes = ngrams.of(length)
             self._whole[length] = Lookup(hashes[np.searchsorted(starts, texts.offsets[chosen])], chosen)

@@ -3,7 +3,7 @@ r"""Texts as tokens that do not depend on case, punctuation, white space or the 
 A token is a word or a number with the operators before it: ``$x^{2} - 3 \cdot x = \tfrac{1}{2}$`` and
 ``x^2-3*x=1/2`` are both ``x ^2 -3 *x =1 2``. Delimiters, fractions, fonts and spaces of LaTeX are no tokens; other
 commands are words without their backslash. Number words such as "three" and "million" are numbers, each for itself.
-Scripts without spaces between words (Chinese, Japanese, Thai and others) have one token per character, and digits of all
+Scripts without spaces between words (Chinese, Japanese, Thai and others) have one token per character. Digits of all
 scripts are equal.
 """
 

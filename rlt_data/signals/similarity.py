@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import IO
 
 import numpy as np
@@ -68,11 +69,26 @@ def decisive_hashes(tokens: Tokens, *, distinct: bool = False) -> NDArray[np.uin
     return totals(values, np.searchsorted(texts, np.arange(len(tokens) + 1)))
 
 
+@contextmanager
+def _naming_tmpdir() -> Iterator[None]:
+    """Say where temporary files are in errors about them."""
+    try:
+        yield
+    except OSError as error:
+        folder = f"{tempfile.tempdir}: " if tempfile.tempdir else ""  # empty: Python found none that it can write to
+        raise DiskError(f"{folder}{error.strerror} (temporary files; set TMPDIR)") from None
+
+
 class TokenStore:
-    """The tokens of many texts in a temporary file, 4 bytes each, so that memory does not grow with the texts."""
+    """The tokens of many texts in a temporary file, 4 bytes each, so that memory does not grow with the texts.
+
+    Raises:
+        DiskError: the disk with the temporary files is full, or there is no folder for them.
+    """
 
     def __init__(self) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile()
+        with _naming_tmpdir():
+            self._file: IO[bytes] = tempfile.TemporaryFile()
         self._lengths: list[NDArray[np.int64]] = []
         self._offsets = np.zeros(1, np.int64)
         self._codes: _Codes | None = None  # the file, mapped into memory after the last text
@@ -89,11 +105,9 @@ class TokenStore:
         Raises:
             DiskError: the disk with the temporary files is full.
         """
-        try:
+        with _naming_tmpdir():
             self._file.write(tokens.short_codes.tobytes())
             self._file.flush()
-        except OSError as error:
-            raise DiskError(f"{tempfile.gettempdir()}: {error.strerror} (temporary files; set TMPDIR)") from None
         self._lengths.append(tokens.lengths)
         self._codes = None
 

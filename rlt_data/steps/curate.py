@@ -188,12 +188,12 @@ class _Computation:
 
     def _add_missing(self, progress: Progress) -> int:
         """Compute the rows that the table lacks, part by part, and return their number."""
-        run, signal, table = self._run, self._signal, self._table
+        run, signal, table, source = self._run, self._signal, self._table, self._source
         parts: list[int] = []
         added = 0
 
         def pending() -> Iterator[pl.DataFrame]:
-            unfinished = [part for part in run.parts(self._source) if run.keys(self._source, part) - run.keys(table, part)]
+            unfinished = [part for part in run.parts(source) if run.keys(source, part) - run.keys(table, part)]
             for part, frame in zip(unfinished, self._frames(unfinished), strict=True):
                 known = pl.DataFrame(run.read(table, part, [signal.key]))
                 parts.append(part)

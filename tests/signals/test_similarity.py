@@ -104,6 +104,13 @@ def test_a_full_disk_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) ->
         store.append(tokens(pl.Series(["a b c"])))
 
 
+def test_no_folder_for_temporary_files_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/dev/null/no folder"])
+    with pytest.raises(DiskError, match=r"^No usable .* \(temporary files; set TMPDIR\)$"):
+        TokenStore()
+
+
 def test_keys_separate_texts_and_key_0_has_no_near_duplicates() -> None:
     text = " ".join(chr(97 + index) * 3 for index in range(20))
     texts = tokens(pl.Series([text, text + " new"] * 3))
