@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from rlt_data.errors import RunFolderError, SettingsError
+from rlt_data.errors import RunFolderError, SettingsError, first_line
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import CurateSettings
 from rlt_data.signals.base import Signal
@@ -178,10 +178,10 @@ class _Computation:
 
     def _by_part(self, results: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         """Yield the rows of each part of the source."""
-        key, parts, empty = self._signal.key, self._run.parts(self._source), pl.DataFrame(schema=self._types())
+        run, key, source = self._run, self._signal.key, self._source
+        parts, empty = run.parts(source), pl.DataFrame(schema=self._types())
         rows = pl.concat([empty, *results])
-        keys = (pl.DataFrame(self._run.read(self._source, part, [key])) for part in parts)
-        part_of = pl.concat([frame.with_columns(part=part) for part, frame in zip(parts, keys, strict=True)])
+        part_of = pl.concat(pl.DataFrame(run.read(source, part, [key])).with_columns(part=part) for part in parts)
         found = rows.join(part_of, on=key).partition_by("part", as_dict=True, include_key=False)
         for part in parts:
             yield found.get((part,), empty)
@@ -229,7 +229,9 @@ class _Computation:
             try:
                 yield rows.select(list(types)).cast(types)  # type: ignore[arg-type]
             except (pl.exceptions.PolarsError, AttributeError) as error:
-                raise SettingsError(f"--signals: {self._signal.name}: returned other columns: {error}") from None
+                raise SettingsError(
+                    f"--signals: {self._signal.name}: returned other columns: {first_line(error)}"
+                ) from None
 
     def _types(self) -> dict[str, type[pl.DataType]]:
         return {self._signal.key: pl.String} | {name: column.type for name, column in self._signal.columns.items()}
