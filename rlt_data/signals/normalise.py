@@ -2,9 +2,9 @@ r"""Texts as tokens that do not depend on case, punctuation, white space or the 
 
 A token is a word or a number with the operators before it: ``$x^{2} - 3 \cdot x = \tfrac{1}{2}$`` and
 ``x^2-3*x=1/2`` are both ``x ^2 -3 *x =1 2``. Delimiters, fractions, fonts and spaces of LaTeX are no tokens; other
-commands are words without their backslash. Number words such as "three" and "million" are numbers, each for itself.
-Scripts without spaces between words (Chinese, Japanese, Thai and others) have one token per character. Digits of all
-scripts are equal.
+commands are words without their backslash. Single number words, such as "three" and "million", are numbers. Scripts
+without spaces between words (Chinese, Japanese, Thai and others) have one token per character. Digits are equal in all
+scripts.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _DROPPED = (
     "\\vert \\mid \\lfloor \\rfloor \\lceil \\rceil \\{ \\} \\[ \\] \\( \\) \\\\ \\, \\; \\: ~ — --- -- ** "
     "\\rightarrow \\to → -> ... …"
 ).split()
-_EMPTY = ("\\!", "'", "’", "‘", "`", "´", "\u200b", "\u200c", "\u200d", "\ufeff", "\u00ad")
+_EMPTY = ("\\!", "'", "’", "‘", "`", "\u200b", "\u200c", "\u200d", "\ufeff", "\u00ad")
 
 #: Ends each command of LaTeX, so that \\le does not fit in \\left.
 _END = "\x00"
@@ -90,7 +90,8 @@ def _spellings() -> dict[str, str]:
 
 _SPELLINGS = _spellings()
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", strict=True))
-#: Characters that Unicode's compatibility forms (NFKC) keep, or join to the number before them.
+#: Replaced before Unicode normalization (NFKC), which keeps digits of other scripts, joins fractions to the number before
+#: them and lowers superscripts.
 _CHARACTERS = {
     **_SUPERSCRIPTS,
     **{chr(ord(zero) + digit): str(digit) for zero in "٠۰०০੦૦୦௦౦೦൦๐໐༠၀០" for digit in range(10)},

@@ -40,7 +40,6 @@ _PAIRS = 1 << 16
 
 _Codes = NDArray[np.uint32]
 
-
 _FACTORS = mixed(np.arange(1, HASHES + 1, dtype=np.uint64)).astype(np.uint32) | np.uint32(1)
 _TERMS = mixed(np.arange(HASHES + 1, 2 * HASHES + 1, dtype=np.uint64)).astype(np.uint32)
 
