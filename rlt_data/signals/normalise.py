@@ -90,8 +90,8 @@ def _spellings() -> dict[str, str]:
 
 _SPELLINGS = _spellings()
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", strict=True))
-#: Replaced before Unicode normalization (NFKC), which keeps digits of other scripts, joins fractions to the number before
-#: them and lowers superscripts.
+#: Replaced before Unicode normalization (NFKC), which keeps digits of other scripts, joins fractions to the number
+#: before them and lowers superscripts.
 _CHARACTERS = {
     **_SUPERSCRIPTS,
     **{chr(ord(zero) + digit): str(digit) for zero in "٠۰०০੦૦୦௦౦೦൦๐໐༠၀០" for digit in range(10)},
