@@ -2,8 +2,9 @@ r"""Texts as tokens that do not depend on case, punctuation, white space or the 
 
 A token is a word or a number with the operators before it: ``$x^{2} - 3 \cdot x = \tfrac{1}{2}$`` and
 ``x^2-3*x=1/2`` are both ``x ^2 -3 *x =1 2``. Delimiters, fractions, fonts and spaces of LaTeX are no tokens; other
-commands are words without their backslash. Number words up to a million are numbers. Scripts without spaces between
-words (Chinese, Japanese, Thai and others) have one token per character.
+commands are words without their backslash. Single number words, such as "three" and "million", are numbers. Scripts
+without spaces between words (Chinese, Japanese, Thai and others) have one token per character. Digits are equal in all
+scripts.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 import polars as pl
 import xxhash
 from numpy.typing import NDArray
+
+from rlt_data.signals.words import UNSPACED
 
 #: Flags in the lowest bits of a code: the token decides what is asked (a number, or a word such as "half" or "odd"); it
 #: belongs to a formula (a variable, or a token with an operator).
@@ -28,8 +31,8 @@ _GREEK_LETTERS = dict(zip("αβγδεζηθικλμνξοπρστυφχψω", _G
 _OPERATORS = {
     "*": ("\\cdot", "\\times", "\\ast", "×", "·", "⋅", "∗", "∙"),
     "-": ("−", "–", "‐", "‑", "\\minus"),
-    "≤": ("\\leqslant", "\\leq", "\\le", "<=", "≦", "⩽"),
-    "≥": ("\\geqslant", "\\geq", "\\ge", ">=", "≧", "⩾"),
+    "≤": ("\\leqslant", "\\leqq", "\\leq", "\\le", "<=", "≦", "⩽"),
+    "≥": ("\\geqslant", "\\geqq", "\\geq", "\\ge", ">=", "≧", "⩾"),
     "≠": ("\\neq", "\\ne", "!="),
     "±": ("\\pm",),
     "<": ("\\lt", "&lt;"),
@@ -37,7 +40,8 @@ _OPERATORS = {
 }
 _WORDS = {
     "sqrt": ("√",),
-    "degrees": ("^{\\circ}", "^\\circ", "°", "\\degree", "\\degrees"),
+    "degrees": ("^{\\circ}", "^\\circ", "^{∘}", "^∘", "°", "\\degree", "\\degrees"),
+    "circ": ("∘",),
     "infty": ("∞",),
     "sum": ("∑",),
     "int": ("∫",),
@@ -46,7 +50,8 @@ _WORDS = {
     "cup": ("∪",),
     "angle": ("∠",),
     "triangle": ("△",),
-    "prime": ("′",),
+    "prime": ("′", "'(", "’(", "^{\\prime}", "^\\prime"),
+    "prime prime": ("''(", "’’(", "^{\\prime\\prime}"),
     "binom": ("\\dbinom", "\\tbinom"),
     "mod": ("\\bmod", "\\pmod"),
     "ell": ("ℓ",),
@@ -60,9 +65,9 @@ _DROPPED = (
     "\\operatorname \\mbox \\hbox \\emph \\boldsymbol \\bm \\rm \\bf \\displaystyle \\textstyle \\limits "
     "\\nolimits \\qquad \\quad \\hspace \\vspace \\space &nbsp; \\ldots \\cdots \\dots \\colon \\lvert \\rvert "
     "\\vert \\mid \\lfloor \\rfloor \\lceil \\rceil \\{ \\} \\[ \\] \\( \\) \\\\ \\, \\; \\: ~ — --- -- ** "
-    "\\rightarrow \\to → ... …"
+    "\\rightarrow \\to → -> ... …"
 ).split()
-_EMPTY = ("\\!", "'", "’", "‘", "`", "´", "\u200b", "\u200c", "\u200d", "\ufeff", "\u00ad")
+_EMPTY = ("\\!", "'", "’", "‘", "`", "\u200b", "\u200c", "\u200d", "\ufeff", "\u00ad")
 
 #: Ends each command of LaTeX, so that \\le does not fit in \\left.
 _END = "\x00"
@@ -84,11 +89,20 @@ def _spellings() -> dict[str, str]:
 
 
 _SPELLINGS = _spellings()
-_SUPERSCRIPTS = {"⁰": "0", "¹": "1", "²": "2", "³": "3", **{chr(0x2070 + digit): str(digit) for digit in range(4, 10)}}
+_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", strict=True))
+#: Replaced before Unicode normalization (NFKC), which keeps digits of other scripts, joins fractions to the number
+#: before them and lowers superscripts.
+_CHARACTERS = {
+    **_SUPERSCRIPTS,
+    **{chr(ord(zero) + digit): str(digit) for zero in "٠۰०০੦૦୦௦౦೦൦๐໐༠၀០" for digit in range(10)},
+    **{fraction: f" {fraction}" for fraction in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"},
+    "´": "'",
+}
 
 _SYMBOLS = r"+\-*=<>^≤≥≠±"
-_ALONE = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-_TOKEN = rf"[{_SYMBOLS}]*(?:[0-9]+(?:\.[0-9]+)?|[{_ALONE}]|[\p{{L}}\p{{M}}\p{{N}}--0-9{_ALONE}]+)"
+#: Three more digits behind a separator of thousands.
+_GROUP = "(?:,([0-9]{3}))?"
+_TOKEN = rf"[{_SYMBOLS}]*(?:(?:[0-9]*\.)?[0-9]+|[{UNSPACED}]|[\p{{L}}\p{{M}}\p{{N}}--0-9{UNSPACED}]+)"
 
 _UNITS = "zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
 _NUMBERS = {word: str(number + (number > 0)) for number, word in enumerate(_UNITS.split())} | {
@@ -98,7 +112,8 @@ _NUMBERS = {word: str(number + (number > 0)) for number, word in enumerate(_UNIT
 }
 _DECISIVE = (
     "half halves third thirds quarter quarters twice thrice double triple dozen maximum minimum largest smallest "
-    "greatest least even odd increasing decreasing positive negative derivative integral sin cos tan log ln"
+    "greatest least even odd increasing decreasing positive negative derivative integral sin cos tan log ln "
+    "二 两 三 四 五 六 七 八 九 十 百 千 万 半 倍"
 ).split()
 
 
@@ -164,18 +179,19 @@ def words(texts: pl.Series) -> pl.Series:
     """Return the tokens of texts as lists of strings."""
     other = (texts.str.len_bytes() != texts.str.len_chars()).fill_null(False)
     if other.any():
-        composed = texts.filter(other).str.replace_all("([⁰¹²³⁴-⁹]+)", "^$1").str.replace_many(_SUPERSCRIPTS)
-        texts = texts.scatter(other.arg_true(), composed.str.normalize("NFKC"))
+        raised = texts.filter(other).str.replace_all(rf"([{''.join(_SUPERSCRIPTS)}]+)", "^$1")
+        composed = raised.str.replace_many(_CHARACTERS).str.normalize("NFKC")
+        texts = texts.clone().scatter(other.arg_true(), composed)
     return (
         texts.str.to_lowercase()
         .str.replace_all(r"\\{2,}", "\\")
-        .str.replace_all(r"\\[dtc]?frac\s*([0-9])\s*([0-9])", " $1 $2")
+        .str.replace_all(r"\\[dtc]?frac\s*([0-9])\s*([0-9])", " $1 $2 ")
         .str.replace_all(r"\\log_([0-9])([0-9])", "log $1 $2")
-        .str.replace_all(r"([0-9])\\,([0-9]{3})\b", "$1,$2")
+        .str.replace_all(r"\\,([0-9]{3})\b", ",$1")
         .str.replace_all(r"\\(?:begin|end)\s*\{\s*[a-z]+\*?\s*\}", " ")
         .str.replace_all(r"(\\[a-z]+)", f"${{1}}{_END}")
         .str.replace_many(_SPELLINGS, leftmost=True)
-        .str.replace_all(r"(^|[^0-9,.(\[{])([1-9][0-9]{0,2}),([0-9]{3})(?:,([0-9]{3}))?\b", "$1$2$3$4")
+        .str.replace_all(rf"(^|[^0-9,.(\[{{])([1-9][0-9]{{0,2}}),([0-9]{{3}}){_GROUP * 3}\b", "$1$2$3$4$5$6")
         .str.replace_all(rf"([{_SYMBOLS}])[\s{{(\[$]+", "$1")
         .str.replace_all(r"[-*]+(\p{L}{2})", " $1")
         .str.extract_all(_TOKEN)
@@ -185,17 +201,17 @@ def words(texts: pl.Series) -> pl.Series:
 def _codes(vocabulary: pl.Series) -> NDArray[np.uint64]:
     """Return the code of each token of a vocabulary."""
     frame = vocabulary.to_frame("token").with_columns(
-        bare=pl.col("token").str.strip_chars_start("+-*=<>^≤≥≠±").replace(_NUMBERS),
+        bare=pl.col("token").str.replace(rf"^[{_SYMBOLS}]+", "").replace(_NUMBERS).str.replace(r"^\.", "0."),
         symbols=pl.col("token").str.extract(rf"^([{_SYMBOLS}]+)").fill_null(""),
     )
     bare = frame["bare"]
     number = bare.str.contains("^[0-9]")
     decisive = number | bare.is_in(_DECISIVE)
-    variable = (bare.str.len_chars() == 1) & ~bare.is_in(["a", "i"]) & bare.str.contains("^[a-z]")
-    formula = variable | (frame["symbols"] != "")
     # "x = 5" and "x is 5" have the same number.
-    symbols = pl.select(pl.when(number).then(frame["symbols"].str.strip_chars_start("=")).otherwise(frame["symbols"]))
-    spelled = symbols.to_series() + bare
+    symbols = frame["symbols"].str.strip_chars_start("=").zip_with(number, frame["symbols"])
+    variable = (bare.str.len_chars() == 1) & ~bare.is_in(["a", "i"]) & bare.str.contains("^[a-z]")
+    formula = variable | (symbols != "")
+    spelled = symbols + bare
     hashes = np.fromiter(map(xxhash.xxh3_64_intdigest, spelled.cast(pl.Binary)), np.uint64, len(spelled))
     flags = DECISIVE * decisive.to_numpy().astype(np.uint64) + FORMULA * formula.to_numpy().astype(np.uint64)
     return (hashes & ~np.uint64(3)) | flags
