@@ -27,14 +27,16 @@ def _content(settings: CurateSettings) -> str | None:
 
 def _compute(frames: Iterable[pl.DataFrame], settings: CurateSettings, progress: Progress) -> Iterator[pl.DataFrame]:
     reviews = _reviews(settings)
-    found = 0
+    number = len(reviews)
     for frame in frames:
-        texts = [reviews.get(key) for key in frame["trace_id"]]
-        found += len(texts) - texts.count(None)
+        texts = [reviews.pop(key, None) for key in frame["trace_id"]]
         yield frame.with_columns(pl.Series("review", texts, pl.String))
         progress.advance(len(frame))
-    if found < len(reviews):
-        raise InputError(f"{settings.reviews}: {len(reviews) - found} of {len(reviews)} ids are no traces of this run")
+    if reviews:
+        raise InputError(
+            f"--reviews: {settings.reviews}: {len(reviews):,} of {number:,} ids are not those of traces of this run, such "
+            f"as {next(iter(reviews))}"
+        )
 
 
 def _reviews(settings: CurateSettings) -> dict[str, str]:
@@ -43,7 +45,7 @@ def _reviews(settings: CurateSettings) -> dict[str, str]:
         data = record.data or {}
         key, review = data.get("trace_id"), data.get("review")
         if not isinstance(key, str) or not isinstance(review, str | int | float | bool):
-            raise InputError(f"{record.location}: needs the columns trace_id and review")
+            raise InputError(f"--reviews: {record.location}: needs the columns trace_id and review")
         reviews[key] = str(review)
     return reviews
 

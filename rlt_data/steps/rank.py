@@ -25,7 +25,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -127,7 +127,7 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
                 progress.advance(len(chunk))
             if not rows:
                 raise SettingsError(f"--where: no trace satisfies {' and '.join(settings.where)}")
-            _refuse_missing_values(scores.value, values, valued)
+            _refuse_missing_values(run, scores.value, values, valued)
             table = bucket_table(sums)
             entry = {"settings": settings.model_dump(mode="json", by_alias=True), "rows": rows, "questions": questions}
             ranks.record("rank", entry)
@@ -150,23 +150,36 @@ def _values_by_origin(ranked: pl.DataFrame) -> list[tuple[str | None, int, int]]
     return list(counts.iter_rows())
 
 
-def _refuse_missing_values(value: Expression, rows: Counter[str | None], valued: Counter[str | None]) -> None:
+def _refuse_missing_values(
+    run: RunFolder, value: Expression, rows: Counter[str | None], valued: Counter[str | None]
+) -> None:
     """Raise SettingsError if no trace, or none of some origin, has a value to rank by."""
     without = sorted(str(origin or "unknown") for origin in rows if not valued[origin])
     if not without:
         return
     by = f"--by: {value.text}" if value.option == "--by" else value.option
-    why = remedy = ""
+    why = ""
     if _OF_TEACHER & set(value.columns):
-        why = ": scored without log-probs of a teacher (--teacher none), or the function of --reward returned None"
-        remedy = "; --by reward_without_entropy ranks them"
+        why = ": scored without log-probs of a teacher or without a solution, or the function of --reward returned None"
     if len(without) == len(rows):
-        raise SettingsError(f"{by}: no trace has a value{why}{remedy}")
+        remedy = _known_for_all(run, rows, ("reward_without_entropy", "r_ss", "rsr"))
+        raise SettingsError(f"{by}: no trace has a value{why}" + (f"; {remedy} ranks them" if remedy else ""))
     missing = rows.total() - valued.total()
+    remedy = _known_for_all(run, rows, ("r_ss", "rsr"))
     raise SettingsError(
         f"{by}: no trace of {', '.join(without)} has a value ({missing:,} of {rows.total():,} traces){why}; "
-        "--by r_ss ranks by what all traces have, and --where selects origins"
+        + (f"{remedy} ranks by what all origins have, and " if remedy else "")
+        + "--where selects origins"
     )
+
+
+def _known_for_all(run: RunFolder, origins: Collection[str | None], columns: Sequence[str]) -> str | None:
+    """Return ``--by`` with the first column of which all origins have values; None if there is none."""
+    frames = (pl.DataFrame(run.read("scores", part, ["origin", *columns])) for part in run.parts("scores"))
+    counts = pl.concat(frame.group_by("origin").agg(pl.col(columns).count()) for frame in frames)
+    counts = counts.group_by("origin").sum().filter(pl.col("origin").is_in(list(origins), nulls_equal=True))
+    column = next((name for name in columns if (counts[name] > 0).all()), None)
+    return column and ("--by=-rsr" if column == "rsr" else f"--by {column}")
 
 
 def refuse_missing_scores(run: RunFolder, command: str) -> None:

@@ -382,6 +382,21 @@ def test_an_origin_without_values_is_refused_with_what_would_work(tmp_path: Path
     assert order(run) == ["q/0"]
 
 
+def test_only_columns_with_values_are_recommended(tmp_path: Path) -> None:
+    unsolved = {"reward_without_entropy": None, "r_ss": None, "r_kl": None, "rsr": 3.0}
+    rows = [trace("q", 0, 1.0, origin="a", rsr=2.0), trace("q", 1, None, origin="b", **unsolved)]
+    run = make_run(tmp_path / "pool", rows)
+    with pytest.raises(SettingsError, match="no trace of b has a value.*; --by=-rsr ranks by what all origins have"):
+        ranked(run)
+    with pytest.raises(SettingsError, match="without a solution.*; --by=-rsr ranks them"):
+        ranked(run, where=["origin = 'b'"])
+    run = make_run(tmp_path / "nothing", rows[:1], [trace("r", 0, None, origin="b", **unsolved | {"rsr": None})])
+    with pytest.raises(SettingsError, match="returned None; --where selects origins"):
+        ranked(run)
+    with pytest.raises(SettingsError, match="returned None$"):
+        ranked(run, where=["origin = 'b'"])
+
+
 def test_traces_without_a_value_are_counted(tmp_path: Path) -> None:
     run = make_run(tmp_path, [trace("q", 0, 1.0), trace("q", 1, None), trace("q", 2, NAN), trace("q", 3, 4.0)])
     assert ranked(run).notes == ["2 of 4 traces have no value and rank below those that have one"]
