@@ -76,8 +76,8 @@ class Run:
         """Return a table lazily, or all tables joined: one row per trace.
 
         Args:
-            table: questions, traces, scores, ranks, answers, grades or signal_NAME. None: one row per trace, joined with
-                its question, score, rank and signals.
+            table: questions, traces, scores, ranks, answers, grades or signal_NAME. None: one row per trace, with its
+                question, score, rank and signals.
 
         Raises:
             RunFolderError: the run has no such table, or parts of it are missing or damaged.

@@ -42,9 +42,5 @@ class CurateSettings(Settings):
     max_repetition: float = field(
         0.2, None, "An explanation with a larger repetition repeats.", affects="rows", gt=0, le=1
     )
-    max_leak: float = field(
-        0.5, None, "An explanation with a larger leak_share leaks.", affects="rows", gt=0, le=1
-    )
-    similarity: float = field(
-        0.7, None, "Minimum Jaccard similarity of near duplicates.", affects="rows", gt=0, le=1
-    )
+    max_leak: float = field(0.5, None, "An explanation with a larger leak_share leaks.", affects="rows", gt=0, le=1)
+    similarity: float = field(0.7, None, "Minimum Jaccard similarity of near duplicates.", affects="rows", gt=0, le=1)

@@ -58,7 +58,7 @@ class DistillSettings(Settings):
         by_content=True,
     )
     per: str | None = field(
-        None, SELECTION, "SQL expression, such as origin, for each of whose values --cap limits the rows.", affects="rows"
+        None, SELECTION, "SQL expression, such as origin; --cap limits the rows of each value.", affects="rows"
     )
     cap: int | None = field(None, SELECTION, "Maximum number of rows for each value of --per.", affects="rows", ge=1)
     limit: int | None = field(

@@ -40,7 +40,9 @@ def _compute(frames: Iterable[pl.DataFrame], settings: CurateSettings, progress:
         yield rows
         progress.advance(len(frame))
     if not known:
-        raise SettingsError(f"--evaluation: {settings.evaluation} has none of the questions of this run; run rlt-data evaluate on them")
+        raise SettingsError(
+            f"--evaluation: {settings.evaluation} has none of the questions of this run; run rlt-data evaluate on them"
+        )
 
 
 def _rates(run: RunFolder) -> pl.DataFrame:

@@ -34,8 +34,8 @@ def _compute(frames: Iterable[pl.DataFrame], settings: CurateSettings, progress:
         progress.advance(len(frame))
     if reviews:
         raise InputError(
-            f"--reviews: {settings.reviews}: {len(reviews):,} of {number:,} ids are not those of traces of this run, such "
-            f"as {next(iter(reviews))}"
+            f"--reviews: {settings.reviews}: {len(reviews):,} of {number:,} ids are not those of traces of this run, "
+            f"such as {next(iter(reviews))}"
         )
 
 
