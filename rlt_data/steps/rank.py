@@ -51,7 +51,7 @@ PARTS_AT_A_TIME = 64
 #: Columns of scores by flaw. A trace with several flaws gets the first.
 _FLAWS = {"empty": "empty", "holds tag": "holds_tag", "control token": "control_token", "truncated": "truncated"}
 
-#: Columns with the mean log-prob of an explanation in them, which misranks traces of several teachers: longer steps and
+#: Columns that contain the mean log-prob of an explanation, which misranks traces of several teachers: longer steps and
 #: plainer words have higher log-probs (Local Naturalness, arXiv 2510.03988).
 _MISRANKING = {"thought_logprob_mean", "perplexity", "reward_without_entropy"}
 #: Columns that are null for traces scored without a teacher.
@@ -138,7 +138,7 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
     if len(values) > 1 and (named := sorted(_MISRANKING & set(scores.value.columns))):
         notes.append(
             f"{named[0]} contains the mean log-prob of the explanation, which is known to misrank traces of several "
-            "origins (arXiv 2510.03988); docs/measures.md has others, such as --by=-rsr"
+            "origins (arXiv 2510.03988); docs/measures.md explains other measures, such as --by=-rsr"
         )
     seconds = time.monotonic() - began
     return RankSummary(run.path, rows, questions, table, count_missing_traces(run), seconds, scores.funnel.steps, notes)
@@ -260,8 +260,8 @@ class _Scores:
 
     def read(self, parts: Sequence[int]) -> pl.DataFrame:
         """Read the scores of parts, with columns ``part``, ``value`` (null unless finite) and ``flaw``."""
-        ours = [name for name in RANKS.names if name in SCORES.names]
-        columns = [*ours, *_FLAWS.values(), "well_formed"]
+        kept = [name for name in RANKS.names if name in SCORES.names]
+        columns = [*kept, *_FLAWS.values(), "well_formed"]
         needed = {name for expression in (self.value, *self._conditions) for name in expression.columns}
         stored = [*columns, *sorted(name for name in needed - set(columns) if name in SCORES.names)]
         others = sorted(needed - set(stored))
