@@ -73,7 +73,7 @@ def _periods(words: Words) -> tuple[Ints, Ints]:
 
 
 def repetition(words: Words, looped: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the largest share of loops in any 500 characters of each text, white space aside.
+    """Return the largest share of loops in any 500 characters of each text, with one space per word.
 
     Symbols and LaTeX commands count a quarter. A text shorter than 300 characters counts as 300.
 

@@ -160,7 +160,9 @@ def _refuse_missing_values(
     by = f"--by: {value.text}" if value.option == "--by" else value.option
     why = ""
     if _OF_TEACHER & set(value.columns):
-        why = ": scored without log-probs of a teacher or without a solution, or the function of --reward returned None"
+        why = ", because they were scored without log-probs of a teacher or without a solution"
+        if run.step("score").get("settings", {}).get("reward", "rlt") != "rlt":
+            why += ", or the function of --reward returned None"
     if len(without) == len(rows):
         remedy = _known_for_all(run, rows, ("reward_without_entropy", "r_ss", "rsr"))
         raise SettingsError(f"{by}: no trace has a value{why}" + (f"; {remedy} ranks them" if remedy else ""))

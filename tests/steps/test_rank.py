@@ -391,9 +391,12 @@ def test_only_columns_with_values_are_recommended(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="without a solution.*; --by=-rsr ranks them"):
         ranked(run, where=["origin = 'b'"])
     run = make_run(tmp_path / "nothing", rows[:1], [trace("r", 0, None, origin="b", **unsolved | {"rsr": None})])
-    with pytest.raises(SettingsError, match="returned None; --where selects origins"):
+    with pytest.raises(SettingsError, match="without a solution; --where selects origins"):
         ranked(run)
-    with pytest.raises(SettingsError, match="returned None$"):
+    with pytest.raises(SettingsError, match="or without a solution$"):
+        ranked(run, where=["origin = 'b'"])
+    run.record("score", {"settings": {"reward": "mine:reward"}})
+    with pytest.raises(SettingsError, match="or the function of --reward returned None$"):
         ranked(run, where=["origin = 'b'"])
 
 
