@@ -41,7 +41,7 @@ from rlt_data.tasks.benchmarks import BENCHMARKS, Benchmark
 #: Tokens of the n-grams that make a question contaminated, and of phrases.
 _NGRAM, _PHRASE = 13, 8
 
-#: A phrase in this many questions of the run with different numbers is a stock phrase.
+#: A phrase in this many questions of the data that differ in their numbers is a stock phrase.
 _STOCK = 3
 
 #: Rows of a frame of results.
@@ -131,7 +131,7 @@ class _Index:
         return np.bincount(distinct, minlength=len(texts))
 
     def note_phrases(self, texts: Tokens, ngrams: NGrams) -> None:
-        """Note which phrases are in several questions of the run."""
+        """Note which phrases are in several questions of the data."""
         starts, _ = ngrams.of(_PHRASE)
         positions, phrases = self._phrases.find(ngrams.phrases(starts, _PHRASE))
         new = ~self._is_stock[phrases]
@@ -177,14 +177,14 @@ class _Index:
         return reasons
 
     def whole(self, texts: Tokens, ngrams: NGrams) -> Iterator[tuple[int, int]]:
-        """Yield texts and the items without a distinctive 13-gram that they contain."""
+        """Yield texts with the items that they contain, of those items that have no telling 13-gram."""
         for length, lookup in self._whole.items():
             starts, hashes = ngrams.of(length)
             positions, items = lookup.find(hashes)
             yield from zip(texts.texts[starts[positions]].tolist(), items.tolist(), strict=True)
 
     def near(self, texts: Tokens) -> Iterator[tuple[int, int, float]]:
-        """Yield texts, the items that are near duplicates of them, and the similarity."""
+        """Yield texts with the items that are near duplicates, and the similarity."""
         keys = _keys(texts)
         chosen = np.flatnonzero((keys != 0) & np.isin(keys, self._keys))
         if not len(chosen):

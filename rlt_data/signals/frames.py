@@ -39,7 +39,7 @@ def read_traces(
         run: the run.
         part: number of the part.
         columns: columns of :func:`rlt_data.storage.rows.columns_of`, ``explanation`` or ``closed``.
-        format: format of the traces, for ``explanation`` and ``closed``.
+        format: format of the traces, for the two.
         tables: the result of :func:`rlt_data.storage.rows.columns_of`, if many parts are read.
     """
     parsed = [name for name in ("explanation", "closed") if name in columns]

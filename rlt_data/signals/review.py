@@ -45,7 +45,7 @@ def _reviews(settings: CurateSettings) -> dict[str, str]:
         data = record.data or {}
         key, review = data.get("trace_id"), data.get("review")
         if not isinstance(key, str) or not isinstance(review, str | int | float | bool):
-            raise InputError(f"--reviews: {record.location}: needs the columns trace_id and review")
+            raise InputError(f"{record.location}: needs the columns trace_id and review")
         reviews[key] = str(review)
     return reviews
 

@@ -262,8 +262,8 @@ class _Scores:
 
     def read(self, parts: Sequence[int]) -> pl.DataFrame:
         """Read the scores of parts, with columns ``part``, ``value`` (null unless finite) and ``flaw``."""
-        kept = [name for name in RANKS.names if name in SCORES.names]
-        columns = [*kept, *_FLAWS.values(), "well_formed"]
+        ours = [name for name in RANKS.names if name in SCORES.names]
+        columns = [*ours, *_FLAWS.values(), "well_formed"]
         needed = {name for expression in (self.value, *self._conditions) for name in expression.columns}
         stored = [*columns, *sorted(name for name in needed - set(columns) if name in SCORES.names)]
         others = sorted(needed - set(stored))

@@ -58,7 +58,7 @@ def read_rows(
         frame = frame.with_columns(trace_answer="answer", trace_solution="solution")
         frame = run.join_questions(frame, part)
         by_table.pop("questions")
-    for table, needed in by_table.items():
-        right = pl.DataFrame(run.read(table, part, list(dict.fromkeys([run.key(table), *needed]))))
+    for table, wanted in by_table.items():
+        right = pl.DataFrame(run.read(table, part, list(dict.fromkeys([run.key(table), *wanted]))))
         frame = frame.join(right, on=run.key(table), how="left", maintain_order="left")
     return frame.select(names)
