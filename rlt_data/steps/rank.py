@@ -54,8 +54,9 @@ _FLAWS = {"empty": "empty", "holds tag": "holds_tag", "control token": "control_
 #: Columns that contain the mean log-prob of an explanation, which misranks traces of several teachers: longer steps and
 #: plainer words have higher log-probs (Local Naturalness, arXiv 2510.03988).
 _MISRANKING = {"thought_logprob_mean", "perplexity", "reward_without_entropy"}
-#: Columns that are null for traces scored without a teacher.
+#: Columns that are null for traces scored without a teacher, and columns of ``score --measures`` with its values.
 _OF_TEACHER = {"reward", "r_kl", "kl_mean", "kl_max"}
+_MEASURES = {"ifd": "ifd", "local_logprob_mean": "local", "leak_drop": "leak"}
 
 
 @dataclass(frozen=True)
@@ -159,17 +160,19 @@ def _refuse_missing_values(
         return
     by = f"--by: {value.text}" if value.option == "--by" else value.option
     why = ""
+    if measures := [measure for column, measure in _MEASURES.items() if column in value.columns]:
+        why = f" (score --measures {measures[0]} computes it)"
     if _OF_TEACHER & set(value.columns):
-        why = ", because they were scored without log-probs of a teacher or without a solution"
-        if run.step("score").get("settings", {}).get("reward", "rlt") != "rlt":
-            why += ", or the function of --reward returned None"
+        is_own = run.step("score").get("settings", {}).get("reward", "rlt") != "rlt"
+        why = " (traces have none if they were scored without log-probs of a teacher or without a solution"
+        why += ", or if the function of --reward returned None)" if is_own else ")"
     if len(without) == len(rows):
         remedy = _known_for_all(run, rows, ("reward_without_entropy", "r_ss", "rsr"))
-        raise SettingsError(f"{by}: no trace has a value{why}" + (f"; {remedy} ranks them" if remedy else ""))
+        raise SettingsError(f"{by}: no trace has a finite value{why}" + (f"; {remedy} ranks them" if remedy else ""))
     missing = rows.total() - valued.total()
     remedy = _known_for_all(run, rows, ("r_ss", "rsr"))
     raise SettingsError(
-        f"{by}: no trace of {', '.join(without)} has a value ({missing:,} of {rows.total():,} traces){why}; "
+        f"{by}: no trace of {', '.join(without)} has a finite value, {missing:,} of {rows.total():,} traces{why}; "
         + (f"{remedy} ranks by what all origins have, and " if remedy else "")
         + "--where selects origins"
     )
