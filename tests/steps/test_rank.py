@@ -387,7 +387,9 @@ def test_only_columns_with_values_are_recommended(tmp_path: Path) -> None:
     unsolved = {"reward_without_entropy": None, "r_ss": None, "r_kl": None, "rsr": 3.0}
     rows = [trace("q", 0, 1.0, origin="a", rsr=2.0), trace("q", 1, None, origin="b", **unsolved)]
     run = make_run(tmp_path / "pool", rows)
-    with pytest.raises(SettingsError, match="no trace of b has a finite value.*; --by=-rsr ranks by what all origins have"):
+    with pytest.raises(
+        SettingsError, match="no trace of b has a finite value.*; --by=-rsr ranks by what all origins have"
+    ):
         ranked(run)
     with pytest.raises(SettingsError, match="without a solution.*; --by=-rsr ranks them"):
         ranked(run, where=["origin = 'b'"])
