@@ -81,10 +81,10 @@ class Selection:
         self._per = parse_expression(run, settings.per, "--per", "any") if settings.per else None
         self._some_unranked = run.count("ranks") < run.count("traces")
         self._representatives = self._find_representatives()
-        self._clusters_before: set[str] = set()
-        self._clusters_after: set[str] = set()
+        self._present: set[str] = set()
+        self._wanted: set[str] = set()
         self._flaws: Counter[str] = Counter()
-        self._lost_clusters = 0  # of traces
+        self._clusters = 0
 
     @property
     def tables(self) -> list[str]:
@@ -165,7 +165,7 @@ class Selection:
     # Duplicates
 
     def _find_representatives(self) -> set[str]:
-        """Return the questions that are kept for their duplicates."""
+        """Return the questions that represent their duplicates."""
         name, tables = "question_duplicate_of", self._tables
         if "duplicate" not in self._conditions or name not in tables:
             return set()
@@ -176,17 +176,17 @@ class Selection:
         """Note which clusters had a trace before duplicates were dropped, and which have one afterwards."""
         dropped = before.join(eligible.select("trace_id"), on="trace_id", how="anti")
         if "question_duplicate_of" in dropped.columns:
-            self._clusters_before.update(dropped["question_duplicate_of"].drop_nulls())
-            self._clusters_after.update(self._representatives.intersection(eligible["question_id"]))
+            self._wanted.update(dropped["question_duplicate_of"].drop_nulls())
+            self._present.update(self._representatives.intersection(eligible["question_id"]))
         if "trace_duplicate_of" in dropped.columns:
             within = dropped.filter(pl.col("question_duplicate_of").is_null()) if self._representatives else dropped
-            self._lost_clusters += len(set(within["trace_duplicate_of"].drop_nulls()).difference(eligible["trace_id"]))
+            self._clusters += len(set(within["trace_duplicate_of"].drop_nulls()).difference(eligible["trace_id"]))
 
     def _remark(self) -> None:
         flaws = ", ".join(f"{flaw} {count:,}" for flaw, count in sorted(self._flaws.items()))
         if flaws:
             self.funnel.remark(self._well_formed, flaws)
-        if clusters := self._lost_clusters + len(self._clusters_before - self._clusters_after):
+        if clusters := self._clusters + len(self._wanted - self._present):
             self.funnel.remark(
                 "duplicate", f"{clusters:,} clusters have no row, because another condition drops the one that is kept"
             )
