@@ -27,16 +27,14 @@ def _content(settings: CurateSettings) -> str | None:
 
 def _compute(frames: Iterable[pl.DataFrame], settings: CurateSettings, progress: Progress) -> Iterator[pl.DataFrame]:
     reviews = _reviews(settings)
-    number = len(reviews)
+    found = 0
     for frame in frames:
-        texts = [reviews.pop(key, None) for key in frame["trace_id"]]
+        texts = [reviews.get(key) for key in frame["trace_id"]]
+        found += len(texts) - texts.count(None)
         yield frame.with_columns(pl.Series("review", texts, pl.String))
         progress.advance(len(frame))
-    if reviews:
-        raise InputError(
-            f"--reviews: {settings.reviews}: {len(reviews):,} of {number:,} ids are not those of traces of this run, "
-            f"such as {next(iter(reviews))}"
-        )
+    if found < len(reviews):
+        raise InputError(f"{settings.reviews}: {len(reviews) - found} of {len(reviews)} ids are no traces of this run")
 
 
 def _reviews(settings: CurateSettings) -> dict[str, str]:
