@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import polars as pl
 
-from rlt_data.errors import SettingsError, first_line
+from rlt_data.errors import SettingsError
 from rlt_data.signals.registry import MEANINGS as SIGNAL_MEANINGS
 from rlt_data.signals.registry import SIGNALS
 from rlt_data.storage.columns import MEANINGS
@@ -58,10 +61,16 @@ class Expression:
         return values
 
     def _evaluate(self, rows: pl.DataFrame) -> pl.Series:
+        rows = rows.with_columns(pl.col(pl.Int32).cast(pl.Int64))  # products of two lengths exceed 32 bits
         try:
+            if _may_wrap(self.text, tuple(rows.schema.items())):
+                raise SettingsError(
+                    f"{self.option}: {self.text}: subtracts from LENGTH, STRPOS or another number without a sign, which "
+                    "cannot become negative; convert it first, as in CAST(LENGTH(completion) AS BIGINT)"
+                )
             values = rows.with_columns(pl.sql_expr(self.text).alias("value"))["value"]
         except pl.exceptions.PolarsError as error:
-            raise SettingsError(f"{self.option}: {self.text}: {first_line(error)}") from None
+            raise SettingsError(f"{self.option}: {self.text}: {_reason(error)}") from None
         dtype = values.dtype
         if dtype == pl.Null:
             dtype = pl.Boolean() if self.kind == "condition" else pl.Float64()
@@ -73,6 +82,36 @@ class Expression:
                 raise SettingsError(f"{self.option}: {self.text}: must be a number for each trace, not {dtype}")
             values = values.cast(pl.Float64)
         return values
+
+
+@cache
+def _may_wrap(text: str, schema: tuple[tuple[str, pl.DataType], ...]) -> bool:
+    """Return whether an expression has a difference of unsigned integers, which polars wraps around below 0."""
+    frame = pl.LazyFrame(schema=dict(schema))
+
+    def is_unsigned(node: pl.Expr) -> bool:
+        try:
+            return frame.select(node.alias("value")).collect_schema()["value"].is_unsigned_integer()
+        except pl.exceptions.PolarsError:
+            return False  # the expression is wrong, or the node makes sense only inside its parent
+
+    def is_difference(node: pl.Expr) -> bool:
+        inputs = node.meta.pop()
+        return len(inputs) == 2 and (inputs[1] - inputs[0]).meta == node.meta
+
+    return any(is_difference(node) and is_unsigned(node) for node in _nodes(pl.sql_expr(text)))
+
+
+def _nodes(expression: pl.Expr) -> Iterator[pl.Expr]:
+    yield expression
+    for part in expression.meta.pop():
+        yield from _nodes(part)
+
+
+def _reason(error: Exception) -> str:
+    """Return polars' message without the query plan that follows it after a blank line."""
+    message = str(error).partition("\n\n")[0]
+    return textwrap.shorten(message, 300, placeholder=" ...") or type(error).__name__
 
 
 def _agree(first: pl.Series, second: pl.Series) -> bool:
@@ -110,10 +149,16 @@ def columns_in(text: str, option: str) -> tuple[str, ...]:
     Raises:
         SettingsError: it is no expression.
     """
+    if not text.strip():
+        raise SettingsError(f"{option}: must not be empty; takes a SQL expression over columns of the run")
     try:
-        return tuple(dict.fromkeys(pl.sql_expr(text).meta.root_names()))
+        expression = pl.sql_expr(text)
+        names = tuple(dict.fromkeys(expression.meta.root_names()))
     except (pl.exceptions.PolarsError, RecursionError) as error:
-        raise SettingsError(f"{option}: {text}: not a SQL expression: {first_line(error)}") from None
+        raise SettingsError(f"{option}: {text}: not a SQL expression: {_reason(error)}") from None
+    if ".subplan(" in str(expression) or any(name.startswith("_POLARS_TMP") for name in names):
+        raise SettingsError(f"{option}: {text}: must not contain a subquery")
+    return names
 
 
 def why_missing(run: RunFolder, name: str, known: list[str]) -> str:
@@ -137,7 +182,7 @@ def why_missing(run: RunFolder, name: str, known: list[str]) -> str:
             return (
                 f"{name} is a column of the signal {built_in.name}; run rlt-data curate --signals {built_in.name} first"
             )
-    near = difflib.get_close_matches(name, known, 1)
+    near = [other for other in known if other == name.lower()] or difflib.get_close_matches(name, known, 1)
     return f"no column {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
 
 
