@@ -193,7 +193,8 @@ InputNames = Annotated[str | tuple[str, ...], BeforeValidator(_one_or_several)]
 
 #: Lets a text stand for a list of one.
 SEVERAL = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
-Texts = Annotated[tuple[str, ...], SEVERAL]
+#: Texts, each once.
+Texts = Annotated[tuple[str, ...], SEVERAL, AfterValidator(lambda texts: tuple(dict.fromkeys(texts)))]
 
 
 def name_of_input(names: str | tuple[str, ...]) -> str:

@@ -54,8 +54,9 @@ _FLAWS = {"empty": "empty", "holds tag": "holds_tag", "control token": "control_
 #: Columns with the mean log-prob of an explanation in them, which misranks traces of several teachers: longer steps and
 #: plainer words have higher log-probs (Local Naturalness, arXiv 2510.03988).
 _MISRANKING = {"thought_logprob_mean", "perplexity", "reward_without_entropy"}
-#: Columns that are null for traces scored without a teacher.
+#: Columns that are null for traces scored without a teacher, and columns of ``score --measures`` with its values.
 _OF_TEACHER = {"reward", "r_kl", "kl_mean", "kl_max"}
+_MEASURES = {"ifd": "ifd", "local_logprob_mean": "local", "leak_drop": "leak"}
 
 
 @dataclass(frozen=True)
@@ -157,14 +158,16 @@ def _refuse_missing_values(value: Expression, rows: Counter[str | None], valued:
         return
     by = f"--by: {value.text}" if value.option == "--by" else value.option
     why = remedy = ""
+    if measures := [measure for column, measure in _MEASURES.items() if column in value.columns]:
+        why = f" (score --measures {measures[0]} computes it)"
     if _OF_TEACHER & set(value.columns):
-        why = ": scored without log-probs of a teacher (--teacher none), or the function of --reward returned None"
+        why = " (traces have none if they were scored with --teacher none, or if the function of --reward returned None)"
         remedy = "; --by reward_without_entropy ranks them"
     if len(without) == len(rows):
-        raise SettingsError(f"{by}: no trace has a value{why}{remedy}")
+        raise SettingsError(f"{by}: no trace has a finite value{why}{remedy}")
     missing = rows.total() - valued.total()
     raise SettingsError(
-        f"{by}: no trace of {', '.join(without)} has a value ({missing:,} of {rows.total():,} traces){why}; "
+        f"{by}: no trace of {', '.join(without)} has a finite value, {missing:,} of {rows.total():,} traces{why}; "
         "--by r_ss ranks by what all traces have, and --where selects origins"
     )
 

@@ -356,7 +356,9 @@ WRONG = {
     "window": ("SUM(reward) OVER (PARTITION BY question_id)", "depends on several rows"),
     "ranks": ("rank", "rank is a column of ranks|cannot depend on earlier ranks"),
     "signal": ("pass_rate", "signal pass_rate; run rlt-data curate --signals pass_rate"),
-    "empty": ("", "not a SQL expression"),
+    "empty": ("", "must not be empty"),
+    "division by zero": ("reward / 0", "no trace has a finite value"),
+    "a measure that was not computed": ("-ifd", r"no trace has a finite value \(score --measures ifd computes it"),
 }
 
 
@@ -374,12 +376,18 @@ def test_an_origin_without_values_is_refused_with_what_would_work(tmp_path: Path
         [trace("q", 0, 1.0, origin="a"), trace("q", 1, None, origin="import", r_kl=None), trace("q", 2, 4.0)],
     )
     with pytest.raises(
-        SettingsError, match=r"--by: reward: no trace of import has a value \(1 of 3 traces\).*--by r_ss"
+        SettingsError, match=r"--by: reward: no trace of import has a finite value, 1 of 3 traces.*--by r_ss"
     ):
         ranked(run)
     ranked(run, by="r_ss")
     ranked(run, where=["origin = 'a'"])
     assert order(run) == ["q/0"]
+
+
+def test_a_repeated_condition_is_counted_once(tmp_path: Path) -> None:
+    run = make_run(tmp_path, [trace("q", sample, float(sample)) for sample in range(4)])
+    [step] = ranked(run, where=["reward > 0", "reward > 0"]).funnel
+    assert (step.rows_in, step.rows_out, step.questions_in) == (4, 3, 1)
 
 
 def test_traces_without_a_value_are_counted(tmp_path: Path) -> None:
