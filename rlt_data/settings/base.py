@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -109,7 +110,11 @@ class Settings(BaseModel, metaclass=_SettingsType):
 
     @field_validator("*")
     @classmethod
-    def _is_text(cls, value: Any) -> Any:
+    def _is_usable(cls, value: Any, info: ValidationInfo) -> Any:
+        if value == "" and cls.model_fields[str(info.field_name)].default is None:
+            raise ValueError("must not be empty")  # as of --out "$FOLDER" without a FOLDER
+        if isinstance(value, int) and value.bit_length() > 63:
+            raise ValueError("must be less than 2^63")
         texts = [text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str)]
         if match := _NOT_TEXT.search("".join(texts)):
             raise ValueError(f"must not contain {'half of a surrogate pair' if ord(match[0]) else 'a NUL character'}")

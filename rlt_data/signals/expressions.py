@@ -65,8 +65,8 @@ class Expression:
         try:
             if _may_wrap(self.text, tuple(rows.schema.items())):
                 raise SettingsError(
-                    f"{self.option}: {self.text}: subtracts from LENGTH, STRPOS or another number without a sign, which "
-                    "cannot become negative; convert it first, as in CAST(LENGTH(completion) AS BIGINT)"
+                    f"{self.option}: {self.text}: subtracts from LENGTH, STRPOS or another number without a sign, "
+                    "which cannot become negative; convert it first, as in CAST(LENGTH(completion) AS BIGINT)"
                 )
             values = rows.with_columns(pl.sql_expr(self.text).alias("value"))["value"]
         except pl.exceptions.PolarsError as error:

@@ -161,7 +161,7 @@ def _refuse_missing_values(value: Expression, rows: Counter[str | None], valued:
     if measures := [measure for column, measure in _MEASURES.items() if column in value.columns]:
         why = f" (score --measures {measures[0]} computes it)"
     if _OF_TEACHER & set(value.columns):
-        why = " (traces have none if they were scored with --teacher none, or if the function of --reward returned None)"
+        why = " (traces scored with --teacher none have none, nor do those for which --reward returned None)"
         remedy = "; --by reward_without_entropy ranks them"
     if len(without) == len(rows):
         raise SettingsError(f"{by}: no trace has a finite value{why}{remedy}")

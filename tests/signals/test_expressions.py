@@ -83,7 +83,10 @@ def test_a_difference_that_polars_wraps_around_is_refused(run: RunFolder, text: 
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("LENGTH(question) - CAST(LENGTH(completion) AS BIGINT)", 10 - len("Thought 0 about q.\n<|end_of_explanation|>")),
+        (
+            "LENGTH(question) - CAST(LENGTH(completion) AS BIGINT)",
+            10 - len("Thought 0 about q.\n<|end_of_explanation|>"),
+        ),
         ("LENGTH(question) + LENGTH(solution)", 18),
         ("-thought_tokens * 1000000000", -10_000_000_000),
         ("sample_index - thought_tokens", -10),
