@@ -351,7 +351,7 @@ def parse_yaml(text: str, where: str) -> dict[str, Any] | None:
     import yaml  # here, so that --help does not wait for it
 
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, _strict_loader())  # noqa: S506 - it is a SafeLoader
     except RecursionError:
         raise InputError(f"{where}: not YAML: nested too deeply") from None
     except Exception as error:  # noqa: BLE001 - for an invalid date or number, PyYAML raises what Python raises
@@ -359,6 +359,22 @@ def parse_yaml(text: str, where: str) -> dict[str, Any] | None:
         reason = f"line {mark.line + 1}: {error.problem}" if mark else one_line(error)  # type: ignore[attr-defined]
         raise InputError(f"{where}: not YAML: {reason}") from None
     return data if isinstance(data, dict) else None
+
+
+def _strict_loader() -> Any:
+    """Return a SafeLoader that refuses a key that a mapping has twice, where PyYAML uses the last value."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys: set[str] = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in keys:
+                    raise yaml.MarkedYAMLError(problem=f"has the key {key.value!r} twice", problem_mark=key.start_mark)
+                keys.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def _settings_error(

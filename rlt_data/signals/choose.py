@@ -10,18 +10,15 @@ from rlt_data.plugins import SIGNALS as PLUGINS
 from rlt_data.settings import CurateSettings
 from rlt_data.signals.base import Signal
 from rlt_data.signals.own import expressions_of, signal_of_function, signal_of_yaml
-from rlt_data.signals.registry import SIGNALS
+from rlt_data.signals.registry import NEEDS, SIGNALS
 from rlt_data.storage.run import RunFolder
-
-#: Signals that need a setting. The others are computed by default.
-NEEDS = {"contamination": "against", "pass_rate": "evaluation", "review": "reviews"}
 
 
 def choose_signals(run: RunFolder, settings: CurateSettings) -> tuple[list[Signal], dict[str, str]]:
     """Return the signals to compute, and why default ones are left out, by name.
 
     Raises:
-        SettingsError: there is no such signal, or a setting is missing or has no effect.
+        SettingsError: there is no such signal, two have one name, or a setting is missing or has no effect.
     """
     names = settings.signals or default_signals(settings)
     left_out = [name for name in NEEDS if name not in names and name not in run.signals and not settings.signals]
@@ -31,7 +28,12 @@ def choose_signals(run: RunFolder, settings: CurateSettings) -> tuple[list[Signa
             raise SettingsError(f"--signals: {name} needs --{option}")
         if name not in names and getattr(settings, option):
             raise SettingsError(f"--{option}: has no effect without --signals {name}")
-    return [_find(run, name) for name in dict.fromkeys(names)], skipped
+    signals = {name: _find(run, name) for name in dict.fromkeys(names)}
+    spellings: dict[str, str] = {}
+    for spelling, signal in signals.items():
+        if (other := spellings.setdefault(signal.name, spelling)) != spelling:
+            raise SettingsError(f"--signals: {other} and {spelling} are both called {signal.name}; rename one")
+    return list(signals.values()), skipped
 
 
 def default_signals(settings: CurateSettings) -> list[str]:

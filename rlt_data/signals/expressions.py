@@ -13,7 +13,7 @@ import polars as pl
 
 from rlt_data.errors import SettingsError
 from rlt_data.signals.registry import MEANINGS as SIGNAL_MEANINGS
-from rlt_data.signals.registry import SIGNALS
+from rlt_data.signals.registry import SIGNALS, command_of
 from rlt_data.storage.columns import MEANINGS
 from rlt_data.storage.rows import columns_of
 from rlt_data.storage.run import RunFolder
@@ -174,9 +174,8 @@ def why_missing(run: RunFolder, name: str, known: list[str]) -> str:
             return f"{name} is a column of {table}, and {run.path} has no current {table}; run {command} first"
     for signal, entry in run.signals.items():
         if name in entry["columns"]:
-            return (
-                f"{name} is a column of the signal {signal}, which does not cover all rows; run rlt-data curate again"
-            )
+            remedy = f"run {command_of(signal)} again"
+            return f"{name} is a column of the signal {signal}, which does not cover all rows; {remedy}"
     for built_in in SIGNALS.values():
         if name in built_in.columns:
             return (

@@ -17,12 +17,14 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from rlt_data.errors import RunFolderError, SettingsError
+from rlt_data.errors import RunFolderError, SettingsError, first_line
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import CurateSettings
 from rlt_data.signals.base import Signal
 from rlt_data.signals.choose import choose_signals
+from rlt_data.signals.expressions import stale_signals
 from rlt_data.signals.frames import read_traces, trace_format
+from rlt_data.signals.registry import command_of
 from rlt_data.steps.provenance import versions
 from rlt_data.storage.paths import StoragePath
 from rlt_data.storage.rows import columns_of
@@ -64,7 +66,7 @@ class CurateSummary:
     Attributes:
         run: run folder.
         signals: the signals, in the order of their computation.
-        skipped: why a default signal was not computed, by name.
+        skipped: why a default signal or one that is out of date was not computed, by name.
     """
 
     run: StoragePath
@@ -91,6 +93,7 @@ def curate(settings: CurateSettings, progress: Progress = SILENT) -> CurateSumma
         for signal in signals:
             summaries.append(_Computation(run, signal, settings).run_to_end(progress))
             logger.info("curate: %s: %d rows, %d new", signal.name, summaries[-1].rows, summaries[-1].new)
+        skipped |= {name: f"out of date; {command_of(name)}" for name in stale_signals(run)}
     return CurateSummary(run.path, summaries, skipped)
 
 
@@ -208,7 +211,7 @@ class _Computation:
             try:
                 yield rows.select(list(schema)).cast(schema)  # type: ignore[arg-type]
             except (pl.exceptions.PolarsError, AttributeError) as error:
-                raise SettingsError(f"--signals: {signal.name}: returned other columns: {error}") from None
+                raise SettingsError(f"--signals: {signal.name}: returned other columns: {first_line(error)}") from None
 
     def _empty(self) -> pl.DataFrame:
         return pl.DataFrame(schema={self._signal.key: pl.String} | {n: c.type for n, c in self._signal.columns.items()})

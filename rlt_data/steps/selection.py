@@ -22,6 +22,7 @@ from rlt_data.progress import Progress
 from rlt_data.settings import DistillSettings
 from rlt_data.signals.expressions import Expression, parse_expression, stale_signals
 from rlt_data.signals.funnel import Funnel
+from rlt_data.signals.registry import command_of
 from rlt_data.steps.rank import part_chunks
 from rlt_data.storage.rows import columns_of, read_rows
 from rlt_data.storage.run import RunFolder, content_hash
@@ -119,8 +120,8 @@ class Selection:
         for stale in stale_signals(self._run):
             if set(columns) & self._run.signals[stale]["columns"].keys():
                 raise RunFolderError(
-                    f"{self._run.path}: the signal {stale} does not cover all rows; run rlt-data curate again, or add "
-                    f"--include {name} to select without it"
+                    f"{self._run.path}: the signal {stale} does not cover all rows; run {command_of(stale)} again, or "
+                    f"add --include {name} to select without it"
                 )
         known = [column for column in columns if column in self._tables]
         if known:
