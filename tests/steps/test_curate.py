@@ -180,8 +180,35 @@ def test_reviews_come_from_a_file(run: RunFolder, tmp_path: Path) -> None:
         curated(run, "review", reviews=str(file))
     assert run.scan().collect()["review"].count() == 2  # the earlier reviews remain
     file.write_text('{"trace": "0-0/1"}\n')
-    with pytest.raises(InputError, match="line 1: needs the columns trace_id and review"):
+    with pytest.raises(InputError, match=f"--reviews: {file}: line 1: needs the columns trace_id and review"):
         curated(run, "review", reviews=str(file))
+
+
+def test_a_spreadsheet_may_list_traces_without_a_review(run: RunFolder, tmp_path: Path) -> None:
+    file = tmp_path / "reviews.csv"
+    file.write_text("\ufefftrace_id;review\r\n0-0/1;gut\r\n0-0/0;\r\n")
+    assert curated(run, "review", reviews=str(file)).signals[0].findings == {"review gut": 1}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("0-0/1", "good"), ("0-0/1", "bad")], "line 2: 0-0/1 has another review in an earlier row"),
+        ([("0-0/1", None), ("0-0/0", "")], "has no reviews"),
+        ([("0-0/1", ["good"])], "line 1: trace_id must be a text, and review a text"),
+        ([("0-0/1", "good"), ("0-0", "good")], "1 of 2 ids are no traces of this run, such as 0-0$"),
+    ],
+)
+def test_mistakes_in_reviews(run: RunFolder, tmp_path: Path, rows: list[tuple[str, Any]], message: str) -> None:
+    file = write_jsonl(tmp_path / "reviews.jsonl", [{"trace_id": key, "review": review} for key, review in rows])
+    with pytest.raises(InputError, match=f"--reviews: {file}: {message}"):
+        curated(run, "review", reviews=str(file))
+
+
+def test_a_benchmark_with_a_bad_row_is_refused_without_a_flag_that_curate_lacks(run: RunFolder, tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "benchmark.jsonl", [{"question": None}, {"question": "What is 1-1?"}])
+    with pytest.raises(InputError, match=r"--against: .*1 of 2 rows are bad\n  line 1: question: missing"):
+        curated(run, "contamination", against=[str(file)])
 
 
 MISTAKES = {
