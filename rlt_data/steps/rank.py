@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from rlt_data.errors import RunFolderError, SettingsError
+from rlt_data.errors import RunFolderError, SettingsError, first_few
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import RankSettings
 from rlt_data.signals.expressions import Expression, parse_expression
@@ -167,7 +167,7 @@ def _refuse_missing_values(value: Expression, rows: Counter[str | None], valued:
         raise SettingsError(f"{by}: no trace has a finite value{why}{remedy}")
     missing = rows.total() - valued.total()
     raise SettingsError(
-        f"{by}: no trace of {', '.join(without)} has a finite value, {missing:,} of {rows.total():,} traces{why}; "
+        f"{by}: no trace of {first_few(without)} has a finite value, {missing:,} of {rows.total():,} traces{why}; "
         "--by r_ss ranks by what all traces have, and --where selects origins"
     )
 

@@ -384,6 +384,18 @@ def test_an_origin_without_values_is_refused_with_what_would_work(tmp_path: Path
     assert order(run) == ["q/0"]
 
 
+def test_a_pool_of_many_origins_is_refused_in_a_short_message(tmp_path: Path) -> None:
+    rows = [trace("q", sample, None, origin=f"{sample:03} " + "x" * 500) for sample in range(200)]
+    with pytest.raises(SettingsError, match="no trace has a finite value"):
+        ranked(make_run(tmp_path / "none", rows))
+    run = make_run(tmp_path / "run", [*rows, trace("q", 200, 1.0, origin="a")])
+    with pytest.raises(
+        SettingsError, match=r"no trace of 000 x+\.\.\., 001 x+\.\.\., 002 x+\.\.\. and 197 more"
+    ) as error:
+        ranked(run)
+    assert len(str(error.value)) < 500
+
+
 def test_a_repeated_condition_is_counted_once(tmp_path: Path) -> None:
     run = make_run(tmp_path, [trace("q", sample, float(sample)) for sample in range(4)])
     [step] = ranked(run, where=["reward > 0", "reward > 0"]).funnel
