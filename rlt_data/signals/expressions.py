@@ -21,6 +21,7 @@ from rlt_data.storage.schemas import SCHEMAS, SIGNAL_PREFIX
 
 #: Commands that make the columns of a table.
 _REMEDIES = {"scores": "rlt-data score", "ranks": "rlt-data rank"}
+_SEVERAL_ROWS = "depends on several rows; use only columns of the trace, no AVG, SUM or window functions"
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,14 @@ class Expression:
         half, last = len(rows) // 2, len(rows) - 1
         pieces = [(0, 1), (0, half), (last, 1)] if last > 0 else []
         if not all(_agree(self._evaluate(rows.slice(*piece)), values.slice(*piece)) for piece in pieces):
-            raise SettingsError(
-                f"{self.option}: {self.text}: depends on several rows; use only columns of the trace, no AVG, SUM or "
-                "window functions"
-            )
+            raise SettingsError(f"{self.option}: {self.text}: {_SEVERAL_ROWS}")
         return values
 
     def _evaluate(self, rows: pl.DataFrame) -> pl.Series:
         rows = rows.with_columns(pl.col(pl.Int32).cast(pl.Int64))  # products of two lengths exceed 32 bits
         try:
-            if _may_wrap(self.text, tuple(rows.schema.items())):
-                raise SettingsError(
-                    f"{self.option}: {self.text}: subtracts from LENGTH, STRPOS or another number without a sign, "
-                    "which cannot become negative; convert it first, as in CAST(LENGTH(completion) AS BIGINT)"
-                )
+            if reason := _refusal(self.text, tuple(rows.schema.items())):
+                raise SettingsError(f"{self.option}: {self.text}: {reason}")
             values = rows.with_columns(pl.sql_expr(self.text).alias("value"))["value"]
         except pl.exceptions.PolarsError as error:
             raise SettingsError(f"{self.option}: {self.text}: {_reason(error)}") from None
@@ -85,21 +80,24 @@ class Expression:
 
 
 @cache
-def _may_wrap(text: str, schema: tuple[tuple[str, pl.DataType], ...]) -> bool:
-    """Return whether an expression has a difference of unsigned integers, which polars wraps around below 0."""
-    frame = pl.LazyFrame(schema=dict(schema))
-
-    def is_unsigned(node: pl.Expr) -> bool:
+def _refusal(text: str, schema: tuple[tuple[str, pl.DataType], ...]) -> str:
+    """Return why an expression is refused for its form, whatever the rows; empty if it is not."""
+    frame = pl.DataFrame({name: [None, None] for name, _ in schema}, dict(schema))
+    for node in _nodes(pl.sql_expr(text)):
         try:
-            return frame.select(node.alias("value")).collect_schema()["value"].is_unsigned_integer()
+            value = frame.select(node.alias("value"))["value"]
         except pl.exceptions.PolarsError:
-            return False  # the expression is wrong, or the node makes sense only inside its parent
-
-    def is_difference(node: pl.Expr) -> bool:
+            continue  # the expression is wrong, or the node makes sense only inside its parent
+        if len(value) == 1 and node.meta.root_names():
+            return _SEVERAL_ROWS
         inputs = node.meta.pop()
-        return len(inputs) == 2 and (inputs[1] - inputs[0]).meta == node.meta
-
-    return any(is_difference(node) and is_unsigned(node) for node in _nodes(pl.sql_expr(text)))
+        is_difference = len(inputs) == 2 and (inputs[1] - inputs[0]).meta == node.meta
+        if is_difference and value.dtype.is_unsigned_integer():  # polars wraps around below 0
+            return (
+                "subtracts from LENGTH, STRPOS or another number without a sign, which cannot become negative; convert "
+                "it first, as in CAST(LENGTH(completion) AS BIGINT)"
+            )
+    return ""
 
 
 def _nodes(expression: pl.Expr) -> Iterator[pl.Expr]:

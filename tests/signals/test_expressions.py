@@ -80,6 +80,33 @@ def test_a_difference_that_polars_wraps_around_is_refused(run: RunFolder, text: 
         expression.evaluate(read_rows(run, 0, expression.columns))
 
 
+@pytest.mark.parametrize("text", ["AVG(reward) > -100", "reward > MIN(reward) - 5", "FIRST(reward) IS NOT NULL"])
+def test_an_aggregate_is_refused_even_if_these_rows_do_not_show_it(run: RunFolder, text: str) -> None:
+    condition = parse_expression(run, text, "--where")
+    with pytest.raises(SettingsError, match="depends on several rows"):
+        condition.evaluate(read_rows(run, 0, condition.columns))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "COALESCE(reward, 0) > 1",
+        "GREATEST(reward, r_ss, 1) > 1",
+        "CASE WHEN origin = 'a' THEN TRUE ELSE FALSE END",
+        "CONCAT(origin, 'x', 'y') LIKE 'a%'",
+        "origin IN ('a', 'b') OR origin IS NULL",
+        "reward BETWEEN -1 AND 2.5",
+        "ROUND(ABS(reward), 2) <> 1 AND LENGTH(completion) - 1.5 > 2",
+        "SUBSTR(UPPER(question), 1, 4) = 'WHAT'",
+        "TRUE",
+        "NULLIF(origin, 'a') IS NULL",
+    ],
+)
+def test_conditions_over_one_trace_are_not_refused(run: RunFolder, text: str) -> None:
+    condition = parse_expression(run, text, "--where")
+    assert len(condition.evaluate(read_rows(run, 0, condition.columns))) == 4
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [
