@@ -54,9 +54,10 @@ _FLAWS = {"empty": "empty", "holds tag": "holds_tag", "control token": "control_
 #: Columns with the mean log-prob of an explanation in them, which misranks traces of several teachers: longer steps and
 #: plainer words have higher log-probs (Local Naturalness, arXiv 2510.03988).
 _MISRANKING = {"thought_logprob_mean", "perplexity", "reward_without_entropy"}
-#: Columns that are null for traces scored without a teacher, and columns of ``score --measures`` with its values.
+#: Columns that are null for traces scored without a teacher.
 _OF_TEACHER = {"reward", "r_kl", "kl_mean", "kl_max"}
-_MEASURES = {"ifd": "ifd", "local_logprob_mean": "local", "leak_drop": "leak"}
+#: Values of ``score --measures`` by their columns.
+MEASURES = {"ifd": "ifd", "local_logprob_mean": "local", "leak_drop": "leak"}
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _refuse_missing_values(value: Expression, rows: Counter[str | None], valued:
         return
     by = f"--by: {value.text}" if value.option == "--by" else value.option
     why = remedy = ""
-    if measures := [measure for column, measure in _MEASURES.items() if column in value.columns]:
+    if measures := [measure for column, measure in MEASURES.items() if column in value.columns]:
         why = f" (score --measures {measures[0]} computes it)"
     if _OF_TEACHER & set(value.columns):
         why = " (traces scored with --teacher none have none, nor do those for which --reward returned None)"
