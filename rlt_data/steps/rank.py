@@ -106,15 +106,17 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
         rows = questions = 0
         values: Counter[str | None] = Counter()
         valued: Counter[str | None] = Counter()
+        solved: Counter[str | None] = Counter()
         sums: list[pl.DataFrame] = []
         scored_by: set[str] = set()
         comparable = teachers_by_scored_by(run.step("score").get("depends_on", {}))
         with task(progress, "rank", len(parts)), run.replacing("ranks", made_from=scores.sources) as ranks:
             for chunk in part_chunks(parts):
                 ranked = _ranked(scores.read(chunk), edges)
-                for origin, count, with_value in _values_by_origin(ranked):
+                for origin, count, with_value, with_solution in _counts_by_origin(ranked):
                     values[origin] += count
                     valued[origin] += with_value
+                    solved[origin] += with_solution
                 scored_by.update(ranked["scored_by"].unique())
                 if len(scored_by) > 1 and not scored_by <= comparable.keys():
                     raise RunFolderError(
@@ -129,7 +131,7 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
                 progress.advance(len(chunk))
             if not rows:
                 raise SettingsError(f"--where: no trace satisfies {' and '.join(settings.where)}")
-            _refuse_missing_values(scores.value, values, valued)
+            _refuse_missing_values(scores.value, values, valued, solved)
             table = bucket_table(sums)
             entry = {"settings": settings.model_dump(mode="json", by_alias=True), "rows": rows, "questions": questions}
             ranks.record("rank", entry)
@@ -146,13 +148,14 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
     return RankSummary(run.path, rows, questions, table, count_missing_traces(run), seconds, scores.funnel.steps, notes)
 
 
-def _values_by_origin(ranked: pl.DataFrame) -> list[tuple[str | None, int, int]]:
-    """Return each origin with its number of traces and of values."""
-    counts = ranked.group_by("origin").agg(pl.len().alias("rows"), pl.col("value").count().alias("values"))
-    return list(counts.iter_rows())
+def _counts_by_origin(ranked: pl.DataFrame) -> list[tuple[str | None, int, int, int]]:
+    """Return each origin with its number of traces, of values, and of traces that were scored with a solution."""
+    return list(ranked.group_by("origin").agg(pl.len(), pl.col("value").count(), pl.col("r_ss").count()).iter_rows())
 
 
-def _refuse_missing_values(value: Expression, rows: Counter[str | None], valued: Counter[str | None]) -> None:
+def _refuse_missing_values(
+    value: Expression, rows: Counter[str | None], valued: Counter[str | None], solved: Counter[str | None]
+) -> None:
     """Raise SettingsError if no trace, or none of some origin, has a value to rank by."""
     without = sorted(str(origin or "unknown") for origin in rows if not valued[origin])
     if not without:
@@ -161,15 +164,19 @@ def _refuse_missing_values(value: Expression, rows: Counter[str | None], valued:
     why = remedy = ""
     if measures := [measure for column, measure in MEASURES.items() if column in value.columns]:
         why = f" (score --measures {measures[0]} computes it)"
-    if _OF_TEACHER & set(value.columns):
+    if not all(solved[origin] for origin in rows):
+        why = why or " (traces of questions without a solution have no reward)"
+        remedy = "--by=-rsr"
+    elif _OF_TEACHER & set(value.columns):
         why = " (traces scored with --teacher none have none, nor do those for which --reward returned None)"
-        remedy = "; --by reward_without_entropy ranks them"
+        remedy = "--by reward_without_entropy"
     if len(without) == len(rows):
-        raise SettingsError(f"{by}: no trace has a finite value{why}{remedy}")
+        raise SettingsError(f"{by}: no trace has a finite value{why}" + (f"; {remedy} ranks them" if remedy else ""))
     missing = rows.total() - valued.total()
+    shared = remedy if remedy == "--by=-rsr" else "--by r_ss"
     raise SettingsError(
         f"{by}: no trace of {first_few(without)} has a finite value, {missing:,} of {rows.total():,} traces{why}; "
-        "--by r_ss ranks by what all traces have, and --where selects origins"
+        f"{shared} ranks by what all traces have, and --where selects origins"
     )
 
 
@@ -252,7 +259,7 @@ class _Scores:
     def read(self, parts: Sequence[int]) -> pl.DataFrame:
         """Read the scores of parts, with columns ``part``, ``value`` (null unless finite) and ``flaw``."""
         ours = [name for name in RANKS.names if name in SCORES.names]
-        columns = [*ours, *_FLAWS.values(), "well_formed"]
+        columns = [*ours, *_FLAWS.values(), "well_formed", "r_ss"]
         needed = {name for expression in (self.value, *self._conditions) for name in expression.columns}
         stored = [*columns, *sorted(name for name in needed - set(columns) if name in SCORES.names)]
         others = sorted(needed - set(stored))

@@ -384,6 +384,18 @@ def test_an_origin_without_values_is_refused_with_what_would_work(tmp_path: Path
     assert order(run) == ["q/0"]
 
 
+def test_a_remedy_works_for_questions_without_a_solution(tmp_path: Path) -> None:
+    unsolved = {"r_ss": None, "reward_without_entropy": None, "origin": "b"}
+    rows = [trace("q", sample, None, rsr=float(sample), **unsolved) for sample in range(2)]
+    with pytest.raises(SettingsError, match="no trace has a finite value .*without a solution.*; --by=-rsr ranks them"):
+        ranked(make_run(tmp_path / "none", rows))
+    run = make_run(tmp_path / "run", [*rows, trace("q", 2, 1.0, rsr=2.0, origin="a")])
+    with pytest.raises(SettingsError, match="no trace of b has a finite value, .*; --by=-rsr ranks by what all traces"):
+        ranked(run, by="r_ss")
+    ranked(run, by="-rsr")
+    assert order(run) == ["q/0", "q/1", "q/2"]
+
+
 def test_a_pool_of_many_origins_is_refused_in_a_short_message(tmp_path: Path) -> None:
     rows = [trace("q", sample, None, origin=f"{sample:03} " + "x" * 500) for sample in range(200)]
     with pytest.raises(SettingsError, match="no trace has a finite value"):
