@@ -13,7 +13,7 @@ import polars as pl
 
 from rlt_data.errors import SettingsError
 from rlt_data.signals.registry import MEANINGS as SIGNAL_MEANINGS
-from rlt_data.signals.registry import SIGNALS, command_of
+from rlt_data.signals.registry import NEEDS, SIGNALS, command_of
 from rlt_data.storage.columns import MEANINGS
 from rlt_data.storage.rows import columns_of
 from rlt_data.storage.run import RunFolder
@@ -176,9 +176,9 @@ def why_missing(run: RunFolder, name: str, known: list[str]) -> str:
             return f"{name} is a column of the signal {signal}, which does not cover all rows; {remedy}"
     for built_in in SIGNALS.values():
         if name in built_in.columns:
-            return (
-                f"{name} is a column of the signal {built_in.name}; run rlt-data curate --signals {built_in.name} first"
-            )
+            option = f" --{NEEDS[built_in.name]} ..." if built_in.name in NEEDS else ""
+            command = f"rlt-data curate --signals {built_in.name}{option}"
+            return f"{name} is a column of the signal {built_in.name}; run {command} first"
     near = [other for other in known if other == name.lower()] or difflib.get_close_matches(name, known, 1)
     return f"no column {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
 
