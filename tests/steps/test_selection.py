@@ -387,10 +387,7 @@ def test_columns_of_the_run_are_added_to_the_rows(run: RunFolder, tmp_path: Path
         ("r_sss", "did you mean 'r_ss'"),
         ("token_ids", "token_ids has a list per trace"),
         ("seed", "seed has numbers above 2^63"),
-        (
-            "pass_rate",
-            "pass_rate is a column of the signal pass_rate; run rlt-data curate --signals pass_rate --evaluation ... first",
-        ),
+        ("pass_rate", "signal pass_rate; run rlt-data curate --signals pass_rate --evaluation ... first"),
     ],
 )
 def test_columns_that_cannot_be_added_are_refused(rlt: Rlt, run: RunFolder, column: str, message: str) -> None:
