@@ -476,7 +476,7 @@ def _print_frame(frame: pl.DataFrame) -> None:
     for name, dtype in frame.schema.items():
         table.add_column(name.replace("_", " "), justify="left" if dtype == pl.String else "right")
     for row in frame.iter_rows():
-        table.add_row(*(_plain(_figure(value)) for value in row))
+        table.add_row(*(_plain(_cell(_figure(value))) for value in row))
     # The terminal wraps a table that is too wide; rich would truncate its figures.
     table.width = Measurement.get(_console, _console.options.update(max_width=10_000), table).maximum
     _console.print(table, crop=False)
@@ -491,6 +491,12 @@ def _figure(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _cell(text: str) -> str:
+    """Return a text on one line of at most 100 characters, because conditions and names of origins have any length."""
+    line = text.replace("\n", " ")
+    return line if len(line) <= 100 else line[:97] + "..."
 
 
 def _rule(title: str) -> None:

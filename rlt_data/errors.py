@@ -6,6 +6,7 @@ A message says in one line what is wrong, where, and what would be right. Bugs r
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 
 
 class RltDataError(Exception):
@@ -79,3 +80,9 @@ def first_line(error: BaseException) -> str:
 def one_line(error: BaseException) -> str:
     """Return another library's error message as one line of at most 300 characters, or the name of its class."""
     return textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
+
+
+def first_few(names: Sequence[str]) -> str:
+    """Return the first three names for a message, each of at most 60 characters, and the number of the others."""
+    shown = ", ".join(name if len(name) <= 60 else f"{name[:57]}..." for name in names[:3])
+    return shown + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")

@@ -19,7 +19,7 @@ def origins_table(counts: Mapping[str, Any], stats: Stats | None) -> str:
     """
     rows = Counter(counts.get("origins", {}))
     if unknown := counts["rows"] - rows.total():
-        rows[UNKNOWN] = unknown
+        rows[UNKNOWN] += unknown  # an origin may have this name
     figures = (
         {row.pop("origin"): row for row in stats.by_origin.drop("selected", strict=False).to_dicts()} if stats else {}
     )

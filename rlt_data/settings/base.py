@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -109,7 +110,11 @@ class Settings(BaseModel, metaclass=_SettingsType):
 
     @field_validator("*")
     @classmethod
-    def _is_text(cls, value: Any) -> Any:
+    def _is_usable(cls, value: Any, info: ValidationInfo) -> Any:
+        if value == "" and cls.model_fields[str(info.field_name)].default is None:
+            raise ValueError("must not be empty")  # as of --out "$FOLDER" without a FOLDER
+        if isinstance(value, int) and value.bit_length() > 63:
+            raise ValueError("must be less than 2^63")
         texts = [text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str)]
         if match := _NOT_TEXT.search("".join(texts)):
             raise ValueError(f"must not contain {'half of a surrogate pair' if ord(match[0]) else 'a NUL character'}")
@@ -193,7 +198,8 @@ InputNames = Annotated[str | tuple[str, ...], BeforeValidator(_one_or_several)]
 
 #: Accepts a single text as a list of one.
 SEVERAL = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
-Texts = Annotated[tuple[str, ...], SEVERAL]
+#: Texts, each once.
+Texts = Annotated[tuple[str, ...], SEVERAL, AfterValidator(lambda texts: tuple(dict.fromkeys(texts)))]
 
 
 def name_of_input(names: str | tuple[str, ...]) -> str:
@@ -345,7 +351,7 @@ def parse_yaml(text: str, where: str) -> dict[str, Any] | None:
     import yaml  # here, so that --help does not wait for it
 
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, _strict_loader())  # noqa: S506 - it is a SafeLoader
     except RecursionError:
         raise InputError(f"{where}: not YAML: nested too deeply") from None
     except Exception as error:  # noqa: BLE001 - for an invalid date or number, PyYAML raises what Python raises
@@ -353,6 +359,22 @@ def parse_yaml(text: str, where: str) -> dict[str, Any] | None:
         reason = f"line {mark.line + 1}: {error.problem}" if mark else one_line(error)  # type: ignore[attr-defined]
         raise InputError(f"{where}: not YAML: {reason}") from None
     return data if isinstance(data, dict) else None
+
+
+def _strict_loader() -> Any:
+    """Return a SafeLoader that refuses a key that a mapping has twice, where PyYAML uses the last value."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys: set[str] = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in keys:
+                    raise yaml.MarkedYAMLError(problem=f"has the key {key.value!r} twice", problem_mark=key.start_mark)
+                keys.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def _settings_error(

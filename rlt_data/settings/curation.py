@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from rlt_data.settings.base import INPUT, RUN_HELP, Settings, field
+from rlt_data.settings.base import INPUT, RUN_HELP, Settings, Texts, field
 
 
 class CurateSettings(Settings):
     """Settings of :func:`rlt_data.steps.curate`."""
 
     input: str = field(..., INPUT, f"{RUN_HELP}.", affects="rows", by_content=True, alias="in", positional="RUN")
-    signals: tuple[str, ...] = field(
+    signals: Texts = field(
         (),
         None,
         "Signal to compute: a built-in one, a plug-in's, module:function, or a YAML file of expressions; repeatable. "
@@ -17,7 +17,7 @@ class CurateSettings(Settings):
         "pass_rate and review.",
         affects="rows",
     )
-    against: tuple[str, ...] = field(
+    against: Texts = field(
         (),
         None,
         "File of questions, or benchmark of rlt-data evaluate, to find in the data, for the signal contamination; "

@@ -304,8 +304,8 @@ class RankSettings(Settings):
     @classmethod
     def _ranks_or_number(cls, value: Any) -> str:
         text = str(value)
-        if text != "ranks" and not (text.isascii() and text.isdigit() and int(text) >= 2):
-            raise ValueError("must be 'ranks' or a number of quantiles such as 4")
+        if text != "ranks" and not (text.isascii() and text.isdigit() and len(text) < 5 and 2 <= int(text) <= 1000):
+            raise ValueError("must be 'ranks' or a number of quantiles from 2 to 1000, such as 4")
         return text
 
 

@@ -5,33 +5,50 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+import polars as pl
+
 from rlt_data.errors import SettingsError
 from rlt_data.plugins import SIGNALS as PLUGINS
 from rlt_data.settings import CurateSettings
 from rlt_data.signals.base import Signal
 from rlt_data.signals.own import expressions_of, signal_of_function, signal_of_yaml
-from rlt_data.signals.registry import SIGNALS
+from rlt_data.signals.registry import NEEDS, SIGNALS
 from rlt_data.storage.run import RunFolder
-
-#: Signals that need a setting. The others are computed by default.
-NEEDS = {"contamination": "against", "pass_rate": "evaluation", "review": "reviews"}
 
 
 def choose_signals(run: RunFolder, settings: CurateSettings) -> tuple[list[Signal], dict[str, str]]:
     """Return the signals to compute, and why default ones are left out, by name.
 
     Raises:
-        SettingsError: there is no such signal, or a setting is missing or has no effect.
+        SettingsError: there is no such signal, two have one name, or a setting is missing or has no effect.
     """
+    check_signals(settings)
     names = settings.signals or default_signals(settings)
     left_out = [name for name in NEEDS if name not in names and name not in run.signals and not settings.signals]
     skipped = {name: f"needs --{NEEDS[name]}" for name in left_out}
+    signals = {name: _find(run, name) for name in dict.fromkeys(names)}
+    spellings: dict[str, str] = {}
+    for spelling, signal in signals.items():
+        if (other := spellings.setdefault(signal.name, spelling)) != spelling:
+            raise SettingsError(f"--signals: {other} and {spelling} are both called {signal.name}; rename one")
+    return list(signals.values()), skipped
+
+
+def check_signals(settings: CurateSettings) -> None:
+    """Check the names of signals and whether their settings are there, without a run.
+
+    Raises:
+        SettingsError: there is no such signal, or a setting is missing or has no effect.
+    """
+    names = settings.signals or default_signals(settings)
     for name, option in NEEDS.items():
         if name in names and not getattr(settings, option):
             raise SettingsError(f"--signals: {name} needs --{option}")
         if name not in names and getattr(settings, option):
             raise SettingsError(f"--{option}: has no effect without --signals {name}")
-    return [_find(run, name) for name in dict.fromkeys(names)], skipped
+    for name in names:
+        if name not in SIGNALS and not is_yaml(name):
+            _check_function(name)
 
 
 def default_signals(settings: CurateSettings) -> list[str]:
@@ -39,22 +56,32 @@ def default_signals(settings: CurateSettings) -> list[str]:
     return [name for name in SIGNALS if name not in NEEDS or getattr(settings, NEEDS[name])]
 
 
-def declared_columns(name: str) -> set[str] | None:
-    """Return the columns of a signal without computing anything; None for a function, which has none declared.
+def declared_columns(name: str) -> dict[str, pl.DataType | None] | None:
+    """Return the columns of a signal with their types, as far as they are known without computing anything.
+
+    Returns:
+        The types by column, None for those of a YAML file; None for a function, which declares no columns.
 
     Raises:
         InputError: the YAML file cannot be read, or does not map names to texts.
     """
     if name in SIGNALS:
-        return set(SIGNALS[name].columns)
-    return set(expressions_of(Path(name))) if Path(name).suffix in (".yaml", ".yml") else None
+        return {column: declared.type() for column, declared in SIGNALS[name].columns.items()}
+    return dict.fromkeys(expressions_of(Path(name))) if is_yaml(name) else None
 
 
 def _find(run: RunFolder, name: str) -> Signal:
     if name in SIGNALS:
         return SIGNALS[name]
-    if Path(name).suffix in (".yaml", ".yml"):
-        return signal_of_yaml(run, Path(name))
+    return signal_of_yaml(run, Path(name)) if is_yaml(name) else signal_of_function(run, name)
+
+
+def is_yaml(name: str) -> bool:
+    """Return whether a signal is named by a file of expressions."""
+    return Path(name).suffix in (".yaml", ".yml")
+
+
+def _check_function(name: str) -> None:
     try:
         PLUGINS.check(name)
     except ValueError:
@@ -64,4 +91,4 @@ def _find(run: RunFolder, name: str) -> Signal:
             f"--signals: no signal {name!r}; "
             + (f"did you mean {near[0]!r}?" if near else f"takes {', '.join(known)}, module:function or a YAML file")
         ) from None
-    return signal_of_function(run, name)
+    PLUGINS.load(name)

@@ -257,7 +257,8 @@ def _naming_the_flag() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"--against: {error}") from None
+        message = str(error).replace("; --skip-bad-rows leaves them out", "")  # which curate does not have
+        raise InputError(f"--against: {message}") from None
 
 
 def _content(settings: CurateSettings) -> list[tuple[str, str]]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import polars as pl
 
-from rlt_data.errors import SettingsError, first_line
+from rlt_data.errors import SettingsError
 from rlt_data.signals.registry import MEANINGS as SIGNAL_MEANINGS
-from rlt_data.signals.registry import SIGNALS
+from rlt_data.signals.registry import NEEDS, SIGNALS, command_of
 from rlt_data.storage.columns import MEANINGS
 from rlt_data.storage.rows import columns_of
 from rlt_data.storage.run import RunFolder
@@ -18,6 +21,7 @@ from rlt_data.storage.schemas import SCHEMAS, SIGNAL_PREFIX
 
 #: Commands that make the columns of a table.
 _REMEDIES = {"scores": "rlt-data score", "ranks": "rlt-data rank"}
+_SEVERAL_ROWS = "depends on several rows; use only columns of the trace, no AVG, SUM or window functions"
 
 
 @dataclass(frozen=True)
@@ -54,17 +58,17 @@ class Expression:
         half, last = len(rows) // 2, len(rows) - 1
         pieces = [(0, 1), (0, half), (last, 1)] if last > 0 else []
         if not all(_agree(self._evaluate(rows.slice(*piece)), values.slice(*piece)) for piece in pieces):
-            raise SettingsError(
-                f"{self.option}: {self.text}: depends on several rows; use only columns of the trace, no AVG, SUM or "
-                "window functions"
-            )
+            raise SettingsError(f"{self.option}: {self.text}: {_SEVERAL_ROWS}")
         return values
 
     def _evaluate(self, rows: pl.DataFrame) -> pl.Series:
+        rows = rows.with_columns(pl.col(pl.Int32).cast(pl.Int64))  # products of two lengths exceed 32 bits
         try:
+            if reason := _refusal(self.text, tuple(rows.schema.items())):
+                raise SettingsError(f"{self.option}: {self.text}: {reason}")
             values = rows.with_columns(pl.sql_expr(self.text).alias("value"))["value"]
         except pl.exceptions.PolarsError as error:
-            raise SettingsError(f"{self.option}: {self.text}: {first_line(error)}") from None
+            raise SettingsError(f"{self.option}: {self.text}: {_reason(error)}") from None
         dtype = values.dtype
         if dtype == pl.Null:
             dtype = pl.Boolean() if self.kind == "condition" else pl.Float64()
@@ -76,6 +80,39 @@ class Expression:
                 raise SettingsError(f"{self.option}: {self.text}: must be a number for each trace, not {dtype}")
             values = values.cast(pl.Float64)
         return values
+
+
+@cache
+def _refusal(text: str, schema: tuple[tuple[str, pl.DataType], ...]) -> str:
+    """Return why an expression is refused for its form, whatever the rows; empty if it is not."""
+    frame = pl.DataFrame({name: [None, None] for name, _ in schema}, dict(schema))
+    for node in _nodes(pl.sql_expr(text)):
+        try:
+            value = frame.select(node.alias("value"))["value"]
+        except pl.exceptions.PolarsError:
+            continue  # the expression is wrong, or the node makes sense only inside its parent
+        if len(value) == 1 and node.meta.root_names():
+            return _SEVERAL_ROWS
+        inputs = node.meta.pop()
+        is_difference = len(inputs) == 2 and (inputs[1] - inputs[0]).meta == node.meta
+        if is_difference and value.dtype.is_unsigned_integer():  # polars wraps around below 0
+            return (
+                "subtracts from LENGTH, STRPOS or another number without a sign, which cannot become negative; convert "
+                "it first, as in CAST(LENGTH(completion) AS BIGINT)"
+            )
+    return ""
+
+
+def _nodes(expression: pl.Expr) -> Iterator[pl.Expr]:
+    yield expression
+    for part in expression.meta.pop():
+        yield from _nodes(part)
+
+
+def _reason(error: Exception) -> str:
+    """Return polars' message without the query plan that follows it after a blank line."""
+    message = str(error).partition("\n\n")[0]
+    return textwrap.shorten(message, 300, placeholder=" ...") or type(error).__name__
 
 
 def _agree(first: pl.Series, second: pl.Series) -> bool:
@@ -113,10 +150,16 @@ def columns_in(text: str, option: str) -> tuple[str, ...]:
     Raises:
         SettingsError: it is no expression.
     """
+    if not text.strip():
+        raise SettingsError(f"{option}: must not be empty; takes a SQL expression over columns of the run")
     try:
-        return tuple(dict.fromkeys(pl.sql_expr(text).meta.root_names()))
+        expression = pl.sql_expr(text)
+        names = tuple(dict.fromkeys(expression.meta.root_names()))
     except (pl.exceptions.PolarsError, RecursionError) as error:
-        raise SettingsError(f"{option}: {text}: not a SQL expression: {first_line(error)}") from None
+        raise SettingsError(f"{option}: {text}: not a SQL expression: {_reason(error)}") from None
+    if ".subplan(" in str(expression) or any(name.startswith("_POLARS_TMP") for name in names):
+        raise SettingsError(f"{option}: {text}: must not contain a subquery")
+    return names
 
 
 def why_missing(run: RunFolder, name: str, known: list[str]) -> str:
@@ -132,15 +175,14 @@ def why_missing(run: RunFolder, name: str, known: list[str]) -> str:
             return f"{name} is a column of {table}, and {run.path} has no current {table}; run {command} first"
     for signal, entry in run.signals.items():
         if name in entry["columns"]:
-            return (
-                f"{name} is a column of the signal {signal}, which does not cover all rows; run rlt-data curate again"
-            )
+            remedy = f"run {command_of(signal)} again"
+            return f"{name} is a column of the signal {signal}, which does not cover all rows; {remedy}"
     for built_in in SIGNALS.values():
         if name in built_in.columns:
-            return (
-                f"{name} is a column of the signal {built_in.name}; run rlt-data curate --signals {built_in.name} first"
-            )
-    near = difflib.get_close_matches(name, known, 1)
+            option = f" --{NEEDS[built_in.name]} ..." if built_in.name in NEEDS else ""
+            command = f"rlt-data curate --signals {built_in.name}{option}"
+            return f"{name} is a column of the signal {built_in.name}; run {command} first"
+    near = [other for other in known if other == name.lower()] or difflib.get_close_matches(name, known, 1)
     return f"no column {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
 
 

@@ -18,6 +18,7 @@ from rlt_data.signals.frames import read_traces, trace_format
 from rlt_data.signals.registry import SIGNALS
 from rlt_data.storage.rows import read_rows
 from rlt_data.storage.run import RunFolder
+from rlt_data.storage.schemas import SIGNAL_PREFIX
 
 #: Columns that a function gets.
 INPUT_COLUMNS = (
@@ -46,14 +47,16 @@ def signal_of_yaml(run: RunFolder, file: Path) -> Signal:
     }
     reads = tuple(dict.fromkeys(name for expression in expressions.values() for name in expression.columns))
     tables = tuple(dict.fromkeys(table for expression in expressions.values() for table in expression.tables))
+    name = _free_name(file.stem)
+    if SIGNAL_PREFIX + name in tables:
+        raise SettingsError(f"--signals: {file}: reads a column that it makes; use other columns")
     examples = read_rows(run, run.parts("traces")[0], reads)
 
     def compute(frames: Iterable[pl.DataFrame], _: CurateSettings, progress: Progress) -> Iterator[pl.DataFrame]:
         for frame in frames:
-            yield _evaluated(frame, expressions)
+            yield frame.select("trace_id").hstack(_evaluated(frame, expressions))
             progress.advance(len(frame))
 
-    name = _free_name(file.stem)
     columns = _columns(_evaluated(examples, expressions), name, dict(content))
     return Signal(
         name, "trace", columns, reads, compute, whole=True, tables=tables, content=lambda _: {"expressions": content}
@@ -76,9 +79,7 @@ def expressions_of(file: Path) -> dict[str, str]:
 
 
 def _evaluated(frame: pl.DataFrame, expressions: dict[str, Expression]) -> pl.DataFrame:
-    return frame.select("trace_id").with_columns(
-        expression.evaluate(frame).alias(name) for name, expression in expressions.items()
-    )
+    return frame.select(expression.evaluate(frame).alias(name) for name, expression in expressions.items())
 
 
 def signal_of_function(run: RunFolder, name: str) -> Signal:
@@ -107,7 +108,7 @@ def signal_of_function(run: RunFolder, name: str) -> Signal:
 def _called(function: Callable[..., Any], name: str, frame: pl.DataFrame) -> pl.DataFrame:
     try:
         result = pl.DataFrame(function(frame.drop("trace_id")))
-    except Exception as error:  # noqa: BLE001 - the user's code
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code
         raise SettingsError(f"--signals: {name}: raised {type(error).__name__}: {one_line(error)}") from error
     if len(result) != len(frame):
         raise SettingsError(f"--signals: {name}: returned {len(result)} rows for {len(frame)} traces")
@@ -125,8 +126,8 @@ def _columns(example: pl.DataFrame, signal: str, meanings: dict[str, str]) -> di
     """Return the columns of a signal, with the types of an example of its rows."""
     columns = {}
     for name, dtype in example.schema.items():
-        if name in ("trace_id", "question_id", "sample_index"):
-            continue
+        if not name.isidentifier():
+            raise SettingsError(f"--signals: {signal}: column {name!r} must be letters, digits and underscores")
         if dtype == pl.Boolean:
             type: Any = pl.Boolean
         elif dtype.is_integer():

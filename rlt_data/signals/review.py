@@ -27,25 +27,37 @@ def _content(settings: CurateSettings) -> str | None:
 
 def _compute(frames: Iterable[pl.DataFrame], settings: CurateSettings, progress: Progress) -> Iterator[pl.DataFrame]:
     reviews = _reviews(settings)
-    found = 0
+    unknown = dict.fromkeys(reviews)
     for frame in frames:
+        for key in unknown.keys() & set(frame["trace_id"]):
+            del unknown[key]
         texts = [reviews.get(key) for key in frame["trace_id"]]
-        found += len(texts) - texts.count(None)
         yield frame.with_columns(pl.Series("review", texts, pl.String))
         progress.advance(len(frame))
-    if found < len(reviews):
-        raise InputError(f"{settings.reviews}: {len(reviews) - found} of {len(reviews)} ids are no traces of this run")
+    if unknown:
+        raise InputError(
+            f"--reviews: {settings.reviews}: {len(unknown)} of {len(reviews)} ids are no traces of this run, such as "
+            f"{next(iter(unknown))}"
+        )
 
 
 def _reviews(settings: CurateSettings) -> dict[str, str]:
+    """Return the reviews by trace. Rows without a review are left out, so a file may list all traces of a run."""
     reviews: dict[str, str] = {}
     for record in read_records(_source(settings)):
+        where = f"--reviews: {settings.reviews}: {record.location}"
         data = record.data or {}
-        key, review = data.get("trace_id"), data.get("review")
+        if record.reason or not {"trace_id", "review"} <= data.keys():
+            raise InputError(f"{where}: {record.reason or 'needs the columns trace_id and review'}")
+        key, review = data["trace_id"], data["review"]
+        if review is None or review == "":
+            continue
         if not isinstance(key, str) or not isinstance(review, str | int | float | bool):
-            raise InputError(f"{record.location}: needs the columns trace_id and review")
-        if reviews.setdefault(key, str(review)) != str(review):
-            raise InputError(f"{record.location}: another review of the trace {key}; it must have one")
+            raise InputError(f"{where}: trace_id must be a text, and review a text, a number, true or false")
+        if reviews.setdefault(key.strip(), str(review)) != str(review):
+            raise InputError(f"{where}: {key} has another review in an earlier row")
+    if not reviews:
+        raise InputError(f"--reviews: {settings.reviews}: has no reviews")
     return reviews
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Mapping
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
 
 from rlt_data.errors import SettingsError
+from rlt_data.inputs.files import file_type
 from rlt_data.settings import (
     CurateSettings,
     DistillSettings,
@@ -17,10 +22,12 @@ from rlt_data.settings import (
     ScoreSettings,
 )
 from rlt_data.settings.base import is_url
-from rlt_data.signals.choose import NEEDS, declared_columns, default_signals
-from rlt_data.signals.expressions import columns_in
+from rlt_data.signals.choose import NEEDS, check_signals, declared_columns, default_signals, is_yaml
+from rlt_data.signals.expressions import Expression, columns_in
+from rlt_data.signals.own import expressions_of
 from rlt_data.signals.registry import SIGNALS
 from rlt_data.steps.own_teachers import NO_TEACHER, has_other_teachers, own_teacher
+from rlt_data.steps.rank import MEASURES
 from rlt_data.storage.rows import OF_QUESTIONS
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import SCHEMAS
@@ -38,6 +45,8 @@ def refuse_conflicts(settings: PipelineSettings) -> None:
         *_score_conflicts(settings.generate, settings.score),
         *_rank_conflicts(settings),
         *_distill_conflicts(settings),
+        *_signal_conflicts(settings.curate),
+        *_missing_files(settings.curate, settings.distill),
         *_column_conflicts(settings),
     ]
     if conflicts:
@@ -134,26 +143,85 @@ def _distill_conflicts(settings: PipelineSettings) -> list[str]:
     return []
 
 
+def _signal_conflicts(curate: CurateSettings | None) -> list[str]:
+    try:
+        if curate:
+            check_signals(curate)
+    except SettingsError as error:
+        return [re.sub(r"--(?=\w)", "curate.", str(error))]
+    return []
+
+
+def _missing_files(curate: CurateSettings | None, distill: DistillSettings | None) -> list[str]:
+    """Check that the files exist that signals and ``distill`` read."""
+    against = curate.against if curate else ()
+    files = [("curate.against", name) for name in against if file_type(Path(name)) and not set("*?[") & set(name)]
+    files += [("curate.reviews", curate.reviews)] if curate and curate.reviews else []
+    files += [("distill.ids", distill.ids)] if distill and distill.ids else []
+    missing = [f"{key}: {name}: no such file" for key, name in files if not (is_url(name) or Path(name).exists())]
+    run = curate and curate.evaluation
+    if run and not is_url(run) and not RunFolder.exists_at(run):
+        missing.append(f"curate.evaluation: {run}: no such run folder")
+    return missing
+
+
 def _column_conflicts(settings: PipelineSettings) -> list[str]:
-    """Check that the columns of expressions will exist: in a table of the pipeline, its signals, or the run."""
+    """Check expressions: that their columns will exist, in a table, a signal or the run, and that their types fit."""
     rank, distill, curate = settings.rank, settings.distill, settings.curate
-    known = {name for table in ("traces", "scores", "ranks") for name in SCHEMAS[table].names} | set(OF_QUESTIONS)
+    types: dict[str, pl.DataType | None] = dict.fromkeys(OF_QUESTIONS, pl.String())
+    for table in ("traces", "scores", "ranks"):
+        types |= pl.DataFrame(SCHEMAS[table].empty_table()).schema
     for name in (curate.signals or default_signals(curate)) if curate else ():
         if (columns := declared_columns(name)) is None:
             return []  # a function names its columns when it runs
-        known |= columns
-    used: list[tuple[str, str, str]] = []
+        types |= columns
+    used: list[tuple[str, Expression]] = []
+
+    def use(run: str, key: str, text: str, kind: Literal["condition", "number", "any"]) -> None:
+        used.append((run, Expression(text, key, kind, columns_in(text, key), ())))
+
+    for name in filter(is_yaml, curate.signals if curate else ()):
+        for column, text in expressions_of(Path(name)).items():
+            use(curate.input, f"curate.signals: {name}: {column}", text, "any")  # type: ignore[union-attr]
     if rank:
-        used += [(rank.input, "rank.where", text) for text in rank.where] + [(rank.input, "rank.by", rank.by)]
+        use(rank.input, "rank.by", rank.by, "number")
+        for text in rank.where:
+            use(rank.input, "rank.where", text, "condition")
     if distill:
-        used += [(distill.input, "distill.where", text) for text in distill.where]
-        used += [(distill.input, "distill.per", distill.per)] if distill.per else []
-        used += [(distill.input, "distill.columns", f'"{name}"') for name in distill.columns]
+        for text in distill.where:
+            use(distill.input, "distill.where", text, "condition")
+        if distill.per:
+            use(distill.input, "distill.per", distill.per, "any")
+        for name in distill.columns:
+            use(distill.input, "distill.columns", f'"{name}"', "any")
     return [
-        f"{key}: {_missing_column(name, known, curate)}"
-        for run, key, text in used
-        for name in columns_in(text, key)
-        if name not in known and not _may_have_column(run, name)
+        conflict for run, expression in used for conflict in _expression_conflicts(run, expression, types, settings)
+    ]
+
+
+def _expression_conflicts(
+    run: str, expression: Expression, types: Mapping[str, pl.DataType | None], settings: PipelineSettings
+) -> list[str]:
+    key, columns = expression.option, expression.columns
+    missing = [name for name in columns if name not in types and not _may_have_column(run, name)]
+    if missing:
+        return [f"{key}: {_missing_column(name, types, settings.curate)}" for name in missing]
+    of_ranks = set(SCHEMAS["ranks"].names) - set(SCHEMAS["scores"].names)
+    if key.startswith("rank.") and of_ranks & set(columns):
+        return [f"{key}: {expression.text}: ranks cannot depend on earlier ranks"]
+    known = {name: type for name in columns if (type := types.get(name)) is not None}
+    if len(known) < len(columns):
+        return []
+    try:
+        value = expression.evaluate(pl.DataFrame({name: [None, None] for name in known}, known))
+    except SettingsError as error:
+        return [str(error)]
+    if key == "distill.columns" and value.dtype.is_nested():
+        return [f"{key}: {columns[0]} has a list per trace; only columns with single values can be added"]
+    return [
+        f"{key}: {column} is null, because this pipeline does not compute it: add {measure} to score.measures"
+        for column, measure in MEASURES.items()
+        if settings.score and column in columns and measure not in settings.score.measures
     ]
 
 

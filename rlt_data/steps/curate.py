@@ -23,7 +23,9 @@ from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import CurateSettings
 from rlt_data.signals.base import Signal
 from rlt_data.signals.choose import choose_signals
+from rlt_data.signals.expressions import stale_signals
 from rlt_data.signals.frames import read_traces, trace_format
+from rlt_data.signals.registry import command_of
 from rlt_data.steps.provenance import versions
 from rlt_data.storage.paths import StoragePath
 from rlt_data.storage.rows import columns_of
@@ -65,7 +67,7 @@ class CurateSummary:
     Attributes:
         run: run folder.
         signals: the signals, in the order of their computation.
-        skipped: why a default signal was not computed, by name.
+        skipped: why a default signal or one that is out of date was not computed, by name.
     """
 
     run: StoragePath
@@ -96,6 +98,7 @@ def curate(settings: CurateSettings, progress: Progress = SILENT) -> CurateSumma
             summary = computation.run_to_end(progress)
             logger.info("curate: %s: %d rows, %d new", summary.name, summary.rows, summary.new)
             summaries.append(summary)
+        skipped |= {name: f"out of date; {command_of(name)}" for name in stale_signals(run)}
     return CurateSummary(run.path, summaries, skipped)
 
 

@@ -263,6 +263,8 @@ def _column_type(run: RunFolder, name: str) -> pa.DataType:
         raise SettingsError(f"--columns: {why_missing(run, name, list(tables))}")
     schema = run.schema(tables[name])
     type = schema.field(name).type if name in schema.names else pa.string()
+    if pa.types.is_uint64(type):
+        raise SettingsError(f"--columns: {name} has numbers above 2^63, which JSON loaders do not read")
     if pa.types.is_integer(type) or pa.types.is_floating(type):
         return pa.int64() if pa.types.is_integer(type) else pa.float64()
     if pa.types.is_boolean(type) or pa.types.is_string(type):

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from rlt_data.errors import RunFolderError, SettingsError
+from rlt_data.errors import RunFolderError, SettingsError, first_few
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import RankSettings
 from rlt_data.signals.expressions import Expression, parse_expression
@@ -54,9 +54,10 @@ _FLAWS = {"empty": "empty", "holds tag": "holds_tag", "control token": "control_
 #: Columns that contain the mean log-prob of an explanation, which misranks traces of several teachers: longer steps and
 #: plainer words have higher log-probs (Local Naturalness, arXiv 2510.03988).
 _MISRANKING = {"thought_logprob_mean", "perplexity", "reward_without_entropy"}
-#: Columns that are null for traces scored without a teacher, and columns of ``score --measures`` with its values.
+#: Columns that are null for traces scored without a teacher.
 _OF_TEACHER = {"reward", "r_kl", "kl_mean", "kl_max"}
-_MEASURES = {"ifd": "ifd", "local_logprob_mean": "local", "leak_drop": "leak"}
+#: Values of ``score --measures`` by their columns.
+MEASURES = {"ifd": "ifd", "local_logprob_mean": "local", "leak_drop": "leak"}
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
         with task(progress, "rank", len(parts)), run.replacing("ranks", made_from=scores.sources) as ranks:
             for chunk in part_chunks(parts):
                 ranked = _ranked(scores.read(chunk), edges)
-                for origin, count, with_value in _values_by_origin(ranked):
+                for origin, count, with_value in _counts_by_origin(ranked):
                     values[origin] += count
                     valued[origin] += with_value
                 scored_by.update(ranked["scored_by"].unique())
@@ -145,10 +146,9 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
     return RankSummary(run.path, rows, questions, table, count_missing_traces(run), seconds, scores.funnel.steps, notes)
 
 
-def _values_by_origin(ranked: pl.DataFrame) -> list[tuple[str | None, int, int]]:
+def _counts_by_origin(ranked: pl.DataFrame) -> list[tuple[str | None, int, int]]:
     """Return each origin with its number of traces and of values."""
-    counts = ranked.group_by("origin").agg(pl.len().alias("rows"), pl.col("value").count().alias("values"))
-    return list(counts.iter_rows())
+    return list(ranked.group_by("origin").agg(pl.len(), pl.col("value").count()).iter_rows())
 
 
 def _refuse_missing_values(
@@ -160,7 +160,7 @@ def _refuse_missing_values(
         return
     by = f"--by: {value.text}" if value.option == "--by" else value.option
     why = ""
-    if measures := [measure for column, measure in _MEASURES.items() if column in value.columns]:
+    if measures := [measure for column, measure in MEASURES.items() if column in value.columns]:
         why = f" (score --measures {measures[0]} computes it)"
     if _OF_TEACHER & set(value.columns):
         is_own = run.step("score").get("settings", {}).get("reward", "rlt") != "rlt"
@@ -172,7 +172,7 @@ def _refuse_missing_values(
     missing = rows.total() - valued.total()
     remedy = _known_for_all(run, rows, ("r_ss", "rsr"))
     raise SettingsError(
-        f"{by}: no trace of {', '.join(without)} has a finite value, {missing:,} of {rows.total():,} traces{why}; "
+        f"{by}: no trace of {first_few(without)} has a finite value, {missing:,} of {rows.total():,} traces{why}; "
         + (f"{remedy} ranks by what all origins have, and " if remedy else "")
         + "--where selects origins"
     )

@@ -22,6 +22,7 @@ from rlt_data.progress import Progress
 from rlt_data.settings import DistillSettings
 from rlt_data.signals.expressions import Expression, parse_expression, stale_signals
 from rlt_data.signals.funnel import Funnel
+from rlt_data.signals.registry import command_of
 from rlt_data.steps.rank import part_chunks
 from rlt_data.storage.rows import columns_of, read_rows
 from rlt_data.storage.run import RunFolder, content_hash
@@ -76,9 +77,10 @@ class Selection:
         self._add_well_formed()
         self._add_signal("contaminated")
         for text in settings.where:
-            self._add(text, text, "--where")
+            # A column such as contaminated must not take the place of the default condition of this name.
+            self._add(f"--where {text}" if text in ("ranked", *_SIGNALS) else text, text, "--where")
         self._add_signal("duplicate")  # last, so that a duplicate it drops has fulfilled the other conditions
-        self._per = parse_expression(run, settings.per, "--per", "any") if settings.per else None
+        self._per = parse_expression(run, settings.per, "--per", "any") if settings.per is not None else None
         self._some_unranked = run.count("ranks") < run.count("traces")
         self._representatives = self._find_representatives()
         self._present: set[str] = set()
@@ -118,8 +120,8 @@ class Selection:
         for stale in stale_signals(self._run):
             if set(columns) & self._run.signals[stale]["columns"].keys():
                 raise RunFolderError(
-                    f"{self._run.path}: the signal {stale} does not cover all rows; run rlt-data curate again, or add "
-                    f"--include {name} to select without it"
+                    f"{self._run.path}: the signal {stale} does not cover all rows; run {command_of(stale)} again, or "
+                    f"add --include {name} to select without it"
                 )
         known = [column for column in columns if column in self._tables]
         if known:
@@ -286,8 +288,8 @@ class Selection:
 
 def _as_text(per: Expression, rows: pl.DataFrame) -> pl.Series:
     values = per.evaluate(rows)
-    if values.dtype.is_nested():
-        raise SettingsError(f"--per: {per.text}: must be one value for each trace, not {values.dtype}")
+    if not (values.dtype.is_numeric() or values.dtype in (pl.Boolean, pl.String, pl.Null)):
+        raise SettingsError(f"--per: {per.text}: must be one number or text for each trace, not {values.dtype}")
     return values.cast(pl.String)  # the same type in each part, also where all values are null
 
 

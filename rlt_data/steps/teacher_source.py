@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from rlt_data.engines import Model, find_checkpoint, open_tokenizer
-from rlt_data.errors import RunFolderError, SettingsError
+from rlt_data.errors import RunFolderError, SettingsError, first_few
 from rlt_data.formats import Format, Problem, Tokenizer, Views, encode
 from rlt_data.scoring import (
     Alignment,
@@ -166,7 +166,7 @@ class TeacherSource:
                 lacking,
                 traces,
                 at,
-                ", ".join(map(_describe_kind, unusable)),
+                first_few([_describe_kind(kind) for kind in unusable]),
             )
         return join_teachers({self.teacher_of(kind) for kind in kinds})
 

@@ -173,6 +173,10 @@ WRONG: dict[str, tuple[list[Any], list[str]]] = {
         ["rank", "--in", "x", "--buckets", "1"],
         ["error: --buckets: ", "'ranks'", "(got '1')"],
     ),
+    "more buckets than can be counted": (
+        ["rank", "--in", "x", "--buckets", "100000000"],
+        ["error: --buckets: ", "from 2 to 1000"],
+    ),
     "a selection that is none": (
         ["distill", "--in", "x", "--select", "rank:0"],
         ["error: --select: ", "rank:K, bucket:K, top:K", "(got 'rank:0')"],

@@ -21,6 +21,7 @@ from rlt_data.errors import HubError
 from rlt_data.plugins import SHAPES
 from rlt_data.publish.card import BEGIN, END, read_card
 from rlt_data.publish.markdown import inline, plain
+from rlt_data.publish.origins import origins_table
 from rlt_data.publish.push import PushSummary, push
 from rlt_data.publish.redact import redact_paths
 from rlt_data.settings import PushSettings
@@ -336,8 +337,8 @@ def test_the_title_is_the_requested_one_or_the_existing_one(hub: HubServer, run:
 
 def test_nothing_in_a_text_is_markup(hub: HubServer, tmp_path: Path) -> None:
     meta = json.dumps({f"{EVIL}.correct": True})
-    evil = trace("a", 0, 5.0, completion=EVIL, finish_reason=None, source_id=EVIL, meta=meta)
-    run = make_run(tmp_path / "run", [evil, trace("a", 1, 1.0, completion=f"{BEGIN}{END}```````")])
+    evil = trace("a", 0, 5.0, completion=EVIL, finish_reason=None, source_id=EVIL, meta=meta, origin=EVIL)
+    run = make_run(tmp_path / "run", [evil, trace("a", 1, 1.0, completion=f"{BEGIN}{END}```````", origin="other")])
     model = {"name": EVIL, "revision": EVIL, "weights": EVIL, "dtype": EVIL}
     entry = {
         "settings": {"teacher": EVIL, "temperature": 1.0, "reward": EVIL},
@@ -347,8 +348,9 @@ def test_nothing_in_a_text_is_markup(hub: HubServer, tmp_path: Path) -> None:
     run.record("generate", entry | {"example_prompt": EVIL})
     inputs = [{"name": EVIL, "on_hub": on_hub, "split": EVIL} for on_hub in (True, False)]
     run.record("input", {"traces": True, "inputs": inputs})
+    condition = "origin = '{}' OR rank > 0".format(EVIL.replace("'", "''"))
     ranked(run)
-    distilled(run)
+    distilled(run, where=condition, per=condition, cap=1)
     pushed(run, title=EVIL, branch_per_stage=True)
     before = {branch: head.oid for branch, head in hub.dataset(NAME).heads.items()}
     pushed(run, branch_per_stage=True)
@@ -375,6 +377,14 @@ def _assert_harmless(card: str, evil: str) -> None:
             if "boo" in said and said.startswith(evil):
                 headings.append(said)
     assert headings
+
+
+def test_an_origin_called_unknown_does_not_hide_the_rows_without_one() -> None:
+    counts = {"rows": 6, "origins": {"unknown": 2, "a": 1}}
+    assert [line.split(" | ")[:2] for line in origins_table(counts, None).splitlines()[-2:]] == [
+        ["| unknown", "5 |"],
+        ["| a", "1 |"],
+    ]
 
 
 def test_local_paths_become_names() -> None:

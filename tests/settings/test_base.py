@@ -8,7 +8,7 @@ import pytest
 
 import rlt_data as rlt
 from rlt_data.errors import InputError, SettingsError
-from rlt_data.settings import GenerateSettings, PipelineSettings, Settings, parse_settings, parse_yaml
+from rlt_data.settings import DistillSettings, GenerateSettings, PipelineSettings, Settings, parse_settings, parse_yaml
 
 
 def test_wrong_values_from_python_are_settings_errors() -> None:
@@ -41,6 +41,17 @@ def test_a_text_that_no_file_can_have_or_hold_is_refused(text: str, what: str) -
         GenerateSettings(teacher=text, input="x")
     with pytest.raises(SettingsError, match=f"^keep: .*{what}"):
         GenerateSettings(teacher="t", input="x", keep=("column", text))
+
+
+@pytest.mark.parametrize("key", ["out", "ids", "tokenizer", "per"])
+def test_an_empty_text_does_not_stand_for_a_missing_one(key: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{key}: must not be empty"):
+        DistillSettings(input="run", **{key: ""})
+
+
+def test_a_number_that_no_column_can_hold_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"^limit: must be less than 2\^63"):
+        DistillSettings(input="run", limit=10**20)
 
 
 #: YAML that raises something else than a YAMLError inside PyYAML.

@@ -87,6 +87,24 @@ CONFLICTS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["distill.per: no column 'orgin'; did you mean 'origin'?"],
     ),
     "a condition that is no expression": ({"distill": {"where": ["reward <"]}}, ["distill.where: reward <: not a SQL"]),
+    "a condition that is a number": (
+        {"distill": {"where": ["reward"]}},
+        ["distill.where: reward: must be true or false"],
+    ),
+    "a rank by a text": ({"rank": {"by": "origin"}}, ["rank.by: origin: must be a number"]),
+    "an average": ({"distill": {"where": ["reward > AVG(reward)"]}}, ["distill.where: reward > AVG", "several rows"]),
+    "ranks over earlier ranks": ({"rank": {"where": ["rank < 3"]}}, ["rank.where: rank < 3: ranks cannot depend on"]),
+    "a measure that score does not compute": ({"rank": {"by": "-ifd"}}, ["rank.by: ifd is null", "score.measures"]),
+    "a column with lists": ({"distill": {"columns": "token_ids"}}, ["distill.columns: token_ids has a list per trace"]),
+    "no such signal": ({"curate": {"signals": ["txt"]}}, ["curate.signals: no signal 'txt'; did you mean 'text'?"]),
+    "a signal without its setting": (
+        {"curate": {"signals": ["contamination"]}},
+        ["curate.signals: contamination needs curate.against"],
+    ),
+    "no such benchmark": ({"curate": {"against": "b.jsonl"}}, ["curate.against: b.jsonl: no such file"]),
+    "no such reviews": ({"curate": {"reviews": "r.csv"}}, ["curate.reviews: r.csv: no such file"]),
+    "no such evaluation": ({"curate": {"evaluation": "solved"}}, ["curate.evaluation: solved: no such run folder"]),
+    "no such ids": ({"distill": {"ids": "i.txt"}}, ["distill.ids: i.txt: no such file"]),
     "no scores to rank": ({"score": None}, ["rank: run has no scores", "score section"]),
     "no ranks to select from": ({"rank": None}, ["distill: run has no ranks", "rank section"]),
     "a data set of a run without ranks": ({"distill": {"in": "other"}}, ["distill.in: other", "distill.in: run"]),
@@ -221,5 +239,11 @@ def test_columns_of_computed_and_own_signals_are_known(tmp_path: Path) -> None:
     )
     settings = load_pipeline(write(tmp_path / "p.yaml", sections))
     assert conflicts._column_conflicts(settings) == ["distill.where: no column 'short'"]
+    (tmp_path / "wrong.yaml").write_text("short: thought_token < 200\n")
+    settings = load_pipeline(
+        write(tmp_path / "p.yaml", sections | {"curate": {"signals": str(tmp_path / "wrong.yaml")}})
+    )
+    [conflict] = conflicts._column_conflicts(settings)
+    assert "wrong.yaml: short: no column 'thought_token'; did you mean 'thought_tokens'?" in conflict
     settings = load_pipeline(write(tmp_path / "p.yaml", sections | {"curate": {"signals": ["module:function"]}}))
     assert conflicts._column_conflicts(settings) == []

@@ -21,8 +21,9 @@ from rlt_data.signals.registry import SIGNALS
 from rlt_data.steps.curate import CurateSummary, curate
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
+from tests.conftest import write_jsonl
 from tests.killing import command, run_and_kill
-from tests.made_runs import files_of, make_run, ranked, trace
+from tests.made_runs import distilled, files_of, make_run, ranked, trace
 
 
 def curated(run: RunFolder, *signals: str, **settings: Any) -> CurateSummary:
@@ -183,8 +184,35 @@ def test_reviews_come_from_a_file(run: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="line 2: another review of the trace 0-0/1"):
         curated(run, "review", reviews=str(file))
     file.write_text('{"trace": "0-0/1"}\n')
-    with pytest.raises(InputError, match="line 1: needs the columns trace_id and review"):
+    with pytest.raises(InputError, match=f"--reviews: {file}: line 1: needs the columns trace_id and review"):
         curated(run, "review", reviews=str(file))
+
+
+def test_a_spreadsheet_may_list_traces_without_a_review(run: RunFolder, tmp_path: Path) -> None:
+    file = tmp_path / "reviews.csv"
+    file.write_text("\ufefftrace_id;review\r\n0-0/1;gut\r\n0-0/0;\r\n")
+    assert curated(run, "review", reviews=str(file)).signals[0].findings == {"review gut": 1}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("0-0/1", "good"), ("0-0/1", "bad")], "line 2: 0-0/1 has another review in an earlier row"),
+        ([("0-0/1", None), ("0-0/0", "")], "has no reviews"),
+        ([("0-0/1", ["good"])], "line 1: trace_id must be a text, and review a text"),
+        ([("0-0/1", "good"), ("0-0", "good")], "1 of 2 ids are no traces of this run, such as 0-0$"),
+    ],
+)
+def test_mistakes_in_reviews(run: RunFolder, tmp_path: Path, rows: list[tuple[str, Any]], message: str) -> None:
+    file = write_jsonl(tmp_path / "reviews.jsonl", [{"trace_id": key, "review": review} for key, review in rows])
+    with pytest.raises(InputError, match=f"--reviews: {file}: {message}"):
+        curated(run, "review", reviews=str(file))
+
+
+def test_a_benchmark_with_a_bad_row_is_refused_without_a_flag_that_curate_lacks(run: RunFolder, tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "benchmark.jsonl", [{"question": None}, {"question": "What is 1-1?"}])
+    with pytest.raises(InputError, match=r"--against: .*1 of 2 rows are bad\n  line 1: question: missing"):
+        curated(run, "contamination", against=[str(file)])
 
 
 MISTAKES = {
@@ -230,23 +258,65 @@ YAML_MISTAKES = {
     "aggregate": ("a: AVG(reward)\n", "a: AVG.*depends on several rows"),
     "taken": ("reward: r_ss\n", "scores has a column 'reward' already"),
     "a list column": ("a: solution_logprobs\n", "a must be true or false, a number or a text"),
+    "a key column": ("question_id: reward\n", "traces has a column 'question_id' already"),
+    "the key of the table": ("trace_id: reward\n", "traces has a column 'trace_id' already"),
+    "a column without a name": ("'': reward\n", "column '' must be letters, digits and underscores"),
+    "a column twice": ("a: reward\nb: r_ss\na: r_kl\n", "line 3: has the key 'a' twice"),
+    "a wide number": ("a: seed\n", "returned other columns: conversion from `u64` to `i64` failed"),
 }
 
 
 @pytest.mark.parametrize("case", YAML_MISTAKES)
-def test_mistakes_in_a_file_of_expressions(run: RunFolder, tmp_path: Path, case: str) -> None:
+def test_mistakes_in_a_file_of_expressions(tmp_path: Path, case: str) -> None:
+    run = make_run(tmp_path / "run", [trace("q", sample, float(sample), seed=2**63) for sample in range(2)])
     text, message = YAML_MISTAKES[case]
     file = tmp_path / "mine.yaml"
     file.write_text(text)
-    with pytest.raises(RltDataError, match=message):
+    with pytest.raises(RltDataError, match=message) as error:
         curated(run, str(file))
-    assert not run.signals
+    assert not run.parts("signal_mine") and "\n" not in str(error.value)
+
+
+def test_two_files_of_one_name_are_not_one_signal(run: RunFolder, tmp_path: Path) -> None:
+    for name, text in (("mine.yaml", "a: reward\n"), ("mine.yml", "b: r_ss\n")):
+        (tmp_path / name).write_text(text)
+    with pytest.raises(SettingsError, match=r"mine.yaml and .*mine.yml are both called mine; rename one"):
+        curated(run, str(tmp_path / "mine.yaml"), str(tmp_path / "mine.yml"))
+
+
+def test_an_expression_over_its_own_column_is_refused(run: RunFolder, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("a: reward\n")
+    curated(run, str(file))
+    file.write_text("a: a + 1\n")
+    with pytest.raises(SettingsError, match=r"mine.yaml: reads a column that it makes"):
+        curated(run, str(file))
+    assert run.scan().collect()["a"].null_count() == 0
+
+
+def test_signals_that_are_left_out_of_date_are_named_with_their_command(
+    run: RunFolder, expressions: str, tmp_path: Path
+) -> None:
+    benchmark = write_jsonl(tmp_path / "benchmark.jsonl", [{"question": "What is 1-1?"}])
+    curated(run, expressions, "contamination", against=[str(benchmark)])
+    run.write_part("questions", 3, to_table("questions", [{"question_id": "n", "question": "New?", "solution": "s"}]))
+    new = trace("n", 0)
+    for table in ("traces", "scores"):
+        run.write_part(table, 3, to_table(table, [new]))
+        run.compact_all(table)
+    skipped = curated(run).skipped
+    assert skipped["contamination"] == "out of date; rlt-data curate RUN --against ..."
+    assert skipped["mine"] == "out of date; rlt-data curate RUN --signals, with the file of mine"
+    ranked(run)
+    with pytest.raises(RunFolderError, match=r"contamination does not cover .*; run rlt-data curate RUN --against"):
+        distilled(run)
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
         ("pl.col('beauty')", "raised ColumnNotFoundError"),
+        ("exit(3)", "raised SystemExit: 3"),
         ("pl.col('explanation').head(1)", "returned 1 rows for 6 traces"),
         ("a=pl.struct('question')", "a must be true or false, a number or a text"),
         (

@@ -356,7 +356,8 @@ WRONG = {
     "window": ("SUM(reward) OVER (PARTITION BY question_id)", "depends on several rows"),
     "ranks": ("rank", "rank is a column of ranks|cannot depend on earlier ranks"),
     "signal": ("pass_rate", "signal pass_rate; run rlt-data curate --signals pass_rate"),
-    "empty": ("", "not a SQL expression"),
+    "empty": ("", "must not be empty"),
+    "division by zero": ("reward / 0", "no trace has a finite value"),
     "a measure that was not computed": ("-ifd", r"no trace has a finite value \(score --measures ifd computes it"),
 }
 
@@ -401,6 +402,38 @@ def test_only_columns_with_values_are_recommended(tmp_path: Path) -> None:
     run.record("score", {"settings": {"reward": "mine:reward"}})
     with pytest.raises(SettingsError, match=r"or if the function of --reward returned None\)$"):
         ranked(run, where=["origin = 'b'"])
+
+
+def test_a_remedy_works_for_questions_without_a_solution(tmp_path: Path) -> None:
+    unsolved = {"r_ss": None, "reward_without_entropy": None, "origin": "b"}
+    rows = [trace("q", sample, None, rsr=float(sample), **unsolved) for sample in range(2)]
+    with pytest.raises(SettingsError, match="no trace has a finite value .*without a solution.*; --by=-rsr ranks them"):
+        ranked(make_run(tmp_path / "none", rows))
+    run = make_run(tmp_path / "run", [*rows, trace("q", 2, 1.0, rsr=2.0, origin="a")])
+    with pytest.raises(
+        SettingsError, match="no trace of b has a finite value, .*; --by=-rsr ranks by what all origins"
+    ):
+        ranked(run, by="r_ss")
+    ranked(run, by="-rsr")
+    assert order(run) == ["q/0", "q/1", "q/2"]
+
+
+def test_a_pool_of_many_origins_is_refused_in_a_short_message(tmp_path: Path) -> None:
+    rows = [trace("q", sample, None, origin=f"{sample:03} " + "x" * 500) for sample in range(200)]
+    with pytest.raises(SettingsError, match="no trace has a finite value"):
+        ranked(make_run(tmp_path / "none", rows))
+    run = make_run(tmp_path / "run", [*rows, trace("q", 200, 1.0, origin="a")])
+    with pytest.raises(
+        SettingsError, match=r"no trace of 000 x+\.\.\., 001 x+\.\.\., 002 x+\.\.\. and 197 more"
+    ) as error:
+        ranked(run)
+    assert len(str(error.value)) < 500
+
+
+def test_a_repeated_condition_is_counted_once(tmp_path: Path) -> None:
+    run = make_run(tmp_path, [trace("q", sample, float(sample)) for sample in range(4)])
+    [step] = ranked(run, where=["reward > 0", "reward > 0"]).funnel
+    assert (step.rows_in, step.rows_out, step.questions_in) == (4, 3, 1)
 
 
 def test_traces_without_a_value_are_counted(tmp_path: Path) -> None:

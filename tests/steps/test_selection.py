@@ -146,6 +146,13 @@ def test_a_signal_that_does_not_cover_all_rows_is_refused(
     assert len(selected(run, include="duplicate")) == 4
 
 
+def test_a_condition_named_like_a_default_one_does_not_replace_it(run: RunFolder) -> None:
+    add_signal(run, "contamination", "question", contaminated={"a": True, "b": False, "c": False})
+    with pytest.raises(SettingsError, match=r"contaminated \(1\), --where contaminated \(2\)"):
+        distilled(run, where="contaminated")
+    assert selected(run, where="contaminated", include="contaminated") == ["a/2"]
+
+
 def test_clusters_whose_kept_one_is_dropped_are_counted(run: RunFolder) -> None:
     add_signal(run, "duplicates", "question", question_duplicate_of={"a": "c"})
     add_signal(run, "copies", "trace", trace_duplicate_of={"b/1": "b/2", "b/0": "b/2"})
@@ -259,7 +266,9 @@ def test_a_cap_does_not_depend_on_the_order_of_questions_or_on_parts(
         (("--per", "origin"), "--per: requires --cap"),
         (("--cap", 2), "--cap: requires --per"),
         (("--per", "orgin", "--cap", 2), "--per: no column 'orgin'; did you mean 'origin'?"),
-        (("--per", "token_ids", "--cap", 2), "--per: token_ids: must be one value"),
+        (("--per", "token_ids", "--cap", 2), "--per: token_ids: must be one number or text"),
+        (("--per", "INTERVAL '1 day'", "--cap", 2), "--per: INTERVAL '1 day': must be one number or text"),
+        (("--per", "", "--cap", 2), "--per: must not be empty"),
     ],
 )
 def test_a_cap_needs_an_expression_with_one_value(
@@ -377,7 +386,8 @@ def test_columns_of_the_run_are_added_to_the_rows(run: RunFolder, tmp_path: Path
         ("messages", "no column 'messages'"),
         ("r_sss", "did you mean 'r_ss'"),
         ("token_ids", "token_ids has a list per trace"),
-        ("pass_rate", "pass_rate is a column of the signal pass_rate; run rlt-data curate --signals pass_rate first"),
+        ("seed", "seed has numbers above 2^63"),
+        ("pass_rate", "signal pass_rate; run rlt-data curate --signals pass_rate --evaluation ... first"),
     ],
 )
 def test_columns_that_cannot_be_added_are_refused(rlt: Rlt, run: RunFolder, column: str, message: str) -> None:

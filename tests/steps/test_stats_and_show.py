@@ -314,3 +314,14 @@ def test_origins_are_compared_by_measures_selection_and_answers(tmp_path: Path) 
     assert table["B"]["rsr"] is None and table["B"]["well_formed"] == 0.5
     assert {name: row["selected"] for name, row in table.items()} == {"A": 0.25, "B": 0.0, "unknown": 1.0}
     assert {name: row["correct"] for name, row in table.items()} == {"A": 2 / 3, "B": 0.0, "unknown": None}
+
+
+def test_a_table_has_one_short_line_for_each_origin(rlt: Rlt, tmp_path: Path) -> None:
+    names = ["first\nsecond", "x" * 500, "plain"]
+    make_run(tmp_path / "run", [trace("q", sample, 0.0, origin=name) for sample, name in enumerate(names)])
+    lines = rlt("stats", tmp_path / "run").stdout.splitlines()
+    assert [line.split("  ")[0].strip() for line in lines if line.startswith(("first", "xx", "plain", "second"))] == [
+        "first second",
+        "plain",
+        "x" * 97 + "...",
+    ]
