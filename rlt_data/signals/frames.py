@@ -20,7 +20,8 @@ def trace_format(run: RunFolder) -> Format:
     Raises:
         RunFolderError: run.json does not record it.
     """
-    content = run.step("generate").get("format") or run.step("score").get("format")
+    formats = [run.step(step).get("format") for step in ("generate", "input", "score")]
+    content = next(filter(None, formats), None)
     if content is None:
         raise RunFolderError(f"{run.path}: run.json does not record the format of the traces")
     return parse_settings(Format, content, where=str(run.path / "run.json"))

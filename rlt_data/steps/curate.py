@@ -12,17 +12,23 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 
 from rlt_data.errors import RunFolderError, SettingsError
+from rlt_data.formats import Format, load_format
+from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import CurateSettings
+from rlt_data.settings.base import name_of_input
 from rlt_data.signals.base import Signal
 from rlt_data.signals.choose import choose_signals
 from rlt_data.signals.frames import read_traces, trace_format
+from rlt_data.steps.imports import refuse_input_flags, source_run
+from rlt_data.steps.makers import differing_explanations, format_of_traces, refuse_import
 from rlt_data.steps.provenance import versions
 from rlt_data.storage.paths import StoragePath
 from rlt_data.storage.rows import columns_of
@@ -73,25 +79,67 @@ class CurateSummary:
 
 
 def curate(settings: CurateSettings, progress: Progress = SILENT) -> CurateSummary:
-    """Compute the signals of a run; implements ``rlt-data curate``.
+    """Compute the signals of a run, after importing the traces of files into it; implements ``rlt-data curate``.
 
     Signals that are up to date are left as they are.
 
     Raises:
+        InputError: a file cannot be read or has bad rows.
         RunFolderError: the run has no traces.
         SettingsError: there is no such signal, or it lacks a setting.
     """
-    run = RunFolder.existing(settings.input)
-    if not run.parts("traces"):
-        raise RunFolderError(f"{run.path}: has no traces to curate; run rlt-data generate, or score --in FILE, first")
-    signals, skipped = choose_signals(run, settings)
-    summaries = []
+    source = source_run(settings.input)
+    run = source or _run_for_files(settings)
+    if source:
+        refuse_input_flags(settings, "format", "out")
+        if not run.parts("traces"):
+            raise RunFolderError(f"{run.path}: has no traces to curate; run rlt-data generate, or curate FILE, first")
     with run.locked():
+        if source is None:
+            ingest(run, settings, _format_for_files(run, settings.format), (), traces=True)
+        signals, skipped = choose_signals(run, settings)
         _refuse_taken_columns(run, signals)
-        for signal in signals:
-            summaries.append(_Computation(run, signal, settings).run_to_end(progress))
-            logger.info("curate: %s: %d rows, %d new", signal.name, summaries[-1].rows, summaries[-1].new)
+        computations = [_Computation(run, signal, settings) for signal in signals]  # reads the files they need
+        summaries = []
+        for computation in computations:
+            summaries.append(summary := computation.run_to_end(progress))
+            logger.info("curate: %s: %d rows, %d new", summary.name, summary.rows, summary.new)
     return CurateSummary(run.path, summaries, skipped)
+
+
+def _run_for_files(settings: CurateSettings) -> RunFolder:
+    """Return the run into which files are imported.
+
+    Raises:
+        SettingsError: none is named.
+        RunFolderError: it has generated traces, or the input is neither a run nor a file.
+    """
+    if settings.out is None:
+        name = name_of_input(settings.input)
+        if isinstance(settings.input, str) and not Path(settings.input).exists():
+            raise RunFolderError(f"{name}: no such run or file")
+        raise SettingsError(f"--out: requires the run folder into which the traces of {name} are imported")
+    run = RunFolder(settings.out)
+    refuse_import(run)
+    return run
+
+
+def _format_for_files(run: RunFolder, name: str) -> Format:
+    """Return the format in which the traces of files are stored.
+
+    Raises:
+        SettingsError: it is unknown, or the run has traces with other tags or padding.
+    """
+    existing = format_of_traces(run)
+    if name == "auto":
+        return existing or load_format("rlt")
+    format = load_format(name)
+    if existing and (difference := differing_explanations(existing, format)):
+        raise SettingsError(
+            f"--format: {format.name!r} and the format of the traces in {run.path}, {existing.name!r}, have different "
+            f"{difference}; omit --format, or choose another --out"
+        )
+    return format
 
 
 def _refuse_taken_columns(run: RunFolder, signals: list[Signal]) -> None:
