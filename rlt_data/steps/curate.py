@@ -12,23 +12,20 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 
 from rlt_data.errors import RunFolderError, SettingsError
-from rlt_data.formats import Format, load_format
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import CurateSettings
-from rlt_data.settings.base import name_of_input
 from rlt_data.signals.base import Signal
-from rlt_data.signals.choose import choose_signals
+from rlt_data.signals.choose import NEEDS, choose_signals
+from rlt_data.signals.expressions import stale_signals
 from rlt_data.signals.frames import read_traces, trace_format
-from rlt_data.steps.imports import refuse_input_flags, source_run
-from rlt_data.steps.makers import differing_explanations, format_of_traces, refuse_import
+from rlt_data.steps.imports import format_for_files, refuse_input_flags, run_for_files, source_run
 from rlt_data.steps.provenance import versions
 from rlt_data.storage.paths import StoragePath
 from rlt_data.storage.rows import columns_of
@@ -70,7 +67,7 @@ class CurateSummary:
     Attributes:
         run: run folder.
         signals: the signals, in the order of their computation.
-        skipped: why a default signal was not computed, by name.
+        skipped: why a default signal was not computed, or does not cover all rows, by name.
     """
 
     run: StoragePath
@@ -89,57 +86,25 @@ def curate(settings: CurateSettings, progress: Progress = SILENT) -> CurateSumma
         SettingsError: there is no such signal, or it lacks a setting.
     """
     source = source_run(settings.input)
-    run = source or _run_for_files(settings)
+    run = source or run_for_files(settings)
     if source:
         refuse_input_flags(settings, "format", "out")
         if not run.parts("traces"):
             raise RunFolderError(f"{run.path}: has no traces to curate; run rlt-data generate, or curate FILE, first")
     with run.locked():
         if source is None:
-            ingest(run, settings, _format_for_files(run, settings.format), (), traces=True)
+            ingest(run, settings, format_for_files(run, settings.format), (), traces=True)
         signals, skipped = choose_signals(run, settings)
         _refuse_taken_columns(run, signals)
         computations = [_Computation(run, signal, settings) for signal in signals]  # reads the files they need
         summaries = []
         for computation in computations:
-            summaries.append(summary := computation.run_to_end(progress))
+            summary = computation.run_to_end(progress)
             logger.info("curate: %s: %d rows, %d new", summary.name, summary.rows, summary.new)
+            summaries.append(summary)
+        for name in stale_signals(run):
+            skipped[name] = f"needs --{NEEDS.get(name, 'signals')} again for the rows that were added since"
     return CurateSummary(run.path, summaries, skipped)
-
-
-def _run_for_files(settings: CurateSettings) -> RunFolder:
-    """Return the run into which files are imported.
-
-    Raises:
-        SettingsError: none is named.
-        RunFolderError: it has generated traces, or the input is neither a run nor a file.
-    """
-    if settings.out is None:
-        name = name_of_input(settings.input)
-        if isinstance(settings.input, str) and not Path(settings.input).exists():
-            raise RunFolderError(f"{name}: no such run or file")
-        raise SettingsError(f"--out: requires the run folder into which the traces of {name} are imported")
-    run = RunFolder(settings.out)
-    refuse_import(run)
-    return run
-
-
-def _format_for_files(run: RunFolder, name: str) -> Format:
-    """Return the format in which the traces of files are stored.
-
-    Raises:
-        SettingsError: it is unknown, or the run has traces with other tags or padding.
-    """
-    existing = format_of_traces(run)
-    if name == "auto":
-        return existing or load_format("rlt")
-    format = load_format(name)
-    if existing and (difference := differing_explanations(existing, format)):
-        raise SettingsError(
-            f"--format: {format.name!r} and the format of the traces in {run.path}, {existing.name!r}, have different "
-            f"{difference}; omit --format, or choose another --out"
-        )
-    return format
 
 
 def _refuse_taken_columns(run: RunFolder, signals: list[Signal]) -> None:

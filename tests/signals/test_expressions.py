@@ -69,3 +69,15 @@ def test_the_funnel_counts_over_chunks_and_shows_what_is_unknown(run: RunFolder)
         ("large", 3, 2, 0, ["q/1"], ""),
         ("contaminated", 0, 0, 0, [], "not computed"),
     ]
+
+
+@pytest.mark.parametrize("text", ["origin = nano", 'origin = "nano"', "origin IN ('a', nano)"])
+def test_a_text_without_single_quotes_is_explained(run: RunFolder, text: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        parse_expression(run, text, "--where")
+    assert str(error.value) == "--where: no column 'nano'; texts are in single quotes: 'nano'"
+
+
+def test_other_unknown_columns_are_listed(run: RunFolder) -> None:
+    with pytest.raises(SettingsError, match="no column 'zzz'; known: trace_id, .*[a-z_]$"):
+        parse_expression(run, "zzz = 'a'", "--where")

@@ -332,7 +332,9 @@ def test_ids_are_the_selection(run: RunFolder, tmp_path: Path, settings: dict[st
     ("name", "content", "message"),
     [
         ("ids.txt", "\n\n", "has no ids"),
-        ("ids.jsonl", '{"id": "a/1"}\n', "line 1: has no text in a column trace_id"),
+        ("ids.jsonl", '{"id": "a/1"}\n', "line 1: has no column trace_id, only 'id'"),
+        ("ids.jsonl", '{"trace_id": 7}\n', "line 1: trace_id is not a text"),
+        ("ids.csv", "trace_id,note\n0123456789ab,good\n", "such as 0123456789ab; a complete id has 32 characters"),
         ("ids.txt", None, "no such file"),
         ("ids.bin", b"\xff\xfe\x00", "cannot be read"),
     ],
