@@ -146,16 +146,27 @@ def test_a_signal_that_does_not_cover_all_rows_is_refused(
     assert len(selected(run, include="duplicate")) == 4
 
 
-def test_clusters_whose_kept_one_is_dropped_are_counted(run: RunFolder) -> None:
+def test_another_member_stands_in_for_one_that_another_condition_drops(run: RunFolder) -> None:
+    add_signal(run, "duplicates", "question", question_duplicate_of={"a": "c", "b": "c"})
+    add_signal(run, "copies", "trace", trace_duplicate_of={"a/1": "a/2", "a/0": "a/2"})
+    whole = distilled(run)
+    assert data(whole)["trace_id"].to_list() == ["c/2"] and step(whole, "duplicate").remark == ""
+    kept = distilled(run, where="question_id <> 'c'", select="all")
+    assert data(kept)["trace_id"].to_list() == ["a/2"]
+    assert step(kept, "duplicate").remark.startswith("1 clusters keep another member")
+    kept = distilled(run, where=["question_id <> 'c'", "reward < 2"], select="all")
+    assert data(kept)["trace_id"].to_list() == ["a/0"]  # the smallest id of those that are left
+    assert step(kept, "duplicate").remark.startswith("2 clusters keep another member")
+    ranked(run, where="question_id = 'b'")
+    assert selected(run) == ["b/2"]  # the others have no rank
+
+
+def test_nothing_stands_in_for_a_contaminated_question(run: RunFolder) -> None:
     add_signal(run, "duplicates", "question", question_duplicate_of={"a": "c"})
-    add_signal(run, "copies", "trace", trace_duplicate_of={"b/1": "b/2", "b/0": "b/2"})
-    assert step(distilled(run), "duplicate").remark == ""
-    with pytest.raises(SettingsError, match=r"question_id <> 'c' \(1\), duplicate \(2\)"):
-        distilled(run, where=["question_id <> 'c'", "reward < 2"])
-    kept = distilled(run, where="question_id <> 'c'")
-    assert data(kept)["trace_id"].to_list() == ["b/2"]
-    assert step(kept, "duplicate").remark.startswith("1 clusters have no row")
-    assert step(distilled(run, where="reward < 2"), "duplicate").remark.startswith("1 clusters have no row")
+    add_signal(run, "contamination", "question", contaminated={"a": False, "b": False, "c": True})
+    assert selected(run) == ["b/2"]
+    assert selected(run, include="contaminated") == ["b/2", "c/2"]
+    assert selected(run, include="contaminated", where="question_id <> 'c'") == ["a/2", "b/2"]
 
 
 @pytest.fixture
