@@ -178,7 +178,7 @@ class Views:
         try:
             return self._before(self.mark(problem.system), question, False)
         except ModelError as error:
-            raise ModelError(f"{error}, or import the file without the system texts of its rows (--system format)") from None
+            raise ModelError(f"{error}, or import the file without its system texts (--system format)") from None
 
     def solver_prompt(self, question: str, system: str | None = None) -> str:
         """Return the text that a student continues at test time."""

@@ -102,7 +102,8 @@ def ingest(
         check_system()
     if report.bad:
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.bad.most_common(3))
-        logger.warning("%s: %d of %d rows are bad and left out: %s", name, report.rows - report.good, report.rows, reasons)
+        bad = sum(report.bad.values())
+        logger.warning("%s: %d of %d rows are bad and left out: %s", name, bad, report.rows, reasons)
     for line in report.warnings:
         logger.warning("%s: %s", name, line)
     run.record("input", {OWN_SOLUTIONS: own_solutions})

@@ -129,7 +129,6 @@ class TraceColumnSettings(Settings):
         by_content=True,
     )
 
-
     @model_validator(mode="after")
     def _one_solution(self) -> Self:
         if self.own_solution_column and getattr(self, "solution_column", None):

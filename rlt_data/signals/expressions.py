@@ -102,7 +102,7 @@ def parse_expression(
     for name in columns:
         if name not in tables:
             why = why_missing(run, name, list(tables))
-            if re.search(rf"""[=<>(,]\s*"?{re.escape(name)}\b""", text):  # the value of a comparison
+            if re.search(rf"""([=<>]|\bIN\s*\([^()]*)\s*"?{re.escape(name)}\b""", text, re.IGNORECASE):
                 why = why.partition("; known:")[0] + f"; texts are in single quotes: '{name}'"
             raise SettingsError(f"{option}: {why}")
     return Expression(text, option, kind, columns, tuple(dict.fromkeys(tables[name] for name in columns)))

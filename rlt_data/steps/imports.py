@@ -38,7 +38,8 @@ def refuse_input_flags(settings: Settings, *others: str) -> None:
     """
     names = InputSettings.model_fields.keys() - {"input"}
     if unread := settings.not_default(*names, *others):
-        raise SettingsError(f"{', '.join(map(flag_of, sorted(unread)))}: no effect with a run, whose traces are all read")
+        flags = ", ".join(map(flag_of, sorted(unread)))
+        raise SettingsError(f"{flags}: no effect with a run, whose traces are all read")
 
 
 def run_for_files(settings: CurateSettings) -> RunFolder:

@@ -214,7 +214,7 @@ class Selection:
         if clusters := self._clusters + len(self._stand_ins):
             self.funnel.remark(
                 "duplicate",
-                f"{clusters:,} clusters keep another member, because another condition drops the one that represents them",
+                f"{clusters:,} clusters keep another member, because another condition drops the representative",
             )
 
     # Choosing

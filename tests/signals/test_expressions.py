@@ -79,5 +79,6 @@ def test_a_text_without_single_quotes_is_explained(run: RunFolder, text: str) ->
 
 
 def test_other_unknown_columns_are_listed(run: RunFolder) -> None:
-    with pytest.raises(SettingsError, match="no column 'zzz'; known: trace_id, .*[a-z_]$"):
-        parse_expression(run, "zzz = 'a'", "--where")
+    for text in ("zzz = 'a'", "LENGTH(zzz) > 1"):
+        with pytest.raises(SettingsError, match="no column 'zzz'; known: trace_id, .*[a-z_]$"):
+            parse_expression(run, text, "--where")
