@@ -121,13 +121,9 @@ def ingest(
                 name,
                 other,
             )
-    counts = {
-        "rows": report.rows,
-        "bad_rows": sum(report.bad.values()),
-        "duplicates": report.duplicates,
-        "preset": report.preset,
-    }
-    run.record("input", {**made_from, **counts, "inputs": _with_inputs(before, settings, sources)})
+    counts = _with_counts(before, name, report)
+    entry = {**made_from, **counts, "preset": report.preset, "inputs": _with_inputs(before, settings, sources)}
+    run.record("input", entry)
 
 
 def recorded_inputs(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -141,6 +137,18 @@ def recorded_inputs(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
         return list(entry["inputs"])
     name = entry.get("settings", {}).get("in")
     return [{"name": name, "on_hub": None}] if name else []
+
+
+def _with_counts(before: Mapping[str, Any], name: str, report: CheckReport) -> dict[str, Any]:
+    """Return the counts of a run's inputs, in total and ``by_input``; an input that is read again counts once."""
+    keys = ("rows", "bad_rows", "duplicates")
+    earlier = before.get("by_input", [])
+    if not earlier and "rows" in before:  # of an earlier version, which counted the last input
+        source = name_of_input(before.get("settings", {}).get("in", ""))
+        earlier = [{"name": source} | {key: before.get(key, 0) for key in keys}]
+    new = {"name": name, "rows": report.rows, "bad_rows": sum(report.bad.values()), "duplicates": report.duplicates}
+    by_input = [*(counts for counts in earlier if counts["name"] != name), new]
+    return {"by_input": by_input} | {key: sum(counts[key] for counts in by_input) for key in keys}
 
 
 def _with_inputs(before: Mapping[str, Any], settings: InputSettings, sources: Sources) -> list[dict[str, Any]]:

@@ -124,6 +124,19 @@ def test_rows_that_are_left_out_are_counted(rlt: Rlt) -> None:
     assert len(keys("run")) == 1
 
 
+def test_the_counts_of_all_files_are_recorded(rlt: Rlt, files: tuple[str, str]) -> None:
+    write_jsonl(Path("a.jsonl"), [chat(0, "a"), {"messages": []}])
+    for _ in range(2):  # the second time, nothing changes
+        rlt("curate", "a.jsonl", "--out", "run", "--skip-bad-rows")
+        rlt("curate", "b.jsonl", "--out", "run")
+        entry = RunFolder.existing("run").step("input")
+        assert (entry["rows"], entry["bad_rows"], entry["duplicates"]) == (6, 1, 0)
+    write_jsonl(Path("a.jsonl"), [chat(0, "a"), chat(1, "a"), chat(1, "a")])
+    rlt("curate", "a.jsonl", "--out", "run")
+    entry = RunFolder.existing("run").step("input")
+    assert (entry["rows"], entry["bad_rows"], entry["duplicates"]) == (7, 0, 1)
+
+
 def test_merged_imports_keep_their_format(rlt: Rlt, files: tuple[str, str]) -> None:
     for name, file in zip("ab", files, strict=True):
         rlt("curate", file, "--out", f"run-{name}")
