@@ -180,7 +180,6 @@ class CheckSettings(SourceSettings, ColumnSettings, StoredColumnSettings, TraceC
         "answer_column",
         "explanation_column",
         "completion_column",
-        "own_solution_column",
         "format",
         "limit",
         "as_json",
