@@ -46,6 +46,7 @@ def show(settings: ShowSettings) -> None:
     from rlt_data.storage.run import RunFolder
 
     run = RunFolder.existing(settings.input)
+    signals = [name for signal in run.signals.values() for name in signal["columns"]]
     if settings.best or settings.worst or settings.where:
         selection = select(
             run,
@@ -54,11 +55,11 @@ def show(settings: ShowSettings) -> None:
             limit=settings.best or settings.worst or SHOWN_TRACES,
             worst_first=settings.worst is not None,
         )
-        print_selected(settings, selection)
+        print_selected(settings, selection, signals)
         return
     shown = find(run, settings.key)
     traces = shown.traces
-    print_question(shown.question, [traces[0], traces[-1]] if settings.ends and len(traces) > 1 else traces)
+    print_question(shown.question, [traces[0], traces[-1]] if settings.ends and len(traces) > 1 else traces, signals)
     if settings.key is None:
         count = run.count("questions")
         typer.echo(

@@ -371,8 +371,8 @@ def print_problems(settings: CountdownSettings, summary: CountdownSummary) -> No
     typer.echo(f"{summary.rows} problems of the {settings.split} split written to {summary.out}")
 
 
-def print_question(question: dict[str, Any], traces: list[dict[str, Any]]) -> None:
-    """Print a question, and traces with their scores."""
+def print_question(question: dict[str, Any], traces: list[dict[str, Any]], signals: Sequence[str]) -> None:
+    """Print a question, and traces with their scores and findings; ``signals`` are the columns of signals."""
     _rule(f"question {question['question_id']} (source {question['source_id']})")
     if question["question_meta"]:
         _print_text(question["question_meta"])
@@ -388,6 +388,8 @@ def print_question(question: dict[str, Any], traces: list[dict[str, Any]]) -> No
         terms = [f"{name} {_figure(trace[name])}" for name in _SHOWN_TERMS if trace.get(name) is not None]
         if terms:
             _console.print(", ".join(terms))
+        if found := [name for name in signals if isinstance(trace.get(name), (bool, str)) and trace[name] is not False]:
+            _print_text("; ".join(name if trace[name] is True else f"{name}: {trace[name]}" for name in found))
         if trace["origin"]:
             _print_text(f"origin: {trace['origin']}")
         if trace["meta"]:
@@ -398,8 +400,8 @@ def print_question(question: dict[str, Any], traces: list[dict[str, Any]]) -> No
             _print_text(trace["solution"])
 
 
-def print_selected(settings: ShowSettings, selection: TraceSelection) -> None:
-    """Print selected traces, each with its question."""
+def print_selected(settings: ShowSettings, selection: TraceSelection, signals: Sequence[str]) -> None:
+    """Print selected traces, each with its question; ``signals`` are the columns of signals."""
     heading = str(selection.matching or f"{selection.count:,} traces")
     if selection.matching and settings.key:
         heading += f", {selection.count:,} of them in {settings.key}"
@@ -409,7 +411,7 @@ def print_selected(settings: ShowSettings, selection: TraceSelection) -> None:
     order = f", {'worst' if settings.worst else 'best'} {selection.order} first" if selection.order and count else ""
     _print_text(heading + order)
     for trace in selection.traces:
-        print_question(trace, [trace])
+        print_question(trace, [trace], signals)
 
 
 def print_stats(stats: Stats) -> None:

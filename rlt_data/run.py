@@ -110,7 +110,7 @@ class Run:
         """
         return self._extended("score", settings, progress)
 
-    @documented(CurateSettings, method=True)
+    @documented(CurateSettings, method=True, leave_out=[*InputSettings.model_fields, "format", "out"])
     def curate(self, *, progress: bool | Progress = False, **settings: Any) -> Run:
         """Check traces and questions. Findings are columns; no row is deleted.
 

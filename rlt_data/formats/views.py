@@ -172,8 +172,13 @@ class Views:
 
     def served_prompt(self, problem: Problem) -> str:
         """Return the text before the student's own: the template's generation prompt for the question."""
-        system = self.format.student_system if problem.system is None else self.mark(problem.system)
-        return self._before(system, self.format.student_question(self.mark(problem.question)), False)
+        question = self.format.student_question(self.mark(problem.question))
+        if problem.system is None:
+            return self._before(self.format.student_system, question, False)
+        try:
+            return self._before(self.mark(problem.system), question, False)
+        except ModelError as error:
+            raise ModelError(f"{error}, or import the file without its system texts (--system format)") from None
 
     def solver_prompt(self, question: str, system: str | None = None) -> str:
         """Return the text that a student continues at test time."""
@@ -233,6 +238,10 @@ class Views:
                 "close; use --format native, or a --template-option that disables thinking if the template has one"
             )
         self.served_prompt(Problem("a question", "a solution"))
+
+    def check_own_system(self) -> None:
+        """Raise ModelError if the template omits a question's own system text."""
+        self.served_prompt(Problem("a question", "a solution", "a system text"))
 
     @property
     def rendering(self) -> dict[str, str]:

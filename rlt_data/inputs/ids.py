@@ -31,9 +31,11 @@ def read_ids(name: str, option: str) -> list[str]:
     else:
         ids = []
         for record in read_records(InputSettings(input=name)):
-            key = (record.data or {}).get("trace_id")
+            row = record.data or {}
+            key = row.get("trace_id")
             if not isinstance(key, str):
-                reason = record.reason or "has no text in a column trace_id"
+                columns = f"has no column trace_id, only {', '.join(map(repr, row))}"
+                reason = record.reason or ("trace_id is not a text" if "trace_id" in row else columns)
                 raise InputError(f"{option}: {name}: {record.location}: {reason}")
             ids.append(key.strip())
     unique = [key for key in dict.fromkeys(ids) if key]

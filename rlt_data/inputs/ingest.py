@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -46,6 +46,7 @@ def ingest(
     *,
     traces: bool,
     reader_of: ReaderOf | None = None,
+    check_system: Callable[[], None] = lambda: None,
 ) -> None:
     """Check a complete input, then add its new questions (and traces) to a run.
 
@@ -58,6 +59,8 @@ def ingest(
         controls: control tokens of the models; see :func:`rlt_data.inputs.check.examined_rows`.
         traces: whether to import traces too. Each row must then have one.
         reader_of: makes the reader for layouts other than the presets.
+        check_system: called before anything is written if rows have their own system text; raises if the model cannot
+            show it.
 
     Raises:
         InputError: the input cannot be read or has bad rows.
@@ -95,6 +98,12 @@ def ingest(
     for notice in report.notices:
         logger.info(notice)
     report.refuse_bad_rows(skip=settings.skip_bad_rows)
+    if "system" in report.longest:
+        check_system()
+    if report.bad:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in report.bad.most_common(3))
+        bad = sum(report.bad.values())
+        logger.warning("%s: %d of %d rows are bad and left out: %s", name, bad, report.rows, reasons)
     for line in report.warnings:
         logger.warning("%s: %s", name, line)
     run.record("input", {OWN_SOLUTIONS: own_solutions})
@@ -103,7 +112,7 @@ def ingest(
     if traces:
         # Traces of earlier versions have no origin, and keep their keys when their input is read again.
         has_origins = before.get(ORIGINS_IN_KEYS, not run.parts("traces"))
-        run.record("input", {ORIGINS_IN_KEYS: has_origins})
+        run.record("input", {ORIGINS_IN_KEYS: has_origins, "format": format.model_dump(mode="json")})
         rows = keyed(examine(CheckReport(name)))
         if other := _add_traces(run, rows, format, positions, origins_in_keys=has_origins):
             logger.warning(
@@ -112,13 +121,9 @@ def ingest(
                 name,
                 other,
             )
-    counts = {
-        "rows": report.rows,
-        "bad_rows": sum(report.bad.values()),
-        "duplicates": report.duplicates,
-        "preset": report.preset,
-    }
-    run.record("input", {**made_from, **counts, "inputs": _with_inputs(before, settings, sources)})
+    counts = _with_counts(before, name, report)
+    entry = {**made_from, **counts, "preset": report.preset, "inputs": _with_inputs(before, settings, sources)}
+    run.record("input", entry)
 
 
 def recorded_inputs(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -132,6 +137,18 @@ def recorded_inputs(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
         return list(entry["inputs"])
     name = entry.get("settings", {}).get("in")
     return [{"name": name, "on_hub": None}] if name else []
+
+
+def _with_counts(before: Mapping[str, Any], name: str, report: CheckReport) -> dict[str, Any]:
+    """Return the counts of a run's inputs, in total and ``by_input``; an input that is read again counts once."""
+    keys = ("rows", "bad_rows", "duplicates")
+    earlier = before.get("by_input", [])
+    if not earlier and "rows" in before:  # of an earlier version, which counted the last input
+        source = name_of_input(before.get("settings", {}).get("in", ""))
+        earlier = [{"name": source} | {key: before.get(key, 0) for key in keys}]
+    new = {"name": name, "rows": report.rows, "bad_rows": sum(report.bad.values()), "duplicates": report.duplicates}
+    by_input = [*(counts for counts in earlier if counts["name"] != name), new]
+    return {"by_input": by_input} | {key: sum(counts[key] for counts in by_input) for key in keys}
 
 
 def _with_inputs(before: Mapping[str, Any], settings: InputSettings, sources: Sources) -> list[dict[str, Any]]:

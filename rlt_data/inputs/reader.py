@@ -16,6 +16,7 @@ from rlt_data.inputs.options import with_options
 from rlt_data.inputs.own import OwnDataSet
 from rlt_data.inputs.presets import ANSWERS, QUESTIONS, detect, only, reply_with_thought, solution_candidates
 from rlt_data.inputs.rows import BadRow, Columns, Fields, Found, Row, question_id, value_at
+from rlt_data.inputs.suspicions import may_have_traces
 from rlt_data.inputs.thoughts import UnclosedThoughtError, split_thought
 from rlt_data.plugins import PRESETS
 from rlt_data.settings import InputSettings
@@ -69,14 +70,15 @@ class RowReader:
         self._settings = settings
         named = {
             "question": settings.question_column,
-            "solution": settings.solution_column,
+            "solution": settings.own_solution_column or settings.solution_column,
             "answer": settings.answer_column,
             "explanation": settings.explanation_column,
             "completion": settings.completion_column,
             "source_id": settings.id_column,
         }
         self._named = {field: column for field, column in named.items() if column}
-        flags = [(_flag(field), column) for field, column in self._named.items()]
+        self._own_solution = settings.own_solution_column is not None
+        flags = [(self._flag(field), column) for field, column in self._named.items()]
         if settings.origin_column:
             flags.append((_flag("origin"), settings.origin_column))
         for flag, column in [*flags, *(("--keep", column) for column in settings.keep)]:
@@ -100,6 +102,10 @@ class RowReader:
             self._read = lambda _: {}
         elif not self._is_built_in:
             self._read = self._checked(self._read)
+
+    def _flag(self, field: str) -> str:
+        """Return the flag that names the column of a field."""
+        return _flag("own_solution" if field == "solution" and self._own_solution else field)
 
     def _reply_in(self, first: Columns) -> str | None:
         """Return the reply that has trace and solution, unless another column has one of them or the question."""
@@ -220,9 +226,9 @@ class RowReader:
         for field, column in self._named.items():
             value = value_at(data, column)
             if field != "explanation" or not isinstance(value, list):  # a list has been split into its traces
-                fields[field] = Found(value, column, _flag(field))
-        if "solution" in fields and self._named.keys() & {"explanation", "completion"}:
-            fields["solution"] = replace(fields["solution"], own=False)  # another column has the trace
+                fields[field] = Found(value, column, self._flag(field))
+        if "solution" in fields and (self._own_solution or self._named.keys() & {"explanation", "completion"}):
+            fields["solution"] = replace(fields["solution"], own=self._own_solution)  # another column has the trace
         question = only_question(fields.get("question", Found(None)))
         fields |= question | {"question": with_options(question["question"], data)}
         if self._is_built_in and "system" not in fields:
@@ -279,7 +285,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _flag(field: str) -> str:
-    return f"--{field.replace('source_id', 'id')}-column"
+    return f"--{field.replace('source_id', 'id').replace('_', '-')}-column"
 
 
 def _unfitting(first: Columns, named: Mapping[str, str]) -> str:
@@ -288,7 +294,8 @@ def _unfitting(first: Columns, named: Mapping[str, str]) -> str:
     unknown = {field: names for field, names in candidates.items() if field not in named and len(names) != 1}
     reasons = [f"{' or '.join(map(repr, names))} may be the {field}" for field, names in unknown.items() if names]
     flags = " and ".join(map(_flag, unknown))
-    return "; ".join([f"no preset fits the columns {_list(first)}", *reasons, f"name them with {flags}"])
+    traces = [f"{name!r} may have traces (--explanation-column)" for name in first if may_have_traces(name, first)]
+    return "; ".join([f"no preset fits the columns {_list(first)}", *reasons, f"name them with {flags}", *traces])
 
 
 def _answer(found: Found) -> Found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections import Counter
 from decimal import Decimal
 from typing import Any
@@ -23,6 +24,9 @@ _TRACE_NAME = re.compile(
 )
 #: Names of columns that a question may not be complete without.
 _CONTEXT_NAME = re.compile(r"context|passage|body|hint", re.IGNORECASE)
+
+#: Names of columns with known answers, such as ``gold answer``.
+_ANSWER_NAME = re.compile(r"(^|[_ ])(answer|ground[_ ]?truth|gold)$", re.IGNORECASE)
 
 #: A shorter text is no trace, but a name or a flag such as ``on``.
 _SHORTEST_TRACE = 20
@@ -48,7 +52,7 @@ class Suspicions:
             used: the columns that the fields were made from, or None if they are not known.
             row: its first row.
         """
-        has_trace = row.explanation is not None or row.completion is not None
+        has_trace = _has_trace(row)
         self._with_trace += has_trace
         self._without_trace += not has_trace
         if not has_trace:
@@ -63,7 +67,7 @@ class Suspicions:
         for column in () if used is None else [column for column in data if column not in used]:
             if note := _unused(column, data[column], row):
                 self._note(note, location)
-            elif not has_trace and _TRACE_NAME.search(column) and _is_trace(data[column]):
+            elif not has_trace and may_have_traces(column, data):
                 self._trace_columns[column] = None
 
     def _note(self, note: str, location: str) -> None:
@@ -94,7 +98,18 @@ def _unused(column: str, value: Any, row: Row) -> str | None:
         if value.strip() not in (row.solution.strip(), (row.answer or "").strip()):
             role = "answer" if column in ANSWERS else "solution"
             return f"{column!r} is not used; --{role}-column {column} reads it as the {role}"
+    elif row.answer is None and _has_trace(row) and _ANSWER_NAME.search(column) and isinstance(value, (str, int)):
+        return f"{column!r} may have the known answer (--answer-column {shlex.quote(column)})"
     return None
+
+
+def _has_trace(row: Row) -> bool:
+    return row.explanation is not None or row.completion is not None
+
+
+def may_have_traces(column: str, data: Columns) -> bool:
+    """Return whether name and content of a record's column look like traces."""
+    return bool(_TRACE_NAME.search(column)) and _is_trace(data[column])
 
 
 def _is_trace(value: Any) -> bool:

@@ -27,7 +27,7 @@ class ShownQuestion:
 
     Attributes:
         question: columns of the question; its ``meta`` is ``question_meta``.
-        traces: columns of traces, scores and ranks, null where they are missing.
+        traces: columns of traces, scores, ranks and signals, null where they are missing.
     """
 
     question: dict[str, Any]
@@ -130,8 +130,8 @@ def find(run: RunFolder, key: str | None = None) -> ShownQuestion:
 def _question(run: RunFolder, part: int, question_id: str) -> ShownQuestion:
     of_question = pl.col("question_id") == question_id
     traces = pl.DataFrame(run.read("traces", part, _TRACE_COLUMNS)).filter(of_question)
-    for table in ("scores", "ranks"):
-        if part in run.parts(table) and run.is_current(table):
+    for table in run.joined_tables:
+        if part in run.parts(table):
             traces = run.join(traces, table, part)
     order = next((name for name in ("rank", "reward") if name in traces.columns), "sample_index")
     traces = traces.sort(order, descending=order == "reward", nulls_last=True, maintain_order=True)

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from rlt_data.settings.base import INPUT, RUN_HELP, Settings, Texts, field
+from rlt_data.settings.base import INPUT, InputNames, Texts, field
+from rlt_data.settings.inputs import FormatSettings, InputSettings
 
 
-class CurateSettings(Settings):
-    """Settings of :func:`rlt_data.steps.curate`."""
+class CurateSettings(InputSettings, FormatSettings):
+    """Settings of :func:`rlt_data.steps.curate`; ``input`` is a run or a file of traces."""
 
-    input: str = field(..., INPUT, f"{RUN_HELP}.", affects="rows", by_content=True, alias="in", positional="RUN")
+    first_flags = ("signals", "against", "evaluation", "reviews", "out")
+
+    input: InputNames = field(
+        ...,
+        INPUT,
+        "Run folder or URL; or files (repeatable) or a Hub data set with traces, to which the input flags apply.",
+        affects="rows",
+        by_content=True,
+        alias="in",
+        positional="RUN",
+    )
+    out: str | None = field(
+        None, INPUT, "Run folder or URL to which the traces of files are added. Required for files.", affects="output"
+    )
+    format: str = field(
+        "auto",
+        INPUT,
+        "Prompt format in which the traces of files are stored: rlt, rlt-shots, think, native, or a YAML file. auto: "
+        "that of the traces in --out, else rlt.",
+        affects="rows",
+        by_content=True,
+    )
     signals: Texts = field(
         (),
         None,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, field_validator
+from pydantic import AfterValidator, field_validator, model_validator
 
 from rlt_data.plugins import PRESETS
 from rlt_data.settings.base import (
@@ -113,6 +113,13 @@ class TraceColumnSettings(Settings):
     completion_column: str | None = field(
         None, COLUMNS, "Column with an existing completion, including the closing tag.", affects="rows", by_content=True
     )
+    own_solution_column: str | None = field(
+        None,
+        COLUMNS,
+        "Column with the solution that the author of an existing trace wrote after it, in place of --solution-column.",
+        affects="rows",
+        by_content=True,
+    )
     origin_column: str | None = field(
         None,
         COLUMNS,
@@ -121,6 +128,12 @@ class TraceColumnSettings(Settings):
         affects="rows",
         by_content=True,
     )
+
+    @model_validator(mode="after")
+    def _one_solution(self) -> Self:
+        if self.own_solution_column and getattr(self, "solution_column", None):
+            raise ValueError("own_solution_column: cannot be combined with --solution-column")
+        return self
 
 
 class InputSettings(SourceSettings, BadRowSettings, ColumnSettings, StoredColumnSettings, TraceColumnSettings):

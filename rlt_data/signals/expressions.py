@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -140,7 +141,10 @@ def parse_expression(
     columns, tables = columns_in(text, option), columns_of(run)
     for name in columns:
         if name not in tables:
-            raise SettingsError(f"{option}: {why_missing(run, name, list(tables))}")
+            why = why_missing(run, name, list(tables))
+            if re.search(rf"""([=<>]|\bIN\s*\([^()]*)\s*"?{re.escape(name)}\b""", text, re.IGNORECASE):
+                why = why.partition("; known:")[0] + f"; texts are in single quotes: '{name}'"
+            raise SettingsError(f"{option}: {why}")
     return Expression(text, option, kind, columns, tuple(dict.fromkeys(tables[name] for name in columns)))
 
 

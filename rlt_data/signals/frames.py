@@ -15,8 +15,11 @@ from rlt_data.storage.run import RunFolder
 
 
 def trace_format(run: RunFolder) -> Format | None:
-    """Return the format of a run's traces; for imported ones, that of their scores. None if run.json has neither."""
-    content = run.step("generate").get("format") or run.step("score").get("format")
+    """Return the format of a run's traces; None if run.json does not record it.
+
+    That of imported traces is recorded with their input or, by earlier versions, only with their scores.
+    """
+    content = next(filter(None, (run.step(step).get("format") for step in ("generate", "input", "score"))), None)
     return parse_settings(Format, content, where=str(run.path / "run.json")) if content else None
 
 

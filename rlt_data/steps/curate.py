@@ -19,6 +19,7 @@ import polars as pl
 import pyarrow as pa
 
 from rlt_data.errors import RunFolderError, SettingsError, first_line
+from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import CurateSettings
 from rlt_data.signals.base import Signal
@@ -26,6 +27,7 @@ from rlt_data.signals.choose import choose_signals
 from rlt_data.signals.expressions import stale_signals
 from rlt_data.signals.frames import read_traces, trace_format
 from rlt_data.signals.registry import command_of
+from rlt_data.steps.imports import format_for_files, refuse_input_flags, run_for_files, source_run
 from rlt_data.steps.provenance import versions
 from rlt_data.storage.paths import StoragePath
 from rlt_data.storage.rows import columns_of
@@ -76,24 +78,30 @@ class CurateSummary:
 
 
 def curate(settings: CurateSettings, progress: Progress = SILENT) -> CurateSummary:
-    """Compute the signals of a run; implements ``rlt-data curate``.
+    """Compute the signals of a run, after importing the traces of files into it; implements ``rlt-data curate``.
 
     Signals that are up to date are left as they are.
 
     Raises:
+        InputError: a file cannot be read or has bad rows.
         RunFolderError: the run has no traces.
         SettingsError: there is no such signal, or it lacks a setting.
     """
-    run = RunFolder.existing(settings.input)
-    if not run.parts("traces"):
-        raise RunFolderError(f"{run.path}: has no traces to curate; run rlt-data generate, or score --in FILE, first")
-    signals, skipped = choose_signals(run, settings)
-    summaries = []
+    source = source_run(settings.input)
+    run = source or run_for_files(settings)
+    if source:
+        refuse_input_flags(settings, "format", "out")
+        if not run.parts("traces"):
+            raise RunFolderError(f"{run.path}: has no traces to curate; run rlt-data generate, or curate FILE, first")
     with run.locked():
+        if source is None:
+            ingest(run, settings, format_for_files(run, settings.format), (), traces=True)
+        signals, skipped = choose_signals(run, settings)
         _refuse_taken_columns(run, signals)
-        computations = [_Computation(run, signal, settings) for signal in signals]
+        computations = [_Computation(run, signal, settings) for signal in signals]  # reads the files they need
         for computation in computations:
             computation.warn_of_missing_package()
+        summaries = []
         for computation in computations:
             summary = computation.run_to_end(progress)
             logger.info("curate: %s: %d rows, %d new", summary.name, summary.rows, summary.new)

@@ -163,7 +163,7 @@ def _known_ids(run: RunFolder, file: str) -> list[str]:
         example = next(iter(unranked))
         raise InputError(
             f"--ids: {file}: {len(unranked):,} of {len(ids):,} ids are not those of ranked traces of {run.path}, such "
-            f"as {example}"
+            f"as {example}" + ("; a complete id has 32 characters" if len(example) < 32 else "")
         )
     return ids
 

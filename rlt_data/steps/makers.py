@@ -19,7 +19,7 @@ from rlt_data.storage.run import RunFolder, content_hash
 ADDED = "added"
 
 #: What score needs to be equal in the formats of all traces of a run.
-_OF_EXPLANATIONS = ("explanation_tags", "padding")
+OF_EXPLANATIONS = ("explanation_tags", "padding")
 
 
 def makers_of(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -108,7 +108,7 @@ def origin_of_maker(run: RunFolder, made_by: str, origin: str | None, default: s
 
 def differing_explanations(one: Format, other: Format) -> str | None:
     """Return the name of a setting in which the explanations of two formats differ; None if score can read both."""
-    return next((name for name in _OF_EXPLANATIONS if getattr(one, name) != getattr(other, name)), None)
+    return next((name for name in OF_EXPLANATIONS if getattr(one, name) != getattr(other, name)), None)
 
 
 def refuse_import(run: RunFolder) -> None:

@@ -41,6 +41,7 @@ from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.inputs import recorded_inputs
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import MergeSettings
+from rlt_data.signals.frames import trace_format
 from rlt_data.steps.makers import has_imports, pooled_entry, recorded_makers
 from rlt_data.steps.own_teachers import differ_only_in_teachers, has_own_teachers, with_teachers_of
 from rlt_data.steps.provenance import versions
@@ -176,10 +177,13 @@ def _common_entries(runs: list[RunFolder]) -> dict[str, dict[str, Any]]:
                 "the same settings"
             )
     common = {step: entry for step, (_, entry) in entries.items()}
+    pooled = pooled_entry([run for run in runs if _has_rows_or_failures(run, "generate")])
     if "generate" in common:
-        common["generate"] = pooled_entry([run for run in runs if _has_rows_or_failures(run, "generate")])
-    if any(map(has_imports, runs)):
-        common["input"] = common["input"] | {"traces": True}
+        common["generate"] = pooled
+    if imported := [run for run in runs if has_imports(run)]:
+        format = next(filter(None, map(trace_format, imported)), None)
+        recorded = {"format": format.model_dump(mode="json")} if format else {}
+        common["input"] = common["input"] | {"traces": True} | recorded
     inputs = [origin for run in runs for origin in recorded_inputs(run.step("input"))]
     if distinct := [origin for place, origin in enumerate(inputs) if origin not in inputs[:place]]:
         common["input"] = common["input"] | {"inputs": distinct}

@@ -35,11 +35,17 @@ from rlt_data.scoring import (
     tokenize_for_student,
 )
 from rlt_data.scoring.reward import NO_SOLUTION_TOKEN, Floats
-from rlt_data.settings import InputSettings, RewardSettings, ScoreSettings
-from rlt_data.settings.base import is_url
+from rlt_data.settings import RewardSettings, ScoreSettings
+from rlt_data.signals.frames import trace_format
 from rlt_data.steps.blocks import duplicate, split_into_blocks
 from rlt_data.steps.further_passes import FurtherPasses, further_measures
-from rlt_data.steps.makers import refuse_import
+from rlt_data.steps.imports import refuse_input_flags, source_run
+from rlt_data.steps.makers import (
+    OF_EXPLANATIONS,
+    differing_explanations,
+    recorded_makers,
+    refuse_import,
+)
 from rlt_data.steps.own_teachers import differ_only_in_teachers, has_other_teachers, teachers_by_scored_by
 from rlt_data.steps.pending_scores import (
     Groups,
@@ -72,25 +78,24 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
     """
     refuse_conflicting_options(settings)
     REWARDS.load(settings.reward)
-    source = _source_run(settings.input)
-    if source and (unread := settings.not_default(*(InputSettings.model_fields.keys() - {"input"}))):
-        flags = ", ".join(map(flag, sorted(unread)))
-        raise SettingsError(f"{flags}: no effect with a run, whose traces are all scored")
+    source = source_run(settings.input)
+    if source:
+        refuse_input_flags(settings)
     run = RunFolder(settings.out or (source.path if source else default_run_path(settings.input, settings.student)))
     if source is None:
         refuse_import(run)
     student = open_model(settings.student, settings, scoring=True, served_temperature=settings.served_temperature)
     teacher = _open_teacher(settings, student)
-    trace_format = recorded_format(source, "generate") if source else None
-    format = _choose_format(settings, source, trace_format, student)
+    format = _choose_format(settings, source or run, student)
     views = Views(format, student.template, student.control)
     views.check()
     with run.locked(), closing(student), closing(teacher) if teacher else nullcontext():
         if source is None:
-            ingest(run, settings, format, [model.control for model in (student, teacher) if model], traces=True)
+            controls = [model.control for model in (student, teacher) if model]
+            ingest(run, settings, format, controls, traces=True, check_system=views.check_own_system)
         elif source.path.resolve() != run.path.resolve():
             _copy_traces(run, source)
-        teacher_source = TeacherSource(settings, student, teacher, trace_format or format, run)
+        teacher_source = TeacherSource(settings, student, teacher, recorded_format(run, "generate") or format, run)
         depends_on = _dependencies(settings, student, format, teacher_source)
         models = {"student": student} | ({"teacher": teacher} if teacher else {})
         entry = step_entry(settings, depends_on, format, models) | {"messages": views.rendering}
@@ -113,15 +118,6 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
     return summary
 
 
-def _source_run(input: str | tuple[str, ...]) -> RunFolder | None:
-    """Return the run that an input names, or None if it names files."""
-    names = [input] if isinstance(input, str) else input
-    runs = [name for name in names if is_url(name) or RunFolder.exists_at(name)]
-    if runs and len(names) > 1:
-        raise SettingsError(f"--in: {runs[0]} is a run, which is scored alone; combine runs with rlt-data merge")
-    return RunFolder.existing(runs[0]) if runs else None
-
-
 def _open_teacher(settings: ScoreSettings, student: Model) -> Model | None:
     if settings.teacher in (None, "none"):
         return None
@@ -130,20 +126,29 @@ def _open_teacher(settings: ScoreSettings, student: Model) -> Model | None:
     return student if same and teacher.template.identity == student.template.identity else teacher
 
 
-def _choose_format(
-    settings: ScoreSettings, source: RunFolder | None, trace_format: Format | None, student: Model
-) -> Format:
-    template = student.template
-    if source is None or trace_format is None:
-        return choose_format(settings.format, template, student.checkpoint.name, student.checkpoint.folder, template)
+def _choose_format(settings: ScoreSettings, run: RunFolder, student: Model) -> Format:
+    """Return the format of the scores, which can read explanations in the format of the run's traces."""
+    template, stored = student.template, trace_format(run)
+    if stored is None or (settings.format == "auto" and not recorded_makers(run)):
+        name, folder = student.checkpoint.name, student.checkpoint.folder
+        format = choose_format(settings.format, template, name, folder, template)
+        return format if stored is None else _for_imports(format, stored)
     if settings.format == "auto":
-        by_default = source.step("generate").get("settings", {}).get("format") == "auto"
-        if by_default and template.reasoning and trace_format.name == "rlt":
+        by_default = run.step("generate").get("settings", {}).get("format") == "auto"
+        if by_default and template.reasoning and stored.name == "rlt":
             return load_format("native")  # has the same explanation tags
-        return trace_format
+        return stored
     format = load_format(settings.format)
-    refuse_other_explanations(format, trace_format)
+    refuse_other_explanations(format, stored)
     return format
+
+
+def _for_imports(format: Format, trace_format: Format) -> Format:
+    """Return a student's format that reads explanations in the tags and padding in which they were imported."""
+    if not differing_explanations(format, trace_format):
+        return format
+    logger.warning("explanations have the padding of the format %s, in which they were imported", trace_format.name)
+    return format.model_copy(update={name: getattr(trace_format, name) for name in OF_EXPLANATIONS})
 
 
 def refuse_other_explanations(format: Format, trace_format: Format, key: NameSetting = flag) -> None:
@@ -154,7 +159,7 @@ def refuse_other_explanations(format: Format, trace_format: Format, key: NameSet
         trace_format: format that the traces are generated in.
         key: writes a setting in the message.
     """
-    for name in ("explanation_tags", "padding"):
+    for name in OF_EXPLANATIONS:
         scored, generated = getattr(format, name), getattr(trace_format, name)
         if scored != generated:
             raise SettingsError(

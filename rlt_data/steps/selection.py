@@ -79,12 +79,10 @@ class Selection:
         for text in settings.where:
             # A column such as contaminated must not take the place of the default condition of this name.
             self._add(f"--where {text}" if text in ("ranked", *_SIGNALS) else text, text, "--where")
-        self._add_signal("duplicate")  # last, so that a duplicate it drops has fulfilled the other conditions
+        self._add_signal("duplicate")  # last, so that it keeps a member that fulfils the other conditions
         self._per = parse_expression(run, settings.per, "--per", "any") if settings.per is not None else None
         self._some_unranked = run.count("ranks") < run.count("traces")
-        self._representatives = self._find_representatives()
-        self._present: set[str] = set()
-        self._wanted: set[str] = set()
+        self._stand_ins = self._find_stand_ins()
         self._flaws: Counter[str] = Counter()
         self._clusters = 0
 
@@ -138,11 +136,15 @@ class Selection:
             elif name not in self._conditions:
                 self.funnel.skip(name, f"not computed; {command}")
 
-    def _eligible(self, part: int) -> pl.DataFrame:
-        """Return the traces of a part that fulfil all conditions."""
+    def _traces(self, part: int) -> pl.DataFrame:
+        """Return the traces of a part with the columns that decide."""
         expressions = [*self._conditions.values(), *([self._per] if self._per else [])]
         columns = [name for expression in expressions for name in expression.columns]
-        traces = read_rows(self._run, part, [*_COLUMNS, *columns], self._tables)
+        return read_rows(self._run, part, [*_COLUMNS, *columns], self._tables)
+
+    def _eligible(self, part: int) -> pl.DataFrame:
+        """Return the traces of a part that fulfil all conditions."""
+        traces = self._traces(part)
         rows = traces.filter(pl.col("rank").is_not_null())
         if self._some_unranked:
             self.funnel.count("ranked", traces, rows)
@@ -150,13 +152,15 @@ class Selection:
             named = rows.join(self._ids, on="trace_id", how="semi", maintain_order="left")
             self.funnel.count("--ids", rows, named)
             rows = named
-        before = rows
         for name, condition in self._conditions.items():
-            before, rows = rows, self.funnel.filter(rows, name, condition)
+            before = rows
+            if name == "duplicate":
+                rows = self._without_duplicates(before)
+                self.funnel.count(name, before, rows)
+            else:
+                rows = self.funnel.filter(before, name, condition)
             if name == self._well_formed:
                 self._flaws += Counter(before["flaw"].drop_nulls()) - Counter(rows["flaw"].drop_nulls())
-        if "duplicate" in self._conditions:
-            self._find_lost_clusters(before, rows)
         kept = ["trace_id", "question_id", *_COLUMNS]
         if self._per:
             rows = rows.with_columns(_as_text(self._per, rows).alias("per"))
@@ -166,31 +170,53 @@ class Selection:
 
     # Duplicates
 
-    def _find_representatives(self) -> set[str]:
-        """Return the questions that represent their duplicates."""
-        name, tables = "question_duplicate_of", self._tables
-        if "duplicate" not in self._conditions or name not in tables:
-            return set()
-        parts = [self._run.read(tables[name], part, [name]).column(0) for part in self._run.parts(tables[name])]
-        return {key for column in parts for key in column.unique().to_pylist() if key is not None}
+    def _find_stand_ins(self) -> dict[str, str]:
+        """Return the question that stands in for the one that represents its cluster, if another condition drops it.
 
-    def _find_lost_clusters(self, before: pl.DataFrame, eligible: pl.DataFrame) -> None:
-        """Note which clusters had a trace before duplicates were dropped, and which have one afterwards."""
-        dropped = before.join(eligible.select("trace_id"), on="trace_id", how="anti")
-        if "question_duplicate_of" in dropped.columns:
-            self._wanted.update(dropped["question_duplicate_of"].drop_nulls())
-            self._present.update(self._representatives.intersection(eligible["question_id"]))
-        if "trace_duplicate_of" in dropped.columns:
-            within = dropped.filter(pl.col("question_duplicate_of").is_null()) if self._representatives else dropped
-            self._clusters += len(set(within["trace_duplicate_of"].drop_nulls()).difference(eligible["trace_id"]))
+        It is the one with the smallest id whose traces fulfil all other conditions. A contaminated question has none.
+        """
+        name = "question_duplicate_of"
+        if "duplicate" not in self._conditions or name not in self._tables:
+            return {}
+        parts = self._run.parts(self._tables[name])
+        columns = [self._run.read(self._tables[name], part, [name]).column(0).unique() for part in parts]
+        representatives = {key for column in columns for key in column.to_pylist() if key is not None}
+        present: set[str] = set()
+        others: dict[str, str] = {}
+        for part in self._run.parts("traces") if representatives else ():
+            rows = self._traces(part)
+            if condition := self._conditions.get("contaminated"):
+                contaminated = rows.filter(~condition.evaluate(rows))
+                present.update(representatives.intersection(contaminated["question_id"]))
+            rows = rows.filter(pl.col("rank").is_not_null())
+            for key, condition in self._conditions.items():
+                rows = rows if key == "duplicate" else rows.filter(condition.evaluate(rows))
+            present.update(representatives.intersection(rows["question_id"]))
+            for question, cluster in rows.select("question_id", name).drop_nulls().unique().iter_rows():
+                others[cluster] = min(question, others.get(cluster, question))
+        return {cluster: question for cluster, question in others.items() if cluster not in present}
+
+    def _without_duplicates(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Keep one member of each cluster: the one that represents it, or else one that stands in for it."""
+        kept = rows
+        if "question_duplicate_of" in rows.columns:
+            cluster = pl.coalesce("question_duplicate_of", "question_id")
+            kept = kept.filter(pl.col("question_id") == cluster.replace(self._stand_ins))
+        if "trace_duplicate_of" in rows.columns:
+            cluster = pl.coalesce("trace_duplicate_of", "trace_id")
+            first = pl.col("trace_id").sort_by(pl.col("trace_duplicate_of").is_not_null(), "trace_id").first()
+            kept = kept.filter(pl.col("trace_id") == first.over("question_id", cluster))
+            self._clusters += kept["trace_duplicate_of"].count()
+        return kept
 
     def _remark(self) -> None:
         flaws = ", ".join(f"{flaw} {count:,}" for flaw, count in sorted(self._flaws.items()))
         if flaws:
             self.funnel.remark(self._well_formed, flaws)
-        if clusters := self._clusters + len(self._wanted - self._present):
+        if clusters := self._clusters + len(self._stand_ins):
             self.funnel.remark(
-                "duplicate", f"{clusters:,} clusters have no row, because another condition drops the one that is kept"
+                "duplicate",
+                f"{clusters:,} clusters keep another member, because another condition drops the representative",
             )
 
     # Choosing

@@ -153,7 +153,7 @@ WRONG: dict[str, tuple[list[Any], list[str]]] = {
     "different runs to merge": (["merge", "a", "b", "--in", "a", "--in", "c", "--out", "d"], ["--in:"]),
     "a flag of another command": (
         ["generate", "x", "--teacher", "t", "--explanation-column", "y"],
-        ["--explanation-column:", "check, preview, score and train-teacher warmup"],
+        ["--explanation-column:", "check, preview, score, curate and train-teacher warmup"],
     ),
     "two spellings of a flag": (
         ["train-teacher", "rl", "x", "--model", "m", "--student", "s", "--out", "o", "--config", "twice.yaml"],

@@ -255,7 +255,7 @@ def test_every_step_with_an_input_takes_several_files(rlt: Rlt, tiny: Callable[.
         trained = rlt(*command.split(), *files, "--model", model, "--out", "trained", "--dry-run")
         assert "2 rows (0 left out" in trained.stdout
     message = rlt("score", "run", "a.jsonl", "--student", model, code=2).stderr
-    assert message == "error: --in: run is a run, which is scored alone; combine runs with rlt-data merge\n"
+    assert message == "error: --in: run is a run, which is read alone; combine runs with rlt-data merge\n"
 
 
 def test_a_run_of_several_files_continues_when_one_of_them_grows(rlt: Rlt, tiny: Callable[..., Path]) -> None:

@@ -98,6 +98,10 @@ FIELDS = [CHAT[0], {"role": "assistant", "content": "s", "reasoning_content": "t
         ({"question": "q", "solution": float("nan"), "explanation": "t"}, {}, "", False),
         ({"question": "q", "response": "<think>t</think>"}, {}, "", False),
         ({"problem": "q", "generations": ["t"]}, {}, "", False),
+        ({"question": "q", "r1": "t", "reply": "s", "gold": "5"},
+         {"explanation_column": "r1", "own_solution_column": "reply", "answer_column": "gold"}, "s", True),
+        ({"question": "q", "solution": "g", "r1": "t", "reply": "s"},
+         {"explanation_column": "r1", "own_solution_column": "reply"}, "s", True),
     ],
 )  # fmt: skip
 def test_a_solution_that_follows_the_thought_is_the_traces_own(
@@ -218,3 +222,13 @@ def test_the_key_of_the_question_tells_whose_solution_a_row_of_ours_has() -> Non
     assert not read(chat).own_solution and read({**chat, "question_id": 70}).own_solution
     with_system = {**row, "system": "Be brief.", "question_id": question_id("q", "", "Be brief.")}
     assert read(with_system).own_solution and not read({**with_system, "system": None}).own_solution
+
+
+def test_a_column_with_own_solutions_takes_the_place_of_that_of_references(rlt: Rlt) -> None:
+    write_jsonl(Path("rows.jsonl"), [{"question": "q", "r1": "t", "reply": "s", "gold": "5"}])
+    columns = ["--explanation-column", "r1", "--own-solution-column", "reply"]
+    assert "solution    reply: --own-solution-column, the trace's own" in rlt("check", "rows.jsonl", *columns).stdout
+    message = rlt("check", "rows.jsonl", *columns, "--solution-column", "gold", code=2).stderr
+    assert message == "error: --own-solution-column: cannot be combined with --solution-column\n"
+    message = rlt("check", "rows.jsonl", *columns[:3], "answer", code=3).stderr
+    assert "--own-solution-column: no column 'answer'" in message

@@ -250,6 +250,11 @@ def test_missing_columns(settings: dict[str, Any], message: str) -> None:
     assert message in str(error.value)
 
 
+def test_columns_that_may_have_traces_are_named_if_no_preset_fits() -> None:
+    with pytest.raises(InputError, match="'r1_reasoning' may have traces \\(--explanation-column\\)$"):
+        row({"question": "q", "r1_reasoning": "Six times seven is 42.", "reply": "42"})
+
+
 CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "s"}]
 
 

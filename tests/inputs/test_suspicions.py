@@ -47,6 +47,10 @@ def report(folder: Path, *rows: dict[str, Any], **settings: Any) -> CheckReport:
          "'deepseek_reasoning' and 'r1_generation' may have traces, but no column of traces is read "
          "(--explanation-column deepseek_reasoning)"),
         ([{**ROW, "generation": LONG, "explanation": LONG}], None),
+        ([{**ROW, "explanation": LONG, "gold answer": 42}],
+         "1 row: 'gold answer' may have the known answer (--answer-column 'gold answer') (first: line 1)"),
+        ([{**ROW, "explanation": LONG, "answer": "42", "gold": "42", "answer_type": "number"}], None),
+        ([{**ROW, "gold": "42"}], None),
         ([{**ROW, "reasoning": "on", "cot_type": "math", "generation_model": "some-model", "cot": None}], None),
         ([{**ROW, "answer": float("nan")}], "1 row: answer is NaN and counts as missing (first: line 1)"),
     ],

@@ -157,3 +157,16 @@ def test_the_reason_of_a_wrong_pattern_is_shown(run: RunFolder) -> None:
     with pytest.raises(SettingsError, match="unclosed group") as error:
         condition.evaluate(read_rows(run, 0, condition.columns))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["origin = nano", 'origin = "nano"', "origin IN ('a', nano)"])
+def test_a_text_without_single_quotes_is_explained(run: RunFolder, text: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        parse_expression(run, text, "--where")
+    assert str(error.value) == "--where: no column 'nano'; texts are in single quotes: 'nano'"
+
+
+def test_other_unknown_columns_are_listed(run: RunFolder) -> None:
+    for text in ("zzz = 'a'", "LENGTH(zzz) > 1"):
+        with pytest.raises(SettingsError, match="no column 'zzz'; known: trace_id, .*[a-z_]$"):
+            parse_expression(run, text, "--where")

@@ -153,16 +153,27 @@ def test_a_condition_named_like_a_default_one_does_not_replace_it(run: RunFolder
     assert selected(run, where="contaminated", include="contaminated") == ["a/2"]
 
 
-def test_clusters_whose_kept_one_is_dropped_are_counted(run: RunFolder) -> None:
+def test_another_member_stands_in_for_one_that_another_condition_drops(run: RunFolder) -> None:
+    add_signal(run, "duplicates", "question", question_duplicate_of={"a": "c", "b": "c"})
+    add_signal(run, "copies", "trace", trace_duplicate_of={"a/1": "a/2", "a/0": "a/2"})
+    whole = distilled(run)
+    assert data(whole)["trace_id"].to_list() == ["c/2"] and step(whole, "duplicate").remark == ""
+    kept = distilled(run, where="question_id <> 'c'", select="all")
+    assert data(kept)["trace_id"].to_list() == ["a/2"]
+    assert step(kept, "duplicate").remark.startswith("1 clusters keep another member")
+    kept = distilled(run, where=["question_id <> 'c'", "reward < 2"], select="all")
+    assert data(kept)["trace_id"].to_list() == ["a/0"]  # the smallest id of those that are left
+    assert step(kept, "duplicate").remark.startswith("2 clusters keep another member")
+    ranked(run, where="question_id = 'b'")
+    assert selected(run) == ["b/2"]  # the others have no rank
+
+
+def test_nothing_stands_in_for_a_contaminated_question(run: RunFolder) -> None:
     add_signal(run, "duplicates", "question", question_duplicate_of={"a": "c"})
-    add_signal(run, "copies", "trace", trace_duplicate_of={"b/1": "b/2", "b/0": "b/2"})
-    assert step(distilled(run), "duplicate").remark == ""
-    with pytest.raises(SettingsError, match=r"question_id <> 'c' \(1\), duplicate \(2\)"):
-        distilled(run, where=["question_id <> 'c'", "reward < 2"])
-    kept = distilled(run, where="question_id <> 'c'")
-    assert data(kept)["trace_id"].to_list() == ["b/2"]
-    assert step(kept, "duplicate").remark.startswith("1 clusters have no row")
-    assert step(distilled(run, where="reward < 2"), "duplicate").remark.startswith("1 clusters have no row")
+    add_signal(run, "contamination", "question", contaminated={"a": False, "b": False, "c": True})
+    assert selected(run) == ["b/2"]
+    assert selected(run, include="contaminated") == ["b/2", "c/2"]
+    assert selected(run, include="contaminated", where="question_id <> 'c'") == ["a/2", "b/2"]
 
 
 @pytest.fixture
@@ -341,7 +352,9 @@ def test_ids_are_the_selection(run: RunFolder, tmp_path: Path, settings: dict[st
     ("name", "content", "message"),
     [
         ("ids.txt", "\n\n", "has no ids"),
-        ("ids.jsonl", '{"id": "a/1"}\n', "line 1: has no text in a column trace_id"),
+        ("ids.jsonl", '{"id": "a/1"}\n', "line 1: has no column trace_id, only 'id'"),
+        ("ids.jsonl", '{"trace_id": 7}\n', "line 1: trace_id is not a text"),
+        ("ids.csv", "trace_id,note\n0123456789ab,good\n", "such as 0123456789ab; a complete id has 32 characters"),
         ("ids.txt", None, "no such file"),
         ("ids.bin", b"\xff\xfe\x00", "cannot be read"),
     ],

@@ -16,7 +16,7 @@ from rlt_data.storage.errorlog import ErrorLog
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import SCHEMAS, to_table
 from tests.conftest import Rlt
-from tests.made_runs import distilled, make_run, ranked, trace
+from tests.made_runs import add_signal, distilled, make_run, ranked, trace
 
 Read = Callable[[Path, str], pl.DataFrame]
 
@@ -135,6 +135,16 @@ def test_show_prints_a_trace_with_its_scores_and_only_the_ends_if_asked(rlt: Rlt
     ends = rlt("show", run.path, "a", "--ends").stdout
     assert re.findall(r"Thought (\d)", ends) == ["2", "3"]
     assert re.findall(r"Thought (\d)", rlt("show", run.path, "a/4", "--ends").stdout) == ["4"]
+
+
+def test_show_prints_what_signals_found(rlt: Rlt, run: RunFolder) -> None:
+    add_signal(run, "answer", "trace", answer_verdict={"a/2": "wrong"}, repeats={"a/2": True, "a/4": False})
+    add_signal(run, "contamination", "question", contaminated_by={"a": "benchmark.jsonl 7"})
+    expected = "answer_verdict: wrong; repeats; contaminated_by: benchmark.jsonl 7\n"
+    assert expected in rlt("show", run.path, "a/2").stdout
+    assert expected in rlt("show", run.path, "--where", "repeats").stdout
+    printed = rlt("show", run.path, "a/4").stdout
+    assert "contaminated_by: benchmark.jsonl 7" in printed and "repeats" not in printed and "verdict" not in printed
 
 
 def shown(rlt: Rlt, *arguments: object) -> list[str]:
