@@ -154,4 +154,5 @@ SIGNAL = Signal(
     },
     reads=_READS,
     compute=_compute,
+    version=2,
 )

@@ -304,4 +304,5 @@ SIGNAL = Signal(
     depends_on=("similarity",),
     whole=True,
     content=_content,
+    version=2,
 )

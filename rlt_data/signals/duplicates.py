@@ -97,4 +97,5 @@ SIGNAL = Signal(
     compute=_compute,
     depends_on=("similarity",),
     whole=True,
+    version=2,
 )

@@ -102,4 +102,5 @@ SIGNAL = Signal(
     reads=_READS,
     compute=_compute,
     depends_on=("max_leak",),
+    version=2,
 )

@@ -198,7 +198,7 @@ def plain(texts: pl.Series) -> pl.Series:
         texts = texts.scatter(other.arg_true(), composed.str.normalize("NFKC"))
     quoted = texts.str.contains(r"(?:\A|\n[ \t]*\n)[ \t]*> ").fill_null(False)
     if quoted.any():
-        texts = texts.zip_with(~quoted, texts.str.replace_all(r"(?m)^[ \t]*>+ ", ""))
+        texts = texts.zip_with(~quoted, texts.str.replace_all(r"(?m)^[ \t]*>+(?: |\r?$)", ""))
     return (
         texts.str.to_lowercase()
         .str.replace_all(r"\\{2,}", "\\")

@@ -163,4 +163,5 @@ SIGNAL = Signal(
     reads=("question", "explanation"),
     compute=_compute,
     depends_on=("max_repetition",),
+    version=2,
 )

@@ -36,6 +36,18 @@ def same(one: str, other: str) -> bool:
         (r"$\binom{8}{4}$ modulo $n \pmod{7}$", r"$\dbinom84$ modulo $n \bmod 7$".replace("84", "{8}{4}")),
         (r"$\log_{2}64$", r"$\log_264$"),
         ("ｆｕｌｌ width １２", "full width 12"),
+        (r"$58_9 - x_{1}^{-2} + 2^n$ and $2\frac{1}{2}$", "58₉ - x₁⁻² + 2ⁿ and 2½"),
+        (r"$\log_{2}64$", r"$\operatorname{log}_264$"),
+        (r"$1 + |z - 1| - \lceil 3.6 \rceil$", r"$1+\lvert z-1\rvert-⌈3.6⌉$"),
+        (r"$0^{+}$ and $n \equiv 3$, $AB \perp CD$, $\prod f$", "0^+ and n ≡ 3, AB ⊥ CD, ∏ f"),
+        (r"$x = 5$, 30\% of $a^2$", "<math>x = 5</math>,<br>30% of a<sup>2</sup>"),
+        (
+            r"$x = 5$ \quad in $\begin{array}{c} y \end{array}$",
+            r"$x = {\color{red} 5}$\hspace{2mm} in \begin{matrix}y\end{matrix}",
+        ),
+        ("$5x^2 + 3^{12}$ **and** the rest", "5x**2 + 3**{12} and the rest"),
+        ("> A bee has\n> 6 legs.\n>\n> How many have 2?", "A bee has 6 legs. How many have 2?"),
+        ("x\n> 5 and Janet\u2060’s", "x > 5 and Janet´s"),
     ],
 )
 def test_spellings_of_the_same_text_have_the_same_tokens(one: str, other: str) -> None:
