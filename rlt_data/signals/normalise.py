@@ -34,11 +34,10 @@ _OPERATORS = {
     "±": ("\\pm",),
     "<": ("\\lt", "&lt;"),
     ">": ("\\gt", "&gt;"),
-    "^": ("<sup>",),
 }
 _WORDS = {
     "sqrt": ("√",),
-    "degrees": ("^{\\circ}", "^\\circ", "°", "\\degree", "\\degrees"),
+    "degrees": ("^{\\circ}", "^\\circ", "^{∘}", "^∘", "°", "\\degree", "\\degrees"),
     "infty": ("∞",),
     "sum": ("∑",),
     "prod": ("∏",),
@@ -74,7 +73,7 @@ _DROPPED = (
     "\\operatorname \\mbox \\hbox \\emph \\boldsymbol \\bm \\rm \\bf \\displaystyle \\textstyle \\limits "
     "\\nolimits \\qquad \\quad \\space &nbsp; \\ldots \\cdots \\dots \\colon \\lvert \\rvert "
     "\\vert \\mid \\lfloor \\rfloor \\lceil \\rceil \\{ \\} \\[ \\] \\( \\) \\\\ \\, \\; \\: ~ — --- -- ** "
-    "\\rightarrow \\to → ... … | _ ⌊ ⌋ ⌈ ⌉ ⟨ ⟩ ‖ <math> </math> <p> </p> <br> <br/> <sub> </sub> </sup>"
+    "\\rightarrow \\to → ... … | _ ⌊ ⌋ ⌈ ⌉ ⟨ ⟩ ‖"
 ).split()
 _EMPTY = ("\\!", "'", "’", "‘", "`", "\u200b", "\u200c", "\u200d", "\u200e", "\u200f", "\u2060", "\ufeff", "\u00ad")
 
@@ -98,8 +97,9 @@ def _spellings() -> dict[str, str]:
 
 
 _SPELLINGS = _spellings()
-#: Commands of LaTeX whose arguments are not part of the text.
+#: Tags, and commands of LaTeX whose arguments are not part of the text.
 _LAYOUT = (
+    r"</?(?:[a-z]{3,}|br|em|h[1-6]|li|p|td|tr|ul|ol)(?: ?/)?>|"
     r"\\(?:begin\s*\{\s*(?:array|tabular)\s*\}\s*\{[^{}]*\}"
     r"|(?:begin|end|[hv]space|(?:text)?color|label|tag)\*?\s*\{[^{}]*\})"
 )
@@ -202,10 +202,11 @@ def plain(texts: pl.Series) -> pl.Series:
     return (
         texts.str.to_lowercase()
         .str.replace_all(r"\\{2,}", "\\")
-        .str.replace_all(r"\\[dtc]?frac\s*([0-9])\s*([0-9])", " $1 $2")
+        .str.replace_all(r"\\[dtc]?frac(?:\s*([0-9])|\s+([a-z]))\s*([0-9a-z])", " $1$2 $3")
         .str.replace_all(r"log\}?\s*_([0-9])([0-9])", "log $1 $2")
         .str.replace_all(r"([0-9])\\,([0-9]{3})\b", "$1,$2")
         .str.replace_all(r"([\p{L}\p{N})}\]])\*\*([0-9{])", "$1^$2")
+        .str.replace_all("<sup>", "^", literal=True)
         .str.replace_all(_LAYOUT, " ")
         .str.replace_all(r"(\\[a-z]+)", f"${{1}}{_END}")
         .str.replace_many(_SPELLINGS, leftmost=True)

@@ -40,7 +40,8 @@ def same(one: str, other: str) -> bool:
         (r"$\log_{2}64$", r"$\operatorname{log}_264$"),
         (r"$1 + |z - 1| - \lceil 3.6 \rceil$", r"$1+\lvert z-1\rvert-⌈3.6⌉$"),
         (r"$0^{+}$ and $n \equiv 3$, $AB \perp CD$, $\prod f$", "0^+ and n ≡ 3, AB ⊥ CD, ∏ f"),
-        (r"$x = 5$, 30\% of $a^2$", "<math>x = 5</math>,<br>30% of a<sup>2</sup>"),
+        (r"$x = 5$, 30\% of $a^2$", "<question><math>x = 5</math>,<br>30% of a<sup>2</sup></question>"),
+        (r"$\frac{x}{7} + \frac{1}{n}$ and $20^\circ$", r"$\frac x7 + \frac1n$ and 20^∘"),
         (
             r"$x = 5$ \quad in $\begin{array}{c} y \end{array}$",
             r"$x = {\color{red} 5}$\hspace{2mm} in \begin{matrix}y\end{matrix}",
