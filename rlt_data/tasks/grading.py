@@ -84,10 +84,10 @@ def stated_answer(text: str) -> str | None:
 
 def _boxed(text: str) -> str | None:
     """Return the content of the last box, if it is closed."""
-    *_, box = (None, *_BOX.finditer(text))
-    if box is None:
+    boxes = list(_BOX.finditer(text))
+    if not boxes:
         return None
-    start = box.end()
+    box, start = boxes[-1], boxes[-1].end()
     if not box[0].endswith("{"):
         return text[start : start + LONGEST_ANSWER].split(maxsplit=1)[0].strip("$.,")
     depth = 1
