@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--solutions", required=True, help="JSONL with the column solution")
     parser.add_argument("--benchmark", required=True, help="JSONL with the column question")
     parser.add_argument("--traces", type=int, action="append", help="size of the run; repeatable; default 100,000")
-    parser.add_argument("--compare", action="store_true", help="also measure datatrove and datasketch at the first size")
+    parser.add_argument("--compare", action="store_true", help="measure datatrove and datasketch at the first size")
     arguments = parser.parse_args()
     others = [_datatrove_questions, _datatrove_traces, _datasketch, _datatrove_ngrams] if arguments.compare else []
     sizes = arguments.traces or [100_000]

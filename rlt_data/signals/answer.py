@@ -154,5 +154,6 @@ SIGNAL = Signal(
     },
     reads=_READS,
     compute=_compute,
+    package="math-verify",
     version=2,
 )

@@ -40,15 +40,15 @@ class Signal:
         name: name in ``--signals``; its table is ``signal_<name>``.
         level: what a row describes. The key is ``trace_id`` or ``question_id``.
         columns: the columns, by name.
-        reads: input columns: ``question``, ``solution`` (the trace's own or the question's), ``system``,
-            ``question_answer``, ``question_meta``, and for traces also ``question_id``, ``explanation``, ``closed``
-            (whether the explanation has its closing tag), ``trace_answer``, ``trace_solution``, ``completion``,
-            ``origin``, ``finish_reason`` and ``meta``.
+        reads: input columns. Of questions: ``question``, ``solution``, ``system``, ``question_answer`` and
+            ``question_meta``. Of traces: ``explanation``, ``closed`` (whether the explanation has its closing tag) and
+            all columns of the run (:func:`rlt_data.storage.rows.columns_of`).
         compute: computes the columns.
         depends_on: names of the settings whose values change the result.
         whole: whether a row depends on the other rows or on other tables, so that all are computed together.
         tables: further tables that a whole signal reads; a change of one makes the signal out of date.
         content: returns a JSON value that identifies what settings name, such as hashes of files.
+        package: a package of the extra ``eval`` that some rows need.
         version: increased when the same input gives another result.
     """
 
@@ -61,6 +61,7 @@ class Signal:
     whole: bool = False
     tables: tuple[str, ...] = ()
     content: Callable[[CurateSettings], Any] | None = None
+    package: str | None = None
     version: int = 1
 
     @property

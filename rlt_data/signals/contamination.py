@@ -24,8 +24,8 @@ from rlt_data.inputs.rows import Row
 from rlt_data.progress import Progress
 from rlt_data.settings import CurateSettings, InputSettings
 from rlt_data.signals.base import Column, Signal
-from rlt_data.signals.ngrams import Hashes, Indices, Lookup, NGrams
-from rlt_data.signals.normalise import Tokens, tokens, words
+from rlt_data.signals.ngrams import Hashes, Ints, Lookup, NGrams, running
+from rlt_data.signals.normalise import DECISIVE, FORMULA, Tokens, tokens, words
 from rlt_data.signals.similarity import (
     SHORTEST,
     TokenStore,
@@ -71,10 +71,10 @@ class _Index:
         self._index_near()
 
     def _index_ngrams(self, text_hashes: Hashes) -> None:
-        texts, ngrams = self._texts, NGrams(self._texts)
+        texts, ngrams = self._texts, NGrams(self._texts.codes, self._texts.offsets)
         starts, hashes = ngrams.of(_PHRASE)
         self._counted = Lookup(hashes, starts)
-        phrases, numbers = np.unique(ngrams.phrases(starts, _PHRASE), return_inverse=True)
+        phrases, numbers = np.unique(_phrases(texts, starts, hashes), return_inverse=True)
         self._phrases = Lookup(phrases, np.arange(len(phrases)))
         self._phrase_at = (starts, numbers)
         with TokenStore() as store:
@@ -83,7 +83,7 @@ class _Index:
             families = representatives(store, text_hashes, self._keys, order, self._similarity, ordered=False)
         pairs = np.unique(np.stack([numbers, families[self._text_of[starts]]], axis=1), axis=0)
         self._is_stock = np.bincount(pairs[:, 0], minlength=len(phrases)) > 1
-        self._questions: list[set[int]] = [set() for _ in phrases]
+        self._questions: dict[int, set[int]] = defaultdict(set)  # of the run, by phrase; as hashes of their numbers
         starts, hashes = ngrams.of(_NGRAM)
         telling = self._telling()[starts]
         starts, hashes = starts[telling], hashes[telling]
@@ -92,7 +92,7 @@ class _Index:
         self._ngrams_of = np.bincount(self._text_of[starts[first]], minlength=len(texts))
         whole = np.flatnonzero(self._ngrams_of == 0)
         self._whole: dict[int, Lookup] = {}
-        for length in np.unique(texts.lengths[whole]).tolist():
+        for length in np.unique(texts.lengths[whole])[::-1].tolist():  # the longest question that fits is named
             chosen = whole[texts.lengths[whole] == length]
             starts, hashes = ngrams.of(length)
             self._whole[length] = Lookup(hashes[np.searchsorted(starts, texts.offsets[chosen])], chosen)
@@ -111,9 +111,8 @@ class _Index:
     def _index_near(self) -> None:
         self._near = np.flatnonzero(self._keys)
         self._codes = self._texts.take(self._near).split()
-        self._signatures = signatures(self._codes, ordered=False)
         self._bands = []
-        for values in bands(self._signatures, self._keys[self._near], self._similarity):
+        for values in bands(signatures(self._codes, ordered=False), self._keys[self._near], self._similarity):
             order = np.argsort(values, kind="stable")
             self._bands.append((values[order], order))
 
@@ -122,18 +121,16 @@ class _Index:
         source, item_id, _ = self._items[item]
         return f"{source} {item_id}"
 
-    def shared_8grams(self, texts: Tokens, ngrams: NGrams) -> Indices:
-        """Return how many distinct 8-grams of each text are in a benchmark."""
-        starts, hashes = ngrams.of(_PHRASE)
+    def shared_8grams(self, texts: Tokens, starts: Ints, hashes: Hashes) -> Ints:
+        """Return how many distinct 8-grams of each text, given with their starts, are in a benchmark."""
         positions, _ = self._counted.find(hashes)
         shared = np.stack([texts.texts[starts[positions]].astype(np.uint64), hashes[positions]], axis=1)
         distinct = np.unique(shared, axis=0)[:, 0].astype(np.int64)
         return np.bincount(distinct, minlength=len(texts))
 
-    def note_phrases(self, texts: Tokens, ngrams: NGrams) -> None:
-        """Note which phrases are in several questions of the data."""
-        starts, _ = ngrams.of(_PHRASE)
-        positions, phrases = self._phrases.find(ngrams.phrases(starts, _PHRASE))
+    def note_phrases(self, texts: Tokens, starts: Ints, hashes: Hashes) -> None:
+        """Note which phrases are in several questions of the data, given the 8-grams with their starts."""
+        positions, phrases = self._phrases.find(_phrases(texts, starts, hashes))
         new = ~self._is_stock[phrases]
         questions = decisive_hashes(texts)[texts.texts[starts[positions[new]]]]
         pairs = np.unique(np.stack([phrases[new].astype(np.uint64), questions], axis=1), axis=0)
@@ -142,7 +139,7 @@ class _Index:
             if len(self._questions[phrase]) >= _STOCK:
                 self._is_stock[phrase] = True
 
-    def fragments(self, texts: Tokens, ngrams: NGrams) -> dict[tuple[int, int], Indices]:
+    def fragments(self, texts: Tokens, ngrams: NGrams) -> dict[tuple[int, int], Ints]:
         """Return the 13-grams that texts share with items, by text and item, as positions among the items' tokens."""
         starts, hashes = ngrams.of(_NGRAM)
         positions, places = self._ngrams.find(hashes)
@@ -150,7 +147,7 @@ class _Index:
         cuts = np.flatnonzero((np.diff(found[:, :2], axis=0) != 0).any(axis=1)) + 1
         return {(int(part[0, 0]), int(part[0, 1])): part[:, 2] for part in np.split(found, cuts) if len(part)}
 
-    def judge(self, fragments: dict[int, list[tuple[int, Indices]]]) -> dict[int, str]:
+    def judge(self, fragments: dict[int, list[tuple[int, Ints]]]) -> dict[int, str]:
         """Return why shared 13-grams make questions contaminated, except those that consist of stock phrases.
 
         All texts must have been noted, because they show which phrases are stock phrases.
@@ -200,6 +197,21 @@ class _Index:
             similarity = similarity_of(codes[text], self._codes[item], ordered=False)
             if similarity >= self._similarity:
                 yield int(chosen[text]), int(self._near[item]), similarity
+
+
+def _phrases(texts: Tokens, starts: Ints, hashes: Hashes) -> Hashes:
+    """Return hashes of 8-grams, equal for those that differ only in numbers and variables if three tokens are words.
+
+    Args:
+        texts: the texts.
+        starts: where the 8-grams start among all tokens.
+        hashes: their hashes.
+    """
+    changing = (texts.codes & np.uint64(DECISIVE | FORMULA)) != 0
+    _, alike = NGrams(np.where(changing, np.uint64(0), texts.codes), texts.offsets).of(_PHRASE)
+    before = running(changing.astype(np.uint64))
+    has_words = before[starts + _PHRASE] - before[starts] <= _PHRASE - 3
+    return np.where(has_words, alike, ~hashes)
 
 
 def _keys(texts: Tokens) -> Hashes:
@@ -263,15 +275,16 @@ def _content(settings: CurateSettings) -> list[tuple[str, str]]:
 def _compute(frames: Iterable[pl.DataFrame], settings: CurateSettings, progress: Progress) -> Iterator[pl.DataFrame]:
     index = _Index([item for name in settings.against for item in _items(name)], settings.similarity)
     ids: list[pl.Series] = [pl.Series(dtype=pl.String)]
-    shared: list[Indices] = [np.zeros(0, np.int64)]
+    shared: list[Ints] = [np.zeros(0, np.int64)]
     found: dict[int, str] = {}
-    fragments: dict[int, list[tuple[int, Indices]]] = defaultdict(list)
+    fragments: dict[int, list[tuple[int, Ints]]] = defaultdict(list)
     rows = 0
     for frame in frames:
         texts = tokens(frame["question"])
-        ngrams = NGrams(texts)
-        shared.append(index.shared_8grams(texts, ngrams))
-        index.note_phrases(texts, ngrams)
+        ngrams = NGrams(texts.codes, texts.offsets)
+        phrases = ngrams.of(_PHRASE)
+        shared.append(index.shared_8grams(texts, *phrases))
+        index.note_phrases(texts, *phrases)
         for (text, item), places in index.fragments(texts, ngrams).items():
             fragments[rows + text].append((item, places))
         for text, item in index.whole(texts, ngrams):

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from rlt_data.progress import Progress
 from rlt_data.settings import CurateSettings
 from rlt_data.signals.base import Column, Signal
+from rlt_data.signals.ngrams import Hashes, mixed
 from rlt_data.signals.normalise import tokens
-from rlt_data.signals.similarity import SHORTEST, TokenStore, decisive_hashes, mixed, representatives, text_hashes
+from rlt_data.signals.parallel import slices
+from rlt_data.signals.similarity import SHORTEST, TokenStore, decisive_hashes, representatives, text_hashes
 
 #: Rows of a frame of results.
 _ROWS = 1 << 16
@@ -59,27 +60,26 @@ class _Texts:
         return found.with_columns(of=pl.when(pl.col("of") != pl.col("id")).then("of"))
 
 
-def _hashes(texts: pl.Series) -> NDArray[np.uint64]:
+def _hashes(texts: pl.Series) -> Hashes:
     return texts.hash(0).to_numpy()
 
 
 def _compute(frames: Iterable[pl.DataFrame], settings: CurateSettings, progress: Progress) -> Iterator[pl.DataFrame]:
     traces, questions = _Texts(ordered=True), _Texts(ordered=False)
     question_of: list[pl.DataFrame] = []
-    seen: set[str] = set()
     for frame in frames:
-        traces.append(frame["trace_id"], frame["explanation"], frame["question_id"])
-        new = frame.unique("question_id")
-        new = new.filter(pl.Series([question_id not in seen for question_id in new["question_id"]], dtype=pl.Boolean))
-        seen.update(new["question_id"])
-        questions.append(new["question_id"], new["question"])
+        for piece in slices(frame, ("explanation",)):
+            traces.append(piece["trace_id"], piece["explanation"], piece["question_id"])
+            progress.advance(len(piece))
+        asked = frame.unique("question_id")
+        questions.append(asked["question_id"], asked["question"])
         question_of.append(frame.select(id="trace_id", question_id="question_id"))
-        progress.advance(len(frame))
     if not question_of:
         return
-    found_questions = questions.representatives(settings.similarity).rename(
-        {"id": "question_id", "of": "question_duplicate_of"}
+    found_questions = questions.representatives(settings.similarity).select(
+        question_id="id", question_duplicate_of="of"
     )
+    found_questions = found_questions.unique("question_id")  # frames may share a question
     found = traces.representatives(settings.similarity).join(pl.concat(question_of), on="id", maintain_order="left")
     found = found.join(found_questions, on="question_id", how="left", maintain_order="left")
     columns = found.select("question_duplicate_of", trace_id="id", trace_duplicate_of="of")

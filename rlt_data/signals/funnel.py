@@ -64,8 +64,9 @@ class Funnel:
             expression: a condition.
         """
         passed = expression.evaluate(rows)
-        self.count(condition, rows, rows.filter(passed), unknown=passed.null_count())
-        return rows.filter(passed)
+        kept = rows.filter(passed)
+        self.count(condition, rows, kept, unknown=passed.null_count())
+        return kept
 
     def count(self, condition: str, rows_in: pl.DataFrame, rows_out: pl.DataFrame, unknown: int = 0) -> None:
         """Add what a condition did to some rows, given those before and after it."""

@@ -14,7 +14,8 @@ import polars as pl
 import yaml
 from numpy.typing import NDArray
 
-from rlt_data.signals.words import Ints, Words
+from rlt_data.signals.ngrams import Ints
+from rlt_data.signals.words import Words
 
 Floats = NDArray[np.float64]
 

@@ -2,8 +2,9 @@ r"""Texts as tokens that do not depend on case, punctuation, white space or the 
 
 A token is a word or a number with the operators before it: ``$x^{2} - 3 \cdot x = \tfrac{1}{2}$`` and
 ``x^2-3*x=1/2`` are both ``x ^2 -3 *x =1 2``. Delimiters, fractions, fonts and spaces of LaTeX are no tokens; other
-commands are words without their backslash. Number words up to a million are numbers. Scripts without spaces between
-words (Chinese, Japanese, Thai and others) have one token per character.
+commands are words without their backslash. Single number words, such as "three" and "million", are numbers. Scripts
+without spaces between words (Chinese, Japanese, Thai and others) have one token per character. Digits are equal in all
+scripts.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 import polars as pl
 import xxhash
 from numpy.typing import NDArray
+
+from rlt_data.signals.words import UNSPACED
 
 #: Flags in the lowest bits of a code: the token decides what is asked (a number, or a word such as "half" or "odd"); it
 #: belongs to a formula (a variable, or a token with an operator).
@@ -28,8 +31,8 @@ _GREEK_LETTERS = dict(zip("αβγδεζηθικλμνξοπρστυφχψω", _G
 _OPERATORS = {
     "*": ("\\cdot", "\\times", "\\ast", "&times;", "×", "·", "⋅", "∗", "∙"),
     "-": ("−", "–", "‐", "‑", "\\minus", "&minus;"),
-    "≤": ("\\leqslant", "\\leq", "\\le", "&le;", "<=", "≦", "⩽"),
-    "≥": ("\\geqslant", "\\geq", "\\ge", "&ge;", ">=", "≧", "⩾"),
+    "≤": ("\\leqslant", "\\leqq", "\\leq", "\\le", "&le;", "<=", "≦", "⩽"),
+    "≥": ("\\geqslant", "\\geqq", "\\geq", "\\ge", "&ge;", ">=", "≧", "⩾"),
     "≠": ("\\neq", "\\ne", "!="),
     "±": ("\\pm",),
     "<": ("\\lt", "&lt;"),
@@ -59,7 +62,8 @@ _WORDS = {
     "cup": ("∪",),
     "angle": ("∠",),
     "triangle": ("△",),
-    "prime": ("′",),
+    "prime": ("′", "'(", "’(", "^{\\prime}", "^\\prime"),
+    "prime prime": ("''(", "’’(", "^{\\prime\\prime}"),
     "binom": ("\\dbinom", "\\tbinom"),
     "mod": ("\\bmod", "\\pmod"),
     "ell": ("ℓ",),
@@ -73,7 +77,7 @@ _DROPPED = (
     "\\operatorname \\mbox \\hbox \\emph \\boldsymbol \\bm \\rm \\bf \\displaystyle \\textstyle \\limits "
     "\\nolimits \\qquad \\quad \\space &nbsp; \\ldots \\cdots \\dots \\colon \\lvert \\rvert "
     "\\vert \\mid \\lfloor \\rfloor \\lceil \\rceil \\{ \\} \\[ \\] \\( \\) \\\\ \\, \\; \\: ~ — --- -- ** "
-    "\\rightarrow \\to → ... … | _ ⌊ ⌋ ⌈ ⌉ ⟨ ⟩ ‖"
+    "\\rightarrow \\to → -> ... … | _ ⌊ ⌋ ⌈ ⌉ ⟨ ⟩ ‖"
 ).split()
 _EMPTY = ("\\!", "'", "’", "‘", "`", "\u200b", "\u200c", "\u200d", "\u200e", "\u200f", "\u2060", "\ufeff", "\u00ad")
 
@@ -97,6 +101,15 @@ def _spellings() -> dict[str, str]:
 
 
 _SPELLINGS = _spellings()
+_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", strict=True))
+#: Replaced before Unicode normalization (NFKC), which keeps digits of other scripts, joins fractions to the number
+#: before them and lowers superscripts.
+_CHARACTERS = {
+    **_SUPERSCRIPTS,
+    **{chr(ord(zero) + digit): str(digit) for zero in "٠۰०০੦૦୦௦౦೦൦๐໐༠၀០" for digit in range(10)},
+    **{fraction: f" {fraction}" for fraction in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"},
+    "´": "'",
+}
 #: Tags, and commands of LaTeX whose arguments are not part of the text.
 _LAYOUT = (
     r"</?(?:[a-z]{3,}|br|em|h[1-6]|li|p|td|tr|ul|ol)(?: ?/)?>|"
@@ -105,8 +118,9 @@ _LAYOUT = (
 )
 
 _SYMBOLS = r"+\-*=<>^≤≥≠±"
-_ALONE = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-_TOKEN = rf"[{_SYMBOLS}]*(?:[0-9]+(?:\.[0-9]+)?|[{_ALONE}]|[\p{{L}}\p{{M}}\p{{N}}--0-9{_ALONE}]+)"
+#: Three more digits behind a separator of thousands.
+_GROUP = "(?:,([0-9]{3}))?"
+_TOKEN = rf"[{_SYMBOLS}]*(?:(?:[0-9]*\.)?[0-9]+|[{UNSPACED}]|[\p{{L}}\p{{M}}\p{{N}}--0-9{UNSPACED}]+)"
 
 _UNITS = "zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
 _NUMBERS = {word: str(number + (number > 0)) for number, word in enumerate(_UNITS.split())} | {
@@ -118,7 +132,7 @@ _DECISIVE = (
     "half halves third thirds quarter quarters twice thrice double triple dozen maximum minimum largest smallest "
     "greatest least more less fewer even odd increasing decreasing increased decreased positive negative sum product "
     "difference average mean median percent area perimeter circumference volume radius diameter derivative integral "
-    "sin cos tan log ln"
+    "sin cos tan log ln 二 两 三 四 五 六 七 八 九 十 百 千 万 半 倍"
 ).split()
 
 
@@ -189,28 +203,25 @@ def plain(texts: pl.Series) -> pl.Series:
     """Return texts in lower case, with one spelling of LaTeX commands, Unicode symbols and numbers."""
     other = (texts.str.len_bytes() != texts.str.len_chars()).fill_null(False)
     if other.any():
-        composed = (
-            texts.filter(other)
-            .str.replace_all("([⁰¹²³⁴-ⁿⁱ]+)", "^$1")
-            .str.replace_all("([₀-₎ₐ-ₜ]+|[¼-¾⅐-⅞])", " $1 ")
-            .str.replace_all("´", "'", literal=True)
-        )
-        texts = texts.scatter(other.arg_true(), composed.str.normalize("NFKC"))
+        raised = texts.filter(other).str.replace_all(rf"([{''.join(_SUPERSCRIPTS)}]+)", "^$1")
+        lowered = raised.str.replace_all("([₀-₎ₐ-ₜ]+)", " $1 ")
+        composed = lowered.str.replace_many(_CHARACTERS).str.normalize("NFKC")
+        texts = texts.clone().scatter(other.arg_true(), composed)
     quoted = texts.str.contains(r"(?:\A|\n[ \t]*\n)[ \t]*> ").fill_null(False)
     if quoted.any():
         texts = texts.zip_with(~quoted, texts.str.replace_all(r"(?m)^[ \t]*>+(?: |\r?$)", ""))
     return (
         texts.str.to_lowercase()
         .str.replace_all(r"\\{2,}", "\\")
-        .str.replace_all(r"\\[dtc]?frac(?:\s*([0-9])|\s+([a-z]))\s*([0-9a-z])", " $1$2 $3")
+        .str.replace_all(r"\\[dtc]?frac(?:\s*([0-9])|\s+([a-z]))\s*([0-9a-z])", " $1$2 $3 ")
         .str.replace_all(r"log\}?\s*_([0-9])([0-9])", "log $1 $2")
-        .str.replace_all(r"([0-9])\\,([0-9]{3})\b", "$1,$2")
+        .str.replace_all(r"\\,([0-9]{3})\b", ",$1")
         .str.replace_all(r"([\p{L}\p{N})}\]])\*\*([0-9{])", "$1^$2")
         .str.replace_all("<sup>", "^", literal=True)
         .str.replace_all(_LAYOUT, " ")
         .str.replace_all(r"(\\[a-z]+)", f"${{1}}{_END}")
         .str.replace_many(_SPELLINGS, leftmost=True)
-        .str.replace_all(r"(^|[^0-9,.(\[{])([1-9][0-9]{0,2}),([0-9]{3})(?:,([0-9]{3}))?\b", "$1$2$3$4")
+        .str.replace_all(rf"(^|[^0-9,.(\[{{])([1-9][0-9]{{0,2}}),([0-9]{{3}}){_GROUP * 3}\b", "$1$2$3$4$5$6")
         .str.replace_all(rf"([{_SYMBOLS}])[\s{{}}(\[$]+", "$1")
         .str.replace_all(r"[-*]+(\p{L}{2})", " $1")
     )
@@ -219,17 +230,17 @@ def plain(texts: pl.Series) -> pl.Series:
 def _codes(vocabulary: pl.Series) -> NDArray[np.uint64]:
     """Return the code of each token of a vocabulary."""
     frame = vocabulary.to_frame("token").with_columns(
-        bare=pl.col("token").str.strip_chars_start("+-*=<>^≤≥≠±").replace(_NUMBERS),
+        bare=pl.col("token").str.replace(rf"^[{_SYMBOLS}]+", "").replace(_NUMBERS).str.replace(r"^\.", "0."),
         symbols=pl.col("token").str.extract(rf"^([{_SYMBOLS}]+)").fill_null(""),
     )
     bare = frame["bare"]
     number = bare.str.contains("^[0-9]")
     decisive = number | bare.is_in(_DECISIVE)
-    variable = (bare.str.len_chars() == 1) & ~bare.is_in(["a", "i"]) & bare.str.contains("^[a-z]")
-    formula = variable | (frame["symbols"] != "")
     # "x = 5" and "x is 5" have the same number.
-    symbols = pl.select(pl.when(number).then(frame["symbols"].str.strip_chars_start("=")).otherwise(frame["symbols"]))
-    spelled = symbols.to_series() + bare
+    symbols = frame["symbols"].str.strip_chars_start("=").zip_with(number, frame["symbols"])
+    variable = (bare.str.len_chars() == 1) & ~bare.is_in(["a", "i"]) & bare.str.contains("^[a-z]")
+    formula = variable | (symbols != "")
+    spelled = symbols + bare
     hashes = np.fromiter(map(xxhash.xxh3_64_intdigest, spelled.cast(pl.Binary)), np.uint64, len(spelled))
     flags = DECISIVE * decisive.to_numpy().astype(np.uint64) + FORMULA * formula.to_numpy().astype(np.uint64)
     return (hashes & ~np.uint64(3)) | flags

@@ -22,6 +22,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def slices(frame: pl.DataFrame, texts: tuple[str, ...]) -> Iterator[pl.DataFrame]:
+    """Divide a frame into slices of about 2 MB.
+
+    Args:
+        frame: the frame.
+        texts: columns that make up the size of a row.
+    """
+    sizes = frame.select(pl.sum_horizontal(pl.col(*texts).str.len_bytes())).to_series().to_numpy()
+    edges = np.flatnonzero(np.diff(np.cumsum(sizes) // _SLICE)) + 1
+    for start, end in pairwise([0, *edges.tolist(), len(frame)]):
+        yield frame.slice(start, end - start)
+
+
 def by_slices(
     frames: Iterable[pl.DataFrame],
     compute: Callable[[pl.DataFrame], pl.DataFrame],
@@ -35,15 +48,12 @@ def by_slices(
     Args:
         frames: the frames; one more than there are cores is held in memory.
         compute: computes a slice; returns as many rows.
-        texts: columns that make up the size of a row.
+        texts: columns that make up the size of a row; see :func:`slices`.
         progress: receives the rows of each frame.
     """
 
     def computed(frame: pl.DataFrame) -> pl.DataFrame:
-        sizes = frame.select(pl.sum_horizontal(pl.col(*texts).str.len_bytes())).to_series().to_numpy()
-        edges = np.flatnonzero(np.diff(np.cumsum(sizes) // _SLICE)) + 1
-        bounds = pairwise([0, *edges.tolist(), len(frame)])
-        return pl.concat([compute(frame.slice(start, end - start)) for start, end in bounds])
+        return pl.concat(map(compute, slices(frame, texts)))
 
     def next_result() -> pl.DataFrame:
         result = results.popleft().result()

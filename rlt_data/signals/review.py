@@ -44,7 +44,8 @@ def _reviews(settings: CurateSettings) -> dict[str, str]:
         key, review = data.get("trace_id"), data.get("review")
         if not isinstance(key, str) or not isinstance(review, str | int | float | bool):
             raise InputError(f"{record.location}: needs the columns trace_id and review")
-        reviews[key] = str(review)
+        if reviews.setdefault(key, str(review)) != str(review):
+            raise InputError(f"{record.location}: another review of the trace {key}; it must have one")
     return reviews
 
 

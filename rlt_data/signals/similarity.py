@@ -9,13 +9,15 @@ Massive Datasets, chapter 3.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlt_data.errors import DiskError
+from rlt_data.signals.ngrams import mixed, running
 from rlt_data.signals.normalise import DECISIVE, FORMULA, Tokens
 
 #: Tokens of the shortest text that has near duplicates.
@@ -30,29 +32,16 @@ _MISSED = 0.001
 #: An estimate this far below the required similarity (4 standard errors) saves the exact comparison.
 _MARGIN = 0.2
 
-#: Tokens for which signatures are computed in one piece; their arrays fit in the cache.
-_BLOCK = 1 << 15
+#: Shingles for which signatures are computed in one piece; their arrays fit in the cache.
+_BLOCK = 1 << 16
 
-#: Texts whose signatures are computed together.
-_TEXTS = 1 << 14
+#: Pairs whose signatures are compared in one piece.
+_PAIRS = 1 << 16
 
 _Codes = NDArray[np.uint32]
 
-
-def mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return hashes of 64-bit integers (the finalizer of MurmurHash3)."""
-    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
-    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
-    return values ^ (values >> np.uint64(33))
-
-
 _FACTORS = mixed(np.arange(1, HASHES + 1, dtype=np.uint64)).astype(np.uint32) | np.uint32(1)
 _TERMS = mixed(np.arange(HASHES + 1, 2 * HASHES + 1, dtype=np.uint64)).astype(np.uint32)
-
-
-def running(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return the sums of all values before each position, and of all values, modulo 2**64."""
-    return np.concatenate([np.zeros(1, np.uint64), np.cumsum(values)])
 
 
 def totals(values: NDArray[np.uint64], offsets: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -79,11 +68,26 @@ def decisive_hashes(tokens: Tokens, *, distinct: bool = False) -> NDArray[np.uin
     return totals(values, np.searchsorted(texts, np.arange(len(tokens) + 1)))
 
 
+@contextmanager
+def _naming_tmpdir() -> Iterator[None]:
+    """Say where temporary files are in errors about them."""
+    try:
+        yield
+    except OSError as error:
+        folder = f"{tempfile.tempdir}: " if tempfile.tempdir else ""  # empty: Python found none that it can write to
+        raise DiskError(f"{folder}{error.strerror} (temporary files; set TMPDIR)") from None
+
+
 class TokenStore:
-    """The tokens of many texts in a temporary file, 4 bytes each, so that memory does not grow with the texts."""
+    """The tokens of many texts in a temporary file, 4 bytes each, so that memory does not grow with the texts.
+
+    Raises:
+        DiskError: the disk with the temporary files is full, or there is no folder for them.
+    """
 
     def __init__(self) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile()
+        with _naming_tmpdir():
+            self._file: IO[bytes] = tempfile.TemporaryFile()
         self._lengths: list[NDArray[np.int64]] = []
         self._offsets = np.zeros(1, np.int64)
         self._codes: _Codes | None = None  # the file, mapped into memory after the last text
@@ -100,21 +104,19 @@ class TokenStore:
         Raises:
             DiskError: the disk with the temporary files is full.
         """
-        try:
+        with _naming_tmpdir():
             self._file.write(tokens.short_codes.tobytes())
             self._file.flush()
-        except OSError as error:
-            raise DiskError(f"{tempfile.gettempdir()}: {error.strerror} (temporary files; set TMPDIR)") from None
         self._lengths.append(tokens.lengths)
         self._codes = None
 
-    def texts(self, chosen: NDArray[np.int64]) -> list[_Codes]:
-        """Return the codes of some texts, each with the upper half of its bits and the flags."""
+    def __getitem__(self, text: int) -> _Codes:
+        """Return the codes of a text, each with the upper half of its bits and the flags."""
         if self._codes is None:
             self._offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(self._offsets), *self._lengths]))])
             self._lengths = []
             self._codes = np.memmap(self._file, np.uint32, "r") if self._offsets[-1] else np.zeros(0, np.uint32)
-        return [np.array(self._codes[self._offsets[text] : self._offsets[text + 1]]) for text in chosen]
+        return np.array(self._codes[self._offsets[text] : self._offsets[text + 1]])
 
 
 def shingles(codes: _Codes, *, ordered: bool) -> _Codes:
@@ -129,27 +131,28 @@ def shingles(codes: _Codes, *, ordered: bool) -> _Codes:
     return np.concatenate([codes, pairs])
 
 
-def signatures(texts: list[_Codes], *, ordered: bool) -> _Codes:
+def signatures(texts: Iterable[_Codes], *, ordered: bool) -> _Codes:
     """Return the MinHash signatures of texts that have tokens, texts x HASHES."""
-    result = np.empty((len(texts), HASHES), np.uint32)
-    for start, end in _blocks(texts):
-        sets = [shingles(codes, ordered=ordered) for codes in texts[start:end]]
-        starts = np.concatenate([[0], np.cumsum([len(items) for items in sets])[:-1]])
-        values = mixed(np.concatenate(sets).astype(np.uint64)).astype(np.uint32)
-        for number in range(HASHES):
-            result[start:end, number] = np.minimum.reduceat(values * _FACTORS[number] + _TERMS[number], starts)
-    return result
+    found = [np.empty((0, HASHES), np.uint32)]
+    for block in _blocks(shingles(codes, ordered=ordered) for codes in texts):
+        starts = np.concatenate([[0], np.cumsum([len(items) for items in block])[:-1]])
+        values = mixed(np.concatenate(block).astype(np.uint64)).astype(np.uint32)
+        columns = zip(_FACTORS, _TERMS, strict=True)
+        found.append(np.stack([np.minimum.reduceat(values * factor + term, starts) for factor, term in columns], 1))
+    return np.concatenate(found)
 
 
-def _blocks(texts: list[_Codes]) -> Iterator[tuple[int, int]]:
-    start = size = 0
-    for end, codes in enumerate(texts):
-        if size and size + len(codes) > _BLOCK:
-            yield start, end
-            start, size = end, 0
-        size += len(codes)
-    if start < len(texts):
-        yield start, len(texts)
+def _blocks(sets: Iterable[_Codes]) -> Iterator[list[_Codes]]:
+    block: list[_Codes] = []
+    size = 0
+    for items in sets:
+        if block and size + len(items) > _BLOCK:
+            yield block
+            block, size = [], 0
+        block.append(items)
+        size += len(items)
+    if block:
+        yield block
 
 
 def bands(signatures: _Codes, keys: NDArray[np.uint64], similarity: float) -> Iterator[NDArray[np.uint64]]:
@@ -260,13 +263,13 @@ def _near(
     store: TokenStore, texts: NDArray[np.int64], keys: NDArray[np.uint64], similarity: float, *, ordered: bool
 ) -> NDArray[np.int64]:
     """Return the index of each text's representative in ``texts``."""
-    blocks = [texts[start : start + _TEXTS] for start in range(0, len(texts), _TEXTS)]
-    signed = np.concatenate([signatures(store.texts(block), ordered=ordered) for block in blocks])
+    signed = signatures((store[text] for text in texts), ordered=ordered)
     pairs = np.zeros(0, np.int64)  # first * len(texts) + second
     for values in bands(signed, keys, similarity):
         found = _candidates(values)
-        close = estimates(signed[found[:, 0]], signed[found[:, 1]]) >= similarity - _MARGIN
-        pairs = np.unique(np.concatenate([pairs, found[close] @ np.array([len(texts), 1])]))
+        pieces = np.array_split(found, len(found) // _PAIRS + 1)
+        close = np.concatenate([estimates(signed[one], signed[other]) for one, other in (piece.T for piece in pieces)])
+        pairs = np.union1d(pairs, found[close >= similarity - _MARGIN] @ np.array([len(texts), 1]))
     parent = list(range(len(texts)))
 
     def root(text: int) -> int:
@@ -277,7 +280,7 @@ def _near(
 
     for one, other in zip(*np.divmod(pairs, len(texts)), strict=True):
         low, high = sorted((root(one), root(other)))
-        if low != high and similarity_of(*store.texts(texts[[one, other]]), ordered=ordered) >= similarity:
+        if low != high and similarity_of(store[texts[one]], store[texts[other]], ordered=ordered) >= similarity:
             parent[high] = low
     return np.fromiter(map(root, range(len(texts))), np.int64, len(texts))
 

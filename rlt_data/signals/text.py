@@ -14,8 +14,9 @@ from rlt_data.progress import Progress
 from rlt_data.settings import CurateSettings
 from rlt_data.signals.base import Column, Signal
 from rlt_data.signals.languages import other_languages, other_scripts
+from rlt_data.signals.ngrams import Ints
 from rlt_data.signals.parallel import by_slices
-from rlt_data.signals.words import WHOLE_WORD, WORD, Ints, Words, words_of
+from rlt_data.signals.words import WHOLE_WORD, WORD, Words, words_of
 
 _TOKEN = rf"\\[a-z]+|{WORD}|\S"
 #: Two equal runs of this many words in a text suggest a loop with their distance as its period.
@@ -116,7 +117,6 @@ def _slice(frame: pl.DataFrame, max_repetition: float) -> pl.DataFrame:
     frame = frame.with_columns(pl.col("explanation").fill_null(""))
     tokens = words_of(frame["explanation"], _TOKEN)
     share = repetition(tokens, loops(tokens))
-    sizes = np.array([len(text.encode()) for text in frame["explanation"]])
     compressed = np.array([len(zlib.compress(text.encode(), 1)) for text in frame["explanation"]])
     text = pl.col("explanation")
     return frame.select(
@@ -125,7 +125,7 @@ def _slice(frame: pl.DataFrame, max_repetition: float) -> pl.DataFrame:
         pl.Series("repetition", share),
         text.str.len_chars().cast(pl.Int64).alias("characters"),
         text.str.count_matches(WHOLE_WORD).cast(pl.Int64).alias("words"),
-        pl.Series("compression_ratio", sizes / compressed),
+        pl.Series("compression_ratio", frame["explanation"].str.len_bytes() / compressed),
         other_scripts(frame["explanation"], frame["question"]),
         other_languages(tokens, words_of(frame["question"], _TOKEN)),
         _latex_balanced().alias("latex_balanced"),

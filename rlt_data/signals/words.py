@@ -9,15 +9,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Hashes = NDArray[np.uint64]
+from rlt_data.signals.ngrams import Hashes, Ints, NGrams
 
 #: Scripts without spaces between words; each character is a word.
-_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-WHOLE_WORD = rf"[\w--[{_UNSPACED}]]+|[{_UNSPACED}]"
+UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+WHOLE_WORD = rf"[\w--[{UNSPACED}]]+|[{UNSPACED}]"
 #: A word, or 16 characters of a longer one, so that a loop of letters is a loop of words too.
 WORD = WHOLE_WORD.replace("+", "{1,16}", 1)
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _ROW_MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
 
 
@@ -50,12 +48,8 @@ class Words:
 
     def ngrams(self, n: int) -> tuple[Ints, Hashes]:
         """Return the n-grams within texts: the index of the first word of each, and a hash of its words and text."""
-        size = max(len(self.ids) - n + 1, 0)
-        hashes = np.zeros(size, np.uint64)
-        for offset in range(n):
-            hashes = hashes * _MULTIPLIER + self.ids[offset : offset + size]
-        first = np.flatnonzero(self.rows[:size] == self.rows[n - 1 :]) if size else np.zeros(0, np.int64)
-        return first, hashes[first] + self.rows[first].astype(np.uint64) * _ROW_MULTIPLIER
+        first, hashes = NGrams(self.ids, self.starts).of(n)
+        return first, hashes + self.rows[first].astype(np.uint64) * _ROW_MULTIPLIER
 
     def count(self, marked: NDArray[np.bool_]) -> Ints:
         """Return the number of marked words of each text."""

@@ -12,12 +12,13 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 
-from rlt_data.errors import RunFolderError, SettingsError
+from rlt_data.errors import RunFolderError, SettingsError, first_line
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import CurateSettings
 from rlt_data.signals.base import Signal
@@ -88,9 +89,13 @@ def curate(settings: CurateSettings, progress: Progress = SILENT) -> CurateSumma
     summaries = []
     with run.locked():
         _refuse_taken_columns(run, signals)
-        for signal in signals:
-            summaries.append(_Computation(run, signal, settings).run_to_end(progress))
-            logger.info("curate: %s: %d rows, %d new", signal.name, summaries[-1].rows, summaries[-1].new)
+        computations = [_Computation(run, signal, settings) for signal in signals]
+        for computation in computations:
+            computation.warn_of_missing_package()
+        for computation in computations:
+            summary = computation.run_to_end(progress)
+            logger.info("curate: %s: %d rows, %d new", summary.name, summary.rows, summary.new)
+            summaries.append(summary)
     return CurateSummary(run.path, summaries, skipped)
 
 
@@ -106,7 +111,11 @@ def _refuse_taken_columns(run: RunFolder, signals: list[Signal]) -> None:
 
 
 class _Computation:
-    """Computes one signal of a run that this process has locked."""
+    """Computes one signal of a run that this process has locked.
+
+    Raises:
+        InputError: what the settings of the signal name cannot be read.
+    """
 
     def __init__(self, run: RunFolder, signal: Signal, settings: CurateSettings) -> None:
         self._run = run
@@ -123,58 +132,72 @@ class _Computation:
         }
         self._entry: dict[str, Any] = json.loads(json.dumps(entry))
 
+    def warn_of_missing_package(self) -> None:
+        package = self._signal.package
+        if package and find_spec(package.replace("-", "_")) is None and not self._is_complete():
+            logger.warning(
+                "curate: %s is not installed; the signal %s stops at the first row that needs it. "
+                "pip install 'rlt-data[eval]'",
+                package,
+                self._signal.name,
+            )
+
     def run_to_end(self, progress: Progress) -> SignalSummary:
         run, signal, table = self._run, self._signal, self._table
         began, new = time.monotonic(), 0
-        before = run.signals.get(signal.name)
-        if before != self._entry or (signal.whole and not self._is_current()):
-            new = run.count(self._source)
-            with task(progress, f"curate {signal.name}", new):
-                self._replace(progress)
-        elif not run.is_current(table):
-            pending = run.count(self._source) - run.count(table)
+        if not self._is_complete():
+            starts_anew = signal.whole or not self._is_recorded()
+            pending = run.count(self._source) - (0 if starts_anew else run.count(table))
             with task(progress, f"curate {signal.name}", pending):
-                new = self._add_missing(progress)
+                new = self._replace(progress) if starts_anew else self._add_missing(progress)
         return SignalSummary(signal.name, run.count(table), new, self._findings(), time.monotonic() - began)
 
-    def _is_current(self) -> bool:
-        return bool(self._run.parts(self._table)) and self._run.is_current(self._table)
+    def _is_recorded(self) -> bool:
+        """Return whether the table, complete or not, was made by this version of the signal with these settings."""
+        return self._run.signals.get(self._signal.name) == self._entry
+
+    def _is_complete(self) -> bool:
+        return self._is_recorded() and bool(self._run.parts(self._table)) and self._run.is_current(self._table)
 
     def _record(self) -> dict[str, Any]:
         """Return the run.json entry of ``curate`` with this signal."""
         return {"versions": versions(), "signals": self._run.signals | {self._signal.name: self._entry}}
 
-    def _replace(self, progress: Progress) -> None:
-        """Compute all rows, and replace the table when they are complete."""
-        run, signal = self._run, self._signal
+    def _replace(self, progress: Progress) -> int:
+        """Compute all rows, replace the table when they are complete, and return their number."""
+        run, signal, parts = self._run, self._signal, self._run.parts(self._source)
         if not signal.whole and not run.parts(self._table):  # nothing to replace: an interrupted call can continue
             run.record("curate", self._record())
-            self._add_missing(progress)
-            return
-        results = self._checked(signal.compute(self._frames(run.parts(self._source)), self._settings, progress))
+            return self._add_missing(progress)
+        results = self._checked(signal.compute(self._frames(parts), self._settings, progress))
         with run.replacing(self._table, made_from=signal.sources if signal.whole else ()) as new_table:
-            if signal.whole:
-                frames = list(results)
-                rows = pl.concat(frames) if frames else self._empty()
-                results = (rows for _ in run.parts(self._source))
-            for part, rows in zip(run.parts(self._source), results, strict=True):
+            for part, rows in zip(parts, self._by_part(results) if signal.whole else results, strict=True):
                 new_table.write(part, self._arranged(part, rows))
             new_table.record("curate", self._record())
+        return run.count(self._table)
+
+    def _by_part(self, results: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+        """Yield the rows of each part of the source."""
+        run, key, source = self._run, self._signal.key, self._source
+        parts, empty = run.parts(source), pl.DataFrame(schema=self._types())
+        rows = pl.concat([empty, *results])
+        part_of = pl.concat(pl.DataFrame(run.read(source, part, [key])).with_columns(part=part) for part in parts)
+        found = rows.join(part_of, on=key).partition_by("part", as_dict=True, include_key=False)
+        for part in parts:
+            yield found.get((part,), empty)
 
     def _add_missing(self, progress: Progress) -> int:
         """Compute the rows that the table lacks, part by part, and return their number."""
-        run, signal, table = self._run, self._signal, self._table
+        run, signal, table, source = self._run, self._signal, self._table, self._source
         parts: list[int] = []
         added = 0
 
         def pending() -> Iterator[pl.DataFrame]:
-            for part in run.parts(self._source):
-                known = run.keys(table, part)
-                for frame in self._frames([part]):
-                    frame = frame.filter(~pl.col(signal.key).is_in(list(known))) if known else frame
-                    if len(frame):
-                        parts.append(part)
-                        yield frame
+            unfinished = [part for part in run.parts(source) if run.keys(source, part) - run.keys(table, part)]
+            for part, frame in zip(unfinished, self._frames(unfinished), strict=True):
+                known = pl.DataFrame(run.read(table, part, [signal.key]))
+                parts.append(part)
+                yield frame.join(known, on=signal.key, how="anti", maintain_order="left")
 
         for rows in self._checked(signal.compute(pending(), self._settings, progress)):
             part = parts.pop(0)
@@ -187,8 +210,7 @@ class _Computation:
     def _frames(self, parts: list[int]) -> Iterator[pl.DataFrame]:
         """Yield the input of the signal, one frame per part."""
         run, signal = self._run, self._signal
-        format = trace_format(run) if {"explanation", "closed"} & set(signal.reads) else None
-        tables = columns_of(run)
+        format, tables = trace_format(run), columns_of(run)
         for part in parts:
             if signal.level == "question":
                 renamed = {name: f"question_{name}" for name in ("answer", "meta")}
@@ -202,16 +224,17 @@ class _Computation:
         Raises:
             SettingsError: a plug-in returned others.
         """
-        signal = self._signal
-        schema = {signal.key: pl.String} | {name: column.type for name, column in signal.columns.items()}
+        types = self._types()
         for rows in results:
             try:
-                yield rows.select(list(schema)).cast(schema)  # type: ignore[arg-type]
+                yield rows.select(list(types)).cast(types)  # type: ignore[arg-type]
             except (pl.exceptions.PolarsError, AttributeError) as error:
-                raise SettingsError(f"--signals: {signal.name}: returned other columns: {error}") from None
+                raise SettingsError(
+                    f"--signals: {self._signal.name}: returned other columns: {first_line(error)}"
+                ) from None
 
-    def _empty(self) -> pl.DataFrame:
-        return pl.DataFrame(schema={self._signal.key: pl.String} | {n: c.type for n, c in self._signal.columns.items()})
+    def _types(self) -> dict[str, type[pl.DataType]]:
+        return {self._signal.key: pl.String} | {name: column.type for name, column in self._signal.columns.items()}
 
     def _arranged(self, part: int, rows: pl.DataFrame) -> pa.Table:
         """Return the rows of a part in the order of its source table.

@@ -11,7 +11,7 @@ from typing import Any
 
 from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.formats import Format
-from rlt_data.steps.provenance import recorded_format
+from rlt_data.signals.frames import trace_format
 from rlt_data.storage.errorlog import NAME
 from rlt_data.storage.run import RunFolder, content_hash
 
@@ -79,7 +79,7 @@ def refuse_maker(run: RunFolder, made_by: str, entry: dict[str, Any], format: Fo
             )
         remedy = "Use the same settings to continue it, --add to add traces of these settings, or choose another --out."
         run.refuse_other_settings("generate", entry, remedy)
-    existing = format_of_traces(run)
+    existing = trace_format(run)
     if existing and (difference := differing_explanations(existing, format)):
         raise SettingsError(
             f"--format: {format.name!r} and the format of the traces in {run.path}, {existing.name!r}, have different "
@@ -104,11 +104,6 @@ def origin_of_maker(run: RunFolder, made_by: str, origin: str | None, default: s
             "choose another --out"
         )
     return recorded
-
-
-def format_of_traces(run: RunFolder) -> Format | None:
-    """Return the format of a run's traces; for imported ones, that of their scores. None if it is not recorded."""
-    return recorded_format(run, "generate") or (recorded_format(run, "score") if has_imports(run) else None)
 
 
 def differing_explanations(one: Format, other: Format) -> str | None:
@@ -141,7 +136,7 @@ def pooled_entry(runs: Sequence[RunFolder]) -> dict[str, Any]:
     formats: list[tuple[RunFolder, Format]] = []
     for run in runs:
         makers |= {made_by: entry for made_by, entry in recorded_makers(run).items() if made_by not in makers}
-        if format := format_of_traces(run):
+        if format := trace_format(run):
             formats.append((run, format))
     for run, format in formats[1:]:
         first, existing = formats[0]

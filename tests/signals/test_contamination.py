@@ -103,6 +103,14 @@ def test_a_match_names_file_item_and_words(tmp_path: Path) -> None:
     ]
 
 
+def test_the_longest_short_question_is_named_and_one_without_words_matches_nothing(tmp_path: Path) -> None:
+    against = benchmark(tmp_path, ["Find x", "???", "Find x now", "求 x"])
+    assert matches(["Please find $x$ now!", "find x", "??? y", "请求x", ""], against) == [
+        "held-out.jsonl item2: whole question", "held-out.jsonl item0: whole question", None,
+        "held-out.jsonl item3: whole question", None,
+    ]  # fmt: skip
+
+
 def test_twelve_shared_words_do_not_flag_but_their_8_grams_are_counted(tmp_path: Path) -> None:
     item = "one cat sat on a large mat near the old red door and slept until the late evening came"
     against = benchmark(tmp_path, [item])

@@ -119,7 +119,21 @@ def test_formulas_in_other_places_differ() -> None:
 
 
 def test_texts_without_words_are_compared_literally() -> None:
-    assert question_duplicates(["???", "!!!", "???", "", ""]) == {2: 0, 4: 3}
+    assert question_duplicates(["???", "!!!", "???", "", "", "？？？"]) == {2: 0, 4: 3}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "एक दुकानदार के पास {} सेब थे और उसने अपने दोस्त को {} सेब दे दिए तो अब उसके पास कितने सेब बचे",
+        "كان لدى صاحب المتجر {} تفاحة وأعطى صديقه {} تفاحات فكم تفاحة بقيت لديه في المتجر الآن يا ترى",
+        "小明有{}个苹果，他给了他的好朋友小红{}个苹果，请问小明现在还剩下几个苹果？",
+    ],
+)
+def test_questions_in_other_scripts_with_other_numbers_are_no_duplicates(text: str) -> None:
+    numbers = {"ए": ("१२", "५", "८"), "ك": ("١٢", "٥", "٨"), "小": ("十二", "五", "八")}[text[0]]
+    questions = [text.format(numbers[0], number) for number in numbers[1:]]
+    assert question_duplicates([*questions, questions[0] + " !"]) == {2: 0}
 
 
 def test_a_chain_of_near_duplicates_is_one_cluster_with_the_smallest_id() -> None:

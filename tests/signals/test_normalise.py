@@ -49,6 +49,13 @@ def same(one: str, other: str) -> bool:
         ("$5x^2 + 3^{12}$ **and** the rest", "5x**2 + 3**{12} and the rest"),
         ("> A bee has\n> 6 legs.\n>\n> How many have 2?", "A bee has 6 legs. How many have 2?"),
         ("x\n> 5 and Janet\u2060’s", "x > 5 and Janet´s"),
+        (r"1\,234\,567 or 1,000,000,000 or 12{,}345{,}678", "1234567 or 1000000000 or 12345678"),
+        (r"\frac123 of x^{-1} and y^{n+1}", "1/2 3 of x⁻¹ and yⁿ⁺¹"),
+        ("2½ cups", "2 1/2 cups"),
+        ("don´t and don’t", "don't and don't"),
+        (r"$f'(x) + g''(x)$ for $f: A \to B$", r"f^{\prime}(x) + g^{\prime\prime}(x) for f: A -> B"),
+        (r"\[60^{\circ}, f \circ g\]", "60^∘, f ∘ g"),
+        ("٣٠ كتابا و ۱۲", "30 كتابا و 12"),
     ],
 )
 def test_spellings_of_the_same_text_have_the_same_tokens(one: str, other: str) -> None:
@@ -65,19 +72,35 @@ def test_spellings_of_the_same_text_have_the_same_tokens(one: str, other: str) -
         ("the set {100, 200}", "the set {100200}"),
         (r"\left", r"\le ft"),
         ("1.5", "15"),
+        (".5", "5"),
+        ("find f'(2)", "find f(2)"),
     ],
 )
 def test_other_texts_have_other_tokens(one: str, other: str) -> None:
     assert not same(one, other)
 
 
-def test_number_words_are_numbers() -> None:
+def test_number_words_and_spellings_of_numbers_are_numbers() -> None:
     assert same("zero, two, Seventeen and ninety", "0 2 17 and 90")
+    assert same("x = 5 and .5", "x 5 and 0.5")
 
 
 def test_scripts_without_spaces_have_a_token_per_character() -> None:
     assert words_of("数学 3 个") == ["数", "学", "3", "个"]
     assert words_of("한국어 문제") == ["한국어", "문제"]
+
+
+def test_digits_of_all_scripts_are_numbers() -> None:
+    for zero in "0０٠۰०০੦૦୦௦౦೦൦๐໐༠၀០":
+        [code] = tokens(pl.Series([chr(ord(zero) + 4) + chr(ord(zero) + 2)])).codes
+        assert code == tokens(pl.Series(["42"])).codes[0] and int(code) & DECISIVE
+    assert int(tokens(pl.Series(["三"])).codes[0]) & DECISIVE
+
+
+def test_a_series_is_not_changed() -> None:
+    texts = pl.Series(["１ ½", "a"])
+    assert words(texts).to_list() == [["1", "1", "2"], ["a"]]
+    assert texts.to_list() == ["１ ½", "a"]
 
 
 def test_lists_of_three_digit_numbers_are_not_joined() -> None:

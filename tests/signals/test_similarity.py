@@ -72,9 +72,27 @@ def test_the_store_returns_what_was_appended() -> None:
     with TokenStore() as store:
         for _ in range(2):
             store.append(texts)
-            found = store.texts(np.array([2, 0, 1]))
-        assert [len(codes) for codes in found] == [1, 3, 0]
-        assert store.texts(np.array([3]))[0].tolist() == texts.short_codes[:3].tolist()
+            assert [len(store[text]) for text in (2, 0, 1)] == [1, 3, 0]
+        assert store[3].tolist() == texts.short_codes[:3].tolist()
+
+
+def test_signatures_do_not_depend_on_blocks_and_a_long_text_is_one() -> None:
+    long = " ".join(f"word{chr(97 + index % 26)} {index}" for index in range(50_000))
+    texts = [*pairs_of(0.7, 3)[0], *tokens(pl.Series([long])).split(), *pairs_of(0.7, 3)[1]]
+    together = signatures(texts, ordered=True)
+    assert together.tolist() == [signatures([codes], ordered=True)[0].tolist() for codes in texts]
+    assert signatures([], ordered=True).shape == (0, 64)
+
+
+def test_pairs_are_compared_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlt_data.signals.similarity._PAIRS", 2)
+    text = " ".join(chr(97 + index) * 3 for index in range(20))
+    texts = tokens(pl.Series([f"{text} {chr(97 + number) * 4}" for number in range(9)]))
+    with TokenStore() as store:
+        store.append(texts)
+        order = np.arange(9)
+        found = representatives(store, order.astype(np.uint64), np.ones(9, np.uint64), order, 0.7, ordered=False)
+        assert found.tolist() == [0] * 9
 
 
 def test_a_full_disk_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,6 +102,13 @@ def test_a_full_disk_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) ->
         pytest.raises(DiskError, match=r"No space left on device \(temporary files; set TMPDIR\)$"),
     ):
         store.append(tokens(pl.Series(["a b c"])))
+
+
+def test_no_folder_for_temporary_files_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/dev/null/no folder"])
+    with pytest.raises(DiskError, match=r"^No usable .* \(temporary files; set TMPDIR\)$"):
+        TokenStore()
 
 
 def test_keys_separate_texts_and_key_0_has_no_near_duplicates() -> None:

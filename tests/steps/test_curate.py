@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,9 @@ def test_reviews_come_from_a_file(run: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="1 of 1 ids are no traces"):
         curated(run, "review", reviews=str(file))
     assert run.scan().collect()["review"].count() == 2  # the earlier reviews remain
+    file.write_text('{"trace_id": "0-0/1", "review": "good"}\n{"trace_id": "0-0/1", "review": "bad"}\n')
+    with pytest.raises(InputError, match="line 2: another review of the trace 0-0/1"):
+        curated(run, "review", reviews=str(file))
     file.write_text('{"trace": "0-0/1"}\n')
     with pytest.raises(InputError, match="line 1: needs the columns trace_id and review"):
         curated(run, "review", reviews=str(file))
@@ -196,6 +200,26 @@ def test_mistakes_in_the_names_of_signals(run: RunFolder, case: str) -> None:
     names, message = MISTAKES[case]
     with pytest.raises(RltDataError, match=message):
         curated(run, *names)
+
+
+def test_a_missing_file_is_an_error_before_any_signal_is_computed(run: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--against: .*missing.jsonl: no such file"):
+        curated(run, against=[str(tmp_path / "missing.jsonl")])
+    assert not run.signals
+
+
+def test_a_missing_package_is_announced_once_and_first(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    for _ in range(2):
+        curated(run, "text", "answer")
+    [warning] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.getMessage() == (
+        "curate: math-verify is not installed; the signal answer stops at the first row that needs it. "
+        "pip install 'rlt-data[eval]'"
+    )
+    assert run.signals.keys() == {"text", "answer"}
 
 
 YAML_MISTAKES = {
@@ -299,11 +323,15 @@ def test_rows_of_a_whole_signal_may_come_in_any_order(run: RunFolder, monkeypatc
     monkeypatch.setitem(SIGNALS, "whole", whole)
     curated(run, "whole")
     assert run.scan().collect()["same"].to_list() == [2] * 18
-    short = Signal("whole", "trace", {"same": Column(pl.Int64, "x")}, ("question",), compute, whole=True, version=2)
-    monkeypatch.setitem(SIGNALS, "whole", short)
-    monkeypatch.setattr("rlt_data.steps.curate.pl.concat", lambda frames: frames[0])
-    with pytest.raises(SettingsError, match="must return each row once"):
-        curated(run, "whole")
+    for version, wrong in enumerate((lambda rows: rows[:-1], lambda rows: rows[[*range(18), 4]]), 2):
+
+        def of_other_rows(*arguments: Any, wrong: Any = wrong) -> Any:
+            yield wrong(pl.concat(compute(*arguments)))
+
+        monkeypatch.setitem(SIGNALS, "whole", replace(whole, compute=of_other_rows, version=version))
+        with pytest.raises(SettingsError, match="must return each row once"):
+            curated(run, "whole")
+    assert run.scan().collect()["same"].to_list() == [2] * 18
 
 
 def test_signals_are_recorded_and_settings_make_them_new(run: RunFolder, tmp_path: Path) -> None:
