@@ -433,7 +433,7 @@ def print_stats(stats: Stats) -> None:
     if len(stats.buckets):
         _print_frame(stats.buckets)
     if stats.ranks_outdated:
-        typer.echo("the ranks are older than the scores and are not shown; run rlt-data rank again", err=True)
+        typer.echo("the ranks are older than the scores or signals, and not shown; run rlt-data rank again", err=True)
 
 
 def print_report(summary: ReportSummary) -> None:

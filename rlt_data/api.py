@@ -113,7 +113,7 @@ def score(*settings: Any, progress: bool | Progress = False, **keywords: Any) ->
 
 @documented(MergeSettings)
 def merge(*settings: Any, progress: bool | Progress = False, **keywords: Any) -> Run:
-    """Merge runs into a new one: of machines that shared the questions, or of several teachers.
+    """Merge runs of several machines, or of several teachers, into a new run.
 
     Returns:
         The merged run; ``run.summary`` has the rows of each table.
@@ -123,7 +123,7 @@ def merge(*settings: Any, progress: bool | Progress = False, **keywords: Any) ->
 
 @documented(CurateSettings)
 def curate(*settings: Any, progress: bool | Progress = False, **keywords: Any) -> Run:
-    """Check traces and questions: one column per finding; rows are never deleted.
+    """Check traces and questions. Findings are columns; no row is deleted.
 
     Returns:
         The run; ``run.scan()`` has the columns, and ``run.summary.signals`` counts the findings.

@@ -76,7 +76,8 @@ class Run:
         """Return a table lazily, or all tables joined: one row per trace.
 
         Args:
-            table: questions, traces, scores, ranks, answers, grades or signal_NAME. None joins all of a trace.
+            table: questions, traces, scores, ranks, answers, grades or signal_NAME. None: one row per trace, with its
+                question, score, rank and signals.
 
         Raises:
             RunFolderError: the run has no such table, or parts of it are missing or damaged.
@@ -111,7 +112,7 @@ class Run:
 
     @documented(CurateSettings, method=True)
     def curate(self, *, progress: bool | Progress = False, **settings: Any) -> Run:
-        """Check traces and questions: one column per finding; rows are never deleted.
+        """Check traces and questions. Findings are columns; no row is deleted.
 
         Returns:
             The run with its signals.

@@ -67,7 +67,7 @@ class Stats:
         shares: share of the scored traces for each of :data:`FLAGS`.
         terms: one row for each of :data:`TERMS`: term, mean, std, min, q25, median, q75, max (null without values).
         buckets: the table that ``rank`` prints; empty if the run has no current ranks.
-        ranks_outdated: whether the scores have changed since the run was ranked, so that its ranks are left out.
+        ranks_outdated: whether scores or signals have changed since the run was ranked, so that its ranks are left out.
         failed: number of rows in errors.jsonl by step.
         steps: the entries of run.json by step.
         matching: the traces that these figures are about; None: all traces of the run. ``failed`` and ``steps`` are

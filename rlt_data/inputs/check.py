@@ -305,7 +305,7 @@ def examined_rows(
             questions.add(question)
             yield row
     if report.without_solution:
-        report.notices += (f"{report.without_solution} rows have no solution: they get student measures but no reward",)
+        report.notices += (f"{report.without_solution} rows have no solution; they get measures but no reward",)
 
 
 class _Readers:

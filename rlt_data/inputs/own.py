@@ -58,7 +58,7 @@ class OwnDataSet:
 
 
 def own_data_set(sources: Sources) -> OwnDataSet | None:
-    """Return how the first source was made if a distill.json lies beside it, else None."""
+    """Return how the first source was made if there is a distill.json next to it, else None."""
     path = Path(sources.sources[0].name)
     for folder in (path, path.parent, path.parent.parent):
         try:

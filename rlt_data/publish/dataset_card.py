@@ -286,7 +286,7 @@ def _column_table(schema: pa.Schema, facts: DatasetFacts, more: Mapping[str, str
         more: meanings that differ from those of a run's tables.
     """
     known = columns.MEANINGS | SIGNAL_MEANINGS | dict(more or {})
-    meanings = {name: inline(known.get(name, "column of a signal of the user")) for name in schema.names}
+    meanings = {name: inline(known.get(name, "column of a user-defined signal")) for name in schema.names}
     if facts.reward != "rlt":
         meanings["reward"] = f"value of the reward function {code(facts.reward)}"
     return table([{"column": code(name), "meaning": meanings[name]} for name in schema.names])
@@ -368,7 +368,7 @@ def _selection(facts: DatasetFacts) -> str:
         if step["note"] or step["remark"]
     ]
     return paragraphs(
-        "Traces and questions that each condition left, from all scored traces to the rows:" if applied else "",
+        "Traces and questions before and after each condition:" if applied else "",
         table(applied),
         "\n".join(notes),
     )

@@ -191,7 +191,7 @@ def _one_or_several(value: Any) -> Any:
 InputNames = Annotated[str | tuple[str, ...], BeforeValidator(_one_or_several)]
 
 
-#: Lets a text stand for a list of one.
+#: Accepts a single text as a list of one.
 SEVERAL = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 Texts = Annotated[tuple[str, ...], SEVERAL]
 

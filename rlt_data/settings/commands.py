@@ -49,7 +49,7 @@ class StatsSettings(Settings):
     """Settings of ``rlt-data stats``."""
 
     input: str = field(..., INPUT, f"{RUN_HELP}.", affects="output", alias="in", positional="RUN")
-    where: Texts = where_field("Print the figures only of traces", affects="output")
+    where: Texts = where_field("Use only traces", affects="output")
 
 
 class ViewSettings(Settings):

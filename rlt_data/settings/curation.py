@@ -13,13 +13,15 @@ class CurateSettings(Settings):
         (),
         None,
         "Signal to compute: a built-in one, a plug-in's, module:function, or a YAML file of expressions; repeatable. "
-        "Default: text, leak, answer and duplicates, and those that --against, --evaluation and --reviews are for.",
+        "Default: text, leak, answer and duplicates; with --against, --evaluation and --reviews also contamination, "
+        "pass_rate and review.",
         affects="rows",
     )
     against: tuple[str, ...] = field(
         (),
         None,
-        "File of questions, or benchmark of evaluate, that must not be in the data; repeatable.",
+        "File of questions, or benchmark of rlt-data evaluate, to find in the data, for the signal contamination; "
+        "repeatable.",
         affects="rows",
         by_content=True,
     )
@@ -38,11 +40,7 @@ class CurateSettings(Settings):
         by_content=True,
     )
     max_repetition: float = field(
-        0.2, None, "Largest repetition of an explanation that is not flagged as repeats.", affects="rows", gt=0, le=1
+        0.2, None, "An explanation with a larger repetition repeats.", affects="rows", gt=0, le=1
     )
-    max_leak: float = field(
-        0.5, None, "Largest leak_share of an explanation that is not flagged as leaks.", affects="rows", gt=0, le=1
-    )
-    similarity: float = field(
-        0.7, None, "Jaccard similarity from which texts are near duplicates.", affects="rows", gt=0, le=1
-    )
+    max_leak: float = field(0.5, None, "An explanation with a larger leak_share leaks.", affects="rows", gt=0, le=1)
+    similarity: float = field(0.7, None, "Minimum Jaccard similarity of near duplicates.", affects="rows", gt=0, le=1)

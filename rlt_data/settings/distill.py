@@ -58,7 +58,7 @@ class DistillSettings(Settings):
         by_content=True,
     )
     per: str | None = field(
-        None, SELECTION, "With --cap, the SQL expression whose values are limited, such as origin.", affects="rows"
+        None, SELECTION, "SQL expression, such as origin; --cap limits the rows of each value.", affects="rows"
     )
     cap: int | None = field(None, SELECTION, "Maximum number of rows for each value of --per.", affects="rows", ge=1)
     limit: int | None = field(
@@ -92,7 +92,7 @@ class DistillSettings(Settings):
     columns: Texts = field(
         (),
         OUTPUT,
-        "Further column of the run to add to each row, such as answer_verdict or rsr; repeatable.",
+        "Column of the run to add to each row, such as answer_verdict or rsr; repeatable.",
         affects="rows",
     )
     rejected: str = field(

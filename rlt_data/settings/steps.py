@@ -205,7 +205,7 @@ class ScoreSettings(InputSettings, FormatSettings, ModelSettings, RewardSettings
     measures: Annotated[tuple[Literal["ifd", "local", "leak"], ...], AfterValidator(_without_repetitions)] = field(
         (),
         REWARD,
-        "Measures that need further passes of the student: ifd, local or leak; repeatable (docs/measures.md).",
+        "Add a measure that needs further passes of the student: ifd, local or leak; repeatable (docs/measures.md).",
         affects="rows",
         omit_default=True,
     )
@@ -272,7 +272,7 @@ class RankSettings(Settings):
     lambda_: float | None = field(
         None,
         None,
-        "Weight of the KL term of the reward to rank by. Default: that of score.",
+        "Rank by the reward with this weight of the KL term. Default: that of score.",
         affects="rows",
         alias="lambda",
         ge=0,
@@ -280,7 +280,7 @@ class RankSettings(Settings):
     alpha: float | None = field(
         None,
         None,
-        "Weight of the minimum and maximum in the reward to rank by. Default: that of score.",
+        "Rank by the reward with this weight of minimum and maximum. Default: that of score.",
         affects="rows",
         ge=0,
     )

@@ -1,4 +1,4 @@
-"""Languages: their function words and phrases (``phrases/*.yaml``), and how much of a text is in another one."""
+"""Languages: their function words and phrases (``phrases/*.yaml``), and the share of a text in other languages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlt_data.signals.words import Words
 
 Floats = NDArray[np.float64]
 
-#: Scripts that are counted; the letters of all others count as one script more.
+#: Scripts that are counted; all others count as one more.
 _SCRIPTS = {
     "Latin": r"\p{Latin}",
     "Cyrillic": r"\p{Cyrillic}",
@@ -35,7 +35,7 @@ _OTHER_LETTERS = rf"[\p{{L}}--[\p{{Common}}\p{{Greek}}{''.join(_SCRIPTS.values()
 _NO_LETTER = r"[^a-z\u00c0-\u024f\u0400-\u04ff]"
 #: A question uses the scripts of at least this share of its letters.
 _QUESTION_SHARE = 0.2
-#: Function words from which the language of a question is known.
+#: Minimum number of function words that decides the language of a question.
 _KNOWN_FROM = 3
 
 

@@ -23,7 +23,7 @@ _READS = ("explanation", "question_solution")
 _NGRAM = 8
 #: Texts of fewer words count as this long: every good explanation of a short solution repeats much of it.
 _LEAST_WORDS = 30
-#: The last sentence with the end of the one before it.
+#: A text with at least two sentences; the first group is all but the last.
 _LAST_SENTENCE = r"(?s)^(.*(?:[.!?。！？]\s|[。！？]|\n)).*?\S.*$"
 
 

@@ -86,7 +86,7 @@ _END = "\x00"
 
 
 def _spellings() -> dict[str, str]:
-    """Return spellings and what they become, the longest first, because the first that fits counts."""
+    """Return spellings and what they become, the longest first, because the first match counts."""
     meanings = {
         **{spelling: symbol for symbol, spellings in _OPERATORS.items() for spelling in spellings},
         **{spelling: f" {word} " for word, spellings in _WORDS.items() for spelling in spellings},

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def _evaluation(settings: CurateSettings) -> RunFolder:
     run = RunFolder.existing(str(settings.evaluation))
     if not run.parts("grades"):
-        raise RunFolderError(f"--evaluation: {run.path} has no graded answers; make it with rlt-data evaluate")
+        raise RunFolderError(f"--evaluation: {run.path} has no graded answers; name a run of rlt-data evaluate")
     if run.count("grades") != run.count("answers"):
         raise RunFolderError(f"--evaluation: {run.path} is unfinished; run rlt-data evaluate again first")
     return run
@@ -40,7 +40,9 @@ def _compute(frames: Iterable[pl.DataFrame], settings: CurateSettings, progress:
         yield rows
         progress.advance(len(frame))
     if not known:
-        raise SettingsError(f"--evaluation: {settings.evaluation} has none of the questions of this run")
+        raise SettingsError(
+            f"--evaluation: {settings.evaluation} has none of the questions of this run; run rlt-data evaluate on them"
+        )
 
 
 def _rates(run: RunFolder) -> pl.DataFrame:

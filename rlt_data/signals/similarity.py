@@ -170,30 +170,30 @@ def bands(signatures: _Codes, keys: NDArray[np.uint64], similarity: float) -> It
         yield values
 
 
-def estimates(ours: _Codes, theirs: _Codes) -> NDArray[np.float64]:
+def estimates(first: _Codes, second: _Codes) -> NDArray[np.float64]:
     """Return the similarity of pairs of signatures."""
-    return np.asarray((ours == theirs).mean(axis=1))
+    return np.asarray((first == second).mean(axis=1))
 
 
-def similarity_of(ours: _Codes, theirs: _Codes, *, ordered: bool) -> float:
+def similarity_of(one: _Codes, other: _Codes, *, ordered: bool) -> float:
     """Return the Jaccard similarity of two texts with the same numbers; 0 if their numbers changed places.
 
     Numbers in another order are the same only if each keeps a neighbouring token, and if no place (the tokens before
     and after) has another number, so that "3 apples and 5 pears" and "5 apples and 3 pears" differ. This does not apply
     to ``ordered`` texts.
     """
-    if not ordered and not _same_places(ours, theirs):
+    if not ordered and not _same_places(one, other):
         return 0.0
-    first = set(shingles(ours, ordered=ordered).tolist())
-    second = set(shingles(theirs, ordered=ordered).tolist())
+    first = set(shingles(one, ordered=ordered).tolist())
+    second = set(shingles(other, ordered=ordered).tolist())
     shared = len(first & second)
     return shared / (len(first) + len(second) - shared)
 
 
-def _same_places(ours: _Codes, theirs: _Codes) -> bool:
-    if np.array_equal(ours[ours & DECISIVE != 0], theirs[theirs & DECISIVE != 0]):
+def _same_places(one: _Codes, other: _Codes) -> bool:
+    if np.array_equal(one[one & DECISIVE != 0], other[other & DECISIVE != 0]):
         return True
-    places, other_places = _places(ours), _places(theirs)
+    places, other_places = _places(one), _places(other)
     if any(numbers != other_places.get(place, numbers) for place, numbers in places.items()):
         return False
     first, second = _neighbours(places), _neighbours(other_places)

@@ -21,11 +21,11 @@ from rlt_data.signals.words import WHOLE_WORD, WORD, Words, words_of
 _TOKEN = rf"\\[a-z]+|{WORD}|\S"
 #: Two equal runs of this many words in a text suggest a loop with their distance as its period.
 _NGRAM = 6
-#: (least words of a passage, occurrences in sequence that make a loop): longer passages need fewer.
+#: (minimum words of a passage, occurrences in a row that make a loop): longer passages need fewer.
 _COPIES = ((1, 4), (20, 3), (100, 2))
 #: Periods that are tried in each text, the most frequent distances first, so that time is linear.
 _MOST_PERIODS = 8
-#: Characters of the stretch in which loops are counted. Texts shorter than ``_SHORTEST`` count as that long.
+#: Characters of the window in which loops are counted. Texts shorter than ``_SHORTEST`` count as that long.
 _STRETCH, _SHORTEST = 500, 300
 #: Weight of a symbol or a LaTeX command: rules, tables and matrices have many equal ones.
 _SYMBOL_WEIGHT = 0.25
@@ -40,7 +40,7 @@ _PAIRS = ((r"\(", r"\)"), (r"\[", r"\]"), (r"\begin{", r"\end{"))
 
 
 def loops(words: Words) -> NDArray[np.bool_]:
-    """Return which words are part of a loop: a passage with copies of itself directly behind it.
+    """Return which words are part of a loop: a passage that occurs several times in a row.
 
     Args:
         words: the words of texts; symbols count as words.
@@ -76,7 +76,7 @@ def _periods(words: Words) -> tuple[Ints, Ints]:
 
 
 def repetition(words: Words, looped: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the largest share of loops in any 500 characters of each text, white space aside.
+    """Return the largest share of loops in any 500 characters of each text, with one space per word.
 
     Symbols and LaTeX commands count a quarter. A text shorter than 300 characters counts as 300.
 

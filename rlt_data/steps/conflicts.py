@@ -9,6 +9,7 @@ from typing import Any
 
 from rlt_data.errors import SettingsError
 from rlt_data.settings import (
+    CurateSettings,
     DistillSettings,
     GenerateSettings,
     ModelSettings,
@@ -16,7 +17,7 @@ from rlt_data.settings import (
     ScoreSettings,
 )
 from rlt_data.settings.base import is_url
-from rlt_data.signals.choose import declared_columns, default_signals
+from rlt_data.signals.choose import NEEDS, declared_columns, default_signals
 from rlt_data.signals.expressions import columns_in
 from rlt_data.signals.registry import SIGNALS
 from rlt_data.steps.own_teachers import NO_TEACHER, has_other_teachers, own_teacher
@@ -149,7 +150,7 @@ def _column_conflicts(settings: PipelineSettings) -> list[str]:
         used += [(distill.input, "distill.per", distill.per)] if distill.per else []
         used += [(distill.input, "distill.columns", f'"{name}"') for name in distill.columns]
     return [
-        f"{key}: {_missing_column(name, known)}"
+        f"{key}: {_missing_column(name, known, curate)}"
         for run, key, text in used
         for name in columns_in(text, key)
         if name not in known and not _may_have_column(run, name)
@@ -162,12 +163,17 @@ def _may_have_column(run: str, name: str) -> bool:
     return is_url(run) or any(name in entry["columns"] for entry in signals.values())
 
 
-def _missing_column(name: str, known: Collection[str]) -> str:
+def _missing_column(name: str, known: Collection[str], curate: CurateSettings | None) -> str:
     for signal in SIGNALS.values():
         if name in signal.columns:
+            ways = []
+            if curate and curate.signals:
+                ways.append(f"add {signal.name} to curate.signals")
+            if (needed := NEEDS.get(signal.name)) and not (curate and getattr(curate, needed)):
+                ways.append(f"set curate.{needed}")
             return (
                 f"{name} is a column of the signal {signal.name}, which the run does not have and this pipeline does "
-                f"not compute: add {signal.name} to curate.signals"
+                f"not compute: {' and '.join(ways) or 'add a curate section'}"
             )
     near = difflib.get_close_matches(name, known, 1)
     return f"no column {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")

@@ -1,7 +1,7 @@
-"""Compute signals about the traces and questions of a run: one table for each, rows are never deleted.
+"""Compute signals about the traces and questions of a run: one table for each; no row is deleted.
 
-A signal that looks at each row alone is computed part by part, for the rows that it does not have yet; an interrupted
-call continues at the next part. One that compares rows, or whose settings have changed, is computed as a whole, and its
+A signal that depends on one row at a time is computed part by part, for the rows that it lacks; an interrupted call
+continues at the next part. One that compares rows, or whose settings have changed, is computed as a whole, and its
 table is replaced when it is complete.
 """
 

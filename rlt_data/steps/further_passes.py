@@ -1,7 +1,7 @@
 """The measures that need further forward passes of the student (``score --measures``).
 
 Each measure makes further texts of a trace (:meth:`FurtherPasses.texts`), and its value from their log-probs
-(:func:`further_measures`). All tokens of an explanation are those of the first pass.
+(:func:`further_measures`). The tokens of an explanation are always those of the first pass.
 """
 
 from __future__ import annotations

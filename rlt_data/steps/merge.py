@@ -96,8 +96,8 @@ def merge(settings: MergeSettings, progress: Progress = SILENT) -> MergeSummary:
 
     Raises:
         SettingsError: two inputs are the same run, or the output folder is inside one of them.
-        RunFolderError: an input is not a run, is in use, or has other settings than those of its teacher; or the output
-            folder exists.
+        RunFolderError: an input is not a run or is in use; the runs differ in more than teachers and sampling settings;
+            or the output folder exists.
         DiskError: the merged run cannot be written.
     """
     began = time.monotonic()

@@ -68,7 +68,7 @@ def has_other_teachers(
 
 def with_teachers_of(entry: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's entry of ``score`` with the teachers of another run added, as without ``--teacher``."""
-    one, two = (set(str(each["depends_on"]["teacher"]).split(_SEPARATOR)) for each in (entry, other))
+    one, two = (set(str(step["depends_on"]["teacher"]).split(_SEPARATOR)) for step in (entry, other))
     models = {role: model for role, model in entry.get("models", {}).items() if role != "teacher"}
     return {
         **entry,

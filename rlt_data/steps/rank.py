@@ -25,7 +25,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -51,11 +51,12 @@ PARTS_AT_A_TIME = 64
 #: Columns of scores by flaw. A trace with several flaws gets the first.
 _FLAWS = {"empty": "empty", "holds tag": "holds_tag", "control token": "control_token", "truncated": "truncated"}
 
-#: Columns with the mean log-prob of an explanation in them, which misranks traces of several teachers: longer steps and
+#: Columns that contain the mean log-prob of an explanation, which misranks traces of several teachers: longer steps and
 #: plainer words have higher log-probs (Local Naturalness, arXiv 2510.03988).
 _MISRANKING = {"thought_logprob_mean", "perplexity", "reward_without_entropy"}
-#: Columns that are null for traces scored without a teacher.
+#: Columns that are null for traces scored without a teacher, and columns of ``score --measures`` with its values.
 _OF_TEACHER = {"reward", "r_kl", "kl_mean", "kl_max"}
+_MEASURES = {"ifd": "ifd", "local_logprob_mean": "local", "leak_drop": "leak"}
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
                 progress.advance(len(chunk))
             if not rows:
                 raise SettingsError(f"--where: no trace satisfies {' and '.join(settings.where)}")
-            _refuse_missing_values(scores.value, values, valued)
+            _refuse_missing_values(run, scores.value, values, valued)
             table = bucket_table(sums)
             entry = {"settings": settings.model_dump(mode="json", by_alias=True), "rows": rows, "questions": questions}
             ranks.record("rank", entry)
@@ -138,7 +139,7 @@ def rank(settings: RankSettings, progress: Progress = SILENT) -> RankSummary:
     if len(values) > 1 and (named := sorted(_MISRANKING & set(scores.value.columns))):
         notes.append(
             f"{named[0]} contains the mean log-prob of the explanation, which is known to misrank traces of several "
-            "origins (arXiv 2510.03988); docs/measures.md has others, such as --by=-rsr"
+            "origins (arXiv 2510.03988); docs/measures.md explains other measures, such as --by=-rsr"
         )
     seconds = time.monotonic() - began
     return RankSummary(run.path, rows, questions, table, count_missing_traces(run), seconds, scores.funnel.steps, notes)
@@ -150,23 +151,40 @@ def _values_by_origin(ranked: pl.DataFrame) -> list[tuple[str | None, int, int]]
     return list(counts.iter_rows())
 
 
-def _refuse_missing_values(value: Expression, rows: Counter[str | None], valued: Counter[str | None]) -> None:
+def _refuse_missing_values(
+    run: RunFolder, value: Expression, rows: Counter[str | None], valued: Counter[str | None]
+) -> None:
     """Raise SettingsError if no trace, or none of some origin, has a value to rank by."""
     without = sorted(str(origin or "unknown") for origin in rows if not valued[origin])
     if not without:
         return
     by = f"--by: {value.text}" if value.option == "--by" else value.option
-    why = remedy = ""
+    why = ""
+    if measures := [measure for column, measure in _MEASURES.items() if column in value.columns]:
+        why = f" (score --measures {measures[0]} computes it)"
     if _OF_TEACHER & set(value.columns):
-        why = ": scored without log-probs of a teacher (--teacher none), or the function of --reward returned None"
-        remedy = "; --by reward_without_entropy ranks them"
+        is_own = run.step("score").get("settings", {}).get("reward", "rlt") != "rlt"
+        why = " (traces have none if they were scored without log-probs of a teacher or without a solution"
+        why += ", or if the function of --reward returned None)" if is_own else ")"
     if len(without) == len(rows):
-        raise SettingsError(f"{by}: no trace has a value{why}{remedy}")
+        remedy = _known_for_all(run, rows, ("reward_without_entropy", "r_ss", "rsr"))
+        raise SettingsError(f"{by}: no trace has a finite value{why}" + (f"; {remedy} ranks them" if remedy else ""))
     missing = rows.total() - valued.total()
+    remedy = _known_for_all(run, rows, ("r_ss", "rsr"))
     raise SettingsError(
-        f"{by}: no trace of {', '.join(without)} has a value ({missing:,} of {rows.total():,} traces){why}; "
-        "--by r_ss ranks by what all traces have, and --where selects origins"
+        f"{by}: no trace of {', '.join(without)} has a finite value, {missing:,} of {rows.total():,} traces{why}; "
+        + (f"{remedy} ranks by what all origins have, and " if remedy else "")
+        + "--where selects origins"
     )
+
+
+def _known_for_all(run: RunFolder, origins: Collection[str | None], columns: Sequence[str]) -> str | None:
+    """Return ``--by`` with the first column of which all origins have values; None if there is none."""
+    frames = (pl.DataFrame(run.read("scores", part, ["origin", *columns])) for part in run.parts("scores"))
+    counts = pl.concat(frame.group_by("origin").agg(pl.col(columns).count()) for frame in frames)
+    counts = counts.group_by("origin").sum().filter(pl.col("origin").is_in(list(origins), nulls_equal=True))
+    column = next((name for name in columns if (counts[name] > 0).all()), None)
+    return column and ("--by=-rsr" if column == "rsr" else f"--by {column}")
 
 
 def refuse_missing_scores(run: RunFolder, command: str) -> None:

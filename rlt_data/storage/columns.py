@@ -18,7 +18,7 @@ MEANINGS = {
     "meta": "JSON of the input columns kept with --keep",
     "question_meta": "JSON of the question's input columns kept with --keep",
     "question_answer": "short final answer of the question, if the input has one",
-    "sample_index": "number of the sample within its question and the settings that made it, from 0",
+    "sample_index": "number of the sample for its question and the settings that made it, from 0",
     "completion": "text that the teacher wrote",
     "token_ids": "sampled tokens; null for imported traces",
     "logprobs": "log-probs of token_ids under the teacher",
@@ -55,7 +55,7 @@ MEANINGS = {
     "kl_max": "largest KL between teacher and student at a token of the explanation",
     "thought_tokens": "length of the explanation in tokens of the student",
     "solution_tokens": "length of the solution in tokens of the student",
-    "origin": "who wrote the explanation: the name of a model, or of its settings; null if unknown",
+    "origin": "who wrote the explanation: a model, or the name of its settings; null if unknown",
     "completion_tokens": "number of tokens that the teacher sampled",
     "finish_reason": "why the trace ended: stop (closing tag), eos (no closing tag), length (token limit); null if "
     "unknown",

@@ -280,7 +280,7 @@ class Graders:
 def serve(kind: Kind) -> None:
     """Grade requests from stdin, one JSON object per line, until stdin is closed; runs in :class:`Grader`'s process."""
     if kind == "math":
-        grade("math", "72 dollars", "\\frac{1}{2}")  # import now, so that the time limit is that of the answer
+        grade("math", "72 dollars", "\\frac{1}{2}")  # import now, so that the time limit covers only the answer
     with contextlib.suppress(ImportError, OSError, ValueError):  # Windows, and systems that refuse the limit
         import resource
 

@@ -185,7 +185,7 @@ def test_traces_without_a_solution_are_scored_but_are_no_questions_for_generate(
 ) -> None:
     data = [{"question": f"q{i}", "explanation": "t", "solution": "s" if i == 2 else None} for i in range(3)]
     path = write_jsonl(tmp_path / "rows.jsonl", data)
-    notice = "2 rows have no solution: they get student measures but no reward"
+    notice = "2 rows have no solution; they get measures but no reward"
     report = check(CheckSettings(input=str(path)))
     assert report.notices == (notice,) and not report.bad and "solution" in report.mean
     assert rlt("check", path).stdout.count(notice) == 1

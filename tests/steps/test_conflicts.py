@@ -64,15 +64,23 @@ CONFLICTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "ranks of a run without scores": ({"score": {"out": "scored"}}, ["rank.in: run", "rank.in: scored"]),
     "a condition over a signal that is not computed": (
         {"distill": {"where": "pass_rate > 0.2"}},
-        ["distill.where: pass_rate", "signal pass_rate", "add pass_rate to curate.signals"],
+        ["distill.where: pass_rate", "signal pass_rate", "set curate.evaluation"],
     ),
     "a column of a signal that is not computed": (
         {"distill": {"columns": ["pass_rate"]}, "curate": {"signals": ["review"], "reviews": "r.csv"}},
-        ["distill.columns: pass_rate", "add pass_rate to curate.signals"],
+        ["distill.columns: pass_rate", "add pass_rate to curate.signals and set curate.evaluation"],
     ),
     "a rank over a signal that is not computed": (
         {"rank": {"where": ["pass_rate > 0.2"]}, "distill": {"per": "origin", "cap": 1}},
-        ["rank.where: pass_rate", "add pass_rate to curate.signals"],
+        ["rank.where: pass_rate", "set curate.evaluation"],
+    ),
+    "a default signal without a curate section": (
+        {"distill": {"where": "NOT leaks"}},
+        ["distill.where: leaks", "signal leak", "add a curate section"],
+    ),
+    "a default signal that is not named": (
+        {"distill": {"where": "NOT leaks"}, "curate": {"signals": ["text"]}},
+        ["distill.where: leaks", "signal leak", "add leak to curate.signals"],
     ),
     "a cap over a misspelt column": (
         {"distill": {"per": "orgin", "cap": 2}},

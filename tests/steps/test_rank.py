@@ -357,6 +357,7 @@ WRONG = {
     "ranks": ("rank", "rank is a column of ranks|cannot depend on earlier ranks"),
     "signal": ("pass_rate", "signal pass_rate; run rlt-data curate --signals pass_rate"),
     "empty": ("", "not a SQL expression"),
+    "a measure that was not computed": ("-ifd", r"no trace has a finite value \(score --measures ifd computes it"),
 }
 
 
@@ -374,12 +375,32 @@ def test_an_origin_without_values_is_refused_with_what_would_work(tmp_path: Path
         [trace("q", 0, 1.0, origin="a"), trace("q", 1, None, origin="import", r_kl=None), trace("q", 2, 4.0)],
     )
     with pytest.raises(
-        SettingsError, match=r"--by: reward: no trace of import has a value \(1 of 3 traces\).*--by r_ss"
+        SettingsError, match=r"--by: reward: no trace of import has a finite value, 1 of 3 traces.*--by r_ss"
     ):
         ranked(run)
     ranked(run, by="r_ss")
     ranked(run, where=["origin = 'a'"])
     assert order(run) == ["q/0"]
+
+
+def test_only_columns_with_values_are_recommended(tmp_path: Path) -> None:
+    unsolved = {"reward_without_entropy": None, "r_ss": None, "r_kl": None, "rsr": 3.0}
+    rows = [trace("q", 0, 1.0, origin="a", rsr=2.0), trace("q", 1, None, origin="b", **unsolved)]
+    run = make_run(tmp_path / "pool", rows)
+    with pytest.raises(
+        SettingsError, match="no trace of b has a finite value.*; --by=-rsr ranks by what all origins have"
+    ):
+        ranked(run)
+    with pytest.raises(SettingsError, match="without a solution.*; --by=-rsr ranks them"):
+        ranked(run, where=["origin = 'b'"])
+    run = make_run(tmp_path / "nothing", rows[:1], [trace("r", 0, None, origin="b", **unsolved | {"rsr": None})])
+    with pytest.raises(SettingsError, match=r"without a solution\); --where selects origins"):
+        ranked(run)
+    with pytest.raises(SettingsError, match=r"or without a solution\)$"):
+        ranked(run, where=["origin = 'b'"])
+    run.record("score", {"settings": {"reward": "mine:reward"}})
+    with pytest.raises(SettingsError, match=r"or if the function of --reward returned None\)$"):
+        ranked(run, where=["origin = 'b'"])
 
 
 def test_traces_without_a_value_are_counted(tmp_path: Path) -> None:

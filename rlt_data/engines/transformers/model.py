@@ -214,7 +214,7 @@ class CausalModel:
             for start, block in self._blocks(rows):
                 logits = block.index_select(0, index)
                 likelier += torch.gt(logits, known[:, None], out=torch.empty_like(logits)).sum(-1)
-                # Off a CPU, the target's logit may have other last bits here.
+                # On GPUs, the last bits of the target's logit may differ here.
                 in_block, own = _target_values(logits, measured_tokens, start)
                 likelier -= (in_block & (own > known)).float()
                 if second:

@@ -190,7 +190,7 @@ const showQuestion = () => {
   const order = new Map(question.traces.map((trace) => [trace, bestFirst((name) => name === "source" ? trace.source : numberOf(trace, name))]));
   const ranked = [...question.traces].sort((a, b) => compare(order.get(a), order.get(b)));
   const texts = make("div", "problem");
-  texts.append(textBox(`Question ${visible(String(question.source_id ?? ""))}`, question.question), textBox("Solution", question.solution || "Each trace has its own, or it is unknown."));
+  texts.append(textBox(`Question ${visible(String(question.source_id ?? ""))}`, question.question), textBox("Solution", question.solution || "Unknown, or each trace has its own."));
   if (question.meta) texts.firstChild.append(make("p", "fine", visible(question.meta)));
   const traces = make("div", view.stacked ? "stacked" : "side-by-side");
   traces.tabIndex = 0;
