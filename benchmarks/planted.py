@@ -2,7 +2,8 @@
 
 DATA is a folder with gsm8k_train.jsonl, math500.jsonl and aime24.jsonl. 2,000 questions of GSM8K get explanations that
 are worded by rule from the steps of their solutions. Known faults are then planted in some of them, each in other rows,
-and rows with copies and with questions of the benchmarks are added.
+and rows with copies and with questions of the benchmarks are added. Rows that look faulty, but are not, are planted
+too: questions with other numbers or an opposite word, and right answers in another notation.
 """
 
 from __future__ import annotations
@@ -44,7 +45,24 @@ _LEAKS = (
     "As the reference answer shows, the steps are these.",
     "I was given the solution, so I only need to explain it.",
     "Looking at the provided solution, the first step is clear.",
+    "The given answer is what I should reach.",
+    "In der Musterlösung wird zuerst addiert.",
+    "D'après le corrigé, on additionne d'abord.",
 )
+#: Texts around a question of a benchmark.
+_AROUND = (
+    "Solve this problem and explain your steps.\n\n{}\n\nThink carefully.",
+    "Q3. {} Put your final answer in \\boxed{{}}.",
+    "{}\n(A) 1\n(B) 2\n(C) 3\n(D) none of these",
+    "<question>{}</question>",
+    "Löse die folgende Aufgabe auf Deutsch: {} Gib nur das Ergebnis an.",
+)
+_OPPOSITES = {"more": "less", "less": "more", "fewer": "more", "twice": "half", "half": "twice", "%": " dollars"}
+_UNICODE = {
+    r"\le": "≤", r"\ge": "≥", r"\ne": "≠", r"\times": "×", r"\cdot": "·", r"\pi": "π", r"\theta": "θ", r"\infty": "∞",
+    r"\cup": "∪", r"\in": "∈", r"\equiv": "≡", r"\circ": "∘", r"\lfloor": "⌊", r"\rfloor": "⌋", r"\lceil": "⌈",
+    r"\rceil": "⌉", r"\sum": "∑", r"\angle": "∠", r"\triangle": "△", r"\perp": "⊥",
+}  # fmt: skip
 
 
 @dataclass
@@ -97,6 +115,22 @@ def with_other_latex(text: str, draw: random.Random) -> str:
     return text
 
 
+def with_unicode(text: str, _: random.Random) -> str:
+    """Write the mathematics without LaTeX, as far as Unicode has the symbols."""
+    text = re.sub(r"\\[a-z]+", lambda command: _UNICODE.get(command[0], command[0]), text)
+    text = re.sub(
+        r"\^(\d)|_(\d)", lambda digit: "⁰¹²³⁴⁵⁶⁷⁸⁹"[int(digit[1])] if digit[1] else chr(0x2080 + int(digit[2])), text
+    )
+    return re.sub(r"\\[dt]?frac\{(\w)\}\{(\w)\}", r" \1/\2", text).replace("$", "")
+
+
+def with_markup(text: str, draw: random.Random) -> str:
+    """Write the text as on a web page or in a quotation."""
+    if draw.random() < 0.5:
+        return re.sub(r"\$([^$]+)\$", r"<math>\1</math>", text).replace("\n", "<br>\n")
+    return "\n".join(f"> {line}" for line in re.sub(r"(.{30,60}?) ", r"\1\n", text).splitlines())
+
+
 def edited(text: str, draw: random.Random) -> str:
     """Change a few characters: a near duplicate."""
     text = text.replace(".", " .", 1).replace("?", " ?")
@@ -115,6 +149,19 @@ def paraphrased(text: str, draw: random.Random) -> str:
 def with_other_numbers(text: str, draw: random.Random) -> str:
     """Change the numbers: another question of the same wording, no duplicate."""
     return re.sub(r"\d+", lambda match: str(int(match[0]) + draw.randint(1, 9)), text)
+
+
+def with_an_opposite(text: str, draw: random.Random) -> str:
+    """Replace a word by its opposite: another question, no duplicate."""
+    return re.sub(r"(?<= )(?:more|less|fewer|twice|half)\b|%", lambda match: _OPPOSITES[match[0]], text, count=1)
+
+
+def in_other_notation(answer: str, draw: random.Random) -> str:
+    """Write an answer, a whole number, in another notation."""
+    number = int(answer.replace(",", ""))
+    return draw.choice(
+        [f"{number:,}".replace(",", " "), f"${number}.00$", f"{2 * number}/2", f"`{number}`!", f"\\boxed {{{number}}}"]
+    )
 
 
 def plant(data: Path, seed: int = 0) -> list[Row]:
@@ -136,13 +183,26 @@ def plant(data: Path, seed: int = 0) -> list[Row]:
             row.faults.add(fault)
 
     def copies(count: int, fault: str, change: Callable[[str, random.Random], str]) -> None:
-        for _ in range(count):
+        while count:
             row = rows[next(order)]
-            rows.append(Row(change(row.question, draw), row.solution, row.answer, row.explanation, {fault}))
+            if (text := change(row.question, draw)) != row.question:
+                rows.append(Row(text, row.solution, row.answer, row.explanation, {fault}))
+                count -= 1
 
     def loop(row: Row) -> None:
-        sentence = draw.choice(["Wait, let me check this again. ", "no no no ", "12 + 5 = 17, so 17. ", "hmm "])
+        word = "haha" * 20
+        sentences = [
+            "Wait, let me check this again. ",
+            "no no no ",
+            "12 + 5 = 17, so 17. ",
+            "hmm ",
+            "让我再检查一遍。",
+            word,
+        ]
+        sentence = draw.choice(sentences)
         row.explanation += " " + sentence * draw.randint(20, 60)
+        if not sentence.isascii():
+            row.faults.add("foreign")
 
     def leak(row: Row) -> None:
         row.explanation = f"{draw.choice(_LEAKS)} {row.explanation}"
@@ -154,6 +214,10 @@ def plant(data: Path, seed: int = 0) -> list[Row]:
         value = float(row.answer.replace(",", "")) + draw.choice([1, 10, -3, 0.5])
         row.explanation = re.sub(r"the answer is .*$", f"the answer is {value:g}.", row.explanation)
 
+    def other_notation(row: Row) -> None:
+        answer = in_other_notation(row.answer, draw)
+        row.explanation = re.sub(r"the answer is .*$", lambda _: f"the answer is {answer}", row.explanation)
+
     def no_answer(row: Row) -> None:
         row.explanation = re.sub(r"Nothing else is missing.*$", "And from there it is easy to see.", row.explanation)
 
@@ -162,25 +226,39 @@ def plant(data: Path, seed: int = 0) -> list[Row]:
         row.explanation = f"{row.explanation[:middle]} {draw.choice(_FOREIGN)} {row.explanation[middle:]}"
 
     def broken(row: Row) -> None:
-        row.explanation += draw.choice([" </think>", " <|im_end|>", " <think>"])
+        row.explanation += draw.choice(
+            [
+                " <think>",
+                " <|im_end|>",
+                " <|eot_id|>",
+                "<end_of_turn>",
+                "<turn|>",
+                "</s>",
+                "[/INST]",
+                "<｜end▁of▁sentence｜>",
+            ]
+        )
 
     copies(100, "exact duplicate", respaced)
     copies(100, "near duplicate", edited)
     copies(100, "paraphrase", paraphrased)
     copies(100, "other numbers", with_other_numbers)
+    copies(100, "opposite word", with_an_opposite)
     some(60, "loop", loop)
     some(50, "leak phrase", leak)
     some(50, "leak copy", copy)
     some(100, "wrong answer", other_answer)
+    some(100, "right answer", other_notation)
     some(50, "no answer", no_answer)
     some(50, "foreign", foreign)
     some(50, "broken", broken)
     hidden = [json.loads(line) for name in ("math500", "aime24") for line in (data / f"{name}.jsonl").open()]
     for record in hidden:
-        change: Callable[[str, random.Random], str] = draw.choice([unchanged, respaced, with_other_latex])
-        text = change(record["problem"], draw)
-        if draw.random() < 0.3:
-            text = f"Solve this problem and explain your steps.\n\n{text}\n\nThink carefully."
+        change: Callable[[str, random.Random], str] = draw.choice(
+            [unchanged, respaced, with_other_latex, with_unicode, with_markup]
+        )
+        around = draw.choice(_AROUND) if draw.random() < 0.3 else "{}"
+        text = change(around.format(record["problem"]), draw)
         explanation = "I look at what is given and work step by step until the result is clear."
         rows.append(Row(text, record["solution"], str(record["answer"]), explanation, {"benchmark", "no answer"}))
     draw.shuffle(rows)

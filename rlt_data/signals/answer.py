@@ -155,4 +155,5 @@ SIGNAL = Signal(
     reads=_READS,
     compute=_compute,
     package="math-verify",
+    version=2,
 )

@@ -32,7 +32,7 @@ _SCRIPTS = {
 }
 _OTHER_LETTERS = rf"[\p{{L}}--[\p{{Common}}\p{{Greek}}{''.join(_SCRIPTS.values())}]]"
 #: Bounds a phrase. ``\b`` would be slow: Rust's regular expressions have no automaton for it outside ASCII.
-_NO_LETTER = r"[^a-z\u00c0-\u024f]"
+_NO_LETTER = r"[^a-z\u00c0-\u024f\u0400-\u04ff]"
 #: A question uses the scripts of at least this share of its letters.
 _QUESTION_SHARE = 0.2
 #: Minimum number of function words that decides the language of a question.

@@ -13,11 +13,13 @@ from rlt_data.progress import Progress
 from rlt_data.settings import CurateSettings
 from rlt_data.signals.base import Column, Signal
 from rlt_data.signals.languages import languages
+from rlt_data.signals.normalise import plain
 from rlt_data.signals.parallel import by_slices
 from rlt_data.signals.words import WHOLE_WORD, Words, words_of
 
 _READS = ("explanation", "question_solution")
-#: Words in an n-gram that counts as copied. Symbols are left out, so that changed LaTeX does not hide a copy.
+#: Words in an n-gram that counts as copied. Symbols are left out and LaTeX has one spelling, so that changed LaTeX does
+#: not hide a copy.
 _NGRAM = 8
 #: Texts of fewer words count as this long: every good explanation of a short solution repeats much of it.
 _LEAST_WORDS = 30
@@ -53,8 +55,10 @@ def leak_share(explanations: pl.Series, solutions: pl.Series) -> NDArray[np.floa
         explanations: the explanations.
         solutions: the solution of each.
     """
-    explained, solved = words_of(explanations, WHOLE_WORD), words_of(solutions, WHOLE_WORD)
-    body = words_of(solutions.str.extract(_LAST_SENTENCE, 1), WHOLE_WORD)
+    explained, solved, body = (
+        words_of(plain(texts), WHOLE_WORD)
+        for texts in (explanations, solutions, solutions.str.extract(_LAST_SENTENCE, 1))
+    )
     of_explanation = explained.count(copied(explained, solved)) / np.maximum(explained.counts, _LEAST_WORDS)
     of_solution = body.count(copied(body, explained)) / np.maximum(body.counts, _LEAST_WORDS)
     return np.maximum(of_explanation, of_solution)
@@ -98,4 +102,5 @@ SIGNAL = Signal(
     reads=_READS,
     compute=_compute,
     depends_on=("max_leak",),
+    version=2,
 )

@@ -29,10 +29,10 @@ _GREEK = (
 ).split()
 _GREEK_LETTERS = dict(zip("αβγδεζηθικλμνξοπρστυφχψω", _GREEK, strict=True)) | {"ς": "sigma"}
 _OPERATORS = {
-    "*": ("\\cdot", "\\times", "\\ast", "×", "·", "⋅", "∗", "∙"),
-    "-": ("−", "–", "‐", "‑", "\\minus"),
-    "≤": ("\\leqslant", "\\leqq", "\\leq", "\\le", "<=", "≦", "⩽"),
-    "≥": ("\\geqslant", "\\geqq", "\\geq", "\\ge", ">=", "≧", "⩾"),
+    "*": ("\\cdot", "\\times", "\\ast", "&times;", "×", "·", "⋅", "∗", "∙"),
+    "-": ("−", "–", "‐", "‑", "\\minus", "&minus;"),
+    "≤": ("\\leqslant", "\\leqq", "\\leq", "\\le", "&le;", "<=", "≦", "⩽"),
+    "≥": ("\\geqslant", "\\geqq", "\\geq", "\\ge", "&ge;", ">=", "≧", "⩾"),
     "≠": ("\\neq", "\\ne", "!="),
     "±": ("\\pm",),
     "<": ("\\lt", "&lt;"),
@@ -41,11 +41,23 @@ _OPERATORS = {
 _WORDS = {
     "sqrt": ("√",),
     "degrees": ("^{\\circ}", "^\\circ", "^{∘}", "^∘", "°", "\\degree", "\\degrees"),
-    "circ": ("∘",),
     "infty": ("∞",),
     "sum": ("∑",),
+    "prod": ("∏",),
     "int": ("∫",),
+    "partial": ("∂",),
+    "percent": ("%",),
+    "equiv": ("≡",),
+    "approx": ("≈",),
+    "cong": ("≅",),
+    "sim": ("∼",),
+    "perp": ("⊥",),
+    "parallel": ("∥",),
+    "circ": ("∘",),
     "in": ("∈",),
+    "notin": ("∉",),
+    "subset": ("⊂",),
+    "subseteq": ("⊆",),
     "cap": ("∩",),
     "cup": ("∪",),
     "angle": ("∠",),
@@ -63,11 +75,11 @@ _DROPPED = (
     "\\left \\right \\middle \\bigl \\bigr \\biggl \\biggr \\bigg \\big \\frac \\dfrac \\tfrac \\cfrac \\over "
     "\\div ÷ \\text \\textbf \\textit \\textrm \\textnormal \\mathrm \\mathbf \\mathit \\mathsf \\mathbb \\mathcal "
     "\\operatorname \\mbox \\hbox \\emph \\boldsymbol \\bm \\rm \\bf \\displaystyle \\textstyle \\limits "
-    "\\nolimits \\qquad \\quad \\hspace \\vspace \\space &nbsp; \\ldots \\cdots \\dots \\colon \\lvert \\rvert "
+    "\\nolimits \\qquad \\quad \\space &nbsp; \\ldots \\cdots \\dots \\colon \\lvert \\rvert "
     "\\vert \\mid \\lfloor \\rfloor \\lceil \\rceil \\{ \\} \\[ \\] \\( \\) \\\\ \\, \\; \\: ~ — --- -- ** "
-    "\\rightarrow \\to → -> ... …"
+    "\\rightarrow \\to → -> ... … | _ ⌊ ⌋ ⌈ ⌉ ⟨ ⟩ ‖"
 ).split()
-_EMPTY = ("\\!", "'", "’", "‘", "`", "\u200b", "\u200c", "\u200d", "\ufeff", "\u00ad")
+_EMPTY = ("\\!", "'", "’", "‘", "`", "\u200b", "\u200c", "\u200d", "\u200e", "\u200f", "\u2060", "\ufeff", "\u00ad")
 
 #: Ends each command of LaTeX, so that \\le does not fit in \\left.
 _END = "\x00"
@@ -98,6 +110,12 @@ _CHARACTERS = {
     **{fraction: f" {fraction}" for fraction in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"},
     "´": "'",
 }
+#: Tags, and commands of LaTeX whose arguments are not part of the text.
+_LAYOUT = (
+    r"</?(?:[a-z]{3,}|br|em|h[1-6]|li|p|td|tr|ul|ol)(?: ?/)?>|"
+    r"\\(?:begin\s*\{\s*(?:array|tabular)\s*\}\s*\{[^{}]*\}"
+    r"|(?:begin|end|[hv]space|(?:text)?color|label|tag)\*?\s*\{[^{}]*\})"
+)
 
 _SYMBOLS = r"+\-*=<>^≤≥≠±"
 #: Three more digits behind a separator of thousands.
@@ -112,8 +130,9 @@ _NUMBERS = {word: str(number + (number > 0)) for number, word in enumerate(_UNIT
 }
 _DECISIVE = (
     "half halves third thirds quarter quarters twice thrice double triple dozen maximum minimum largest smallest "
-    "greatest least even odd increasing decreasing positive negative derivative integral sin cos tan log ln "
-    "二 两 三 四 五 六 七 八 九 十 百 千 万 半 倍"
+    "greatest least more less fewer even odd increasing decreasing increased decreased positive negative sum product "
+    "difference average mean median percent area perimeter circumference volume radius diameter derivative integral "
+    "sin cos tan log ln 二 两 三 四 五 六 七 八 九 十 百 千 万 半 倍"
 ).split()
 
 
@@ -177,24 +196,34 @@ def tokens(texts: pl.Series) -> Tokens:
 
 def words(texts: pl.Series) -> pl.Series:
     """Return the tokens of texts as lists of strings."""
+    return plain(texts).str.extract_all(_TOKEN)
+
+
+def plain(texts: pl.Series) -> pl.Series:
+    """Return texts in lower case, with one spelling of LaTeX commands, Unicode symbols and numbers."""
     other = (texts.str.len_bytes() != texts.str.len_chars()).fill_null(False)
     if other.any():
         raised = texts.filter(other).str.replace_all(rf"([{''.join(_SUPERSCRIPTS)}]+)", "^$1")
-        composed = raised.str.replace_many(_CHARACTERS).str.normalize("NFKC")
+        lowered = raised.str.replace_all("([₀-₎ₐ-ₜ]+)", " $1 ")
+        composed = lowered.str.replace_many(_CHARACTERS).str.normalize("NFKC")
         texts = texts.clone().scatter(other.arg_true(), composed)
+    quoted = texts.str.contains(r"(?:\A|\n[ \t]*\n)[ \t]*> ").fill_null(False)
+    if quoted.any():
+        texts = texts.zip_with(~quoted, texts.str.replace_all(r"(?m)^[ \t]*>+(?: |\r?$)", ""))
     return (
         texts.str.to_lowercase()
         .str.replace_all(r"\\{2,}", "\\")
-        .str.replace_all(r"\\[dtc]?frac\s*([0-9])\s*([0-9])", " $1 $2 ")
-        .str.replace_all(r"\\log_([0-9])([0-9])", "log $1 $2")
+        .str.replace_all(r"\\[dtc]?frac(?:\s*([0-9])|\s+([a-z]))\s*([0-9a-z])", " $1$2 $3 ")
+        .str.replace_all(r"log\}?\s*_([0-9])([0-9])", "log $1 $2")
         .str.replace_all(r"\\,([0-9]{3})\b", ",$1")
-        .str.replace_all(r"\\(?:begin|end)\s*\{\s*[a-z]+\*?\s*\}", " ")
+        .str.replace_all(r"([\p{L}\p{N})}\]])\*\*([0-9{])", "$1^$2")
+        .str.replace_all("<sup>", "^", literal=True)
+        .str.replace_all(_LAYOUT, " ")
         .str.replace_all(r"(\\[a-z]+)", f"${{1}}{_END}")
         .str.replace_many(_SPELLINGS, leftmost=True)
         .str.replace_all(rf"(^|[^0-9,.(\[{{])([1-9][0-9]{{0,2}}),([0-9]{{3}}){_GROUP * 3}\b", "$1$2$3$4$5$6")
-        .str.replace_all(rf"([{_SYMBOLS}])[\s{{(\[$]+", "$1")
+        .str.replace_all(rf"([{_SYMBOLS}])[\s{{}}(\[$]+", "$1")
         .str.replace_all(r"[-*]+(\p{L}{2})", " $1")
-        .str.extract_all(_TOKEN)
     )
 
 

@@ -31,8 +31,10 @@ _STRETCH, _SHORTEST = 500, 300
 _SYMBOL_WEIGHT = 0.25
 
 _CONTROL = (
-    r"<\|[A-Za-z][\w ./-]{0,40}\|>|<｜[^<>｜\n]{1,40}｜>|</?s>|<(?:bos|eos|pad|unk)>|<(?:start|end)_of_turn>"
-    r"|\[/?INST\]|<</?SYS>>|</?(?:think|thinking|thought|reasoning|explanation|solution|answer|tool_call|tool_response)>"
+    r"<\|/?[A-Za-z][\w ./-]{1,40}\|>|<｜[^<>｜\n]{1,40}｜>|</?s>|<(?:bos|eos|pad|unk)>|<(?:start|end)_of_turn>"
+    r"|<\|(?:turn|channel|tool\w*)>|<(?:turn|channel|tool\w*)\|>|</?seed:\w+>"
+    r"|\[/?(?:INST|THINK|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK)\]|<</?SYS>>"
+    r"|</?(?:think|thinking|thought|reasoning|explanation|solution|answer|tool_call|tool_response)>"
 )
 _PAIRS = ((r"\(", r"\)"), (r"\[", r"\]"), (r"\begin{", r"\end{"))
 
@@ -161,4 +163,5 @@ SIGNAL = Signal(
     reads=("question", "explanation"),
     compute=_compute,
     depends_on=("max_repetition",),
+    version=2,
 )

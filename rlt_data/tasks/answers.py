@@ -12,13 +12,25 @@ _THREE_WORDS = re.compile(r"[^\W\d_]{2,}(?:,? [^\W\d_]{2,}){2}")
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|mathit)\s*\{([^{}]*)\}")
 _NOISE = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[!,;: ()\[\]]|\$|\\(?=[%$#])")
 _SPACES = re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])")
-_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:[,\s]\d{3})+(?:\.\d+)?")
 _NUMBER = re.compile(r"([-+]?)(?:(\d+(?:\.\d*)?|\.\d+)(?:/(\d+))?|\\frac\{(\d+)\}\{(\d+)\})")
 _LONGEST_NUMBER = 50
+_NUMBER_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty"
+).split()
+_SYMBOLS = str.maketrans(
+    {"∞": r"\infty ", "π": r"\pi ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "≤": r"\le "}
+    | {"≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "×": r"\times ", "·": r"\cdot ", "÷": "/", "°": r"^\circ ", "−": "-"}
+)
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ", "0123456789-n")
+_FRACTIONS = {symbol: rf"\frac{{{a}}}{{{b}}}" for symbol, a, b in ("½12", "⅓13", "⅔23", "¼14", "¾34")}
 _UNIT = re.compile(r"(?<=\d) (?!pi\b)[^\W\d_]{2,}(?: [^\W\d_]+)*$")
 #: Numbers that differ by less than this, relatively, may be roundings of each other.
 _ROUNDING = Fraction(1, 1000)
+_FRAC = re.compile(r"\\frac\s*(\\[A-Za-z]+|\d)\s*(\\[A-Za-z]+|\d)")
 _LABEL = re.compile(r"(?:^|(?<=[\s({]))\(?([A-J])\s*[).:]\)?")
+_CHOICE = re.compile(r"(?:(?:option|choice) ?)?(?:\(?([A-J])(?:[).:]|$)|\(([a-j])\))")
 #: The letter of a choice.
 LETTER = re.compile(r"(?<![A-Za-z])\(?([A-J])\)?(?![A-Za-z])")
 
@@ -53,13 +65,26 @@ def compared(answer: str, known: str) -> bool | None:
 
 def normal(answer: str) -> str:
     """Return an answer without LaTeX that does not change its meaning, and without spaces between symbols."""
-    answer = answer.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("{,}", ",").replace("−", "-")
+    answer = latex(answer).replace("{,}", ",")
     answer = _NOISE.sub("", _WRAPPED.sub(r" \1", answer))
     answer = _SPACES.sub("", answer.strip(" \n*")).removesuffix(".")
-    return answer.replace(",", "") if _THOUSANDS.fullmatch(answer) else answer
+    return re.sub(r"[,\s]", "", answer) if _THOUSANDS.fullmatch(answer) else answer
+
+
+def latex(text: str) -> str:
+    """Return a text with the LaTeX of its Unicode symbols, and with one spelling of fractions."""
+    text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+    if not text.isascii():
+        for symbol, fraction in _FRACTIONS.items():
+            text = text.replace(symbol, fraction)
+        text = re.sub("[⁰¹²³⁴-⁹⁻ⁿ]+", lambda power: f"^{{{power[0].translate(_SUPERSCRIPTS)}}}", text)
+        text = re.sub(r"√\s*(?:(\d+|\w)|\(([^()]*)\))", r"\\sqrt{\1\2}", text).translate(_SYMBOLS)
+    return _FRAC.sub(r"\\frac{\1}{\2}", text)
 
 
 def _number(text: str) -> Fraction | None:
+    if text.casefold() in _NUMBER_WORDS:
+        return Fraction(_NUMBER_WORDS.index(text.casefold()))
     match = _NUMBER.fullmatch(text) if len(text) <= _LONGEST_NUMBER else None
     if not match:
         return None
@@ -114,5 +139,6 @@ def is_choice(answer: str, listed: Mapping[str, str]) -> str | None:
     same = [letter for letter, option in listed.items() if option and option == text.casefold()]
     if len(same) == 1:
         return same[0]
-    start = re.match(r"\(?([A-J])(?:[).:]|$)", text)
-    return start[1] if start and start[1] in listed else None
+    start = _CHOICE.match(text)
+    letter = start and (start[1] or start[2]).upper()
+    return letter if letter in listed else None

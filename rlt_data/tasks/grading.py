@@ -22,7 +22,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from rlt_data.errors import ModelError
-from rlt_data.tasks.answers import LETTER
+from rlt_data.tasks.answers import LETTER, latex
 from rlt_data.tasks.countdown import why_wrong
 
 Kind = Literal["math", "choice", "countdown"]
@@ -35,14 +35,18 @@ _START_TIMEOUT = 120.0
 MEMORY = 2 * 2**30
 #: Longer texts, in characters, are not answers.
 LONGEST_ANSWER = 1000
-_BOXES = ("\\boxed{", "\\fbox{", "\\framebox{")
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?:\s*\{|\s+(?=[-\d]))")
 _BRACE = re.compile(r"\\.|[{}]", re.S)
 #: The text after the last match is the answer.
 _ANNOUNCED = re.compile(
-    r"(?:answer(?: is|:| =)|####|antwort(?: ist| lautet|:)|réponse(?: est| ?:)|respuesta(?: es|:)|答案(?:是|为|:|：))"
-    r"[ :*]*",
-    re.I,
+    r"(?:answer(?: is|:| =)|answer (?:would|should|must|will) be(?=[ :*]*[-\d$\\(])|^[#* ]*final answer[*: ]*$"
+    r"|(?:correct|right) (?:option|choice)(?: is|:)|####"
+    r"|antwort(?: ist| lautet|:)|réponse(?: est| ?:)|respuesta(?: es|:)|答案(?:是|为|:|：))"
+    r"[ :：*]*",
+    re.I | re.M,
 )
+#: Markup of an answer, and a final exclamation mark that is no factorial of a variable.
+_MARKUP = re.compile(r"</?(?:b|i|em|strong|code)>|(?:(?<=[\d*`>])|(?<=\w\w))!+$")
 _SENTENCE_END = re.compile(r"\.\s+(?=[A-Z])|(?<=[\d)}\]$%])\.\s")
 _WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}")
 
@@ -80,10 +84,12 @@ def stated_answer(text: str) -> str | None:
 
 def _boxed(text: str) -> str | None:
     """Return the content of the last box, if it is closed."""
-    start, box = max((text.rfind(box), box) for box in _BOXES)
-    if start < 0:
+    boxes = list(_BOX.finditer(text))
+    if not boxes:
         return None
-    start += len(box)
+    box, start = boxes[-1], boxes[-1].end()
+    if not box[0].endswith("{"):
+        return text[start : start + LONGEST_ANSWER].split(maxsplit=1)[0].strip("$.,")
     depth = 1
     for brace in _BRACE.finditer(text, start, start + LONGEST_ANSWER):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)
@@ -96,9 +102,9 @@ def _announced(text: str) -> Iterator[str]:
     """Yield the text after each announcement, the last first, up to the end of its line or sentence."""
     for match in reversed(list(_ANNOUNCED.finditer(text))):
         lines = text[match.end() : match.end() + LONGEST_ANSWER].strip().splitlines()
-        is_heading = match[0].startswith("#") and len(lines) > 1
+        is_heading = match[0].strip(" *") == "####" and len(lines) > 1
         if lines and not is_heading:
-            yield _SENTENCE_END.split(lines[0], maxsplit=1)[0].strip(" *").removesuffix(".")
+            yield _MARKUP.sub("", _SENTENCE_END.split(lines[0], maxsplit=1)[0]).strip(" *`~").removesuffix(".")
 
 
 def grade(kind: Kind, solution: str, gold: str, numbers: list[int] | None = None, target: int | None = None) -> Grade:
@@ -119,7 +125,8 @@ def grade(kind: Kind, solution: str, gold: str, numbers: list[int] | None = None
         return Grade(bool(letters) and letters[-1] == gold.strip().strip("()").upper())
     from math_verify import verify
 
-    expected, answer = _parsed(f"${gold}$"), final_answer(solution)
+    solution = latex(solution)
+    expected, answer = _parsed(f"${latex(gold)}$"), final_answer(solution)
     found = _parsed(f"${answer}$")
     # An answer with words is parsed as text too. A formula is not, because its last number would be taken.
     is_formula = found and answer == solution.strip() and not _WORD.search(answer)

@@ -101,6 +101,13 @@ def test_opposite_words_make_another_question() -> None:
     assert question_duplicates([text.format("largest"), text.format("smallest"), text.format("largest")]) == {2: 0}
 
 
+@pytest.mark.parametrize(("one", "other"), [("more", "fewer"), ("30%", "30"), ("the sum of", "the product of")])
+def test_decisive_words_make_another_question(one: str, other: str) -> None:
+    text = "A baker and two sons sell {} 45 loaves on Sunday and ask how many loaves are in {} all baskets of the shop."
+    questions = [text.format(one, "and under"), text.format(other, "and under"), text.format(one, "or under")]
+    assert question_duplicates(questions) == {2: 0}
+
+
 def test_formulas_in_other_places_differ() -> None:
     text = (
         "Let f and g be the functions from before, with all the values that the table lists. What is $f(g(3)) + g({})$?"

@@ -27,6 +27,11 @@ _LEAKS = {
         "the  SOLUTION\nthat I was given uses a table.",
         "Looking at the provided solution, we first factor.",
         "The answer given to us is 15, so we work backwards.",
+        "Let me look at the answer key first.",
+        "Hm, the given answer is 30, but I get 25.",
+        "As stated in the solution, both are even.",
+        "The detailed solution provided above explains it.",
+        "In the solution, they divide by two.",
     ),
     "de": (
         "Laut der angegebenen Lösung sind es 40 Birnen.",
@@ -34,6 +39,7 @@ _LEAKS = {
         "Wie die Musterlösung zeigt, ist x gleich 2.",
         "Das stimmt mit der gegebenen Antwort überein.",
         "Da wir die Antwort schon kennen, erklären wir nur den Weg.",
+        "In der Musterlösung steht eine Tabelle.",
     ),
     "fr": (
         "Selon la solution fournie, il reste 40 poires.",
@@ -41,6 +47,7 @@ _LEAKS = {
         "Cela correspond à la réponse donnée.",
         "D’après la solution, on additionne d'abord.",
         "Nous connaissons déjà la réponse.",
+        "Le corrigé commence par une somme.",
     ),
     "es": (
         "Según la solución dada, quedan 40 peras.",
@@ -48,6 +55,7 @@ _LEAKS = {
         "Como ya sabemos la respuesta, solo falta explicarla.",
         "Esto coincide con la solución proporcionada.",
         "Como muestra la solución, x es 2.",
+        "En la solución dada se suma primero.",
     ),
     "it": ("Secondo la soluzione fornita restano 40 pere.", "Conosciamo la risposta che ci è stata data."),
     "pt": ("Segundo a solução fornecida, restam 40 peras.", "Como mostra a solução, x vale 2."),
@@ -57,6 +65,14 @@ _LEAKS = {
         "标准答案说明x等于2。",
         "因为我们已经知道答案，所以只需解释。",
         "正如所给的解答所示，答案是七。",
+        "题目给的答案是七，我们来凑。",
+        "按照提供的解法，先相加。",
+    ),
+    "ja": ("与えられた解答によると、梨は40個です。", "模範解答ではまず足します。", "これは示された答えと一致します。"),
+    "ru": (
+        "Согласно приведённому решению, осталось 40 груш.",
+        "В эталонном решении сначала складывают.",
+        "Это совпадает с данным ответом.",
     ),
 }
 
@@ -81,7 +97,10 @@ _HONEST = (
     "La solution est x = 2 et la réponse est donnée par la somme. La solution de l'équation est unique.",
     "La solución es x = 2. La respuesta está dada por la suma.",
     "La soluzione è x = 2. A solução é x = 2.",
-    "所以答案是二。方程的解是x等于2。根据题目给出的条件，我们知道答案。",
+    "所以答案是二。方程的解是x等于2。根据题目给出的条件，我们知道答案。题目给出的答案选项有四个。",
+    "方程式の解は2です。与えられた式から答えは整数です。",
+    "Решение уравнения единственное, поэтому данное решение подходит. По данному условию ответ целый.",
+    "As mentioned, the solution is acid. The expected answer is an integer.",
 )
 
 
@@ -155,6 +174,23 @@ def test_short_solutions_are_not_copied(solution: str, explanation: str) -> None
     (row,) = _signal((solution, explanation)).rows(named=True)
     assert row == {"trace_id": "0", "leaks": False, "leak_share": pytest.approx(row["leak_share"]), "leak_phrase": None}
     assert row["leak_share"] <= 0.5
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        "(a + 1)/2 ≤ α · β holds for all a ≥ 2, and x² − sin y = 3/4 gives √2 once we add 2,500 to both of the sides.",
+        r"$\dfrac{a + 1}{2} \leq \alpha \times \beta$ holds for all $a \ge 2,$ and $x^{2} - \operatorname{sin} y = "
+        r"\tfrac34$ gives $\sqrt 2$ once we add $2{,}500$ to both of the sides.",
+    ],
+)
+def test_changed_latex_does_not_hide_a_copy(copy: str) -> None:
+    solution = (
+        r"$\frac{a+1}{2} \le \alpha \cdot \beta$ holds for all $a \geq 2$, and $x^2 - \sin y = \frac{3}{4}$ gives "
+        r"$\sqrt{2}$ once we add $2,500$ to both of the sides. The end is near."
+    )
+    (share,) = _signal((solution, f"Let me think about it. {copy}"))["leak_share"]
+    assert share > 0.8
 
 
 def test_the_share_counts_copied_words() -> None:
