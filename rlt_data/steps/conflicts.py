@@ -20,7 +20,7 @@ from rlt_data.signals.choose import declared_columns, default_signals
 from rlt_data.signals.expressions import columns_in
 from rlt_data.signals.registry import SIGNALS
 from rlt_data.steps.own_teachers import NO_TEACHER, has_other_teachers, own_teacher
-from rlt_data.storage.rows import OF_QUESTIONS
+from rlt_data.storage.rows import OF_QUESTIONS, OWN
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import SCHEMAS
 
@@ -136,7 +136,7 @@ def _distill_conflicts(settings: PipelineSettings) -> list[str]:
 def _column_conflicts(settings: PipelineSettings) -> list[str]:
     """Check that the columns of expressions will exist: in a table of the pipeline, its signals, or the run."""
     rank, distill, curate = settings.rank, settings.distill, settings.curate
-    known = {name for table in ("traces", "scores", "ranks") for name in SCHEMAS[table].names} | set(OF_QUESTIONS)
+    known = {name for table in ("traces", "scores", "ranks") for name in SCHEMAS[table].names} | {*OF_QUESTIONS, *OWN}
     for name in (curate.signals or default_signals(curate)) if curate else ():
         if (columns := declared_columns(name)) is None:
             return []  # a function names its columns when it runs

@@ -1,38 +1,46 @@
-"""The traces of a run with columns of any of its tables, part by part: :meth:`RunFolder.scan` for one part."""
+"""The traces of a run with columns of any of its tables: :func:`columns_of` says which, and from which table.
+
+Columns that both a trace and its question have are named after the trace: ``meta`` is the trace's, ``question_meta`` the
+question's. ``answer`` and ``solution`` are the question's where the trace has none; ``trace_answer`` and
+``trace_solution`` are null there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import polars as pl
 
-from rlt_data.storage.run import RunFolder
-from rlt_data.storage.schemas import SCHEMAS
+from rlt_data.storage.schemas import SCHEMAS, SIGNAL_PREFIX
+from rlt_data.storage.tables import Tables
 
-#: Columns that :meth:`RunFolder.join_questions` adds to traces or fills in.
-OF_QUESTIONS = (
-    "question",
-    "solution",
-    "system",
-    "answer",
-    "question_meta",
-    "question_answer",
-    "question_solution",
-    "trace_answer",
-    "trace_solution",
-)
+Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
+
+#: Columns of questions, by their names next to those of traces.
+OF_QUESTIONS = {
+    "question": "question",
+    "question_solution": "solution",
+    "system": "system",
+    "question_answer": "answer",
+    "question_meta": "meta",
+}
+#: Columns of traces, by their names next to ``answer`` and ``solution``, which take the question's value for null.
+OWN = {"trace_answer": "answer", "trace_solution": "solution"}
 
 
-def columns_of(run: RunFolder) -> dict[str, str]:
-    """Return the table of each column of :meth:`RunFolder.scan`, by column."""
-    tables = dict.fromkeys(SCHEMAS["traces"].names, "traces") | dict.fromkeys(OF_QUESTIONS, "questions")
-    for table in run.joined_tables:
-        tables |= {name: table for name in run.schema(table).names if name not in tables}
+def columns_of(run: Tables) -> dict[str, str]:
+    """Return the table of each column of a trace. Tables without rows and tables that are out of date have none."""
+    tables = dict.fromkeys([*SCHEMAS["traces"].names, *OWN], "traces")
+    tables |= dict.fromkeys([*OWN.values(), *OF_QUESTIONS], "questions")
+    for table in ("scores", "ranks", *(SIGNAL_PREFIX + name for name in run.signals)):
+        if run.parts(table) and run.is_current(table):
+            tables |= {name: table for name in run.schema(table).names if name not in tables}
     return tables
 
 
 def read_rows(
-    run: RunFolder, part: int, columns: Iterable[str], tables: Mapping[str, str] | None = None
+    run: Tables, part: int, columns: Iterable[str], tables: Mapping[str, str] | None = None, *, of: str = "traces"
 ) -> pl.DataFrame:
     """Return one row per trace of a part, in the order of the table.
 
@@ -41,24 +49,47 @@ def read_rows(
         part: number of the part.
         columns: columns of :func:`columns_of`.
         tables: the result of :func:`columns_of`, if many parts are read.
+        of: ``traces``, or ``scores`` for one row per score; columns that scores share with traces are read from it.
 
     Returns:
         The columns, after ``trace_id`` and ``question_id``.
     """
-    names = list(dict.fromkeys(["trace_id", "question_id", *columns]))
+    names = ["trace_id", "question_id", *columns]
     tables = columns_of(run) if tables is None else tables
-    by_table: dict[str, list[str]] = {}
-    for name in names:
-        by_table.setdefault(tables[name], []).append(name)
-    of_questions = "questions" in by_table
-    own = ("answer", "solution") if of_questions else ()  # where they are null, those of the question take their place
-    traces = list(dict.fromkeys([*by_table.pop("traces"), *own]))
-    frame = pl.DataFrame(run.read("traces", part, traces))
-    if of_questions:
-        frame = frame.with_columns(trace_answer="answer", trace_solution="solution")
-        frame = run.join_questions(frame, part)
-        by_table.pop("questions")
-    for table, wanted in by_table.items():
-        right = pl.DataFrame(run.read(table, part, list(dict.fromkeys([run.key(table), *wanted]))))
+    return _join(run, names, tables, of, lambda table, stored: pl.DataFrame(run.read(table, part, stored)))
+
+
+def scan_rows(run: Tables) -> pl.LazyFrame:
+    """Return one row per trace lazily, with all columns of :func:`columns_of` but the trace's own answer and solution.
+
+    Raises:
+        RunFolderError: there are no traces, or part files are missing, damaged or unknown.
+    """
+    tables = columns_of(run)
+    names = [name for name in tables if name not in OWN]
+    return _join(run, names, tables, "traces", lambda table, stored: run.scan(table).select(stored))
+
+
+def _join(
+    run: Tables, names: list[str], tables: Mapping[str, str], of: str, read: Callable[[str, list[str]], Frame]
+) -> Frame:
+    """Read columns from their tables and left join these to the table ``of``, keeping its order."""
+    columns: dict[str, dict[str, str]] = {of: {"trace_id": "trace_id", "question_id": "question_id"}}
+    filled = [name for name in OWN.values() if name in names]
+    for name in [*names, *(f"{side}_{name}" for name in filled for side in ("trace", "question"))]:
+        if name not in filled:
+            table = of if name in run.schema(of).names else tables[name]
+            stored = OF_QUESTIONS.get(name, name) if table == "questions" else OWN.get(name, name)
+            columns.setdefault(table, {})[name] = stored
+    frames = {}
+    for table, stored in columns.items():
+        key = run.key(table)
+        stored = {key: key} | stored
+        frames[table] = read(table, list(dict.fromkeys(stored.values()))).select(
+            pl.col(column).alias(name) for name, column in stored.items()
+        )
+    frame = frames.pop(of)
+    for table, right in frames.items():
         frame = frame.join(right, on=run.key(table), how="left", maintain_order="left")
-    return frame.select(names)
+    frame = frame.with_columns(pl.coalesce(f"trace_{name}", f"question_{name}").alias(name) for name in filled)
+    return frame.select(list(dict.fromkeys(names)))

@@ -1,0 +1,211 @@
+"""The files of each table: which parts exist, and whether they match the manifest of the table."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rlt_data.errors import RltDataError, RunFolderError
+from rlt_data.storage.folder import STAGING, FileState, Folder
+from rlt_data.storage.manifest import Manifest, Part
+from rlt_data.storage.paths import refusal
+from rlt_data.storage.run_json import FIRST_LAYOUT, read_info
+from rlt_data.storage.schemas import TABLE_OF_STEP
+
+#: Attempts to read a table whose files change during the read.
+READ_ATTEMPTS = 5
+_SEGMENT = re.compile(r"journal/[^/]+/(\d+)/(?:seg-([0-9a-f]{32})|[0-9a-f]{32})\.parquet")
+_PART = re.compile(r"part-(\d{5,})\.parquet")
+#: Files that match ``RUN/<table>/*.parquet``.
+_TABLE_FILE = re.compile(r"[^.].*\.parquet")
+
+
+def part_file(table: str, part: int) -> str:
+    """Return the name of a part file within the run."""
+    return f"{table}/part-{part:05d}.parquet"
+
+
+def manifest_file(table: str) -> str:
+    """Return the name of the manifest of a table within the run."""
+    return f"manifests/{table}.json"
+
+
+@dataclass
+class Files:
+    """The files of a table when they were last listed.
+
+    Attributes:
+        table: name of the table.
+        manifest: its manifest.
+        part_files: numbers of the parts whose part file exists.
+        journal: names of the journal files of each part.
+    """
+
+    table: str
+    manifest: Manifest
+    part_files: set[int]
+    journal: dict[int, list[str]]
+
+    @property
+    def parts(self) -> list[int]:
+        """The numbers of the parts that have rows, in order."""
+        return sorted(self.part_files | self.journal.keys())
+
+    @property
+    def complete(self) -> set[int]:
+        """The numbers of the parts whose part file contains all their rows."""
+        return self.part_files - self.journal.keys()
+
+    def names(self, part: int) -> list[str]:
+        """Return the names of the files with rows of a part: the part file first, then the journal."""
+        return [*([part_file(self.table, part)] if part in self.part_files else []), *self.journal.get(part, ())]
+
+    def expected(self, part: int) -> dict[str, list[FileState]]:
+        """Return the states that each file of a part may have, by file name."""
+        expected = {part_file(self.table, part): self.manifest.parts[part].states} if part in self.part_files else {}
+        for name in self.journal.get(part, ()):
+            if (segment := _SEGMENT.fullmatch(name)) and segment[2]:
+                expected[name] = [FileState(-1, -1, segment[2])]
+        return expected
+
+
+class Listing:
+    """The files of all tables at their last listing, plus the files that this process has written since.
+
+    Args:
+        folder: the folder of the run.
+
+    Attributes:
+        is_locked: whether this process holds the lock of the run and is thus the only writer.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._tables: dict[str, Files] = {}
+        self.is_locked = False
+
+    def files(self, table: str, *, refresh: bool = False) -> Files:
+        """Return the files of a table.
+
+        Args:
+            table: name of the table.
+            refresh: list the files again, unless this process is the only writer.
+
+        Raises:
+            RunFolderError: part files are missing, truncated or unknown, or the files cannot be listed.
+        """
+        if table in self._tables and (self.is_locked or not refresh):
+            return self._tables[table]
+        reason = ""
+        for _ in range(READ_ATTEMPTS):
+            files, reason = self._list(table)
+            if not reason:
+                self._tables[table] = files
+                return files
+            with contextlib.suppress(OSError, RltDataError):
+                self._folder.recover()  # a process may have been killed during a replacement of the table
+        if self._folder.exists(f".{table}{STAGING}/commit"):
+            reason = f"{self._folder.path / table}: is being replaced; try again later"
+        raise RunFolderError(reason)
+
+    def knows(self, table: str) -> bool:
+        """Return whether a table was listed and not forgotten since."""
+        return table in self._tables
+
+    def forget(self, *tables: str) -> None:
+        """List the files of tables, by default of all, again when they are next needed."""
+        for table in tables or list(self._tables):
+            self._tables.pop(table, None)
+
+    def save(self, files: Files) -> None:
+        """Write the manifest of a table."""
+        text = files.manifest.text()
+        self._folder.write(manifest_file(files.table), lambda path: path.write_text(text, encoding="utf-8"))
+
+    def resolve_pending(self, table: str) -> None:
+        """Update the manifest to the actual states of the part files, after a kill or at the end of a step."""
+        files = self.files(table, refresh=True)
+        if not files.manifest.has_pending:
+            return
+        for number, part in list(files.manifest.parts.items()):
+            if number not in files.part_files:
+                del files.manifest.parts[number]
+            elif part.earlier:
+                state = self._folder.file_state(part_file(table, number))
+                is_earlier = state != part.state and part.earlier.matches(state.bytes, state.xxh3)
+                files.manifest.parts[number] = Part(part.earlier if is_earlier else part.state)
+        files.manifest.clear_pending()
+        self.save(files)
+
+    def unknown_file(self, table: str) -> str | None:
+        """Return a file in the folder of a table that is not a part; None if there is none."""
+        return next((name for name in self._folder.list_files(table) if not _PART.fullmatch(name)), None)
+
+    def _list(self, table: str) -> tuple[Files, str]:
+        """List the files of a table, and return them with the reason to refuse them, empty if there is none."""
+        try:
+            # Journals are listed before the parts that they are merged into, so that no row is missed.
+            journal: dict[int, list[str]] = {}
+            for file in self._folder.list_files(f"journal/{table}"):
+                if segment := _SEGMENT.fullmatch(name := f"journal/{table}/{file}"):
+                    journal.setdefault(int(segment[1]), []).append(name)
+            manifest = self._read_manifest(table)
+            sizes = self._folder.sizes(table)
+        except OSError as error:
+            raise RunFolderError(f"{self._folder.path / table}: cannot be listed: {refusal(error)}") from None
+        sizes = {f"{table}/{name}": size for name, size in sizes.items() if _TABLE_FILE.fullmatch(name)}
+        part_files = {number for number in manifest.parts if part_file(table, number) in sizes}
+        return Files(table, manifest, part_files, journal), self._refusal(table, manifest, sizes)
+
+    def _refusal(self, table: str, manifest: Manifest, sizes: Mapping[str, int]) -> str:
+        """Return why the part files do not match the manifest, or an empty string if they do."""
+        for number, part in manifest.parts.items():
+            name = part_file(table, number)
+            if name not in sizes:
+                if not part.is_new:
+                    return f"{self._folder.path / name}: is missing; restore it from a copy"
+            elif sizes[name] not in {state.bytes for state in part.states}:
+                return (
+                    f"{self._folder.path / name}: is truncated or was not written by rlt-data "
+                    f"({sizes[name]:,} bytes instead of {part.state.bytes:,}); restore it from a copy"
+                )
+        if unknown := sorted(sizes.keys() - {part_file(table, number) for number in manifest.parts}):
+            file = self._folder.path / unknown[0]
+            return f"{file}: is not a part of this table (rlt-data did not write it); move it away"
+        return ""
+
+    def _read_manifest(self, table: str) -> Manifest:
+        name = manifest_file(table)
+        try:
+            return Manifest.from_text(self._folder.read(name).decode())
+        except (FileNotFoundError, NotADirectoryError):
+            info = read_info(self._folder)
+            return self._first_manifest(table, info) if info.get("version") == FIRST_LAYOUT else Manifest()
+        except ValueError as error:
+            raise RunFolderError(f"{self._folder.path / name}: cannot be read: {error}") from None
+
+    def _first_manifest(self, table: str, info: Mapping[str, Any]) -> Manifest:
+        """Make the manifest of a table in the first layout, without checksums.
+
+        Raises:
+            RunFolderError: rows are missing.
+        """
+        parts = {}
+        for name, size in self._folder.sizes(table).items():
+            if match := _PART.fullmatch(name):
+                parts[int(match[1])] = Part(FileState(self._folder.count_rows(f"{table}/{name}"), size, ""))
+        manifest = Manifest(parts)
+        entries = {
+            TABLE_OF_STEP.get(step, "ranks" if step == "rank" else ""): entry
+            for step, entry in info.get("steps", {}).items()
+        }
+        rows = entries.get(table, {}).get("rows", 0)
+        folder = self._folder.path / table
+        if manifest.rows < rows and not self._folder.list_files(f"journal/{table}"):
+            raise RunFolderError(f"{folder}: has {manifest.rows:,} rows, but run.json says {rows:,}; parts are missing")
+        if table == "questions" and sorted(parts) != list(range(len(parts))):
+            raise RunFolderError(f"{folder}: parts are missing between the existing ones")
+        return manifest
