@@ -253,9 +253,7 @@ def _write_traces(run: RunFolder, root: Path, progress: Progress) -> Config:
     """Write all traces, with the columns of :meth:`RunFolder.scan` that do not have a value per token."""
     writer: ConfigWriter | None = None
     tables = columns_of(run)
-    per_token = {
-        field.name for table in ("traces", "scores") for field in SCHEMAS[table] if pa.types.is_list(field.type)
-    }
+    per_token = {field.name for schema in SCHEMAS.values() for field in schema if pa.types.is_list(field.type)}
     names = [name for name in tables if name not in per_token and name not in OWN]
     for part in run.parts("traces"):
         table = read_rows(run, part, names, tables).select(names).to_arrow(compat_level=pl.CompatLevel.oldest())

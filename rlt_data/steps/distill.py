@@ -228,10 +228,8 @@ class Rows:
             joined = frame.select(name for name in _SELECTED if name in frame.columns)
             joined = joined.join(traces, on="trace_id", how="left", maintain_order="left")
             if "rejected_id" in frame.columns:
-                rejected = traces.select(
-                    rejected_id="trace_id", rejected="completion", rejected_solution="trace_solution"
-                )
-                joined = joined.join(rejected, on="rejected_id", how="left", maintain_order="left")
+                worse = traces.select(rejected_id="trace_id", rejected="completion", rejected_solution="trace_solution")
+                joined = joined.join(worse, on="rejected_id", how="left", maintain_order="left")
             for row in joined.iter_rows(named=True):
                 texts = {name: row[name] for name in ("completion", "rejected") if name in row}
                 read = {name: read_completion(self.format, text).text for name, text in texts.items()}

@@ -1,8 +1,7 @@
 """The traces of a run with columns of any of its tables: :func:`columns_of` says which, and from which table.
 
-Columns that both a trace and its question have are named after the trace: ``meta`` is the trace's, ``question_meta`` the
-question's. ``answer`` and ``solution`` are the question's where the trace has none; ``trace_answer`` and
-``trace_solution`` are null there.
+``meta`` is the trace's, ``question_meta`` that of its question. ``answer`` and ``solution`` are those of the question if
+the trace has none of its own; then ``trace_answer`` and ``trace_solution`` are null.
 """
 
 from __future__ import annotations
