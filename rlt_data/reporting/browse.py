@@ -14,7 +14,9 @@ from rlt_data.storage.rows import OWN, columns_of, read_rows
 from rlt_data.storage.run import RunFolder
 
 _KEYS = ["trace_id", "question_id", "source_id"]
-_TRACE_COLUMNS = [*_KEYS, "sample_index", "completion", "finish_reason", "origin", "meta", *OWN]
+_TRACE_COLUMNS = [
+    *_KEYS, "sample_index", "completion", "finish_reason", "origin", "trace_answer", "meta", "trace_solution",
+]  # fmt: skip
 #: The name of the question's ``meta`` next to its traces, which have their own.
 _QUESTION_META = {"meta": "question_meta"}
 #: Columns that order traces, the first that has values: what the run was ranked by, else its rewards.

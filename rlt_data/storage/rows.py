@@ -1,7 +1,7 @@
 """The traces of a run with columns of any of its tables: :func:`columns_of` says which, and from which table.
 
-``meta`` is the trace's, ``question_meta`` that of its question. ``answer`` and ``solution`` are those of the question if
-the trace has none of its own; then ``trace_answer`` and ``trace_solution`` are null.
+``answer`` and ``solution`` are those of the trace or, if it has none, of its question. ``trace_answer`` and
+``trace_solution`` are the trace's own. ``meta`` is the trace's, ``question_meta`` its question's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OF_QUESTIONS = {
     "question_answer": "answer",
     "question_meta": "meta",
 }
-#: Columns of traces, by their names next to ``answer`` and ``solution``, which take the question's value for null.
+#: Columns of traces whose nulls the question's value replaces, by the names of the trace's own values.
 OWN = {"trace_answer": "answer", "trace_solution": "solution"}
 
 
@@ -72,23 +72,21 @@ def scan_rows(run: Tables) -> pl.LazyFrame:
 def _join(
     run: Tables, names: list[str], tables: Mapping[str, str], of: str, read: Callable[[str, list[str]], Frame]
 ) -> Frame:
-    """Read columns from their tables and left join these to the table ``of``, keeping its order."""
-    columns: dict[str, dict[str, str]] = {of: {"trace_id": "trace_id", "question_id": "question_id"}}
+    """Read columns from their tables, and left join these to the table ``of``, whose order stays."""
     filled = [name for name in OWN.values() if name in names]
-    for name in [*names, *(f"{side}_{name}" for name in filled for side in ("trace", "question"))]:
-        if name not in filled:
-            table = of if name in run.schema(of).names else tables[name]
-            stored = OF_QUESTIONS.get(name, name) if table == "questions" else OWN.get(name, name)
-            columns.setdefault(table, {})[name] = stored
-    frames = {}
-    for table, stored in columns.items():
-        key = run.key(table)
-        stored = {key: key} | stored
-        frames[table] = read(table, list(dict.fromkeys(stored.values()))).select(
-            pl.col(column).alias(name) for name, column in stored.items()
-        )
-    frame = frames.pop(of)
-    for table, right in frames.items():
-        frame = frame.join(right, on=run.key(table), how="left", maintain_order="left")
-    frame = frame.with_columns(pl.coalesce(f"trace_{name}", f"question_{name}").alias(name) for name in filled)
-    return frame.select(list(dict.fromkeys(names)))
+    sources = [f"{side}_{name}" for name in filled for side in ("trace", "question")]
+    plan: dict[str, dict[str, str]] = {of: {}}  # by table: its column for each name
+    for name in [*(name for name in names if name not in filled), *sources]:
+        table = of if name in run.schema(of).names else tables[name]
+        plan.setdefault(table, {})[name] = (OF_QUESTIONS | OWN).get(name, name)
+
+    def read_columns(table: str) -> Frame:
+        columns = {run.key(table): run.key(table)} | plan[table]
+        frame = read(table, list(dict.fromkeys(columns.values())))
+        return frame.select(pl.col(column).alias(name) for name, column in columns.items())
+
+    rows = read_columns(of)
+    for table in list(plan)[1:]:
+        rows = rows.join(read_columns(table), on=run.key(table), how="left", maintain_order="left")
+    rows = rows.with_columns(pl.coalesce(f"trace_{name}", f"question_{name}").alias(name) for name in filled)
+    return rows.select(list(dict.fromkeys(names)))
