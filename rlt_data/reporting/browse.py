@@ -14,9 +14,7 @@ from rlt_data.storage.rows import OWN, columns_of, read_rows
 from rlt_data.storage.run import RunFolder
 
 _KEYS = ["trace_id", "question_id", "source_id"]
-_TRACE_COLUMNS = [
-    *_KEYS, "sample_index", "completion", "finish_reason", "origin", "trace_answer", "meta", "trace_solution",
-]  # fmt: skip
+_OF_TRACE = [*_KEYS, "sample_index", "completion", "finish_reason", "origin", "trace_answer", "meta", "trace_solution"]
 #: The name of the question's ``meta`` next to its traces, which have their own.
 _QUESTION_META = {"meta": "question_meta"}
 #: Columns that order traces, the first that has values: what the run was ranked by, else its rewards.
@@ -132,7 +130,7 @@ def find(run: RunFolder, key: str | None = None) -> ShownQuestion:
 def _question(run: RunFolder, part: int, question_id: str) -> ShownQuestion:
     of_question = pl.col("question_id") == question_id
     tables = columns_of(run)
-    names = [*_TRACE_COLUMNS, *(name for name, table in tables.items() if table in ("scores", "ranks"))]
+    names = [*_OF_TRACE, *(name for name, table in tables.items() if table in ("scores", "ranks"))]
     traces = read_rows(run, part, names, tables).filter(of_question).rename(OWN)
     order = next((name for name in ("rank", "reward") if name in names and traces[name].count()), "sample_index")
     traces = traces.sort(order, descending=order == "reward", nulls_last=True, maintain_order=True)

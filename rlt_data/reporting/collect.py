@@ -82,7 +82,9 @@ class ListedTraces:
         self.questions = self.traces = 0
         self.selected = self._select(limit, only)
         self._selected_ids = {question.question_id for question in self.selected}
-        self._in_data_sets = [self._listed_ids(data_sets.get(name) or read_data_set(run)) for name, run in runs.items()]
+        found = [data_sets.get(name) or read_data_set(run) for name, run in runs.items()]
+        listed = pl.col("question_id").is_in(self._selected_ids)
+        self._in_data_sets = [data_set and set(data_set.keys.filter(listed)["trace_id"]) for data_set in found]
         # With one cached part per run, each part is read once if the runs have the same questions in the same order.
         self._numbers = lru_cache(len(self.runs))(self._read_numbers)
         self._texts = lru_cache(len(self.runs))(self._read_texts)
@@ -209,12 +211,6 @@ class ListedTraces:
     def _read_questions(self, part: int) -> dict[str, dict[str, Any]]:
         [run, *_] = self.runs.values()
         return {row["question_id"]: row for row in run.read("questions", part).to_pylist()}
-
-    def _listed_ids(self, data_set: DataSet | None) -> set[str] | None:
-        """Return the ids of the listed traces that are in a data set; None without one."""
-        if data_set is None:
-            return None
-        return set(data_set.keys.filter(pl.col("question_id").is_in(self._selected_ids))["trace_id"])
 
     def _read_numbers(self, source: int, part: int) -> dict[str, pl.DataFrame]:
         frames = self._read(source, part, (*_TRACE_COLUMNS, "completion", *TERMS, "well_formed", *OF_RANKS))

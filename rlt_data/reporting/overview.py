@@ -77,8 +77,7 @@ def overview(
         glossary=_GLOSSARY,
         meanings={**MEANINGS, **_CARD_MEANINGS},
         sources=[
-            _source(name, run, frames[name], matching.get(name), data_sets.get(name) or read_data_set(run))
-            for name, run in runs.items()
+            _source(name, run, frames[name], matching.get(name), data_sets.get(name)) for name, run in runs.items()
         ],
         plots=[
             (name.replace("-", " ").capitalize(), _PLOTS[name], _svg(draw, name)) for name, draw in drawings.items()
@@ -131,6 +130,7 @@ def _cell(value: Any, name: str) -> str:
 def _source(
     name: str, run: RunFolder, scores: pl.DataFrame, matching: Matching | None, data_set: DataSet | None
 ) -> dict[str, Any]:
+    data_set = data_set or read_data_set(run)
     figures = stats(run, scores, matching, data_set)
     funnel = data_set.funnel if data_set else []
     reasons = Counter((entry["step"], str(entry.get("reason", ""))) for entry in failures(run))

@@ -47,7 +47,7 @@ from rlt_data.storage.folder import checksum, json_text
 from rlt_data.storage.outputs import new_folder
 from rlt_data.storage.parquet import Shards
 from rlt_data.storage.paths import StoragePath, disk_errors, storage_path
-from rlt_data.storage.rows import columns_of, read_rows
+from rlt_data.storage.rows import OF_QUESTIONS, OWN, columns_of, read_rows
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import SIGNAL_PREFIX, content_hash
 
@@ -57,10 +57,7 @@ logger = logging.getLogger(__name__)
 _ROWS_AT_A_TIME = 256
 #: Columns of a selected trace, and those that are read for it; together they make its row.
 _SELECTED = ("trace_id", "rank", "bucket", "value", "thought_tokens", "rejected_id")
-_OF_TRACE = (
-    "source_id", "completion", "origin", "answer", "meta", "solution", "trace_solution", "question", "system",
-    "question_solution", "question_meta",
-)  # fmt: skip
+_OF_TRACE = ("source_id", "completion", "origin", "answer", "meta", "solution", *OWN, *OF_QUESTIONS)
 #: Files and folders of a data set. A folder that contains anything else is never replaced.
 _CONTENT = {"data", "train.jsonl", "test.jsonl", "distill.json", "README.md", *trainers.FILES}
 _SHARD = re.compile(r"(train|test)-\d{5,}(-[0-9a-f]+)?\.parquet")

@@ -249,10 +249,11 @@ class _Scores:
         """Read the scores of parts, with columns ``part``, ``value`` (null unless finite) and ``flaw``."""
         ours = [name for name in RANKS.names if name in SCORES.names]
         columns = [*ours, *_FLAWS.values(), "well_formed"]
-        needed = [name for expression in (self.value, *self._conditions) for name in expression.columns]
+        needed = [*columns, *(name for expression in (self.value, *self._conditions) for name in expression.columns)]
         tables = columns_of(self._run)
-        frames = (read_rows(self._run, part, [*columns, *needed], tables, of="scores") for part in parts)
-        rows = pl.concat(frame.with_columns(part=part) for frame, part in zip(frames, parts, strict=True))
+        rows = pl.concat(
+            read_rows(self._run, part, needed, tables, of="scores").with_columns(part=part) for part in parts
+        )
         for condition in self._conditions:
             rows = self.funnel.filter(rows, condition.text, condition)
         value = self.value.evaluate(rows)

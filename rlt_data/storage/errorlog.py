@@ -170,4 +170,4 @@ def _line(entry: dict[str, Any]) -> str:
 
 def _write(run: RunFolder, entries: Iterable[dict[str, Any]]) -> None:
     text = "".join(_line(entry) for entry in entries)
-    run.write_file(NAME, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    run.folder.write(NAME, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,13 @@ from rlt_data.errors import RltDataError, RunFolderError
 from rlt_data.storage.folder import STAGING, FileState, Folder
 from rlt_data.storage.manifest import Manifest, Part
 from rlt_data.storage.paths import refusal
-from rlt_data.storage.run_json import FIRST_LAYOUT, read_info
-from rlt_data.storage.schemas import TABLE_OF_STEP
+from rlt_data.storage.schemas import FIRST_VERSION, TABLE_OF_STEP
 
 #: Attempts to read a table whose files change during the read.
 READ_ATTEMPTS = 5
+#: Files of the journal, with part and checksum, and files of a table, with part.
 _SEGMENT = re.compile(r"journal/[^/]+/(\d+)/(?:seg-([0-9a-f]{32})|[0-9a-f]{32})\.parquet")
-_PART = re.compile(r"part-(\d{5,})\.parquet")
+PART = re.compile(r"part-(\d{5,})\.parquet")
 #: Files that match ``RUN/<table>/*.parquet``.
 _TABLE_FILE = re.compile(r"[^.].*\.parquet")
 
@@ -50,11 +50,6 @@ class Files:
     journal: dict[int, list[str]]
 
     @property
-    def parts(self) -> list[int]:
-        """The numbers of the parts that have rows, in order."""
-        return sorted(self.part_files | self.journal.keys())
-
-    @property
     def complete(self) -> set[int]:
         """The numbers of the parts whose part file contains all their rows."""
         return self.part_files - self.journal.keys()
@@ -77,14 +72,16 @@ class Listing:
 
     Args:
         folder: the folder of the run.
+        read_info: returns the content of run.json.
 
     Attributes:
+        tables: the files of each listed table; without an entry, they are listed again.
         is_locked: whether this process holds the lock of the run and is thus the only writer.
     """
 
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
-        self._tables: dict[str, Files] = {}
+    def __init__(self, folder: Folder, read_info: Callable[[], Mapping[str, Any]]) -> None:
+        self._folder, self._read_info = folder, read_info
+        self.tables: dict[str, Files] = {}
         self.is_locked = False
 
     def files(self, table: str, *, refresh: bool = False) -> Files:
@@ -97,28 +94,19 @@ class Listing:
         Raises:
             RunFolderError: part files are missing, truncated or unknown, or the files cannot be listed.
         """
-        if table in self._tables and (self.is_locked or not refresh):
-            return self._tables[table]
+        if table in self.tables and (self.is_locked or not refresh):
+            return self.tables[table]
         reason = ""
         for _ in range(READ_ATTEMPTS):
             files, reason = self._list(table)
             if not reason:
-                self._tables[table] = files
+                self.tables[table] = files
                 return files
             with contextlib.suppress(OSError, RltDataError):
                 self._folder.recover()  # a process may have been killed during a replacement of the table
         if self._folder.exists(f".{table}{STAGING}/commit"):
             reason = f"{self._folder.path / table}: is being replaced; try again later"
         raise RunFolderError(reason)
-
-    def knows(self, table: str) -> bool:
-        """Return whether a table was listed and not forgotten since."""
-        return table in self._tables
-
-    def forget(self, *tables: str) -> None:
-        """List the files of tables, by default of all, again when they are next needed."""
-        for table in tables or list(self._tables):
-            self._tables.pop(table, None)
 
     def save(self, files: Files) -> None:
         """Write the manifest of a table."""
@@ -139,10 +127,6 @@ class Listing:
                 files.manifest.parts[number] = Part(part.earlier if is_earlier else part.state)
         files.manifest.clear_pending()
         self.save(files)
-
-    def unknown_file(self, table: str) -> str | None:
-        """Return a file in the folder of a table that is not a part; None if there is none."""
-        return next((name for name in self._folder.list_files(table) if not _PART.fullmatch(name)), None)
 
     def _list(self, table: str) -> tuple[Files, str]:
         """List the files of a table, and return them with the reason to refuse them, empty if there is none."""
@@ -182,8 +166,8 @@ class Listing:
         try:
             return Manifest.from_text(self._folder.read(name).decode())
         except (FileNotFoundError, NotADirectoryError):
-            info = read_info(self._folder)
-            return self._first_manifest(table, info) if info.get("version") == FIRST_LAYOUT else Manifest()
+            info = self._read_info()
+            return self._first_manifest(table, info) if info.get("version") == FIRST_VERSION else Manifest()
         except ValueError as error:
             raise RunFolderError(f"{self._folder.path / name}: cannot be read: {error}") from None
 
@@ -195,7 +179,7 @@ class Listing:
         """
         parts = {}
         for name, size in self._folder.sizes(table).items():
-            if match := _PART.fullmatch(name):
+            if match := PART.fullmatch(name):
                 parts[int(match[1])] = Part(FileState(self._folder.count_rows(f"{table}/{name}"), size, ""))
         manifest = Manifest(parts)
         entries = {

@@ -11,18 +11,16 @@ from typing import TypeVar
 
 import polars as pl
 
-from rlt_data.storage.schemas import SCHEMAS, SIGNAL_PREFIX
+from rlt_data.storage.schemas import QUESTIONS, SIGNAL_PREFIX, TRACES
 from rlt_data.storage.tables import Tables
 
 Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
 
 #: Columns of questions, by their names next to those of traces.
 OF_QUESTIONS = {
-    "question": "question",
-    "question_solution": "solution",
-    "system": "system",
-    "question_answer": "answer",
-    "question_meta": "meta",
+    f"question_{name}" if name in TRACES.names else name: name
+    for name in QUESTIONS.names
+    if name not in ("question_id", "source_id")
 }
 #: Columns of traces whose nulls the question's value replaces, by the names of the trace's own values.
 OWN = {"trace_answer": "answer", "trace_solution": "solution"}
@@ -30,7 +28,7 @@ OWN = {"trace_answer": "answer", "trace_solution": "solution"}
 
 def columns_of(run: Tables) -> dict[str, str]:
     """Return the table of each column of a trace. Tables without rows and tables that are out of date have none."""
-    tables = dict.fromkeys([*SCHEMAS["traces"].names, *OWN], "traces")
+    tables = dict.fromkeys([*TRACES.names, *OWN], "traces")
     tables |= dict.fromkeys([*OWN.values(), *OF_QUESTIONS], "questions")
     for table in ("scores", "ranks", *(SIGNAL_PREFIX + name for name in run.signals)):
         if run.parts(table) and run.is_current(table):
@@ -59,11 +57,7 @@ def read_rows(
 
 
 def scan_rows(run: Tables) -> pl.LazyFrame:
-    """Return one row per trace lazily, with all columns of :func:`columns_of` but the trace's own answer and solution.
-
-    Raises:
-        RunFolderError: there are no traces, or part files are missing, damaged or unknown.
-    """
+    """Return one row per trace lazily, with all columns of the run but the trace's own answer and solution."""
     tables = columns_of(run)
     names = [name for name in tables if name not in OWN]
     return _join(run, names, tables, "traces", lambda table, stored: run.scan(table).select(stored))

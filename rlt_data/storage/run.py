@@ -28,13 +28,12 @@ from rlt_data.errors import RunFolderError
 from rlt_data.storage.backends import open_folder
 from rlt_data.storage.changes import describe_changes
 from rlt_data.storage.folder import FileState, checksum, json_text
-from rlt_data.storage.listing import manifest_file, part_file
+from rlt_data.storage.listing import PART, manifest_file, part_file
 from rlt_data.storage.manifest import Manifest, Part
 from rlt_data.storage.parquet import write_rows
 from rlt_data.storage.paths import StoragePath, refusal
 from rlt_data.storage.rows import scan_rows
-from rlt_data.storage.run_json import FIRST_LAYOUT, SECOND_LAYOUT
-from rlt_data.storage.schemas import QUESTIONS_PER_PART, SCHEMAS, TABLE_OF_STEP, VERSION
+from rlt_data.storage.schemas import FIRST_VERSION, QUESTIONS_PER_PART, SCHEMAS, TABLE_OF_STEP, VERSION
 from rlt_data.storage.tables import Tables
 
 if TYPE_CHECKING:
@@ -87,10 +86,10 @@ class RunFolder(Tables):
             DiskError: the folder cannot be created or written.
         """
         with self.folder.lock():
-            self._listing.forget()
+            self._listing.tables.clear()
             self._signals = None
             self._version = self.info.get("version", VERSION)
-            if self._version == FIRST_LAYOUT:
+            if self._version == FIRST_VERSION:
                 self._write_first_manifests()
             manifests = self.folder.sizes("manifests")
             for table in self.tables:
@@ -167,10 +166,6 @@ class RunFolder(Tables):
 
     # Files
 
-    def write_file(self, name: str, write: Callable[[Path], object]) -> None:
-        """Write a file of the run atomically; see :meth:`rlt_data.storage.folder.Folder.write`."""
-        self.folder.write(name, write)
-
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file of the run atomically."""
         self.folder.write(name, lambda path: path.write_text(json_text(content), encoding="utf-8"))
@@ -206,7 +201,7 @@ class RunFolder(Tables):
         self._write_part(table, part, lambda path: write_rows(path, rows), len(rows))
 
     def _write_part(self, table: str, part: int, write: Callable[[Path], object], rows: int) -> None:
-        if not self._listing.knows(table):
+        if table not in self._listing.tables:
             self._listing.resolve_pending(table)  # after a failed write the part may be in its old or its new state
         files = self._listing.files(table)
 
@@ -217,7 +212,7 @@ class RunFolder(Tables):
         try:
             self.folder.write(part_file(table, part), write, ready)
         except BaseException:
-            self._listing.forget(table)  # list the files again, because the write may have happened
+            self._listing.tables.pop(table, None)  # list the files again, because the write may have happened
             raise
         files.part_files.add(part)
 
@@ -251,19 +246,20 @@ class RunFolder(Tables):
             made_from: source tables. The new table is out of date as soon as one of them changes.
         """
         manifest = Manifest(made_from={name: self.digest(name) for name in made_from})
-        if unknown := self._listing.unknown_file(table):
+        if unknown := [name for name in self.folder.list_files(table) if not PART.fullmatch(name)]:
             raise RunFolderError(
-                f"{self.path / table / unknown}: is not a part of this table, and the folder of the table is about "
+                f"{self.path / table / unknown[0]}: is not a part of this table, and the folder of the table is about "
                 "to be replaced; move it away"
             )
         files = [manifest_file(table), "run.json"]
         with self.folder.replace(table, folders=[table], files=files) as staging:
             new_table = NewTable(staging, table, manifest)
             yield new_table
-            _write_text(staging / manifest_file(table), manifest.text())
+            (staging / "manifests").mkdir()
+            (staging / manifest_file(table)).write_text(manifest.text(), encoding="utf-8")
             if new_table.entry:
-                _write_text(staging / "run.json", json_text(self._updated_info(*new_table.entry)))
-        self._listing.forget(table)
+                (staging / "run.json").write_text(json_text(self._updated_info(*new_table.entry)), encoding="utf-8")
+        self._listing.tables.pop(table, None)
         self._signals = None
 
     def adopt(self, table: str, source: RunFolder) -> None:
@@ -293,7 +289,7 @@ class RunFolder(Tables):
                 files.manifest.parts[number] = Part(self.folder.file_state(part_file(table, number)))
             if files.part_files:
                 self._listing.save(files)
-        self.write_json("run.json", self.info | {"version": SECOND_LAYOUT})
+        self.write_json("run.json", self.info | {"version": FIRST_VERSION + 1})
 
     def _add_columns(self) -> None:
         """Add the columns that the tables of an earlier layout lack, with nulls.
@@ -335,8 +331,3 @@ class NewTable:
     def record(self, step: str, entry: Mapping[str, Any]) -> None:
         """Update the entry of a step in run.json together with the table."""
         self.entry = step, entry
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")

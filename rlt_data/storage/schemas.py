@@ -15,7 +15,7 @@ import pyarrow as pa
 
 #: Version of the schemas and of the folder layout, stored in ``run.json`` and in the metadata of each file.
 #: Version 1 has no manifests; versions 1 to 3 lack columns.
-VERSION = 4
+FIRST_VERSION, VERSION = 1, 4
 
 #: Part k of each table contains the rows of questions k * 256 to k * 256 + 255, in the order of the questions.
 QUESTIONS_PER_PART = 256

@@ -7,6 +7,7 @@ file and its journal, without duplicate keys.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -23,8 +24,7 @@ from rlt_data.storage.listing import READ_ATTEMPTS, Listing, part_file
 from rlt_data.storage.manifest import Part
 from rlt_data.storage.parquet import write_rows
 from rlt_data.storage.paths import StoragePath, refusal
-from rlt_data.storage.run_json import FIRST_LAYOUT, read_info
-from rlt_data.storage.schemas import KEYS, SCHEMAS, SIGNAL_PREFIX, VERSION, content_hash, signal_schema
+from rlt_data.storage.schemas import FIRST_VERSION, KEYS, SCHEMAS, SIGNAL_PREFIX, VERSION, content_hash, signal_schema
 
 
 class Tables:
@@ -44,10 +44,10 @@ class Tables:
     def __init__(self, path: str | StoragePath) -> None:
         self.folder = open_folder(path)
         self.path = self.folder.path
-        self._listing = Listing(self.folder)
+        self._listing = Listing(self.folder, lambda: self.info)
         self._signals: dict[str, dict[str, Any]] | None = None
         self._version = self.info.get("version", VERSION)
-        if self._version not in range(FIRST_LAYOUT, VERSION + 1):
+        if self._version not in range(FIRST_VERSION, VERSION + 1):
             raise RunFolderError(
                 f"{self.path}: has layout version {self._version}, but this version of rlt-data reads layout {VERSION}"
             )
@@ -55,7 +55,18 @@ class Tables:
     @property
     def info(self) -> dict[str, Any]:
         """The content of run.json. Empty for a new folder."""
-        return read_info(self.folder)
+        file = self.path / "run.json"
+        try:
+            info = json.loads(self.folder.read("run.json"))
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except OSError as error:
+            raise RunFolderError(f"{file}: cannot be read: {refusal(error)}") from None
+        except (ValueError, RecursionError) as error:
+            raise RunFolderError(f"{file}: not JSON: {error}") from None
+        if not _is_run_info(info):
+            raise RunFolderError(f"{file}: not the run.json of a run")
+        return dict(info)
 
     def step(self, name: str) -> dict[str, Any]:
         """Return the entry of a step in run.json. Empty if the step has not run."""
@@ -96,15 +107,12 @@ class Tables:
         Raises:
             RunFolderError: part files are missing, truncated or unknown, or the files cannot be listed.
         """
-        return self._listing.files(table, refresh=True).parts
+        files = self._listing.files(table, refresh=True)
+        return sorted(files.part_files | files.journal.keys())
 
     def part_file(self, table: str, part: int) -> StoragePath:
         """Return the path of a part file, whether or not it exists."""
         return self.path / part_file(table, part)
-
-    def files(self, table: str, part: int) -> list[StoragePath]:
-        """Return the files that currently contain rows of a part: the part file and its journal files."""
-        return [self.path / name for name in self._listing.files(table).names(part)]
 
     def part_state(self, table: str, part: int) -> object:
         """Return a value that changes whenever the rows of a part change."""
@@ -119,9 +127,9 @@ class Tables:
         """
         times = []
         for part in self.parts(table) if self.folder.local_path else ():
-            for file in self.files(table, part):
+            for name in self._listing.files(table).names(part):
                 with contextlib.suppress(FileNotFoundError):
-                    times.append((Path(str(file)), file.stat().st_mtime))
+                    times.append((file := Path(str(self.path / name)), file.stat().st_mtime))
         return sorted(times, key=lambda entry: -entry[1])
 
     def read(self, table: str, part: int, columns: Sequence[str] | None = None) -> pa.Table:
@@ -147,14 +155,9 @@ class Tables:
             rows = self._deduplicate_and_sort(table, part, rows)
         return rows.select(list(columns or schema.names))
 
-    def count(self, table: str) -> int:
-        """Return the number of rows of a table."""
-        self._listing.files(table, refresh=True)
-        return self._count(table)
-
-    def _count(self, table: str) -> int:
-        """Return the number of rows of a table at its last listing."""
-        files = self._listing.files(table)
+    def count(self, table: str, *, again: bool = True) -> int:
+        """Return the number of rows of a table, at its last listing unless its files are listed ``again``."""
+        files = self._listing.files(table, refresh=again)
         complete = sum(files.manifest.parts[part].state.rows for part in files.complete)
         return complete + sum(len(self.read(table, part, [self.key(table)])) for part in files.journal)
 
@@ -163,11 +166,7 @@ class Tables:
         return set(self.read(table, part, [self.key(table)]).column(0).to_pylist())
 
     def scan(self, table: str) -> pl.LazyFrame:
-        """Return a table lazily.
-
-        Raises:
-            RunFolderError: the table has no rows, or part files are missing, damaged or unknown.
-        """
+        """Return a table lazily; see :meth:`RunFolder.scan`."""
         parts = self.parts(table)
         if not parts:
             raise RunFolderError(f"{self.path}: has no {table} yet")
@@ -199,7 +198,7 @@ class Tables:
         made_from = self._listing.files(table).manifest.made_from
         if table.startswith(SIGNAL_PREFIX) and not made_from:  # computed row by row
             source = "questions" if self.key(table) == "question_id" else "traces"
-            return self._count(table) == self._count(source)
+            return self.count(table, again=False) == self.count(source, again=False)
         if not made_from and table == "ranks":  # the first layout did not record sources
             return self.count("ranks") == self.count("scores")
         return not self.changed(made_from)
@@ -230,7 +229,7 @@ class Tables:
                 tables = self.folder.read_tables(names, schema, files.expected(part), all_columns=all_columns)
                 return names, tables
             except FileNotFoundError:  # the writing process has merged a journal in the meantime
-                self._listing.forget(table)
+                self._listing.tables.pop(table, None)
             except OSError as error:
                 file = error.filename or self.path / table
                 raise RunFolderError(f"{file}: cannot be read: {refusal(error)}") from None
@@ -242,7 +241,7 @@ class Tables:
                         "differs); restore it from a copy"
                     ) from None
                 rejected = listed
-                self._listing.forget(table)
+                self._listing.tables.pop(table, None)
                 with contextlib.suppress(OSError, RltDataError):
                     self.folder.recover()  # a replacement moves the parts before their manifest
         raise RunFolderError(f"{self.path / table}: changed during the read; try again later")
@@ -272,3 +271,12 @@ class Tables:
         files = self._listing.files(table)
         complete = part in files.part_files and part not in files.journal and self._version == VERSION
         return files.manifest.parts[part].state if complete else None
+
+
+def _is_run_info(info: Any) -> bool:
+    """Return whether the content of a JSON file has the structure of run.json."""
+    steps = info.get("steps", {}) if isinstance(info, dict) else None
+    return isinstance(steps, dict) and all(
+        isinstance(entry, dict) and all(isinstance(entry.get(key, {}), dict) for key in ("settings", "depends_on"))
+        for entry in steps.values()
+    )
