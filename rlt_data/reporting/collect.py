@@ -84,7 +84,7 @@ class ListedTraces:
         self._selected_ids = {question.question_id for question in self.selected}
         found = [data_sets.get(name) or read_data_set(run) for name, run in runs.items()]
         listed = pl.col("question_id").is_in(self._selected_ids)
-        self._in_data_sets = [data_set and set(data_set.keys.filter(listed)["trace_id"]) for data_set in found]
+        self._in_data_sets = [set(one.keys.filter(listed)["trace_id"]) if one else None for one in found]
         # With one cached part per run, each part is read once if the runs have the same questions in the same order.
         self._numbers = lru_cache(len(self.runs))(self._read_numbers)
         self._texts = lru_cache(len(self.runs))(self._read_texts)

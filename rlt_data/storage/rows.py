@@ -68,9 +68,10 @@ def _join(
 ) -> Frame:
     """Read columns from their tables, and left join these to the table ``of``, whose order stays."""
     filled = [name for name in OWN.values() if name in names]
-    sources = [f"{side}_{name}" for name in filled for side in ("trace", "question")]
+    wanted = [name for name in names if name not in filled]
+    wanted += [f"{side}_{name}" for name in filled for side in ("trace", "question")]
     plan: dict[str, dict[str, str]] = {of: {}}  # by table: its column for each name
-    for name in [*(name for name in names if name not in filled), *sources]:
+    for name in wanted:
         table = of if name in run.schema(of).names else tables[name]
         plan.setdefault(table, {})[name] = (OF_QUESTIONS | OWN).get(name, name)
 
