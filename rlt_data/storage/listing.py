@@ -12,7 +12,7 @@ from rlt_data.errors import RltDataError, RunFolderError
 from rlt_data.storage.folder import STAGING, FileState, Folder
 from rlt_data.storage.manifest import Manifest, Part
 from rlt_data.storage.paths import refusal
-from rlt_data.storage.schemas import FIRST_VERSION, TABLE_OF_STEP
+from rlt_data.storage.schemas import FIRST_VERSION, MADE_BY, TABLE_OF_STEP
 
 #: Attempts to read a table whose files change during the read.
 READ_ATTEMPTS = 5
@@ -48,11 +48,6 @@ class Files:
     manifest: Manifest
     part_files: set[int]
     journal: dict[int, list[str]]
-
-    @property
-    def complete(self) -> set[int]:
-        """The numbers of the parts whose part file contains all their rows."""
-        return self.part_files - self.journal.keys()
 
     def names(self, part: int) -> list[str]:
         """Return the names of the files with rows of a part: the part file first, then the journal."""
@@ -182,11 +177,8 @@ class Listing:
             if match := PART.fullmatch(name):
                 parts[int(match[1])] = Part(FileState(self._folder.count_rows(f"{table}/{name}"), size, ""))
         manifest = Manifest(parts)
-        entries = {
-            TABLE_OF_STEP.get(step, "ranks" if step == "rank" else ""): entry
-            for step, entry in info.get("steps", {}).items()
-        }
-        rows = entries.get(table, {}).get("rows", 0)
+        counted = (*TABLE_OF_STEP.values(), "ranks")  # run.json has their rows
+        rows = info.get("steps", {}).get(MADE_BY[table], {}).get("rows", 0) if table in counted else 0
         folder = self._folder.path / table
         if manifest.rows < rows and not self._folder.list_files(f"journal/{table}"):
             raise RunFolderError(f"{folder}: has {manifest.rows:,} rows, but run.json says {rows:,}; parts are missing")

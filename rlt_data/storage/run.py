@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -35,9 +35,6 @@ from rlt_data.storage.paths import StoragePath, refusal
 from rlt_data.storage.rows import scan_rows
 from rlt_data.storage.schemas import FIRST_VERSION, QUESTIONS_PER_PART, SCHEMAS, TABLE_OF_STEP, VERSION
 from rlt_data.storage.tables import Tables
-
-if TYPE_CHECKING:
-    import datasets
 
 
 class RunFolder(Tables):
@@ -187,12 +184,6 @@ class RunFolder(Tables):
             RunFolderError: the table has no rows, or part files are missing, damaged or unknown.
         """
         return scan_rows(self) if table is None else super().scan(table)
-
-    def to_dataset(self, table: str | None = None) -> datasets.Dataset:
-        """Return the result of :meth:`scan` as a ``datasets.Dataset``."""
-        import datasets
-
-        return datasets.Dataset(self.scan(table).collect().to_arrow(compat_level=pl.CompatLevel.oldest()))
 
     # Writing tables
 

@@ -158,7 +158,7 @@ class Tables:
     def count(self, table: str, *, again: bool = True) -> int:
         """Return the number of rows of a table, at its last listing unless its files are listed ``again``."""
         files = self._listing.files(table, refresh=again)
-        complete = sum(files.manifest.parts[part].state.rows for part in files.complete)
+        complete = sum(files.manifest.parts[part].state.rows for part in files.part_files - files.journal.keys())
         return complete + sum(len(self.read(table, part, [self.key(table)])) for part in files.journal)
 
     def keys(self, table: str, part: int) -> set[str]:
@@ -171,7 +171,7 @@ class Tables:
         if not parts:
             raise RunFolderError(f"{self.path}: has no {table} yet")
         files = self._listing.files(table)
-        for part in files.complete:
+        for part in files.part_files - files.journal.keys():
             self._read_files(table, part, [self.key(table)])  # verifies the checksum
         frames: list[pl.LazyFrame] = []
         for has_journal, group in groupby(parts, key=lambda part: part in files.journal):
