@@ -156,7 +156,7 @@ class Tables:
         return rows.select(list(columns or schema.names))
 
     def count(self, table: str, *, again: bool = True) -> int:
-        """Return the number of rows of a table, at its last listing unless its files are listed ``again``."""
+        """Return the number of rows of a table; with ``again=False``, those of its last listing."""
         files = self._listing.files(table, refresh=again)
         complete = sum(files.manifest.parts[part].state.rows for part in files.part_files - files.journal.keys())
         return complete + sum(len(self.read(table, part, [self.key(table)])) for part in files.journal)
