@@ -24,6 +24,7 @@ OF_QUESTIONS = {
 }
 #: Columns of traces whose nulls the question's value replaces, by the names of the trace's own values.
 OWN = {"trace_answer": "answer", "trace_solution": "solution"}
+_STORED = OF_QUESTIONS | OWN
 
 
 def columns_of(run: Tables) -> dict[str, str]:
@@ -53,35 +54,39 @@ def read_rows(
     """
     names = ["trace_id", "question_id", *columns]
     tables = columns_of(run) if tables is None else tables
-    return _join(run, names, tables, of, lambda table, stored: pl.DataFrame(run.read(table, part, stored)))
+
+    def read(table: str, stored: dict[str, str]) -> pl.DataFrame:
+        return pl.DataFrame(run.read(table, part, [*stored.values()]).rename_columns([*stored]))
+
+    return _join(run, names, tables, of, read)
 
 
 def scan_rows(run: Tables) -> pl.LazyFrame:
     """Return one row per trace lazily, with all columns of the run but the trace's own answer and solution."""
     tables = columns_of(run)
     names = [name for name in tables if name not in OWN]
-    return _join(run, names, tables, "traces", lambda table, stored: run.scan(table).select(stored))
+
+    def read(table: str, stored: dict[str, str]) -> pl.LazyFrame:
+        return run.scan(table).select(pl.col(column).alias(name) for name, column in stored.items())
+
+    return _join(run, names, tables, "traces", read)
 
 
 def _join(
-    run: Tables, names: list[str], tables: Mapping[str, str], of: str, read: Callable[[str, list[str]], Frame]
+    run: Tables, names: list[str], tables: Mapping[str, str], of: str, read: Callable[[str, dict[str, str]], Frame]
 ) -> Frame:
     """Read columns from their tables, and left join these to the table ``of``, whose order stays."""
     filled = [name for name in OWN.values() if name in names]
     wanted = [name for name in names if name not in filled]
     wanted += [f"{side}_{name}" for name in filled for side in ("trace", "question")]
     plan: dict[str, dict[str, str]] = {of: {}}  # by table: its column for each name
+    shared = run.schema(of).names
     for name in wanted:
-        table = of if name in run.schema(of).names else tables[name]
-        plan.setdefault(table, {})[name] = (OF_QUESTIONS | OWN).get(name, name)
+        plan.setdefault(of if name in shared else tables[name], {})[name] = _STORED.get(name, name)
 
-    def read_columns(table: str) -> Frame:
-        columns = {run.key(table): run.key(table)} | plan[table]
-        frame = read(table, list(dict.fromkeys(columns.values())))
-        return frame.select(pl.col(column).alias(name) for name, column in columns.items())
-
-    rows = read_columns(of)
-    for table in list(plan)[1:]:
-        rows = rows.join(read_columns(table), on=run.key(table), how="left", maintain_order="left")
-    rows = rows.with_columns(pl.coalesce(f"trace_{name}", f"question_{name}").alias(name) for name in filled)
-    return rows.select(list(dict.fromkeys(names)))
+    rows = read(of, plan.pop(of))
+    for table, columns in plan.items():
+        key = run.key(table)
+        rows = rows.join(read(table, {key: key} | columns), on=key, how="left", maintain_order="left")
+    fill = {name: pl.coalesce(f"trace_{name}", f"question_{name}").alias(name) for name in filled}
+    return rows.select(fill.get(name, pl.col(name)) for name in dict.fromkeys(names))
