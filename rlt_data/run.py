@@ -86,7 +86,10 @@ class Run:
 
     def to_dataset(self, table: str | None = None) -> datasets.Dataset:
         """Return what :meth:`scan` returns as a ``datasets.Dataset``."""
-        return self._folder.to_dataset(self._known(table))
+        import datasets
+        from polars import CompatLevel
+
+        return datasets.Dataset(self.scan(table).collect().to_arrow(compat_level=CompatLevel.oldest()))
 
     def _known(self, table: str | None) -> str | None:
         if table is not None and table not in self._folder.tables:

@@ -11,7 +11,7 @@ import polars as pl
 
 from rlt_data.signals.matching import Matching
 from rlt_data.steps.rank import bucket_sums, bucket_table
-from rlt_data.storage.data_set import read_data_set
+from rlt_data.storage.data_set import DataSet, read_data_set
 from rlt_data.storage.errorlog import failures
 from rlt_data.storage.paths import StoragePath
 from rlt_data.storage.rows import columns_of, read_rows
@@ -100,7 +100,10 @@ class Stats:
 
 
 def stats(
-    run: RunFolder | str | PathLike[str], scores: pl.DataFrame | None = None, matching: Matching | None = None
+    run: RunFolder | str | PathLike[str],
+    scores: pl.DataFrame | None = None,
+    matching: Matching | None = None,
+    data_set: DataSet | None = None,
 ) -> Stats:
     """Compute the statistics of a run.
 
@@ -108,6 +111,7 @@ def stats(
         run: the run, or its path or URL.
         scores: the result of :func:`scored` for this run and these traces, if it is already loaded.
         matching: the traces to compute them for. None: all.
+        data_set: the data set of the run, if it is already loaded.
 
     Raises:
         RunFolderError: the run does not exist.
@@ -133,7 +137,7 @@ def stats(
         run=run.path,
         rows=rows,
         finish_reasons=dict(sorted(reasons.items())),
-        by_origin=by_origin(run, matching),
+        by_origin=by_origin(run, data_set or read_data_set(run), matching),
         completion_tokens=tokens,
         shares={flag: float(scores[flag].sum()) / len(scores) for flag in FLAGS} if len(scores) else {},
         terms=pl.concat([_distribution(scores, term) for term in TERMS]),
@@ -145,11 +149,12 @@ def stats(
     )
 
 
-def by_origin(run: RunFolder, matching: Matching | None = None) -> pl.DataFrame:
+def by_origin(run: RunFolder, data_set: DataSet | None, matching: Matching | None = None) -> pl.DataFrame:
     """Compare the origins of a run's traces.
 
     Args:
         run: the run.
+        data_set: its data set.
         matching: the traces to compare. None: all.
 
     Returns:
@@ -160,7 +165,6 @@ def by_origin(run: RunFolder, matching: Matching | None = None) -> pl.DataFrame:
     known = columns_of(run)
     means = [name for name in (*MEASURES, "well_formed") if name in known]
     verdicts = ["answer_verdict"] if "answer_verdict" in known else []
-    data_set = read_data_set(run)
     selected = data_set.keys.select("trace_id", selected=True).unique() if data_set else None
     sums = []
     for part in run.parts("traces"):
@@ -204,16 +208,16 @@ def scored(run: RunFolder, *extra: str, matching: Matching | None = None) -> pl.
         One row per score, with the extra columns, :data:`TERMS`, :data:`FLAGS` and :data:`OF_RANKS`. The last are null
         if the run is not ranked.
     """
-    columns = list(dict.fromkeys([*extra, *TERMS, *FLAGS]))
-    frames = [
-        run.join(pl.DataFrame(run.read("scores", part, ["trace_id", *columns])), "ranks", part, OF_RANKS)
-        for part in run.parts("scores")
-    ]
-    if matching:
-        frames = [matching.of(frame, part) for part, frame in zip(run.parts("scores"), frames, strict=True)]
+    columns = list(dict.fromkeys([*extra, *TERMS, *FLAGS, *OF_RANKS]))
+    tables = columns_of(run)
+    known = [name for name in columns if name in tables]
+    frames = []
+    for part in run.parts("scores"):
+        rows = read_rows(run, part, known, tables, of="scores")
+        frames.append((matching.of(rows, part) if matching else rows).select(known))
     if not frames:
-        return pl.DataFrame(schema=dict.fromkeys((*columns, *OF_RANKS), pl.Float64))
-    return pl.concat(frames).drop("trace_id")
+        return pl.DataFrame(schema=dict.fromkeys(columns, pl.Float64))
+    return pl.concat(frames).with_columns(pl.lit(None).alias(name) for name in columns if name not in known)
 
 
 def figure(value: Any) -> str:

@@ -21,7 +21,7 @@ from rlt_data.inputs.rows import BadRow, Fields, Origin, Row
 from rlt_data.inputs.suspicions import Suspicions
 from rlt_data.settings import CheckSettings, InputSettings
 from rlt_data.settings.base import name_of_input
-from rlt_data.storage.run import content_hash
+from rlt_data.storage.schemas import content_hash
 
 logger = logging.getLogger(__name__)
 

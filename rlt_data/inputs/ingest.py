@@ -22,8 +22,8 @@ from rlt_data.inputs.thoughts import UnclosedThoughtError, split_thought
 from rlt_data.plugins import PRESETS
 from rlt_data.settings import InputSettings
 from rlt_data.settings.base import name_of_input
-from rlt_data.storage.run import RunFolder, content_hash
-from rlt_data.storage.schemas import QUESTIONS_PER_PART, to_table
+from rlt_data.storage.run import RunFolder
+from rlt_data.storage.schemas import QUESTIONS_PER_PART, content_hash, to_table
 from rlt_data.storage.writer import TableWriter
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlt_data.storage.run import content_hash
+from rlt_data.storage.schemas import content_hash
 
 #: The columns of a record.
 Columns = dict[str, Any]

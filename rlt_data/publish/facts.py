@@ -16,6 +16,7 @@ from rlt_data.publish.redact import redact_paths
 from rlt_data.publish.tables import Config
 from rlt_data.statistics import Stats
 from rlt_data.steps.makers import makers_of
+from rlt_data.storage.rows import read_rows
 from rlt_data.storage.run import RunFolder
 
 #: Names of input columns that say whether a trace is correct.
@@ -107,14 +108,9 @@ def best_and_worst(run: RunFolder) -> dict[str, dict[str, Any]]:
 
 
 def _sample_texts(run: RunFolder, rank: dict[str, Any]) -> dict[str, Any]:
-    names = ["trace_id", "question_id", "completion", "answer", "solution"]
-    traces = pl.DataFrame(run.read("traces", rank["part"], names)).filter(pl.col("trace_id") == rank["trace_id"])
-    [trace] = run.join_questions(traces, rank["part"]).to_dicts()
-    return {
-        "reward": rank["value"],
-        "thought_tokens": rank["thought_tokens"],
-        **{name: trace[name] for name in ("completion", "question", "solution")},
-    }
+    texts = ("completion", "question", "solution")
+    [trace] = read_rows(run, rank["part"], texts).filter(trace_id=rank["trace_id"]).select(texts).to_dicts()
+    return {"reward": rank["value"], "thought_tokens": rank["thought_tokens"], **trace}
 
 
 def first_row(config: Config) -> dict[str, Any]:

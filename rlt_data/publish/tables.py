@@ -30,8 +30,9 @@ from rlt_data.steps.selection import Selection
 from rlt_data.storage.backends import open_folder
 from rlt_data.storage.parquet import Shards, table_errors
 from rlt_data.storage.paths import StoragePath
+from rlt_data.storage.rows import OWN, columns_of, read_rows
 from rlt_data.storage.run import RunFolder
-from rlt_data.storage.schemas import SCHEMAS, SIGNAL_PREFIX
+from rlt_data.storage.schemas import SCHEMAS
 
 #: Tables by the step that writes them.
 STAGES = {step.name: step.writes for step in DATA_STEPS if step.writes}
@@ -248,23 +249,14 @@ def _write_by_rank(run: RunFolder, provenance: Mapping[str, Any], root: Path, pr
         yield writer.close()
 
 
-def _scalar_columns(table: str) -> list[str]:
-    """Return the columns of a table without those that have a value per token, which are not published."""
-    return [field.name for field in SCHEMAS[table] if not pa.types.is_list(field.type)]
-
-
 def _write_traces(run: RunFolder, root: Path, progress: Progress) -> Config:
-    """Write all traces, with their questions, scores, ranks and signals."""
+    """Write all traces, with the columns of :meth:`RunFolder.scan` that do not have a value per token."""
     writer: ConfigWriter | None = None
-    signals = [table for table in run.joined_tables if table.startswith(SIGNAL_PREFIX)]
+    tables = columns_of(run)
+    per_token = {field.name for schema in SCHEMAS.values() for field in schema if pa.types.is_list(field.type)}
+    names = [name for name in tables if name not in per_token and name not in OWN]
     for part in run.parts("traces"):
-        rows = pl.DataFrame(run.read("traces", part, _scalar_columns("traces")))
-        rows = run.join_questions(rows, part)
-        for name in ("scores", "ranks"):
-            rows = run.join(rows, name, part, _scalar_columns(name))
-        for name in signals:
-            rows = run.join(rows, name, part)
-        table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
+        table = read_rows(run, part, names, tables).select(names).to_arrow(compat_level=pl.CompatLevel.oldest())
         writer = writer or ConfigWriter(root, "traces", table.schema)
         writer.write(table.cast(writer.config.schema))
         progress.advance()

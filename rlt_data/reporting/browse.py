@@ -10,11 +10,11 @@ import polars as pl
 
 from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.signals.matching import Matching, find_matching
-from rlt_data.storage.rows import columns_of, read_rows
+from rlt_data.storage.rows import OWN, columns_of, read_rows
 from rlt_data.storage.run import RunFolder
 
 _KEYS = ["trace_id", "question_id", "source_id"]
-_TRACE_COLUMNS = [*_KEYS, "sample_index", "completion", "finish_reason", "origin", "answer", "meta", "solution"]
+_OF_TRACE = [*_KEYS, "sample_index", "completion", "finish_reason", "origin", "trace_answer", "meta", "trace_solution"]
 #: The name of the question's ``meta`` next to its traces, which have their own.
 _QUESTION_META = {"meta": "question_meta"}
 #: Columns that order traces, the first that has values: what the run was ranked by, else its rewards.
@@ -129,11 +129,10 @@ def find(run: RunFolder, key: str | None = None) -> ShownQuestion:
 
 def _question(run: RunFolder, part: int, question_id: str) -> ShownQuestion:
     of_question = pl.col("question_id") == question_id
-    traces = pl.DataFrame(run.read("traces", part, _TRACE_COLUMNS)).filter(of_question)
-    for table in run.joined_tables:
-        if part in run.parts(table):
-            traces = run.join(traces, table, part)
-    order = next((name for name in ("rank", "reward") if name in traces.columns), "sample_index")
+    tables = columns_of(run)
+    names = [*_OF_TRACE, *(name for name, table in tables.items() if table not in ("traces", "questions"))]
+    traces = read_rows(run, part, names, tables).filter(of_question).rename(OWN)
+    order = next((name for name in ("rank", "reward") if name in names and traces[name].count()), "sample_index")
     traces = traces.sort(order, descending=order == "reward", nulls_last=True, maintain_order=True)
     [question] = pl.DataFrame(run.read("questions", part)).filter(of_question).rename(_QUESTION_META).to_dicts()
     return ShownQuestion(question, traces.to_dicts())

@@ -21,11 +21,12 @@ from rlt_data.formats.views import read_completion
 from rlt_data.signals.matching import Matching
 from rlt_data.statistics import OF_RANKS, TERMS
 from rlt_data.steps.provenance import recorded_format
-from rlt_data.storage.data_set import read_data_set
+from rlt_data.storage.data_set import DataSet, read_data_set
+from rlt_data.storage.rows import OWN, columns_of, read_rows
 from rlt_data.storage.run import RunFolder
 
 _TRACE_COLUMNS = ("finish_reason", "completion_tokens")
-_OF_ITS_ROW = ("origin", "answer", "meta", "solution")
+_OF_ITS_ROW = ("origin", "trace_answer", "meta", "trace_solution")
 _TOKEN_COLUMNS = (
     "empty", "solution_logprobs", "solution_offsets", "thought_logprobs", "thought_offsets", "thought_kl", "kl_offsets",
 )  # fmt: skip
@@ -58,6 +59,7 @@ class ListedTraces:
         limit: maximum number of traces; at least one question is listed.
         only: the only question to list, by its id.
         matching: the traces to list, by the name of their run; all traces of the other runs.
+        data_sets: the data sets of the runs, as far as they are already loaded.
 
     Attributes:
         selected: the questions that are listed, in the order of the first run.
@@ -71,14 +73,18 @@ class ListedTraces:
         limit: int,
         only: str | None = None,
         matching: Mapping[str, Matching] = MappingProxyType({}),
+        data_sets: Mapping[str, DataSet | None] = MappingProxyType({}),
     ) -> None:
         self.runs = dict(runs)
+        self._tables = [columns_of(run) for run in runs.values()]
         self._matching = [matching.get(name) for name in runs]
         self.formats = [recorded_format(run, "score") or recorded_format(run, "generate") for run in runs.values()]
         self.questions = self.traces = 0
         self.selected = self._select(limit, only)
         self._selected_ids = {question.question_id for question in self.selected}
-        self._in_data_sets = [self._read_data_set(run) for run in runs.values()]
+        found = [data_sets.get(name) or read_data_set(run) for name, run in runs.items()]
+        listed = pl.col("question_id").is_in(self._selected_ids)
+        self._in_data_sets = [set(one.keys.filter(listed)["trace_id"]) if one else None for one in found]
         # With one cached part per run, each part is read once if the runs have the same questions in the same order.
         self._numbers = lru_cache(len(self.runs))(self._read_numbers)
         self._texts = lru_cache(len(self.runs))(self._read_texts)
@@ -176,7 +182,7 @@ class ListedTraces:
     def _trace(self, source: int, row: dict[str, Any], content: str) -> dict[str, Any]:
         completion, format = row["completion"], self.formats[source]
         shown: dict[str, Any] = {"source": source, "trace_id": row["trace_id"], "completion": completion}
-        shown |= {name: row[name] for name in _OF_ITS_ROW if row[name] is not None}
+        shown |= {OWN.get(name, name): row[name] for name in _OF_ITS_ROW if row[name] is not None}
         if format is None:
             return shown
         if "solution" in shown:
@@ -206,15 +212,8 @@ class ListedTraces:
         [run, *_] = self.runs.values()
         return {row["question_id"]: row for row in run.read("questions", part).to_pylist()}
 
-    def _read_data_set(self, run: RunFolder) -> set[str] | None:
-        data_set = read_data_set(run)
-        if data_set is None:
-            return None
-        return set(data_set.keys.filter(pl.col("question_id").is_in(self._selected_ids))["trace_id"])
-
     def _read_numbers(self, source: int, part: int) -> dict[str, pl.DataFrame]:
-        joined = {"scores": (*TERMS, "well_formed"), "ranks": OF_RANKS}
-        frames = self._read(source, part, (*_TRACE_COLUMNS, "completion"), joined)
+        frames = self._read(source, part, (*_TRACE_COLUMNS, "completion", *TERMS, "well_formed", *OF_RANKS))
         return {key: self._for_list(source, frame) for key, frame in frames.items()}
 
     def _for_list(self, source: int, frame: pl.DataFrame) -> pl.DataFrame:
@@ -228,19 +227,15 @@ class ListedTraces:
         )
 
     def _read_texts(self, source: int, part: int) -> dict[str, pl.DataFrame]:
-        return self._read(source, part, ("completion", *_OF_ITS_ROW), {"scores": _TOKEN_COLUMNS})
+        return self._read(source, part, ("completion", *_OF_ITS_ROW, *_TOKEN_COLUMNS))
 
-    def _read(
-        self, source: int, part: int, columns: Sequence[str], joined: Mapping[str, Sequence[str]]
-    ) -> dict[str, pl.DataFrame]:
-        """Read the traces of the selected questions of a part, joined with columns of other tables, by question."""
-        run = list(self.runs.values())[source]
-        rows = pl.DataFrame(run.read("traces", part, ["trace_id", "question_id", "sample_index", *columns]))
-        rows = rows.filter(pl.col("question_id").is_in(self._selected_ids))
+    def _read(self, source: int, part: int, columns: Sequence[str]) -> dict[str, pl.DataFrame]:
+        """Read the traces of the selected questions of a part, by question, with those of the columns that exist."""
+        run, tables = list(self.runs.values())[source], self._tables[source]
+        known = [name for name in ("sample_index", *columns) if name in tables]
+        rows = read_rows(run, part, known, tables).filter(pl.col("question_id").is_in(self._selected_ids))
         if matching := self._matching[source]:
             rows = matching.of(rows, part)
-        for table, names in joined.items():
-            rows = run.join(rows, table, part, names)
         return {str(key): frame for (key,), frame in rows.partition_by("question_id", as_dict=True).items()}
 
 

@@ -13,8 +13,8 @@ from rlt_data.steps.makers import makers_of
 from rlt_data.steps.registry import STEPS
 from rlt_data.storage.data_set import data_set_state
 from rlt_data.storage.errorlog import failures
-from rlt_data.storage.run import RunFolder, content_hash
-from rlt_data.storage.schemas import TABLE_OF_STEP
+from rlt_data.storage.run import RunFolder
+from rlt_data.storage.schemas import TABLE_OF_STEP, content_hash
 
 #: Columns with the number of tokens of a row; null for imported traces.
 _TOKENS = {"traces": "completion_tokens", "scores": "student_tokens", "answers": "completion_tokens"}

@@ -54,7 +54,10 @@ _PLOTS = {
 
 
 def overview(
-    runs: Mapping[str, RunFolder], note: str = "", matching: Mapping[str, Matching] = MappingProxyType({})
+    runs: Mapping[str, RunFolder],
+    note: str = "",
+    matching: Mapping[str, Matching] = MappingProxyType({}),
+    data_sets: Mapping[str, DataSet | None] = MappingProxyType({}),
 ) -> str:
     """Return the overview as an HTML fragment in which all texts are escaped.
 
@@ -62,6 +65,7 @@ def overview(
         runs: the runs by name.
         note: a sentence to show first.
         matching: the traces that the figures are about, by the name of their run; all traces of the other runs.
+        data_sets: the data sets of the runs, as far as they are already loaded.
     """
     frames = {name: scored(run, "question_id", matching=matching.get(name)) for name, run in runs.items()}
     non_empty = {name: frame for name, frame in frames.items() if len(frame)}
@@ -72,7 +76,9 @@ def overview(
         note=note,
         glossary=_GLOSSARY,
         meanings={**MEANINGS, **_CARD_MEANINGS},
-        sources=[_source(name, run, frames[name], matching.get(name)) for name, run in runs.items()],
+        sources=[
+            _source(name, run, frames[name], matching.get(name), data_sets.get(name)) for name, run in runs.items()
+        ],
         plots=[
             (name.replace("-", " ").capitalize(), _PLOTS[name], _svg(draw, name)) for name, draw in drawings.items()
         ],
@@ -121,9 +127,11 @@ def _cell(value: Any, name: str) -> str:
     return figure(value)
 
 
-def _source(name: str, run: RunFolder, scores: pl.DataFrame, matching: Matching | None) -> dict[str, Any]:
-    figures = stats(run, scores, matching)
-    data_set = read_data_set(run)
+def _source(
+    name: str, run: RunFolder, scores: pl.DataFrame, matching: Matching | None, data_set: DataSet | None
+) -> dict[str, Any]:
+    data_set = data_set or read_data_set(run)
+    figures = stats(run, scores, matching, data_set)
     funnel = data_set.funnel if data_set else []
     reasons = Counter((entry["step"], str(entry.get("reason", ""))) for entry in failures(run))
     return {

@@ -14,6 +14,7 @@ from rlt_data.reporting.collect import ListedTraces, source_name
 from rlt_data.reporting.overview import overview
 from rlt_data.settings import ReportSettings
 from rlt_data.signals.matching import Matching, find_matching
+from rlt_data.storage.data_set import read_data_set
 from rlt_data.storage.outputs import write_file
 from rlt_data.storage.run import RunFolder
 
@@ -55,7 +56,8 @@ def report(settings: ReportSettings, progress: Progress = SILENT) -> ReportSumma
     runs = _sources(settings)
     found = {name: find_matching(run, settings.where) for name, run in runs.items()}
     matching = {name: traces for name, traces in found.items() if traces}
-    selection = ListedTraces(runs, settings.limit, matching=matching)
+    data_sets = {name: read_data_set(run) for name, run in runs.items()}
+    selection = ListedTraces(runs, settings.limit, matching=matching, data_sets=data_sets)
     if not selection.selected and matching:
         raise SettingsError(f"--where: {'; '.join(map(str, matching.values()))}; there is nothing to show")
     if not selection.selected:
@@ -64,7 +66,7 @@ def report(settings: ReportSettings, progress: Progress = SILENT) -> ReportSumma
     traces = sum(question.traces for question in selection.selected)
     out = Path(settings.out)
     with task(progress, "figures", 1):
-        overview_html = overview(runs, _note(selection, traces, matching), matching)
+        overview_html = overview(runs, _note(selection, traces, matching), matching, data_sets)
         progress.advance()
     with task(progress, "report", len(selection.selected)):
         write_file(out, lambda file: write_page(file, title, overview_html, selection, progress))

@@ -28,7 +28,7 @@ from rlt_data.signals.own import expressions_of
 from rlt_data.signals.registry import SIGNALS
 from rlt_data.steps.own_teachers import NO_TEACHER, has_other_teachers, own_teacher
 from rlt_data.steps.rank import MEASURES
-from rlt_data.storage.rows import OF_QUESTIONS
+from rlt_data.storage.rows import OF_QUESTIONS, OWN
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import SCHEMAS
 
@@ -168,7 +168,7 @@ def _missing_files(curate: CurateSettings | None, distill: DistillSettings | Non
 def _column_conflicts(settings: PipelineSettings) -> list[str]:
     """Check expressions: that their columns will exist, in a table, a signal or the run, and that their types fit."""
     rank, distill, curate = settings.rank, settings.distill, settings.curate
-    types: dict[str, pl.DataType | None] = dict.fromkeys(OF_QUESTIONS, pl.String())
+    types: dict[str, pl.DataType | None] = dict.fromkeys([*OF_QUESTIONS, *OWN], pl.String())
     for table in ("traces", "scores", "ranks"):
         types |= pl.DataFrame(SCHEMAS[table].empty_table()).schema
     for name in (curate.signals or default_signals(curate)) if curate else ():

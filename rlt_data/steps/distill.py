@@ -47,14 +47,17 @@ from rlt_data.storage.folder import checksum, json_text
 from rlt_data.storage.outputs import new_folder
 from rlt_data.storage.parquet import Shards
 from rlt_data.storage.paths import StoragePath, disk_errors, storage_path
-from rlt_data.storage.rows import columns_of, read_rows
-from rlt_data.storage.run import RunFolder, content_hash
-from rlt_data.storage.schemas import SIGNAL_PREFIX
+from rlt_data.storage.rows import OF_QUESTIONS, OWN, columns_of, read_rows
+from rlt_data.storage.run import RunFolder
+from rlt_data.storage.schemas import SIGNAL_PREFIX, content_hash
 
 logger = logging.getLogger(__name__)
 
 #: Rows whose texts are in memory at the same time.
 _ROWS_AT_A_TIME = 256
+#: Columns of a selected trace, and those that are read for it; together they make its row.
+_SELECTED = ("trace_id", "rank", "bucket", "value", "thought_tokens", "rejected_id")
+_OF_TRACE = ("source_id", "completion", "origin", "answer", "meta", "solution", *OWN, *OF_QUESTIONS)
 #: Files and folders of a data set. A folder that contains anything else is never replaced.
 _CONTENT = {"data", "train.jsonl", "test.jsonl", "distill.json", "README.md", *trainers.FILES}
 _SHARD = re.compile(r"(train|test)-\d{5,}(-[0-9a-f]+)?\.parquet")
@@ -216,19 +219,15 @@ class Rows:
     def rows(self, chosen: pl.DataFrame) -> Iterator[dict[str, Any]]:
         """Yield the texts and columns of the selected traces, in order."""
         for (part,), frame in chosen.partition_by("part", as_dict=True, maintain_order=True).items():
-            names = ["trace_id", "completion", "origin", "answer", "meta", "solution"]
-            traces = pl.DataFrame(self._run.read("traces", int(part), names))
-            columns = ["trace_id", "question_id", "source_id", "rank", "bucket", "value", "thought_tokens"]
-            joined = frame.select(columns).join(traces, on="trace_id", how="left", maintain_order="left")
-            if self._added:
-                values = read_rows(self._run, int(part), self._added, self._tables).select(
-                    "trace_id", *map(pl.col, self._added)
-                )
-                joined = joined.join(values.rename(self._added), on="trace_id", how="left", maintain_order="left")
+            traces = read_rows(self._run, int(part), [*_OF_TRACE, *self._added], self._tables)
+            added = [pl.col(name).alias(key) for name, key in self._added.items()]
+            traces = traces.select("trace_id", "question_id", *_OF_TRACE, *added)
+            joined = frame.select(name for name in _SELECTED if name in frame.columns)
+            joined = joined.join(traces, on="trace_id", how="left", maintain_order="left")
             if "rejected_id" in frame.columns:
-                rejected = traces.select(rejected_id="trace_id", rejected="completion", rejected_solution="solution")
-                joined = joined.with_columns(frame["rejected_id"]).join(rejected, on="rejected_id", how="left")
-            for row in self._run.join_questions(joined, int(part)).iter_rows(named=True):
+                worse = traces.select(rejected_id="trace_id", rejected="completion", rejected_solution="trace_solution")
+                joined = joined.join(worse, on="rejected_id", how="left", maintain_order="left")
+            for row in joined.iter_rows(named=True):
                 texts = {name: row[name] for name in ("completion", "rejected") if name in row}
                 read = {name: read_completion(self.format, text).text for name, text in texts.items()}
                 yield row | read | {"explanation": read["completion"]}

@@ -29,7 +29,8 @@ from rlt_data.steps.provenance import step_entry
 from rlt_data.steps.sampling import PendingSample, SamplingTask, sample_questions
 from rlt_data.storage.layout import default_run_path, run_log
 from rlt_data.storage.paths import StoragePath
-from rlt_data.storage.run import RunFolder, content_hash
+from rlt_data.storage.run import RunFolder
+from rlt_data.storage.schemas import content_hash
 from rlt_data.storage.writer import TableWriter
 from rlt_data.tasks.benchmarks import BENCHMARKS, Benchmark, BenchmarkReader
 from rlt_data.tasks.grading import Grade, Grader, final_answer

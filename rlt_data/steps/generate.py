@@ -15,7 +15,8 @@ from rlt_data.steps.makers import origin_of_maker, record_maker, recorded_makers
 from rlt_data.steps.provenance import StepSummary, example_prompt, outcome, step_entry
 from rlt_data.steps.sampling import PendingSample, SamplingTask, sample_questions
 from rlt_data.storage.layout import default_run_path, run_log
-from rlt_data.storage.run import RunFolder, content_hash
+from rlt_data.storage.run import RunFolder
+from rlt_data.storage.schemas import content_hash
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.formats import Format
 from rlt_data.signals.frames import trace_format
 from rlt_data.storage.errorlog import NAME
-from rlt_data.storage.run import RunFolder, content_hash
+from rlt_data.storage.run import RunFolder
+from rlt_data.storage.schemas import content_hash
 
 #: Key of the other makers' entries.
 ADDED = "added"

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rlt_data.storage.run import RunFolder, content_hash
+from rlt_data.storage.run import RunFolder
+from rlt_data.storage.schemas import content_hash
 
 #: The teacher of scores without KL.
 NO_TEACHER = "none"

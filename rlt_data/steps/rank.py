@@ -267,18 +267,11 @@ class _Scores:
         """Read the scores of parts, with columns ``part``, ``value`` (null unless finite) and ``flaw``."""
         ours = [name for name in RANKS.names if name in SCORES.names]
         columns = [*ours, *_FLAWS.values(), "well_formed"]
-        needed = {name for expression in (self.value, *self._conditions) for name in expression.columns}
-        stored = [*columns, *sorted(name for name in needed - set(columns) if name in SCORES.names)]
-        others = sorted(needed - set(stored))
-        frames = []
+        needed = [*columns, *(name for expression in (self.value, *self._conditions) for name in expression.columns)]
         tables = columns_of(self._run)
-        for part in parts:
-            frame = pl.DataFrame(self._run.read("scores", part, stored)).with_columns(pl.lit(part).alias("part"))
-            if others:
-                rows = read_rows(self._run, part, others, tables).drop("question_id")
-                frame = frame.join(rows, on="trace_id", how="left", maintain_order="left")
-            frames.append(frame)
-        rows = pl.concat(frames)
+        rows = pl.concat(
+            read_rows(self._run, part, needed, tables, of="scores").with_columns(part=part) for part in parts
+        )
         for condition in self._conditions:
             rows = self.funnel.filter(rows, condition.text, condition)
         value = self.value.evaluate(rows)

@@ -23,7 +23,8 @@ from rlt_data.progress import Progress
 from rlt_data.settings import SamplingSettings
 from rlt_data.steps.provenance import StepSummary
 from rlt_data.steps.resumable import FinishedRow, ResumableTable
-from rlt_data.storage.run import RunFolder, content_hash
+from rlt_data.storage.run import RunFolder
+from rlt_data.storage.schemas import content_hash
 
 Question = dict[str, Any]
 

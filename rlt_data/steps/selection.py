@@ -25,7 +25,8 @@ from rlt_data.signals.funnel import Funnel
 from rlt_data.signals.registry import command_of
 from rlt_data.steps.rank import part_chunks
 from rlt_data.storage.rows import columns_of, read_rows
-from rlt_data.storage.run import RunFolder, content_hash
+from rlt_data.storage.run import RunFolder
+from rlt_data.storage.schemas import content_hash
 
 #: Columns of the selected traces, after their keys.
 _COLUMNS = ("source_id", "rank", "bucket", "value", "flaw", "thought_tokens", "origin")

@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 
 from rlt_data.errors import RunFolderError
 from rlt_data.storage.paths import disk_errors, refusal
-from rlt_data.storage.run import RunFolder, content_hash
-from rlt_data.storage.schemas import KEYS, SCHEMAS, TABLE_OF_STEP
+from rlt_data.storage.run import RunFolder
+from rlt_data.storage.schemas import KEYS, SCHEMAS, TABLE_OF_STEP, content_hash
 from rlt_data.storage.writer import FLUSH_SECONDS
 
 #: Name of the file in the run folder.
@@ -170,4 +170,4 @@ def _line(entry: dict[str, Any]) -> str:
 
 def _write(run: RunFolder, entries: Iterable[dict[str, Any]]) -> None:
     text = "".join(_line(entry) for entry in entries)
-    run.write_file(NAME, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    run.folder.write(NAME, lambda temporary: temporary.write_text(text, encoding="utf-8"))

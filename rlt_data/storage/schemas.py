@@ -6,6 +6,8 @@ float64, so that they can be recomputed from each other.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +15,7 @@ import pyarrow as pa
 
 #: Version of the schemas and of the folder layout, stored in ``run.json`` and in the metadata of each file.
 #: Version 1 has no manifests; versions 1 to 3 lack columns.
-VERSION = 4
+FIRST_VERSION, VERSION = 1, 4
 
 #: Part k of each table contains the rows of questions k * 256 to k * 256 + 255, in the order of the questions.
 QUESTIONS_PER_PART = 256
@@ -170,6 +172,13 @@ KEYS = {
     "answers": "answer_id",
     "grades": "answer_id",
 }
+
+
+def content_hash(*parts: Any) -> str:
+    """Return a hash of JSON-serialisable parts as 32 hex digits, equal in every process and version."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
 
 #: First part of the name of a signal's table.
 SIGNAL_PREFIX = "signal_"

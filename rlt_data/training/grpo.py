@@ -23,7 +23,7 @@ from rlt_data.settings import PolicySettings, TrainTeacherSettings
 from rlt_data.settings.base import name_of_input
 from rlt_data.steps.score import reward_identity
 from rlt_data.storage.outputs import write_file
-from rlt_data.storage.run import content_hash
+from rlt_data.storage.schemas import content_hash
 from rlt_data.training.plan import PolicyPlan, plan_policy
 from rlt_data.training.rewards import Reward, Row
 from rlt_data.training.rollouts import Rollouts

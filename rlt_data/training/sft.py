@@ -19,7 +19,7 @@ from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import FineTuneSettings, TrainStudentSettings
 from rlt_data.settings.base import name_of_input
 from rlt_data.storage.outputs import write_json
-from rlt_data.storage.run import content_hash
+from rlt_data.storage.schemas import content_hash
 from rlt_data.training.examples import read_conversations, tokenize_texts
 from rlt_data.training.plan import Plan, plan_fine_tuning
 from rlt_data.training.runs import (

@@ -16,7 +16,8 @@ from rlt_data.inputs import check, ingest
 from rlt_data.inputs.reader import RowReader
 from rlt_data.inputs.rows import Row, question_id
 from rlt_data.settings import CheckSettings, InputSettings, parse_settings
-from rlt_data.storage.run import RunFolder, content_hash
+from rlt_data.storage.run import RunFolder
+from rlt_data.storage.schemas import content_hash
 from tests.conftest import Rlt, write_jsonl
 
 #: Replies of two models, which word their solutions differently.

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from rlt_data.errors import RunFolderError
+from rlt_data.reporting.report import report
+from rlt_data.settings import ReportSettings, parse_settings
+from rlt_data.storage import data_set as storage
+from rlt_data.storage.backends import open_folder
 from rlt_data.storage.data_set import data_set_state, read_data_set
 from rlt_data.storage.run import RunFolder
 from tests.made_runs import distilled, make_run, ranked, trace
@@ -43,3 +48,12 @@ def test_a_damaged_data_set_is_one_line(run: RunFolder, content: str) -> None:
     (run.path / "dataset" / "distill.json").write_text(content)
     with pytest.raises(RunFolderError, match="dataset: is incomplete or damaged; run rlt-data distill again"):
         read_data_set(run)
+
+
+def test_a_report_reads_the_data_set_once(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    distilled(run, select="top:2")
+    opened = []
+    monkeypatch.setattr(storage, "open_folder", lambda path: opened.append(path) or open_folder(path))
+    summary = report(parse_settings(ReportSettings, {"in": str(run.path), "out": "report.html"}))
+    assert opened == [run.path / "dataset"]
+    assert re.search(r"<dt>[^\n]*in the data set[^\n]*</dt><dd>4</dd>", summary.out.read_text())

@@ -8,32 +8,15 @@ import pytest
 from rlt_data.errors import SettingsError
 from rlt_data.signals.expressions import parse_expression
 from rlt_data.signals.funnel import Funnel
-from rlt_data.storage.rows import columns_of, read_rows
+from rlt_data.storage.rows import read_rows
 from rlt_data.storage.run import RunFolder
-from tests.made_runs import make_run, ranked, trace
+from tests.made_runs import make_run, trace
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     rows = [trace("q", i, float(i), origin="a" if i else None) for i in range(4)]
     return make_run(tmp_path / "run", rows, [trace("r", 0, None)])
-
-
-def test_rows_of_a_part_equal_those_of_the_scan(run: RunFolder) -> None:
-    ranked(run, by="r_ss")
-    whole = run.scan().collect()
-    names = [name for name in columns_of(run) if name in whole.columns]
-    assert set(whole.columns) == set(names)
-    parts = pl.concat([read_rows(run, part, names) for part in (0, 1)])
-    assert parts.select(names).equals(whole.select(names))
-
-
-@pytest.mark.parametrize(
-    "name", ["reward", "question", "solution", "rank", "origin", "question_answer", "trace_answer"]
-)
-def test_one_column_is_read_alone(run: RunFolder, name: str) -> None:
-    ranked(run, by="r_ss")
-    assert read_rows(run, 0, [name]).columns == list(dict.fromkeys(["trace_id", "question_id", name]))
 
 
 def test_a_condition_names_its_columns_and_tables(run: RunFolder) -> None:

@@ -16,8 +16,8 @@ from rlt_data.scoring.measures import without_repeats
 from rlt_data.settings import ScoreSettings
 from rlt_data.steps.score import score
 from rlt_data.storage.errorlog import failures
-from rlt_data.storage.run import RunFolder, content_hash
-from rlt_data.storage.schemas import to_table
+from rlt_data.storage.run import RunFolder
+from rlt_data.storage.schemas import content_hash, to_table
 from tests.conftest import Rlt, write_jsonl
 from tests.killing import table_bytes
 from tests.reference import Reference

@@ -22,8 +22,8 @@ from rlt_data.statistics import stats
 from rlt_data.steps.makers import recorded_makers
 from rlt_data.steps.merge import merge
 from rlt_data.storage.errorlog import ErrorLog, failures
-from rlt_data.storage.run import RunFolder, content_hash
-from rlt_data.storage.schemas import to_table
+from rlt_data.storage.run import RunFolder
+from rlt_data.storage.schemas import content_hash, to_table
 from tests.conftest import Rlt, write_jsonl
 from tests.killing import assert_same_table, command, environment, table_bytes
 from tests.made_runs import make_run, ranked, trace

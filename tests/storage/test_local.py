@@ -95,7 +95,7 @@ def test_a_reader_sees_a_replacement_that_stopped_between_a_table_and_its_manife
     with failing(lambda _, target: "manifests" in target or target.endswith("/new/ranks")), pytest.raises(DiskError):
         replace("tesT")
     size = (run.path / "ranks/part-00000.parquet").stat().st_size
-    assert [state.bytes for state in reader._files("ranks").manifest.parts[0].states] == [size]
+    assert [state.bytes for state in reader._listing.files("ranks").manifest.parts[0].states] == [size]
     assert reader.read("ranks", 0)["scored_by"].to_pylist() == ["tesT"] * len(old)
 
 

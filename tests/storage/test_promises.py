@@ -364,7 +364,8 @@ def test_readers_get_lazy_frames_and_data_sets(run: RunFolder) -> None:
     assert len(rows) == 10 and rows["rank"].null_count() == 1
     best = rows.filter(rank=1).select("trace_id", "question", "reward").to_dicts()
     assert best == [{"trace_id": f"{i}/2", "question": f"What is {i}?", "reward": 2.0} for i in range(3)]
-    assert run.to_dataset("ranks").num_rows == 9 and "question" in run.to_dataset().column_names
+    opened = rlt_data.Run(run.path)
+    assert opened.to_dataset("ranks").num_rows == 9 and "question" in opened.to_dataset().column_names
     with pytest.raises(RunFolderError, match="has no answers yet"):
         run.scan("answers")
     with pytest.raises(RunFolderError, match="nowhere: no such run folder$"):

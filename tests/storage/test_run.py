@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlt_data.errors import DiskError, RunFolderError
-from rlt_data.storage.run import RunFolder, content_hash
-from rlt_data.storage.schemas import to_table
+from rlt_data.storage.run import RunFolder
+from rlt_data.storage.schemas import content_hash, to_table
 from rlt_data.storage.writer import FLUSH_SECONDS, TableWriter
 
 
