@@ -22,10 +22,10 @@ from rlt_data.settings import (
     ScoreSettings,
 )
 from rlt_data.settings.base import is_url
-from rlt_data.signals.choose import NEEDS, check_signals, declared_columns, default_signals, is_yaml
+from rlt_data.signals.choose import check_signals, declared_columns, default_signals, is_yaml
 from rlt_data.signals.expressions import Expression, columns_in
 from rlt_data.signals.own import expressions_of
-from rlt_data.signals.registry import SIGNALS
+from rlt_data.signals.registry import NEEDS, SIGNALS
 from rlt_data.steps.own_teachers import NO_TEACHER, has_other_teachers, own_teacher
 from rlt_data.steps.rank import MEASURES
 from rlt_data.storage.rows import OF_QUESTIONS, OWN
@@ -180,9 +180,10 @@ def _column_conflicts(settings: PipelineSettings) -> list[str]:
     def use(run: str, key: str, text: str, kind: Literal["condition", "number", "any"]) -> None:
         used.append((run, Expression(text, key, kind, columns_in(text, key), ())))
 
-    for name in filter(is_yaml, curate.signals if curate else ()):
-        for column, text in expressions_of(Path(name)).items():
-            use(curate.input, f"curate.signals: {name}: {column}", text, "any")  # type: ignore[union-attr]
+    if curate:
+        for name in filter(is_yaml, curate.signals):
+            for column, text in expressions_of(Path(name)).items():
+                use(str(curate.out or curate.input), f"curate.signals: {name}: {column}", text, "any")
     if rank:
         use(rank.input, "rank.by", rank.by, "number")
         for text in rank.where:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import polars as pl
 import pytest
 
 from rlt_data.errors import SettingsError
@@ -33,18 +32,6 @@ def test_a_condition_must_be_true_or_false(run: RunFolder) -> None:
         parse_expression(run, "reward LIKE 'a'", "--where").evaluate(rows)
     with pytest.raises(SettingsError, match="depends on several rows"):
         parse_expression(run, "reward > AVG(reward)", "--where").evaluate(rows)
-
-
-@pytest.mark.parametrize(
-    "text", ["reward >= AVG(reward)", "SUM(reward) OVER (PARTITION BY origin) > 3", "COUNT(*) > 2"]
-)
-def test_dependence_on_other_rows_is_found_in_any_frame(run: RunFolder, text: str) -> None:
-    condition = parse_expression(run, text, "--where")
-    values = {"reward": [1.0, 1.0, 1.0, 1.0], "origin": ["a", "b", "c", "d"]}
-    if "COUNT" not in text:
-        condition.evaluate(pl.DataFrame(values))  # equal or single values do not show it
-    with pytest.raises(SettingsError, match="depends on several rows"):
-        condition.evaluate(pl.DataFrame(values | {"reward": [0.0, 1.0, 2.0, 3.0], "origin": ["a"] * 4}))
 
 
 def test_the_funnel_counts_over_chunks_and_shows_what_is_unknown(run: RunFolder) -> None:

@@ -67,7 +67,7 @@ CONFLICTS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["distill.where: pass_rate", "signal pass_rate", "set curate.evaluation"],
     ),
     "a column of a signal that is not computed": (
-        {"distill": {"columns": ["pass_rate"]}, "curate": {"signals": ["review"], "reviews": "r.csv"}},
+        {"distill": {"columns": ["pass_rate"]}, "curate": {"signals": ["text"]}},
         ["distill.columns: pass_rate", "add pass_rate to curate.signals and set curate.evaluation"],
     ),
     "a rank over a signal that is not computed": (

@@ -180,9 +180,6 @@ def test_reviews_come_from_a_file(run: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="1 of 1 ids are no traces"):
         curated(run, "review", reviews=str(file))
     assert run.scan().collect()["review"].count() == 2  # the earlier reviews remain
-    file.write_text('{"trace_id": "0-0/1", "review": "good"}\n{"trace_id": "0-0/1", "review": "bad"}\n')
-    with pytest.raises(InputError, match="line 2: another review of the trace 0-0/1"):
-        curated(run, "review", reviews=str(file))
     file.write_text('{"trace": "0-0/1"}\n')
     with pytest.raises(InputError, match=f"--reviews: {file}: line 1: needs the columns trace_id and review"):
         curated(run, "review", reviews=str(file))

@@ -103,7 +103,7 @@ def test_a_signal_that_misses_the_new_rows_is_named(rlt: Rlt, files: tuple[str, 
     assert "again" not in rlt("curate", files[0], "--out", "pool", "--against", "benchmark.jsonl").stdout
     write_jsonl(Path("b.jsonl"), [chat(9, "b")])
     printed = rlt("curate", files[1], "--out", "pool").stdout
-    assert "contamination: not computed, needs --against again for the rows that were added since" in printed
+    assert "contamination: not computed, out of date; rlt-data curate RUN --against ..." in printed
 
 
 def test_a_student_that_cannot_show_system_texts_imports_nothing(rlt: Rlt) -> None:
