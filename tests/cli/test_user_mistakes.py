@@ -638,8 +638,9 @@ def test_a_file_is_not_a_run_folder(made: Path, refused: Refused) -> None:
 
 def test_rank_names_the_reward_function_that_returned_none(tmp_path: Path, rlt: Rlt) -> None:
     run = make_run(tmp_path / "r", [trace("q", 0, None)])
-    result = rlt("rank", run.path, code=2)
-    assert "--reward" in result.stderr and "--teacher none" in result.stderr
+    assert "without log-probs of a teacher" in rlt("rank", run.path, code=2).stderr
+    run.record("score", run.step("score") | {"settings": {"reward": "rewards:mine"}})
+    assert "the function of --reward returned None" in rlt("rank", run.path, code=2).stderr
 
 
 def test_a_plug_in_that_is_not_callable_is_named_once(run: Path, rlt: Rlt) -> None:
