@@ -126,7 +126,7 @@ _SIGNAL_TYPES = {bool: "bool", int: "int", float: "float", str: "string"}
 def add_signal(run: RunFolder, name: str, level: str, **columns: dict[str, Any]) -> None:
     """Write a signal's table: for each column, the values by key; other rows are null, or false."""
     types = {column: _SIGNAL_TYPES[type(next(iter(values.values())))] for column, values in columns.items()}
-    entry = {"level": level, "columns": types, "depends_on": {}}
+    entry = {"level": level, "columns": types, "depends_on": {"version": 1, "settings": {}, "content": None}}
     run.record("curate", {"signals": run.signals | {name: entry}})
     schema = signal_schema(level, types)
     source = "traces" if level == "trace" else "questions"

@@ -411,8 +411,9 @@ def _limits(facts: DatasetFacts) -> str:
 
 
 def _examples(facts: DatasetFacts) -> str:
+    by = inline(facts.steps.get("rank", {}).get("settings", {}).get("by", "reward"))
     return "\n\n".join(
-        f"<details>\n<summary>{which}: reward {sample['reward']:.3f}, {sample['thought_tokens']} tokens</summary>\n\n"
+        f"<details>\n<summary>{which}: {by} {sample['value']:.3f}, {sample['thought_tokens']} tokens</summary>\n\n"
         f"Question\n\n{excerpt(sample['question'])}\n\nExplanation\n\n{excerpt(sample['completion'])}\n\n"
         f"Solution\n\n{excerpt(sample['solution'])}\n\n</details>"
         for which, sample in facts.samples.items()

@@ -110,7 +110,7 @@ def best_and_worst(run: RunFolder) -> dict[str, dict[str, Any]]:
 def _sample_texts(run: RunFolder, rank: dict[str, Any]) -> dict[str, Any]:
     texts = ("completion", "question", "solution")
     [trace] = read_rows(run, rank["part"], texts).filter(trace_id=rank["trace_id"]).select(texts).to_dicts()
-    return {"reward": rank["value"], "thought_tokens": rank["thought_tokens"], **trace}
+    return {"value": rank["value"], "thought_tokens": rank["thought_tokens"], **trace}
 
 
 def first_row(config: Config) -> dict[str, Any]:

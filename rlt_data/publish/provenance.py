@@ -45,6 +45,7 @@ def provenance(facts: DatasetFacts) -> str:
         models_table(facts.models),
         f"Sampling settings: {sampling}." if sampling else "",
         _reward(facts),
+        _signals(facts),
         *_prompts(facts),
         versions_line(steps.get("score", {}).get("versions", {})),
         "`rlt-data.json` in this repository has all settings, prompts and versions.",
@@ -85,6 +86,18 @@ def _reward(facts: DatasetFacts) -> str:
         f"Reward: the function {code(facts.reward)} instead of the RLT reward. Its argument includes the terms of the "
         f"RLT reward, {formula}."
     )
+
+
+def _signals(facts: DatasetFacts) -> str:
+    """Return a sentence on the signals of the run with their settings and, for contamination, the benchmarks."""
+    texts = []
+    for name, entry in facts.steps.get("curate", {}).get("signals", {}).items():
+        depends_on = entry["depends_on"]
+        details = [f"{key.replace('_', '-')} {inline(value)}" for key, value in depends_on["settings"].items()]
+        if name == "contamination":
+            details += [f"against {code(benchmark)}" for benchmark, _ in depends_on["content"] or ()]
+        texts.append(code(name) + (f" ({', '.join(details)})" if details else ""))
+    return f"Signals of `rlt-data curate`: {listed(texts)}." if texts else ""
 
 
 def _prompts(facts: DatasetFacts) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,3 +193,14 @@ def test_traces_of_other_runs_keep_the_share_that_is_correct(hub: HubServer, tmp
         "Correct according to the column `is_correct` of the input: 100.0% of the 1 rows of `default` with a value and "
         "66.7% of the 3 rows of `traces` with a value."
     ]
+
+
+def test_the_card_names_the_signals_with_their_settings(hub: HubServer, nano: rlt.Run, tmp_path: Path) -> None:
+    run = rlt.Run(shutil.copytree(nano.path, tmp_path / "run"))
+    benchmark = write_jsonl(tmp_path / "bench.jsonl", [{"question": "What is 1 + 1?", "solution": "2"}])
+    run.curate(signals=["text", "contamination"], against=str(benchmark), max_repetition=0.3)
+    run.rank(by="-rsr").distill()
+    text = card_of(str(run.path)).text
+    signals = "`text` (max-repetition 0.3) and `contamination` (similarity 0.7, against `bench.jsonl`)"
+    assert f"Signals of `rlt-data curate`: {signals}." in section(text, "How it was made")
+    assert "<summary>Best: -rsr -" in text
