@@ -121,7 +121,7 @@ def refuse_import(run: RunFolder) -> None:
     if recorded_makers(run) and run.parts("traces"):
         raise RunFolderError(
             f"{run.path}: has generated traces. To score them, run rlt-data score {run.path}; to add the traces of a "
-            "file, score the file into another --out and combine both runs with rlt-data merge."
+            "file, import it into another --out and combine both runs with rlt-data merge."
         )
 
 
