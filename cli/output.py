@@ -106,7 +106,7 @@ def _failures(summary: StepSummary | Evaluation) -> int:
 
 def print_signals(_: Settings, summary: CurateSummary) -> None:
     """Print what each signal found."""
-    _console.print(f"{len(summary.signals)} signals of {_plain(summary.run)}")
+    _console.print(f"signals of {_plain(summary.run)}")
     for signal in summary.signals:
         state = f"{signal.new:,} new" if signal.new else "up to date"
         found = ", ".join(f"{finding}: {count:,}" for finding, count in signal.findings.items())

@@ -10,6 +10,7 @@ import polars as pl
 from rlt_data.errors import SettingsError
 from rlt_data.plugins import SIGNALS as PLUGINS
 from rlt_data.settings import CurateSettings
+from rlt_data.settings.base import flag_of
 from rlt_data.signals.base import Signal
 from rlt_data.signals.own import expressions_of, signal_of_function, signal_of_yaml
 from rlt_data.signals.registry import NEEDS, SIGNALS
@@ -46,6 +47,10 @@ def check_signals(settings: CurateSettings) -> None:
             raise SettingsError(f"--signals: {name} needs --{option}")
         if name not in names and getattr(settings, option):
             raise SettingsError(f"--{option}: has no effect without --signals {name}")
+    used = {option for name in names if name in SIGNALS for option in SIGNALS[name].depends_on}
+    for name, signal in SIGNALS.items():
+        if unused := [option for option in settings.not_default(*signal.depends_on) if option not in used]:
+            raise SettingsError(f"{flag_of(unused[0])}: has no effect without --signals {name}")
     for name in names:
         if name not in SIGNALS and not is_yaml(name):
             _check_function(name)

@@ -206,6 +206,16 @@ def test_mistakes_in_reviews(run: RunFolder, tmp_path: Path, rows: list[tuple[st
         curated(run, "review", reviews=str(file))
 
 
+@pytest.mark.parametrize(
+    ("flag", "signal"),
+    [("max_repetition", "text"), ("max_leak", "leak"), ("similarity", "duplicates")],
+)
+def test_a_setting_of_a_signal_that_is_not_computed_is_refused(run: RunFolder, flag: str, signal: str) -> None:
+    with pytest.raises(SettingsError, match=f"--{flag.replace('_', '-')}: has no effect without --signals {signal}"):
+        curated(run, "answer", **{flag: 0.3})
+    assert [entry.name for entry in curated(run, "answer", signal, **{flag: 0.3}).signals] == ["answer", signal]
+
+
 def test_a_benchmark_with_a_bad_row_is_refused_without_a_flag_that_curate_lacks(run: RunFolder, tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "benchmark.jsonl", [{"question": None}, {"question": "What is 1-1?"}])
     with pytest.raises(InputError, match=r"--against: .*1 of 2 rows are bad\n  line 1: question: missing"):
