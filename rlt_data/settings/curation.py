@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from rlt_data.settings.base import INPUT, InputNames, Texts, field
-from rlt_data.settings.inputs import FormatSettings, InputSettings
+from rlt_data.settings.base import INPUT, Texts, field
+from rlt_data.settings.inputs import FormatSettings, RunOrFilesSettings
 
 
-class CurateSettings(InputSettings, FormatSettings):
+class CurateSettings(RunOrFilesSettings, FormatSettings):
     """Settings of :func:`rlt_data.steps.curate`; ``input`` is a run or a file of traces."""
 
     first_flags = ("signals", "against", "evaluation", "reviews", "out")
 
-    input: InputNames = field(
-        ...,
-        INPUT,
-        "Run folder or URL; or files (repeatable) or a Hub data set with traces, to which the input flags apply.",
-        affects="rows",
-        by_content=True,
-        alias="in",
-        positional="RUN",
-    )
     out: str | None = field(
         None, INPUT, "Run folder or URL to which the traces of files are added. Required for files.", affects="output"
     )

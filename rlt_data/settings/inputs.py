@@ -140,6 +140,20 @@ class InputSettings(SourceSettings, BadRowSettings, ColumnSettings, StoredColumn
     """All settings of an input. Each step inherits those that it reads."""
 
 
+class RunOrFilesSettings(InputSettings):
+    """The input of a step that takes a run, or imports the traces of files into one."""
+
+    input: InputNames = field(
+        ...,
+        INPUT,
+        "Run folder or URL; or files (repeatable) or a Hub data set with traces, to which the input flags apply.",
+        affects="rows",
+        by_content=True,
+        alias="in",
+        positional="RUN",
+    )
+
+
 class FormatSettings(Settings):
     """How problems are presented to a model."""
 

@@ -36,7 +36,7 @@ from rlt_data.settings.inputs import (
     BadRowSettings,
     ColumnSettings,
     FormatSettings,
-    InputSettings,
+    RunOrFilesSettings,
     SourceSettings,
     StoredColumnSettings,
 )
@@ -145,7 +145,7 @@ class RewardSettings(Settings):
     )
 
 
-class ScoreSettings(InputSettings, FormatSettings, ModelSettings, RewardSettings):
+class ScoreSettings(RunOrFilesSettings, FormatSettings, ModelSettings, RewardSettings):
     """Settings of :func:`rlt_data.steps.score`; ``input`` is a run or a file of traces."""
 
     first_flags = (
@@ -160,15 +160,6 @@ class ScoreSettings(InputSettings, FormatSettings, ModelSettings, RewardSettings
         "device",
     )
 
-    input: InputNames = field(
-        ...,
-        INPUT,
-        "Run folder or URL; or files (repeatable) or a Hub data set with traces, to which the input flags apply.",
-        affects="rows",
-        by_content=True,
-        alias="in",
-        positional="RUN",
-    )
     engine: EngineName = field("transformers", MODEL, ENGINE_HELP, affects="speed")  # all give the same log-probs
     batch_size: int | None = field(
         None, VLLM, "Sequences scored at a time. Default: vLLM's.", affects="speed", ge=1, engines=("vllm",)

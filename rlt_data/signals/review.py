@@ -1,4 +1,4 @@
-"""Review: what people say about traces, from a file with the columns ``trace_id`` and ``review``."""
+"""Review: the verdicts of people on traces, from a file with the columns ``trace_id`` and ``review``."""
 
 from __future__ import annotations
 

@@ -159,13 +159,12 @@ def refuse_other_explanations(format: Format, trace_format: Format, key: NameSet
         trace_format: format that the traces are generated in.
         key: writes a setting in the message.
     """
-    for name in OF_EXPLANATIONS:
+    if name := differing_explanations(format, trace_format):
         scored, generated = getattr(format, name), getattr(trace_format, name)
-        if scored != generated:
-            raise SettingsError(
-                f"{key('format')}: {format.name!r} has {name} {scored!r}, but the traces have {generated!r} (format "
-                f"{trace_format.name!r}); omit {key('format')} (free), or choose a format with the same {name}"
-            )
+        raise SettingsError(
+            f"{key('format')}: {format.name!r} has {name} {scored!r}, but the traces have {generated!r} (format "
+            f"{trace_format.name!r}); omit {key('format')} (free), or choose a format with the same {name}"
+        )
 
 
 def _copy_traces(run: RunFolder, source: RunFolder) -> None:

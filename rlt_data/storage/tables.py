@@ -1,4 +1,4 @@
-"""Read the tables of a run, each on its own.
+"""Read the tables of a run, one at a time.
 
 A process checks each part against the manifest before it first reads it. Rows of an incomplete part come from its part
 file and its journal, without duplicate keys.
