@@ -50,7 +50,7 @@ def test_a_text_has_the_same_logprobs_alone_and_in_any_batch(tiny: Tiny, kind: s
     small = logprobs(engine_of(tiny(kind), batch_tokens=64), [requests[::-1]])
     for key, values in together.items():
         assert np.array_equal(values, small[key])
-        assert values == pytest.approx(alone[key], abs=2e-6)
+        assert np.array_equal(values, alone[key])
 
 
 @KINDS
@@ -67,7 +67,7 @@ def test_a_sampled_token_has_the_logprob_of_a_second_pass(tiny: Tiny, kind: str)
         ids = np.concatenate([prompt, sample.token_ids])  # type: ignore[union-attr]
         positions = np.arange(len(prompt), len(ids), dtype=np.int32)
         second = logprobs(engine, [[SequenceRequest("again", ids, positions)]])["again"]
-        assert sample.logprobs == pytest.approx(second, abs=2e-6)  # type: ignore[union-attr]
+        assert sample.logprobs == pytest.approx(second, abs=1e-6)  # type: ignore[union-attr]
 
 
 def test_rows_of_a_product_do_not_depend_on_their_number() -> None:
@@ -78,10 +78,3 @@ def test_rows_of_a_product_do_not_depend_on_their_number() -> None:
         for count in range(1, min_rows() + 3):
             assert torch.equal(linear(rows[:count], weight, None), complete[:count])
         assert torch.equal(linear(rows[:6].reshape(2, 3, inner), weight, None), complete[:6].reshape(2, 3, outer))
-
-
-def test_other_types_are_left_as_they_are(tiny: Tiny) -> None:
-    exact = engine_of(tiny()).model._model
-    other = open_model(str(tiny()), ModelSettings(dtype="bfloat16")).engine.model._model  # type: ignore[attr-defined]
-    assert exact.config._attn_implementation == "rlt_data_float64"
-    assert other.config._attn_implementation == "sdpa"

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 #: Minimum number of tokens by which a full cache grows.
 GROWTH = 256
@@ -15,14 +16,21 @@ GROWTH = 256
 class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer's keys and values, each of shape (batch, heads, tokens, head size), in a buffer with spare capacity.
 
-    The layer of Transformers copies everything for each new token. This one also keeps all tokens of sliding-window
-    layers, whose mask does the sliding, so that a batch of prefixes of different lengths can be continued.
+    The layer of Transformers copies everything for each new token.
+
+    Args:
+        window: number of tokens that a query of this layer sees, itself included; None for all. Tokens before the
+            window are dropped. So all rows must end at the same column, with padding on the left.
+        spare: number of zeros that :meth:`update` returns after the last token, for attention in blocks.
     """
 
-    def __init__(self, **_: Any) -> None:
+    def __init__(self, window: int | None = None, spare: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.window, self.spare = window, spare
+        self.is_sliding = window is not None
         self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._length = 0
+        self._tokens = 0
+        self._dropped = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Set dtype and device; called by Transformers at the first update."""
@@ -32,68 +40,89 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append the states of new tokens, and return those of all tokens."""
+        """Append the states of new tokens, and return those of all tokens that these see."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         new = key_states.shape[-2]
-        if self._buffers is None or self._length + new > self._buffers[0].shape[-2]:
-            self._grow((key_states, value_states), self._length + new)
+        first = self._first_seen
+        end = self._tokens + new
+        if self._buffers is None or end + self.spare - self._dropped > self._buffers[0].shape[-2]:
+            self._move(first, end, (key_states, value_states))
         assert self._buffers is not None
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[:, :, self._length : self._length + new] = states
-        self._length += new
-        self._view()
-        return self.states
+            buffer[:, :, self._tokens - self._dropped : end - self._dropped] = states
+        self._tokens = end
+        self.keys, self.values = self._states(first, end + self.spare)
+        return self.keys, self.values
 
     @property
     def states(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of all tokens."""
-        assert self.keys is not None and self.values is not None
-        return self.keys, self.values
+        """Keys and values of all tokens that the next token sees."""
+        return self._states(self._first_seen, self._tokens)
 
     def get_seq_length(self) -> int:
-        """Return the number of tokens."""
-        return self._length
+        """Return the number of tokens, dropped ones included."""
+        return self._tokens
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return the number of tokens that :meth:`update` will return for new tokens, and how many are before these."""
+        return self._tokens + query_length - self._first_seen, self._first_seen
 
     def select(self, index: torch.Tensor, capacity: int) -> GrowingLayer:
         """Return a layer with copies of the given batch rows and capacity for more tokens."""
-        assert self._buffers is not None
-        layer = GrowingLayer()
+        states = self.states
+        count = states[0].shape[-2]
+        layer = GrowingLayer(self.window, self.spare)
         layer.dtype, layer.device, layer.is_initialized = self.dtype, self.device, True
-        layer._length = self._length
+        layer._tokens, layer._dropped = self._tokens, self._tokens - count
         buffers = []
-        for buffer in self._buffers:
-            _, heads, _, size = buffer.shape
-            copy = buffer.new_empty(len(index), heads, self._length + capacity, size)
-            torch.index_select(buffer[:, :, : self._length], 0, index, out=copy[:, :, : self._length])
+        for state in states:
+            _, heads, _, size = state.shape
+            copy = state.new_empty(len(index), heads, count + capacity + self.spare, size)
+            copy[:, :, count:] = 0
+            torch.index_select(state, 0, index, out=copy[:, :, :count])
             buffers.append(copy)
         layer._buffers = (buffers[0], buffers[1])
-        layer._view()
+        layer.keys, layer.values = layer.states
         return layer
 
     @staticmethod
     def concatenate(layers: Sequence[GrowingLayer]) -> GrowingLayer:
         """Return one layer with the batch rows of all layers, which have the same number of tokens."""
-        result = GrowingLayer()
+        result = GrowingLayer(layers[0].window, layers[0].spare)
         keys, values = zip(*(layer.states for layer in layers), strict=True)
+        result._tokens = result._dropped = layers[0]._first_seen
         result.update(torch.cat(keys), torch.cat(values))
         return result
 
-    def _grow(self, like: tuple[torch.Tensor, torch.Tensor], tokens: int) -> None:
-        """Move the states to buffers for at least ``tokens`` tokens, in the shape and dtype of ``like``."""
-        capacity = max(tokens, self._length + GROWTH) if self._length else tokens
+    @property
+    def _first_seen(self) -> int:
+        """Index of the first token that the next token sees."""
+        return self._dropped if self.window is None else max(self._tokens - self.window + 1, self._dropped)
+
+    def _states(self, first: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self._buffers is not None
+        part = slice(first - self._dropped, end - self._dropped)
+        return self._buffers[0][:, :, part], self._buffers[1][:, :, part]
+
+    def _move(self, first: int, end: int, like: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Move the states from token ``first`` on to new buffers with room for the tokens up to ``end``.
+
+        Args:
+            first: the first token that is still needed.
+            end: end of the tokens that must have room.
+            like: tensors of the shape and dtype of the buffers.
+        """
+        size = end - first
+        capacity = (max(size, self._tokens - first + GROWTH) if self._tokens else size) + self.spare
         buffers = []
         for index, states in enumerate(like):
-            batch, heads, _, size = states.shape
-            buffer = states.new_empty(batch, heads, capacity, size)
+            batch, heads, _, width = states.shape
+            buffer = states.new_zeros(batch, heads, capacity, width)
             if self._buffers is not None:
-                buffer[:, :, : self._length] = self._buffers[index][:, :, : self._length]
+                buffer[:, :, : self._tokens - first] = self._states(first, self._tokens)[index]
             buffers.append(buffer)
-        self._buffers = (buffers[0], buffers[1])
-
-    def _view(self) -> None:
-        assert self._buffers is not None
-        self.keys, self.values = (buffer[:, :, : self._length] for buffer in self._buffers)
+        self._buffers, self._dropped = (buffers[0], buffers[1]), first
 
 
 class GrowingCache(Cache):
@@ -101,11 +130,15 @@ class GrowingCache(Cache):
 
     layers: list[GrowingLayer]  # type: ignore[assignment]
 
-    def __init__(self, layers: list[GrowingLayer] | None = None) -> None:
-        if layers is None:
-            super().__init__(layer_class_to_replicate=GrowingLayer)
-        else:
-            super().__init__(layers=list(layers))
+    def __init__(self, layers: Sequence[GrowingLayer]) -> None:
+        super().__init__(layers=list(layers))
+
+    @staticmethod
+    def of(config: PreTrainedConfig, spare: int = 0) -> GrowingCache:
+        """Return an empty cache for a model; see :class:`GrowingLayer` for ``spare``."""
+        windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers]
+        # A block of queries begins up to this number of tokens before the next token.
+        return GrowingCache([GrowingLayer(window and window + spare, spare) for window in windows])
 
     def select(self, index: torch.Tensor, capacity: int) -> GrowingCache:
         """Return a cache with copies of the given batch rows, which may repeat, and capacity for more tokens."""

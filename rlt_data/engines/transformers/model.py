@@ -16,6 +16,7 @@ import torch
 
 from rlt_data.engines.config import context_length_of, load_config, pick_device, pick_dtype
 from rlt_data.engines.models import Checkpoint
+from rlt_data.engines.transformers import attention
 from rlt_data.engines.transformers.cache import GrowingCache
 from rlt_data.engines.transformers.exact import linear, make_exact
 from rlt_data.engines.watchdog import Heartbeat
@@ -65,6 +66,7 @@ class CausalModel:
         )
         self.vocabulary: int = head.weight.shape[0]
         self._linear: Callable[..., torch.Tensor] = torch.nn.functional.linear
+        self._exact = exact
         if exact:
             make_exact(self._model)
             self._linear = linear
@@ -99,6 +101,7 @@ class CausalModel:
             raise ModelError(f"{name}: not a causal language model with a head; the checkpoint lacks {missing}")
         exact = dtype == torch.float32 and device.type == "cpu"
         try:
+            attention.use_blocks(model)
             causal = cls(model.to(device).eval(), name, exact=exact)
             causal._check()
         except ModelError:
@@ -126,6 +129,11 @@ class CausalModel:
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return int(2 * config.num_hidden_layers * heads * size * self.dtype.itemsize)
 
+    def new_cache(self) -> GrowingCache:
+        """Return an empty KV cache."""
+        in_blocks = self._model.config._attn_implementation == attention.NAME
+        return GrowingCache.of(self._model.config, spare=attention.BLOCK if in_blocks and self._exact else 0)
+
     @torch.inference_mode()
     def hidden(
         self,
@@ -138,7 +146,7 @@ class CausalModel:
 
         Args:
             ids: shape (batch, tokens).
-            attention_mask: 0 at padding, shape (batch, tokens in the cache + tokens).
+            attention_mask: 0 at padding, shape (batch, tokens in the cache + tokens). Outputs at padding mean nothing.
             position_ids: shape (batch, tokens).
             cache: keys and values of earlier tokens; those of the new tokens are appended.
 

@@ -62,7 +62,7 @@ def compute_prompts(
     step = max(1, batch_tokens // longest)
     for start in range(0, len(prompts), step):
         rows = slice(start, start + step)
-        cache = GrowingCache()
+        cache = model.new_cache()
         hidden = model.hidden(ids[rows], mask[rows], positions[rows], cache)
         caches.append(cache)
         last.append(hidden[:, -1])

@@ -185,11 +185,13 @@ class Scorer:
             rows.append(np.full(len(scored), row))
             columns.append(scored - 1 - prefix)
             targets.append(request.ids[scored].astype(np.int64))
-        cache = mask = None
+        lengths = torch.tensor([continuation.length for continuation in batch])
+        mask = (torch.arange(longest) < lengths[:, None]).long().to(device)
+        cache = None
         if prompts is not None:
             index = torch.tensor([continuation.group for continuation in batch], device=device)
             cache = prompts.cache.select(index, longest)
-            mask = torch.cat([prompts.mask[index], prompts.mask.new_ones(len(batch), longest)], 1)
+            mask = torch.cat([prompts.mask[index], mask], 1)
         hidden = self._model.hidden(ids.to(device), mask, positions.to(device), cache)
         where = torch.from_numpy(np.concatenate(rows)).to(device), torch.from_numpy(np.concatenate(columns)).to(device)
         target_ids = torch.from_numpy(np.concatenate(targets)).to(device)

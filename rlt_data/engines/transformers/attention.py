@@ -1,0 +1,260 @@
+"""Causal attention that computes only the pairs of tokens that a query sees.
+
+For padded rows, continuations of a cached prompt and sliding windows, Transformers writes a mask over all pairs of
+queries and keys, and PyTorch computes all of them. Here, :class:`Seen` takes the place of the mask. Rows are computed
+one by one, without their padding: with a causal kernel, or in blocks of queries over the keys that the block sees. So
+the result of a row does not depend on the other rows of the batch, to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.attention.bias import CausalBias, causal_lower_right
+from torch.nn.functional import pad, scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+NAME = "rlt_data"
+
+#: Queries of a block. Smaller blocks compute fewer hidden pairs; GPUs need more work per kernel.
+BLOCK, _BLOCK_GPU = 64, 1024
+#: On other devices than a CPU, rows with fewer pairs are computed together, because starting kernels takes longer.
+_FEW_PAIRS = 2**18
+#: Products on a CPU give each query the same bits if there is a multiple of this number; measured with AVX-512.
+_EXACT_QUERIES = 8
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the queries of a batch see: the tokens of their row up to themselves.
+
+    Attributes:
+        rows: first token and end of each row; the tokens outside are padding.
+        tokens: number of tokens of the padded rows, up to the last query.
+        first_key: index of the first token with a key; a cache drops those before the window.
+        window: number of tokens that a query sees, itself included; None for all.
+    """
+
+    rows: tuple[tuple[int, int], ...]
+    tokens: int
+    first_key: int
+    window: int | None
+
+
+def use_blocks(model: PreTrainedModel) -> None:
+    """Replace the attention of a model that uses SDPA, or that would use it without a soft cap."""
+    softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    if model.config._attn_implementation == "sdpa" or softcap:
+        AttentionInterface.register(NAME, _attention)
+        AttentionMaskInterface.register(NAME, _mask)
+        model.set_attn_implementation(NAME)
+
+
+def _mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    *,
+    mask_function: Callable[..., Any],
+    attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    device: torch.device,
+    **options: Any,
+) -> Seen | torch.Tensor | None:
+    """Return what the queries see; a mask (None if SDPA needs none) where rows are computed together."""
+    tokens = q_offset + q_length
+    if device.type == "cpu" or q_length * kv_length >= _FEW_PAIRS:
+        window = None if local_size is None or local_size >= tokens else local_size
+        rows = _rows(attention_mask, batch_size, tokens)
+        if rows and kv_offset + kv_length == tokens and _is_causal(mask_function, range(q_offset, tokens), window):
+            return Seen(rows, tokens, kv_offset, window)
+    if device.type == "cpu":
+        options["allow_is_causal_skip"] = False  # keys may be more than the tokens
+    mask: torch.Tensor | None = sdpa_mask(
+        batch_size,
+        q_length,
+        kv_length,
+        q_offset,
+        kv_offset,
+        mask_function,
+        attention_mask,
+        local_size,
+        device=device,
+        **options,
+    )
+    return mask
+
+
+def _rows(attention_mask: torch.Tensor | None, rows: int, tokens: int) -> tuple[tuple[int, int], ...] | None:
+    """Return first token and end of each row; None if padding is elsewhere than at the ends of rows."""
+    if attention_mask is None:
+        return ((0, tokens),) * rows
+    if attention_mask.shape[-1] != tokens:
+        return None
+    present = attention_mask.to(torch.int8)
+    columns = torch.stack([present.argmax(-1), tokens - present.flip(-1).argmax(-1), present.sum(-1)], -1)
+    bounds = columns.tolist()
+    if any(end - first != count for first, end, count in bounds):
+        return None
+    return tuple((first, end) for first, end, _ in bounds)
+
+
+def _is_causal(mask_function: Callable[..., Any], queries: range, window: int | None) -> bool:
+    """Return whether the first, middle and last query see the tokens up to themselves, or the window's, and no others.
+
+    Masks of packed texts, of chunks and of images differ from that.
+    """
+    keys = torch.arange(queries.stop)
+    for query in {queries[0], queries[len(queries) // 2], queries[-1]}:
+        expected = keys <= query
+        if window is not None:
+            expected &= keys > query - window
+        found = torch.as_tensor(mask_function(0, 0, torch.tensor(query), keys), device=keys.device)
+        if not torch.equal(found.expand(keys.shape), expected):
+            return False
+    return True
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Seen | torch.Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Return outputs of shape (batch, queries, heads, head size), from states of (batch, heads, tokens, head size)."""
+    seen = attention_mask
+    if not isinstance(seen, Seen):
+        if seen is not None:
+            key, value = key[:, :, : seen.shape[-1]], value[:, :, : seen.shape[-1]]  # without a cache's spare tokens
+        if softcap:
+            return _softcapped(query, key, value, seen, scaling, softcap).transpose(1, 2).contiguous(), None
+        output, _ = sdpa_attention_forward(module, query, key, value, seen, scaling=scaling, **options)
+        return output, None
+    batch, heads, queries, _ = query.shape
+    output = query.new_zeros(batch, queries, heads, value.shape[-1])
+    first_query = seen.tokens - queries
+    for row, (first, end) in enumerate(seen.rows):
+        begin, first_key = max(first, first_query), max(first, seen.first_key)
+        if begin < end:
+            q = query[row, None, :, begin - first_query : end - first_query]
+            k, v = (states[row, None, :, first_key - seen.first_key :] for states in (key, value))
+            result = _row(q, k, v, begin - first, first_key - first, seen.window, scaling, softcap)
+            output[row, begin - first_query : end - first_query] = result[0].transpose(0, 1)
+    return output, None
+
+
+def _row(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    start: int,
+    dropped: int,
+    window: int | None,
+    scale: float | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Return the outputs of one text, shape (1, heads, queries, head size).
+
+    In float32 on a CPU, all sums have the same order and thus the same bits however a text is split: blocks begin at
+    fixed tokens and have all their keys, and queries are filled up with zeros.
+
+    Args:
+        query: tokens of the text, shape (1, heads, queries, head size).
+        key: all tokens up to the last query that are not dropped, shape (1, heads, keys, head size); later ones are
+            ignored.
+        value: like ``key``.
+        start: index of the first query in the text.
+        dropped: index of the first key in the text.
+        window: number of tokens that a query sees; None for all.
+        scale: factor of the products; None for 1 / sqrt(head size).
+        softcap: limit of the scaled products; None for none.
+    """
+    stop = start + query.shape[2]
+    exact = query.device.type == "cpu" and query.dtype == torch.float32
+    if window is None and not softcap and not exact and key.shape[-1] == value.shape[-1]:
+        key, value = key[:, :, : stop - dropped], value[:, :, : stop - dropped]
+        if start == 0:
+            return _sdpa(query, key, value, None, scale, is_causal=True)
+        if query.is_cuda and query.dtype != torch.float32 and stop - start > 1:
+            return _sdpa(query, key, value, causal_lower_right(stop - start, stop), scale)
+    size = BLOCK if query.device.type == "cpu" else _BLOCK_GPU
+    outputs = []
+    for block in range(start // size * size, stop, size):
+        begin, end = max(block, start), min(block + size, stop)
+        low = dropped if window is None else max(block - window + 1, dropped)
+        high = block + size if exact else end
+        q = query[:, :, begin - start : end - start]
+        k, v = (states[:, :, low - dropped : high - dropped] for states in (key, value))
+        if exact:
+            q = _filled(q, end - begin if end - begin == 1 else -(-(end - begin) // _EXACT_QUERIES) * _EXACT_QUERIES)
+            k, v = _filled(k, high - low), _filled(v, high - low)
+        positions = torch.arange(begin, begin + q.shape[2], device=q.device)[:, None]
+        keys = torch.arange(low, high, device=q.device)
+        mask = keys <= positions
+        if window is not None:
+            mask &= keys > positions - window
+        output = _softcapped(q, k, v, mask, scale, softcap) if softcap else _sdpa(q, k, v, mask, scale)
+        outputs.append(output[:, :, : end - begin])
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
+
+
+def _filled(states: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Return states filled up with zeros, shape (batch, heads, tokens, head size)."""
+    missing = tokens - states.shape[2]
+    return pad(states, (0, 0, 0, missing)) if missing > 0 else states
+
+
+def _sdpa(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None,
+    *,
+    is_causal: bool = False,
+) -> torch.Tensor:
+    """Return the outputs of one text by PyTorch's attention; see :func:`_row`."""
+    kv_heads, queries, size = key.shape[1], query.shape[2], value.shape[-1]
+    group = query.shape[1] // kv_heads
+    if queries == 1:  # the heads that share keys become the queries, enough for the same bits as those of a block
+        rows = _filled(query.reshape(1, kv_heads, group, -1), _EXACT_QUERIES)
+        output = scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
+        return output[:, :, :group].reshape(1, -1, 1, size)
+    if group > 1 and query.device.type != "cpu" and mask is not None and not isinstance(mask, CausalBias):
+        key, value, group = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1), 1  # no kernel has both
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=scale, is_causal=is_causal, enable_gqa=group > 1
+    )
+
+
+def _softcapped(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None,
+    softcap: float,
+) -> torch.Tensor:
+    """Return outputs with scores limited by ``softcap * tanh(score / softcap)`` (Gemma 2, arXiv 2408.00118).
+
+    Like Transformers, the softmax is computed in float32.
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    if mask is None:
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+    group = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = (torch.tanh(scores / softcap) * softcap).masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
