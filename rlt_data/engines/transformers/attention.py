@@ -192,21 +192,30 @@ def _row(
     outputs = []
     for block in range(start // size * size, stop, size):
         begin, end = max(block, start), min(block + size, stop)
-        low = dropped if window is None else max(block - window + 1, dropped)
+        low = dropped if window is None else max((block if exact else begin) - window + 1, dropped)
         high = block + size if exact else end
         q = query[:, :, begin - start : end - start]
         k, v = (states[:, :, low - dropped : high - dropped] for states in (key, value))
         if exact:
-            q = _filled(q, end - begin if end - begin == 1 else -(-(end - begin) // _EXACT_QUERIES) * _EXACT_QUERIES)
             k, v = _filled(k, high - low), _filled(v, high - low)
-        positions = torch.arange(begin, begin + q.shape[2], device=q.device)[:, None]
-        keys = torch.arange(low, high, device=q.device)
-        mask = keys <= positions
-        if window is not None:
-            mask &= keys > positions - window
+            if end - begin > 1:
+                q = _filled(q, -(-(end - begin) // _EXACT_QUERIES) * _EXACT_QUERIES)
+        mask = None if q.shape[2] == 1 and not exact else _visible(begin, q.shape[2], range(low, high), window, q.device)
         output = _softcapped(q, k, v, mask, scale, softcap) if softcap else _sdpa(q, k, v, mask, scale)
         outputs.append(output[:, :, : end - begin])
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
+
+
+def _visible(
+    begin: int, queries: int, keys: range, window: int | None, device: torch.device
+) -> torch.Tensor:
+    """Return which keys the queries from ``begin`` on see, shape (queries, keys)."""
+    positions = torch.arange(begin, begin + queries, device=device)[:, None]
+    key_positions = torch.arange(keys.start, keys.stop, device=device)
+    mask = key_positions <= positions
+    if window is not None:
+        mask &= key_positions > positions - window
+    return mask
 
 
 def _filled(states: torch.Tensor, tokens: int) -> torch.Tensor:
@@ -227,8 +236,8 @@ def _sdpa(
     """Return the outputs of one text by PyTorch's attention; see :func:`_row`."""
     kv_heads, queries, size = key.shape[1], query.shape[2], value.shape[-1]
     group = query.shape[1] // kv_heads
-    if queries == 1:  # the heads that share keys become the queries, enough for the same bits as those of a block
-        rows = _filled(query.reshape(1, kv_heads, group, -1), _EXACT_QUERIES)
+    if queries == 1:  # the heads that share keys become the queries, enough of them for the bits of a block
+        rows = _filled(query.reshape(1, kv_heads, group, -1), _EXACT_QUERIES if mask is not None else 1)
         output = scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
         return output[:, :, :group].reshape(1, -1, 1, size)
     if group > 1 and query.device.type != "cpu" and mask is not None and not isinstance(mask, CausalBias):
