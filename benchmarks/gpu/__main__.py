@@ -78,9 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(_section_text(section, measure, result), flush=True)
             _save(options.out, results)
     failed = [section for section, result in results["sections"].items() if "failed" in result]
-    print(
-        f"{time.monotonic() - start:.0f} s; {', '.join(failed) or 'nothing'} failed; saved in {options.out / 'gpu.json'}"
-    )
+    print(f"{time.monotonic() - start:.0f} s, failed: {', '.join(failed) or 'nothing'}; saved in {options.out}")
     return 1 if failed else 0
 
 
