@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.tiny and not torch.cuda.is_available():
         parser.error("PyTorch finds no CUDA GPU; --tiny runs on the CPU")
-    device = torch.device("cpu" if options.tiny else "cuda")
+    device = torch.device("cpu" if options.tiny else "cuda:0")  # setting a memory limit needs the index
     options.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {
         "command": "python -m benchmarks.gpu" + " --tiny" * options.tiny,
