@@ -16,7 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import bundle, generation, memory
+from benchmarks.gpu import bundle, generation, loading, memory
 from benchmarks.gpu.bench import Bench, Rows, Unexpected
 from benchmarks.gpu.counting import scoring_operations, seen_pairs
 from benchmarks.gpu.models import TINY, Prompts, Texts, random_model
@@ -100,6 +100,17 @@ def test_without_a_gpu_one_line_says_what_runs(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit) as stopped:
         gpu.main([])
     assert stopped.value.code == 2 and "--tiny" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_refused_model_is_reported_and_the_weights_are_restored(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = bench.model.lm_head.weight.clone()
+    config = bench.model.config
+    monkeypatch.setattr(config, "final_logit_softcapping", 1.0, raising=False)  # this model's own logits ignore it
+    with pytest.raises(Unexpected, match="seed 0"):
+        list(loading.head_check(bench))
+    assert torch.equal(bench.model.lm_head.weight, before)
 
 
 def test_batches_that_shrink_from_block_to_block_are_reported(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
