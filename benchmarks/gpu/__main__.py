@@ -27,18 +27,18 @@ from benchmarks.gpu.device import device_name, free
 from benchmarks.gpu.models import FULL, TINY
 from rlt_data.libraries import quiet_bars
 
-#: The sections and what each measures. Those on Transformers alone run before the engine gets the model.
+#: The sections, in the order in which they run; those that need the model without the engine come first.
 SECTIONS: dict[str, Callable[[Bench], Rows]] = {
     "matmul": scoring.matmul,
     "plain scoring": scoring.plain_scoring,
     "plain generation": generation.plain_generation,
     "head check": loading.head_check,
+    "loading": loading.loading,
     "scoring": scoring.scoring,
     "generation": generation.generation,
     "batch sizes": generation.batch_sizes,
     "sliding windows": scoring.sliding_windows,
     "dtypes": scoring.dtypes,
-    "loading": loading.loading,
     "memory of scoring": memory.memory_of_scoring,
     "memory of generation": memory.memory_of_generation,
 }

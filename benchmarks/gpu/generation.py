@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu.bench import TEMPERATURE, Bench, Rows, Unexpected
+from benchmarks.gpu.bench import TEMPERATURE, Bench, Rows, Unexpected, each_pass
 from benchmarks.gpu.device import measured
-from benchmarks.gpu.models import Prompts, input_shape
+from benchmarks.gpu.models import Prompts
 from rlt_data.engines import PromptRequest, Sample, Sampling
 
 _BLOCKS = 3
@@ -19,7 +19,7 @@ _BLOCKS = 3
 def plain_generation(bench: Bench) -> Rows:
     """Generate with model.generate, all samples in one batch."""
     prompts, model = bench.scale.generated, bench.model
-    requests = prompts.make(bench.scale.model["vocab_size"])
+    requests = prompts.make(bench.config.vocab_size)
     ids = torch.from_numpy(np.stack([request.ids for request in requests]).astype(np.int64)).to(bench.device)
 
     def generate(new_tokens: int) -> int:
@@ -53,7 +53,7 @@ def plain_generation(bench: Bench) -> Rows:
 def generation(bench: Bench) -> Rows:
     """Generate with the engine, which computes each prompt once and returns log-probs."""
     prompts = bench.scale.generated
-    vocabulary = bench.scale.model["vocab_size"]
+    vocabulary = bench.config.vocab_size
     list(bench.engine.generate([prompts.make(vocabulary)], sampling(2)))
     with measured(bench.device) as usage:
         results = list(bench.engine.generate([prompts.make(vocabulary)], sampling(prompts.new_tokens)))
@@ -77,30 +77,26 @@ def batch_sizes(bench: Bench) -> Rows:
         Unexpected: the sizes differ, or a sample is missing.
     """
     prompts, sizes = bench.scale.large, []
-    requests = [prompts.make(bench.scale.model["vocab_size"], seed) for seed in range(_BLOCKS)]
+    requests = [prompts.make(bench.config.vocab_size, seed) for seed in range(_BLOCKS)]
 
     def blocks() -> Iterator[list[PromptRequest]]:
         for block in requests:
             sizes.append([])
             yield block
 
-    last_shape = [0, 0]
+    previous_tokens = 0
 
-    def note_batch(_: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def note_batch(ids: torch.Tensor) -> None:
         """Note the rows of the first pass over single tokens after a pass over prompts."""
-        rows, tokens = input_shape(arguments, options)
-        if tokens == 1 and last_shape[1] > 1:
+        nonlocal previous_tokens
+        rows, tokens = ids.shape
+        if tokens == 1 and previous_tokens > 1:
             sizes[-1].append(rows)
-        last_shape[:] = rows, tokens
+        previous_tokens = tokens
 
-    results = []
     engine = bench.engine
-    hook = bench.model.base_model.register_forward_pre_hook(note_batch, with_kwargs=True)
-    try:
-        with measured(bench.device) as usage:
-            results += engine.generate(blocks(), sampling(prompts.new_tokens))
-    finally:
-        hook.remove()
+    with each_pass(note_batch), measured(bench.device) as usage:
+        results = list(engine.generate(blocks(), sampling(prompts.new_tokens)))
     for number, block_sizes in enumerate(sizes, 1):
         yield {"block": number, "samples": str(prompts), "batch sizes": ", ".join(map(str, block_sizes))}
     yield {

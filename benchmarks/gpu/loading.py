@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.bench import Bench, Rows, Unexpected
-from benchmarks.gpu.device import GIB, free, limited_memory, measured
-from benchmarks.gpu.models import random_model, randomize
+from benchmarks.gpu.bench import Bench, Row, Rows, Unexpected
+from benchmarks.gpu.device import GIB, limited_memory, measured
+from benchmarks.gpu.models import randomize
 from rlt_data.engines import Checkpoint
 from rlt_data.engines.transformers.model import CausalModel
 from rlt_data.errors import ModelError
-from rlt_data.settings import ModelSettings
 
 #: Memory for a model that needs more. Without a GPU, tokens of a forward pass of which loading needs more.
 _TOO_FEW_GIB, _TOO_FEW_TOKENS = 1.0, 2
@@ -26,7 +25,8 @@ def head_check(bench: Bench) -> Rows:
         Unexpected: a model was refused.
     """
     refused = []
-    causal, model = bench.engine.model, bench.model
+    model = bench.model
+    causal = CausalModel(model, "random", exact=False)
     try:
         for seed in range(_SEEDS):
             randomize(model, seed)
@@ -64,33 +64,28 @@ def _rounding(model: Any) -> tuple[float, float]:
 
 
 def loading(bench: Bench) -> Rows:
-    """Load the small model, and one that does not fit, which must give a ModelError of one line.
+    """Load the main model, and one that does not fit, which must give a ModelError of one line.
 
     Raises:
         Unexpected: the second model was loaded, or its error has several lines.
     """
-    settings = ModelSettings(device=bench.device.type, dtype="bfloat16")
-    checkpoint = _save(bench, "fits", None)
-    size = sum(file.stat().st_size for file in checkpoint.folder.glob("*.safetensors")) / GIB
-    with measured(bench.device) as usage:
-        CausalModel.load(checkpoint, settings)
-    yield {"model": "fits", "weights GiB": round(size, 2), "seconds": round(usage.seconds, 2)}
-    if not bench.cuda:
-        checkpoint = _save(bench, "does not fit", _TOO_FEW_TOKENS)
-    message = None
+    yield {"model": "main", "weights GiB": _weights_gib(bench.checkpoint)} | _load(bench)
+    checkpoint, message = bench.small_checkpoint(_TOO_FEW_TOKENS), None
     with limited_memory(bench.device, _TOO_FEW_GIB):
         try:
-            CausalModel.load(checkpoint, settings)
+            bench.load(checkpoint)
         except ModelError as error:
             message = str(error)
-    yield {"model": "does not fit", "weights GiB": round(size, 2), "ModelError": message}
+    yield {"model": "does not fit", "weights GiB": _weights_gib(checkpoint), "ModelError": message}
     if message is None or "\n" in message:
         raise Unexpected(f"a model that does not fit gave {message!r} instead of an error of one line")
 
 
-def _save(bench: Bench, name: str, pass_limit: int | None) -> Checkpoint:
-    model = random_model(bench.scale, bench.device, layers=bench.scale.small_layers, pass_limit=pass_limit)
-    model.save_pretrained(bench.folder / name)
-    del model
-    free(bench.device)
-    return Checkpoint("random", bench.folder / name)
+def _load(bench: Bench) -> Row:
+    with measured(bench.device) as usage:
+        _ = bench.engine
+    return {"seconds": round(usage.seconds, 2), "peak GiB": usage.peak_gib}
+
+
+def _weights_gib(checkpoint: Checkpoint) -> float:
+    return round(sum(file.stat().st_size for file in checkpoint.folder.glob("*.safetensors")) / GIB, 2)

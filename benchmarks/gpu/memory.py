@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.bench import TEMPERATURE, Bench, Rows, Unexpected, wrap
+from benchmarks.gpu.bench import TEMPERATURE, Bench, Rows, Unexpected, each_pass
 from benchmarks.gpu.device import allocated_gib, limited_memory, measured
 from benchmarks.gpu.generation import sampling
-from benchmarks.gpu.models import random_model
 from rlt_data.engines import Failure, PromptRequest, SampleRequest
 from rlt_data.engines.transformers import TransformersEngine
 
@@ -53,11 +52,11 @@ def memory_of_generation(bench: Bench) -> Rows:
 
 
 def _crowd(bench: Bench) -> list[Any]:
-    return bench.scale.crowd.make(bench.scale.model["vocab_size"])
+    return bench.scale.crowd.make(bench.config.vocab_size)
 
 
 def _giant(bench: Bench) -> list[Any]:
-    return bench.scale.giant.make(bench.scale.model["vocab_size"])
+    return bench.scale.giant.make(bench.config.vocab_size)
 
 
 def _only_the_last_fails(
@@ -71,24 +70,21 @@ def _only_the_last_fails(
         requests: small requests, and a giant one at the end.
         giant: key of the giant one.
     """
-    limit = None if bench.cuda else _PASS_LIMIT
-    model = random_model(bench.scale, bench.device, layers=bench.scale.small_layers, pass_limit=limit)
-    engine = wrap(model, batch_tokens=bench.scale.batch_tokens)
+    engine = bench.load(bench.small_checkpoint(_PASS_LIMIT), batch_tokens=bench.scale.batch_tokens)
     with measured(bench.device) as one:
         before = allocated_gib(bench.device)
         run(engine, requests[:1])
     spare = _SPARE_GIB if one.peak_gib is None or before is None else _SPARE_GIB + one.peak_gib - before
     held = _Held()
-    model.base_model.register_forward_pre_hook(held, with_kwargs=True, prepend=True)
-    with limited_memory(bench.device, spare), measured(bench.device) as usage:
+    with each_pass(held), limited_memory(bench.device, spare), measured(bench.device) as usage:
         results = run(engine, requests)
     failures = [result for result in results if isinstance(result, Failure)]
     yield {
         "requests": len(requests),
-        "spare memory": f"{spare:.2f} GiB" if bench.cuda else f"{limit} tokens per pass",
+        "spare memory": f"{spare:.2f} GiB" if bench.cuda else f"{_PASS_LIMIT} tokens per pass",
         "passes": held.passes,
         "out of memory": usage.out_of_memory,
-        "failed passes held at a later one": held.most,
+        "passes held at a later one": held.most,
         "failures": "; ".join(failure.reason for failure in failures),
     }
     if [failure.key for failure in failures] != [giant] or len(results) != len(requests):
@@ -97,7 +93,7 @@ def _only_the_last_fails(
 
 
 class _Held:
-    """A hook that counts forward passes, and earlier ones whose input still exists and keeps memory.
+    """Counts forward passes, and earlier ones whose input still exists and thus keeps memory.
 
     Attributes:
         passes: number of passes.
@@ -108,8 +104,8 @@ class _Held:
         self.passes = self.most = 0
         self._inputs: list[weakref.ref[torch.Tensor]] = []
 
-    def __call__(self, _: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def __call__(self, ids: torch.Tensor) -> None:
         self._inputs = [reference for reference in self._inputs if reference() is not None]
         self.most = max(self.most, len(self._inputs))
         self.passes += 1
-        self._inputs.append(weakref.ref(options["input_ids"] if "input_ids" in options else arguments[0]))
+        self._inputs.append(weakref.ref(ids))

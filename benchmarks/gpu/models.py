@@ -11,7 +11,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    Gemma3ForCausalLM,
     Gemma3TextConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -88,7 +87,7 @@ class Scale:
         matrix: rows and columns of the multiplied matrices.
         model: the configuration of the main model.
         sliding: the configuration of the model with sliding windows.
-        small_layers: layers of the small model, which has the main model's shape otherwise.
+        small_layers: layers of the small model, which otherwise has the main model's shape.
         long, short: texts to score.
         generated: prompts to continue.
         large: prompts that fill the memory.
@@ -190,46 +189,37 @@ class LimitedModel(Qwen2ForCausalLM):
 
     def __init__(self, config: LimitedConfig) -> None:
         super().__init__(config)
-        self.model.register_forward_pre_hook(self._check_size, with_kwargs=True)
+        self.model.norm.register_forward_pre_hook(self._check_size)
 
-    def _check_size(self, _: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        rows, tokens = input_shape(arguments, options)
+    def _check_size(self, _: Any, arguments: tuple[torch.Tensor]) -> None:
+        rows, tokens, _ = arguments[0].shape
         if rows * tokens > self.config.pass_limit:
             raise torch.OutOfMemoryError(f"a pass has {rows} x {tokens} tokens; the limit is {self.config.pass_limit}")
-
-
-def input_shape(arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[int, int]:
-    """Return rows and tokens of a forward pass from the arguments that a hook sees."""
-    rows, tokens = (options["input_ids"] if "input_ids" in options else arguments[0]).shape
-    return rows, tokens
 
 
 AutoConfig.register(LimitedConfig.model_type, LimitedConfig)
 AutoModelForCausalLM.register(LimitedConfig, LimitedModel)
 
 
-def random_model(
-    scale: Scale, device: torch.device, *, layers: int | None = None, pass_limit: int | None = None
-) -> Any:
-    """Make a model in bfloat16 with untied embeddings; with ``pass_limit``, a :class:`LimitedModel`."""
-    sizes: dict[str, Any] = scale.model | {"eos_token_id": 0, "tie_word_embeddings": False}
+def main_config(scale: Scale, *, layers: int | None = None, pass_limit: int | None = None) -> Any:
+    """Return the configuration of the main model, with another number of layers or as :class:`LimitedModel`."""
+    options: dict[str, Any] = scale.model | {"eos_token_id": 0, "tie_word_embeddings": False}
     if layers:
-        sizes["num_hidden_layers"] = layers
-    if pass_limit:
-        return _make(LimitedModel, LimitedConfig(**sizes, pass_limit=pass_limit), device)
-    return _make(Qwen2ForCausalLM, Qwen2Config(**sizes, rope_theta=1e6), device)
+        options["num_hidden_layers"] = layers
+    return LimitedConfig(**options, pass_limit=pass_limit) if pass_limit else Qwen2Config(**options)
 
 
-def sliding_model(scale: Scale, device: torch.device) -> Any:
-    """Make a model of Gemma 3's architecture in bfloat16, with sliding windows in most layers."""
-    return _make(Gemma3ForCausalLM, Gemma3TextConfig(**scale.sliding, eos_token_id=0), device)
+def sliding_config(scale: Scale) -> Any:
+    """Return the configuration of the model with sliding windows, of Gemma 3's architecture."""
+    return Gemma3TextConfig(**scale.sliding, eos_token_id=0)
 
 
-def _make(kind: Any, config: Any, device: torch.device) -> Any:
+def random_model(config: Any, device: torch.device) -> Any:
+    """Make a model of Transformers in bfloat16."""
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device):
-            model = kind(config)
+            model = AutoModelForCausalLM.from_config(config)
     finally:
         torch.set_default_dtype(torch.float32)
     randomize(model, 0)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu.bench import TEMPERATURE, Bench, Row, Rows, Unexpected, wrap
+from benchmarks.gpu.bench import TEMPERATURE, Bench, Row, Rows, Unexpected
 from benchmarks.gpu.counting import scoring_operations
 from benchmarks.gpu.device import free, measured
-from benchmarks.gpu.models import Groups, random_model, sliding_model
+from benchmarks.gpu.models import Groups, main_config, random_model, sliding_config
 from rlt_data.engines import SequenceLogprobs, SequenceRequest
 from rlt_data.engines.transformers import TransformersEngine
 
@@ -39,33 +39,36 @@ def matmul(bench: Bench) -> Rows:
 def plain_scoring(bench: Bench) -> Rows:
     """Score with Transformers alone: batches of equal length without padding, LM head at scored positions."""
     for texts in (bench.scale.long, bench.scale.short):
-        groups = texts.make(bench.scale.model["vocab_size"])
-        yield _score_plainly(bench, bench.model, groups, str(texts))
+        yield _score_plainly(bench, bench.model, texts.make(bench.config.vocab_size), str(texts))
 
 
 def scoring(bench: Bench) -> Rows:
     """Score with the engine: each text with its prompt, and prompts computed once."""
     for texts in (bench.scale.long, bench.scale.short):
-        groups = texts.make(bench.scale.model["vocab_size"])
-        yield from _score_with_engine(bench, bench.engine, bench.model, groups, str(texts))
+        groups = texts.make(bench.config.vocab_size)
+        yield from _score_with_engine(bench, bench.engine, bench.config, groups, str(texts))
 
 
 def sliding_windows(bench: Bench) -> Rows:
     """Score long texts with a small model whose layers mostly have a window, plainly and with the engine."""
-    model = sliding_model(bench.scale, bench.device)
-    groups, name = bench.scale.long.make(bench.scale.sliding["vocab_size"]), f"{bench.scale.long}, sliding windows"
+    config = sliding_config(bench.scale)
+    groups, name = bench.scale.long.make(config.vocab_size), f"{bench.scale.long}, sliding windows"
+    model = random_model(config, bench.device)
     yield _score_plainly(bench, model, groups, name)
-    yield from _score_with_engine(bench, wrap(model), model, groups, name)
+    checkpoint = bench.save(model, "sliding")
+    del model
+    yield from _score_with_engine(bench, bench.load(checkpoint), config, groups, name)
 
 
 def dtypes(bench: Bench) -> Rows:
     """Score short texts with the small model in bfloat16 and in float32; both shares are of the bfloat16 product."""
-    groups = bench.scale.short.make(bench.scale.model["vocab_size"])[:1]
-    for dtype in (torch.bfloat16, torch.float32):
-        model = random_model(bench.scale, bench.device, layers=bench.scale.small_layers).to(dtype)
-        figures, _ = _run(bench, wrap(model), model, groups, shared=True)
-        yield {"layers": bench.scale.small_layers, "dtype": str(dtype).removeprefix("torch.")} | figures
-        del model
+    config = main_config(bench.scale, layers=bench.scale.small_layers)
+    groups = bench.scale.short.make(config.vocab_size)[:1]
+    for dtype in ("bfloat16", "float32"):
+        engine = bench.load(bench.small_checkpoint(), dtype=dtype)
+        figures, _ = _run(bench, engine, config, groups, shared=True)
+        yield {"layers": config.num_hidden_layers, "dtype": dtype} | figures
+        del engine
         free(bench.device)
 
 
@@ -77,7 +80,7 @@ def _score_plainly(bench: Bench, model: Any, groups: Groups, name: str) -> Row:
         bench.plain_logprobs[name] = _plain_logprobs(model, requests, rows)
     tokens = sum(len(request.ids) for request in requests)
     bench.plain_rates[name] = tokens / usage.seconds
-    operations = scoring_operations(model, groups, shared=False)
+    operations = scoring_operations(model.config, groups, shared=False)
     return {
         "texts": name,
         "side": "Transformers alone",
@@ -104,13 +107,13 @@ def _plain_logprobs(model: Any, requests: list[SequenceRequest], rows: int) -> L
     return logprobs
 
 
-def _score_with_engine(bench: Bench, engine: TransformersEngine, model: Any, groups: Groups, name: str) -> Rows:
+def _score_with_engine(bench: Bench, engine: TransformersEngine, config: Any, groups: Groups, name: str) -> Rows:
     separate = [[request] for group in groups for request in group]
     for side, arranged, shared in (
         ("engine, separate texts", separate, False),
         ("engine, shared prompts", groups, True),
     ):
-        figures, logprobs = _run(bench, engine, model, arranged, shared=shared)
+        figures, logprobs = _run(bench, engine, config, arranged, shared=shared)
         row = {"texts": name, "side": side} | figures
         if plain := bench.plain_logprobs.get(name):
             differences = np.abs(np.concatenate([logprobs[key] - plain[key] for key in logprobs]))
@@ -121,7 +124,9 @@ def _score_with_engine(bench: Bench, engine: TransformersEngine, model: Any, gro
         yield row
 
 
-def _run(bench: Bench, engine: TransformersEngine, model: Any, groups: Groups, *, shared: bool) -> tuple[Row, Logprobs]:
+def _run(
+    bench: Bench, engine: TransformersEngine, config: Any, groups: Groups, *, shared: bool
+) -> tuple[Row, Logprobs]:
     """Score groups with an engine, and return figures and log-probs.
 
     Raises:
@@ -136,7 +141,7 @@ def _run(bench: Bench, engine: TransformersEngine, model: Any, groups: Groups, *
         raise Unexpected(f"{missing} of {len(requests)} texts were not scored: {results[-1]}")
     figures = {
         "tokens/s": round(sum(len(request.ids) for request in requests) / usage.seconds),
-        "of matmul": bench.share_of_matmul(scoring_operations(model, groups, shared=shared), usage.seconds),
+        "of matmul": bench.share_of_matmul(scoring_operations(config, groups, shared=shared), usage.seconds),
         "peak GiB": usage.peak_gib,
         "out of memory": usage.out_of_memory,
     }

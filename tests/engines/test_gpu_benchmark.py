@@ -19,7 +19,7 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import bundle, generation, loading, memory
 from benchmarks.gpu.bench import Bench, Rows, Unexpected
 from benchmarks.gpu.counting import scoring_operations, seen_pairs
-from benchmarks.gpu.models import TINY, Prompts, Texts, random_model
+from benchmarks.gpu.models import TINY, Prompts, Texts, main_config, random_model, sliding_config
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -135,28 +135,25 @@ def test_a_giant_request_that_fits_is_reported(bench: Bench, monkeypatch: pytest
         list(memory.memory_of_scoring(bench))
 
 
-def test_operations_are_those_that_pytorch_counts_without_unseen_pairs() -> None:
-    model = random_model(TINY, CPU).float()
-    model.set_attn_implementation("eager")
+@pytest.mark.parametrize("config", [main_config(TINY), sliding_config(TINY)], ids=["main", "sliding"])
+def test_operations_are_those_that_pytorch_counts_without_unseen_pairs(config: Any) -> None:
+    model = random_model(config, CPU).float()
+    model.set_attn_implementation("eager")  # all pairs are computed
     [group] = groups = Texts(1, 2, 10, 40).make(600)
     ids = torch.tensor(np.stack([request.ids[:-1] for request in group]).astype(np.int64))
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        hidden = model.base_model(input_ids=ids).last_hidden_state
-        model.lm_head(hidden[:, 9:])
-    all_pairs = 4 * 4 * 32 * 2 * 39 * 39  # operations per pair and dimension, layers, dimensions, texts, tokens
-    seen = all_pairs // (39 * 39) * sum(range(1, 40))
-    separate = scoring_operations(model, [[request] for request in group], shared=False)
-    assert separate == counter.get_total_flops() - all_pairs + seen - _rotary(model, ids)
-    prompt_twice = scoring_operations(model, groups, shared=False) - scoring_operations(model, groups, shared=True)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.lm_head(model.base_model(input_ids=ids).last_hidden_state[:, 9:])
+    counted = counter.get_flop_counts()["Global"]
+    all_pairs = counted.pop(torch.ops.aten.bmm)
+    dimensions = config.num_attention_heads * (getattr(config, "head_dim", None) or 8)
+    windows = [24 if kind == "sliding_attention" else None for kind in config.layer_types]
+    assert all_pairs == len(group) * 4 * dimensions * 39 * 39 * len(windows)
+    seen = len(group) * 4 * dimensions * sum(seen_pairs(0, 39, window) for window in windows)
+    separate = scoring_operations(config, [[request] for request in group], shared=False)
+    assert separate == sum(counted.values()) + seen
+    saved = separate - scoring_operations(config, groups, shared=True)
     weights = sum(at.numel() for at in model.base_model.layers.parameters() if at.dim() == 2)
-    assert prompt_twice == 2 * weights * 9 + 4 * 4 * 32 * sum(range(1, 10))
-
-
-def _rotary(model: Any, ids: torch.Tensor) -> int:
-    """Return the operations of the product that makes the rotary embedding's angles, which is no work of the texts."""
-    with FlopCounterMode(display=False) as counter:
-        model.base_model.rotary_emb(torch.zeros(1), torch.arange(ids.shape[1])[None])
-    return counter.get_total_flops()
+    assert saved == 2 * weights * 9 + 4 * dimensions * sum(range(1, 10)) * len(windows)
 
 
 @pytest.mark.parametrize("window", [None, 1, 5, 100])
