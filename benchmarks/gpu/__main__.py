@@ -1,8 +1,9 @@
 """Measure the transformers engine on one GPU: python -m benchmarks.gpu [--tiny] [--out FOLDER].
 
-Needs PyTorch, Transformers, 80 GB of GPU memory and no network, and takes at most eight minutes. `make gpu-bundle`
-collects the project for such a machine. Figures are printed and saved after each section, as gpu.json and gpu.md. The
-exit code is 1 if a section fails or measures what must not be; the others run all the same.
+Needs PyTorch, Transformers and 80 GB of GPU memory, and no network; `make gpu-bundle` collects the project for such a
+machine. Made for less than eight minutes: no section starts after seven and a half. Figures are printed and saved after
+each section, as gpu.json and gpu.md. The exit code is 1 if a section fails or measures what must not be; the others run
+all the same.
 """
 
 from __future__ import annotations

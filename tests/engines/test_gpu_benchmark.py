@@ -16,7 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import bundle, generation, loading, memory
+from benchmarks.gpu import bundle, generation, loading, memory, scoring
 from benchmarks.gpu.bench import Bench, Rows, Unexpected
 from benchmarks.gpu.counting import scoring_operations, seen_pairs
 from benchmarks.gpu.models import TINY, Prompts, Texts, main_config, random_model, sliding_config
@@ -100,6 +100,15 @@ def test_without_a_gpu_one_line_says_what_runs(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit) as stopped:
         gpu.main([])
     assert stopped.value.code == 2 and "--tiny" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_log_probs_of_shuffled_tokens_are_reported(bench: Bench) -> None:
+    """What a wrong mask does: log-probs of the same distribution that belong to other tokens."""
+    list(scoring.plain_scoring(bench))
+    for logprobs in bench.plain_logprobs[str(TINY.long)].values():
+        logprobs[:] = logprobs[::-1]
+    with pytest.raises(Unexpected, match="more than rounding"):
+        list(scoring.scoring(bench))
 
 
 def test_a_refused_model_is_reported_and_the_weights_are_restored(
