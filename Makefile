@@ -11,7 +11,7 @@ SETUP   = @PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' sh scripts/setup.sh
 # Versions to install; CONSTRAINTS=/dev/null takes the newest that pyproject.toml allows.
 CONSTRAINTS ?= constraints/dev.txt
 
-.PHONY: setup demo demo-gemma recipe test test-all test-core test-vllm test-browser test-tokenizers test-llamafactory lint bench torture package clean
+.PHONY: setup demo demo-gemma recipe test test-all test-core test-vllm test-browser test-tokenizers test-llamafactory lint bench gpu-bundle torture package clean
 
 setup: $(STAMP)
 
@@ -91,6 +91,11 @@ recipe: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+# The project and a few wheels, for measuring on a machine that has a GPU, PyTorch and Transformers but no network.
+GPU_PYTHON ?= 3.12
+gpu-bundle: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu.bundle --python $(GPU_PYTHON)
 
 # Errors, signals and damage at every point where storage promises to survive them; takes ten minutes.
 torture: $(STAMP)

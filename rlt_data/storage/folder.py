@@ -15,13 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import pyarrow as pa
 import xxhash
 
 from rlt_data.errors import RunFolderError, one_line
 from rlt_data.storage.paths import StoragePath
+
+if TYPE_CHECKING:  # engines hash files with checksum, and run where pyarrow is not installed
+    import pyarrow as pa
 
 #: Writes the content of a file to a path on the local disk.
 Write = Callable[[Path], object]
