@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from rlt_data.engines.transformers import attention
 from rlt_data.engines.transformers.model import CausalModel
+from rlt_data.errors import ModelError
 
 _COMMON: dict[str, Any] = {
     "vocab_size": 300,
@@ -210,3 +211,30 @@ def test_other_masks_are_left_to_transformers() -> None:
 def test_models_in_other_implementations_are_left_as_they_are() -> None:
     assert pair("grouped heads")[1]._model.config._attn_implementation == attention.NAME
     assert pair("sinks")[1]._model.config._attn_implementation == "eager"
+
+
+def test_a_model_whose_tokens_see_later_tokens_is_refused() -> None:
+    config = transformers.LlamaConfig(**_COMMON)
+    config.is_causal = False
+    model = CausalModel(transformers.LlamaForCausalLM(config).eval(), "mutual")
+    with pytest.raises(ModelError, match="mutual: not a causal language model; its tokens see later tokens"):
+        model._check()
+
+
+@pytest.mark.parametrize(("scale", "noise", "accepted"), [(1.0, 0.0, True), (1.0, 0.02, True), (1.3, 0.0, False)])
+def test_an_lm_head_is_refused_for_another_scale_but_not_for_rounding(
+    scale: float, noise: float, accepted: bool
+) -> None:
+    _, model = pair("grouped heads", torch.bfloat16)
+    model._model.lm_head.weight.data.mul_(20)
+    torch.manual_seed(0)
+
+    def change(_module: torch.nn.Module, _input: Any, logits: torch.Tensor) -> torch.Tensor:
+        return logits * scale + noise * logits.float().std() * torch.randn(logits.shape)
+
+    model._model.lm_head.register_forward_hook(change)
+    if accepted:
+        model._check()
+    else:
+        with pytest.raises(ModelError, match="does not support this model's LM head"):
+            model._check()

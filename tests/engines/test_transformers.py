@@ -315,6 +315,25 @@ def test_full_kl_is_the_divergence_of_the_two_distributions(engine_of: Any, kind
         assert (results[request.key] > -1e-5).all()
 
 
+def test_the_cache_of_a_batch_takes_at_most_a_share_of_the_gpu(engine_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of()
+    block, rows = text_groups(engine), []
+    model, run = engine.model, engine.model.hidden
+    monkeypatch.setattr(type(model), "gpu_memory", 8 * 300 * model.bytes_per_token)
+
+    def record(ids: torch.Tensor, mask: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        rows.append(mask.numel())
+        return run(ids, mask, *arguments)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(model, "hidden", record)
+    complete = scored(engine, block, 0.7)
+    assert max(rows) > 300
+    rows.clear()
+    limited = TransformersEngine(model, engine._generator._tokenizer, ModelSettings())
+    assert scored(limited, block, 0.7).keys() == complete.keys()
+    assert max(rows) <= 300
+
+
 def test_short_beginnings_are_not_split_off() -> None:
     ids = np.arange(100, dtype=np.int32)
     other = ids.copy()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -47,7 +48,10 @@ class Seen:
 
 
 def use_blocks(model: PreTrainedModel) -> None:
-    """Replace the attention of a model that uses SDPA, or that would use it without a soft cap."""
+    """Replace the attention of a model that uses SDPA, or that would use it without a soft cap.
+
+    Not for training: without the mask, SDPA's dropout and gradients of masked rows would change.
+    """
     softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
     if model.config._attn_implementation == "sdpa" or softcap:
         AttentionInterface.register(NAME, _attention)
@@ -200,18 +204,17 @@ def _row(
             k, v = _filled(k, high - low), _filled(v, high - low)
             if end - begin > 1:
                 q = _filled(q, -(-(end - begin) // _EXACT_QUERIES) * _EXACT_QUERIES)
-        mask = None if q.shape[2] == 1 and not exact else _visible(begin, q.shape[2], range(low, high), window, q.device)
+        mask = _visible(begin - low, q.shape[2], high - low, window, q.device) if exact or q.shape[2] > 1 else None
         output = _softcapped(q, k, v, mask, scale, softcap) if softcap else _sdpa(q, k, v, mask, scale)
         outputs.append(output[:, :, : end - begin])
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
 
 
-def _visible(
-    begin: int, queries: int, keys: range, window: int | None, device: torch.device
-) -> torch.Tensor:
-    """Return which keys the queries from ``begin`` on see, shape (queries, keys)."""
-    positions = torch.arange(begin, begin + queries, device=device)[:, None]
-    key_positions = torch.arange(keys.start, keys.stop, device=device)
+@lru_cache(maxsize=8)  # layers, rows and most blocks of windows have the same mask
+def _visible(first: int, queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Return which keys the queries see, shape (queries, keys); the first query's own key has index ``first``."""
+    positions = torch.arange(first, first + queries, device=device)[:, None]
+    key_positions = torch.arange(keys, device=device)
     mask = key_positions <= positions
     if window is not None:
         mask &= key_positions > positions - window
@@ -240,8 +243,9 @@ def _sdpa(
         rows = _filled(query.reshape(1, kv_heads, group, -1), _EXACT_QUERIES if mask is not None else 1)
         output = scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
         return output[:, :, :group].reshape(1, -1, 1, size)
-    if group > 1 and query.device.type != "cpu" and mask is not None and not isinstance(mask, CausalBias):
-        key, value, group = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1), 1  # no kernel has both
+    in_flash = query.dtype != torch.float32 and (mask is None or isinstance(mask, CausalBias))
+    if group > 1 and query.device.type != "cpu" and not in_flash:  # no other fast kernel of a GPU knows groups
+        key, value, group = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1), 1
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, scale=scale, is_causal=is_causal, enable_gqa=group > 1
     )

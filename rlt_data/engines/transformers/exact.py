@@ -1,9 +1,9 @@
 """Make float32 results on a CPU independent of the batch.
 
-Sums of floating-point numbers depend on their order, which libraries choose by the shape of the batch. Attention is
-computed row by row (:mod:`rlt_data.engines.transformers.attention`), so only matrix products of a few rows remain, which
-use special kernels: they get at least :func:`min_rows` rows, filled up with zeros. tests/engines/test_exact.py measures
-the remaining difference, docs/results the cost.
+Sums of floating-point numbers depend on their order, which libraries choose by the shape of the batch. Two operations
+are affected. Attention is computed row by row, in blocks of fixed size; see
+:mod:`rlt_data.engines.transformers.attention`. Matrix products of a few rows use special kernels, so they get at least
+:func:`min_rows` rows, filled up with zeros. tests/engines/test_exact.py compares the bits, docs/results has the cost.
 
 Other dtypes and devices are unchanged: their results depend on the batch within rounding.
 """

@@ -96,16 +96,20 @@ class Generator:
             for sample in self._decode(batch, sampling):
                 done.add(sample.key)
                 yield sample
+            return
         except torch.OutOfMemoryError:
-            rows = [(request, sample) for request in batch for sample in request.samples if sample.key not in done]
-            if len(rows) == 1:
-                request, last = rows[0]
-                tokens = len(request.ids)
-                yield Failure(last.key, f"out of memory on {self._model.device} with a prompt of {tokens} tokens")
-                return
-            torch.cuda.empty_cache()
-            for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
-                yield from self._run_batch([replace(request, samples=[sample]) for request, sample in half], sampling)
+            pass  # inside this block, the error would keep the tensors of the failed batch
+        torch.cuda.empty_cache()
+        rows = [replace(request, samples=[sample]) for request in batch for sample in request.samples]
+        if len(rows) == 1:
+            reason = f"out of memory on {self._model.device} with a prompt of {len(batch[0].ids)} tokens"
+            yield Failure(rows[0].samples[0].key, reason)
+            return
+        rows = [row for row in rows if row.samples[0].emit and row.samples[0].key not in done]
+        middle = (len(rows) + 1) // 2
+        for half in (rows[:middle], rows[middle:]):
+            if half:
+                yield from self._run_batch(half, sampling)
 
     def _decode(self, batch: list[PromptRequest], sampling: Sampling) -> Iterator[Sample]:
         prompts = compute_prompts(
@@ -129,6 +133,7 @@ class Generator:
         capacity = min(max(row.max_tokens for row in rows), 256)
         cache, mask, last = prompts.cache.select(index, capacity), prompts.mask[index], prompts.last[index]
         position = prompts.lengths[index][:, None]
+        del prompts  # the copies in the batch's cache are enough
         live = list(range(len(rows)))  # per batch row its index in rows, or -1 once the sample has finished
         while True:
             logits = self._model.logits(last)

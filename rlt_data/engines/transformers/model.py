@@ -8,6 +8,7 @@ cache, which makes the head faster than a plain matrix product (figures in docs/
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -104,22 +105,29 @@ class CausalModel:
             attention.use_blocks(model)
             causal = cls(model.to(device).eval(), name, exact=exact)
             causal._check()
+            return causal
         except ModelError:
             raise
         except Exception as error:  # noqa: BLE001 - too little memory, or mismatched sizes
-            raise ModelError(f"{name}: cannot be run on {device}: {first_line(error)}") from None
-        return causal
+            reason = first_line(error)
+        model = model_and_info = causal = None  # type: ignore[assignment] # the error keeps this frame, not the memory
+        raise ModelError(f"{name}: cannot be run on {device}: {reason}")
 
     @property
     def context_length(self) -> int:
         """Maximum number of tokens of a text."""
         return context_length_of(self._text_config)
 
-    @property
+    @cached_property
     def end_tokens(self) -> set[int]:
         """The model's end-of-text tokens."""
         value = self._model.generation_config.eos_token_id or self._text_config.eos_token_id
         return {token for token in (value if isinstance(value, list) else [value]) if isinstance(token, int)}
+
+    @property
+    def gpu_memory(self) -> int | None:
+        """Total memory of the model's CUDA device, in bytes; None on other devices."""
+        return torch.cuda.get_device_properties(self.device).total_memory if self.device.type == "cuda" else None
 
     @property
     def bytes_per_token(self) -> int:
@@ -180,6 +188,8 @@ class CausalModel:
         Returns:
             Shape (rows,), float32.
         """
+        if not len(targets):
+            return torch.zeros(0, device=hidden.device)
         pieces = []
         for rows, tokens in zip(torch.split(hidden, _BLOCK_ROWS), torch.split(targets, _BLOCK_ROWS), strict=True):
             total = _LogSum()
@@ -188,7 +198,7 @@ class CausalModel:
                 target_logits = torch.where(*_target_values(block, tokens, start), target_logits)
                 total.add(block)
             pieces.append(total.logprobs(target_logits))
-        return torch.cat(pieces) if pieces else torch.zeros(0, device=hidden.device)
+        return torch.cat(pieces)
 
     @torch.inference_mode()
     def measured_logprobs(
@@ -304,15 +314,20 @@ class CausalModel:
 
     @torch.inference_mode()
     def _check(self) -> None:
-        """Compare our LM head with the model's own logits on a few tokens, and check that no token sees later ones."""
+        """Compare our LM head with the model's own logits on a few tokens, and check that no token sees later ones.
+
+        Differences are means relative to the spread of logits, since single logits in half precision and experts of
+        mixtures can differ between equal computations.
+        """
         ids = torch.arange(1, 9, device=self.device)[None] % self.vocabulary
-        expected = self._model(input_ids=ids).logits[0].float().log_softmax(-1)
-        computed = self.logits(self.hidden(ids)[0]).log_softmax(-1)
-        first_half = self._model(input_ids=ids[:, :4]).logits[0].float().log_softmax(-1)
-        tolerance = 1e-3 if self.dtype == torch.float32 else 0.5
-        if not torch.allclose(expected[:4], first_half, atol=tolerance):
+        expected = self._model(input_ids=ids).logits[0].float()
+        later = torch.cat([ids[:, :4], ids[:, 4:].flip(1)], 1)
+        changed = (self._model(input_ids=later).logits[0].float() - expected).abs().mean(-1)
+        if changed[:4].mean() > 0.1 * changed[4:].mean():
             raise ModelError(f"{self.name}: not a causal language model; its tokens see later tokens")
-        if not torch.allclose(expected, computed, atol=tolerance):
+        difference = (self.logits(self.hidden(ids)[0]) - expected).abs().mean()
+        tolerance = 1e-3 if self.dtype == torch.float32 else 0.05
+        if not difference <= tolerance * expected.std():
             raise ModelError(
                 f"{self.name}: the transformers engine does not support this model's LM head "
                 f"(model type {self._text_config.model_type})"

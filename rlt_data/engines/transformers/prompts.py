@@ -65,11 +65,10 @@ def compute_prompts(
         cache = model.new_cache()
         hidden = model.hidden(ids[rows], mask[rows], positions[rows], cache)
         caches.append(cache)
-        last.append(hidden[:, -1])
-        for row in range(start, min(start + step, len(prompts))):
-            tail = tails[row] if tails else 0
-            before = hidden[row - start, longest - tail - 1 : longest - 1]
-            targets = ids[row, longest - tail :]
-            logprobs = model.token_logprobs(before, targets, temperature) if tail else torch.zeros(0)
-            tail_logprobs.append(logprobs.cpu().numpy())
+        last.append(hidden[:, -1].clone())  # a view would keep all outputs
+        counts = list(tails[rows]) if tails else [0] * len(hidden)
+        before = [row[longest - tail - 1 : longest - 1] for row, tail in zip(hidden, counts, strict=True)]
+        targets = [row[longest - tail :] for row, tail in zip(ids[rows], counts, strict=True)]
+        logprobs = model.token_logprobs(torch.cat(before), torch.cat(targets), temperature)
+        tail_logprobs += [values.numpy() for values in torch.split(logprobs.cpu(), counts)]
     return Prompts(GrowingCache.concatenate(caches), mask, mask.sum(-1), torch.cat(last), tail_logprobs)

@@ -20,8 +20,8 @@ from rlt_data.engines.transformers.prompts import Prompts, compute_prompts
 
 #: A shorter shared prefix is not worth a separate forward pass.
 _SHORTEST_PREFIX = 16
-#: Maximum size of a batch's KV cache, in multiples of the tokens that the batch computes.
-_CACHED_PER_TOKEN = 8
+#: Maximum size of a batch's KV cache, in multiples of the tokens that the batch computes, and as a share of a GPU.
+_CACHED_PER_TOKEN, _CACHED_SHARE = 8, 0.125
 #: Minimum length of a batch's rows, as a share of its longest row.
 _LENGTH_SHARE = 0.8
 
@@ -61,6 +61,9 @@ class Scorer:
     def __init__(self, model: CausalModel, batch_tokens: int) -> None:
         self._model = model
         self._batch_tokens = batch_tokens
+        self._cached_tokens = _CACHED_PER_TOKEN * batch_tokens
+        if memory := model.gpu_memory:
+            self._cached_tokens = min(self._cached_tokens, int(_CACHED_SHARE * memory / model.bytes_per_token))
 
     def logprobs(self, block: SequenceBlock, temperature: float) -> Iterator[SequenceLogprobs | Failure]:
         """Score the texts of a block; see :meth:`rlt_data.engines.Engine.logprobs`."""
@@ -98,15 +101,19 @@ class Scorer:
             for request, values in self._compute_together(chunk, reduce):
                 done.add(request.key)
                 yield request, values
+            return
         except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            remaining = [[request for request in group if request.key not in done] for group in chunk]
-            remaining = [group for group in remaining if group]
-            if len(remaining) == 1 and len(remaining[0]) == 1:
-                yield remaining[0][0], None
-                return
-            for group in remaining if len(remaining) > 1 else [[request] for request in remaining[0]]:
+            pass  # inside this block, the error would keep the tensors of the failed pass
+        torch.cuda.empty_cache()
+        remaining = [[request for request in group if request.key not in done] for group in chunk]
+        if sum(map(len, chunk)) == 1:
+            yield chunk[0][0], None
+        elif len(chunk) > 1:
+            for group in remaining:
                 yield from self._compute([group], reduce)
+        else:
+            for request in remaining[0]:
+                yield from self._compute([[request]], reduce)
 
     def _compute_together(
         self, chunk: list[Sequence[SequenceRequest]], reduce: _Reduce
@@ -154,7 +161,7 @@ class Scorer:
             if batch:
                 longest, rows = batch[0].length, len(batch) + 1
                 full = rows * longest > self._batch_tokens
-                cache_full = rows * (longest + prefix) > _CACHED_PER_TOKEN * self._batch_tokens
+                cache_full = rows * (longest + prefix) > self._cached_tokens
                 uneven = row.length < _LENGTH_SHARE * longest and len(batch) * longest >= self._batch_tokens // 8
                 if full or cache_full or uneven:
                     yield batch
