@@ -6,11 +6,14 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,9 @@ _NANO = {"nano-student": "student", "nano-teacher-warm": "teacher-warm", "nano-t
 
 #: Configuration keys that describe how a checkpoint was saved, not what the model computes.
 _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")
+
+#: Suffixes of files with weights.
+_WEIGHTS = (".safetensors", ".bin")
 
 #: Files of a model's tokenizer, chat template and format.
 _TEXT_FILES = ("*token*.json", "*.jinja", "vocab.*", "merges.txt", "*.model", "format.yaml")
@@ -148,12 +154,27 @@ def _weight_files(checkpoint: Checkpoint) -> list[Path]:
     return sorted(checkpoint.folder.glob("*.safetensors")) or sorted(checkpoint.folder.glob("*.bin"))
 
 
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Hash a tokenizer's vocabulary, merges, normalisation and special tokens; 16 hex digits."""
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    for volatile in ("truncation", "padding", "post_processor"):
-        content.pop(volatile, None)
-    return _hash([json.dumps(content, sort_keys=True)])
+def tokenizer_fingerprint(tokenizer: Any, checkpoint: Checkpoint | None = None) -> str:
+    """Hash a tokenizer's vocabulary, merges, normalisation and special tokens; 16 hex digits.
+
+    Args:
+        tokenizer: the tokenizer.
+        checkpoint: the files that it was loaded from, without running their code. A large vocabulary takes seconds to
+            hash, so the fingerprint is cached by names, sizes and modification times of all files but the weights.
+    """
+
+    def fingerprint() -> str:
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        for volatile in ("truncation", "padding", "post_processor"):
+            content.pop(volatile, None)
+        return _hash([json.dumps(content, sort_keys=True)])
+
+    if checkpoint is None:
+        return fingerprint()
+    files = sorted(file for file in checkpoint.folder.iterdir() if file.is_file() and file.suffix not in _WEIGHTS)
+    versions = [metadata.version(package) for package in ("transformers", "tokenizers")]  # both decide how it is loaded
+    stamp = _hash([*versions, *(f"{file.name} {_stamp(file)}" for file in files)])
+    return _cached_hash(f"tokenizer {checkpoint.folder.resolve()}", stamp, 16, fingerprint)
 
 
 def text_fingerprint(text: str) -> str:
@@ -171,23 +192,34 @@ def _hash(parts: Iterable[str]) -> str:
 
 def file_hash(path: Path) -> str:
     """Hash a file's bytes, cached by its size and modification time; 32 hex digits."""
+    return _cached_hash(str(path.resolve()), _stamp(path), 32, partial(checksum, path))
+
+
+def _stamp(path: Path) -> str:
+    """Return a file's size and modification time."""
     status = path.resolve().stat()
-    cached = cache_folder() / "fingerprints" / _hash([str(path.resolve())])
-    stamp = f"{status.st_size} {status.st_mtime_ns} "
-    try:
-        entry = cached.read_text()
-        if entry.startswith(stamp):
-            return entry.removeprefix(stamp)
-    except OSError:
-        pass
-    digest = checksum(path)
-    try:
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _cached_hash(name: str, stamp: str, digits: int, compute: Callable[[], str]) -> str:
+    """Return a hash from the cache, or compute and cache it.
+
+    Args:
+        name: what the hash is of.
+        stamp: changes when the hash has to be computed again.
+        digits: number of hex digits of the hash.
+        compute: returns the hash.
+    """
+    cached = cache_folder() / "fingerprints" / _hash([name])
+    with suppress(OSError, ValueError):
+        if entry := re.fullmatch(rf"{stamp} ([0-9a-f]{{{digits}}})", cached.read_text()):
+            return entry[1]
+    digest = compute()
+    with suppress(OSError):  # without a writable cache the next call computes it again
         cached.parent.mkdir(parents=True, exist_ok=True)
         temporary = cached.with_suffix(f".{uuid.uuid4().hex}")
-        temporary.write_text(stamp + digest)
+        temporary.write_text(f"{stamp} {digest}")
         temporary.replace(cached)
-    except OSError:
-        pass  # without a writable cache the next call reads the file again
     return digest
 
 

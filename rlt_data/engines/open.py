@@ -213,7 +213,7 @@ def open_model(name: str, settings: ModelSettings, *, scoring: bool = False, ser
         name=name,
         revision=checkpoint.revision,
         weights=_served_fingerprint(checkpoint, settings) if served else weights_fingerprint(checkpoint),
-        tokenizer=tokenizer_fingerprint(tokenizer),
+        tokenizer=tokenizer_fingerprint(tokenizer, None if settings.trust_remote_code else checkpoint),
         chat_template=template.identity,
         dtype=dtype.removeprefix("torch."),
     )

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from rlt_data.engines import PromptRequest, Sample, SampleRequest, find_checkpoint, open_tokenizer, vllm
-from rlt_data.engines.vllm import _environments, check_version, open_pool, picks_tokens, scored
+from rlt_data.engines.vllm import _environments, open_pool, picks_tokens, scored
+from rlt_data.engines.vllm_version import SUPPORTED, check_version
 from rlt_data.errors import ModelError, SettingsError
 from rlt_data.settings import GenerateSettings, ModelSettings
 from tests.conftest import Rlt
@@ -60,7 +61,8 @@ def test_options_of_other_engines_are_refused(rlt: Rlt, tmp_path: object) -> Non
 def test_samples_of_engines_are_kept_apart() -> None:
     """The same seed gives other samples in vLLM, so a run must not mix them unnoticed."""
     common = {"teacher": "nano", "input": "x.jsonl"}
-    assert "engine" not in GenerateSettings(**common).depends_on()  # runs made before there were other engines continue
+    old = GenerateSettings(**common, engine="transformers")
+    assert "engine" not in old.depends_on()  # runs made before there were other engines continue
     assert GenerateSettings(**common, engine="vllm").depends_on()["engine"] == "vllm"
 
 
@@ -96,7 +98,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_cause_and_a_remedy(
 
 
 def test_the_versions_of_the_extra_and_the_documentation_are_those_that_run() -> None:
-    (first, end), root = vllm.SUPPORTED, Path(__file__).parents[2]
+    (first, end), root = SUPPORTED, Path(__file__).parents[2]
     last = f"{end[0]}.{end[1] - 1}"
     extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert extras["vllm"] == [f"vllm>={first[0]}.{first[1]},<{end[0]}.{end[1]}"]
