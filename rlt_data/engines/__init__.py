@@ -3,7 +3,7 @@
 from rlt_data.engines.choose import choose_engine
 from rlt_data.engines.config import open_tokenizer
 from rlt_data.engines.models import Checkpoint, find_checkpoint
-from rlt_data.engines.open import Model, open_model
+from rlt_data.engines.open import Model, memory_shares, open_model
 from rlt_data.engines.protocol import (
     Engine,
     Failure,
@@ -36,6 +36,7 @@ __all__ = [
     "SequenceRequest",
     "choose_engine",
     "find_checkpoint",
+    "memory_shares",
     "open_model",
     "open_tokenizer",
 ]

@@ -39,6 +39,9 @@ _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "u
 #: Suffixes of files with weights.
 _WEIGHTS = (".safetensors", ".bin")
 
+#: Mistral's repositories have the same weights twice; Transformers does not read these files.
+_SECOND_COPY = "consolidated*"
+
 #: Files of a model's tokenizer, chat template and format.
 _TEXT_FILES = ("*token*.json", "*.jinja", "vocab.*", "merges.txt", "*.model", "format.yaml")
 
@@ -129,7 +132,9 @@ def weights_fingerprint(checkpoint: Checkpoint) -> str:
     """
     files = _weight_files(checkpoint)
     if not files:
-        raise ModelError(f"{checkpoint.name}: the folder holds no weights (no *.safetensors or *.bin file)")
+        raise ModelError(
+            f"{checkpoint.name}: the folder holds no weights for Transformers (no *.safetensors or *.bin file)"
+        )
     config = read_json(checkpoint.folder / "config.json")
     config = {key: value for key, value in config.items() if key not in _VOLATILE}
     return _hash([json.dumps(config, sort_keys=True), *(file_hash(file) for file in files)])
@@ -150,8 +155,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def weight_bytes(checkpoint: Checkpoint) -> int:
+    """Return the size of a checkpoint's weights on disk, in bytes."""
+    return sum(file.stat().st_size for file in _weight_files(checkpoint))
+
+
 def _weight_files(checkpoint: Checkpoint) -> list[Path]:
-    return sorted(checkpoint.folder.glob("*.safetensors")) or sorted(checkpoint.folder.glob("*.bin"))
+    files = (sorted(checkpoint.folder.glob(f"*{suffix}")) for suffix in _WEIGHTS)
+    usable = ([file for file in found if not file.match(_SECOND_COPY)] for found in files)
+    return next(filter(None, usable), [])
 
 
 def tokenizer_fingerprint(tokenizer: Any, checkpoint: Checkpoint | None = None) -> str:
@@ -231,9 +243,10 @@ def _from_hub(name: str, tokenizer_only: bool, revision: str | None = None) -> C
     patterns = ["*.json", "*.jinja", "*.txt", "*.model", "*.py", "format.yaml"]
     patterns += [] if tokenizer_only else ["*.safetensors"]
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-        if not tokenizer_only and not list(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*patterns, "*.bin"]))
+        download = partial(snapshot_download, name, revision=revision, ignore_patterns=[f"{_SECOND_COPY}.safetensors"])
+        folder = Path(download(allow_patterns=patterns))
+        if not tokenizer_only and not has_weights(Checkpoint(name, folder)):
+            folder = Path(download(allow_patterns=[*patterns, "*.bin"]))
     except RepositoryNotFoundError:
         raise ModelError(f"{name}: no such folder, and no such model on the Hub (or it is gated; log in with hf auth)")  # noqa: B904
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

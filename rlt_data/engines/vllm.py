@@ -65,7 +65,9 @@ _MEMORY_ERRORS = "max seq len|memory for the cache blocks|out of memory|free mem
 _CPU_CACHE_BYTES = 2 * 2**30
 
 
-def open_pool(checkpoint: Checkpoint, settings: ModelSettings, *, scoring: bool, logs: Path | None) -> Pool:
+def open_pool(
+    checkpoint: Checkpoint, settings: ModelSettings, *, scoring: bool, logs: Path | None, memory_share: float = 1.0
+) -> Pool:
     """Start vLLM engines for a checkpoint, in processes of a pool.
 
     Args:
@@ -73,29 +75,38 @@ def open_pool(checkpoint: Checkpoint, settings: ModelSettings, *, scoring: bool,
         settings: settings of the engine.
         scoring: score texts; otherwise sample.
         logs: folder for the engines' logs.
+        memory_share: fraction of ``--gpu-memory`` for this model.
 
     Raises:
         ModelError: vLLM is missing, has an unsupported version, or cannot run the model.
         SettingsError: this machine has too few GPUs.
     """
     check_version(installed_version())
+    own_settings = settings.model_copy(update={"gpu_memory": settings.gpu_memory * memory_share})
     try:
         return Pool(
             _CORE,
-            (checkpoint, settings, scoring),
+            (checkpoint, own_settings, scoring),
             _environments(settings),
             name=checkpoint.name,
             logs=logs,
             load_timeout=settings.stall_timeout,
         )
     except ModelError as error:
-        if not re.search(_MEMORY_ERRORS, str(error), re.I):
-            raise
-        raise ModelError(
-            f"{error}\nA smaller --max-model-len reduces the GPU memory for a text's KV cache (the model's context is "
-            f"{context_length_of(load_config(checkpoint, settings))} tokens); "
-            f"--gpu-memory (now {settings.gpu_memory:g}) sets vLLM's share of the GPU."
-        ) from None
+        remedies = []
+        if re.search(_MEMORY_ERRORS, str(error), re.I):
+            context = context_length_of(load_config(checkpoint, settings))
+            remedies += [
+                "A smaller --max-model-len reduces the GPU memory for a text's KV cache (the model's context is "
+                f"{context} tokens); --gpu-memory (now {settings.gpu_memory:g}) sets vLLM's share of the GPU."
+            ]
+            if memory_share < 1:
+                remedies += [
+                    f"Student and teacher share it, and this model gets {memory_share:.0%}. Without --teacher only the "
+                    "student runs, if the traces have the teacher's log-probs."
+                ]
+        remedies += ["--engine transformers runs the model without vLLM."]
+        raise ModelError("\n".join([str(error), *remedies])) from None
 
 
 def _environments(settings: ModelSettings) -> list[dict[str, str]]:
@@ -405,6 +416,8 @@ class VllmCore:
             values = np.append(values, output.outputs[0].logprobs[0][int(request.ids[request.positions[-1]])].logprob)
             ranks = None
         at = request.positions - 1 - start
+        if len(values) <= at[-1]:
+            return None
         return values[at].astype(np.float32), None if ranks is None else np.asarray(ranks, np.int32)[at]
 
 

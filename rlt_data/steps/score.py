@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from rlt_data.engines import Failure, Model, SequenceLogprobs, choose_engine, open_model
+from rlt_data.engines import Failure, Model, SequenceLogprobs, choose_engine, memory_shares, open_model
 from rlt_data.engines.results import invalid_logprobs
 from rlt_data.errors import SettingsError
 from rlt_data.formats import Format, Problem, Views, choose_format, load_format
@@ -108,8 +108,8 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         models = {"student": student} | ({"teacher": teacher} if teacher else {})
         entry = step_entry(settings, depends_on, format, models) | {"messages": views.rendering}
         _refuse_other_scores(run, entry, teacher_source)
-        share = 0.5 if teacher and teacher is not student else 1.0  # two models share the GPU's memory
-        for model in models.values():
+        distinct = [student, teacher] if teacher and teacher is not student else [student]
+        for model, share in zip(distinct, memory_shares(distinct), strict=True):
             model.load(run.logs, memory_share=share)
         run.record("score", entry | example_prompt(run, lambda row: views.served_prompt(Problem.of(row))))
         with run_log(run):

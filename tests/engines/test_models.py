@@ -1,4 +1,4 @@
-"""The cache of fingerprints."""
+"""The cache of fingerprints, and which files count as weights."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
-from rlt_data.engines import Checkpoint, open_model, open_tokenizer
+from rlt_data.engines import Checkpoint, find_checkpoint, open_model, open_tokenizer
 from rlt_data.engines import open as opening
-from rlt_data.engines.models import cache_folder, file_hash, tokenizer_fingerprint
+from rlt_data.engines.models import cache_folder, file_hash, tokenizer_fingerprint, weights_fingerprint
 from rlt_data.settings import ModelSettings
 
 
@@ -136,3 +138,29 @@ def test_code_of_a_checkpoint_may_change_a_tokenizer_unseen(folder: Path, monkey
     for trust in (True, False):
         open_model(str(folder), ModelSettings(trust_remote_code=trust))
     assert given == [None, Checkpoint(str(folder), folder)]
+
+
+def test_mistrals_second_copy_of_the_weights_is_neither_downloaded_nor_hashed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = weights_fingerprint(Checkpoint("m", folder))
+    for name in ("consolidated.safetensors", "consolidated-00001-of-00002.safetensors"):
+        shutil.copy(folder / "model.safetensors", folder / name)
+    assert weights_fingerprint(Checkpoint("m", folder)) == before
+
+    def snapshot_download(name: str, revision: str | None, **patterns: list[str]) -> str:
+        target = tmp_path / "snapshot"
+        target.mkdir(exist_ok=True)
+        for file in filter_repo_objects([file.name for file in folder.iterdir()], **patterns):
+            shutil.copy(folder / file, target)
+        return str(target)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    checkpoint = find_checkpoint("mistral/model")
+    assert weights_fingerprint(checkpoint) == before
+    assert [file.name for file in checkpoint.folder.glob("*.safetensors")] == ["model.safetensors"]
+
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")  # no second look at the copies
+    (checkpoint.folder / "model.safetensors").unlink()
+    assert {file.suffix for file in find_checkpoint("mistral/model").folder.iterdir()} >= {".bin", ".json"}
+    assert not list(checkpoint.folder.glob("*.safetensors"))
