@@ -197,9 +197,7 @@ def open_vllm(model: Model, logs: Path | None, memory_share: float) -> Engine:
     """Start vLLM processes."""
     from rlt_data.engines.vllm import open_pool
 
-    return open_pool(
-        model.checkpoint, model.settings, scoring=model.scoring, logs=logs, memory_share=memory_share
-    )
+    return open_pool(model.checkpoint, model.settings, scoring=model.scoring, logs=logs, memory_share=memory_share)
 
 
 def open_server(model: Model, _logs: Path | None, _memory_share: float) -> Engine:

@@ -284,7 +284,7 @@ class ModelSettings(TemplateSettings):
         return parse_settings(type(self), self.model_dump(by_alias=True) | {"engine": engine}, flags=True)
 
     def depends_on(self, **content: Any) -> dict[str, Any]:
-        """Return what the step's rows depend on; without the engine if it is transformers, because older rows lack it."""
+        """Return what the step's rows depend on, without the engine transformers, because older rows lack it."""
         values = super().depends_on(**content)
         return {key: value for key, value in values.items() if (key, value) != ("engine", "transformers")}
 

@@ -65,7 +65,7 @@ def step_entry(
 
 
 def recorded_engine(entry: Mapping[str, Any]) -> str | None:
-    """Return the engine in a step's run.json entry; None if the entry is empty. Early versions had only transformers."""
+    """Return the engine in a step's run.json entry, None for an empty one; early versions had only transformers."""
     return str(entry["settings"].get("engine", "transformers")) if "settings" in entry else None
 
 

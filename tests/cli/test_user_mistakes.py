@@ -594,8 +594,8 @@ def test_a_setting_without_effect_is_refused_in_python_and_as_a_flag(
 def test_flags_of_data_sets_are_refused_for_a_file(rlt: Rlt, made: Path, tiny: Tiny, step: str, flag: str) -> None:
     models = {
         "check": (),
-        "generate": ("--teacher", tiny(), "--out", "new"),
-        "evaluate": ("--model", tiny(), "--benchmark", "math", "--out", "new"),
+        "generate": ("--teacher", tiny(), "--out", "new", "--engine", "transformers"),
+        "evaluate": ("--model", tiny(), "--benchmark", "math", "--out", "new", "--engine", "transformers"),
         "train-solver": ("--model", tiny(), "--out", "new"),
     }
     errors = rlt(step, "--in", made / "good.jsonl", *models[step], flag, "x", code=2).stderr

@@ -45,7 +45,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         ({"gpu": False, "vllm": "0.33.0"}, "transformers", "PyTorch sees no CUDA or ROCm GPU"),
         ({"gpu": False, "vllm": "0.33.0", "for_cpus": True}, "transformers", "PyTorch sees no CUDA or ROCm GPU"),
         ({"gpu": True, "vllm": None}, "transformers", "vLLM is not installed"),
-        ({"gpu": True, "vllm": "0.30.1"}, "transformers", "needs vLLM from 0.31 to below 0.34, but 0.30.1 is installed"),
+        (
+            {"gpu": True, "vllm": "0.30.1"},
+            "transformers",
+            "needs vLLM from 0.31 to below 0.34, but 0.30.1 is installed",
+        ),
         ({"gpu": True, "vllm": "0.33.0", "for_cpus": True}, "transformers", "the installed vLLM is a build for CPUs"),
         ({"gpu": True, "vllm": "0.33.0"}, "vllm", "vLLM 0.33.0 and a GPU"),
     ],
@@ -89,7 +93,9 @@ def test_an_option_of_vllm_is_taken_where_auto_is_vllm_and_else_refused(machine:
     chosen = choose_engine(settings)
     assert chosen == GenerateSettings(input="x", teacher="t", data_parallel=8, dtype="bfloat16", engine="vllm")
     machine(gpu=True, vllm=None)
-    with pytest.raises(SettingsError, match=r"^--data-parallel: has no .* only with vllm \(.*: vLLM is not installed\)$"):
+    with pytest.raises(
+        SettingsError, match=r"^--data-parallel: has no .* only with vllm \(.*: vLLM is not installed\)$"
+    ):
         choose_engine(settings)
 
 
@@ -132,7 +138,7 @@ def test_a_run_keeps_the_engine_that_started_it(
     generate = "generate", "--teacher", tiny(), "--in", problems, "--max-tokens", 8, "--out", "r"
     score = "score", "r", "--student", tiny()
     evaluate = "evaluate", "--model", tiny(), "--benchmark", "math", "--in", problems
-    evaluate = *evaluate, "--question-column", "question", "--answer-column", "solution", "--max-tokens", 8, "--out", "e"
+    evaluate += "--question-column", "question", "--answer-column", "solution", "--out", "e", "--max-tokens", 8
     machine(**first)
     assert f"engine: {engine} (" in rlt(*generate, "--n", 1, "--limit", 2).stderr
     rlt(*score)

@@ -101,7 +101,9 @@ def test_weights_are_no_part_of_a_tokenizer(folder: Path) -> None:
     assert tokenizer.hashed == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"0 0 ", b"{stamp}", b"{stamp} 0123", b"{stamp} ../../etc/pw"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe\x00", b"0 0 ", b"{stamp}", b"{stamp} 0123", b"{stamp} ../../etc/pw"]
+)
 def test_a_damaged_entry_is_computed_again(folder: Path, content: bytes) -> None:
     tokenizer, checkpoint = Counting(folder), Checkpoint("m", folder)
     fingerprint = tokenizer_fingerprint(tokenizer, checkpoint)
