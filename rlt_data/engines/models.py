@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock
 
 from rlt_data.errors import ModelError, first_line
-from rlt_data.libraries import hub_id, quiet_bars
+from rlt_data.libraries import hub_id, paused_gc, quiet_bars
 from rlt_data.storage.folder import checksum
 from rlt_data.storage.paths import disk_errors
 
@@ -175,6 +175,7 @@ def tokenizer_fingerprint(tokenizer: Any, checkpoint: Checkpoint | None = None) 
             hash, so the fingerprint is cached by names, sizes and modification times of all files but the weights.
     """
 
+    @paused_gc()
     def fingerprint() -> str:
         content = json.loads(tokenizer.backend_tokenizer.to_str())
         for volatile in ("truncation", "padding", "post_processor"):

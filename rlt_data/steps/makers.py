@@ -117,7 +117,7 @@ def engine_of_maker(run: RunFolder, settings: GenerateSettings) -> str | None:
     asked = {key: value for key, value in settings.depends_on().items() if key != "engine"}
     for maker in recorded_makers(run).values():
         same_teacher = maker.get("settings", {}).get("teacher") == settings.teacher
-        if same_teacher and all(maker["depends_on"].get(key) == value for key, value in asked.items()):
+        if same_teacher and asked.items() <= maker.get("depends_on", {}).items():
             return recorded_engine(maker)
     return None
 
