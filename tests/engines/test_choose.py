@@ -226,3 +226,13 @@ def test_the_recorded_vllm_may_be_a_build_for_cpus(machine: Machine) -> None:
         choose_engine(ScoreSettings(**SCORE), "vllm")
     with pytest.raises(SettingsError, match="^--url: is required with --engine server .*the engine of the rows so far"):
         choose_engine(ScoreSettings(**SCORE), "server")
+
+
+def test_the_rewarding_student_of_a_training_runs_with_transformers(
+    rlt: Rlt, tiny: Tiny, problems: Path, machine: Machine
+) -> None:
+    pytest.importorskip("trl", reason="needs the extra train")
+    machine(**GPU)
+    options: list[Any] = ["--model", tiny(), "--student", tiny(), "--in", problems, "--out", "t", "--dry-run"]
+    options += ["--questions-per-step", 2, "--held-out", 0, "--max-tokens", 16]
+    assert "engine: " not in rlt("train-teacher", "rl", *options).output
