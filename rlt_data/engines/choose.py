@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 AnySettings = TypeVar("AnySettings", bound=ModelSettings)
 
 
-def choose_engine(settings: AnySettings, recorded: str | None = None) -> AnySettings:
+def choose_engine(settings: AnySettings, recorded: str | None = None, *, quiet: bool = False) -> AnySettings:
     """Return the settings with the engine that ``auto`` stands for; unchanged if they name an engine.
 
     Only this machine counts. With ``--ray``, the machines of the cluster may differ from it.
@@ -25,6 +25,7 @@ def choose_engine(settings: AnySettings, recorded: str | None = None) -> AnySett
     Args:
         settings: settings of a step.
         recorded: the engine of the rows that the step continues; None for a new run.
+        quiet: do not report the choice.
 
     Raises:
         ModelError: this machine cannot run the recorded engine.
@@ -34,12 +35,15 @@ def choose_engine(settings: AnySettings, recorded: str | None = None) -> AnySett
         return settings
     engine, reason = (recorded, "the engine of the rows so far") if recorded else _choose(settings)
     if recorded == "vllm" and (obstacle := _why_not_vllm(on_cpu=True)):
-        raise ModelError(f"--engine: the run was made with vllm, but {obstacle}; {_remedy(settings)}")
+        raise ModelError(
+            f"--engine: the run was made with vllm, which cannot run here ({obstacle}); {_remedy(settings)}"
+        )
     try:
         chosen = settings.with_engine(engine)
     except SettingsError as error:
         raise SettingsError(f"{error} (--engine auto is {engine}: {reason})") from None
-    logger.info("engine: %s (%s)", engine, reason)
+    if not quiet:
+        logger.info("engine: %s (%s)", engine, reason)
     return chosen
 
 

@@ -172,7 +172,7 @@ def test_a_run_whose_engine_is_missing_here_says_how_to_go_on(
         ):
             printed = rlt(*command, code=6).stderr
             assert printed.count("\n") == 1 and remedy in printed
-            assert printed.startswith(f"error: --engine: the run was made with vllm, but {obstacle}")
+            assert printed.startswith(f"error: --engine: the run was made with vllm, which cannot run here ({obstacle}")
     rlt("score", "r", "--student", tiny(), "--engine", "transformers")
     assert recorded("r", "score")["settings"]["engine"] == "transformers"
 
@@ -213,16 +213,29 @@ def test_a_pipeline_chooses_for_each_step(rlt: Rlt, tiny: Tiny, tmp_path: Path, 
         f"out: r\ngenerate: {{in: q.jsonl, teacher: {tiny()}, n: 2, max_tokens: 8}}\n"
         f"score: {{student: {tiny()}, teacher: {tiny()}, kl: full}}\n"
     )
-    rlt("run", "p.yaml")
+    assert rlt("run", "p.yaml").stderr.count("engine: ") == 2
     assert recorded("r", "generate")["settings"]["engine"] == "vllm"
     assert recorded("r", "score")["settings"]["engine"] == "transformers"
+
+
+def test_a_pipeline_is_refused_before_it_generates_if_scoring_would_be(
+    rlt: Rlt, tiny: Tiny, problems: Path, machine: Machine
+) -> None:
+    machine(**CPU)
+    Path("p.yaml").write_text(
+        f"out: r\ngenerate: {{in: {problems}, teacher: {tiny()}, n: 1, max_tokens: 8}}\n"
+        f"score: {{student: {tiny()}, batch_size: 2}}\n"
+    )
+    printed = rlt("run", "p.yaml", code=2).stderr
+    assert printed.startswith("error: score: --batch-size: has no effect") and printed.count("\n") == 1
+    assert not Path("r").exists()
 
 
 def test_the_recorded_vllm_may_be_a_build_for_cpus(machine: Machine) -> None:
     machine(gpu=False, vllm="0.33.0", for_cpus=True)
     assert choose_engine(ScoreSettings(**SCORE), "vllm").engine == "vllm"
     machine(gpu=True, vllm="0.29.0")
-    with pytest.raises(ModelError, match="made with vllm, but needs vLLM from 0.31 .* 0.29.0 is installed; --engine"):
+    with pytest.raises(ModelError, match=r"which cannot run here \(needs vLLM from 0.31 .* 0.29.0 is installed\); --e"):
         choose_engine(ScoreSettings(**SCORE), "vllm")
     with pytest.raises(SettingsError, match="^--url: is required with --engine server .*the engine of the rows so far"):
         choose_engine(ScoreSettings(**SCORE), "server")
