@@ -135,6 +135,7 @@ ENGINES = Registry(
         "vllm": "rlt_data.engines.open:open_vllm",
         "server": "rlt_data.engines.open:open_server",
     },
+    other=("auto",),
 )
 
 REWARDS = Registry("reward", "rlt_data.rewards", {"rlt": "rlt_data.scoring.rewards:rlt"})

@@ -10,9 +10,11 @@ import torch
 from rlt_data.engines.models import Checkpoint
 from rlt_data.errors import ModelError, SettingsError, first_line
 from rlt_data.formats import ChatTemplate, Tokenizer
+from rlt_data.libraries import paused_gc
 from rlt_data.settings import ModelSettings
 
 
+@paused_gc()
 def load_config(checkpoint: Checkpoint, settings: ModelSettings) -> Any:
     """Load a checkpoint's configuration.
 
@@ -27,6 +29,7 @@ def load_config(checkpoint: Checkpoint, settings: ModelSettings) -> Any:
         raise ModelError(f"{checkpoint.name}: the configuration cannot be loaded: {first_line(error)}") from None
 
 
+@paused_gc()
 def open_tokenizer(checkpoint: Checkpoint, settings: ModelSettings) -> tuple[Tokenizer, ChatTemplate]:
     """Load a checkpoint's tokenizer and chat template.
 

@@ -6,11 +6,14 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from typing import Any
 from filelock import FileLock
 
 from rlt_data.errors import ModelError, first_line
-from rlt_data.libraries import hub_id, quiet_bars
+from rlt_data.libraries import hub_id, paused_gc, quiet_bars
 from rlt_data.storage.folder import checksum
 from rlt_data.storage.paths import disk_errors
 
@@ -32,6 +35,12 @@ _NANO = {"nano-student": "student", "nano-teacher-warm": "teacher-warm", "nano-t
 
 #: Configuration keys that describe how a checkpoint was saved, not what the model computes.
 _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")
+
+#: Suffixes of files with weights.
+_WEIGHTS = (".safetensors", ".bin")
+
+#: Mistral's repositories have the same weights twice; Transformers does not read these files.
+_SECOND_COPY = "consolidated*"
 
 #: Files of a model's tokenizer, chat template and format.
 _TEXT_FILES = ("*token*.json", "*.jinja", "vocab.*", "merges.txt", "*.model", "format.yaml")
@@ -123,7 +132,9 @@ def weights_fingerprint(checkpoint: Checkpoint) -> str:
     """
     files = _weight_files(checkpoint)
     if not files:
-        raise ModelError(f"{checkpoint.name}: the folder holds no weights (no *.safetensors or *.bin file)")
+        raise ModelError(
+            f"{checkpoint.name}: the folder holds no weights for Transformers (no *.safetensors or *.bin file)"
+        )
     config = read_json(checkpoint.folder / "config.json")
     config = {key: value for key, value in config.items() if key not in _VOLATILE}
     return _hash([json.dumps(config, sort_keys=True), *(file_hash(file) for file in files)])
@@ -144,16 +155,39 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def weight_bytes(checkpoint: Checkpoint) -> int:
+    """Return the size of a checkpoint's weights on disk, in bytes."""
+    return sum(file.stat().st_size for file in _weight_files(checkpoint))
+
+
 def _weight_files(checkpoint: Checkpoint) -> list[Path]:
-    return sorted(checkpoint.folder.glob("*.safetensors")) or sorted(checkpoint.folder.glob("*.bin"))
+    files = (sorted(checkpoint.folder.glob(f"*{suffix}")) for suffix in _WEIGHTS)
+    usable = ([file for file in found if not file.match(_SECOND_COPY)] for found in files)
+    return next(filter(None, usable), [])
 
 
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Hash a tokenizer's vocabulary, merges, normalisation and special tokens; 16 hex digits."""
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    for volatile in ("truncation", "padding", "post_processor"):
-        content.pop(volatile, None)
-    return _hash([json.dumps(content, sort_keys=True)])
+def tokenizer_fingerprint(tokenizer: Any, checkpoint: Checkpoint | None = None) -> str:
+    """Hash a tokenizer's vocabulary, merges, normalisation and special tokens; 16 hex digits.
+
+    Args:
+        tokenizer: the tokenizer.
+        checkpoint: the files that it was loaded from, without running their code. A large vocabulary takes seconds to
+            hash, so the fingerprint is cached by names, sizes and modification times of all files but the weights.
+    """
+
+    @paused_gc()
+    def fingerprint() -> str:
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        for volatile in ("truncation", "padding", "post_processor"):
+            content.pop(volatile, None)
+        return _hash([json.dumps(content, sort_keys=True)])
+
+    if checkpoint is None:
+        return fingerprint()
+    files = sorted(file for file in checkpoint.folder.iterdir() if file.is_file() and file.suffix not in _WEIGHTS)
+    versions = [metadata.version(package) for package in ("transformers", "tokenizers")]  # both decide how it is loaded
+    stamp = _hash([*versions, *(f"{file.name} {_stamp(file)}" for file in files)])
+    return _cached_hash(f"tokenizer {checkpoint.folder.resolve()}", stamp, 16, fingerprint)
 
 
 def text_fingerprint(text: str) -> str:
@@ -171,23 +205,34 @@ def _hash(parts: Iterable[str]) -> str:
 
 def file_hash(path: Path) -> str:
     """Hash a file's bytes, cached by its size and modification time; 32 hex digits."""
+    return _cached_hash(str(path.resolve()), _stamp(path), 32, partial(checksum, path))
+
+
+def _stamp(path: Path) -> str:
+    """Return a file's size and modification time."""
     status = path.resolve().stat()
-    cached = cache_folder() / "fingerprints" / _hash([str(path.resolve())])
-    stamp = f"{status.st_size} {status.st_mtime_ns} "
-    try:
-        entry = cached.read_text()
-        if entry.startswith(stamp):
-            return entry.removeprefix(stamp)
-    except OSError:
-        pass
-    digest = checksum(path)
-    try:
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _cached_hash(name: str, stamp: str, digits: int, compute: Callable[[], str]) -> str:
+    """Return a hash from the cache, or compute and cache it.
+
+    Args:
+        name: what the hash is of.
+        stamp: changes when the hash has to be computed again.
+        digits: number of hex digits of the hash.
+        compute: returns the hash.
+    """
+    cached = cache_folder() / "fingerprints" / _hash([name])
+    with suppress(OSError, ValueError):
+        if entry := re.fullmatch(rf"{stamp} ([0-9a-f]{{{digits}}})", cached.read_text()):
+            return entry[1]
+    digest = compute()
+    with suppress(OSError):  # without a writable cache the next call computes it again
         cached.parent.mkdir(parents=True, exist_ok=True)
         temporary = cached.with_suffix(f".{uuid.uuid4().hex}")
-        temporary.write_text(stamp + digest)
+        temporary.write_text(f"{stamp} {digest}")
         temporary.replace(cached)
-    except OSError:
-        pass  # without a writable cache the next call reads the file again
     return digest
 
 
@@ -199,9 +244,10 @@ def _from_hub(name: str, tokenizer_only: bool, revision: str | None = None) -> C
     patterns = ["*.json", "*.jinja", "*.txt", "*.model", "*.py", "format.yaml"]
     patterns += [] if tokenizer_only else ["*.safetensors"]
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-        if not tokenizer_only and not list(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*patterns, "*.bin"]))
+        download = partial(snapshot_download, name, revision=revision, ignore_patterns=[f"{_SECOND_COPY}.safetensors"])
+        folder = Path(download(allow_patterns=patterns))
+        if not tokenizer_only and not has_weights(Checkpoint(name, folder)):
+            folder = Path(download(allow_patterns=[*patterns, "*.bin"]))
     except RepositoryNotFoundError:
         raise ModelError(f"{name}: no such folder, and no such model on the Hub (or it is gated; log in with hf auth)")  # noqa: B904
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

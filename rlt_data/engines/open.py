@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
+import torch
+
+from rlt_data.engines.choose import choose_engine
 from rlt_data.engines.config import (
     context_length_of,
     load_config,
     open_tokenizer,
     pick_device,
     pick_dtype,
+    stored_dtype,
     vocabulary_size,
 )
 from rlt_data.engines.models import (
@@ -22,6 +26,7 @@ from rlt_data.engines.models import (
     has_weights,
     text_fingerprint,
     tokenizer_fingerprint,
+    weight_bytes,
     weights_fingerprint,
 )
 from rlt_data.engines.protocol import (
@@ -111,6 +116,13 @@ class Model:
         model_context = context_length_of(load_config(self.checkpoint, self.settings))
         return min(model_context, self.settings.max_model_len or model_context)
 
+    @property
+    def weight_bytes(self) -> float:
+        """Size of the loaded weights, in bytes."""
+        stored = stored_dtype(load_config(self.checkpoint, self.settings))
+        loaded: torch.dtype = getattr(torch, self.identity.dtype)
+        return weight_bytes(self.checkpoint) * loaded.itemsize / stored.itemsize
+
     def load(self, logs: Path | None = None, *, memory_share: float = 1.0) -> None:
         """Load the engine, unless it is loaded already.
 
@@ -160,6 +172,20 @@ class Model:
             engine.close()
 
 
+def memory_shares(models: Sequence[Model]) -> list[float]:
+    """Return the share of the GPU memory for each of the models that run together; see :meth:`Model.load`.
+
+    With vLLM, each gets its weights and an equal part of the rest. On a cluster, shares are equal numbers of GPUs.
+    """
+    settings = models[0].settings
+    if settings.engine != "vllm" or settings.ray or not torch.cuda.is_available():
+        return [1 / len(models)] * len(models)
+    weights = [model.weight_bytes / settings.tensor_parallel for model in models]
+    budget = settings.gpu_memory * torch.cuda.get_device_properties(0).total_memory
+    rest = max(budget - sum(weights), 0) / len(models)
+    return [(weight + rest) / (sum(weights) + rest * len(models)) for weight in weights]
+
+
 def open_transformers(model: Model, _logs: Path | None, _memory_share: float) -> Engine:
     """Load a model into this process."""
     from rlt_data.engines.transformers import TransformersEngine
@@ -171,8 +197,7 @@ def open_vllm(model: Model, logs: Path | None, memory_share: float) -> Engine:
     """Start vLLM processes."""
     from rlt_data.engines.vllm import open_pool
 
-    settings = model.settings.model_copy(update={"gpu_memory": model.settings.gpu_memory * memory_share})
-    return open_pool(model.checkpoint, settings, scoring=model.scoring, logs=logs)
+    return open_pool(model.checkpoint, model.settings, scoring=model.scoring, logs=logs, memory_share=memory_share)
 
 
 def open_server(model: Model, _logs: Path | None, _memory_share: float) -> Engine:
@@ -193,7 +218,7 @@ def open_model(name: str, settings: ModelSettings, *, scoring: bool = False, ser
 
     Args:
         name: Hub id, folder, GGUF file or packaged name.
-        settings: settings of the engine.
+        settings: settings of the engine. Steps have replaced ``auto``, because it depends on their run.
         scoring: score texts; otherwise sample.
         served_temperature: temperature of the servers' log-probs of texts, for ``--engine server``.
 
@@ -201,6 +226,7 @@ def open_model(name: str, settings: ModelSettings, *, scoring: bool = False, ser
         ModelError: the model does not exist, or its tokenizer cannot be used.
         SettingsError: the device or the chat template does not exist.
     """
+    settings = choose_engine(settings)
     ENGINES.load(settings.engine)  # fails here, before anything is loaded
     served = settings.engine == "server"
     checkpoint = find_checkpoint(name, tokenizer_only=served)
@@ -211,7 +237,7 @@ def open_model(name: str, settings: ModelSettings, *, scoring: bool = False, ser
         name=name,
         revision=checkpoint.revision,
         weights=_served_fingerprint(checkpoint, settings) if served else weights_fingerprint(checkpoint),
-        tokenizer=tokenizer_fingerprint(tokenizer),
+        tokenizer=tokenizer_fingerprint(tokenizer, None if settings.trust_remote_code else checkpoint),
         chat_template=template.identity,
         dtype=dtype.removeprefix("torch."),
     )

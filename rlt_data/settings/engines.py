@@ -5,21 +5,34 @@ from __future__ import annotations
 import json
 import re
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from rlt_data.errors import SettingsError
 from rlt_data.plugins import ENGINES
-from rlt_data.settings.base import CLUSTER, ENGINE, MODEL, SERVER, VLLM, Settings, declared, field
+from rlt_data.settings.base import (
+    CLUSTER,
+    ENGINE,
+    MODEL,
+    SERVER,
+    VLLM,
+    Settings,
+    declared,
+    field,
+    flag_of,
+    parse_settings,
+)
 
 #: The engines that run models on this machine.
 _LOCAL = ("transformers", "vllm")
 
 EngineName = Annotated[str, AfterValidator(ENGINES.check)]
 ENGINE_HELP = (
-    "Engine that runs the models: transformers, vllm, server (an OpenAI-compatible server at --url), or a plug-in's."
+    "Engine that runs the models: transformers, vllm, server (an OpenAI-compatible server at --url), or a plug-in's. "
+    "auto: the engine of the run that is continued; else vllm if it is installed and there is a GPU, else transformers."
 )
 
 
@@ -117,7 +130,7 @@ class ModelSettings(TemplateSettings):
     """How models are loaded and run."""
 
     engine: EngineName = field(  # other engines draw other samples from the same seed
-        "transformers", MODEL, ENGINE_HELP, affects="rows", omit_default=True
+        "auto", MODEL, ENGINE_HELP, affects="rows"
     )
     device: str = field(
         "auto", MODEL, "Device: auto, cpu, cuda, cuda:1, mps.", affects="speed", engines=("transformers",)
@@ -244,16 +257,41 @@ class ModelSettings(TemplateSettings):
 
     @model_validator(mode="after")
     def _engine_reads_settings(self) -> ModelSettings:
+        possible = _LOCAL if self.engine == "auto" else (self.engine,)
         for name, info in type(self).model_fields.items():
-            readers = declared(info).get("engines")
+            readers = _readers(info)
             # a plug-in's engine may read any setting
-            if readers and self.engine in ENGINES.built_in and self.engine not in readers and self.not_default(name):
+            if readers and {*possible} <= {*ENGINES.built_in} - {*readers} and self.not_default(name):
                 raise ValueError(f"{name}: has no effect with --engine {self.engine}, only with {' or '.join(readers)}")
         if self.engine == "server" and not self.url:
             raise ValueError("url: is required with --engine server")
         if not self.ray and (self.engines is not None or self.gpus_per_engine is not None):
             raise ValueError("ray: is required with --engines and --gpus-per-engine")
         return self
+
+    @property
+    def needs_transformers(self) -> str | None:
+        """The first flag that only the transformers engine takes, as the user would write it; None if there is none."""
+        names = [name for name, info in type(self).model_fields.items() if _readers(info) == ["transformers"]]
+        return next((f"{flag_of(name)} {getattr(self, name)}" for name in self.not_default(*names)), None)
+
+    def with_engine(self, engine: str) -> Self:
+        """Return the same settings with the engine that ``auto`` stands for.
+
+        Raises:
+            SettingsError: a setting has no effect with this engine, or is missing.
+        """
+        return parse_settings(type(self), self.model_dump(by_alias=True) | {"engine": engine}, flags=True)
+
+    def depends_on(self, **content: Any) -> dict[str, Any]:
+        """Return what the step's rows depend on, without the engine transformers, because older rows lack it."""
+        values = super().depends_on(**content)
+        return {key: value for key, value in values.items() if (key, value) != ("engine", "transformers")}
+
+
+def _readers(info: FieldInfo) -> list[str]:
+    """Return the engines that read a setting; empty: all of them."""
+    return list(declared(info).get("engines", ()))
 
 
 def _why_not_base_url(url: str) -> str | None:

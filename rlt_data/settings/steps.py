@@ -160,7 +160,7 @@ class ScoreSettings(RunOrFilesSettings, FormatSettings, ModelSettings, RewardSet
         "device",
     )
 
-    engine: EngineName = field("transformers", MODEL, ENGINE_HELP, affects="speed")  # all give the same log-probs
+    engine: EngineName = field("auto", MODEL, ENGINE_HELP, affects="speed")  # all give the same log-probs
     batch_size: int | None = field(
         None, VLLM, "Sequences scored at a time. Default: vLLM's.", affects="speed", ge=1, engines=("vllm",)
     )
@@ -237,11 +237,16 @@ class ScoreSettings(RunOrFilesSettings, FormatSettings, ModelSettings, RewardSet
 
     @model_validator(mode="after")
     def _full_kl_is_possible(self) -> ScoreSettings:
-        if self.kl == "full" and self.engine != "transformers":
+        if self.kl == "full" and self.engine not in ("transformers", "auto"):
             raise ValueError(f"kl: full compares full distributions, which --engine {self.engine} does not return")
         if self.kl == "full" and self.ray:
             raise ValueError("kl: full compares full distributions, which engines on a cluster do not return")
         return self
+
+    @property
+    def needs_transformers(self) -> str | None:
+        """The first flag that only the transformers engine takes; see :class:`ModelSettings`."""
+        return "--kl full" if self.kl == "full" else super().needs_transformers
 
     @model_validator(mode="after")
     def _teacher_is_read(self) -> ScoreSettings:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from rlt_data.errors import SettingsError
+from rlt_data.errors import ModelError, SettingsError
 from rlt_data.inputs.files import file_type
 from rlt_data.settings import (
     CurateSettings,
@@ -39,7 +39,8 @@ def refuse_conflicts(settings: PipelineSettings) -> None:
     Raises:
         SettingsError: one line for each conflict between settings, with the cheapest remedy first.
         RunFolderError: the run folder has scores of other settings.
-        ModelError: a later step's model does not exist, or its chat template would change the text.
+        ModelError: a later step's model does not exist, its chat template would change the text, or its engine cannot
+            run here.
     """
     conflicts = [
         *_score_conflicts(settings.generate, settings.score),
@@ -51,6 +52,8 @@ def refuse_conflicts(settings: PipelineSettings) -> None:
     ]
     if conflicts:
         raise SettingsError("\n".join(conflicts))
+    if settings.score:
+        _refuse_engine(settings.score)
     if settings.generate and settings.score:
         _refuse_recorded_scores(settings.score)
     if settings.score and (settings.generate or settings.distill):
@@ -270,6 +273,19 @@ def _refuse_recorded_scores(score: ScoreSettings) -> None:
 
     if score.teacher in (None, NO_TEACHER) and has_other_teachers(run, before, teacher_of):
         run.refuse_other_settings("score", {"depends_on": depends_on | {"teacher": score.teacher}})
+
+
+def _refuse_engine(score: ScoreSettings) -> None:
+    """Refuse scores whose engine cannot run on this machine, or does not read a setting."""
+    from rlt_data.engines import choose_engine  # imports torch
+    from rlt_data.steps.provenance import recorded_engine
+
+    run = _score_run(score)
+    recorded = recorded_engine(RunFolder(run).step("score")) if RunFolder.exists_at(run) else None
+    try:
+        choose_engine(score, recorded, quiet=True)
+    except (ModelError, SettingsError) as error:
+        raise type(error)(f"score: {error}") from None
 
 
 def _check_models(generate: GenerateSettings | None, score: ScoreSettings, distill: DistillSettings | None) -> None:

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rlt_data.engines import Model, Sample, open_model
+from rlt_data.engines import Model, Sample, choose_engine, open_model
 from rlt_data.errors import SettingsError
 from rlt_data.formats import Format, Views, choose_format
 from rlt_data.formats.views import SolutionIn
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import EvaluateSettings, InputSettings
-from rlt_data.steps.provenance import step_entry
+from rlt_data.steps.provenance import recorded_engine, step_entry
 from rlt_data.steps.sampling import PendingSample, SamplingTask, sample_questions
 from rlt_data.storage.layout import default_run_path, run_log
 from rlt_data.storage.paths import StoragePath
@@ -95,6 +95,7 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
     benchmark = BENCHMARKS[settings.benchmark]
     source = _source(settings, benchmark)
     run = RunFolder(settings.out or default_run_path(settings.benchmark, settings.model))
+    settings = choose_engine(settings, recorded_engine(run.step("evaluate")))
     model = open_model(settings.model, settings)
     template = model.template
     format = choose_format(settings.format, template, model.checkpoint.name, model.checkpoint.folder, template)

@@ -6,12 +6,12 @@ import logging
 from contextlib import closing
 from typing import Any
 
-from rlt_data.engines import Model, Sample, find_checkpoint, open_model, open_tokenizer
+from rlt_data.engines import Model, Sample, choose_engine, find_checkpoint, open_model, open_tokenizer
 from rlt_data.formats import ChatTemplate, ControlTokens, Format, Problem, Tokenizer, Views, choose_format
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import GenerateSettings
-from rlt_data.steps.makers import origin_of_maker, record_maker, recorded_makers, refuse_maker
+from rlt_data.steps.makers import engine_of_maker, origin_of_maker, record_maker, recorded_makers, refuse_maker
 from rlt_data.steps.provenance import StepSummary, example_prompt, outcome, step_entry
 from rlt_data.steps.sampling import PendingSample, SamplingTask, sample_questions
 from rlt_data.storage.layout import default_run_path, run_log
@@ -31,6 +31,7 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
         RltDataError: a subclass from :mod:`rlt_data.errors`; existing rows are never lost.
     """
     run = RunFolder(settings.out or default_run_path(settings.input, settings.teacher))
+    settings = choose_engine(settings, engine_of_maker(run, settings))
     model = open_model(settings.teacher, settings)
     controls = [model.control]
     student = _open_student(settings)

@@ -11,7 +11,9 @@ from typing import Any
 
 from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.formats import Format
+from rlt_data.settings import GenerateSettings
 from rlt_data.signals.frames import trace_format
+from rlt_data.steps.provenance import recorded_engine
 from rlt_data.storage.errorlog import NAME
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import content_hash
@@ -105,6 +107,19 @@ def origin_of_maker(run: RunFolder, made_by: str, origin: str | None, default: s
             "choose another --out"
         )
     return recorded
+
+
+def engine_of_maker(run: RunFolder, settings: GenerateSettings) -> str | None:
+    """Return the engine of the run's maker that has these settings; None if no maker has them.
+
+    It is found before models are opened, so teachers are compared by name.
+    """
+    asked = {key: value for key, value in settings.depends_on().items() if key != "engine"}
+    for maker in recorded_makers(run).values():
+        same_teacher = maker.get("settings", {}).get("teacher") == settings.teacher
+        if same_teacher and asked.items() <= maker.get("depends_on", {}).items():
+            return recorded_engine(maker)
+    return None
 
 
 def differing_explanations(one: Format, other: Format) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -62,6 +62,11 @@ def step_entry(
         "templates": {role: asdict(model.template.facts) for role, model in models.items()},
         "versions": versions(),
     }
+
+
+def recorded_engine(entry: Mapping[str, Any]) -> str | None:
+    """Return the engine in a step's run.json entry, None for an empty one; early versions had only transformers."""
+    return str(entry["settings"].get("engine", "transformers")) if "settings" in entry else None
 
 
 def example_prompt(run: RunFolder, prompt: Callable[[dict[str, Any]], str]) -> dict[str, str]:

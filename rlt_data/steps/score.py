@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from rlt_data.engines import Failure, Model, SequenceLogprobs, open_model
+from rlt_data.engines import Failure, Model, SequenceLogprobs, choose_engine, memory_shares, open_model
 from rlt_data.engines.results import invalid_logprobs
 from rlt_data.errors import SettingsError
 from rlt_data.formats import Format, Problem, Views, choose_format, load_format
@@ -56,7 +56,14 @@ from rlt_data.steps.pending_scores import (
     student_requests,
     teacher_requests,
 )
-from rlt_data.steps.provenance import StepSummary, example_prompt, outcome, recorded_format, step_entry
+from rlt_data.steps.provenance import (
+    StepSummary,
+    example_prompt,
+    outcome,
+    recorded_engine,
+    recorded_format,
+    step_entry,
+)
 from rlt_data.steps.resumable import FinishedRow, ResumableTable
 from rlt_data.steps.teacher_source import NameSetting, TeacherSource, flag, refuse_conflicting_options
 from rlt_data.storage.layout import default_run_path, run_log
@@ -84,6 +91,7 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
     run = RunFolder(settings.out or (source.path if source else default_run_path(settings.input, settings.student)))
     if source is None:
         refuse_import(run)
+    settings = choose_engine(settings, recorded_engine(run.step("score")))
     student = open_model(settings.student, settings, scoring=True, served_temperature=settings.served_temperature)
     teacher = _open_teacher(settings, student)
     format = _choose_format(settings, source or run, student)
@@ -100,8 +108,8 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
         models = {"student": student} | ({"teacher": teacher} if teacher else {})
         entry = step_entry(settings, depends_on, format, models) | {"messages": views.rendering}
         _refuse_other_scores(run, entry, teacher_source)
-        share = 0.5 if teacher and teacher is not student else 1.0  # two models share the GPU's memory
-        for model in models.values():
+        distinct = [student, teacher] if teacher and teacher is not student else [student]
+        for model, share in zip(distinct, memory_shares(distinct), strict=True):
             model.load(run.logs, memory_share=share)
         run.record("score", entry | example_prompt(run, lambda row: views.served_prompt(Problem.of(row))))
         with run_log(run):

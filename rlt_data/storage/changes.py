@@ -34,7 +34,8 @@ def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any], pattern:
 
 
 def _describe_change(key: str, before: Mapping[str, Any], now: Mapping[str, Any], pattern: str) -> str:
-    old, new = (repr(entry.get("depends_on", {}).get(key)) for entry in (before, now))
+    # ``depends_on`` leaves out values that older rows lack, such as the engine transformers.
+    old, new = (repr((entry.get("settings", {}) | entry.get("depends_on", {})).get(key)) for entry in (before, now))
     if key in _MODELS and (before.get("models") or now.get("models")):
         if same := _describe_same_name(key, before.get("models", {}).get(key), now.get("models", {}).get(key)):
             return same

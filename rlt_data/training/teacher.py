@@ -53,6 +53,7 @@ def train_teacher(settings: TrainTeacherSettings, progress: Progress = SILENT) -
     student = open_model(
         settings.student,
         ModelSettings(
+            engine="transformers",
             device=settings.device,
             dtype=settings.student_dtype,
             batch_tokens=settings.batch_tokens,

@@ -373,6 +373,7 @@ def test_the_library_shows_no_bars_and_leaves_those_of_others(
     monkeypatch.setattr("rlt_data.libraries._bars_shown", False)  # earlier command lines of this process showed them
     write_questions(Path("questions.jsonl"), 2)
     settings = {"teacher": str(tiny()), "in": "questions.jsonl", "out": "run", "n": 1, "max_tokens": 4}
+    settings |= {"engine": "transformers"}  # auto says what it chose
     transformers.logging.enable_progress_bar()
     rlt_data.generate(parse_settings(GenerateSettings, settings))
     assert capfd.readouterr() == ("", "")

@@ -555,8 +555,9 @@ WITHOUT_EFFECT: list[tuple[str, dict[str, Any], str]] = [
         for key, value in {"device": "cpu", "dtype": "float32", "batch_size": 2, "batch_tokens": 9}.items()
     ),
     ("generate", SOURCE | {"teacher": "t", "engine": "vllm", "device": "cuda:1"}, "device"),
-    ("generate", SOURCE | {"teacher": "t", "gpu_memory": 0.5}, "gpu_memory"),
-    ("score", SOURCE | {"student": "s", "batch_size": 2}, "batch_size"),
+    ("generate", SOURCE | {"teacher": "t", "engine": "transformers", "gpu_memory": 0.5}, "gpu_memory"),
+    ("generate", SOURCE | {"teacher": "t", "url": ["http://h:1/v1"]}, "url"),
+    ("score", SOURCE | {"student": "s", "engine": "transformers", "batch_size": 2}, "batch_size"),
     ("score", SOURCE | {"student": "s", "teacher": "none", "teacher_logprobs": "compute"}, "teacher_logprobs"),
     ("evaluate", {"model": "m", "benchmark": "gsm8k", "split": "test"}, "split"),
     ("evaluate", {"model": "m", "benchmark": "gsm8k", "subset": "x"}, "subset"),
@@ -593,8 +594,8 @@ def test_a_setting_without_effect_is_refused_in_python_and_as_a_flag(
 def test_flags_of_data_sets_are_refused_for_a_file(rlt: Rlt, made: Path, tiny: Tiny, step: str, flag: str) -> None:
     models = {
         "check": (),
-        "generate": ("--teacher", tiny(), "--out", "new"),
-        "evaluate": ("--model", tiny(), "--benchmark", "math", "--out", "new"),
+        "generate": ("--teacher", tiny(), "--out", "new", "--engine", "transformers"),
+        "evaluate": ("--model", tiny(), "--benchmark", "math", "--out", "new", "--engine", "transformers"),
         "train-solver": ("--model", tiny(), "--out", "new"),
     }
     errors = rlt(step, "--in", made / "good.jsonl", *models[step], flag, "x", code=2).stderr

@@ -392,12 +392,15 @@ def test_comparing_distributions_is_something_that_some_engines_can(tiny: Callab
 
 def test_the_share_of_memory_reaches_the_engine(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(vllm, "open_pool", lambda _, settings, **more: seen.append((settings.gpu_memory, more)))
+    monkeypatch.setattr(vllm, "Pool", lambda _, arguments, *__, **more: seen.append((arguments[1:], more["logs"])))
+    monkeypatch.setattr(vllm, "installed_version", lambda: "0.33.0")
     for share, expected in ((1.0, 0.8), (0.5, 0.4)):
-        model = open_model(str(tiny()), ModelSettings(engine="vllm", gpu_memory=0.8), scoring=True)
+        settings = ModelSettings(engine="vllm", gpu_memory=0.8)
+        model = open_model(str(tiny()), settings, scoring=True)
         model.load(Path("logs"), memory_share=share)
         model.load(memory_share=0.1)  # it is loaded
-        assert seen.pop() == (expected, {"scoring": True, "logs": Path("logs")}) and not seen
+        own = settings.model_copy(update={"gpu_memory": expected})
+        assert seen.pop() == ((own, True), Path("logs")) and not seen
 
 
 def test_the_public_name_of_a_model_has_no_local_path(tmp_path: Path) -> None:

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from rlt_data.engines import PromptRequest, Sample, SampleRequest, find_checkpoint, open_tokenizer, vllm
-from rlt_data.engines.vllm import _environments, check_version, open_pool, picks_tokens, scored
+from rlt_data.engines import (
+    Failure,
+    PromptRequest,
+    Sample,
+    SampleRequest,
+    SequenceRequest,
+    find_checkpoint,
+    memory_shares,
+    open_model,
+    open_tokenizer,
+    vllm,
+)
+from rlt_data.engines.vllm import _environments, open_pool, picks_tokens, scored
+from rlt_data.engines.vllm_version import SUPPORTED, check_version
 from rlt_data.errors import ModelError, SettingsError
 from rlt_data.settings import GenerateSettings, ModelSettings
 from tests.conftest import Rlt
@@ -60,7 +74,8 @@ def test_options_of_other_engines_are_refused(rlt: Rlt, tmp_path: object) -> Non
 def test_samples_of_engines_are_kept_apart() -> None:
     """The same seed gives other samples in vLLM, so a run must not mix them unnoticed."""
     common = {"teacher": "nano", "input": "x.jsonl"}
-    assert "engine" not in GenerateSettings(**common).depends_on()  # runs made before there were other engines continue
+    old = GenerateSettings(**common, engine="transformers")
+    assert "engine" not in old.depends_on()  # runs made before there were other engines continue
     assert GenerateSettings(**common, engine="vllm").depends_on()["engine"] == "vllm"
 
 
@@ -87,28 +102,38 @@ def test_a_model_that_does_not_fit_is_refused_with_the_cause_and_a_remedy(
     monkeypatch.setattr(vllm, "_CORE", "tests.engines.cores:too_large")
     monkeypatch.setattr(vllm, "installed_version", lambda: "0.33.0")
     checkpoint = find_checkpoint(str(tiny()))
-    with pytest.raises(ModelError) as error:
-        open_pool(checkpoint, ModelSettings(engine="vllm"), scoring=False, logs=tmp_path / "logs")
-    first, *log, remedy = str(error.value).splitlines()
-    assert first.endswith(f"See root cause above.; its log ({tmp_path}/logs/{tiny().name}-0.log) ends with:")
-    assert [line.split(" at least")[0] for line in log] == ["  (EngineCore pid=7) ValueError: To serve"]
-    assert "--max-model-len" in remedy and "2048 tokens" in remedy and "--gpu-memory (now 0.9)" in remedy
+    for share in (1.0, 0.25):
+        with pytest.raises(ModelError) as error:
+            open_pool(
+                checkpoint, ModelSettings(engine="vllm"), scoring=False, logs=tmp_path / "logs", memory_share=share
+            )
+        first, log, remedy, *shared, last = str(error.value).splitlines()
+        assert first.endswith(f"See root cause above.; its log ({tmp_path}/logs/{tiny().name}-0.log) ends with:")
+        assert log.split(" at least")[0] == "  (EngineCore pid=7) ValueError: To serve"
+        assert "--max-model-len" in remedy and "2048 tokens" in remedy and "--gpu-memory (now 0.9)" in remedy
+        assert ["gets 25%. Without --teacher" in line for line in shared] == [True] * (share < 1)
+        assert last == "--engine transformers runs the model without vLLM."
 
 
 def test_the_versions_of_the_extra_and_the_documentation_are_those_that_run() -> None:
-    (first, end), root = vllm.SUPPORTED, Path(__file__).parents[2]
+    (first, end), root = SUPPORTED, Path(__file__).parents[2]
     last = f"{end[0]}.{end[1] - 1}"
     extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert extras["vllm"] == [f"vllm>={first[0]}.{first[1]},<{end[0]}.{end[1]}"]
     assert f"vLLM {first[0]}.{first[1]} to {last}" in (root / "docs" / "engines.md").read_text()
 
 
-def test_a_log_prob_that_is_no_number_keeps_no_sample_waiting(tiny: Callable[..., Path]) -> None:
-    """Samples wait for the log-probs of the prompt's end; a damaged model gives NaN for it."""
+@pytest.fixture
+def core(tiny: Callable[..., Path]) -> vllm.VllmCore:
+    """A core without vLLM."""
     scheduler, model = SimpleNamespace(max_num_seqs=4), SimpleNamespace(max_model_len=100)
     engine = SimpleNamespace(vllm_config=SimpleNamespace(scheduler_config=scheduler, model_config=model))
     tokenizer, _ = open_tokenizer(find_checkpoint(str(tiny())), ModelSettings())
-    core = vllm.VllmCore(SimpleNamespace(llm_engine=engine), tokenizer)
+    return vllm.VllmCore(SimpleNamespace(llm_engine=engine), tokenizer)
+
+
+def test_a_log_prob_that_is_no_number_keeps_no_sample_waiting(core: vllm.VllmCore) -> None:
+    """Samples wait for the log-probs of the prompt's end; a damaged model gives NaN for it."""
     sample = SampleRequest("a", 1)
     prompt = vllm._Prompt(3, PromptRequest(np.arange(9, dtype=np.int32), [sample], tail=1), np.zeros(1, np.float32), 1)
     logprobs = SimpleNamespace(start_indices=[0], end_indices=[1], logprobs=[-1.0])
@@ -117,3 +142,55 @@ def test_a_log_prob_that_is_no_number_keeps_no_sample_waiting(tiny: Callable[...
     tail = SimpleNamespace(outputs=[SimpleNamespace(logprobs=[{8: SimpleNamespace(logprob=float("nan"))}])])
     [(number, result)] = core._on_tail(tail, prompt, 0, 8)
     assert number == 3 and isinstance(result, Sample) and np.isnan(result.tail_logprobs).all()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tokens", [10, 100])
+def test_log_probs_that_vllm_does_not_return_fail_only_their_text(core: vllm.VllmCore, tokens: int) -> None:
+    """As with cached prefixes; an exception would end the process."""
+    request = SequenceRequest("a", np.arange(tokens, dtype=np.int32), np.arange(4, tokens))
+    last = [SimpleNamespace(logprobs=[{tokens - 1: SimpleNamespace(logprob=-1.0)}])]
+    empty = SimpleNamespace(start_indices=[0], end_indices=[0], logprobs=[], ranks=[])
+    half = np.zeros((3, 1), np.float32)
+    for picked, flat in ((None, None), (None, empty), (half, None), (half[:0], None)):
+        output = SimpleNamespace(prompt_token_id_logprobs=picked, prompt_logprobs=flat, outputs=last)
+        [(number, result)] = core._on_text(output, 3, request, 0.7)
+        assert number == 3 and result == Failure("a", "vLLM returned no log-probs")
+
+
+@pytest.mark.parametrize("tokens", [99, 100])
+def test_a_text_of_exactly_the_context_leaves_room_for_the_token_that_vllm_samples(
+    core: vllm.VllmCore, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    sent: list[tuple[int, dict[str, Any]]] = []
+    monkeypatch.setattr(core, "_submit", lambda _name, ids, _handler, **params: sent.append((len(ids), params)))
+    request = SequenceRequest("a", np.arange(tokens, dtype=np.int32), np.arange(4, tokens))
+    core._add_text(0, request, 0.7)
+    [(prompt, params)] = sent
+    assert prompt == 99 and prompt + params["max_tokens"] <= core.context_length
+    assert params.get("logprob_token_ids") == ([99] if tokens == 100 else None)
+
+
+def test_two_models_share_the_memory_by_their_weights(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal shares would leave a large student too little next to a small teacher."""
+    small, large = (shutil.copytree(tiny(), tmp_path / name) for name in ("small", "large"))
+    weights = (small / "model.safetensors").stat().st_size
+    (large / "model-2.safetensors").write_bytes(bytes(3 * weights))
+
+    def shares(gpu: float, **settings: Any) -> list[float]:
+        properties = SimpleNamespace(total_memory=gpu * weights)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+        how = ModelSettings(dtype="float32", **settings)
+        with monkeypatch.context() as patch:  # not while models are opened
+            models = [open_model(str(path), how, scoring=True) for path in (small, large)]
+            patch.setattr(torch.cuda, "is_available", lambda: True)
+            return memory_shares(models)
+
+    assert shares(10, engine="vllm", gpu_memory=0.8) == pytest.approx([2.5 / 8, 5.5 / 8])
+    assert shares(10, engine="vllm", gpu_memory=0.8, tensor_parallel=4) == pytest.approx([3.625 / 8, 4.375 / 8])
+    assert shares(2, engine="vllm") == pytest.approx([1 / 5, 4 / 5])  # too little: vLLM says so
+    assert shares(10, engine="transformers") == shares(10, engine="vllm", ray="auto") == [0.5, 0.5]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model = open_model(str(small), ModelSettings(engine="vllm"))
+    assert memory_shares([model]) == [1.0] and memory_shares([model, model]) == [0.5, 0.5]

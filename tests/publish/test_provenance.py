@@ -77,7 +77,8 @@ def test_a_local_input_is_named_by_its_file(hub: HubServer, nano: rlt.Run) -> No
     for source in (str(nano.path), f"{nano.path}/dataset"):
         card = card_of(source)
         assert "Questions and solutions come from `my questions.jsonl`.\n" in card.text
-        assert "rlt-data generate --in 'my questions.jsonl' --max-tokens 60 --teacher nano" in card.text
+        command = "rlt-data generate --in 'my questions.jsonl' --max-tokens 60 --engine transformers --teacher nano"
+        assert command in card.text
         assert not card.data.source_datasets and str(nano.path.parent) not in str(card)
 
 

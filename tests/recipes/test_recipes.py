@@ -150,7 +150,7 @@ def test_every_scale_is_understood(recipe: str, scale: str, tmp_path: Path, caps
     assert not list(tmp_path.rglob("*.json"))
     steps = printed.split("rlt-data ")[1:]
     run_by = {step.partition("  #")[0]: _engine(step) for step in steps if step.startswith(("gen", "sco", "eva"))}
-    expected = {"nano": ("transformers", 1), "single-gpu": ("vllm", 1), "paper": ("vllm", 8)}[scale]
+    expected = {"nano": ("auto", 1), "single-gpu": ("vllm", 1), "paper": ("vllm", 8)}[scale]
     assert len(run_by) == 3 and set(run_by.values()) == {expected}, run_by
 
 

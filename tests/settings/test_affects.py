@@ -66,15 +66,16 @@ def test_a_field_without_a_declaration_is_found_and_field_asks_for_one() -> None
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        ({}, {}),
+        ({"engine": "transformers"}, {}),
         ({"engine": "vllm", "gpu_memory": 0.5}, {"engine": "vllm"}),
         (SERVER, {"engine": "server"}),
         (
-            {"temperature": 1, "top_k": 5, "max_tokens": 9, "seed": 3},
+            {"engine": "transformers", "temperature": 1, "top_k": 5, "max_tokens": 9, "seed": 3},
             {"temperature": 1.0, "top_k": 5, "max_tokens": 9, "seed": 3},
         ),
         (
             {
+                "engine": "transformers",
                 "n": 3,
                 "limit": 2,
                 "out": "o",
