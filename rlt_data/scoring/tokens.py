@@ -230,7 +230,7 @@ def align_tokens(
         :func:`rlt_data.formats.align`. No ranges if the explanation is empty.
     """
     if student.empty:
-        return Alignment(_as_ranges([]), _as_ranges([]))
+        return Alignment(np.zeros((0, 2), np.int32), np.zeros((0, 2), np.int32))
     student_ids = student.encoding.ids[student.thought]
     count = len(student_ids)
     skipped = student.rendered.skipped
@@ -245,12 +245,7 @@ def align_tokens(
     offsets = _sampled_ranges(teacher, tokenizer, format) if teacher.offsets is None else teacher.offsets
     end = student.rendered.thought[1] - student.rendered.thought[0] + skipped
     inside = offsets[: int(np.searchsorted(offsets[:, 1], end, side="right"))]
-    teacher_ranges, student_ranges = align(inside, student.thought_offsets)
-    return Alignment(_as_ranges(teacher_ranges), _as_ranges(student_ranges))
-
-
-def _as_ranges(pairs: Sequence[tuple[int, int]]) -> Ints:
-    return np.asarray(pairs, np.int32).reshape(-1, 2)
+    return Alignment(*align(inside, student.thought_offsets))
 
 
 def _sampled_ranges(teacher: TeacherTokens, tokenizer: Tokenizer, format: Format) -> Ints:
