@@ -174,10 +174,8 @@ def _cover_composed(text: str, offsets: Ints) -> Ints:
     """
     if unicodedata.is_normalized("NFC", text):
         return offsets
-    changes = np.zeros(len(text) + 1, np.int32)
-    np.add.at(changes, offsets[:, 0], 1)
-    np.add.at(changes, offsets[:, 1], -1)
-    for position in np.flatnonzero(changes.cumsum()[:-1] == 0).tolist():
+    begun, ended = (np.bincount(bounds, minlength=len(text) + 1) for bounds in offsets.T)
+    for position in np.flatnonzero(np.cumsum(begun - ended)[:-1] == 0).tolist():
         if _composes(text[position]):
             offsets[(offsets[:, 1] == position) & (offsets[:, 0] < position), 1] = position + 1
     return offsets
@@ -213,10 +211,8 @@ def uncovered(text: str, start: int, end: int, offsets: Ints) -> int:
         offsets: character ranges of the tokens, shape (tokens, 2).
     """
     # A character is covered by no token if as many tokens have ended as begun.
-    changes = np.zeros(end - start + 1, np.int32)
-    np.add.at(changes, offsets[:, 0] - start, 1)
-    np.add.at(changes, offsets[:, 1] - start, -1)
-    return sum(not text[start + i].isspace() for i in np.flatnonzero(changes.cumsum()[:-1] == 0).tolist())
+    begun, ended = (np.bincount(bounds - start, minlength=end - start + 1) for bounds in offsets.T)
+    return sum(not text[start + i].isspace() for i in np.flatnonzero(np.cumsum(begun - ended)[:-1] == 0).tolist())
 
 
 def align(a: Ints, b: Ints) -> tuple[Ints, Ints]:

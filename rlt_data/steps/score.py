@@ -37,7 +37,7 @@ from rlt_data.scoring import (
 from rlt_data.scoring.reward import NO_SOLUTION_TOKEN, Floats
 from rlt_data.settings import RewardSettings, ScoreSettings
 from rlt_data.signals.frames import trace_format
-from rlt_data.steps.blocks import duplicate, split_into_blocks
+from rlt_data.steps.blocks import duplicate, split_into_blocks, to_rows
 from rlt_data.steps.further_passes import FurtherPasses, further_measures
 from rlt_data.steps.imports import refuse_input_flags, source_run
 from rlt_data.steps.makers import (
@@ -320,7 +320,7 @@ class _Scoring:
             for block in split_into_blocks(run.read("traces", part)):
                 pending = {key for key in block["trace_id"].to_pylist() if table.is_pending(key, stored)}
                 if pending:
-                    groups = self._groups(part, block.to_pylist(), questions, pending)
+                    groups = self._groups(part, to_rows(block), questions, pending)
                     for score in chain.from_iterable(groups):
                         if score.emit:
                             table.add(score.key, score)
@@ -421,7 +421,8 @@ class _Scoring:
 
 def _stored_logprobs(trace: dict[str, Any]) -> Floats:
     """Return the teacher's log-probs of the prefill's padding and of the completion, shape (tokens,)."""
-    return np.asarray([*(trace["prefill_logprobs"] or ()), *(trace["logprobs"] or ())], np.float32)
+    stored = [trace[name] for name in ("prefill_logprobs", "logprobs") if trace[name] is not None]
+    return np.concatenate([np.zeros(0, np.float32), *stored])
 
 
 def reward_weights(settings: RewardSettings) -> RewardWeights:
