@@ -318,4 +318,5 @@ def _offsets_by_decoding(tokenizer: Tokenizer, context: Sequence[int], ids: Sequ
 
 
 def _decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    array = np.asarray(ids, np.int64)  # Transformers would check each element of a list
+    return str(tokenizer.decode(array, skip_special_tokens=False, clean_up_tokenization_spaces=False))
