@@ -128,7 +128,9 @@ def _work(step: str, traces: int, folder: Path) -> None:
     run = str(folder / "run")
     tokenizer, _ = open_tokenizer(find_checkpoint(MODEL), ModelSettings())
     ids = np.asarray(tokenizer(TEXT + END, add_special_tokens=False)["input_ids"], np.int32)
-    with mock.patch("rlt_data.engines.transformers.TransformersEngine.load", return_value=InstantEngine([(TEXT + END, ids)])):
+    with mock.patch(
+        "rlt_data.engines.transformers.TransformersEngine.load", return_value=InstantEngine([(TEXT + END, ids)])
+    ):
         if step == "generate":
             summary = generate(
                 GenerateSettings(teacher=MODEL, input=str(questions), out=run, n=PER_QUESTION, format="rlt")

@@ -25,7 +25,6 @@ import shutil
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,7 +149,9 @@ def _samples(teacher: str, *, split: bool) -> list[tuple[str, Any]]:
 
 def _words(words: Sequence[str], random_numbers: random.Random) -> list[str]:
     return [
-        str(random_numbers.randrange(10**5)) if random_numbers.random() < 0.1 else random_numbers.choice(words).rstrip(" ")
+        str(random_numbers.randrange(10**5))
+        if random_numbers.random() < 0.1
+        else random_numbers.choice(words).rstrip(" ")
         for _ in range(TOKENS * 5 // 9)
     ]
 

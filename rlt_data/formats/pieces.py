@@ -1,8 +1,9 @@
 """The bytes of tokens, from which the character ranges of a whole text follow without decoding each token.
 
 Two kinds of tokenizers write a text as the bytes of its tokens in a row: byte-level ones (GPT-2 and most later models),
-and those with ``\\u2581`` for spaces and ``<0x0A>`` for bytes (SentencePiece). The caller passes the text, and ranges are
-returned only if the bytes of the tokens are exactly those of the text, so no property of a tokenizer is taken on trust.
+and those of SentencePiece, with a lower bar for spaces and tokens such as ``<0x0A>`` for bytes. The caller passes the
+text, and ranges are returned only if the bytes of the tokens are exactly those of the text, so no property of a
+tokenizer is taken on trust.
 """
 
 from __future__ import annotations
@@ -74,9 +75,9 @@ def pieces_of(backend: Any) -> Pieces | None:
     """Return the bytes of a tokenizer's tokens; None if its decoder does not write bytes in a row.
 
     Args:
-        backend: a tokenizer of the ``tokenizers`` library.
+        backend: a tokenizer of the ``tokenizers`` library, or None.
     """
-    decoder = json.loads(backend.decoder.__getstate__()) if backend.decoder else {}
+    decoder = json.loads(backend.decoder.__getstate__()) if backend and backend.decoder else {}
     if decoder.get("type") == "ByteLevel":
         return Pieces(backend, _byte_level)
     kinds = [step["type"] for step in decoder.get("decoders", [])]
@@ -95,7 +96,8 @@ def _ranges(ends: Ints, next_starts: Ints) -> Ints:
 
 def _invalid(data: bytes) -> list[tuple[int, int]]:
     """Return the ranges of bytes that a decoder replaces by one U+FFFD each."""
-    found, start, view = [], 0, memoryview(data)
+    found: list[tuple[int, int]] = []
+    start, view = 0, memoryview(data)
     while True:
         try:
             str(view[start:], "utf-8")
@@ -106,8 +108,10 @@ def _invalid(data: bytes) -> list[tuple[int, int]]:
 
 
 def _byte_alphabet() -> dict[int, int]:
-    """Return the byte for each character of a byte-level vocabulary: printable Latin-1 characters stand for themselves,
-    the other bytes are the characters from U+0100 on."""
+    """Return the byte of each character of a byte-level vocabulary.
+
+    Printable characters of Latin-1 stand for themselves, the characters from U+0100 on for the other bytes.
+    """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = sorted(set(range(256)) - set(printable))
     return {byte: byte for byte in printable} | {256 + number: byte for number, byte in enumerate(others)}

@@ -13,7 +13,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from rlt_data.formats.pieces import Ints, Pieces, pieces_of
+from rlt_data.formats.pieces import Pieces, pieces_of
+
+Ints = npt.NDArray[np.int32]
 
 #: Number of preceding tokens that affect how the first sampled tokens are decoded (spaces, split characters).
 CONTEXT_TOKENS = 8
@@ -34,7 +36,6 @@ class Tokenizer(Protocol):
 
     chat_template: Any
     name_or_path: str
-    backend_tokenizer: Any
     bos_token: Any
     bos_token_id: Any
     eos_token: Any
@@ -78,8 +79,9 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoding]:
         found: Sequence[Encoding | None] = [None] * len(chunk)
         if fast.pieces is not None and fast.encodes:
             found = _encode_fast(tokenizer, fast.pieces, chunk)
-        rest = iter(_encode_with_offsets(tokenizer, [text for text, got in zip(chunk, found, strict=True) if got is None]))
-        encodings += [next(rest) if got is None else got for got in found]
+        left = [text for text, encoding in zip(chunk, found, strict=True) if encoding is None]
+        slow = iter(_encode_with_offsets(tokenizer, left))
+        encodings += [next(slow) if encoding is None else encoding for encoding in found]
     return encodings
 
 
@@ -96,12 +98,17 @@ _fast_by_tokenizer: WeakKeyDictionary[Tokenizer, _Fast] = WeakKeyDictionary()
 def _fast(tokenizer: Tokenizer) -> _Fast:
     """Return how to read tokens quickly. A class that changes what its backend does may not tokenise quickly."""
     if tokenizer not in _fast_by_tokenizer:
-        pieces, encodes = pieces_of(tokenizer.backend_tokenizer), False
+        pieces, encodes = pieces_of(_backend(tokenizer)), False
         if pieces is not None:
             [slow], [fast] = _encode_with_offsets(tokenizer, [_PROBE]), _encode_fast(tokenizer, pieces, [_PROBE])
             encodes = fast is not None and all(map(np.array_equal, (slow.ids, slow.offsets), (fast.ids, fast.offsets)))
         _fast_by_tokenizer[tokenizer] = _Fast(pieces, encodes)
     return _fast_by_tokenizer[tokenizer]
+
+
+def _backend(tokenizer: Tokenizer) -> Any:
+    """Return the ``tokenizers.Tokenizer`` of a tokenizer of Transformers, or None."""
+    return getattr(tokenizer, "backend_tokenizer", None)
 
 
 def _encode_fast(tokenizer: Tokenizer, pieces: Pieces, texts: list[str]) -> list[Encoding | None]:
@@ -110,7 +117,7 @@ def _encode_fast(tokenizer: Tokenizer, pieces: Pieces, texts: list[str]) -> list
     Returns:
         None for a text that the bytes do not give, because it has marks or the tokenizer normalises it.
     """
-    backend = tokenizer.backend_tokenizer
+    backend = _backend(tokenizer)
     backend.no_truncation()  # other calls may have set all three
     backend.no_padding()
     backend.encode_special_tokens = False
@@ -238,7 +245,7 @@ def align(a: Ints, b: Ints) -> tuple[Ints, Ints]:
     complete = pieces_a.contiguous(first_a, last_a) & pieces_b.contiguous(first_b, last_b)
     ranges_a = np.stack([pieces_a.first[first_a], pieces_a.stop[last_a]], 1)
     ranges_b = np.stack([pieces_b.first[first_b], pieces_b.stop[last_b]], 1)
-    return ranges_a[complete].astype(np.int32), ranges_b[complete].astype(np.int32)
+    return ranges_a[complete], ranges_b[complete]
 
 
 class _Pieces(NamedTuple):
@@ -256,7 +263,7 @@ class _Pieces(NamedTuple):
     first: Ints
     stop: Ints
 
-    def contiguous(self, first: Ints, last: Ints) -> npt.NDArray[np.bool_]:
+    def contiguous(self, first: npt.NDArray[np.integer], last: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
         """Return whether each run from ``first`` to ``last`` begins where the run before it ends."""
         gaps = np.concatenate([[0], np.cumsum(self.start[1:] != self.end[:-1])])
         contiguous: npt.NDArray[np.bool_] = gaps[last] == gaps[first]
@@ -273,7 +280,7 @@ def _merge_overlapping(offsets: Ints) -> _Pieces:
     first = np.flatnonzero(opens[kept])
     last = kept[np.append(first[1:], len(kept))[: len(first)] - 1]
     first = kept[first]
-    return _Pieces(starts[first], ends[last], first, last + 1)
+    return _Pieces(starts[first], ends[last], first.astype(np.int32), (last + 1).astype(np.int32))
 
 
 def decode_after(tokenizer: Tokenizer, context: Sequence[int], ids: Sequence[int]) -> str:
