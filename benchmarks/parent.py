@@ -57,7 +57,8 @@ def main() -> None:
     if arguments.work:
         _work(*arguments.work)
         return
-    checkouts = {"this": Path(__file__).parent.parent} | ({"other": arguments.against} if arguments.against else {})
+    root = Path(__file__).parent.parent
+    checkouts = {"this": root} | ({"other": arguments.against.resolve()} if arguments.against else {})
     found: dict[tuple[str, str, str], list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         teacher, student = (_model(name, Path(temporary)) for name in arguments.tokenizers)
@@ -66,13 +67,18 @@ def main() -> None:
             folder.mkdir()
             reader = student if case == "across tokenizers" else teacher
             for step in ("generate", "score"):
-                # The file and not -m, so that PYTHONPATH decides which checkout runs.
                 command = [sys.executable, __file__, "--work", step, case, str(arguments.traces), teacher, reader]
-                with mock.patch.dict(os.environ, {"PYTHONPATH": str(checkout.resolve()), "RLT_DATA_WORK": str(folder)}):
+                # rlt_data of the checkout, and everything else from here.
+                package = Path(temporary) / name / "rlt_data"
+                package.parent.mkdir(exist_ok=True)
+                if not package.exists():
+                    package.symlink_to(checkout / "rlt_data")
+                environment = {"PYTHONPATH": f"{package.parent}{os.pathsep}{root}", "RLT_DATA_WORK": str(folder)}
+                with mock.patch.dict(os.environ, environment):
                     megabytes = measure(command, folder, threads=1).megabytes
                 took = json.loads((folder / "took.json").read_text()) | {"peak MB": megabytes}
                 found.setdefault((step, case, name), []).append(took)
-                print(step, case, name, took, flush=True)
+                print(f"{step}, {case}, {name}: {took['CPU us/token']:.2f} CPU microseconds a token", flush=True)
             shutil.rmtree(folder)
     rows = []
     for (step, case, name), rounds in sorted(found.items()):

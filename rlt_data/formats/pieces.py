@@ -51,7 +51,7 @@ class Pieces(dict[int, bytes]):
         data = b"".join(pieces)
         ends = np.fromiter(map(len, pieces), np.int32, len(pieces)).cumsum(dtype=np.int32)
         if self._strips_space and data.startswith(b" "):
-            data, ends = data[1:], ends - np.int32(1)
+            data, ends = data[1:], np.maximum(ends - np.int32(1), 0)
         invalid: list[tuple[int, int]] = []
         if data.decode(errors="replace") != text:
             return None

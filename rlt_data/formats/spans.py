@@ -28,7 +28,7 @@ _MARKED = re.compile(f"{OPEN}(.){BREAK}([^{CLOSE}]*){CLOSE}", re.S)
 _TEXTS_PER_CALL = 64
 
 #: Characters of one to four bytes, spaces and line breaks, to compare the ways to tokenise.
-_PROBE = "The  sum is 3 + 4 = 7.\n\n\tOù est-il? 你好 🙂\r\n"
+_PROBE = " The  sum is 3 + 4 = 7.\n\n\tOù est-il? 你好 🙂\r\n"
 
 
 class Tokenizer(Protocol):
