@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -99,7 +100,6 @@ def test_rows_have_arrays_for_lists() -> None:
     table = pa.concat_tables([pa.Table.from_pylist(rows[:3], schema), pa.Table.from_pylist(rows[3:], schema)])
     for part in (table, table.slice(1), table.slice(2, 1), table.slice(0, 0)):
         found = to_rows(part)
-        assert [
-            {k: v.tolist() if hasattr(v, "tolist") else v for k, v in row.items()} for row in found
-        ] == part.to_pylist()
+        lists = [{k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in row.items()} for row in found]
+        assert lists == part.to_pylist()
         assert all(row["ids"] is None or row["ids"].dtype == "int32" for row in found)
