@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 J = TypeVar("J")
 R = TypeVar("R")
 
-#: Workers start once calls have taken this many seconds, a few times what it costs to start one worker, ...
+#: Workers start once calls have taken this many seconds of CPU time, about what it costs to start them, ...
 START_SECONDS = 15.0
-#: ... and this share of the time since the first. Below it, whoever reads the results is the limit.
+#: ... and this share of the time since the first call. Below it, whoever reads the results is the limit.
 START_SHARE = 0.25
 #: With more, the process that reads the results is the limit.
 MAX_WORKERS = 4
@@ -53,9 +53,9 @@ def compute(function: Callable[[J], R], jobs: Iterable[J]) -> Generator[R, None,
     workers = min(cores() - 1, MAX_WORKERS) if os.name == "posix" else 0
     began, spent = time.monotonic(), 0.0
     for job in jobs:
-        start = time.monotonic()
+        start = time.process_time()  # on a busy machine, workers would only wait as well
         result = function(job)
-        spent += time.monotonic() - start
+        spent += time.process_time() - start
         yield result
         if workers and spent >= START_SECONDS and spent >= START_SHARE * (time.monotonic() - began):
             yield from _compute_in_workers(function, jobs, workers)

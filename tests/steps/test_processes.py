@@ -30,6 +30,14 @@ def process_of(job: float) -> tuple[float, int]:
     return job, os.getpid()
 
 
+def busy(seconds: float) -> int:
+    """Use CPU time."""
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+    return os.getpid()
+
+
 def end_at_three(job: int) -> int:
     if job == 3 and os.environ.get("CUDA_VISIBLE_DEVICES") == "":  # in a worker
         os.kill(os.getpid(), signal.SIGKILL)
@@ -51,19 +59,22 @@ def test_results_come_in_order_from_as_many_processes_as_there_are_workers(worke
     assert len(set(others)) == workers
 
 
-def test_small_jobs_start_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "cores", lambda: 8)
-    assert {process for _, process in compute(process_of, [0.0] * 50)} == {os.getpid()}
-
-
-def test_a_slow_reader_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "cores", lambda: 8)
-    monkeypatch.setattr(processes, "START_SECONDS", 0.0)
-    results = []
-    for _, process in compute(process_of, [0.01] * 5):
-        time.sleep(0.1)
-        results.append(process)
-    assert set(results) == {os.getpid()}
+@pytest.mark.parametrize(
+    ("seconds", "pause", "processes_used"),
+    [(100.0, 0.0, 1), (0.05, 0.3, 1), (0.05, 0.0, 2)],
+    ids=["small", "slow reader", "large"],
+)
+def test_workers_start_only_for_much_work_that_the_reader_waits_for(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, pause: float, processes_used: int
+) -> None:
+    monkeypatch.setattr(processes, "cores", lambda: 2)
+    monkeypatch.setattr(processes, "START_SECONDS", seconds)
+    monkeypatch.setattr(processes, "START_SHARE", 0.1)
+    used = set()
+    for process in compute(busy, [0.02] * 8):
+        used.add(process)
+        time.sleep(pause)
+    assert len(used) == processes_used
 
 
 def test_jobs_are_read_only_as_far_ahead_as_there_are_workers(workers: int) -> None:
