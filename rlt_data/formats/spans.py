@@ -118,9 +118,13 @@ def _encode_fast(tokenizer: Tokenizer, pieces: Pieces, texts: list[str]) -> list
         None for a text that the bytes do not give, because it has marks or the tokenizer normalises it.
     """
     backend = _backend(tokenizer)
-    backend.no_truncation()  # other calls may have set all three
-    backend.no_padding()
-    backend.encode_special_tokens = False
+    # Other calls may have set these. Changing them fails while another thread uses the tokenizer, so only if needed.
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    if backend.encode_special_tokens:
+        backend.encode_special_tokens = False
     encodings: list[Encoding | None] = []
     for text, encoded in zip(texts, backend.encode_batch_fast(texts, add_special_tokens=False), strict=True):
         ids = encoded.ids
