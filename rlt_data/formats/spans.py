@@ -123,8 +123,9 @@ def _encode_fast(tokenizer: Tokenizer, pieces: Pieces, texts: list[str]) -> list
         backend.no_truncation()
     if backend.padding is not None:
         backend.no_padding()
-    if backend.encode_special_tokens:
-        backend.encode_special_tokens = False
+    split = bool(getattr(tokenizer, "split_special_tokens", False))
+    if backend.encode_special_tokens != split:
+        backend.encode_special_tokens = split
     encodings: list[Encoding | None] = []
     for text, encoded in zip(texts, backend.encode_batch_fast(texts, add_special_tokens=False), strict=True):
         ids = encoded.ids
