@@ -162,12 +162,15 @@ class _Worker:
 def main() -> None:
     """Run a worker: read the function, then jobs, from the pipe whose file descriptor is the argument."""
     connection = Connection(int(sys.argv[1]))
+    function: Callable[[Any], Any] | None = None
     with suppress(EOFError, OSError):  # the other process has ended
-        try:
-            function = pickle.loads(connection.recv_bytes())
-            while True:
-                connection.send((None, function(connection.recv())))
-        except (EOFError, OSError):
-            raise
-        except Exception as error:  # noqa: BLE001 - the other process calls the function again, and raises it there
-            connection.send((f"{type(error).__name__}: {one_line(error)}", None))
+        pickled = connection.recv_bytes()
+        while True:
+            job = connection.recv()
+            reply: tuple[str | None, Any]
+            try:
+                function = pickle.loads(pickled) if function is None else function
+                reply = None, function(job)
+            except Exception as error:  # noqa: BLE001 - the other process calls the function too, and raises it there
+                reply = f"{type(error).__name__}: {one_line(error)}", None
+            connection.send(reply)

@@ -46,7 +46,7 @@ def end_at_three(job: int) -> int:
 
 def refuse_three(job: int) -> int:
     if job == 3:
-        raise ValueError("three")
+        raise OSError("three")
     return job * 2
 
 
@@ -103,11 +103,12 @@ def test_a_function_that_no_process_can_receive_runs_here(workers: int, caplog: 
     assert message.startswith("the rest is prepared in this process alone: ") and "lambda" in message
 
 
-def test_an_error_is_raised_as_without_workers(workers: int) -> None:
+def test_an_error_is_raised_as_without_workers(workers: int, caplog: pytest.LogCaptureFixture) -> None:
     results = compute(refuse_three, range(5))
     assert [next(results) for _ in range(3)] == [0, 2, 4]
-    with pytest.raises(ValueError, match="three"):
+    with caplog.at_level(logging.WARNING), pytest.raises(OSError, match="three"):
         next(results)
+    assert caplog.messages == ["the rest is prepared in this process alone: a worker process failed: OSError: three"]
 
 
 def test_an_error_of_the_jobs_is_raised(workers: int) -> None:
