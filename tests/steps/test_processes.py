@@ -60,20 +60,20 @@ def test_results_come_in_order_from_as_many_processes_as_there_are_workers(worke
 
 
 @pytest.mark.parametrize(
-    ("seconds", "pause", "processes_used"),
-    [(100.0, 0.0, 1), (0.05, 0.3, 1), (0.05, 0.0, 2)],
+    ("seconds", "share", "processes_used"),
+    [(100.0, 0.001, 1), (0.05, 0.9, 1), (0.05, 0.001, 2)],
     ids=["small", "slow reader", "large"],
 )
 def test_workers_start_only_for_much_work_that_the_reader_waits_for(
-    monkeypatch: pytest.MonkeyPatch, seconds: float, pause: float, processes_used: int
+    monkeypatch: pytest.MonkeyPatch, seconds: float, share: float, processes_used: int
 ) -> None:
     monkeypatch.setattr(processes, "cores", lambda: 2)
     monkeypatch.setattr(processes, "START_SECONDS", seconds)
-    monkeypatch.setattr(processes, "START_SHARE", 0.1)
+    monkeypatch.setattr(processes, "START_SHARE", share)
     used = set()
     for process in compute(busy, [0.02] * 8):
         used.add(process)
-        time.sleep(pause)
+        time.sleep(0.02)
     assert len(used) == processes_used
 
 
