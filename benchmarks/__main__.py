@@ -25,6 +25,7 @@ NAMES = (
     "grpo",
     "kill",
     "overhead",
+    "parent",
     "cluster",
 )
 

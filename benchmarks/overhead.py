@@ -1,11 +1,11 @@
 """Overhead per trace: microseconds and peak memory with an engine that responds immediately.
 
-    python -m benchmarks.overhead [--traces 10000 1000000] [--long 2000] [--others 10000 50000]
+    python -m benchmarks.overhead [--traces 10000 1000000] [--others 10000 50000]
 
 `generate` and `score` do all their work with 16 traces per question: prompts, tokenisation, seeds, rows, journal
-and merging. The engine returns the same 100 tokens for every sample and zero for every log-prob. A second measurement
-uses traces of 4,000 tokens. Microseconds exclude the start of the process, peak memory includes it. Each measurement
-runs in its own process.
+and merging. The engine returns the same 100 tokens for every sample and zero for every log-prob. Microseconds exclude
+the start of the process, peak memory includes it. Each measurement runs in its own process. `benchmarks.parent`
+measures long traces.
 
 For comparison, distilabel 1.5.3 and bespokelabs-curator generate as many texts, each in its own environment in
 --environments (kept for later runs; skipped with a message if it cannot be installed). distilabel's model is a class
@@ -16,6 +16,7 @@ immediately. rlt-data's server engine uses the same server, and both send one re
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -39,6 +40,7 @@ from rlt_data.engines import (
     find_checkpoint,
     open_tokenizer,
 )
+from rlt_data.engines.protocol import Ints
 from rlt_data.engines.watchdog import Heartbeat
 from rlt_data.settings import GenerateSettings, ModelSettings, ScoreSettings
 
@@ -51,29 +53,26 @@ PACKAGES = {
 }
 SENTENCE = "We look at what is asked, write down what we know, and take one small step after the other. "
 TEXT = SENTENCE * 5
-LONG = SENTENCE * 190
+END = "<|end_of_explanation|>"
 
 
 class InstantEngine:
-    """Engine that responds immediately."""
+    """Engine that responds immediately, with one of these texts and its tokens after the other."""
 
     context_length = 2**20
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, samples: Sequence[tuple[str, Ints]]) -> None:
         self.heartbeat = Heartbeat()
-        tokenizer, _ = open_tokenizer(find_checkpoint(MODEL), ModelSettings())
-        self._text = text + "<|end_of_explanation|>"
-        self._ids = np.asarray(tokenizer(self._text, add_special_tokens=False)["input_ids"], np.int32)  # type: ignore[operator]
+        self._samples = itertools.cycle(samples)
 
     def generate(self, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling) -> Iterator[Sample | Failure]:
-        zeros = np.zeros(len(self._ids), np.float32)
         for block in blocks:
             for request in block:
                 tail = np.zeros(request.tail, np.float32)
                 for sample in request.samples:
-                    yield Sample(
-                        sample.key, self._text, self._ids, zeros, tail, "stop", len(request.ids), len(self._ids)
-                    )
+                    text, ids = next(self._samples)
+                    zeros = np.zeros(len(ids), np.float32)
+                    yield Sample(sample.key, text, ids, zeros, tail, "stop", len(request.ids), len(ids))
 
     def logprobs(self, blocks: Iterable[SequenceBlock], temperature: float) -> Iterator[SequenceLogprobs | Failure]:
         for block in blocks:
@@ -91,29 +90,26 @@ class InstantEngine:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--traces", type=int, nargs="+", default=[10_000, 1_000_000])
-    parser.add_argument("--long", type=int, nargs="*", default=[2_000])
     parser.add_argument("--others", type=int, nargs="*", default=[10_000, 50_000])
     parser.add_argument("--environments", type=Path, default=Path(".venv-others"))
-    parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
-        step, traces, length, folder = arguments.work
-        _work(step, int(traces), LONG if length == "long" else TEXT, Path(folder))
+        step, traces, folder = arguments.work
+        _work(step, int(traces), Path(folder))
         return
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        shapes = [(traces, "short") for traces in arguments.traces] + [(traces, "long") for traces in arguments.long]
-        for traces, length in shapes:
-            folder = Path(temporary) / f"{length}-{traces}"
+        for traces in arguments.traces:
+            folder = Path(temporary) / str(traces)
             folder.mkdir()
             for step in ("generate", "score"):
-                work = ["--work", step, str(traces), length, str(folder)]
+                work = ["--work", step, str(traces), str(folder)]
                 measured = measure([sys.executable, "-m", "benchmarks.overhead", *work], folder, threads=1)
-                name = f"rlt-data {step}" + (", 4,000 tokens" if length == "long" else "")
-                rows.append(_row(name, traces, measured, folder))
+                rows.append(_row(f"rlt-data {step}", traces, measured, folder))
         rows += _others(arguments.others, arguments.environments, Path(temporary))
     print_table(rows)
-    sizes = {name: getattr(arguments, name) for name in ("traces", "long", "others")}
+    sizes = {name: getattr(arguments, name) for name in ("traces", "others")}
     save("overhead", {"settings": sizes, "rows": rows})
 
 
@@ -123,14 +119,18 @@ def _row(what: str, traces: int, measured: Measured, folder: Path) -> dict[str, 
     return {"what": what, "traces": traces, "microseconds a trace": microseconds, "peak MB": measured.megabytes}
 
 
-def _work(step: str, traces: int, text: str, folder: Path) -> None:
+def _work(step: str, traces: int, folder: Path) -> None:
     """Run a step in this process, and write its seconds to a file."""
     from rlt_data.steps.generate import generate
     from rlt_data.steps.score import score
 
     questions = write_questions(folder / "questions.jsonl", traces // PER_QUESTION)
     run = str(folder / "run")
-    with mock.patch("rlt_data.engines.transformers.TransformersEngine.load", return_value=InstantEngine(text)):
+    tokenizer, _ = open_tokenizer(find_checkpoint(MODEL), ModelSettings())
+    ids = np.asarray(tokenizer(TEXT + END, add_special_tokens=False)["input_ids"], np.int32)
+    with mock.patch(
+        "rlt_data.engines.transformers.TransformersEngine.load", return_value=InstantEngine([(TEXT + END, ids)])
+    ):
         if step == "generate":
             summary = generate(
                 GenerateSettings(teacher=MODEL, input=str(questions), out=run, n=PER_QUESTION, format="rlt")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -71,6 +71,10 @@ class Model:
     identity: ModelIdentity
     scoring: bool = False
     served_temperature: float = 1.0
+
+    def __getstate__(self) -> dict[str, object]:
+        """Pickle the model for another process, without its engine."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def control(self) -> ControlTokens:

@@ -7,10 +7,13 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
+
+from rlt_data.formats.pieces import Pieces, pieces_of
 
 Ints = npt.NDArray[np.int32]
 
@@ -23,6 +26,9 @@ _MARKED = re.compile(f"{OPEN}(.){BREAK}([^{CLOSE}]*){CLOSE}", re.S)
 
 #: Texts per tokenizer call. The result is converted to arrays after each call, because Python lists are large.
 _TEXTS_PER_CALL = 64
+
+#: Characters of one to four bytes, spaces and line breaks, to compare the ways to tokenise.
+_PROBE = " The  sum is 3 + 4 = 7.\n\n\tOù est-il? 你好 🙂\r\n"
 
 
 class Tokenizer(Protocol):
@@ -67,14 +73,77 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoding]:
     without marks (:func:`unmarked`).
     """
     encodings = []
+    fast = _fast(tokenizer)
     for start in range(0, len(texts), _TEXTS_PER_CALL):
         chunk = list(texts[start : start + _TEXTS_PER_CALL])
-        encoded = tokenizer([unmarked(text) for text in chunk], add_special_tokens=False, return_offsets_mapping=True)
-        for text, ids, offsets in zip(chunk, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            if OPEN in text:
-                encodings.append(_encode_marked(tokenizer, text))
-            else:
-                encodings.append(Encoding(np.asarray(ids, np.int32), _cover_composed(text, _pairs(offsets))))
+        found: Sequence[Encoding | None] = [None] * len(chunk)
+        if fast.pieces is not None and fast.encodes:
+            found = _encode_fast(tokenizer, fast.pieces, chunk)
+        left = [text for text, encoding in zip(chunk, found, strict=True) if encoding is None]
+        slow = iter(_encode_with_offsets(tokenizer, left))
+        encodings += [next(slow) if encoding is None else encoding for encoding in found]
+    return encodings
+
+
+class _Fast(NamedTuple):
+    """The bytes of a tokenizer's tokens, if it has them, and whether its texts can be tokenised with their help."""
+
+    pieces: Pieces | None
+    encodes: bool
+
+
+_fast_by_tokenizer: WeakKeyDictionary[Tokenizer, _Fast] = WeakKeyDictionary()
+
+
+def _fast(tokenizer: Tokenizer) -> _Fast:
+    """Return how to read tokens quickly. A class that changes what its backend does may not tokenise quickly."""
+    if tokenizer not in _fast_by_tokenizer:
+        pieces, encodes = pieces_of(_backend(tokenizer)), False
+        if pieces is not None:
+            [slow], [fast] = _encode_with_offsets(tokenizer, [_PROBE]), _encode_fast(tokenizer, pieces, [_PROBE])
+            encodes = fast is not None and all(map(np.array_equal, (slow.ids, slow.offsets), (fast.ids, fast.offsets)))
+        _fast_by_tokenizer[tokenizer] = _Fast(pieces, encodes)
+    return _fast_by_tokenizer[tokenizer]
+
+
+def _backend(tokenizer: Tokenizer) -> Any:
+    """Return the ``tokenizers.Tokenizer`` of a tokenizer of Transformers, or None."""
+    return getattr(tokenizer, "backend_tokenizer", None)
+
+
+def _encode_fast(tokenizer: Tokenizer, pieces: Pieces, texts: list[str]) -> list[Encoding | None]:
+    """Tokenise texts without offsets, and find these from the bytes of the tokens.
+
+    Returns:
+        None for a text that the bytes do not give, because it has marks or the tokenizer normalises it.
+    """
+    backend = _backend(tokenizer)
+    # Other calls may have set these. Changing them fails while another thread uses the tokenizer, so only if needed.
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    split = bool(getattr(tokenizer, "split_special_tokens", False))
+    if backend.encode_special_tokens != split:
+        backend.encode_special_tokens = split
+    encodings: list[Encoding | None] = []
+    for text, encoded in zip(texts, backend.encode_batch_fast(texts, add_special_tokens=False), strict=True):
+        ids = encoded.ids
+        offsets = None if OPEN in text else pieces.offsets(ids, text)
+        encodings.append(None if offsets is None else Encoding(np.asarray(ids, np.int32), offsets))
+    return encodings
+
+
+def _encode_with_offsets(tokenizer: Tokenizer, texts: list[str]) -> list[Encoding]:
+    if not texts:
+        return []
+    encodings = []
+    encoded = tokenizer([unmarked(text) for text in texts], add_special_tokens=False, return_offsets_mapping=True)
+    for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        if OPEN in text:
+            encodings.append(_encode_marked(tokenizer, text))
+        else:
+            encodings.append(Encoding(np.asarray(ids, np.int32), _cover_composed(text, _pairs(offsets))))
     return encodings
 
 
@@ -117,10 +186,8 @@ def _cover_composed(text: str, offsets: Ints) -> Ints:
     """
     if unicodedata.is_normalized("NFC", text):
         return offsets
-    changes = np.zeros(len(text) + 1, np.int32)
-    np.add.at(changes, offsets[:, 0], 1)
-    np.add.at(changes, offsets[:, 1], -1)
-    for position in np.flatnonzero(changes.cumsum()[:-1] == 0).tolist():
+    begun, ended = (np.bincount(bounds, minlength=len(text) + 1) for bounds in offsets.T)
+    for position in np.flatnonzero(np.cumsum(begun - ended)[:-1] == 0).tolist():
         if _composes(text[position]):
             offsets[(offsets[:, 1] == position) & (offsets[:, 0] < position), 1] = position + 1
     return offsets
@@ -156,13 +223,11 @@ def uncovered(text: str, start: int, end: int, offsets: Ints) -> int:
         offsets: character ranges of the tokens, shape (tokens, 2).
     """
     # A character is covered by no token if as many tokens have ended as begun.
-    changes = np.zeros(end - start + 1, np.int32)
-    np.add.at(changes, offsets[:, 0] - start, 1)
-    np.add.at(changes, offsets[:, 1] - start, -1)
-    return sum(not text[start + i].isspace() for i in np.flatnonzero(changes.cumsum()[:-1] == 0).tolist())
+    begun, ended = (np.bincount(bounds - start, minlength=end - start + 1) for bounds in offsets.T)
+    return sum(not text[start + i].isspace() for i in np.flatnonzero(np.cumsum(begun - ended)[:-1] == 0).tolist())
 
 
-def align(a: Ints, b: Ints) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+def align(a: Ints, b: Ints) -> tuple[Ints, Ints]:
     """Align two tokenisations of the same text.
 
     Args:
@@ -170,53 +235,57 @@ def align(a: Ints, b: Ints) -> tuple[list[tuple[int, int]], list[tuple[int, int]
         b: character ranges of the second tokenisation, counted from the same character.
 
     Returns:
-        Two lists of equal length with half-open token ranges. The k-th range of ``a`` covers the same characters as the
+        Half-open token ranges of both, shape (ranges, 2). The k-th range of ``a`` covers the same characters as the
         k-th range of ``b``, and no range can be split further. Tokens without a counterpart are in no range. Equal
         tokenisations give ranges of one token each (tokens that share a character stay together).
     """
     pieces_a, pieces_b = _merge_overlapping(a), _merge_overlapping(b)
-    ranges_a: list[tuple[int, int]] = []
-    ranges_b: list[tuple[int, int]] = []
-    i = j = 0
-    while i < len(pieces_a) and j < len(pieces_b):
-        if pieces_a[i][0] != pieces_b[j][0]:
-            if pieces_a[i][0] < pieces_b[j][0]:
-                i += 1
-            else:
-                j += 1
-            continue
-        first_i, first_j = i, j
-        # Both start at the same character. Extend the shorter side until both end at the same character.
-        while pieces_a[i][1] != pieces_b[j][1]:
-            a_is_shorter = pieces_a[i][1] < pieces_b[j][1]
-            pieces, position = (pieces_a, i) if a_is_shorter else (pieces_b, j)
-            if position + 1 == len(pieces) or pieces[position + 1][0] != pieces[position][1]:
-                break
-            if a_is_shorter:
-                i += 1
-            else:
-                j += 1
-        else:
-            ranges_a.append((pieces_a[first_i][2], pieces_a[i][3]))
-            ranges_b.append((pieces_b[first_j][2], pieces_b[j][3]))
-        i, j = i + 1, j + 1
-    return ranges_a, ranges_b
+    starts, first_a, first_b = np.intersect1d(pieces_a.start, pieces_b.start, True, return_indices=True)
+    ends, last_a, last_b = np.intersect1d(pieces_a.end, pieces_b.end, True, return_indices=True)
+    # From a character where both have a piece that starts, to the next where both have one that ends.
+    nearest = np.searchsorted(ends, starts, side="right")
+    found = nearest < len(ends)
+    first_a, first_b, nearest = first_a[found], first_b[found], nearest[found]
+    last_a, last_b = last_a[nearest], last_b[nearest]
+    complete = pieces_a.contiguous(first_a, last_a) & pieces_b.contiguous(first_b, last_b)
+    ranges_a = np.stack([pieces_a.first[first_a], pieces_a.stop[last_a]], 1)
+    ranges_b = np.stack([pieces_b.first[first_b], pieces_b.stop[last_b]], 1)
+    return ranges_a[complete], ranges_b[complete]
 
 
-def _merge_overlapping(offsets: Ints) -> list[tuple[int, int, int, int]]:
-    """Merge tokens that share a character, such as the byte tokens of one letter.
+class _Pieces(NamedTuple):
+    """Runs of tokens that share characters, such as the byte tokens of one letter; each array has shape (runs,).
 
-    Returns:
-        For each piece (start, end, first token, last token + 1), where start and end are character positions.
+    Attributes:
+        start: first character.
+        end: last character + 1.
+        first: first token.
+        stop: last token + 1.
     """
-    pieces: list[tuple[int, int, int, int]] = []
-    for token, (start, end) in enumerate(offsets.tolist()):
-        if pieces and start < pieces[-1][1]:
-            begin, stop, first, _ = pieces[-1]
-            pieces[-1] = (begin, max(stop, end), first, token + 1)
-        elif end > start:
-            pieces.append((start, end, token, token + 1))
-    return pieces
+
+    start: Ints
+    end: Ints
+    first: Ints
+    stop: Ints
+
+    def contiguous(self, first: npt.NDArray[np.integer], last: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+        """Return whether each run from ``first`` to ``last`` begins where the run before it ends."""
+        gaps = np.concatenate([[0], np.cumsum(self.start[1:] != self.end[:-1])])
+        contiguous: npt.NDArray[np.bool_] = gaps[last] == gaps[first]
+        return contiguous
+
+
+def _merge_overlapping(offsets: Ints) -> _Pieces:
+    """Merge tokens that share a character; leave out empty tokens between others."""
+    starts, ends = offsets[:, 0], np.maximum.accumulate(offsets[:, 1])
+    before = np.concatenate([np.full(1, np.iinfo(np.int32).min, np.int32), ends])[:-1]
+    shares = starts < before
+    opens = ~shares & (offsets[:, 1] > starts)
+    kept = np.flatnonzero(shares | opens)
+    first = np.flatnonzero(opens[kept])
+    last = kept[np.append(first[1:], len(kept))[: len(first)] - 1]
+    first = kept[first]
+    return _Pieces(starts[first], ends[last], first.astype(np.int32), (last + 1).astype(np.int32))
 
 
 def decode_after(tokenizer: Tokenizer, context: Sequence[int], ids: Sequence[int]) -> str:
@@ -232,6 +301,15 @@ def sampled_offsets(tokenizer: Tokenizer, context: Sequence[int], ids: Sequence[
     The tokenizer might encode the sampled text as other tokens, so the ranges are found by decoding. A token that ends
     within a character gets the range up to the end of that character.
     """
+    fast, tokens = _fast(tokenizer), [*context, *ids]
+    if fast.pieces is not None and (ranges := fast.pieces.offsets(tokens, _decode(tokenizer, tokens))) is not None:
+        first = len(context)
+        return ranges[first:] - (ranges[first - 1, 1] if first else np.int32(0))
+    return _offsets_by_decoding(tokenizer, context, ids)
+
+
+def _offsets_by_decoding(tokenizer: Tokenizer, context: Sequence[int], ids: Sequence[int]) -> Ints:
+    """Find the ranges of :func:`sampled_offsets` by decoding token after token, which any tokenizer can."""
     offsets = np.zeros((len(ids), 2), np.int32)
     window = list(context)  # recent tokens, enough to decode the next one correctly
     position = pending = 0
@@ -252,4 +330,5 @@ def sampled_offsets(tokenizer: Tokenizer, context: Sequence[int], ids: Sequence[
 
 
 def _decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    array = np.asarray(ids, np.int64)  # Transformers would check each element of a list
+    return str(tokenizer.decode(array, skip_special_tokens=False, clean_up_tokenization_spaces=False))

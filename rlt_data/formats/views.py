@@ -119,6 +119,10 @@ class Views:
         # A small cache is enough, because the traces of a question follow each other.
         self._before = lru_cache(8)(self._render_before)
 
+    def __reduce__(self) -> tuple[type[Views], tuple[Any, ...]]:
+        """Pickle without caches."""
+        return Views, (self.format, self.template, self._control)
+
     def teacher_prompt(self, problem: Problem) -> str:
         """Return the text that the teacher continues: conversation and prefill, padding included."""
         return self._before(self.format.teacher_system, self.mark(problem.question), True) + self.mark(

@@ -127,8 +127,10 @@ def _kl(
 
 def _sums(values: Floats, ranges: Ints) -> Floats:
     """Sum values over half-open ranges of shape (ranges, 2)."""
-    cumulative = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     single = ranges[:, 1] - ranges[:, 0] == 1
+    if single.all():
+        return values[ranges[:, 0]].astype(np.float64)
+    cumulative = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     sums: Floats = cumulative[ranges[:, 1]] - cumulative[ranges[:, 0]]
     sums[single] = values[ranges[single, 0]]
     return sums

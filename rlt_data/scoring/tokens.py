@@ -26,6 +26,7 @@ class StudentTokens:
         empty: whether the explanation has no token; the student then reads an empty thought.
         control_token: whether question, solution or explanation contain a control token of the student.
         has_solution: whether the question has a solution.
+        uncovered: visible characters of thought and solution that share a token with a tag and are not scored.
     """
 
     rendered: Rendered
@@ -34,6 +35,7 @@ class StudentTokens:
     solution: Ints
     explanation: Explanation
     empty: bool
+    uncovered: int
     control_token: bool = False
     has_solution: bool = True
 
@@ -52,14 +54,6 @@ class StudentTokens:
         """Character ranges of the solution's tokens, counted from the start of the solution's content."""
         skipped = self.rendered.solution_skipped
         return self.encoding.offsets[self.solution] - np.int32(self.rendered.solution[0] - skipped)
-
-    @property
-    def uncovered(self) -> int:
-        """Visible characters of thought and solution that share a token with a tag and are therefore not scored."""
-        text, offsets = self.rendered.text, self.encoding.offsets
-        return uncovered(text, *self.rendered.thought, offsets[self.thought]) + uncovered(
-            text, *self.rendered.solution, offsets[self.solution]
-        )
 
 
 @dataclass(frozen=True)
@@ -141,19 +135,24 @@ def _tokenize(
         for problem, explanation in zip(problems, explanations, strict=True)
     ]
     encodings = encode(tokenizer, [text.marked for text in texts])
-    return [
-        StudentTokens(
+    tokens = []
+    for problem, text, encoding, explanation in zip(problems, texts, encodings, explanations, strict=True):
+        thought = tokens_inside(encoding, *text.thought)
+        solution = tokens_inside(encoding, *text.solution) if problem.has_solution else np.zeros(0, np.int32)
+        student = StudentTokens(
             text,
             encoding,
-            thought=tokens_inside(encoding, *text.thought),
-            solution=tokens_inside(encoding, *text.solution) if problem.has_solution else np.zeros(0, np.int32),
-            explanation=explanation,
-            empty=empty,
+            thought,
+            solution,
+            explanation,
+            empty,
+            uncovered(text.text, *text.thought, encoding.offsets[thought])
+            + uncovered(text.text, *text.solution, encoding.offsets[solution]),
             control_token=views.control_token(problem, explanation.text) is not None,
             has_solution=problem.has_solution,
         )
-        for problem, text, encoding, explanation in zip(problems, texts, encodings, explanations, strict=True)
-    ]
+        tokens.append(student)
+    return tokens
 
 
 def _has_no_token(tokenizer: Tokenizer, student: StudentTokens) -> bool:
@@ -230,7 +229,7 @@ def align_tokens(
         :func:`rlt_data.formats.align`. No ranges if the explanation is empty.
     """
     if student.empty:
-        return Alignment(_as_ranges([]), _as_ranges([]))
+        return Alignment(np.zeros((0, 2), np.int32), np.zeros((0, 2), np.int32))
     student_ids = student.encoding.ids[student.thought]
     count = len(student_ids)
     skipped = student.rendered.skipped
@@ -245,12 +244,7 @@ def align_tokens(
     offsets = _sampled_ranges(teacher, tokenizer, format) if teacher.offsets is None else teacher.offsets
     end = student.rendered.thought[1] - student.rendered.thought[0] + skipped
     inside = offsets[: int(np.searchsorted(offsets[:, 1], end, side="right"))]
-    teacher_ranges, student_ranges = align(inside, student.thought_offsets)
-    return Alignment(_as_ranges(teacher_ranges), _as_ranges(student_ranges))
-
-
-def _as_ranges(pairs: Sequence[tuple[int, int]]) -> Ints:
-    return np.asarray(pairs, np.int32).reshape(-1, 2)
+    return Alignment(*align(inside, student.thought_offsets))
 
 
 def _sampled_ranges(teacher: TeacherTokens, tokenizer: Tokenizer, format: Format) -> Ints:

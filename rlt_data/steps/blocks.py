@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,6 +26,21 @@ def split_into_blocks(traces: pa.Table) -> Iterator[pa.Table]:
             start, characters = row, 0
         characters += length
     yield traces.slice(start)
+
+
+def to_rows(traces: pa.Table) -> list[dict[str, Any]]:
+    """Return the rows of a table as dictionaries, with lists of numbers as arrays, which share the table's memory."""
+    columns = [_arrays(column) if pa.types.is_list(column.type) else column.to_pylist() for column in traces.columns]
+    return [dict(zip(traces.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _arrays(column: pa.ChunkedArray) -> list[Any]:
+    arrays: list[Any] = []
+    for chunk in column.chunks:
+        values, bounds = chunk.values.to_numpy(), chunk.offsets.to_pylist()
+        valid = chunk.is_valid().to_pylist()
+        arrays += [values[bounds[i] : bounds[i + 1]] if valid[i] else None for i in range(len(chunk))]
+    return arrays
 
 
 def duplicate(blocks: Iterator[T], copies: int) -> list[Iterator[T]]:

@@ -92,7 +92,7 @@ class ResumableTable(Generic[P]):
     def parts(self, source: str) -> Iterator[tuple[int, set[str]]]:
         """Yield each part of a source table with the keys of this table's rows in that part.
 
-        Request all rows of a part before you take the next part.
+        Request all rows of a part before you take the next part, or :meth:`hold` it.
         """
         for part in self.run.parts(source):
             for engine in self._engines:
@@ -100,6 +100,14 @@ class ResumableTable(Generic[P]):
             self._unfinished[part] += 1
             yield part, self.run.keys(self._table, part)
             self._finish(part)
+
+    def hold(self, part: int) -> None:
+        """Keep a part unfinished until :meth:`release`, because some of its rows are requested only later."""
+        self._unfinished[part] += 1
+
+    def release(self, part: int) -> None:
+        """Undo one :meth:`hold`."""
+        self._finish(part)
 
     def is_pending(self, key: str, stored: Collection[str], group: str | None = None) -> bool:
         """Return whether this call must compute a row.

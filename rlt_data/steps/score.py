@@ -3,7 +3,7 @@
     for each block of traces: tokenise them for student and teacher, align, request log-probs from the engines
     for each trace whose log-probs are complete: score_trace computes its row, which the loop of resumable.py writes
 
-Reading order: this module, ``pending_scores``, ``teacher_source``, ``further_passes``, ``resumable``,
+Reading order: this module, ``preparation``, ``pending_scores``, ``teacher_source``, ``further_passes``, ``resumable``,
 :mod:`rlt_data.scoring` (tokens, rows, reward, measures).
 """
 
@@ -13,13 +13,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from functools import partial
-from itertools import chain, groupby
+from itertools import chain
 from typing import Any
 
-import numpy as np
-
 from rlt_data.engines import Failure, Model, SequenceLogprobs, choose_engine, memory_shares, open_model
-from rlt_data.engines.results import invalid_logprobs
 from rlt_data.errors import SettingsError
 from rlt_data.formats import Format, Problem, Views, choose_format, load_format
 from rlt_data.inputs import ingest
@@ -28,17 +25,13 @@ from rlt_data.progress import SILENT, Progress
 from rlt_data.scoring import (
     RewardError,
     RewardWeights,
-    StudentTokens,
-    TeacherTokens,
     compute_reward,
     score_trace,
-    tokenize_for_student,
 )
-from rlt_data.scoring.reward import NO_SOLUTION_TOKEN, Floats
 from rlt_data.settings import RewardSettings, ScoreSettings
 from rlt_data.signals.frames import trace_format
-from rlt_data.steps.blocks import duplicate, split_into_blocks
-from rlt_data.steps.further_passes import FurtherPasses, further_measures
+from rlt_data.steps.blocks import duplicate, split_into_blocks, to_rows
+from rlt_data.steps.further_passes import further_measures
 from rlt_data.steps.imports import refuse_input_flags, source_run
 from rlt_data.steps.makers import (
     OF_EXPLANATIONS,
@@ -56,6 +49,8 @@ from rlt_data.steps.pending_scores import (
     student_requests,
     teacher_requests,
 )
+from rlt_data.steps.preparation import Block, Preparation, PreparedBlock
+from rlt_data.steps.processes import compute
 from rlt_data.steps.provenance import (
     StepSummary,
     example_prompt,
@@ -236,12 +231,11 @@ class _Scoring:
     ) -> None:
         self._settings = settings
         self._student = student
-        self._views = views
         self._teacher = teacher
         self._weights = reward_weights(settings)
         self._reward = REWARDS.load(settings.reward)
         self._scored_by = {teacher: key for key, teacher in teachers_by_scored_by(depends_on).items()}
-        self._further = FurtherPasses(settings, student, views)
+        self._prepare = Preparation(settings, student, views, teacher)
         self._reported_missing = False
         models = [student] + ([teacher.model] if teacher.model and teacher.used else [])
         self._table: ResumableTable[PendingScore] = ResumableTable(
@@ -254,12 +248,14 @@ class _Scoring:
         )
 
     def run_to_end(self, progress: Progress) -> StepSummary:
-        return self._table.fill(self._rows(), progress, total=self._table.run.count("traces"))
+        with closing(compute(self._prepare, self._blocks())) as blocks:
+            rows = self._rows(self._groups(blocks))
+            return self._table.fill(rows, progress, total=self._table.run.count("traces"))
 
-    def _rows(self) -> Iterator[FinishedRow | Failure]:
+    def _rows(self, groups: Iterator[Groups]) -> Iterator[FinishedRow | Failure]:
         """Yield the row of each pending trace as soon as its log-probs are complete."""
         pending = self._table.pending
-        for result in self._results(self._blocks()):
+        for result in self._results(groups):
             score = pending.get(result.key)
             if score is None:
                 continue  # the other model has already failed on this trace
@@ -320,84 +316,29 @@ class _Scoring:
         names = " and no ".join(name for name, absent in missing.items() if absent)
         logger.warning("score: the engine returns no %s; the measures that need them are null", names)
 
-    def _blocks(self) -> Iterator[Groups]:
-        """Yield each block that contains a pending trace, tokenised."""
+    def _blocks(self) -> Iterator[Block]:
+        """Yield each block that contains a pending trace."""
         run, table = self._table.run, self._table
         for part, stored in table.parts("traces"):
             questions = {row["question_id"]: row for row in run.read("questions", part).to_pylist()}
             for block in split_into_blocks(run.read("traces", part)):
-                pending = {key for key in block["trace_id"].to_pylist() if table.is_pending(key, stored)}
+                traces = to_rows(block)
+                pending = {key for trace in traces if table.is_pending(key := trace["trace_id"], stored)}
                 if pending:
-                    groups = self._groups(part, block.to_pylist(), questions, pending)
-                    for score in chain.from_iterable(groups):
-                        if score.emit:
-                            table.add(score.key, score)
-                    yield groups
+                    table.hold(part)
+                    own = {id: questions[id] for id in dict.fromkeys(trace["question_id"] for trace in traces)}
+                    yield Block(part, traces, own, pending)
 
-    def _groups(
-        self, part: int, rows: list[dict[str, Any]], questions: dict[str, dict[str, Any]], pending: set[str]
-    ) -> Groups:
-        """Tokenise traces and group them by question, longest group first; log traces that cannot be scored."""
-        traces, problems = [], []
-        for trace in rows:
-            question = questions[trace["question_id"]]
-            problem = Problem.of(question, trace)
-            if reason := self._views.format.problem_with(
-                problem.question, problem.solution, needs_solution=problem.has_solution
-            ):
-                self._fail(trace, reason, pending)
-            else:
-                traces.append(trace)
-                problems.append(problem)
-        completions = [trace["completion"] for trace in traces]
-        students = tokenize_for_student(self._student.tokenizer, self._views, problems, completions)
-        teachers = self._teacher.tokens(traces, problems)
-        further = self._further.texts(problems, students)
-        scores = []
-        for trace, problem, student, teacher, texts in zip(traces, problems, students, teachers, further, strict=True):
-            if not problem.has_solution:
-                teacher = None  # it reads the solution
-            if reason := self._refuse(trace, student, teacher):
-                self._fail(trace, reason, pending)
-            else:
-                alignment = self._teacher.align(trace, student, teacher) if teacher else None
-                emit = trace["trace_id"] in pending
-                by_key = {f"{trace['trace_id']} {number}": text for number, text in enumerate(texts)}
-                score = PendingScore(part, trace, problem, emit, student, teacher, alignment, by_key)
-                self._add_stored_logprobs(score)
-                scores.append(score)
-        groups = [list(group) for _, group in groupby(scores, key=lambda score: score.trace["question_id"])]
-        return sorted(groups, key=lambda group: -max(len(score.student.encoding) for score in group))
-
-    def _add_stored_logprobs(self, score: PendingScore) -> None:
-        """Set the teacher's values that need no forward pass."""
-        if score.teacher is None or score.alignment is None or score.student.empty:
-            return
-        if score.teacher.ids is None:
-            score.teacher_logprobs = _stored_logprobs(score.trace)
-        elif self._settings.kl == "full" and not len(score.alignment.single_tokens):
-            score.full_kl = np.zeros(0, np.float32)
-
-    def _refuse(self, trace: dict[str, Any], student: StudentTokens, teacher: TeacherTokens | None) -> str | None:
-        """Return why a trace cannot be scored, or None."""
-        if student.has_solution and not len(student.solution):
-            return NO_SOLUTION_TOKEN
-        if not len(student.scored):
-            return "the question has no solution, and the explanation has no token"
-        if teacher and teacher.ids is None:  # earlier versions stored whatever a server had sent
-            if reason := invalid_logprobs(_stored_logprobs(trace), len(teacher.thought_ids)):
-                return f"the trace was stored with {reason}; --teacher-logprobs compute does not use stored log-probs"
-        texts = [("student's", len(student.encoding), self._student.engine)]
-        if teacher and teacher.ids is not None and self._teacher.model:
-            texts.append(("teacher's", len(teacher.ids), self._teacher.model.engine))
-        for reader, length, engine in texts:
-            if length > engine.context_length:
-                return f"the {reader} text has {length} tokens, the context is {engine.context_length}"
-        return None
-
-    def _fail(self, trace: dict[str, Any], reason: str, pending: set[str]) -> None:
-        if trace["trace_id"] in pending:
-            self._table.errors.add(trace["trace_id"], reason, trace["source_id"])
+    def _groups(self, blocks: Iterator[PreparedBlock]) -> Iterator[Groups]:
+        """Register the pending traces of each block, and log those that cannot be scored."""
+        for block in blocks:
+            for key, reason, source_id in block.refused:
+                self._table.errors.add(key, reason, source_id)
+            for score in chain.from_iterable(block.groups):
+                if score.emit:
+                    self._table.add(score.key, score)
+            self._table.release(block.part)
+            yield block.groups
 
     def _results(self, blocks: Iterator[Groups]) -> Iterator[SequenceLogprobs | Failure]:
         """Run the models in turn, so that a trace's log-probs from both arrive at about the same time."""
@@ -425,11 +366,6 @@ class _Scoring:
         for group in chain.from_iterable(blocks):
             of_teacher, of_student = full_kl_requests(group)
             yield from teacher.full_kl(of_teacher, self._student, of_student, self._settings.temperature)
-
-
-def _stored_logprobs(trace: dict[str, Any]) -> Floats:
-    """Return the teacher's log-probs of the prefill's padding and of the completion, shape (tokens,)."""
-    return np.asarray([*(trace["prefill_logprobs"] or ()), *(trace["logprobs"] or ())], np.float32)
 
 
 def reward_weights(settings: RewardSettings) -> RewardWeights:

@@ -126,6 +126,26 @@ def test_a_part_is_not_merged_while_more_of_it_is_being_read(run: RunFolder) -> 
     assert not (run.path / "journal").exists()
 
 
+def test_a_part_is_not_merged_while_rows_of_it_are_being_prepared(run: RunFolder) -> None:
+    """Worker processes prepare rows while later parts are already being read."""
+    table = opened(run)
+
+    def results() -> Iterator[FinishedRow | Failure]:
+        names = []
+        for part, _ in table.parts("questions"):
+            for i in range(QUESTIONS):
+                table.hold(part)
+                names.append((part, key(part, i)))
+        for number, (part, name) in enumerate(names):
+            table.add(name, Requested(part, ""))
+            table.release(part)
+            yield finished(name)
+            complete = [(run.path / f"traces/part-{part:05d}.parquet").exists() for part in range(PARTS)]
+            assert complete == [number >= QUESTIONS - 1, number == 2 * QUESTIONS - 1]
+
+    assert table.fill(results(), SILENT, total=6).new == 6
+
+
 def test_a_failure_is_logged_skipped_and_tried_again_on_request(run: RunFolder) -> None:
     def attempt(reason: str | None, **settings: Any) -> tuple[list[str], int, int]:
         table, requested = opened(run, **settings), list[str]()
