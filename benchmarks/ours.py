@@ -19,7 +19,7 @@ from rlt_data.engines.protocol import SequenceLogprobs
 from rlt_data.engines.transformers import TransformersEngine
 from rlt_data.engines.transformers.model import CausalModel
 from rlt_data.engines.transformers.scoring import Scorer
-from rlt_data.formats import Problem, Views, encode, load_format
+from rlt_data.formats import Problem, Views, choose_format, encode
 from rlt_data.settings import GenerateSettings, ModelSettings
 from rlt_data.steps.generate import generate
 
@@ -68,7 +68,20 @@ class Ours:
 
     def step(self, questions: int, samples: int, tokens: int) -> int:
         """Run the ``generate`` step; return the number of tokens drawn."""
-        settings = GenerateSettings(
+        self._model.engine = self._engine  # the step closes its model
+        return run_step(self._model, self._step_settings(questions, samples, tokens))
+
+    def prompts(self, questions: int) -> list[list[int]]:
+        """Return the token ids of the step's prompts."""
+        model, settings = self._model, self._step_settings(questions, 1, 1)
+        format = choose_format(settings.format, model.template, model.checkpoint.name, model.checkpoint.folder, None)
+        views = Views(format, model.template, model.control)
+        rows = pl.read_ndjson(QUESTIONS).head(questions).iter_rows(named=True)
+        prompts = [views.teacher_prompt(Problem(row["question"], row["solution"])) for row in rows]
+        return [encoding.ids.tolist() for encoding in encode(model.tokenizer, prompts)]
+
+    def _step_settings(self, questions: int, samples: int, tokens: int) -> GenerateSettings:
+        return GenerateSettings(
             input=str(QUESTIONS),
             limit=questions,
             teacher=self._model.checkpoint.name,
@@ -77,15 +90,6 @@ class Ours:
             temperature=TEMPERATURE,
             **self._settings.model_dump(include={"engine", "device", "dtype"}),
         )
-        self._model.engine = self._engine  # the step closes its model
-        return run_step(self._model, settings)
-
-    def prompts(self, questions: int) -> list[list[int]]:
-        """Return the token ids of the step's prompts."""
-        views = Views(load_format("rlt"), self._model.template)
-        rows = pl.read_ndjson(QUESTIONS).head(questions).iter_rows(named=True)
-        prompts = [views.teacher_prompt(Problem(row["question"], row["solution"])) for row in rows]
-        return [encoding.ids.tolist() for encoding in encode(self._model.tokenizer, prompts)]
 
 
 class Plain(Ours):
@@ -102,7 +106,7 @@ def run_step(model: Model, settings: GenerateSettings) -> int:
     opened = mock.patch("rlt_data.steps.generate.open_model", return_value=model)
     with tempfile.TemporaryDirectory() as folder, opened:
         summary = generate(settings.model_copy(update={"out": f"{folder}/run"}))
-    assert not summary.failed and summary.new == settings.n * (settings.limit or 0)
+    assert summary.new == settings.n * (settings.limit or 0), summary.failure
     return summary.tokens
 
 

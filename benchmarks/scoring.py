@@ -22,99 +22,42 @@ import argparse
 import statistics
 from collections.abc import Callable
 from functools import partial
-from importlib import metadata
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.report import print_table, print_values, save, save_markdown
 from benchmarks.shapes import SHAPES, Shape, document_ids, shape
-from benchmarks.worker import Answer, SideError, Worker, in_turn
+from benchmarks.sides import add_options, chosen, peer_packages, start
+from benchmarks.worker import Answer, Worker, in_turn
 from rlt_data.engines import find_checkpoint
 
-#: Class of each side, and the package that it needs.
-SIDES = {
-    "ours": ("ours.Ours", None),
-    "against": ("ours.Ours", None),
-    "script": ("peers.Script", None),
-    "lm-eval": ("peers.LmEval", "lm_eval"),
-    "vllm": ("peers.Vllm", "vllm"),
-    "limit": ("peers.Limit", None),
-}
+SIDES = ("ours", "against", "script", "lm-eval", "vllm", "limit")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="gemma-3-270m")
     parser.add_argument(
         "--shapes", type=shape, nargs="+", default=list(SHAPES.values()), help="A, B, C or PROMPT+TEXTxTRACES"
     )
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
-    parser.add_argument("--rounds", type=int, default=3)
-    add_sides(parser, SIDES)
+    add_options(parser, SIDES)
     arguments = parser.parse_args()
 
-    sides = chosen_sides(arguments, SIDES)
+    sides = chosen(arguments)
     tokens = document_ids(arguments.model, max(of.tokens for of in arguments.shapes))
     texts = {of: of.group(tokens) for of in arguments.shapes}
     expected = reference(arguments.model, texts)
     rows = []
     for dtype in arguments.dtypes:
-        workers = start(sides, SIDES, arguments, dtype, {"vllm": "score"})
+        workers = start(sides, arguments, dtype, use="score")
         for of in arguments.shapes:
             rows += measure(workers, dtype, of, texts[of], expected[of], arguments.rounds)
         for worker in workers.values():
             worker.close()
     print_table(summary(rows, sides))
     settings = vars(arguments) | {"shapes": list(map(str, arguments.shapes)), "sides": sides}
-    packages = [metadata.packages_distributions()[name][0] for name in ("vllm", "lm_eval") if find_spec(name)]
-    save("scoring", {"settings": settings, "rows": rows}, *packages)
+    save("scoring", {"settings": settings, "rows": rows}, *peer_packages())
     save_markdown("scoring", summary(rows, sides), rows)
-
-
-def add_sides(parser: argparse.ArgumentParser, known: dict[str, tuple[str, str | None]]) -> None:
-    """Add the options that choose sides."""
-    parser.add_argument("--sides", nargs="+", choices=list(known), help="default: all whose packages are installed")
-    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another checkout of rlt-data to compare with")
-
-
-def chosen_sides(arguments: argparse.Namespace, known: dict[str, tuple[str, str | None]]) -> list[str]:
-    """Return the sides that were asked for and can run; say which cannot."""
-    sides = []
-    for side in arguments.sides or known:
-        package = known[side][1]
-        if package and not find_spec(package):
-            print(f"{side}: not measured, because {package} is not installed")
-        elif side == "against" and not arguments.against:
-            if arguments.sides:
-                print("against: not measured, because --against CHECKOUT is missing")
-        else:
-            sides.append(side)
-    return sides
-
-
-def start(
-    sides: list[str],
-    known: dict[str, tuple[str, str | None]],
-    arguments: argparse.Namespace,
-    dtype: str,
-    options: dict[str, str],
-) -> dict[str, Worker]:
-    """Start the sides in one dtype, each with its further argument in ``options``; say which cannot start."""
-    folder = str(find_checkpoint(arguments.model).folder)
-    workers = {}
-    for side in sides:
-        name = known[side][0]
-        model = arguments.model if name.startswith("ours.") else folder
-        further = [options[side]] if side in options else []
-        checkout = {"checkout": arguments.against} if side == "against" else {}
-        try:
-            workers[side] = Worker(name, model, dtype, *further, **checkout)
-        except SideError as error:
-            print(f"{side}, {dtype}: not measured: {error}")
-    return workers
 
 
 def reference(model: str, texts: dict[Shape, list[list[list[int]]]]) -> dict[Shape, list[np.ndarray]]:
