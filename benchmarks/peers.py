@@ -25,7 +25,8 @@ _CONTEXT = 8192
 class Script:
     """What a competent engineer writes with Transformers: batches by length, LM head only where it is needed."""
 
-    _BATCH_TOKENS = 4096
+    #: Tokens of a batch, and rows of logits that are in memory together.
+    _BATCH_TOKENS, _HEAD_ROWS = 4096, 512
 
     def __init__(self, folder: str, dtype: str) -> None:
         self._model = unmodified(folder, dtype)
@@ -35,7 +36,7 @@ class Script:
     def score(self, texts: Texts) -> list[list[float]]:
         """Score texts."""
         rows = [torch.tensor(prompt + text) for prompt, text in texts]
-        logprobs: list[list[float]] = [[]] * len(texts)
+        logprobs: list[list[float]] = [[] for _ in texts]
         waiting = sorted(range(len(texts)), key=lambda index: len(rows[index]))
         while waiting:
             longest = len(rows[waiting[-1]])
@@ -46,11 +47,15 @@ class Script:
             mask = (torch.arange(longest) < lengths[:, None]).long()
             hidden = self._model.base_model(ids, attention_mask=mask, use_cache=False).last_hidden_state
             for states, index in zip(hidden, batch, strict=True):
-                prompt, text = texts[index]
-                logits = self._head(states[len(prompt) - 1 : len(prompt) + len(text) - 1]).float()
-                chosen = logits.log_softmax(-1).gather(-1, torch.tensor(text)[:, None])
-                logprobs[index] = chosen[:, 0].tolist()
+                first = len(texts[index][0])
+                before, tokens = states[first - 1 : len(rows[index]) - 1], rows[index][first:]
+                for piece in zip(before.split(self._HEAD_ROWS), tokens.split(self._HEAD_ROWS), strict=True):
+                    logprobs[index] += self._logprobs(*piece)
         return logprobs
+
+    def _logprobs(self, states: torch.Tensor, tokens: torch.Tensor) -> list[float]:
+        logits = self._head(states).float()
+        return (-torch.nn.functional.cross_entropy(logits, tokens, reduction="none")).tolist()
 
     @torch.inference_mode()
     def generate(self, prompts: list[list[int]], samples: int, tokens: int) -> int:
