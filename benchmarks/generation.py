@@ -26,7 +26,7 @@ from typing import Any
 
 from benchmarks.report import print_table, print_values, save, save_markdown
 from benchmarks.shapes import document_ids
-from benchmarks.sides import add_options, chosen, peer_packages, start
+from benchmarks.sides import add_options, chosen, peer_packages, settings_of, start
 from benchmarks.worker import Answer, Worker, in_turn
 
 SIDES = ("ours", "against", "transformers", "vllm")
@@ -51,7 +51,7 @@ def main() -> None:
         for worker in workers.values():
             worker.close()
     print_table(rows)
-    save("generation", {"settings": vars(arguments) | {"sides": sides}, "rows": rows}, *peer_packages())
+    save("generation", {"settings": settings_of(arguments, sides), "rows": rows}, *peer_packages())
     save_markdown("generation", rows)
 
 
@@ -68,7 +68,7 @@ def short_context(workers: dict[str, Worker], dtype: str, arguments: argparse.Na
         call(prompts[:1], 2, 2)  # warm-up
     longest = max(map(len, prompts))
     what = f"{len(prompts)} prompts of up to {longest} tokens × {arguments.samples} samples of {arguments.tokens}"
-    return _rows(what, dtype, in_turn(calls, arguments.rounds))
+    return _rows(what, dtype, calls, arguments.rounds)
 
 
 def long_context(workers: dict[str, Worker], dtype: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -79,7 +79,7 @@ def long_context(workers: dict[str, Worker], dtype: str, arguments: argparse.Nam
         side: partial(decode, call, prompt, samples, arguments.steps) for side, call in generators(workers).items()
     }
     what = f"steps of {samples} samples after {arguments.context:,} tokens"
-    return _rows(what, dtype, in_turn(calls, arguments.rounds))
+    return _rows(what, dtype, calls, arguments.rounds)
 
 
 def decode(generate: Callable[..., Answer], prompt: list[int], samples: int, steps: int) -> Answer:
@@ -101,10 +101,15 @@ def generators(workers: dict[str, Worker]) -> dict[str, Callable[..., Answer]]:
     return calls
 
 
-def _rows(what: str, dtype: str, answers: dict[str, list[Answer]]) -> list[dict[str, Any]]:
+def _rows(what: str, dtype: str, calls: dict[str, Callable[[], Answer]], rounds: int) -> list[dict[str, Any]]:
+    failed: dict[str, str] = {}
+    answers = in_turn(calls, rounds, failed)
+    for side, reason in failed.items():
+        print(f"{what}, {dtype}, {side}: not measured: {reason}", flush=True)
     speeds = {
         side: statistics.median(answer.result / answer.cpu_seconds for answer in given)
         for side, given in answers.items()
+        if side not in failed
     }
     rows = []
     for side, speed in speeds.items():
@@ -114,7 +119,7 @@ def _rows(what: str, dtype: str, answers: dict[str, list[Answer]]) -> list[dict[
             "side": side,
             "tokens": answers[side][0].result,
             "tokens per CPU second": speed,
-            "ours / it": speeds["ours"] / speed,
+            "ours / it": speeds["ours"] / speed if "ours" in speeds else None,
             "peak MB": max(answer.megabytes for answer in answers[side]),
         }
         rows.append(row)

@@ -70,4 +70,6 @@ def _text(value: Any) -> str:
 
 
 def _command(name: str) -> str:
-    return shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
+    """Return the command line, with absolute paths reduced to their last part."""
+    arguments = [Path(argument).name if Path(argument).is_absolute() else argument for argument in sys.argv[1:]]
+    return shlex.join(["python", "-m", f"benchmarks.{name}", *arguments])

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -28,8 +27,8 @@ import numpy as np
 
 from benchmarks.report import print_table, print_values, save, save_markdown
 from benchmarks.shapes import SHAPES, Shape, document_ids, shape
-from benchmarks.sides import add_options, chosen, peer_packages, start
-from benchmarks.worker import Answer, Worker, in_turn
+from benchmarks.sides import add_options, chosen, peer_packages, settings_of, start
+from benchmarks.worker import Worker, in_turn
 from rlt_data.engines import find_checkpoint
 
 SIDES = ("ours", "against", "script", "lm-eval", "vllm", "limit")
@@ -55,7 +54,7 @@ def main() -> None:
         for worker in workers.values():
             worker.close()
     print_table(summary(rows, sides))
-    settings = vars(arguments) | {"shapes": list(map(str, arguments.shapes)), "sides": sides}
+    settings = settings_of(arguments, sides) | {"shapes": list(map(str, arguments.shapes))}
     save("scoring", {"settings": settings, "rows": rows}, *peer_packages())
     save_markdown("scoring", summary(rows, sides), rows)
 
@@ -77,13 +76,11 @@ def measure(
     rounds: int,
 ) -> list[dict[str, Any]]:
     """Let the sides score the texts of a shape in turn; return one row per side."""
-    calls: dict[str, Callable[[], Answer]] = {
-        side: partial(worker.call, "seconds" if side == "limit" else "score", texts) for side, worker in workers.items()
-    }
-    for side, worker in workers.items():
-        if side != "limit":
-            worker.call("score", [[prompt, text[:4]] for prompt, text in texts[:2]])  # warm-up
     failed: dict[str, str] = {}
+    short = [[prompt, text[:4]] for prompt, text in texts[:2]]
+    warm_up = {side: partial(worker.call, _method(side), short) for side, worker in workers.items()}
+    in_turn(warm_up, 1, failed)
+    calls = {side: partial(worker.call, _method(side), texts) for side, worker in workers.items() if side not in failed}
     answers = in_turn(calls, rounds, failed)
     limit = statistics.median(answer.result for answer in answers["limit"]) if answers.get("limit") else None
     seconds = {
@@ -107,6 +104,10 @@ def measure(
         rows.append(row)
         print_values(row)
     return rows
+
+
+def _method(side: str) -> str:
+    return "seconds" if side == "limit" else "score"
 
 
 def differences(logprobs: list[list[float]], expected: list[np.ndarray]) -> dict[str, float]:

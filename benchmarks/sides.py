@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 from collections.abc import Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from benchmarks.worker import ROOT, SideError, Worker
 from rlt_data.engines import find_checkpoint
@@ -62,6 +64,16 @@ def start(sides: Sequence[str], arguments: argparse.Namespace, dtype: str, *, us
         except SideError as error:
             print(f"{side}, {dtype}: not measured: {error}")
     return workers
+
+
+def settings_of(arguments: argparse.Namespace, sides: Sequence[str]) -> dict[str, Any]:
+    """Return the settings to save, with the sides that ran and the commit of the other checkout."""
+    settings = vars(arguments) | {"sides": sides}
+    if arguments.against:
+        git = ["git", "-C", str(arguments.against), "rev-parse", "--short", "HEAD"]
+        found = subprocess.run(git, capture_output=True, text=True, check=False)
+        settings["against"] = found.stdout.strip() or arguments.against.name
+    return settings
 
 
 def peer_packages() -> list[str]:

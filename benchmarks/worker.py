@@ -9,11 +9,13 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -68,16 +70,15 @@ class Worker:
             SideError: the call failed, for example for lack of memory.
         """
         assert self._process.stdin
-        try:
+        with suppress(BrokenPipeError):  # reading the answer says why
             print(json.dumps([method, arguments]), file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # reading the answer says why
         return self._answer()
 
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
         self._log.close()
 
@@ -85,9 +86,12 @@ class Worker:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
+            code = self._process.wait()
+            if code == -signal.SIGKILL:
+                raise SideError("killed, probably for lack of memory")
             self._log.seek(0)
             last = self._log.read().decode(errors="replace").strip().splitlines()[-1:]
-            raise SideError(f"ended with exit code {self._process.wait()}: {' '.join(last)}")
+            raise SideError(f"ended with exit code {code}: {' '.join(last)}")
         answer = json.loads(line)
         if "error" in answer:
             raise SideError(answer["error"])

@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks import exactness, generation, ranking, report, scoring
 from benchmarks.operations import Decoder
 from benchmarks.shapes import Shape, shape
-from benchmarks.worker import ROOT, SideError, Worker
+from benchmarks.worker import ROOT, SideError, Worker, in_turn
 from tests.tiny_models import make_tiny
 
 Run = Callable[..., dict[str, Any]]
@@ -75,6 +76,17 @@ def test_a_side_without_enough_memory_is_reported_and_goes_on(tiny: Path) -> Non
     answer = side.call("generate", [[5, 6, 7]], 2, 3)
     assert answer.result == 6 and answer.cpu_seconds > 0 and answer.megabytes > 50
     side.close()
+
+
+def test_a_killed_side_fails_alone(tiny: Path) -> None:
+    killed, other = (Worker("peers.Script", str(tiny), "float32") for _ in range(2))
+    killed._process.kill()
+    failed: dict[str, str] = {}
+    calls = {name: partial(side.call, "score", [[[5], [6]]]) for name, side in (("a", killed), ("b", other))}
+    answers = in_turn(calls, 2, failed)
+    assert "lack of memory" in failed["a"] and len(answers["b"]) == 2
+    killed.close()
+    other.close()
 
 
 def test_a_side_that_cannot_start_says_why() -> None:
