@@ -19,11 +19,13 @@ from rlt_data.engines.protocol import SequenceLogprobs
 from rlt_data.engines.transformers import TransformersEngine
 from rlt_data.engines.transformers.model import CausalModel
 from rlt_data.engines.transformers.scoring import Scorer
-from rlt_data.formats import Problem, Views, choose_format, encode
+from rlt_data.formats import Problem, Views, encode, load_format
 from rlt_data.settings import GenerateSettings, ModelSettings
 from rlt_data.steps.generate import generate
 
 QUESTIONS = Path(__file__).parent.parent / "recipes" / "demo" / "questions.jsonl"
+#: Format of the step's prompts; without examples, so that they are short.
+FORMAT = "rlt"
 #: A stop text that models do not write, with a last character as rare as that of a tag.
 NEVER = "<|never|>"
 
@@ -68,28 +70,26 @@ class Ours:
 
     def step(self, questions: int, samples: int, tokens: int) -> int:
         """Run the ``generate`` step; return the number of tokens drawn."""
-        self._model.engine = self._engine  # the step closes its model
-        return run_step(self._model, self._step_settings(questions, samples, tokens))
-
-    def prompts(self, questions: int) -> list[list[int]]:
-        """Return the token ids of the step's prompts."""
-        model, settings = self._model, self._step_settings(questions, 1, 1)
-        format = choose_format(settings.format, model.template, model.checkpoint.name, model.checkpoint.folder, None)
-        views = Views(format, model.template, model.control)
-        rows = pl.read_ndjson(QUESTIONS).head(questions).iter_rows(named=True)
-        prompts = [views.teacher_prompt(Problem(row["question"], row["solution"])) for row in rows]
-        return [encoding.ids.tolist() for encoding in encode(model.tokenizer, prompts)]
-
-    def _step_settings(self, questions: int, samples: int, tokens: int) -> GenerateSettings:
-        return GenerateSettings(
+        settings = GenerateSettings(
             input=str(QUESTIONS),
             limit=questions,
+            format=FORMAT,
             teacher=self._model.checkpoint.name,
             n=samples,
             max_tokens=tokens,
             temperature=TEMPERATURE,
             **self._settings.model_dump(include={"engine", "device", "dtype"}),
         )
+        self._model.engine = self._engine  # the step closes its model
+        return run_step(self._model, settings)
+
+    def prompts(self, questions: int) -> list[list[int]]:
+        """Return the token ids of the step's prompts."""
+        model = self._model
+        views = Views(load_format(FORMAT), model.template, model.control)
+        rows = pl.read_ndjson(QUESTIONS).head(questions).iter_rows(named=True)
+        prompts = [views.teacher_prompt(Problem(row["question"], row["solution"])) for row in rows]
+        return [encoding.ids.tolist() for encoding in encode(model.tokenizer, prompts)]
 
 
 class Plain(Ours):
