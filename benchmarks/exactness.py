@@ -3,10 +3,10 @@
     python -m benchmarks.exactness [--shapes A B] [--contexts 250 4000] [--samples 16] [--steps 16] [--rounds 3]
 
 Two sides with their own processes take turns, on one thread: our engine as it runs in float32 on a CPU (exact), and the
-same scorer and generator on an unmodified model (plain). They score the texts of benchmarks/scoring.py and decode after
-contexts of several lengths; the benchmark reports medians of CPU seconds. Then each side scores samples of various
-lengths in batches of several sizes and one by one. The benchmark reports the largest difference of a token's log-prob
-from that in the largest batch.
+same scorer and generator on an unmodified model (plain). First each side scores texts of various lengths in batches of
+several sizes and one by one; the benchmark reports the largest difference of a token's log-prob from the largest batch.
+Then they score the texts of benchmarks/scoring.py and decode after contexts of several lengths; the benchmark
+reports medians of CPU seconds.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def main() -> None:
 
     workers = {name: Worker(side, arguments.model, "float32") for name, side in SIDES.items()}
     ids = document_ids(arguments.model, max(*arguments.contexts, *(of.tokens for of in arguments.shapes), 4096))
+    moved = [{"side": side, **differences(worker, ids)} for side, worker in workers.items()]
     rows = []
     for of in arguments.shapes:
         score = {side: partial(worker.call, "score", of.group(ids)) for side, worker in workers.items()}
@@ -53,7 +54,6 @@ def main() -> None:
         }
         what = f"a step of {arguments.samples} samples after {context:,} tokens"
         rows.append(_row(what, arguments.steps, decoding, arguments.rounds))
-    moved = [{"side": side, **differences(worker, ids)} for side, worker in workers.items()]
     for worker in workers.values():
         worker.close()
     print_table(rows)

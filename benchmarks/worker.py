@@ -61,7 +61,11 @@ class Worker:
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, stderr=self._log, text=True
         )
-        self._answer()
+        try:
+            self._answer()
+        except SideError:
+            self.close()
+            raise
 
     def call(self, method: str, *arguments: Any) -> Answer:
         """Call a method of the side; arguments and result are JSON.
