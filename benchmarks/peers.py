@@ -112,7 +112,7 @@ class Vllm:
         self._llm = LLM(
             folder,
             dtype=dtype,
-            enforce_eager=True,
+            enforce_eager=use == "score",  # compiled, it scores slower and generates faster
             max_model_len=min(_CONTEXT, AutoConfig.from_pretrained(folder).get_text_config().max_position_embeddings),
             max_num_batched_tokens=2048,
             enable_prefix_caching=use == "generate",  # it has no log-probs

@@ -7,7 +7,7 @@ The shapes: A, 16 texts of 181 tokens after a shared prompt of 419; B, 2 texts o
 
 - ours: the transformers engine
 - against: the same with the rlt_data of another checkout
-- script: what a competent engineer writes with Transformers (35 lines, benchmarks/peers.py)
+- script: what a competent engineer writes with Transformers in 30 lines (benchmarks/peers.py)
 - lm-eval: HFLM of the Language Model Evaluation Harness (pip install -e '.[bench]')
 - vllm: LLM.generate with prompt_logprobs (scripts/vllm-cpu.sh makes an environment with vLLM)
 - limit: the operations that the texts need, at the measured rate of matrix products in this dtype (operations.py)
