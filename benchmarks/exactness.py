@@ -1,6 +1,6 @@
 """Cost and benefit of exact float32 on a CPU: time with and without it, and how log-probs depend on the batch.
 
-    python -m benchmarks.exactness [--shapes A B] [--contexts 250 4000] [--samples 16] [--steps 16] [--rounds 3]
+    python -m benchmarks.exactness [--shapes A B] [--contexts 250 4000] [--samples 16] [--steps 32] [--rounds 3]
 
 Two sides with their own processes take turns, on one thread: our engine as it runs in float32 on a CPU (exact), and the
 same scorer and generator on an unmodified model (plain). First each side scores texts of various lengths in batches of
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--shapes", type=shape, nargs="+", default=[SHAPES["A"], SHAPES["B"]])
     parser.add_argument("--contexts", type=int, nargs="+", default=[250, 4000], help="tokens before decoding")
     parser.add_argument("--samples", type=int, default=16, help="samples that are decoded together")
-    parser.add_argument("--steps", type=int, default=16, help="steps of decoding")
+    parser.add_argument("--steps", type=int, default=32, help="steps of decoding")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
 
