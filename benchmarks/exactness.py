@@ -1,135 +1,89 @@
-"""Cost and benefit of exact float32 on a CPU: speed with and without it, and how log-probs depend on the batch.
+"""Cost and benefit of exact float32 on a CPU: time with and without it, and how log-probs depend on the batch.
 
-    python -m benchmarks.exactness [--model gemma-3-270m] [--questions 2] [--traces 8] [--max-tokens 32]
+    python -m benchmarks.exactness [--shapes A B] [--contexts 250 4000] [--samples 16] [--steps 32] [--rounds 3]
 
-Exact mode computes attention in float64 and pads small matrix products (rlt_data/engines/transformers/exact.py). Two
-engines that differ only in this mode take turns: both sample explanations of real questions, and score the samples of
-the exact engine, cut to various lengths. Then the same texts are scored in batches of several sizes and one by one. The
-benchmark reports the largest difference of a token's log-prob from that in the largest batch.
+Two sides with their own processes take turns, on one thread: our engine as it runs in float32 on a CPU (exact), and the
+same scorer and generator on an unmodified model (plain). First each side scores texts of various lengths in batches of
+several sizes and one by one; the benchmark reports the largest difference of a token's log-prob from the largest batch.
+Then they score the texts of benchmarks/scoring.py and decode after contexts of several lengths; the benchmark
+reports medians of CPU seconds.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import time
+import statistics
 from collections.abc import Callable
-from pathlib import Path
-from unittest import mock
+from functools import partial
+from typing import Any
 
 import numpy as np
-import torch
 
-from benchmarks.report import print_table, save
-from rlt_data.engines import Model, PromptRequest, Sample, SampleRequest, Sampling, SequenceRequest, open_model
-from rlt_data.engines.protocol import Floats, SequenceLogprobs
-from rlt_data.engines.transformers import TransformersEngine
-from rlt_data.engines.transformers import model as engine_model
-from rlt_data.engines.transformers.scoring import Scorer
-from rlt_data.formats import Problem, Views, encode, load_format
-from rlt_data.settings import ModelSettings
+from benchmarks.generation import decode
+from benchmarks.report import print_table, print_values, save, save_markdown
+from benchmarks.shapes import SHAPES, document_ids, shape
+from benchmarks.worker import Answer, Worker, in_turn
 
-QUESTIONS = Path(__file__).parent.parent / "recipes" / "demo" / "questions.jsonl"
+SIDES = {"exact": "ours.Ours", "plain": "ours.Plain"}
 BATCH_TOKENS = (4096, 512, 128)
-TEMPERATURE = 0.7
-
-Groups = list[list[SequenceRequest]]
+#: Texts of the comparison of batches: tokens of their prompt, number, and tokens of the shortest.
+PROMPT, TEXTS, SHORTEST = 120, 12, 20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="gemma-3-270m")
-    parser.add_argument("--questions", type=int, default=2)
-    parser.add_argument("--traces", type=int, default=8)
-    parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument("--shapes", type=shape, nargs="+", default=[SHAPES["A"], SHAPES["B"]])
+    parser.add_argument("--contexts", type=int, nargs="+", default=[250, 4000], help="tokens before decoding")
+    parser.add_argument("--samples", type=int, default=16, help="samples that are decoded together")
+    parser.add_argument("--steps", type=int, default=32, help="steps of decoding")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
 
-    settings = ModelSettings(device="cpu", dtype="float32")
-    opened = open_model(arguments.model, settings)
-    engines = {"exact": _engine(opened), "plain": _plain_engine(open_model(arguments.model, settings))}
-    prompts = _prompts(opened, arguments.questions, arguments.traces)
-    sampling = Sampling(TEMPERATURE, 1.0, 0, arguments.max_tokens, "<|end_of_explanation|>")
-    samples = {engine: list(engines[engine].generate([prompts], sampling)) for engine in engines}  # warm-up
-    groups = _texts(prompts, [sample for sample in samples["exact"] if isinstance(sample, Sample)])
-
-    def score(engine: TransformersEngine) -> int:
-        return len(list(engine.logprobs([groups], TEMPERATURE)))
-
-    def generate(engine: TransformersEngine) -> int:
-        samples = engine.generate([prompts], sampling)
-        return sum(len(sample.token_ids) for sample in samples if isinstance(sample, Sample))
-
-    work: dict[str, Callable[[TransformersEngine], int]] = {
-        "scoring, traces/s": score,
-        "generation, tokens/s": generate,
-    }
-    speeds = {what: dict.fromkeys(engines, 0.0) for what in work}
-    for _ in range(arguments.rounds):  # in turn, so that slow moments affect both
-        for what, run in work.items():
-            for name, engine in engines.items():
-                start_time = time.perf_counter()
-                count = run(engine)
-                speeds[what][name] = max(speeds[what][name], count / (time.perf_counter() - start_time))
-    rows = [{"what": what, **speed, "exact / plain": speed["exact"] / speed["plain"]} for what, speed in speeds.items()]
+    workers = {name: Worker(side, arguments.model, "float32") for name, side in SIDES.items()}
+    ids = document_ids(arguments.model, max(*arguments.contexts, *(of.tokens for of in arguments.shapes), 4096))
+    moved = [{"side": side, **differences(worker, ids)} for side, worker in workers.items()]
+    rows = []
+    for of in arguments.shapes:
+        score = {side: partial(worker.call, "score", of.group(ids)) for side, worker in workers.items()}
+        rows.append(_row(f"a trace of {of}", of.traces, score, arguments.rounds))
+    for context in arguments.contexts:
+        decoding = {
+            side: partial(decode, partial(worker.call, "generate"), ids[:context], arguments.samples, arguments.steps)
+            for side, worker in workers.items()
+        }
+        what = f"a step of {arguments.samples} samples after {context:,} tokens"
+        rows.append(_row(what, arguments.steps, decoding, arguments.rounds))
+    for worker in workers.values():
+        worker.close()
     print_table(rows)
-    moved = [{"engine": name, **_differences(engine, groups)} for name, engine in engines.items()]
-    print_table([{name: value if name == "engine" else f"{value:.1e}" for name, value in row.items()} for row in moved])
-    save("exactness", {"settings": vars(arguments), "rows": rows, "largest differences of a log-prob": moved})
+    print_table(moved)
+    settings = vars(arguments) | {"shapes": list(map(str, arguments.shapes))}
+    save("exactness", {"settings": settings, "rows": rows, "largest differences of a log-prob": moved})
+    save_markdown("exactness", rows, moved)
 
 
-def _engine(model: Model) -> TransformersEngine:
-    engine = model.engine
-    assert isinstance(engine, TransformersEngine)
-    return engine
-
-
-def _plain_engine(model: Model) -> TransformersEngine:
-    """Load a model without exact.py."""
-    with mock.patch.multiple(engine_model, make_exact=lambda _: None, linear=torch.nn.functional.linear):
-        return _engine(model)
-
-
-def _prompts(model: Model, questions: int, traces: int) -> list[PromptRequest]:
-    views = Views(load_format("rlt"), model.template)
-    rows = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()[:questions]]
-    encodings = encode(
-        model.tokenizer, [views.teacher_prompt(Problem(row["question"], row["solution"])) for row in rows]
-    )
-    return [
-        PromptRequest(encoding.ids, [SampleRequest(f"{row}/{i}", row * traces + i) for i in range(traces)])
-        for row, encoding in enumerate(encodings)
-    ]
-
-
-def _texts(prompts: list[PromptRequest], samples: list[Sample]) -> Groups:
-    """Return prompts with samples cut to various lengths, grouped by prompt."""
-    by_key = {sample.key: sample.token_ids for sample in samples}
-    groups = []
-    for prompt in prompts:
-        start = len(prompt.ids)
-        group = []
-        for number, sample in enumerate(prompt.samples):
-            ids = np.concatenate([prompt.ids, by_key[sample.key][number:]])
-            group.append(SequenceRequest(sample.key, ids, np.arange(start, len(ids), dtype=np.int32)))
-        groups.append(group)
-    return groups
-
-
-def _differences(engine: TransformersEngine, groups: Groups) -> dict[str, float]:
-    """Return the largest difference from the first batch size, for each other size and for single texts."""
-    first, *others = (_logprobs(engine, groups, tokens) for tokens in BATCH_TOKENS)
-    logprobs = {f"{tokens} tokens a batch": other for tokens, other in zip(BATCH_TOKENS[1:], others, strict=True)}
-    logprobs["one by one"] = _logprobs(engine, [[request] for group in groups for request in group], 1)
-    return {
-        name: max(float(np.abs(values - first[key]).max(initial=0)) for key, values in other.items())
-        for name, other in logprobs.items()
+def _row(what: str, count: int, calls: dict[str, Callable[[], Answer]], rounds: int) -> dict[str, Any]:
+    answers = in_turn(calls, rounds)
+    seconds = {
+        side: statistics.median(answer.cpu_seconds for answer in given) / count for side, given in answers.items()
     }
+    row = {"CPU seconds for": what, **seconds, "exact / plain": seconds["exact"] / seconds["plain"]}
+    print_values(row)
+    return row
 
 
-def _logprobs(engine: TransformersEngine, groups: Groups, batch_tokens: int) -> dict[str, Floats]:
-    results = Scorer(engine.model, batch_tokens).logprobs(groups, TEMPERATURE)
-    return {result.key: result.logprobs for result in results if isinstance(result, SequenceLogprobs)}
+def differences(worker: Worker, ids: list[int]) -> dict[str, float]:
+    """Return the largest difference of a log-prob from the largest batch, for smaller batches and single texts."""
+    starts = [PROMPT + index * (SHORTEST + 3 * TEXTS) for index in range(TEXTS)]
+    texts = [[ids[:PROMPT], ids[start : start + SHORTEST + 3 * index]] for index, start in enumerate(starts)]
+    first, *others = (worker.call("score", texts, tokens).result for tokens in BATCH_TOKENS)
+    scored = {f"{tokens} tokens a batch": other for tokens, other in zip(BATCH_TOKENS[1:], others, strict=True)}
+    scored["one by one"] = [worker.call("score", [text], 1).result[0] for text in texts]
+    return {
+        name: max(float(np.abs(np.subtract(*pair)).max()) for pair in zip(first, other, strict=True))
+        for name, other in scored.items()
+    }
 
 
 if __name__ == "__main__":

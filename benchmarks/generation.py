@@ -1,137 +1,130 @@
-"""Generation speed of the complete `generate` step relative to its engine alone, in tokens per second.
+"""Tokens per CPU second of generation: our step and engine, ``model.generate`` and vLLM.
 
-    python -m benchmarks.generation [--model gemma-3-270m] [--questions 8] [--traces 8] [--max-tokens 48]
+    python -m benchmarks.generation [--questions 2] [--samples 8] [--tokens 64] [--context 4000] [--steps 16]
 
-The step checks its input, renders and tokenises prompts, writes each finished trace durably, and compacts the table.
-Its time excludes loading the model. The engine alone gets the same requests, and its samples are discarded. The two
-take turns. Because slow moments of the machine change single rounds by a tenth or more, the benchmark also measures the
-share of the step's time spent inside the engine, in the same pass.
+All sides continue the same prompts at temperature 0.7 by the same number of tokens, on one thread, and ignore the
+end-of-text token:
+
+- step: the complete ``generate`` step, which reads and checks the questions and writes the traces; without loading
+- ours: the transformers engine alone
+- against: the same with the rlt_data of another checkout
+- transformers: ``model.generate`` of the unmodified model
+- vllm: ``LLM.generate``, with log-probs, which rlt-data always returns, and without
+
+With a prompt of --context tokens, the benchmark measures the steps of decoding alone: the difference between samples of
+one token and of --steps more, divided by --steps. Each side has its own process. They take turns, and the benchmark
+reports medians.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from unittest import mock
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-from benchmarks.report import print_table, save
-from rlt_data.engines import Engine, Failure, Model, PromptRequest, Sample, Sampling, open_model
-from rlt_data.settings import GenerateSettings
-from rlt_data.steps.generate import generate
+from benchmarks.report import print_table, print_values, save, save_markdown
+from benchmarks.shapes import document_ids
+from benchmarks.sides import add_options, chosen, peer_packages, settings_of, start
+from benchmarks.worker import Answer, Worker, in_turn
 
-QUESTIONS = Path(__file__).parent.parent / "recipes" / "demo" / "questions.jsonl"
-GOAL = 0.95
-
-
-class Recorder:
-    """Engine wrapper that records requests and the seconds spent inside the engine."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.inside = 0.0
-        self.context_length = engine.context_length
-        self.heartbeat = engine.heartbeat
-        self.blocks: list[Sequence[PromptRequest]] = []
-        self.sampling: Sampling | None = None
-
-    def generate(self, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling) -> Iterator[Sample | Failure]:
-        self.sampling = sampling
-
-        def recorded() -> Iterator[Sequence[PromptRequest]]:
-            source = iter(blocks)
-            while True:
-                start_time = time.perf_counter()
-                block = next(source, None)
-                self.inside -= time.perf_counter() - start_time  # the step makes the blocks
-                if block is None:
-                    return
-                self.blocks.append(block)
-                yield block
-
-        results = self.engine.generate(recorded(), sampling)
-        while True:
-            start_time = time.perf_counter()
-            result = next(results, None)
-            self.inside += time.perf_counter() - start_time
-            if result is None:
-                return
-            yield result
-
-    def log_tail(self) -> str:
-        return self.engine.log_tail()
-
-    def close(self) -> None:
-        """Keep the engine open for the next round."""
+SIDES = ("ours", "against", "transformers", "vllm")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="gemma-3-270m")
-    parser.add_argument("--questions", type=int, default=8)
-    parser.add_argument("--traces", type=int, default=8)
-    parser.add_argument("--max-tokens", type=int, default=48)
-    parser.add_argument("--rounds", type=int, default=5)
+    add_options(parser, SIDES)
+    parser.add_argument("--questions", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=8, help="samples per question")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens per sample")
+    parser.add_argument("--context", type=int, default=4000, help="tokens of the long prompt")
+    parser.add_argument("--steps", type=int, default=16, help="steps of decoding after the long prompt")
     arguments = parser.parse_args()
 
-    settings = GenerateSettings(
-        input=str(QUESTIONS),
-        limit=arguments.questions,
-        teacher=arguments.model,
-        n=arguments.traces,
-        max_tokens=arguments.max_tokens,
-    )
-    model = open_model(arguments.model, settings)
-    engine = model.engine
-    recorder = Recorder(engine)
-    run_step(model, recorder, settings.model_copy(update={"max_tokens": 2}))  # warm-up
-    recorder.blocks.clear()
+    sides = chosen(arguments)
     rows = []
-    for turn in range(arguments.rounds):
-        recorder.inside = 0.0
-        step_tokens, step_seconds = run_step(model, recorder, settings)
-        share = recorder.inside / step_seconds
-        blocks, recorder.blocks = recorder.blocks, []
-        assert recorder.sampling is not None
-        start_time = time.perf_counter()
-        samples = list(engine.generate(blocks, recorder.sampling))
-        engine_seconds = time.perf_counter() - start_time
-        engine_tokens = sum(len(sample.token_ids) for sample in samples if isinstance(sample, Sample))
-        assert step_tokens == engine_tokens, (step_tokens, engine_tokens)
-        rows.append(
-            {
-                "round": turn + 1,
-                "tokens": step_tokens,
-                "step, tokens/s": step_tokens / step_seconds,
-                "engine alone, tokens/s": engine_tokens / engine_seconds,
-                "ratio": engine_seconds / step_seconds,
-                "share inside the engine": share,
-            }
-        )
+    for dtype in arguments.dtypes:
+        workers = start(sides, arguments, dtype, use="generate")
+        rows += short_context(workers, dtype, arguments)
+        rows += long_context(workers, dtype, arguments)
+        for worker in workers.values():
+            worker.close()
     print_table(rows)
-    step, alone = (sum(row["tokens"] / row[f"{which}, tokens/s"] for row in rows) for which in ("step", "engine alone"))
-    ratios = {
-        "median ratio of the rounds": statistics.median(float(row["ratio"]) for row in rows),
-        "ratio over all rounds": alone / step,
-        "median share inside the engine": statistics.median(float(row["share inside the engine"]) for row in rows),
+    save("generation", {"settings": settings_of(arguments, sides), "rows": rows}, *peer_packages())
+    save_markdown("generation", rows)
+
+
+def short_context(workers: dict[str, Worker], dtype: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Continue the prompts of questions; return one row per side."""
+    prompts = workers["ours"].call("prompts", arguments.questions).result
+    calls: dict[str, Callable[[], Answer]] = {}
+    for side, call in generators(workers).items():
+        if side == "ours":
+            calls["step"] = partial(
+                workers["ours"].call, "step", arguments.questions, arguments.samples, arguments.tokens
+            )
+        calls[side] = partial(call, prompts, arguments.samples, arguments.tokens)
+        call(prompts[:1], 2, 2)  # warm-up
+    longest = max(map(len, prompts))
+    what = f"{len(prompts)} prompts of up to {longest} tokens × {arguments.samples} samples of {arguments.tokens}"
+    return _rows(what, dtype, calls, arguments.rounds)
+
+
+def long_context(workers: dict[str, Worker], dtype: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Decode after a long prompt; return one row per side."""
+    prompt = document_ids(arguments.model, arguments.context)
+    samples = arguments.questions * arguments.samples
+    calls: dict[str, Callable[[], Answer]] = {
+        side: partial(decode, call, prompt, samples, arguments.steps) for side, call in generators(workers).items()
     }
-    print("; ".join(f"{name} {ratio:.3f}" for name, ratio in ratios.items()), f"(goal: at least {GOAL})")
-    save("generation", {"settings": vars(arguments), "rows": rows, **ratios})
+    what = f"steps of {samples} samples after {arguments.context:,} tokens"
+    return _rows(what, dtype, calls, arguments.rounds)
 
 
-def run_step(model: Model, recorder: Recorder, settings: GenerateSettings) -> tuple[int, float]:
-    """Run the step in a new folder; return its tokens and the seconds of the call."""
-    model.engine = recorder  # type: ignore[assignment]
-    opened = mock.patch("rlt_data.steps.generate.open_model", return_value=model)
-    with tempfile.TemporaryDirectory() as folder, opened:
-        start_time = time.perf_counter()
-        summary = generate(settings.model_copy(update={"out": f"{folder}/run"}))
-        seconds = time.perf_counter() - start_time
-    assert not summary.failed and summary.new == settings.n * (settings.limit or 0)
-    return summary.tokens, seconds
+def decode(generate: Callable[..., Answer], prompt: list[int], samples: int, steps: int) -> Answer:
+    """Measure steps of decoding: the difference between samples of one token and of ``steps`` more."""
+    one, more = (generate([prompt], samples, tokens) for tokens in (1, 1 + steps))
+    megabytes = max(one.megabytes, more.megabytes)
+    return Answer(more.result - one.result, more.cpu_seconds - one.cpu_seconds, megabytes)
+
+
+def generators(workers: dict[str, Worker]) -> dict[str, Callable[..., Answer]]:
+    """Return a function per side that takes prompts, samples per prompt and tokens per sample."""
+    calls: dict[str, Callable[..., Answer]] = {}
+    for side, worker in workers.items():
+        if side == "vllm":
+            calls["vllm"] = lambda *arguments, worker=worker: worker.call("generate", *arguments, False)
+            calls["vllm, log-probs"] = lambda *arguments, worker=worker: worker.call("generate", *arguments, True)
+        else:
+            calls[side] = partial(worker.call, "generate")
+    return calls
+
+
+def _rows(what: str, dtype: str, calls: dict[str, Callable[[], Answer]], rounds: int) -> list[dict[str, Any]]:
+    failed: dict[str, str] = {}
+    answers = in_turn(calls, rounds, failed)
+    for side, reason in failed.items():
+        print(f"{what}, {dtype}, {side}: not measured: {reason}", flush=True)
+    speeds = {
+        side: statistics.median(answer.result / answer.cpu_seconds for answer in given)
+        for side, given in answers.items()
+        if side not in failed
+    }
+    rows = []
+    for side, speed in speeds.items():
+        row = {
+            "what": what,
+            "dtype": dtype,
+            "side": side,
+            "tokens": answers[side][0].result,
+            "tokens per CPU second": speed,
+            "ours / it": speeds["ours"] / speed if "ours" in speeds else None,
+            "peak MB": max(answer.megabytes for answer in answers[side]),
+        }
+        rows.append(row)
+        print_values(row)
+    return rows
 
 
 if __name__ == "__main__":

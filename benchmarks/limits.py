@@ -9,8 +9,8 @@ according to its data sheet: 989 TFLOP/s in dense bfloat16, 3.35 TB/s, 80 GB.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 
+from benchmarks.operations import Decoder
 from benchmarks.report import print_table, save
 
 FLOPS, BYTES_PER_SECOND = 989e12, 3.35e12
@@ -20,46 +20,11 @@ BATCH_TOKENS = 2048
 LOGIT_BYTES = 2 + 4
 
 
-@dataclass(frozen=True)
-class Student:
-    """Decoder with gated feed-forward layers; sizes from its config.json."""
-
-    name: str
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    feed_forward: int
-    vocabulary: int
-
-    @property
-    def layer_parameters(self) -> int:
-        """Weights that are multiplied with every token, without the LM head."""
-        attention = self.hidden * self.head_size * (2 * self.heads + 2 * self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.feed_forward)
-
-    @property
-    def head_parameters(self) -> int:
-        return self.hidden * self.vocabulary
-
-    def flop(self, tokens: int, first: int, scored: int) -> float:
-        """Operations of a causal forward pass over positions ``first`` to ``tokens`` of a text."""
-        new = tokens - first
-        context = (tokens * (tokens + 1) - first * (first + 1)) / 2  # pairs of a token and one it attends to
-        attention = 4 * self.layers * self.heads * self.head_size * context
-        return 2 * self.layer_parameters * new + 2 * self.head_parameters * scored + attention
-
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of a token's keys and values in bfloat16."""
-        return 2 * 2 * self.layers * self.kv_heads * self.head_size
-
-
-STUDENTS = (
-    Student("Qwen2.5-7B", 3584, 28, 28, 4, 128, 18944, 152064),
-    Student("Qwen2.5-32B", 5120, 64, 40, 8, 128, 27648, 152064),
-)
+#: From the models' config.json files.
+STUDENTS = {
+    "Qwen2.5-7B": Decoder(3584, 28, 4, 128, 18944, 152064, windows=(None,) * 28),
+    "Qwen2.5-32B": Decoder(5120, 40, 8, 128, 27648, 152064, windows=(None,) * 64),
+}
 
 
 def main() -> None:
@@ -69,22 +34,22 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of a student's complete text")
     parser.add_argument("--prompt", type=int, default=400, help="tokens shared by all traces of a question")
     arguments = parser.parse_args()
-    rows = [row for student in STUDENTS for row in _rows(student, arguments)]
+    rows = [row for name, student in STUDENTS.items() for row in _rows(name, student, arguments)]
     print_table(rows)
     save("limits", {"settings": vars(arguments), "rows": rows})
 
 
-def _rows(student: Student, arguments: argparse.Namespace) -> list[dict[str, object]]:
+def _rows(name: str, student: Decoder, arguments: argparse.Namespace) -> list[dict[str, object]]:
     traces, scored = arguments.questions * arguments.traces, arguments.tokens - arguments.prompt
     weights = 2 * (student.layer_parameters + 2 * student.head_parameters)
     rows = []
     for engine, shared in (("vllm: every text whole", False), ("transformers: prompts once", True)):
-        text_flop = traces * student.flop(arguments.tokens, arguments.prompt if shared else 0, scored)
-        flop = text_flop + (arguments.questions * student.flop(arguments.prompt, 0, 0) if shared else 0)
+        text_flop = traces * student.operations(arguments.tokens, arguments.prompt if shared else 0, scored)
+        flop = text_flop + (arguments.questions * student.operations(arguments.prompt, 0, 0) if shared else 0)
         batch = BATCH_TOKENS * flop / (traces * arguments.tokens) / FLOPS
         rows.append(
             {
-                "student": student.name,
+                "student": name,
                 "engine": engine,
                 "EFLOP": flop / 1e18,
                 "H100 hours at the limit": flop / FLOPS / 3600,

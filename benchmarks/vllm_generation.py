@@ -14,18 +14,45 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks.generation import Recorder, run_step
+from benchmarks.ours import run_step
 from benchmarks.report import print_table, save
-from rlt_data.engines import PromptRequest, Sampling, open_model
+from rlt_data.engines import Engine, Failure, PromptRequest, Sample, Sampling, open_model
 from rlt_data.engines.vllm import VllmCore, drawn, open_core
 from rlt_data.settings import GenerateSettings
 from tests.killing import write_questions
 
 GOAL = 0.97
+
+
+class Recorder:
+    """Engine wrapper that records the requests of the step."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.context_length = engine.context_length
+        self.heartbeat = engine.heartbeat
+        self.blocks: list[Sequence[PromptRequest]] = []
+        self.sampling: Sampling | None = None
+
+    def generate(self, blocks: Iterable[Sequence[PromptRequest]], sampling: Sampling) -> Iterator[Sample | Failure]:
+        self.sampling = sampling
+
+        def recorded() -> Iterator[Sequence[PromptRequest]]:
+            for block in blocks:
+                self.blocks.append(block)
+                yield block
+
+        return self.engine.generate(recorded(), sampling)
+
+    def log_tail(self) -> str:
+        return self.engine.log_tail()
+
+    def close(self) -> None:
+        """Keep the engine open for the next round."""
 
 
 def main() -> None:
@@ -54,7 +81,10 @@ def main() -> None:
     core.set_temperature(settings.temperature)
     rows = []
     for turn in range(-1, arguments.rounds):
-        step_tokens, step_seconds = run_step(model, recorder, settings)
+        model.engine = recorder  # type: ignore[assignment]
+        start_time = time.perf_counter()
+        step_tokens = run_step(model, settings)
+        step_seconds = time.perf_counter() - start_time
         blocks, recorder.blocks = recorder.blocks, []
         assert recorder.sampling is not None
         requests = [request for block in blocks for request in block]
