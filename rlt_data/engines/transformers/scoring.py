@@ -23,7 +23,7 @@ _SHORTEST_PREFIX = 16
 #: Maximum size of a batch's KV cache, in multiples of the tokens that the batch computes, and as a share of a GPU.
 _CACHED_PER_TOKEN, _CACHED_SHARE = 8, 0.125
 #: Minimum length of a batch's rows, as a share of its longest row.
-_LENGTH_SHARE = 0.8
+_LENGTH_SHARE = 0.9
 
 
 _Reduce = Callable[[torch.Tensor, torch.Tensor, npt.NDArray[np.float64] | None], torch.Tensor]
