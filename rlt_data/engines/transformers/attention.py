@@ -2,8 +2,8 @@
 
 For padded rows, continuations of a cached prompt and sliding windows, Transformers writes a mask over all pairs of
 queries and keys, and PyTorch computes all of them. Here, :class:`Seen` takes the place of the mask. Rows are computed
-one by one, without their padding: with a causal kernel, or in blocks of queries over the keys that the block sees. So
-the result of a row does not depend on the other rows of the batch, to the last bit.
+without their padding, those of equal bounds together: with a causal kernel, or in blocks of queries over the keys that
+the block sees. So the result of a row does not depend on the other rows of the batch, to the last bit.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -148,17 +149,19 @@ def _attention(
     batch, heads, queries, _ = query.shape
     output = query.new_zeros(batch, queries, heads, value.shape[-1])
     first_query = seen.tokens - queries
-    for row, (first, end) in enumerate(seen.rows):
+    stop = 0
+    for (first, end), equal in groupby(seen.rows):
+        start, stop = stop, stop + len(list(equal))
         begin, first_key = max(first, first_query), max(first, seen.first_key)
         if begin < end:
-            q = query[row, None, :, begin - first_query : end - first_query]
-            k, v = (states[row, None, :, first_key - seen.first_key :] for states in (key, value))
-            result = _row(q, k, v, begin - first, first_key - first, seen.window, scaling, softcap)
-            output[row, begin - first_query : end - first_query] = result[0].transpose(0, 1)
+            q = query[start:stop, :, begin - first_query : end - first_query]
+            k, v = (states[start:stop, :, first_key - seen.first_key :] for states in (key, value))
+            result = _texts(q, k, v, begin - first, first_key - first, seen.window, scaling, softcap)
+            output[start:stop, begin - first_query : end - first_query] = result.transpose(1, 2)
     return output, None
 
 
-def _row(
+def _texts(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -168,18 +171,18 @@ def _row(
     scale: float | None,
     softcap: float | None,
 ) -> torch.Tensor:
-    """Return the outputs of one text, shape (1, heads, queries, head size).
+    """Return the outputs of texts of equal length, shape (texts, heads, queries, head size).
 
     In float32 on a CPU, all sums have the same order and thus the same bits however a text is split: blocks begin at
     fixed tokens and have all their keys, and queries are filled up with zeros.
 
     Args:
-        query: tokens of the text, shape (1, heads, queries, head size).
-        key: all tokens up to the last query that are not dropped, shape (1, heads, keys, head size); later ones are
+        query: tokens of the texts, shape (texts, heads, queries, head size).
+        key: all tokens up to the last query that are not dropped, shape (texts, heads, keys, head size); later ones are
             ignored.
         value: like ``key``.
-        start: index of the first query in the text.
-        dropped: index of the first key in the text.
+        start: index of the first query in its text.
+        dropped: index of the first key in its text.
         window: number of tokens that a query sees; None for all.
         scale: factor of the products; None for 1 / sqrt(head size).
         softcap: limit of the scaled products; None for none.
@@ -236,13 +239,14 @@ def _sdpa(
     *,
     is_causal: bool = False,
 ) -> torch.Tensor:
-    """Return the outputs of one text by PyTorch's attention; see :func:`_row`."""
-    kv_heads, queries, size = key.shape[1], query.shape[2], value.shape[-1]
-    group = query.shape[1] // kv_heads
+    """Return the outputs of texts of equal length by PyTorch's attention; see :func:`_texts`."""
+    texts, heads, queries, _ = query.shape
+    group = heads // key.shape[1]
     if queries == 1:  # the heads that share keys become the queries, enough of them for the bits of a block
-        rows = _filled(query.reshape(1, kv_heads, group, -1), _EXACT_QUERIES if mask is not None else 1)
-        output = scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
-        return output[:, :, :group].reshape(1, -1, 1, size)
+        query = query.reshape(texts, key.shape[1], group, -1)
+        query = _filled(query, _EXACT_QUERIES if mask is not None else 1)
+        output = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+        return output[:, :, :group].reshape(texts, heads, 1, -1)
     in_flash = query.dtype != torch.float32 and (mask is None or isinstance(mask, CausalBias))
     if group > 1 and query.device.type != "cpu" and not in_flash:  # no other fast kernel of a GPU knows groups
         key, value, group = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1), 1
