@@ -34,14 +34,14 @@ def choose_engine(settings: AnySettings, recorded: str | None = None, *, quiet: 
     if settings.engine != "auto":
         return settings
     engine, reason = (recorded, "the engine of the rows so far") if recorded else _choose(settings)
-    if recorded == "vllm" and (obstacle := _why_not_vllm(on_cpu=True)):
+    if recorded == "vllm" and not settings.ray and (obstacle := _why_not_vllm(on_cpu=True)):
         raise ModelError(
             f"--engine: the run was made with vllm, which cannot run here ({obstacle}); {_remedy(settings)}"
         )
     try:
         chosen = settings.with_engine(engine)
     except SettingsError as error:
-        raise SettingsError(f"{error} (--engine auto is {engine}: {reason})") from None
+        raise SettingsError(f"{error} (--engine auto is {engine}: {reason}; --engine names another)") from None
     if not quiet:
         logger.info("engine: %s (%s)", engine, reason)
     return chosen

@@ -316,7 +316,8 @@ class WorkerProcess:
             self._process = subprocess.Popen(
                 # With -m, the classes that the worker pickles would belong to __main__.
                 [sys.executable, "-c", "from rlt_data.engines.worker import main; main()", str(worker_end.fileno())],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **self._environment},
+                # Python would find modules of the working directory first.
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONSAFEPATH": "1", **self._environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -27,8 +27,9 @@ _MARKED = re.compile(f"{OPEN}(.){BREAK}([^{CLOSE}]*){CLOSE}", re.S)
 #: Texts per tokenizer call. The result is converted to arrays after each call, because Python lists are large.
 _TEXTS_PER_CALL = 64
 
-#: Characters of one to four bytes, spaces and line breaks, to compare the ways to tokenise.
-_PROBE = " The  sum is 3 + 4 = 7.\n\n\tOù est-il? 你好 🙂\r\n"
+#: Texts to compare the ways to tokenise: characters of one to four bytes, spaces and line breaks, rare characters in a
+#: row, and a line break at the start.
+_PROBES = [" The  sum is 3 + 4 = 7.\n\n\tOù est-il? 你好 🙂\r\n", "a ⵣⴰⵟ 🧿🪬 b", "\n.", "a"]
 
 
 class Tokenizer(Protocol):
@@ -99,11 +100,20 @@ def _fast(tokenizer: Tokenizer) -> _Fast:
     """Return how to read tokens quickly. A class that changes what its backend does may not tokenise quickly."""
     if tokenizer not in _fast_by_tokenizer:
         pieces, encodes = pieces_of(_backend(tokenizer)), False
-        if pieces is not None:
-            [slow], [fast] = _encode_with_offsets(tokenizer, [_PROBE]), _encode_fast(tokenizer, pieces, [_PROBE])
-            encodes = fast is not None and all(map(np.array_equal, (slow.ids, slow.offsets), (fast.ids, fast.offsets)))
+        if pieces is not None and _encodes_by_backend(tokenizer):
+            slow, fast = _encode_with_offsets(tokenizer, _PROBES), _encode_fast(tokenizer, pieces, _PROBES)
+            encodes = all(
+                b is not None and np.array_equal(a.ids, b.ids) and np.array_equal(a.offsets, b.offsets)
+                for a, b in zip(slow, fast, strict=True)
+            )
         _fast_by_tokenizer[tokenizer] = _Fast(pieces, encodes)
     return _fast_by_tokenizer[tokenizer]
+
+
+def _encodes_by_backend(tokenizer: Tokenizer) -> bool:
+    """Return whether Transformers calls the backend, and no class of another package changes what it gets."""
+    methods = (getattr(type(tokenizer), name, None) for name in ("__call__", "_encode_plus", "_batch_encode_plus"))
+    return all(method.__module__.startswith("transformers.") for method in methods if method is not None)
 
 
 def _backend(tokenizer: Tokenizer) -> Any:

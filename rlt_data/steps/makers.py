@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlt_data.engines.models import find_checkpoint, weights_fingerprint
 from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.formats import Format
 from rlt_data.settings import GenerateSettings
@@ -112,14 +113,16 @@ def origin_of_maker(run: RunFolder, made_by: str, origin: str | None, default: s
 def engine_of_maker(run: RunFolder, settings: GenerateSettings) -> str | None:
     """Return the engine of the run's maker that has these settings; None if no maker has them.
 
-    It is found before models are opened, so teachers are compared by name.
+    Raises:
+        ModelError: the teacher does not exist, or its folder holds no weights.
     """
     asked = {key: value for key, value in settings.depends_on().items() if key != "engine"}
-    for maker in recorded_makers(run).values():
-        same_teacher = maker.get("settings", {}).get("teacher") == settings.teacher
-        if same_teacher and asked.items() <= maker.get("depends_on", {}).items():
+    makers = [maker for maker in recorded_makers(run).values() if asked.items() <= maker.get("depends_on", {}).items()]
+    for maker in makers:
+        if maker["settings"].get("teacher") == settings.teacher:
             return recorded_engine(maker)
-    return None
+    weights = weights_fingerprint(find_checkpoint(settings.teacher)) if makers else None
+    return next((recorded_engine(maker) for maker in makers if maker["models"]["teacher"]["weights"] == weights), None)
 
 
 def differing_explanations(one: Format, other: Format) -> str | None:

@@ -128,6 +128,7 @@ class _Worker:
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(sys.path),
+                "PYTHONSAFEPATH": "1",  # not the modules of the working directory
                 "TOKENIZERS_PARALLELISM": "false",  # each worker uses one core
                 "OMP_NUM_THREADS": "1",
                 "CUDA_VISIBLE_DEVICES": "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -94,9 +95,17 @@ def test_an_option_of_vllm_is_taken_where_auto_is_vllm_and_else_refused(machine:
     assert chosen == GenerateSettings(input="x", teacher="t", data_parallel=8, dtype="bfloat16", engine="vllm")
     machine(gpu=True, vllm=None)
     with pytest.raises(
-        SettingsError, match=r"^--data-parallel: has no .* only with vllm \(.*: vLLM is not installed\)$"
+        SettingsError,
+        match=r"^--data-parallel: has no .* only with vllm \(.*: vLLM is not installed; --engine names another\)$",
     ):
         choose_engine(settings)
+
+
+def test_the_machines_of_a_cluster_may_have_the_recorded_vllm(machine: Machine) -> None:
+    machine(gpu=False, vllm=None)
+    assert choose_engine(GenerateSettings(input="x", teacher="t", ray="auto"), "vllm").engine == "vllm"
+    with pytest.raises(ModelError, match="cannot run here"):
+        choose_engine(GenerateSettings(input="x", teacher="t"), "vllm")
 
 
 def test_options_of_servers_need_the_engine(rlt: Rlt) -> None:
@@ -204,6 +213,9 @@ def test_runs_of_early_versions_continue_with_transformers(
     rlt(*generate)
     after = read(Path("r"), "traces")
     assert after["made_by"].n_unique() == 1 and set(before["trace_id"]) < set(after["trace_id"])
+    copied = shutil.copytree(tiny(), "copy")
+    rlt(*("generate", "--teacher", copied, *generate[3:]))
+    assert len(read(Path("r"), "traces")) == len(after)
 
 
 def test_a_pipeline_chooses_for_each_step(rlt: Rlt, tiny: Tiny, tmp_path: Path, machine: Machine) -> None:

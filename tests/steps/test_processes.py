@@ -59,6 +59,16 @@ def test_results_come_in_order_from_as_many_processes_as_there_are_workers(worke
     assert len(set(others)) == workers
 
 
+def test_workers_do_not_import_from_the_working_directory(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "queue.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    assert [job for job, _ in compute(process_of, [0.0] * 3)] == [0.0] * 3
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize(
     ("seconds", "share", "processes_used"),
     [(100.0, 0.001, 1), (0.05, 0.9, 1), (0.05, 0.001, 2)],

@@ -9,6 +9,7 @@ the block sees. So the result of a row does not depend on the other rows of the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -20,6 +21,8 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from rlt_data.engines.transformers.cache import GrowingCache
 
 NAME = "rlt_data"
 
@@ -47,17 +50,68 @@ class Seen:
     first_key: int
     window: int | None
 
+    def __getitem__(self, _: Any) -> Seen:
+        """Return the same object to models that cut the mask to the last queries (Gemma 4)."""
+        return self
 
-def use_blocks(model: PreTrainedModel) -> None:
+
+#: Receives the window of each layer, by its index, while a model is examined.
+_windows: ContextVar[dict[int, int | None] | None] = ContextVar("windows", default=None)
+
+
+@torch.inference_mode()
+def use_blocks(model: PreTrainedModel) -> list[int | None] | None:
     """Replace the attention of a model that uses SDPA, or that would use it without a soft cap.
 
-    Not for training: without the mask, SDPA's dropout and gradients of masked rows would change.
+    A few tokens are computed with both. A model that needs the mask for something else, or that another attention
+    changes, keeps its own. Not for training: rows of padding would have no gradient, and dropout would be ignored.
+
+    Returns:
+        The window of each layer, None for none; None if the model keeps its attention.
     """
+    implementation = model.config._attn_implementation
     softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
-    if model.config._attn_implementation == "sdpa" or softcap:
-        AttentionInterface.register(NAME, _attention)
-        AttentionMaskInterface.register(NAME, _mask)
-        model.set_attn_implementation(NAME)
+    if implementation != "sdpa" and not softcap:
+        return None
+    ids = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
+    expected = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, _mask)
+    model.set_attn_implementation(NAME)
+    found: dict[int, int | None] = {}
+    token = _windows.set(found)
+    try:
+        complete = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        windows = [found.get(index) for index in range(max(found, default=-1) + 1)]
+        cache = GrowingCache.of(windows, BLOCK if _is_exact(expected) else 0)
+        parts = [
+            model.base_model(
+                input_ids=ids[:, start:end],
+                attention_mask=torch.ones_like(ids[:, :end]),
+                position_ids=torch.arange(start, end, device=ids.device)[None],
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            for start, end in ((0, 5), (5, 8))
+        ]
+        cache.select(torch.tensor([0, 0], device=ids.device), 1)
+        is_equal = all(is_close(output, expected) for output in (complete, torch.cat(parts, 1)))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - models do anything with a mask
+        is_equal = False
+    finally:
+        _windows.reset(token)
+    if not is_equal:
+        model.set_attn_implementation(implementation)
+        return None
+    return windows
+
+
+def is_close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Return whether outputs differ by rounding alone, by the mean, because experts may flip."""
+    tolerance = 1e-4 if expected.dtype == torch.float32 else 0.05
+    return bool((found - expected).abs().float().mean() <= tolerance * expected.float().abs().mean())
 
 
 def _mask(
@@ -75,11 +129,10 @@ def _mask(
 ) -> Seen | torch.Tensor | None:
     """Return what the queries see; a mask (None if SDPA needs none) where rows are computed together."""
     tokens = q_offset + q_length
-    if device.type == "cpu" or q_length * kv_length >= _FEW_PAIRS:
-        window = None if local_size is None or local_size >= tokens else local_size
+    if device.type == "cpu" or q_length * kv_length >= _FEW_PAIRS or _windows.get() is not None:
         rows = _rows(attention_mask, batch_size, tokens)
-        if rows and kv_offset + kv_length == tokens and _is_causal(mask_function, range(q_offset, tokens), window):
-            return Seen(rows, tokens, kv_offset, window)
+        if rows and kv_offset + kv_length == tokens and _is_causal(mask_function, range(q_offset, tokens), local_size):
+            return Seen(rows, tokens, kv_offset, local_size)
     if device.type == "cpu":
         options["allow_is_causal_skip"] = False  # keys may be more than the tokens
     mask: torch.Tensor | None = sdpa_mask(
@@ -146,6 +199,10 @@ def _attention(
             return _softcapped(query, key, value, seen, scaling, softcap).transpose(1, 2).contiguous(), None
         output, _ = sdpa_attention_forward(module, query, key, value, seen, scaling=scaling, **options)
         return output, None
+    if any(options.get(name) is not None for name in ("position_bias", "s_aux")):
+        raise NotImplementedError("attention in blocks has neither biases nor sinks")
+    if (windows := _windows.get()) is not None:
+        windows[module.layer_idx] = seen.window  # type: ignore[index]
     batch, heads, queries, _ = query.shape
     output = query.new_zeros(batch, queries, heads, value.shape[-1])
     first_query = seen.tokens - queries
@@ -188,7 +245,8 @@ def _texts(
         softcap: limit of the scaled products; None for none.
     """
     stop = start + query.shape[2]
-    exact = query.device.type == "cpu" and query.dtype == torch.float32
+    window = None if window is None or window >= stop else window
+    exact = _is_exact(query)
     if window is None and not softcap and not exact and key.shape[-1] == value.shape[-1]:
         key, value = key[:, :, : stop - dropped], value[:, :, : stop - dropped]
         if start == 0:
@@ -222,6 +280,11 @@ def _visible(first: int, queries: int, keys: int, window: int | None, device: to
     if window is not None:
         mask &= key_positions > positions - window
     return mask
+
+
+def _is_exact(states: torch.Tensor) -> bool:
+    """Return whether sums keep their order; see :func:`_texts`."""
+    return states.device.type == "cpu" and states.dtype == torch.float32
 
 
 def _filled(states: torch.Tensor, tokens: int) -> torch.Tensor:

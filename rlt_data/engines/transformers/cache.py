@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
 #: Minimum number of tokens by which a full cache grows.
 GROWTH = 256
@@ -70,6 +69,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def select(self, index: torch.Tensor, capacity: int) -> GrowingLayer:
         """Return a layer with copies of the given batch rows and capacity for more tokens."""
+        if self._buffers is None:  # the layer uses the states of another one
+            return GrowingLayer(self.window, self.spare)
         states = self.states
         count = states[0].shape[-2]
         layer = GrowingLayer(self.window, self.spare)
@@ -89,6 +90,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     @staticmethod
     def concatenate(layers: Sequence[GrowingLayer]) -> GrowingLayer:
         """Return one layer with the batch rows of all layers, which have the same number of tokens."""
+        if layers[0]._buffers is None:
+            return layers[0]
         result = GrowingLayer(layers[0].window, layers[0].spare)
         keys, values = zip(*(layer.states for layer in layers), strict=True)
         result._tokens = result._dropped = layers[0]._first_seen
@@ -130,13 +133,15 @@ class GrowingCache(Cache):
 
     layers: list[GrowingLayer]  # type: ignore[assignment]
 
-    def __init__(self, layers: Sequence[GrowingLayer]) -> None:
-        super().__init__(layers=list(layers))
+    def __init__(self, layers: Sequence[GrowingLayer] | None = None) -> None:
+        if layers is None:
+            super().__init__(layer_class_to_replicate=GrowingLayer)
+        else:
+            super().__init__(layers=list(layers))
 
     @staticmethod
-    def of(config: PreTrainedConfig, spare: int = 0) -> GrowingCache:
-        """Return an empty cache for a model; see :class:`GrowingLayer` for ``spare``."""
-        windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers]
+    def of(windows: Sequence[int | None], spare: int = 0) -> GrowingCache:
+        """Return an empty cache for layers with these windows; see :class:`GrowingLayer`."""
         # A block of queries begins up to this number of tokens before the next token.
         return GrowingCache([GrowingLayer(window and window + spare, spare) for window in windows])
 

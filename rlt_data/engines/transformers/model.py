@@ -7,6 +7,7 @@ cache, which makes the head faster than a plain matrix product (figures in docs/
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, cast
@@ -24,8 +25,10 @@ from rlt_data.engines.watchdog import Heartbeat
 from rlt_data.errors import ModelError, first_line
 from rlt_data.settings import ModelSettings
 
-#: Rows and vocabulary entries of one block of logits: 16 MB in float32 on a CPU, where larger ones are not reused by the
-#: allocator and cost a tenth more time, and 64 MB elsewhere.
+logger = logging.getLogger(__name__)
+
+#: Rows and vocabulary entries of a block of logits: 64 MB in float32, and 16 MB on a CPU, whose allocator does not
+#: reuse larger ones (a tenth more time).
 _BLOCK_ROWS, _BLOCK_VOCABULARY_CPU, _BLOCK_VOCABULARY = 1024, 4096, 16384
 
 _ATTENTION_KINDS = {"full_attention", "sliding_attention"}
@@ -69,6 +72,7 @@ class CausalModel:
         self.vocabulary: int = head.weight.shape[0]
         self._linear: Callable[..., torch.Tensor] = torch.nn.functional.linear
         self._exact = exact
+        self._windows: list[int | None] | None = None
         if exact:
             make_exact(self._model)
             self._linear = linear
@@ -103,8 +107,8 @@ class CausalModel:
             raise ModelError(f"{name}: not a causal language model with a head; the checkpoint lacks {missing}")
         exact = dtype == torch.float32 and device.type == "cpu"
         try:
-            attention.use_blocks(model)
             causal = cls(model.to(device).eval(), name, exact=exact)
+            causal.use_blocks()
             causal._check()
             return causal
         except ModelError:
@@ -138,10 +142,17 @@ class CausalModel:
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return int(2 * config.num_hidden_layers * heads * size * self.dtype.itemsize)
 
+    def use_blocks(self) -> None:
+        """Use attention in blocks, if the model can; not for training."""
+        self._windows = attention.use_blocks(self._model)
+        if self._windows is None:
+            logger.info("%s: attention of Transformers, over all pairs of tokens", self.name)
+
     def new_cache(self) -> GrowingCache:
         """Return an empty KV cache."""
-        in_blocks = self._model.config._attn_implementation == attention.NAME
-        return GrowingCache.of(self._model.config, spare=attention.BLOCK if in_blocks and self._exact else 0)
+        if self._windows is None:
+            return GrowingCache()
+        return GrowingCache.of(self._windows, attention.BLOCK if self._exact else 0)
 
     @torch.inference_mode()
     def hidden(
@@ -315,7 +326,7 @@ class CausalModel:
 
     @torch.inference_mode()
     def _check(self) -> None:
-        """Compare our LM head with the model's own logits on a few tokens, and check that no token sees later ones.
+        """Check on a few tokens that none sees later ones, that padding and the cache change nothing, and our LM head.
 
         Differences are means relative to the spread of logits, since single logits in half precision and experts of
         mixtures can differ between equal computations.
@@ -326,7 +337,17 @@ class CausalModel:
         changed = (self._model(input_ids=later).logits[0].float() - expected).abs().mean(-1)
         if changed[:4].mean() > 0.1 * changed[4:].mean():
             raise ModelError(f"{self.name}: not a causal language model; its tokens see later tokens")
-        difference = (self.logits(self.hidden(ids)[0]) - expected).abs().mean()
+        hidden = self.hidden(ids)
+        padded = torch.cat([ids[:, :2], ids], 1)
+        mask = (torch.arange(padded.shape[1], device=self.device) >= 2).long()[None]
+        positions, cache = (mask.cumsum(-1) - 1).clamp(min=0), self.new_cache()
+        first = self.hidden(padded[:, :7], mask[:, :7], positions[:, :7], cache)
+        second = self.hidden(padded[:, 7:], mask, positions[:, 7:], cache)
+        if not attention.is_close(torch.cat([first[:, 2:], second], 1), hidden):
+            raise ModelError(
+                f"{self.name}: padding before a text changes its outputs, as positions are not those given"
+            )
+        difference = (self.logits(hidden[0]) - expected).abs().mean()
         tolerance = 1e-3 if self.dtype == torch.float32 else 0.05
         if not difference <= tolerance * expected.std():
             raise ModelError(
