@@ -21,7 +21,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
@@ -40,6 +39,7 @@ from rlt_data.engines.protocol import (
 from rlt_data.engines.watchdog import Heartbeat, indented, wait_for_item
 from rlt_data.engines.worker import Job, Ready, Refused, Results
 from rlt_data.errors import EngineError, ModelError
+from rlt_data.interpreters import start_interpreter
 
 logger = logging.getLogger(__name__)
 
@@ -311,20 +311,8 @@ class WorkerProcess:
 
     def start(self) -> None:
         """Start the process, and a thread that reads from it."""
-        self._connection, worker_end = Pipe()
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                # With -m, the classes that the worker pickles would belong to __main__.
-                [sys.executable, "-c", "from rlt_data.engines.worker import main; main()", str(worker_end.fileno())],
-                # Python would find modules of the working directory first.
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONSAFEPATH": "1", **self._environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[worker_end.fileno()],
-                start_new_session=True,  # Ctrl-C must not reach it, and killpg ends it with all its children
-            )
-        worker_end.close()
+            self._process, self._connection = start_interpreter("rlt_data.engines.worker", log, self._environment)
         self._connection.send(self._core)
         threading.Thread(target=self._read, args=(self._connection,), daemon=True).start()
 

@@ -18,11 +18,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from rlt_data.errors import one_line
+from rlt_data.interpreters import start_interpreter
 from rlt_data.signals.parallel import cores
 
 logger = logging.getLogger(__name__)
@@ -122,24 +122,12 @@ class _Workers:
 
 class _Worker:
     def __init__(self, function: bytes) -> None:
-        self.connection, end = Pipe()
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", "from rlt_data.steps.processes import main; main()", str(end.fileno())],
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(sys.path),
-                "PYTHONSAFEPATH": "1",  # not the modules of the working directory
-                "TOKENIZERS_PARALLELISM": "false",  # each worker uses one core
-                "OMP_NUM_THREADS": "1",
-                "CUDA_VISIBLE_DEVICES": "",
-            },
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=[end.fileno()],
-            start_new_session=True,  # Ctrl-C ends it through the pipe
-        )
-        end.close()
+        environment = {
+            "TOKENIZERS_PARALLELISM": "false",  # each worker uses one core
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        self._process, self.connection = start_interpreter(__name__, subprocess.DEVNULL, environment)
         self._function: bytes | None = function
 
     def call(self, job: Any) -> Any:
