@@ -83,8 +83,7 @@ class Decoder:
 
     def operations(self, tokens: int, first: int, scored: int) -> float:
         """Operations of a pass over positions ``first`` to ``tokens`` of a text, with the LM head at ``scored``."""
-        seen = np.arange(first + 1, tokens + 1, dtype=np.int64)
-        pairs = sum(int(np.minimum(seen, window or tokens).sum()) for window in self.windows)
+        pairs = sum(seen_pairs(first, tokens, window) for window in self.windows)
         layers = 2 * self.layer_parameters * (tokens - first)
         return float(layers + 2 * self.head_parameters * scored + 4 * self.heads * self.head_size * pairs)
 
@@ -96,6 +95,12 @@ class Decoder:
         shared = prompt - 1 if len(texts) > 1 else 0  # the prompt's last token already predicts a scored one
         once = self.operations(shared, 0, 0)
         return once + sum(self.operations(prompt + text - 1, shared, text) for text in texts)
+
+
+def seen_pairs(first: int, end: int, window: int | None) -> int:
+    """Return the number of tokens that the tokens ``first`` to ``end`` of a text see, themselves included."""
+    seen = np.arange(first + 1, end + 1, dtype=np.int64)
+    return int((seen if window is None else np.minimum(seen, window)).sum())
 
 
 def matmul_rate(decoder: Decoder, dtype: torch.dtype) -> float:

@@ -2,6 +2,5 @@
 
 ``bundle`` collects the project and a few small wheels for a machine that has only PyTorch and Transformers, and
 ``__main__`` runs the sections there. Reading order: ``models`` (models, texts, prompts), ``device`` (time and memory),
-``counting`` (necessary operations), ``bench`` (what the sections share), then the sections in ``scoring``,
-``generation`` and ``loading``.
+``bench`` (what the sections share), then the sections in ``scoring``, ``generation`` and ``loading``.
 """

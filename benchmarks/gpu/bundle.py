@@ -42,7 +42,8 @@ def copy_project(folder: Path) -> None:
     ignore = shutil.ignore_patterns("cli", "recipes", "nano", "__pycache__")
     shutil.copytree(ROOT / "rlt_data", folder / "rlt_data", ignore=ignore)
     shutil.copytree(ROOT / "benchmarks" / "gpu", folder / "benchmarks" / "gpu", ignore=ignore)
-    shutil.copy(ROOT / "benchmarks" / "__init__.py", folder / "benchmarks")
+    for module in ("__init__.py", "operations.py"):
+        shutil.copy(ROOT / "benchmarks" / module, folder / "benchmarks")
 
 
 def add_wheels(folder: Path, python: str) -> None:

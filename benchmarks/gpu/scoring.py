@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.bench import TEMPERATURE, Bench, Row, Rows, Unexpected
-from benchmarks.gpu.counting import scoring_operations
 from benchmarks.gpu.device import free, measured
 from benchmarks.gpu.models import Groups, main_config, random_model, sliding_config
+from benchmarks.operations import Decoder
 from rlt_data.engines import SequenceLogprobs, SequenceRequest
 from rlt_data.engines.transformers import TransformersEngine
 
@@ -152,3 +152,20 @@ def _run(
         "out of memory": usage.out_of_memory,
     }
     return figures, logprobs
+
+
+def scoring_operations(config: Any, groups: Groups, *, shared: bool) -> float:
+    """Return the operations of scoring texts; see :mod:`benchmarks.operations`.
+
+    Args:
+        config: configuration of the model.
+        groups: texts whose prompt ends before the first scored token.
+        shared: compute the prompt of a group once, up to the token before its last.
+    """
+    decoder, total = Decoder.of(config), 0.0
+    for group in groups:
+        prompt = int(group[0].positions[0]) - 1 if shared else 0
+        total += decoder.operations(prompt, 0, 0)
+        for request in group:
+            total += decoder.operations(int(request.positions[-1]), prompt, len(request.positions))
+    return total

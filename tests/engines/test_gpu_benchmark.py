@@ -18,8 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import bundle, generation, loading, memory, scoring
 from benchmarks.gpu.bench import Bench, Rows, Unexpected
-from benchmarks.gpu.counting import scoring_operations, seen_pairs
 from benchmarks.gpu.models import TINY, Prompts, Texts, main_config, random_model, sliding_config
+from benchmarks.gpu.scoring import scoring_operations
+from benchmarks.operations import seen_pairs
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
