@@ -319,7 +319,7 @@ def test_the_cache_of_a_batch_takes_at_most_a_share_of_the_gpu(engine_of: Any, m
     engine = engine_of()
     block, rows = text_groups(engine), []
     model, run = engine.model, engine.model.hidden
-    monkeypatch.setattr(type(model), "gpu_memory", 8 * 300 * model.bytes_per_token)
+    monkeypatch.setattr(type(model), "gpu_bytes", 8 * 300 * model.bytes_per_token)
 
     def record(ids: torch.Tensor, mask: torch.Tensor, *arguments: Any) -> torch.Tensor:
         rows.append(mask.numel())

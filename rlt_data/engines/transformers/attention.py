@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 from typing import Any
 
@@ -60,14 +60,14 @@ _windows: ContextVar[dict[int, int | None] | None] = ContextVar("windows", defau
 
 
 @torch.inference_mode()
-def use_blocks(model: PreTrainedModel) -> list[int | None] | None:
+def use_blocks(model: PreTrainedModel) -> Callable[[], GrowingCache] | None:
     """Replace the attention of a model that uses SDPA, or that would use it without a soft cap.
 
     A few tokens are computed with both. A model that needs the mask for something else, or that another attention
     changes, keeps its own. Not for training: rows of padding would have no gradient, and dropout would be ignored.
 
     Returns:
-        The window of each layer, None for none; None if the model keeps its attention.
+        A function that makes empty caches, whose layers keep the windows; None if the model keeps its attention.
     """
     implementation = model.config._attn_implementation
     softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
@@ -83,7 +83,8 @@ def use_blocks(model: PreTrainedModel) -> list[int | None] | None:
     try:
         complete = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         windows = [found.get(index) for index in range(max(found, default=-1) + 1)]
-        cache = GrowingCache.of(windows, BLOCK if _is_exact(expected) else 0)
+        new_cache = partial(GrowingCache.of, windows, BLOCK if _is_exact(expected) else 0)
+        cache = new_cache()
         parts = [
             model.base_model(
                 input_ids=ids[:, start:end],
@@ -105,7 +106,7 @@ def use_blocks(model: PreTrainedModel) -> list[int | None] | None:
     if not is_equal:
         model.set_attn_implementation(implementation)
         return None
-    return windows
+    return new_cache
 
 
 def is_close(found: torch.Tensor, expected: torch.Tensor) -> bool:

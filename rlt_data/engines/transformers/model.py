@@ -71,8 +71,7 @@ class CausalModel:
         )
         self.vocabulary: int = head.weight.shape[0]
         self._linear: Callable[..., torch.Tensor] = torch.nn.functional.linear
-        self._exact = exact
-        self._windows: list[int | None] | None = None
+        self._new_cache: Callable[[], GrowingCache] = GrowingCache
         if exact:
             make_exact(self._model)
             self._linear = linear
@@ -130,7 +129,7 @@ class CausalModel:
         return {token for token in (value if isinstance(value, list) else [value]) if isinstance(token, int)}
 
     @property
-    def gpu_memory(self) -> int | None:
+    def gpu_bytes(self) -> int | None:
         """Total memory of the model's CUDA device, in bytes; None on other devices."""
         return torch.cuda.get_device_properties(self.device).total_memory if self.device.type == "cuda" else None
 
@@ -144,15 +143,14 @@ class CausalModel:
 
     def use_blocks(self) -> None:
         """Use attention in blocks, if the model can; not for training."""
-        self._windows = attention.use_blocks(self._model)
-        if self._windows is None:
+        if new_cache := attention.use_blocks(self._model):
+            self._new_cache = new_cache
+        else:
             logger.info("%s: attention of Transformers, over all pairs of tokens", self.name)
 
     def new_cache(self) -> GrowingCache:
         """Return an empty KV cache."""
-        if self._windows is None:
-            return GrowingCache()
-        return GrowingCache.of(self._windows, attention.BLOCK if self._exact else 0)
+        return self._new_cache()
 
     @torch.inference_mode()
     def hidden(

@@ -62,7 +62,7 @@ class Scorer:
         self._model = model
         self._batch_tokens = batch_tokens
         self._cached_tokens = _CACHED_PER_TOKEN * batch_tokens
-        if memory := model.gpu_memory:
+        if memory := model.gpu_bytes:
             self._cached_tokens = min(self._cached_tokens, int(_CACHED_SHARE * memory / model.bytes_per_token))
 
     def logprobs(self, block: SequenceBlock, temperature: float) -> Iterator[SequenceLogprobs | Failure]:
