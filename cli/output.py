@@ -6,6 +6,8 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,18 +35,21 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
     from rlt_data.settings import (
         CheckSettings,
         CountdownSettings,
+        EvaluateSettings,
         FineTuneSettings,
+        GenerateSettings,
         PolicySettings,
         PreviewSettings,
         PushSettings,
+        ScoreSettings,
         ShowSettings,
-        TrainingSettings,
     )
     from rlt_data.signals.funnel import FunnelStep
     from rlt_data.statistics import Stats
     from rlt_data.steps.countdown import CountdownSummary
     from rlt_data.steps.curate import CurateSummary
     from rlt_data.steps.distill import DistillSummary
+    from rlt_data.steps.dry_run import StepPlan
     from rlt_data.steps.evaluate import Evaluation
     from rlt_data.steps.merge import MergeSummary
     from rlt_data.steps.provenance import StepSummary
@@ -80,7 +85,9 @@ def print_summary(step: Step, settings: Settings, summary: Any) -> int:
     return globals()[step.output](settings, summary) or 0
 
 
-def _print_rows(rows: str, _: Settings, summary: StepSummary) -> int:
+def _print_rows(rows: str, settings: GenerateSettings | ScoreSettings, summary: StepSummary) -> int:
+    if summary.plan:
+        return print_plan(rows, settings, summary.plan)
     rate = f", {summary.tokens / summary.seconds:,.0f} tokens/s" if summary.new and summary.seconds else ""
     _console.print(
         f"{summary.rows} {rows} ({summary.new} new) in {_plain(summary.run)}; {summary.failed} failed; "
@@ -91,6 +98,62 @@ def _print_rows(rows: str, _: Settings, summary: StepSummary) -> int:
 
 print_traces = partial(_print_rows, "traces")
 print_scores = partial(_print_rows, "scores")
+
+
+def print_plan(rows: str, settings: GenerateSettings | ScoreSettings | EvaluateSettings, plan: StepPlan) -> int:
+    """Print what a dry run found."""
+    if settings.as_json:
+        typer.echo(json.dumps(asdict(plan), indent=2))
+        return 0
+    _print_settings(settings)
+    _console.print(
+        f"{plan.questions:,} questions, {plan.rows:,} {rows}: {plan.done:,} done, {plan.new:,} to compute with "
+        f"{plan.engine}, {plan.left_out:,} left out (failed, too long, or not retried)"
+    )
+    if rows == "scores":
+        _console.print(f"{plan.tokens:,} tokens to score, {plan.tokens_read:,} to read")
+    else:
+        expected = "" if plan.tokens_expected is None else f"; {plan.tokens_expected:,.0f} by the run's mean length"
+        _console.print(f"{plan.tokens_read:,} tokens of prompts; at most {plan.tokens:,} tokens to sample{expected}")
+    for model in plan.memory:
+        _console.print(
+            _plain(
+                f"{model.model} in {model.dtype}: on each GPU about {model.weights_gib:.1f} GiB for weights, "
+                f"{model.pass_gib:.1f} GiB for a forward pass, and {model.cache_gib:.2f} GiB for keys and values of a "
+                f"text of {plan.longest:,} tokens"
+            )
+        )
+    if plan.memory:
+        _console.print("; ".join(map(_fit, plan.fits.items())))
+    if plan.memory and plan.engine == "vllm" and plan.longest < plan.context:
+        _console.print(
+            f"vLLM starts only if a text of {plan.context:,} tokens fits; --max-model-len {plan.longest} is enough"
+        )
+    _print_time(settings, plan)
+    return 0
+
+
+def _fit(fit: tuple[int, int]) -> str:
+    gib, texts = fit
+    return f"a GPU of {gib} GiB has room for {texts:,} such texts at a time" if texts else f"{gib} GiB are too few"
+
+
+def _print_time(settings: GenerateSettings | ScoreSettings | EvaluateSettings, plan: StepPlan) -> None:
+    if plan.seconds is None:
+        _console.print(
+            "time and cost: unknown, because this run has measured no rate; start it without --dry-run and interrupt "
+            "it after a few minutes (finished rows are kept), or give --tokens-per-second"
+        )
+        return
+    most = "at most " if plan.tokens_expected is None else "about "
+    source = "measured by this run" if plan.rate_from == "run" else "by --tokens-per-second"
+    _console.print(
+        f"time: {most}{timedelta(seconds=round(plan.seconds))} at {plan.tokens_per_second:,.0f} tokens/s ({source})"
+    )
+    if plan.cost is not None:
+        _console.print(f"cost: {most}{plan.cost:,.2f} at {settings.gpu_price:g} per GPU and hour (GPUs: {plan.gpus:g})")
+    elif settings.gpu_price is not None:
+        _console.print("cost: unknown, because the number of GPUs is (of a server, or on a cluster without --engines)")
 
 
 def _failures(summary: StepSummary | Evaluation) -> int:
@@ -224,8 +287,10 @@ def _print_pushed(summary: PushSummary) -> None:
     )
 
 
-def print_evaluation(_: Settings, result: Evaluation) -> int:
+def print_evaluation(settings: EvaluateSettings, result: Evaluation) -> int:
     """Print the accuracy of a model on a benchmark, and return the exit code."""
+    if result.plan:
+        return print_plan("answers", settings, result.plan)
     pass_at = ", ".join(f"pass@{k} {share:.1%}" for k, share in result.pass_at.items())
     lines = [
         f"{result.model} on {result.benchmark}: {result.answers} answers to {result.questions} questions "
@@ -292,7 +357,7 @@ def print_policy_training(settings: PolicySettings, summary: PolicySummary) -> N
         )
 
 
-def _print_settings(settings: TrainingSettings) -> None:
+def _print_settings(settings: Settings) -> None:
     for name, value in settings.model_dump(mode="json", by_alias=True).items():
         _console.print(_plain(f"{name}: {value}"))
 

@@ -273,7 +273,4 @@ def stats(run: Run | str | PathLike[str], *, where: str | Sequence[str] = ()) ->
 
 
 def _run(step: str, settings: tuple[Any, ...], keywords: dict[str, Any], progress: bool | Progress) -> Run:
-    summary = call_step(step, settings, keywords, progress)
-    run = Run(str(summary.run))
-    run.summary = summary
-    return run
+    return Run.of(call_step(step, settings, keywords, progress))

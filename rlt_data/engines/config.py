@@ -60,6 +60,23 @@ def vocabulary_size(config: Any) -> int:
     return int(getattr(config.get_text_config(), "vocab_size", 0) or 2**31 - 1)
 
 
+def cache_bytes(config: Any, tokens: int, itemsize: int) -> int:
+    """Return the size of a text's keys and values, in bytes; layers with a sliding window keep only the window.
+
+    Args:
+        config: the model's configuration.
+        tokens: length of the text.
+        itemsize: bytes of a value.
+    """
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+    window = getattr(text, "sliding_window", None) or tokens
+    kept = sum(min(tokens, window) if kind == "sliding_attention" else tokens for kind in kinds)
+    return int(2 * kept * heads * size * itemsize)
+
+
 def pick_device(name: str) -> torch.device:
     """Return the device that ``--device`` names.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, field_validator, model_validator
 
@@ -26,6 +26,7 @@ from rlt_data.settings.base import (
     TeacherName,
     Texts,
     field,
+    keys_of,
     nano,
     where_field,
 )
@@ -37,6 +38,7 @@ from rlt_data.settings.inputs import (
     ColumnSettings,
     FormatSettings,
     RunOrFilesSettings,
+    ShareSettings,
     SourceSettings,
     StoredColumnSettings,
 )
@@ -73,14 +75,44 @@ class SamplingSettings(Settings):
     retry_errors: bool = field(False, OUTPUT, "Only retry the rows listed in errors.jsonl.", affects="output")
 
 
+class DryRunSettings(Settings):
+    """A dry run of a step, and what its time and cost are computed from."""
+
+    dry_run: bool = field(
+        False,
+        OUTPUT,
+        "Check everything and print rows, tokens, memory, time and cost, without loading the weights.",
+        affects="output",
+    )
+    tokens_per_second: float | None = field(
+        None,
+        OUTPUT,
+        "With --dry-run: rate of all GPUs together. Default: the rate that the run has measured.",
+        affects="output",
+        gt=0,
+    )
+    gpu_price: float | None = field(
+        None, OUTPUT, "With --dry-run: price of a GPU for an hour, to print the cost.", affects="output", ge=0
+    )
+    as_json: bool = field(False, OUTPUT, "With --dry-run: print JSON.", affects="output", alias="json")
+
+    @model_validator(mode="after")
+    def _only_with_dry_run(self) -> Self:
+        if not self.dry_run and (unread := self.not_default("tokens_per_second", "gpu_price", "as_json")):
+            raise ValueError(f"{keys_of(type(self))[unread[0]]}: has no effect without --dry-run")
+        return self
+
+
 class GenerateSettings(
     SourceSettings,
+    ShareSettings,
     BadRowSettings,
     ColumnSettings,
     StoredColumnSettings,
     FormatSettings,
     ModelSettings,
     SamplingSettings,
+    DryRunSettings,
 ):
     """Settings of :func:`rlt_data.steps.generate`."""
 
@@ -145,7 +177,7 @@ class RewardSettings(Settings):
     )
 
 
-class ScoreSettings(RunOrFilesSettings, FormatSettings, ModelSettings, RewardSettings):
+class ScoreSettings(RunOrFilesSettings, FormatSettings, ModelSettings, RewardSettings, DryRunSettings):
     """Settings of :func:`rlt_data.steps.score`; ``input`` is a run or a file of traces."""
 
     first_flags = (
@@ -327,7 +359,7 @@ class MergeSettings(Settings):
         return value
 
 
-class EvaluateSettings(FormatSettings, ModelSettings, SamplingSettings):
+class EvaluateSettings(ShareSettings, FormatSettings, ModelSettings, SamplingSettings, DryRunSettings):
     """Settings of :func:`rlt_data.steps.evaluate`."""
 
     first_flags = (

@@ -12,7 +12,7 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from math import comb
+from math import comb, nan
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,9 @@ from rlt_data.formats.views import SolutionIn
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import EvaluateSettings, InputSettings
+from rlt_data.steps.dry_run import StepPlan, opened
 from rlt_data.steps.provenance import recorded_engine, step_entry
-from rlt_data.steps.sampling import PendingSample, SamplingTask, sample_questions
+from rlt_data.steps.sampling import PendingSample, SamplingTask, plan_samples, sample_questions
 from rlt_data.storage.layout import default_run_path, run_log
 from rlt_data.storage.paths import StoragePath
 from rlt_data.storage.run import RunFolder
@@ -63,6 +64,7 @@ class Evaluation:
         mean_tokens: mean tokens per answer.
         failure: the most frequent reason in errors.jsonl; None if nothing failed.
         failure_rows: rows that failed for this reason.
+        plan: what a dry run found; the figures above are then NaN.
     """
 
     run: StoragePath
@@ -82,19 +84,21 @@ class Evaluation:
     mean_tokens: float
     failure: str | None = None
     failure_rows: int = 0
+    plan: StepPlan | None = None
 
 
 def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluation:
     """Sample and grade answers to a benchmark; implements ``rlt-data evaluate``.
 
-    Continues an earlier call with the same settings. Also writes the figures to RUN/evaluation.json.
+    Continues an earlier call with the same settings. Also writes the figures to RUN/evaluation.json. With ``dry_run``,
+    computes and writes nothing and returns a plan.
 
     Raises:
         RltDataError: a subclass from :mod:`rlt_data.errors`; existing rows are never lost.
     """
     benchmark = BENCHMARKS[settings.benchmark]
     source = _source(settings, benchmark)
-    run = RunFolder(settings.out or default_run_path(settings.benchmark, settings.model))
+    run = RunFolder(settings.out or default_run_path(settings.benchmark, settings.model, settings.share))
     settings = choose_engine(settings, recorded_engine(run.step("evaluate")))
     model = open_model(settings.model, settings)
     template = model.template
@@ -102,22 +106,46 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
     views = Views(format, template, model.control)
     views.check()
     depends_on = _dependencies(settings, model, format)
-    with run.locked(), Grader(benchmark.kind) as grader, closing(model):
+    with opened(run, dry_run=settings.dry_run) as inputs, Grader(benchmark.kind) as grader, closing(model):
         entry = step_entry(settings, depends_on, format, {"model": model})
         run.refuse_other_settings("evaluate", entry)
         reader_of = partial(BenchmarkReader, benchmark, settings)
-        ingest(run, source, format, [model.control], traces=False, reader_of=reader_of)
+        ingest(inputs, source, format, [model.control], traces=False, reader_of=reader_of)
+        sampling_task = _sampling_task(settings, views, content_hash(depends_on))
+        if settings.dry_run:
+            return _planned(run, settings, plan_samples(inputs, run, model, sampling_task))
         model.load(run.logs)
         run.record("evaluate", entry)
         with run_log(run):
-            sampling_task = _sampling_task(settings, views, content_hash(depends_on))
             sampled = sample_questions(run, model, sampling_task, progress)
             grade_answers(run, benchmark, views.solution_in, grader, progress)
             evaluation = evaluation_of(run, settings, sampled.failed)
             logger.info("evaluate: accuracy %.4f of %d answers", evaluation.accuracy, evaluation.answers)
-        excluded = ("run", "failure", "failure_rows")
+        excluded = ("run", "failure", "failure_rows", "plan")
         run.write_json("evaluation.json", {k: value for k, value in asdict(evaluation).items() if k not in excluded})
     return replace(evaluation, failure=sampled.failure, failure_rows=sampled.failure_rows)
+
+
+def _planned(run: RunFolder, settings: EvaluateSettings, plan: StepPlan) -> Evaluation:
+    """Return the plan of a dry run in an evaluation without figures."""
+    return Evaluation(
+        run=run.path,
+        benchmark=settings.benchmark,
+        model=settings.model,
+        questions=plan.questions,
+        answers=plan.done,
+        failed=0,
+        accuracy=nan,
+        low=nan,
+        high=nan,
+        pass_at={},
+        majority=nan,
+        formatted=nan,
+        truncated=nan,
+        ungraded=0,
+        mean_tokens=nan,
+        plan=plan,
+    )
 
 
 def _dependencies(settings: EvaluateSettings, model: Model, format: Format) -> dict[str, Any]:
@@ -133,10 +161,16 @@ def _dependencies(settings: EvaluateSettings, model: Model, format: Format) -> d
 
 def _source(settings: EvaluateSettings, benchmark: Benchmark) -> InputSettings:
     if settings.input is not None:
-        return InputSettings.model_validate(settings.model_dump(include={"input", "subset", "split", "limit"}))
+        return InputSettings.model_validate(settings.model_dump(include={"input", "subset", "split", "limit", "share"}))
     if benchmark.hub is None:
         raise SettingsError(f"--in: is required with --benchmark {settings.benchmark}, which has no default data set")
-    return InputSettings(input=benchmark.hub, subset=benchmark.subset, split=benchmark.split, limit=settings.limit)
+    return InputSettings(
+        input=benchmark.hub,
+        subset=benchmark.subset,
+        split=benchmark.split,
+        limit=settings.limit,
+        share=settings.share,
+    )
 
 
 def _sampling_task(settings: EvaluateSettings, views: Views, made_by: str) -> SamplingTask:

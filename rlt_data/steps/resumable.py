@@ -12,13 +12,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from rlt_data.engines import Engine, Failure
 from rlt_data.engines.watchdog import check_all_returned, describe_missing, watched
+from rlt_data.errors import RltDataError
 from rlt_data.progress import Progress
-from rlt_data.steps.provenance import StepSummary, most_frequent_failure
+from rlt_data.steps.provenance import StepSummary, most_frequent_failure, record_work
 from rlt_data.storage.errorlog import ErrorLog
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.writer import TableWriter
@@ -161,10 +163,13 @@ class ResumableTable(Generic[P]):
                     self._finish(pending.part)
                 check_all_returned(self.pending, self._log_tail())
         finally:
+            seconds = time.monotonic() - began
             self.errors.close()
             progress.finish()
+            if new:  # of an interrupted call too; its error matters more than a failure to record
+                with suppress(RltDataError):
+                    record_work(self.run, self._step, tokens, seconds)
         self.run.compact_all(self._table)
-        seconds = time.monotonic() - began
         failure, failure_rows = most_frequent_failure(self.run, self._step)
         return StepSummary(self.run.path, rows + new, new, len(self.errors), tokens, seconds, failure, failure_rows)
 

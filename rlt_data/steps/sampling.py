@@ -10,17 +10,18 @@ the missing rows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.compute as pc
 
-from rlt_data.engines import Failure, Model, PromptRequest, Sample, SampleRequest, Sampling
+from rlt_data.engines import Engine, Failure, Model, PromptRequest, Sample, SampleRequest, Sampling
 from rlt_data.formats import Encoding, Tokenizer, encode, tokens_inside
 from rlt_data.formats.spans import Ints, unmarked
 from rlt_data.progress import Progress
 from rlt_data.settings import SamplingSettings
+from rlt_data.steps.dry_run import StepPlan, plan_step
 from rlt_data.steps.provenance import StepSummary
 from rlt_data.steps.resumable import FinishedRow, ResumableTable
 from rlt_data.storage.run import RunFolder
@@ -97,39 +98,95 @@ def sample_questions(run: RunFolder, model: Model, task: SamplingTask, progress:
         task: what to sample.
         progress: receives every new row.
     """
-    table: ResumableTable[PendingSample] = ResumableTable(
+    table = _open_table(run, model, task, [model.engine])
+    rows = _rows(model, task, table)
+    own, _ = _own_samples(run, task)
+    # Other makers' samples, and those of earlier calls with a larger n, would push progress over 100 %.
+    surplus = run.count(task.table) - own
+    return table.fill(rows, progress, total=run.count("questions") * task.n, surplus=surplus)
+
+
+def plan_samples(
+    inputs: RunFolder, run: RunFolder, model: Model, task: SamplingTask, *, comparable: bool = True
+) -> StepPlan:
+    """Return what :func:`sample_questions` would compute, without loading the model.
+
+    Args:
+        inputs: a run with the questions.
+        run: the run with the samples.
+        model: the model to sample.
+        task: what to sample; its settings are those of the step.
+        comparable: see :func:`rlt_data.steps.dry_run.plan_step`.
+    """
+    table = _open_table(run, model, task, [])
+    own, mean_tokens = _own_samples(run, task)
+    sampling, context = _sampling(task), model.context_length
+    new = read = tokens = longest = 0
+    for part in inputs.parts("questions"):
+        questions = inputs.read("questions", part).to_pylist()
+        for prompt in _prompts(questions, run.keys(task.table, part), model, task, table):
+            if prompt.pending and not prompt.refusal:
+                room = sampling.room(prompt.encoding.ids, context)
+                new += len(prompt.pending)
+                read += len(prompt.encoding)
+                tokens += room * len(prompt.pending)
+                longest = max(longest, len(prompt.encoding) + room)
+    rows = inputs.count("questions") * task.n
+    return plan_step(
+        run,
+        task.step,
+        task.settings,
+        [model],
+        comparable=comparable,
+        questions=inputs.count("questions"),
+        rows=rows,
+        done=own,
+        new=new,
+        left_out=rows - own - new,
+        tokens_read=read,
+        tokens=tokens,
+        tokens_expected=None if mean_tokens is None else mean_tokens * new,
+        longest=longest,
+    )
+
+
+def _open_table(
+    run: RunFolder, model: Model, task: SamplingTask, engines: Sequence[Engine]
+) -> ResumableTable[PendingSample]:
+    return ResumableTable(
         run,
         task.step,
         task.table,
-        [model.engine],
+        engines,
         made_by=task.made_by,
         retry_errors=task.settings.retry_errors,
         stall_timeout=model.settings.stall_timeout,
     )
-    rows = _rows(model, task, table)
-    return table.fill(rows, progress, total=run.count("questions") * task.n, surplus=_surplus(run, task))
 
 
-def _surplus(run: RunFolder, task: SamplingTask) -> int:
-    """Return the number of other makers' samples and of those from earlier calls with a larger ``n``.
-
-    They would push progress over 100 %.
-    """
+def _own_samples(run: RunFolder, task: SamplingTask) -> tuple[int, float | None]:
+    """Return the number of the task's samples in the table, and their mean number of tokens; None without samples."""
     own = (pc.field("made_by") == task.made_by) & (pc.field("sample_index") < task.n)
-    tables = (run.read(task.table, part, ["sample_index", "made_by"]) for part in run.parts(task.table))
-    return sum(len(rows) - len(rows.filter(own)) for rows in tables)
+    columns = ["sample_index", "made_by", "completion_tokens"]
+    samples = [run.read(task.table, part, columns).filter(own) for part in run.parts(task.table)]
+    count = sum(map(len, samples))
+    tokens = sum(pc.sum(rows["completion_tokens"]).as_py() or 0 for rows in samples)
+    return count, tokens / count if count else None
 
 
 def _rows(model: Model, task: SamplingTask, table: ResumableTable[PendingSample]) -> Iterator[FinishedRow | Failure]:
     """Yield the pending rows as they finish."""
-    settings = task.settings
-    sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.max_tokens, task.stop)
-    for result in model.generate(_blocks(model, task, table), sampling):
+    for result in model.generate(_blocks(model, task, table), _sampling(task)):
         if isinstance(result, Failure):
             yield result
         else:
             row = task.row(result, table.pending[result.key])
             yield FinishedRow(result.key, row, result.completion_tokens)
+
+
+def _sampling(task: SamplingTask) -> Sampling:
+    settings = task.settings
+    return Sampling(settings.temperature, settings.top_p, settings.top_k, settings.max_tokens, task.stop)
 
 
 def _blocks(model: Model, task: SamplingTask, table: ResumableTable[PendingSample]) -> Iterator[list[PromptRequest]]:
@@ -151,37 +208,68 @@ def _block(
     table: ResumableTable[PendingSample],
 ) -> list[PromptRequest]:
     """Return requests for all samples of a part, including finished ones, so that batches are equal after a resume."""
-    tokenizer, errors = model.tokenizer, table.errors
-    ids = [question["question_id"] for question in questions]
-    keys = {id: [content_hash(task.made_by, id, index) for index in range(task.n)] for id in ids}
-    pending = {key for id in ids for key in keys[id] if table.is_pending(key, stored, group=id)}
-    if not pending:
-        return []
-    block = []
-    prompts = [task.prompt(question) for question in questions]
-    for question, prompt, encoding in zip(questions, prompts, encode(tokenizer, prompts), strict=True):
+    errors, block = table.errors, []
+    for prompt in _prompts(questions, stored, model, task, table):
+        question, encoding = prompt.question, prompt.encoding
         id = question["question_id"]
-        if reason := task.refusal(question) or _refuse_prompt(model, unmarked(prompt), encoding):
+        if prompt.refusal:
             if not errors.settled(id):
-                errors.add(id, reason, question["source_id"])
+                errors.add(id, prompt.refusal, question["source_id"])
             continue
         errors.resolve(id)
-        length = len(unmarked(prompt))
-        tail = tokens_inside(encoding, length - task.tail, length)
+        tail = tokens_inside(encoding, prompt.characters - task.tail, prompt.characters)
         samples = []
-        for index, key in enumerate(keys[id]):
+        for index, key in enumerate(prompt.keys):
             seed = sample_seed(task.settings.seed, id, index)
-            samples.append(SampleRequest(key, seed, key in pending))
-            if key in pending:
+            samples.append(SampleRequest(key, seed, key in prompt.pending))
+            if key in prompt.pending:
                 table.add(key, PendingSample(part, question, index, seed, encoding.ids[tail]))
         block.append(PromptRequest(encoding.ids, samples, tail=len(tail)))
     return block
 
 
-def _refuse_prompt(model: Model, prompt: str, encoding: Encoding) -> str | None:
+@dataclass(frozen=True)
+class _Prompt:
+    """The prompt of a question.
+
+    Attributes:
+        question: row of the questions table.
+        encoding: its tokens.
+        characters: its length.
+        refusal: why the question cannot be sampled, or None.
+        keys: keys of all samples, by index.
+        pending: keys of the samples to compute.
+    """
+
+    question: Question
+    encoding: Encoding
+    characters: int
+    refusal: str | None
+    keys: list[str]
+    pending: set[str]
+
+
+def _prompts(
+    questions: list[Question], stored: set[str], model: Model, task: SamplingTask, table: ResumableTable[PendingSample]
+) -> Iterator[_Prompt]:
+    """Yield the prompts of all questions of a part, if any of its samples is pending."""
+    ids = [question["question_id"] for question in questions]
+    keys = {id: [content_hash(task.made_by, id, index) for index in range(task.n)] for id in ids}
+    pending = {id: {key for key in keys[id] if table.is_pending(key, stored, group=id)} for id in ids}
+    if not any(pending.values()):
+        return
+    context = model.context_length
+    prompts = [task.prompt(question) for question in questions]
+    for question, prompt, encoding in zip(questions, prompts, encode(model.tokenizer, prompts), strict=True):
+        id, text = question["question_id"], unmarked(prompt)
+        refusal = task.refusal(question) or _refuse_prompt(model, context, text, encoding)
+        yield _Prompt(question, encoding, len(text), refusal, keys[id], pending[id])
+
+
+def _refuse_prompt(model: Model, context: int, prompt: str, encoding: Encoding) -> str | None:
     """Return why the model cannot continue a prompt, or None."""
-    if len(encoding) >= model.engine.context_length:
-        return f"the prompt has {len(encoding)} tokens, the context is {model.engine.context_length}"
+    if len(encoding) >= context:
+        return f"the prompt has {len(encoding)} tokens, the context is {context}"
     if (word := _unknown_word(model.tokenizer, prompt, encoding)) is not None:
         return f"the model's vocabulary lacks words of this question, such as {word!r}; use another model"
     return None

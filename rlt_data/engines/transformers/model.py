@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlt_data.engines.config import context_length_of, load_config, pick_device, pick_dtype
+from rlt_data.engines.config import cache_bytes, context_length_of, load_config, pick_device, pick_dtype
 from rlt_data.engines.models import Checkpoint
 from rlt_data.engines.transformers import attention
 from rlt_data.engines.transformers.cache import GrowingCache
@@ -136,10 +136,7 @@ class CausalModel:
     @property
     def bytes_per_token(self) -> int:
         """Size of one token's keys and values, in bytes."""
-        config = self._text_config
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(2 * config.num_hidden_layers * heads * size * self.dtype.itemsize)
+        return cache_bytes(self._text_config, 1, self.dtype.itemsize)
 
     def use_blocks(self) -> None:
         """Use attention in blocks, if the model can; not for training."""
