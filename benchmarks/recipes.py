@@ -76,7 +76,9 @@ class Priced(Experiment):
         An input without a name is one that the recipe selects from the last run; all its questions count.
         """
         name = settings.input or next(reversed(self.sizes))
-        questions, rows = self.sizes.get(name) or (ROWS[name], ROWS[name])
+        if name not in self.sizes and name not in ROWS:
+            raise SystemExit(f"{self.recipe}: add the number of rows of {name} to ROWS of benchmarks/recipes.py")
+        questions, rows = self.sizes[name] if name in self.sizes else (ROWS[name], ROWS[name])
         limit = getattr(settings, "limit", None) or rows
         return min(questions, limit), min(rows, limit)
 

@@ -87,7 +87,7 @@ def print_summary(step: Step, settings: Settings, summary: Any) -> int:
 
 def _print_rows(rows: str, settings: GenerateSettings | ScoreSettings, summary: StepSummary) -> int:
     if summary.plan:
-        return print_plan(rows, settings, summary.plan)
+        return _print_plan(rows, settings, summary.plan)
     rate = f", {summary.tokens / summary.seconds:,.0f} tokens/s" if summary.new and summary.seconds else ""
     _console.print(
         f"{summary.rows} {rows} ({summary.new} new) in {_plain(summary.run)}; {summary.failed} failed; "
@@ -100,7 +100,7 @@ print_traces = partial(_print_rows, "traces")
 print_scores = partial(_print_rows, "scores")
 
 
-def print_plan(rows: str, settings: GenerateSettings | ScoreSettings | EvaluateSettings, plan: StepPlan) -> int:
+def _print_plan(rows: str, settings: GenerateSettings | ScoreSettings | EvaluateSettings, plan: StepPlan) -> int:
     """Print what a dry run found."""
     if settings.as_json:
         typer.echo(json.dumps(asdict(plan), indent=2))
@@ -290,7 +290,7 @@ def _print_pushed(summary: PushSummary) -> None:
 def print_evaluation(settings: EvaluateSettings, result: Evaluation) -> int:
     """Print the accuracy of a model on a benchmark, and return the exit code."""
     if result.plan:
-        return print_plan("answers", settings, result.plan)
+        return _print_plan("answers", settings, result.plan)
     pass_at = ", ".join(f"pass@{k} {share:.1%}" for k, share in result.pass_at.items())
     lines = [
         f"{result.model} on {result.benchmark}: {result.answers} answers to {result.questions} questions "

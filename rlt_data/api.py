@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from rlt_data.calls import call_step, documented, make_settings
 from rlt_data.errors import InputError, SettingsError, one_line
 from rlt_data.progress import Progress, choose_progress
-from rlt_data.run import Run, read_dataset
+from rlt_data.run import Run, read_dataset, run_of
 from rlt_data.scoring import reward
 from rlt_data.settings import (
     CheckSettings,
@@ -96,7 +96,7 @@ def generate(*settings: Any, progress: bool | Progress = False, **keywords: Any)
     """Sample explanations from a teacher that sees each question and its solution.
 
     Returns:
-        The run; ``run.summary`` has rows, failed rows and tokens.
+        The run; ``run.summary`` has rows, failed rows and tokens, or the ``plan`` of a dry run.
     """
     return _run("generate", settings, keywords, progress)
 
@@ -106,7 +106,7 @@ def score(*settings: Any, progress: bool | Progress = False, **keywords: Any) ->
     """Score traces by how much they help a student, and how natural it finds them (the RLT reward).
 
     Returns:
-        The run; ``run.summary`` has rows, failed rows and tokens.
+        The run; ``run.summary`` has rows, failed rows and tokens, or the ``plan`` of a dry run.
     """
     return _run("score", settings, keywords, progress)
 
@@ -206,7 +206,7 @@ def evaluate(*settings: Any, progress: bool | Progress = False, **keywords: Any)
     """Measure a model's accuracy on a benchmark: sample answers in the student's format, and grade them.
 
     Returns:
-        Accuracy with its 95 % interval, pass@k, and lengths.
+        Accuracy with its 95 % interval, pass@k, and lengths; only ``plan`` after a dry run.
     """
     return call_step("evaluate", settings, keywords, progress)  # type: ignore[no-any-return]
 
@@ -273,4 +273,4 @@ def stats(run: Run | str | PathLike[str], *, where: str | Sequence[str] = ()) ->
 
 
 def _run(step: str, settings: tuple[Any, ...], keywords: dict[str, Any], progress: bool | Progress) -> Run:
-    return Run.of(call_step(step, settings, keywords, progress))
+    return run_of(call_step(step, settings, keywords, progress))

@@ -161,26 +161,26 @@ class Run:
 
         return report(make_settings(ReportSettings, (str(self.path),), settings), choose_progress(progress))
 
-    @classmethod
-    def of(cls, summary: Any) -> Run:
-        """Return the run of a step's summary, with the summary. After a dry run, its folder need not exist."""
-        if getattr(summary, "plan", None):
-            run = cls.__new__(cls)
-            run._folder = RunFolder(summary.run.absolute())
-        else:
-            run = cls(str(summary.run))
-        run.summary = summary
-        return run
-
     def _extended(self, step: str, settings: dict[str, Any], progress: bool | Progress) -> Run:
         summary = self._call(step, settings, progress)
         if summary.run != self.path:
-            return Run.of(summary)
+            return run_of(summary)
         self.summary = summary
         return self
 
     def _call(self, step: str, settings: dict[str, Any], progress: bool | Progress) -> Any:
         return call_step(step, (str(self.path),), settings, progress)
+
+
+def run_of(summary: Any) -> Run:
+    """Return the run of a step's summary, with the summary. After a dry run, its folder need not exist."""
+    if getattr(summary, "plan", None):
+        run = Run.__new__(Run)
+        run._folder = RunFolder(summary.run.absolute())
+    else:
+        run = Run(str(summary.run))
+    run.summary = summary
+    return run
 
 
 def read_dataset(folder: StoragePath) -> datasets.Dataset:

@@ -167,10 +167,11 @@ def _open_table(
 def _own_samples(run: RunFolder, task: SamplingTask) -> tuple[int, float | None]:
     """Return the number of the task's samples in the table, and their mean number of tokens; None without samples."""
     own = (pc.field("made_by") == task.made_by) & (pc.field("sample_index") < task.n)
-    columns = ["sample_index", "made_by", "completion_tokens"]
-    samples = [run.read(task.table, part, columns).filter(own) for part in run.parts(task.table)]
-    count = sum(map(len, samples))
-    tokens = sum(pc.sum(rows["completion_tokens"]).as_py() or 0 for rows in samples)
+    count = tokens = 0
+    for part in run.parts(task.table):
+        rows = run.read(task.table, part, ["sample_index", "made_by", "completion_tokens"]).filter(own)
+        count += len(rows)
+        tokens += pc.sum(rows["completion_tokens"]).as_py() or 0
     return count, tokens / count if count else None
 
 
