@@ -4,7 +4,7 @@
 #   job=$(sbatch --parsable --array=1-8 --gpus=1 pipeline.sh)
 #   sbatch --dependency=afterok:$job pipeline.sh
 #
-# Submit jobs that failed or ran out of time again by their numbers, such as --array=3,5: they continue where they stopped.
+# If jobs failed or ran out of time, submit their numbers again, such as --array=3,5: they continue where they stopped.
 # The variables below, such as QUESTIONS and TEACHER, can be set before sbatch.
 #SBATCH --job-name=rlt-data
 #SBATCH --cpus-per-task=8
