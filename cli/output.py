@@ -235,6 +235,16 @@ def print_evaluation(_: Settings, result: Evaluation) -> int:
         f"in the student's format {result.formatted:.1%}, truncated {result.truncated:.1%}, "
         f"{result.mean_tokens:,.0f} tokens on average",
     ]
+    if result.extended is not None and result.cut is not None:
+        lines.append(
+            f"budget forcing: extended {result.extended:.1%} of the thoughts, closed {result.cut:.1%} at the maximum"
+        )
+    if result.prompts:
+        source = " ".join(filter(None, (result.prompts.source, result.prompts.version)))
+        lines += [
+            f"prompts of {source}: {result.prompts.question_template!r}",
+            f"system text: {result.prompts.solver_system!r}",
+        ]
     if result.ungraded:
         lines.append(f"{result.ungraded} answers on which the grader crashed or timed out count as wrong")
     if result.failed:

@@ -10,9 +10,10 @@ the missing rows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.compute as pc
 
@@ -30,6 +31,25 @@ Question = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Start:
+    """What a sample already has when it is requested.
+
+    Attributes:
+        text: text after the prompt of the question.
+        tokens: tokens of this text.
+        prompt_tokens: tokens of the prompt of the question, if there is text after it.
+        max_tokens: maximum number of tokens to sample; None: that of the settings.
+        ended: finish reason of a sample that needs no more tokens.
+    """
+
+    text: str = ""
+    tokens: int = 0
+    prompt_tokens: int = 0
+    max_tokens: int | None = None
+    ended: Literal["eos", "length"] | None = None
+
+
+@dataclass(frozen=True)
 class PendingSample:
     """A sample that has been requested from the engine.
 
@@ -39,6 +59,7 @@ class PendingSample:
         sample_index: 0 to n - 1.
         seed: seed of the sample.
         prefill_ids: last tokens of the prompt, whose log-probs are stored with the sample.
+        start: what the sample already had.
     """
 
     part: int
@@ -46,6 +67,7 @@ class PendingSample:
     sample_index: int
     seed: int
     prefill_ids: Ints
+    start: Start
 
     @property
     def source_id(self) -> str | None:
@@ -68,6 +90,9 @@ class SamplingTask:
         refusal: returns why a question cannot be sampled, or None.
         tail: number of characters at the end of each prompt whose tokens get log-probs.
         row: returns the row of a sample.
+        starts: returns what the samples of a part already have, by question and index; the others are left out. None:
+            all samples start at the prompt of their question.
+        stage: number of earlier tasks that drew tokens of the same samples; each stage has other seeds.
     """
 
     step: str
@@ -80,12 +105,14 @@ class SamplingTask:
     refusal: Callable[[Question], str | None]
     tail: int
     row: Callable[[Sample, PendingSample], dict[str, Any]]
+    starts: Callable[[int], Mapping[tuple[str, int], Start]] | None = None
+    stage: int = 0
 
 
-def sample_seed(seed: int, question_id: str, sample_index: int) -> int:
+def sample_seed(seed: int, question_id: str, sample_index: int, stage: int = 0) -> int:
     """Return the sample's 64-bit seed, independent of batch and machine."""
-    digest = hashlib.blake2b(f"{seed}/{question_id}/{sample_index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
+    text = f"{seed}/{question_id}/{sample_index}" + (f"/{stage}" if stage else "")
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def sample_questions(run: RunFolder, model: Model, task: SamplingTask, progress: Progress) -> StepSummary:
@@ -104,10 +131,14 @@ def sample_questions(run: RunFolder, model: Model, task: SamplingTask, progress:
         [model.engine],
         made_by=task.made_by,
         retry_errors=task.settings.retry_errors,
+        follows_retries=task.starts is not None,
         stall_timeout=model.settings.stall_timeout,
     )
     rows = _rows(model, task, table)
-    return table.fill(rows, progress, total=run.count("questions") * task.n, surplus=_surplus(run, task))
+    total = run.count("questions") * task.n
+    if task.starts:
+        total = sum(len(task.starts(part)) for part in run.parts("questions"))
+    return table.fill(rows, progress, total=total, surplus=_surplus(run, task))
 
 
 def _surplus(run: RunFolder, task: SamplingTask) -> int:
@@ -124,19 +155,26 @@ def _rows(model: Model, task: SamplingTask, table: ResumableTable[PendingSample]
     """Yield the pending rows as they finish."""
     settings = task.settings
     sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.max_tokens, task.stop)
-    for result in model.generate(_blocks(model, task, table), sampling):
-        if isinstance(result, Failure):
-            yield result
-        else:
-            row = task.row(result, table.pending[result.key])
-            yield FinishedRow(result.key, row, result.completion_tokens)
+    ended: deque[Sample] = deque()
+    for result in model.generate(_blocks(model, task, table, ended), sampling):
+        while ended:
+            yield _finished(ended.popleft(), task, table)
+        yield result if isinstance(result, Failure) else _finished(result, task, table)
+    for sample in ended:
+        yield _finished(sample, task, table)
 
 
-def _blocks(model: Model, task: SamplingTask, table: ResumableTable[PendingSample]) -> Iterator[list[PromptRequest]]:
-    """Yield the requests of each part that has pending rows."""
+def _finished(sample: Sample, task: SamplingTask, table: ResumableTable[PendingSample]) -> FinishedRow:
+    return FinishedRow(sample.key, task.row(sample, table.pending[sample.key]), sample.completion_tokens)
+
+
+def _blocks(
+    model: Model, task: SamplingTask, table: ResumableTable[PendingSample], ended: deque[Sample]
+) -> Iterator[list[PromptRequest]]:
+    """Yield the requests of each part that has pending rows; ``ended`` gets the samples that need no more tokens."""
     for part, stored in table.parts("questions"):
         questions = table.run.read("questions", part).to_pylist()
-        block = _block(part, questions, stored, model, task, table)
+        block = _block(part, questions, stored, model, task, table, ended)
         if any(sample.emit for request in block for sample in request.samples):
             # Longest prompts first, so that a prompt that does not fit in memory fails early.
             yield sorted(block, key=lambda request: -len(request.ids))
@@ -149,19 +187,32 @@ def _block(
     model: Model,
     task: SamplingTask,
     table: ResumableTable[PendingSample],
+    ended: deque[Sample],
 ) -> list[PromptRequest]:
     """Return requests for all samples of a part, including finished ones, so that batches are equal after a resume."""
     tokenizer, errors = model.tokenizer, table.errors
     ids = [question["question_id"] for question in questions]
-    keys = {id: [content_hash(task.made_by, id, index) for index in range(task.n)] for id in ids}
-    pending = {key for id in ids for key in keys[id] if table.is_pending(key, stored, group=id)}
+    starts = (
+        {(id, index): Start() for id in ids for index in range(task.n)} if task.starts is None else task.starts(part)
+    )
+    keys = {sample: content_hash(task.made_by, *sample) for sample in starts}
+    pending = {key for sample, key in keys.items() if table.is_pending(key, stored, group=sample[0])}
     if not pending:
         return []
+    samples_of: dict[tuple[str, Start], list[int]] = defaultdict(list)  # samples with the same start share a prompt
+    for (id, index), start in starts.items():
+        samples_of[id, start].append(index)
+    by_id = dict(zip(ids, questions, strict=True))
+    prompts = [task.prompt(by_id[id]) + start.text for id, start in samples_of]
     block = []
-    prompts = [task.prompt(question) for question in questions]
-    for question, prompt, encoding in zip(questions, prompts, encode(tokenizer, prompts), strict=True):
-        id = question["question_id"]
-        if reason := task.refusal(question) or _refuse_prompt(model, unmarked(prompt), encoding):
+    for ((id, start), indices), prompt, encoding in zip(
+        samples_of.items(), prompts, encode(tokenizer, prompts), strict=True
+    ):
+        question, finish = by_id[id], start.ended
+        if start.text:
+            if not finish and len(encoding) >= model.engine.context_length:
+                finish = "length"
+        elif reason := task.refusal(question) or _refuse_prompt(model, unmarked(prompt), encoding):
             if not errors.settled(id):
                 errors.add(id, reason, question["source_id"])
             continue
@@ -169,12 +220,15 @@ def _block(
         length = len(unmarked(prompt))
         tail = tokens_inside(encoding, length - task.tail, length)
         samples = []
-        for index, key in enumerate(keys[id]):
-            seed = sample_seed(task.settings.seed, id, index)
+        for index in indices:
+            key, seed = keys[id, index], sample_seed(task.settings.seed, id, index, task.stage)
             samples.append(SampleRequest(key, seed, key in pending))
             if key in pending:
-                table.add(key, PendingSample(part, question, index, seed, encoding.ids[tail]))
-        block.append(PromptRequest(encoding.ids, samples, tail=len(tail)))
+                table.add(key, PendingSample(part, question, index, seed, encoding.ids[tail], start))
+                if finish:
+                    ended.append(Sample(key, "", None, None, None, finish, len(encoding), 0))
+        if not finish:
+            block.append(PromptRequest(encoding.ids, samples, tail=len(tail), max_tokens=start.max_tokens))
     return block
 
 
@@ -182,12 +236,12 @@ def _refuse_prompt(model: Model, prompt: str, encoding: Encoding) -> str | None:
     """Return why the model cannot continue a prompt, or None."""
     if len(encoding) >= model.engine.context_length:
         return f"the prompt has {len(encoding)} tokens, the context is {model.engine.context_length}"
-    if (word := _unknown_word(model.tokenizer, prompt, encoding)) is not None:
+    if (word := unknown_word(model.tokenizer, prompt, encoding)) is not None:
         return f"the model's vocabulary lacks words of this question, such as {word!r}; use another model"
     return None
 
 
-def _unknown_word(tokenizer: Tokenizer, prompt: str, encoding: Encoding) -> str | None:
+def unknown_word(tokenizer: Tokenizer, prompt: str, encoding: Encoding) -> str | None:
     """Return the first word of a prompt that the tokenizer maps to its unknown token, or None."""
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown in (None, tokenizer.bos_token_id, tokenizer.eos_token_id):  # GPT-2 has one token for all three
