@@ -6,6 +6,7 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
     from rlt_data.reporting.report import ReportSummary
     from rlt_data.settings import (
         CheckSettings,
+        CompareSettings,
         CountdownSettings,
         FineTuneSettings,
         PolicySettings,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
     )
     from rlt_data.signals.funnel import FunnelStep
     from rlt_data.statistics import Stats
+    from rlt_data.steps.compare import Comparison
     from rlt_data.steps.countdown import CountdownSummary
     from rlt_data.steps.curate import CurateSummary
     from rlt_data.steps.distill import DistillSummary
@@ -252,6 +255,33 @@ def print_evaluation(_: Settings, result: Evaluation) -> int:
     for line in lines:
         _console.print(_plain(line))
     return _failures(result)
+
+
+def print_comparison(settings: CompareSettings, comparison: Comparison) -> None:
+    """Print two evaluations on their common questions."""
+    if settings.as_json:
+        typer.echo(json.dumps(asdict(comparison), indent=2))
+        return
+    first, second, both = comparison.first, comparison.second, comparison.both
+    _print_text(f"{comparison.benchmark}, {comparison.questions:,} common questions")
+    for name, side in (("first", first), ("second", second)):
+        _print_text(
+            f"{name}: {side.model} in {side.run}, accuracy {side.accuracy:.1%} ({side.answers:g} answers per question)"
+        )
+    _print_text(
+        f"second - first: {100 * comparison.difference:+.1f} points (95 % interval {100 * comparison.low:+.1f} to "
+        f"{100 * comparison.high:+.1f}); McNemar's exact test p = {comparison.p_value:.3g}"
+    )
+    either = first.solved + second.solved - both
+    overlap = "" if comparison.overlap is None else f"; both solve {comparison.overlap:.1%} of those that one solves"
+    _print_text(
+        f"solved (more than half of the answers are correct): both {both:,}, only the first {first.solved - both:,}, "
+        f"only the second {second.solved - both:,}, neither {comparison.questions - either:,}{overlap}"
+    )
+    if others := [f"{side.other_questions:,} only in {side.run}" for side in (first, second) if side.other_questions]:
+        _print_text(f"left out: questions {' and '.join(others)}")
+    if comparison.settings:
+        _print_text(f"different settings: {comparison.settings}")
 
 
 def print_training(settings: FineTuneSettings, summary: TrainingSummary) -> None:

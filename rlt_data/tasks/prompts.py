@@ -114,7 +114,7 @@ def _of_lighteval(benchmark: str) -> Prompts:
 
 def _prompt_function(file: Path, name: str) -> Callable[[dict[str, str]], Any]:
     """Compile a prompt function and the templates of its module, without the module's imports."""
-    body = [
+    body: list[ast.stmt] = [
         node
         for node in ast.parse(file.read_text(encoding="utf-8")).body
         if (isinstance(node, ast.FunctionDef) and node.name == name)
