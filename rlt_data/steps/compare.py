@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from rlt_data.errors import RunFolderError, SettingsError
@@ -14,6 +15,7 @@ from rlt_data.settings import CompareSettings
 from rlt_data.storage.changes import describe_changes
 from rlt_data.storage.run import RunFolder
 
+#: Bootstrap resamples of the questions.
 _RESAMPLES = 10_000
 
 
@@ -48,7 +50,7 @@ class Comparison:
         second: the second evaluation.
         questions: common questions.
         difference: accuracy of the second minus that of the first.
-        low: lower end of its 95 % interval, from a paired percentile bootstrap over questions.
+        low: lower end of its 95 % interval, from a paired bootstrap over questions.
         high: its upper end.
         both: questions that both solve.
         p_value: two-sided p-value of McNemar's exact test: the binomial test on the questions that only one solves.
@@ -77,7 +79,7 @@ def compare(settings: CompareSettings) -> Comparison:
         SettingsError: the evaluations have different benchmarks or questions, or scipy is missing.
     """
     try:
-        from scipy import stats
+        from scipy.stats import binomtest
     except ImportError:
         raise SettingsError("compare needs scipy; pip install 'rlt-data[eval]'") from None
     runs = [RunFolder.existing(name) for name in settings.input]
@@ -95,9 +97,7 @@ def compare(settings: CompareSettings) -> Comparison:
     rates = common["rate"].to_numpy(), common["rate_second"].to_numpy()
     solved = rates[0] > 0.5, rates[1] > 0.5
     differences = rates[1] - rates[0]
-    interval = stats.bootstrap(
-        (differences,), np.mean, n_resamples=_RESAMPLES, batch=1000, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
+    low, high = bootstrap_interval(differences)
     both, either = int((solved[0] & solved[1]).sum()), int((solved[0] | solved[1]).sum())
     only_first = int(solved[0].sum()) - both
     first, second = (
@@ -117,13 +117,26 @@ def compare(settings: CompareSettings) -> Comparison:
         second=second,
         questions=len(common),
         difference=float(differences.mean()),
-        low=float(interval.low),
-        high=float(interval.high),
+        low=low,
+        high=high,
         both=both,
-        p_value=float(stats.binomtest(only_first, either - both).pvalue) if either > both else 1.0,
+        p_value=float(binomtest(only_first, either - both).pvalue) if either > both else 1.0,
         overlap=both / either if either else None,
         settings=describe_changes(_without_model(entries[0]), _without_model(entries[1]), "{key}: {old} and {new}"),
     )
+
+
+def bootstrap_interval(values: npt.NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % percentile bootstrap interval of the mean over questions.
+
+    Args:
+        values: one value per question, such as the share of its answers that are correct, shape (questions,). The
+            answers to a question are not independent, so whole questions are drawn.
+        seed: seed of the resamples.
+    """
+    draws = np.random.default_rng(seed).integers(len(values), size=(_RESAMPLES, len(values)))
+    low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _rates(run: RunFolder, entry: Mapping[str, Any]) -> pl.DataFrame:

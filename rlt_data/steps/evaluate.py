@@ -26,6 +26,7 @@ from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import EvaluateSettings, InputSettings
 from rlt_data.steps.budget_forcing import BudgetForcing
+from rlt_data.steps.compare import bootstrap_interval
 from rlt_data.steps.provenance import recorded_engine, step_entry
 from rlt_data.steps.sampling import PendingSample, SamplingTask, sample_questions
 from rlt_data.storage.layout import default_run_path, run_log
@@ -38,9 +39,6 @@ from rlt_data.tasks.grading import Grade, Grader, final_answer
 from rlt_data.tasks.prompts import Prompts, load_prompts
 
 logger = logging.getLogger(__name__)
-
-#: Bootstrap resamples of the questions for the confidence interval.
-_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -230,8 +228,7 @@ def evaluation_of(run: RunFolder, settings: EvaluateSettings, failed: int) -> Ev
     by_question = grades.group_by("question_id", maintain_order=True).agg("correct", "answer")
     counts = [(sum(correct), len(correct)) for correct in by_question["correct"]]
     accuracy = np.array([correct / samples for correct, samples in counts])
-    draws = np.random.default_rng(settings.seed).integers(len(accuracy), size=(_RESAMPLES, len(accuracy)))
-    low, high = np.quantile(accuracy[draws].mean(1), [0.025, 0.975])
+    low, high = bootstrap_interval(accuracy, settings.seed)
     fewest = min(samples for _, samples in counts)
     ks = sorted({2**power for power in range(fewest.bit_length())} | {fewest})
     return Evaluation(
@@ -242,8 +239,8 @@ def evaluation_of(run: RunFolder, settings: EvaluateSettings, failed: int) -> Ev
         answers=len(grades),
         failed=failed,
         accuracy=float(accuracy.mean()),
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         pass_at={k: float(np.mean([_pass_at(k, *count) for count in counts])) for k in ks},
         majority=float(np.mean([_majority(*row) for row in by_question.select("correct", "answer").iter_rows()])),
         formatted=float(grades["formatted"].sum()) / len(grades),

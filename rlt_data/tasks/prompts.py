@@ -98,7 +98,7 @@ def _of_lighteval(benchmark: str) -> Prompts:
     choices = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
     record = dict.fromkeys(fields, _QUESTION) | dict.fromkeys(choices, _CHOICE) | {"solution": "", "answer": ""}
     try:
-        query = str(_prompt_function(file, function)(record).query)
+        query = _user_message(_prompt_function(file, function)(record))
     except Exception as error:  # noqa: BLE001 - another version of lighteval may fail in any way
         reason = f"{type(error).__name__}: {first_line(error)}"
     else:
@@ -110,6 +110,14 @@ def _of_lighteval(benchmark: str) -> Prompts:
         f"--prompts: cannot read {function} of lighteval {version} ({reason}); pip install --no-deps "
         f"lighteval=={_LIGHTEVAL_VERSION}"
     )
+
+
+def _user_message(doc: Any) -> str:
+    """Return the message that lighteval makes of a ``Doc``: the instruction directly before the rest of the query."""
+    query, instruction = str(doc.query), getattr(doc, "instruction", None)
+    if instruction is None:
+        return query
+    return str(instruction) + (query[len(instruction) :].strip() if query.startswith(instruction) else query)
 
 
 def _prompt_function(file: Path, name: str) -> Callable[[dict[str, str]], Any]:
