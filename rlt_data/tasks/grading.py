@@ -78,8 +78,8 @@ def final_answer(solution: str) -> str:
 def stated_answer(text: str) -> str | None:
     """Return the final answer that a text states: the last LaTeX box, else the text after "answer is"; None if none.
 
-    A line after the last box that starts with "answer:" counts instead, because some prompts ask for such a line. Longer
-    answers than 1000 characters do not count, nor does a heading that starts with ``####``.
+    A line after the last box that starts with "answer:" counts instead, because some prompts ask for such a line.
+    Answers longer than 1000 characters do not count, nor does a heading that starts with ``####``.
     """
     boxes = list(_BOX.finditer(text))
     if not boxes:
