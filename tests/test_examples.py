@@ -68,3 +68,11 @@ def test_the_notebook_holds_the_outputs_of_its_cells() -> None:
     for cell in cells:
         exec("".join(cell["source"]), names)
     assert names["dataset"][0]["messages"][-1]["content"] in "".join(cells[-1]["outputs"][0]["data"]["text/plain"])
+
+
+def test_the_task_for_lm_eval_grades_as_evaluate_does() -> None:
+    process_results = runpy.run_path(str(EXAMPLES / "lm_eval" / "rlt_countdown.py"))["process_results"]
+    problem = {"numbers": [8, 11, 1], "target": 4}
+    text = "<thought> 8 + 1 = 9 no </thought> <solution> {} "
+    assert process_results(problem, [text.format("11 + 1 - 8")]) == {"accuracy": 1.0}
+    assert process_results(problem, [text.format("11 - 8")]) == {"accuracy": 0.0}

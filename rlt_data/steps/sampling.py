@@ -49,6 +49,10 @@ class Start:
     ended: Literal["eos", "length"] | None = None
 
 
+#: The start of a sample without text.
+_FIRST = Start()
+
+
 @dataclass(frozen=True)
 class PendingSample:
     """A sample that has been requested from the engine.
@@ -193,7 +197,7 @@ def _block(
     tokenizer, errors = model.tokenizer, table.errors
     ids = [question["question_id"] for question in questions]
     starts = (
-        {(id, index): Start() for id in ids for index in range(task.n)} if task.starts is None else task.starts(part)
+        {(id, index): _FIRST for id in ids for index in range(task.n)} if task.starts is None else task.starts(part)
     )
     keys = {sample: content_hash(task.made_by, *sample) for sample in starts}
     pending = {key for sample, key in keys.items() if table.is_pending(key, stored, group=sample[0])}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,7 +42,7 @@ class Prompts:
     """The texts that a model sees with a question.
 
     Attributes:
-        source: ``rlt`` (those of the format), ``lighteval``, or the name of a file.
+        source: ``rlt`` (``format NAME`` in records), ``lighteval``, or the name of a file.
         version: version of lighteval.
         question_template: user message, in which ``{question}`` is replaced by the question; None: the format's.
         solver_system: system text; empty for none. None: the format's.
@@ -60,8 +60,9 @@ class Prompts:
         return format.model_copy(update={"question_template": template, "solver_system": system})
 
     def completed(self, format: Format) -> Prompts:
-        """Return the texts with those of the format that they are applied to, for records."""
-        return replace(self, question_template=format.question_template, solver_system=format.solver_text)
+        """Return all texts of the format that these were applied to, for records."""
+        source = f"format {format.name}" if self.source == "rlt" else self.source
+        return Prompts(source, self.version, format.question_template, format.solver_text)
 
 
 def load_prompts(name: str, benchmark: str) -> Prompts:

@@ -62,7 +62,7 @@ def test_thoughts_are_extended_and_closed(problems: str) -> None:
             text += thought["completion"]
             tokens += thought["completion_tokens"]
             if thought["extension"] < own["extension"].max():
-                text, tokens = text.removesuffix(" </thought>").rstrip() + WAIT, tokens + 1
+                text, tokens = text.removesuffix("</thought>") + WAIT, tokens + 1
         extended += len(own) > 1
         assert own["extension"].to_list() == list(range(len(own))) and len(own) <= 3
         if own["finish_reason"][-1] == "length":
