@@ -113,7 +113,7 @@ def test_where_leaves_questions_that_ask_for_a_program_out(rlt: Rlt, tmp_path: P
     where = re.search(r'--where "(.*?)"', warning)
     assert where and warning.startswith("warning: 1 row: ")
     shown = rlt("show", "run", "--where", where[1]).stdout
-    assert "What is 2 + 3?" in shown and "executable" not in shown
+    assert "What is 2 + 3?" in shown and "Print n." not in shown
 
 
 @pytest.mark.parametrize(
