@@ -273,10 +273,10 @@ def print_comparison(settings: CompareSettings, comparison: Comparison) -> None:
         f"{100 * comparison.high:+.1f}); McNemar's exact test p = {comparison.p_value:.3g}"
     )
     either = first.solved + second.solved - both
-    overlap = "" if comparison.overlap is None else f"; both solve {comparison.overlap:.1%} of those that one solves"
+    overlap = "" if comparison.overlap is None else f" ({comparison.overlap:.1%} of those that at least one solves)"
     _print_text(
-        f"solved (more than half of the answers are correct): both {both:,}, only the first {first.solved - both:,}, "
-        f"only the second {second.solved - both:,}, neither {comparison.questions - either:,}{overlap}"
+        f"solved (more than half of the answers are correct): both {both:,}{overlap}, only the first "
+        f"{first.solved - both:,}, only the second {second.solved - both:,}, neither {comparison.questions - either:,}"
     )
     if others := [f"{side.other_questions:,} only in {side.run}" for side in (first, second) if side.other_questions]:
         _print_text(f"left out: questions {' and '.join(others)}")

@@ -109,13 +109,12 @@ class BudgetForcing:
 
     def shares(self, run: RunFolder) -> tuple[float, float]:
         """Return the shares of the finished thoughts that were extended, and that were closed at the maximum."""
-        thoughts = [thought for part in run.parts("thoughts") for _, thought in self.thoughts(run, part)]
-        finished = [thought for thought in thoughts if not thought.open]
-        extended, cut = (
-            sum(bool(getattr(thought, name)) for thought in finished) / max(len(finished), 1)
-            for name in ("extensions", "cut")
-        )
-        return extended, cut
+        finished = extended = cut = 0
+        for part in run.parts("thoughts"):
+            for _, thought in self.thoughts(run, part):
+                if not thought.open:
+                    finished, extended, cut = finished + 1, extended + bool(thought.extensions), cut + thought.cut
+        return extended / max(finished, 1), cut / max(finished, 1)
 
     def _maker(self, stage: int) -> str:
         return content_hash(self._made_by, "thought", stage)

@@ -121,7 +121,8 @@ def test_the_command_prints_what_it_found(rlt: Rlt, tmp_path: Path) -> None:
     runs = evaluation(tmp_path / "a", first, seed=1), evaluation(tmp_path / "b", second, seed=2)
     text = rlt("compare", *runs).stdout
     assert "math, 21 common questions" in text and "second - first: +19.0 points" in text
-    assert "both 10, only the first 2, only the second 6, neither 3" in text and "p = 0.289" in text
+    assert "both 10 (55.6% of those that at least one solves), only the first 2" in text
+    assert "only the second 6, neither 3" in text and "p = 0.289" in text
     assert f"left out: questions 1 only in {runs[1]}" in text
     assert "different settings: seed: 1 and 2" in text
     assert json.loads(rlt("compare", *runs, "--json").stdout)["second"]["other_questions"] == 1
