@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
     from rlt_data.reporting.report import ReportSummary
     from rlt_data.settings import (
         CheckSettings,
+        CompareSettings,
         CountdownSettings,
         EvaluateSettings,
         FineTuneSettings,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
     )
     from rlt_data.signals.funnel import FunnelStep
     from rlt_data.statistics import Stats
+    from rlt_data.steps.compare import Comparison
     from rlt_data.steps.countdown import CountdownSummary
     from rlt_data.steps.curate import CurateSummary
     from rlt_data.steps.distill import DistillSummary
@@ -300,6 +302,16 @@ def print_evaluation(settings: EvaluateSettings, result: Evaluation) -> int:
         f"in the student's format {result.formatted:.1%}, truncated {result.truncated:.1%}, "
         f"{result.mean_tokens:,.0f} tokens on average",
     ]
+    if result.extended is not None and result.cut is not None:
+        lines.append(
+            f"budget forcing: extended {result.extended:.1%} of the thoughts, closed {result.cut:.1%} at the maximum"
+        )
+    if result.prompts:
+        source = " ".join(filter(None, (result.prompts.source, result.prompts.version)))
+        lines += [
+            f"prompts of {source}: {result.prompts.question_template!r}",
+            f"system text: {result.prompts.solver_system!r}",
+        ]
     if result.ungraded:
         lines.append(f"{result.ungraded} answers on which the grader crashed or timed out count as wrong")
     if result.failed:
@@ -307,6 +319,33 @@ def print_evaluation(settings: EvaluateSettings, result: Evaluation) -> int:
     for line in lines:
         _console.print(_plain(line))
     return _failures(result)
+
+
+def print_comparison(settings: CompareSettings, comparison: Comparison) -> None:
+    """Print two evaluations on their common questions."""
+    if settings.as_json:
+        typer.echo(json.dumps(asdict(comparison), indent=2))
+        return
+    first, second, both = comparison.first, comparison.second, comparison.both
+    _print_text(f"{comparison.benchmark}, {comparison.questions:,} common questions")
+    for name, side in (("first", first), ("second", second)):
+        _print_text(
+            f"{name}: {side.model} in {side.run}, accuracy {side.accuracy:.1%} ({side.answers:g} answers per question)"
+        )
+    _print_text(
+        f"second - first: {100 * comparison.difference:+.1f} points (95 % interval {100 * comparison.low:+.1f} to "
+        f"{100 * comparison.high:+.1f}); McNemar's exact test p = {comparison.p_value:.3g}"
+    )
+    either = first.solved + second.solved - both
+    overlap = "" if comparison.overlap is None else f" ({comparison.overlap:.1%} of those that at least one solves)"
+    _print_text(
+        f"solved (more than half of the answers are correct): both {both:,}{overlap}, only the first "
+        f"{first.solved - both:,}, only the second {second.solved - both:,}, neither {comparison.questions - either:,}"
+    )
+    if others := [f"{side.other_questions:,} only in {side.run}" for side in (first, second) if side.other_questions]:
+        _print_text(f"left out: questions {' and '.join(others)}")
+    if comparison.settings:
+        _print_text(f"different settings: {comparison.settings}")
 
 
 def print_training(settings: FineTuneSettings, summary: TrainingSummary) -> None:

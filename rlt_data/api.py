@@ -19,6 +19,7 @@ from rlt_data.run import Run, read_dataset, run_of
 from rlt_data.scoring import reward
 from rlt_data.settings import (
     CheckSettings,
+    CompareSettings,
     CountdownSettings,
     CurateSettings,
     DistillSettings,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from rlt_data.reporting.preview import Preview
     from rlt_data.reporting.report import ReportSummary
     from rlt_data.statistics import Stats
+    from rlt_data.steps.compare import Comparison
     from rlt_data.steps.countdown import CountdownSummary
     from rlt_data.steps.evaluate import Evaluation
     from rlt_data.training.grpo import PolicySummary
@@ -231,6 +233,25 @@ def report(*settings: Any, progress: bool | Progress = False, **keywords: Any) -
     from rlt_data.reporting.report import report
 
     return report(make_settings(ReportSettings, settings, keywords), choose_progress(progress))
+
+
+def compare(first: str | PathLike[str], second: str | PathLike[str]) -> Comparison:
+    """Compare two evaluations of one benchmark, question by question.
+
+    Args:
+        first: a run of :func:`evaluate`, its folder or its URL.
+        second: another one.
+
+    Returns:
+        The difference of the accuracies with its 95 % interval, McNemar's exact test, and the overlap.
+
+    Raises:
+        RunFolderError: a run is not a finished evaluation.
+        SettingsError: the evaluations have different benchmarks or questions, or scipy is missing.
+    """
+    from rlt_data.steps.compare import compare
+
+    return compare(CompareSettings(input=(first, second)))
 
 
 def run_pipeline(pipeline: PipelineSettings | str | PathLike[str], *, progress: bool | Progress = False) -> Run:

@@ -95,3 +95,11 @@ def test_the_jobs_of_a_slurm_array_make_the_tables_of_one_job(tmp_path: Path) ->
     for name in ("questions", "traces", "scores"):
         assert table_bytes(Path("shares/merged"), name) == table_bytes(Path("one/share-1"), name) != {}, name
     assert Path("shares/merged/dataset").is_dir()
+
+
+def test_the_task_for_lm_eval_grades_as_evaluate_does() -> None:
+    process_results = runpy.run_path(str(EXAMPLES / "lm_eval" / "rlt_countdown.py"))["process_results"]
+    problem = {"numbers": [8, 11, 1], "target": 4}
+    text = "<thought> 8 + 1 = 9 no </thought> <solution> {} "
+    assert process_results(problem, [text.format("11 + 1 - 8")]) == {"accuracy": 1.0}
+    assert process_results(problem, [text.format("11 - 8")]) == {"accuracy": 0.0}

@@ -319,7 +319,7 @@ class VllmCore:
                 detokenize=False,
             )
         for sample in request.samples:
-            params = drawn(sample, sampling, sampling.room(request.ids, self.context_length))
+            params = drawn(sample, sampling, sampling.room(request, self.context_length))
             self._submit(f"{number}-{sample.key}", request.ids, (self._on_sample, prompt, sample), **params)
 
     def _on_tail(self, output: Any, prompt: _Prompt, index: int, token: int) -> list[tuple[int, Result]]:

@@ -365,11 +365,11 @@ class EvaluateSettings(ShareSettings, FormatSettings, ModelSettings, SamplingSet
     first_flags = (
         "model",
         "benchmark",
+        "prompts",
         "input",
         "n",
         "temperature",
         "max_tokens",
-        "limit",
         "out",
         "engine",
     )
@@ -402,11 +402,60 @@ class EvaluateSettings(ShareSettings, FormatSettings, ModelSettings, SamplingSet
     limit: int | None = field(
         None, INPUT, "Number of rows to read, from the start. Default: all.", affects="rows", by_content=True, ge=1
     )
+    prompts: str = field(
+        "rlt",
+        INPUT,
+        "Texts around the question: rlt (those of --format), lighteval, or a YAML file with question_template or "
+        "solver_system.",
+        affects="rows",
+        by_content=True,
+    )
     out: str | None = field(None, OUTPUT, f"{RUN_HELP}. Default: runs/<benchmark>-<model>.", affects="output")
     n: int = field(1, SAMPLING, "Samples per question.", affects="rows", by_content=True, ge=1)
     temperature: float = field(
         0.0, SAMPLING, "Sampling temperature; 0: greedy decoding. --n above 1 requires more.", affects="rows", ge=0
     )
+    max_thought: int | None = field(
+        None,
+        SAMPLING,
+        "Budget forcing: close a thought after this many tokens, so that the answer follows.",
+        affects="rows",
+        omit_default=True,
+        ge=1,
+    )
+    waits: int = field(
+        0,
+        SAMPLING,
+        "Budget forcing: continue a thought that ends after --wait-text, up to this many times.",
+        affects="rows",
+        omit_default=True,
+        ge=0,
+        le=100,
+    )
+    min_thought: int | None = field(
+        None,
+        SAMPLING,
+        "Budget forcing: --waits continues only thoughts of fewer tokens.",
+        affects="rows",
+        omit_default=True,
+        ge=1,
+    )
+    wait_text: str = field("Wait", SAMPLING, "Text of --waits.", affects="rows", omit_default=True, min_length=1)
+
+    @model_validator(mode="after")
+    def _budget_is_possible(self) -> EvaluateSettings:
+        if not self.waits and (unread := self.not_default("min_thought", "wait_text")):
+            raise ValueError(f"{unread[0]}: has no effect without --waits")
+        for name, most in (("min_thought", "max_thought"), ("max_thought", "max_tokens")):
+            small, large = getattr(self, name), getattr(self, most)
+            if small and large and small >= large:
+                raise ValueError(f"{name}: must be less than --{most.replace('_', '-')} ({large})")
+        return self
+
+    @property
+    def forces_budget(self) -> bool:
+        """Whether thoughts are extended or closed."""
+        return bool(self.max_thought or self.waits)
 
     @model_validator(mode="after")
     def _samples_differ(self) -> EvaluateSettings:

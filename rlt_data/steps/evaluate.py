@@ -25,6 +25,8 @@ from rlt_data.formats.views import SolutionIn
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import EvaluateSettings, InputSettings
+from rlt_data.steps.budget_forcing import BudgetForcing
+from rlt_data.steps.compare import bootstrap_interval
 from rlt_data.steps.dry_run import StepPlan, opened
 from rlt_data.steps.provenance import recorded_engine, step_entry
 from rlt_data.steps.sampling import PendingSample, SamplingTask, plan_samples, sample_questions
@@ -35,11 +37,9 @@ from rlt_data.storage.schemas import content_hash
 from rlt_data.storage.writer import TableWriter
 from rlt_data.tasks.benchmarks import BENCHMARKS, Benchmark, BenchmarkReader
 from rlt_data.tasks.grading import Grade, Grader, final_answer
+from rlt_data.tasks.prompts import Prompts, load_prompts
 
 logger = logging.getLogger(__name__)
-
-#: Bootstrap resamples of the questions for the confidence interval.
-_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,9 @@ class Evaluation:
         truncated: share of answers that hit the token limit.
         ungraded: answers on which the grader crashed or timed out; they count as wrong.
         mean_tokens: mean tokens per answer.
+        prompts: the texts that the model saw with each question.
+        extended: with budget forcing, share of the thoughts that were extended.
+        cut: with budget forcing, share of the thoughts that were closed at the maximum.
         failure: the most frequent reason in errors.jsonl; None if nothing failed.
         failure_rows: rows that failed for this reason.
         plan: what a dry run found; the figures above are then NaN.
@@ -82,6 +85,9 @@ class Evaluation:
     truncated: float
     ungraded: int
     mean_tokens: float
+    prompts: Prompts | None = None
+    extended: float | None = None
+    cut: float | None = None
     failure: str | None = None
     failure_rows: int = 0
     plan: StepPlan | None = None
@@ -98,28 +104,39 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
     """
     benchmark = BENCHMARKS[settings.benchmark]
     source = _source(settings, benchmark)
+    prompts = load_prompts(settings.prompts, settings.benchmark)
     run = RunFolder(settings.out or default_run_path(settings.benchmark, settings.model, settings.share))
     settings = choose_engine(settings, recorded_engine(run.step("evaluate")))
     model = open_model(settings.model, settings)
     template = model.template
     format = choose_format(settings.format, template, model.checkpoint.name, model.checkpoint.folder, template)
+    format = prompts.applied_to(format, settings.benchmark)
+    prompts = prompts.completed(format)
     views = Views(format, template, model.control)
     views.check()
     depends_on = _dependencies(settings, model, format)
+    made_by = content_hash(depends_on)
+    forcing = BudgetForcing(settings, model, views, made_by) if settings.forces_budget else None
     with opened(run, dry_run=settings.dry_run) as inputs, Grader(benchmark.kind) as grader, closing(model):
-        entry = step_entry(settings, depends_on, format, {"model": model})
+        entry = step_entry(settings, depends_on, format, {"model": model}) | {"prompts": asdict(prompts)}
         run.refuse_other_settings("evaluate", entry)
         reader_of = partial(BenchmarkReader, benchmark, settings)
         ingest(inputs, source, format, [model.control], traces=False, reader_of=reader_of)
-        sampling_task = _sampling_task(settings, views, content_hash(depends_on))
+        sampling_task = _sampling_task(settings, views, made_by)
         if settings.dry_run:
             return _planned(run, settings, plan_samples(inputs, run, model, sampling_task))
         model.load(run.logs)
         run.record("evaluate", entry)
         with run_log(run):
-            sampled = sample_questions(run, model, sampling_task, progress)
+            if forcing:
+                sampled = forcing.sample(run, sampling_task, progress)
+            else:
+                sampled = sample_questions(run, model, sampling_task, progress)
             grade_answers(run, benchmark, views.solution_in, grader, progress)
-            evaluation = evaluation_of(run, settings, sampled.failed)
+            evaluation = replace(evaluation_of(run, settings, sampled.failed), prompts=prompts)
+            if forcing:
+                extended, cut = forcing.shares(run)
+                evaluation = replace(evaluation, extended=extended, cut=cut)
             logger.info("evaluate: accuracy %.4f of %d answers", evaluation.accuracy, evaluation.answers)
         excluded = ("run", "failure", "failure_rows", "plan")
         run.write_json("evaluation.json", {k: value for k, value in asdict(evaluation).items() if k not in excluded})
@@ -180,10 +197,10 @@ def _sampling_task(settings: EvaluateSettings, views: Views, made_by: str) -> Sa
             "question_id": pending.question["question_id"],
             "source_id": pending.question["source_id"],
             "sample_index": pending.sample_index,
-            "completion": sample.text,
+            "completion": pending.start.text + sample.text,
             "finish_reason": sample.finish_reason,
-            "prompt_tokens": sample.prompt_tokens,
-            "completion_tokens": sample.completion_tokens,
+            "prompt_tokens": pending.start.prompt_tokens or sample.prompt_tokens,
+            "completion_tokens": pending.start.tokens + sample.completion_tokens,
             "seed": pending.seed,
             "made_by": made_by,
         }
@@ -245,8 +262,7 @@ def evaluation_of(run: RunFolder, settings: EvaluateSettings, failed: int) -> Ev
     by_question = grades.group_by("question_id", maintain_order=True).agg("correct", "answer")
     counts = [(sum(correct), len(correct)) for correct in by_question["correct"]]
     accuracy = np.array([correct / samples for correct, samples in counts])
-    draws = np.random.default_rng(settings.seed).integers(len(accuracy), size=(_RESAMPLES, len(accuracy)))
-    low, high = np.quantile(accuracy[draws].mean(1), [0.025, 0.975])
+    low, high = bootstrap_interval(accuracy, settings.seed)
     fewest = min(samples for _, samples in counts)
     ks = sorted({2**power for power in range(fewest.bit_length())} | {fewest})
     return Evaluation(
@@ -257,8 +273,8 @@ def evaluation_of(run: RunFolder, settings: EvaluateSettings, failed: int) -> Ev
         answers=len(grades),
         failed=failed,
         accuracy=float(accuracy.mean()),
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         pass_at={k: float(np.mean([_pass_at(k, *count) for count in counts])) for k in ks},
         majority=float(np.mean([_majority(*row) for row in by_question.select("correct", "answer").iter_rows()])),
         formatted=float(grades["formatted"].sum()) / len(grades),

@@ -60,6 +60,8 @@ class ResumableTable(Generic[P]):
         engines: the engines that compute the rows.
         made_by: hash of the settings of sampled rows.
         retry_errors: compute only rows that failed before.
+        follows_retries: with ``retry_errors``, also compute rows that are missing, because they follow from rows of
+            another table that failed before.
         stall_timeout: seconds without an engine heartbeat after which the step fails.
 
     Attributes:
@@ -77,6 +79,7 @@ class ResumableTable(Generic[P]):
         *,
         made_by: str | None = None,
         retry_errors: bool,
+        follows_retries: bool = False,
         stall_timeout: float,
     ) -> None:
         self.run = run
@@ -85,7 +88,7 @@ class ResumableTable(Generic[P]):
         self._step = step
         self._table = table
         self._engines = engines
-        self._retry_errors = retry_errors
+        self._only_failed = retry_errors and not follows_retries
         self._stall_timeout = stall_timeout
         self._writer = TableWriter(run, table)
         #: Number of pending rows by part, plus one while the step reads the part.
@@ -122,7 +125,7 @@ class ResumableTable(Generic[P]):
         if key in stored:
             return False
         errors = self.errors
-        if self._retry_errors:
+        if self._only_failed:
             return errors.retries(key) or (group is not None and errors.retries(group))
         return not errors.settled(key) and (group is None or not errors.settled(group))
 
