@@ -92,6 +92,6 @@ def freed_memory() -> Iterator[None]:
     finally:
         import torch
 
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             gc.collect()
             torch.cuda.empty_cache()

@@ -65,7 +65,7 @@ def _driver_version(file: Path) -> str | None:
 def _cuda_error() -> str:
     """Return what CUDA or ROCm says when PyTorch starts it."""
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
         return first_line(error)
     return "it finds no device"

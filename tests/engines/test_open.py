@@ -393,7 +393,8 @@ def test_comparing_distributions_is_something_that_some_engines_can(tiny: Callab
 def test_the_share_of_memory_reaches_the_engine(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(vllm, "Pool", lambda _, arguments, *__, **more: seen.append((arguments[1:], more["logs"])))
-    monkeypatch.setattr(choose, "_why_not_vllm", lambda **_: None)
+    monkeypatch.setattr(choose, "installed_version", lambda: "0.33.0")
+    monkeypatch.setattr(choose, "is_for_cpus", lambda: True)
     for share, expected in ((1.0, 0.8), (0.5, 0.4)):
         settings = ModelSettings(engine="vllm", gpu_memory=0.8)
         model = open_model(str(tiny()), settings, scoring=True)

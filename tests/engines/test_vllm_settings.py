@@ -207,7 +207,8 @@ def test_two_models_share_the_memory_by_their_weights(
     tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Equal shares would leave a large student too little next to a small teacher."""
-    monkeypatch.setattr(choosing, "_why_not_vllm", lambda **_: None)
+    monkeypatch.setattr(choosing, "installed_version", lambda: "0.33.0")
+    monkeypatch.setattr(choosing, "is_for_cpus", lambda: True)
     small, large = (shutil.copytree(tiny(), tmp_path / name) for name in ("small", "large"))
     weights = (small / "model.safetensors").stat().st_size
     (large / "model-2.safetensors").write_bytes(bytes(3 * weights))
