@@ -96,16 +96,19 @@ def test_one_token_per_position_is_refused_where_the_engine_does_not_ask_for_it(
 @pytest.mark.skipif(not PICKS, reason="this version takes the same tokens for all positions")
 @pytest.mark.parametrize("cached", [0, 16, 48, 64])
 @pytest.mark.parametrize("chunk", [200, 64, 7])
-def test_values_after_a_cached_prefix_are_those_without_a_cache(cached: int, chunk: int) -> None:
+def test_values_after_a_cached_prefix_are_those_without_a_cache(
+    monkeypatch: pytest.MonkeyPatch, cached: int, chunk: int
+) -> None:
     """Run vLLM's code for scored tokens, as its V2 runner does, over a prompt whose first tokens are cached.
 
-    Values are logits, because vLLM computes log-probs by a GPU kernel.
+    Values are logits, because vLLM computes log-probs by a GPU kernel. Nothing is copied to a GPU.
     """
-    from vllm.v1.worker.gpu.sample.prompt_logprob import PromptLogprobsWorker
+    from vllm.v1.worker.gpu.sample import prompt_logprob
 
+    monkeypatch.setattr(prompt_logprob, "async_tensor_h2d", lambda ids, _, dtype: torch.from_numpy(ids).to(dtype))
     start, hidden = 50, torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
     head = torch.randn(8, 400, generator=torch.Generator().manual_seed(1))
-    worker = PromptLogprobsWorker(4, torch.device("cpu"), "raw_logits")
+    worker = prompt_logprob.PromptLogprobsWorker(4, torch.device("cpu"), "raw_logits")
     worker.add_request("a", 2, validated(**scored(IDS, start, picks_tokens=True)))
     result: dict[str, torch.Tensor] = {}
     for first in range(cached, 200, chunk):
