@@ -124,6 +124,15 @@ def test_the_versions_of_the_extra_and_the_documentation_are_those_that_run() ->
     assert f"vLLM {first[0]}.{first[1]} to {last}" in (root / "docs" / "engines.md").read_text()
 
 
+@pytest.mark.parametrize("file", ["gpu", "rl"])
+def test_the_documented_versions_are_those_of_the_constraints(file: str) -> None:
+    root = Path(__file__).parents[2]
+    pins = dict(line.split("==") for line in (root / "constraints" / f"{file}.txt").read_text().splitlines())
+    cuda = ".".join(pins["cuda-toolkit"].split(".")[:2])
+    versions = pins["torch"], cuda, pins["transformers"], pins["vllm"], pins["trl"]
+    assert f" | {' | '.join(versions)} |" in (root / "docs" / "engines.md").read_text()
+
+
 @pytest.fixture
 def core(tiny: Callable[..., Path]) -> vllm.VllmCore:
     """A core without vLLM."""

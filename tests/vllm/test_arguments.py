@@ -1,7 +1,7 @@
 """vLLM's own validation of every argument that the engine passes, and its code for cached prefixes.
 
 No model runs, so these tests also pass with a wheel of vLLM that is unpacked and not installed, whatever hardware the
-wheel is for; the environment needs only what vLLM imports (docs/engines.md, Versions):
+wheel is for; the environment needs only what vLLM imports:
 
     PYTHONPATH=UNPACKED_WHEEL python -m pytest tests/vllm/test_arguments.py
 """
