@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 
+from rlt_data.engines.gpus import unusable_gpu
 from rlt_data.engines.models import Checkpoint
 from rlt_data.errors import ModelError, SettingsError, first_line
 from rlt_data.formats import ChatTemplate, Tokenizer
@@ -83,9 +84,12 @@ def pick_device(name: str) -> torch.device:
     If ``accelerate launch`` or torchrun started several processes, ``auto`` and ``cuda`` give each a different GPU.
 
     Raises:
-        SettingsError: this machine has no such device.
+        SettingsError: this machine has no such device, or ``auto`` would run on the CPU because PyTorch cannot use
+            the GPU.
     """
     if name == "auto":
+        if problem := unusable_gpu():
+            raise SettingsError(f"--device: {problem}; --device cpu or CUDA_VISIBLE_DEVICES= runs on the CPU")
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if name == "cuda" and launched:
@@ -97,8 +101,15 @@ def pick_device(name: str) -> torch.device:
             torch.cuda.set_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SettingsError(f"--device: {name!r} cannot be used on this machine: {first_line(error)}") from None
+        raise SettingsError(
+            f"--device: {name!r} cannot be used on this machine: {unusable_gpu() or first_line(error)}"
+        ) from None
     return device
+
+
+def describe_device(device: torch.device) -> str:
+    """Return a device and its GPU's name, such as ``cuda:0, NVIDIA H100 80GB HBM3``."""
+    return f"{device}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
 
 
 def stored_dtype(config: Any) -> torch.dtype:

@@ -13,11 +13,12 @@ import torch
 
 from rlt_data.engines import Model
 from rlt_data.engines.config import context_length_of, load_config
+from rlt_data.engines.gpus import unusable_gpu
 from rlt_data.engines.models import Checkpoint, weights_fingerprint
 from rlt_data.engines.vllm_version import installed_version, major_minor
 from rlt_data.errors import InputError, SettingsError
 from rlt_data.formats import Format, Tokenizer, encode
-from rlt_data.libraries import quiet_bars
+from rlt_data.libraries import freed_memory, quiet_bars
 from rlt_data.progress import Progress
 from rlt_data.settings import PolicySettings, TrainTeacherSettings
 from rlt_data.settings.base import name_of_input
@@ -96,6 +97,7 @@ class Policy:
     student: Model | None = None
 
 
+@freed_memory()
 def train_policy(
     settings: PolicySettings, policy: Policy, open_reward: Callable[[], Reward], progress: Progress
 ) -> PolicySummary:
@@ -138,7 +140,8 @@ def train_policy(
     with run.locked():
         # Before the trainer exists: in an FSDP process group, Transformers loads weights in one process only.
         reward = open_reward()
-        trainer = _trainer(settings, policy, plan, reward, train, held_out, progress)
+        context = max(lengths[row["question_id"]] for row in kept) + settings.max_tokens
+        trainer = _trainer(settings, policy, plan, reward, train, held_out, context, progress)
         run.record(plan=asdict(plan))
         dtype = saved_dtype(settings, config)
         run.train(trainer, policy.tokenizer, plan.steps, progress, settings=settings, dtype=dtype, format=policy.format)
@@ -202,23 +205,36 @@ def _split(settings: PolicySettings, rows: list[Row]) -> tuple[list[Row], list[R
 def _check_vllm(settings: PolicySettings) -> None:
     """Check before loading anything that vLLM is installed and can be used.
 
+    TRL only warns of other versions. With these, the copied weights could be wrong, and nothing would show it.
+
     Raises:
-        SettingsError: vLLM or CUDA is missing.
+        SettingsError: vLLM or CUDA is missing, or TRL does not support the version of vLLM.
     """
     if settings.vllm == "none":
         return
     supported = f"TRL supports vLLM {_VLLM[0][0]}.{_VLLM[0][1]} to {_VLLM[1][0]}.{_VLLM[1][1]}"
     version = installed_version()
     if version is None:
-        raise SettingsError(f"--vllm: vLLM is not installed ({supported})")
+        raise SettingsError(f"--vllm: vLLM is not installed ({supported}); pip install 'rlt-data[rl]'")
     if not torch.cuda.is_available():
-        raise SettingsError("--vllm: needs CUDA, because weights are copied to vLLM from GPU to GPU")
+        obstacle = unusable_gpu() or "PyTorch sees none"
+        raise SettingsError(f"--vllm: needs a GPU, because weights are copied from GPU to GPU; {obstacle}")
     if not _VLLM[0] <= major_minor(version) <= _VLLM[1]:
-        logger.warning("vLLM %s is untested: %s", version, supported)
+        raise SettingsError(f"--vllm: vLLM {version} is installed, but {supported}; pip install 'rlt-data[rl]'")
 
 
-def grpo_arguments(settings: PolicySettings, plan: PolicyPlan, *, stop: str) -> dict[str, Any]:
-    """Return the arguments of TRL's GRPOConfig."""
+def grpo_arguments(
+    settings: PolicySettings, plan: PolicyPlan, *, stop: str, context: int | None = None
+) -> dict[str, Any]:
+    """Return the arguments of TRL's GRPOConfig.
+
+    Args:
+        settings: hyperparameters and the output folder.
+        plan: plan of the training.
+        stop: text that ends a sample.
+        context: tokens of the longest prompt and its longest sample. Colocated vLLM reserves memory for one text of
+            this length. None: the model's context.
+    """
     arguments = trainer_arguments(settings, plan.accumulation, plan.steps, checkpoints=plan.held_out > 0)
     vllm: dict[str, Any] = {"use_vllm": False}
     if settings.vllm != "none":
@@ -227,6 +243,7 @@ def grpo_arguments(settings: PolicySettings, plan: PolicyPlan, *, stop: str) -> 
             "vllm_mode": settings.vllm,
             "vllm_server_base_url": settings.vllm_url,
             "vllm_gpu_memory_utilization": settings.vllm_memory,
+            "vllm_max_model_length": context,
             "vllm_tensor_parallel_size": settings.vllm_tensor_parallel,
             "generation_kwargs": {"stop": [stop], "include_stop_str_in_output": True},
         }
@@ -282,6 +299,7 @@ def _trainer(
     reward: Reward,
     train: list[Row],
     held_out: list[Row],
+    context: int,
     progress: Progress,
 ) -> Any:
     try:
@@ -294,7 +312,7 @@ def _trainer(
         rollout_func=Rollouts(settings, stop=policy.stop, tail_characters=policy.tail_characters),
         model=str(policy.checkpoint.folder),
         reward_funcs=[reward],
-        args=GRPOConfig(**grpo_arguments(settings, plan, stop=policy.stop)),
+        args=GRPOConfig(**grpo_arguments(settings, plan, stop=policy.stop, context=context)),
         train_dataset=Dataset.from_list(train).select(_order(settings, len(train))),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
         processing_class=with_pad_token(policy.tokenizer),

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from rlt_data.engines import Checkpoint, find_checkpoint, open_tokenizer
-from rlt_data.engines.config import pick_device, stored_dtype
+from rlt_data.engines.config import describe_device, pick_device, stored_dtype
 from rlt_data.errors import RunFolderError, SettingsError, first_line
 from rlt_data.formats import ChatTemplate, ControlTokens, Format, Tokenizer
 from rlt_data.progress import Progress, is_main_process
@@ -184,6 +184,10 @@ class TrainingRun:
         checkpoint = [last_complete_checkpoint(self.out) if trainer.args.process_index == 0 else None]
         last = broadcast_object_list(checkpoint)[0]
         trainer.add_callback(checkpoint_recorder(settings.keep_checkpoints))
+        if is_main_process():
+            logger.info(
+                "train: %d processes, the first on %s", trainer.args.world_size, describe_device(trainer.args.device)
+            )
         progress.start("train", steps, step_of(last) if last else 0)
         try:
             trainer.train(resume_from_checkpoint=str(last) if last else None)

@@ -14,7 +14,7 @@ from rlt_data.engines.config import load_config
 from rlt_data.engines.models import Checkpoint, weights_fingerprint
 from rlt_data.errors import InputError
 from rlt_data.formats import Format, model_format
-from rlt_data.libraries import quiet_bars
+from rlt_data.libraries import freed_memory, quiet_bars
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import FineTuneSettings, TrainStudentSettings
 from rlt_data.settings.base import name_of_input
@@ -67,6 +67,7 @@ def train_student(settings: TrainStudentSettings, progress: Progress = SILENT) -
     return fine_tune(settings, checkpoint, tokenizer, examples, progress, format=model_format(checkpoint.folder))
 
 
+@freed_memory()
 def fine_tune(
     settings: FineTuneSettings,
     checkpoint: Checkpoint,

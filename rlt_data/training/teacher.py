@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 from rlt_data.engines import open_model
 from rlt_data.engines.models import tokenizer_fingerprint
@@ -88,7 +89,8 @@ def train_teacher(settings: TrainTeacherSettings, progress: Progress = SILENT) -
         student.load()
         return DenseReward(settings, student, format, tokenizer, same_tokenizer=same_tokenizer)
 
-    return train_policy(settings, policy, reward, progress)
+    with closing(student):
+        return train_policy(settings, policy, reward, progress)
 
 
 def teacher_texts(rows: list[Row], views: Views, input: str) -> Iterator[TrainingText]:

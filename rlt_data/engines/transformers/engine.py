@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
 
 from rlt_data.engines.models import Checkpoint
 from rlt_data.engines.protocol import (
@@ -20,6 +21,7 @@ from rlt_data.engines.transformers.model import CausalModel
 from rlt_data.engines.transformers.scoring import Scorer
 from rlt_data.errors import ModelError
 from rlt_data.formats import Tokenizer
+from rlt_data.libraries import freed_memory
 from rlt_data.settings import ModelSettings
 
 
@@ -81,4 +83,6 @@ class TransformersEngine:
         return ""
 
     def close(self) -> None:
-        """Do nothing: the memory is freed with the engine."""
+        """Free the model's memory, even if something still refers to this engine."""
+        with freed_memory():
+            self.model = self._generator = self._scorer = cast(Any, None)

@@ -16,7 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlt_data.engines.config import cache_bytes, context_length_of, load_config, pick_device, pick_dtype
+from rlt_data.engines.config import (
+    cache_bytes,
+    context_length_of,
+    describe_device,
+    load_config,
+    pick_device,
+    pick_dtype,
+)
 from rlt_data.engines.models import Checkpoint
 from rlt_data.engines.transformers import attention
 from rlt_data.engines.transformers.cache import GrowingCache
@@ -109,6 +116,7 @@ class CausalModel:
             causal = cls(model.to(device).eval(), name, exact=exact)
             causal.use_blocks()
             causal._check()
+            logger.info("%s: on %s, %s", name, describe_device(causal.device), str(dtype).removeprefix("torch."))
             return causal
         except ModelError:
             raise
