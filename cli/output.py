@@ -57,6 +57,7 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
     from rlt_data.steps.provenance import StepSummary
     from rlt_data.steps.rank import RankSummary
     from rlt_data.training.grpo import PolicySummary
+    from rlt_data.training.memory import Memory
     from rlt_data.training.sft import TrainingSummary
 
 
@@ -359,9 +360,9 @@ def print_training(settings: FineTuneSettings, summary: TrainingSummary) -> None
     )
     _console.print(
         f"{plan.steps:,} steps on {plan.processes} processes, {plan.accumulation} forward passes each; "
-        f"{plan.parameters / 1e6:,.1f} M parameters; on each GPU about {plan.state_gib:.1f} GiB for weights and "
-        f"optimizer (sharded) and {plan.activations_gib:.1f} GiB for activations"
+        f"{plan.parameters / 1e6:,.1f} M parameters"
     )
+    _print_memory(plan.memory)
     if not settings.dry_run:
         loss = f", loss {summary.loss:.4f}" if summary.loss is not None else ""
         _console.print(_plain(f"{summary.steps} steps done{loss}; the model is in {summary.out}"))
@@ -380,11 +381,8 @@ def print_policy_training(settings: PolicySettings, summary: PolicySummary) -> N
         f"{plan.steps:,} steps of {plan.samples:,} samples on {plan.processes} processes, {plan.accumulation} forward "
         f"passes each; each question is used {plan.epochs:.2f} times; at most {plan.tokens:,} tokens"
     )
-    student = f", {plan.student_gib:.1f} GiB for the student" if plan.student_gib else ""
-    _console.print(
-        f"{plan.parameters / 1e6:,.1f} M parameters; on each GPU about {plan.state_gib:.1f} GiB for weights, optimizer "
-        f"and reference model (sharded), {plan.activations_gib:.1f} GiB for activations{student}"
-    )
+    _console.print(f"{plan.parameters / 1e6:,.1f} M parameters")
+    _print_memory(plan.memory)
     if not settings.dry_run:
         best = ""
         if summary.best:
@@ -394,6 +392,18 @@ def print_policy_training(settings: PolicySettings, summary: PolicySummary) -> N
         _console.print(
             _plain(f"{summary.steps} steps done, reward {summary.reward:.4f}; the model is in {summary.out}{best}")
         )
+
+
+def _print_memory(machines: Sequence[Memory]) -> None:
+    """Print the memory of each machine: a line for one, a table with verdicts for several."""
+    if len(machines) > 1:
+        import polars as pl
+
+        rows = [*machines[0].parts, "total"]
+        columns = {f"   {memory.machine}": [memory.gib(row) for row in rows] for memory in machines}
+        _print_frame(pl.DataFrame({"GiB per GPU": rows, **columns}))
+    for memory in machines:
+        _console.print(_plain(memory.verdict))
 
 
 def _print_settings(settings: Settings) -> None:

@@ -92,11 +92,12 @@ def pick_device(name: str) -> torch.device:
             raise SettingsError(f"--device: {problem}; --device cpu or CUDA_VISIBLE_DEVICES= runs on the CPU")
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if name == "cuda" and launched:
+    chosen_here = name == "cuda" and launched
+    if chosen_here:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(name)
-        if device.type == "cuda" and launched:
+        if chosen_here:
             # Otherwise every process would open a context of half a gigabyte on GPU 0, the default device.
             torch.cuda.set_device(device)
         torch.empty(0, device=device)

@@ -248,11 +248,7 @@ class ScoreSettings(RunOrFilesSettings, FormatSettings, ModelSettings, RewardSet
         if self.engine != "server":
             return self
         if self.temperature != self.served_temperature:
-            raise ValueError(
-                f"temperature: a server returns prompt log-probs at temperature {self.served_temperature:g} only; use "
-                f"--temperature {self.served_temperature:g}, or serve a copy of the student with its LM head divided "
-                f"by {self.temperature:g} and add --served-temperature {self.temperature:g} (docs/engines.md)"
-            )
+            raise ValueError(served_temperature_error(self.temperature, self.served_temperature))
         costly = [name for name in self.measures if name != "leak"]
         if costly and self.measure_temperature != self.served_temperature:
             raise ValueError(
@@ -473,6 +469,15 @@ class EvaluateSettings(ShareSettings, FormatSettings, ModelSettings, SamplingSet
     def _both_columns_are_named(self) -> EvaluateSettings:
         refuse_single_column(self.question_column, self.answer_column)
         return self
+
+
+def served_temperature_error(temperature: float, served: float) -> str:
+    """Return the message that servers do not return log-probs at a temperature."""
+    return (
+        f"temperature: a server returns prompt log-probs at temperature {served:g} only; use --temperature {served:g}, "
+        f"or serve a copy of the student with its LM head divided by {temperature:g} and add --served-temperature "
+        f"{temperature:g} (docs/engines.md)"
+    )
 
 
 def refuse_single_column(question: str | None, answer: str | None) -> None:

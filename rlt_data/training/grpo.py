@@ -31,15 +31,20 @@ from rlt_data.training.rollouts import Rollouts
 from rlt_data.training.runs import (
     TrainingRun,
     base_model_settings,
-    cast_weights,
+    complete_model,
     copy_model,
+    loaded_dtype,
     missing_dependency,
+    model_arguments,
+    prepare_quantized,
     progress_callback,
     recent_mean,
-    save_format,
+    refuse_here,
     saved_dtype,
+    sharding,
     trainer_arguments,
     training_provenance,
+    use_one_gpu,
     with_pad_token,
 )
 from rlt_data.training.trl_patches import policy_trainer
@@ -119,10 +124,14 @@ def train_policy(
         [lengths[row["question_id"]] for row in train],
         held_out=len(held_out),
         left_out=len(policy.rows) - len(kept),
-        student=load_config(student.checkpoint, student.settings) if student else None,
-        student_dtype=getattr(torch, student.identity.dtype) if student else torch.float32,
+        student_bytes=int(student.weight_bytes) if student and student.settings.engine != "server" else 0,
     )
     _check_vllm(settings)
+    if settings.lora_rank and settings.has_synchronised_reference and sharding() == "zero3":
+        raise SettingsError(
+            "--ref-sync-steps: a reference adapter cannot be sharded by DeepSpeed ZeRO-3; use FSDP2 "
+            "(recipes/accelerate/fsdp2.yaml) or --ref-sync-steps 0"
+        )
     depends_on = settings.depends_on(
         model=weights_fingerprint(policy.checkpoint),
         student=student.identity.weights if student else None,
@@ -141,10 +150,19 @@ def train_policy(
         # Before the trainer exists: in an FSDP process group, Transformers loads weights in one process only.
         reward = open_reward()
         context = max(lengths[row["question_id"]] for row in kept) + settings.max_tokens
-        trainer = _trainer(settings, policy, plan, reward, train, held_out, context, progress)
+        trainer = _trainer(settings, policy, config, plan, reward, train, held_out, context, progress)
         run.record(plan=asdict(plan))
         dtype = saved_dtype(settings, config)
-        run.train(trainer, policy.tokenizer, plan.steps, progress, settings=settings, dtype=dtype, format=policy.format)
+        run.train(
+            trainer,
+            policy.tokenizer,
+            plan.steps,
+            progress,
+            settings=settings,
+            base=policy.checkpoint,
+            dtype=dtype,
+            format=policy.format,
+        )
         summary = PolicySummary(
             run.out,
             plan,
@@ -155,8 +173,7 @@ def train_policy(
         )
         if best and trainer.args.should_save:
             copy_model(Path(trainer.state.best_model_checkpoint), best)
-            cast_weights(best, dtype)
-            save_format(policy.format, best)
+            complete_model(best, policy.checkpoint, dtype, policy.format)
         run.record_end(
             plan=asdict(plan),
             steps=summary.steps,
@@ -214,17 +231,22 @@ def _check_vllm(settings: PolicySettings) -> None:
         return
     supported = f"TRL supports vLLM {_VLLM[0][0]}.{_VLLM[0][1]} to {_VLLM[1][0]}.{_VLLM[1][1]}"
     version = installed_version()
-    if version is None:
-        raise SettingsError(f"--vllm: vLLM is not installed ({supported}); pip install 'rlt-data[rl]'")
     if not torch.cuda.is_available():
         obstacle = unusable_gpu() or "PyTorch sees none"
-        raise SettingsError(f"--vllm: needs a GPU, because weights are copied from GPU to GPU; {obstacle}")
-    if not _VLLM[0] <= major_minor(version) <= _VLLM[1]:
-        raise SettingsError(f"--vllm: vLLM {version} is installed, but {supported}; pip install 'rlt-data[rl]'")
+        refuse_here(settings, f"--vllm: needs a GPU, because weights are copied from GPU to GPU; {obstacle}")
+    elif version is None:
+        refuse_here(settings, f"--vllm: vLLM is not installed ({supported}); pip install 'rlt-data[rl]'")
+    elif not _VLLM[0] <= major_minor(version) <= _VLLM[1]:
+        refuse_here(settings, f"--vllm: vLLM {version} is installed, but {supported}; pip install 'rlt-data[rl]'")
 
 
 def grpo_arguments(
-    settings: PolicySettings, plan: PolicyPlan, *, stop: str, context: int | None = None
+    settings: PolicySettings,
+    plan: PolicyPlan,
+    *,
+    stop: str,
+    dtype: torch.dtype = torch.float32,
+    context: int | None = None,
 ) -> dict[str, Any]:
     """Return the arguments of TRL's GRPOConfig.
 
@@ -232,10 +254,11 @@ def grpo_arguments(
         settings: hyperparameters and the output folder.
         plan: plan of the training.
         stop: text that ends a sample.
+        dtype: dtype of the loaded weights.
         context: tokens of the longest prompt and its longest sample. Colocated vLLM reserves memory for one text of
             this length. None: the model's context.
     """
-    arguments = trainer_arguments(settings, plan.accumulation, plan.steps, checkpoints=plan.held_out > 0)
+    arguments = trainer_arguments(settings, dtype, plan.accumulation, plan.steps, checkpoints=plan.held_out > 0)
     vllm: dict[str, Any] = {"use_vllm": False}
     if settings.vllm != "none":
         vllm = {
@@ -274,7 +297,8 @@ def grpo_arguments(
         "beta": settings.beta,
         "use_bias_correction_kl": settings.bias_corrected_kl,
         "vllm_importance_sampling_correction": settings.vllm_correction,
-        "sync_ref_model": bool(settings.beta and settings.sync_steps),
+        # TRL refuses to synchronise adapters; see PolicyTrainer.add_reference_adapter.
+        "sync_ref_model": settings.has_synchronised_reference and not settings.lora_rank,
         "ref_model_sync_steps": settings.sync_steps or 1,
         "ref_model_mixup_alpha": settings.sync_mixup,
     }
@@ -295,6 +319,7 @@ def _order(settings: PolicySettings, questions: int) -> list[int]:
 def _trainer(
     settings: PolicySettings,
     policy: Policy,
+    config: Any,
     plan: PolicyPlan,
     reward: Reward,
     train: list[Row],
@@ -308,16 +333,23 @@ def _trainer(
         from trl import GRPOConfig
     except ImportError as error:
         raise missing_dependency("TRL", error) from None
+    dtype = loaded_dtype(settings, config)
+    arguments = GRPOConfig(**grpo_arguments(settings, plan, stop=policy.stop, context=context, dtype=dtype))
     trainer = policy_trainer(
         rollout_func=Rollouts(settings, stop=policy.stop, tail_characters=policy.tail_characters),
         model=str(policy.checkpoint.folder),
         reward_funcs=[reward],
-        args=GRPOConfig(**grpo_arguments(settings, plan, stop=policy.stop, context=context)),
+        args=use_one_gpu(arguments),
         train_dataset=Dataset.from_list(train).select(_order(settings, len(train))),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
         processing_class=with_pad_token(policy.tokenizer),
         callbacks=[progress_callback(progress), _collapse_monitor(settings, reward)],
+        **model_arguments(settings, config),
     )
+    if settings.load_in_4bit:
+        prepare_quantized(trainer.model)
+    if settings.lora_rank and settings.has_synchronised_reference:
+        trainer.add_reference_adapter()
     if not trainer.use_vllm and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise SettingsError("--vllm: a policy sharded over GPUs needs vLLM for sampling; set colocate or server")
     trainer.remove_callback(PrinterCallback)

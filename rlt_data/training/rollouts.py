@@ -145,8 +145,12 @@ class Rollouts:
         return [ids for ids, _ in in_order], [rollout for _, rollout in in_order]
 
     def _policy_engine(self, trainer: PolicyTrainer) -> TransformersEngine:
+        from accelerate.utils import is_peft_model
+
         if self._engine is None:
-            model = CausalModel(trainer.accelerator.unwrap_model(trainer.model_wrapped), "the policy")
+            policy = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+            # With adapters, this is the model whose layers contain them.
+            model = CausalModel(policy.get_base_model() if is_peft_model(policy) else policy, "the policy")
             sizes = ModelSettings(batch_size=self._settings.batch_size, batch_tokens=self._settings.batch_tokens)
             self._engine = TransformersEngine(model, trainer.processing_class, sizes)
         return self._engine

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -43,6 +44,13 @@ logger = logging.getLogger(__name__)
 #: Files of a checkpoint that belong to the model, and exceptions that belong to the training.
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
 _TRAINING_FILES = {"trainer_state.json", RECORD}
+#: Transformers' names of the optimizers.
+_OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw_8bit": "adamw_8bit",
+    "paged_adamw": "paged_adamw_32bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
 #: Metrics to log, where the trainer reports them, and their format.
 _LOGGED = {
     "loss": "loss {:.4f}",
@@ -158,6 +166,7 @@ class TrainingRun:
         progress: Progress,
         *,
         settings: TrainingSettings,
+        base: Checkpoint,
         dtype: torch.dtype,
         format: Format | None = None,
     ) -> None:
@@ -169,6 +178,7 @@ class TrainingRun:
             steps: total number of optimizer steps.
             progress: receives every optimizer step.
             settings: settings of the training.
+            base: initial model.
             dtype: dtype of the saved weights, from :func:`saved_dtype`.
             format: format to save with the model; ``--format auto`` then uses it for this model.
 
@@ -195,12 +205,10 @@ class TrainingRun:
             progress.finish()
         trainer.save_model(str(self.out))
         if trainer.args.should_save:
-            cast_weights(self.out, dtype)
+            complete_model(self.out, base, dtype, format)
             tokenizer.save_pretrained(str(self.out))
             lines = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
             write_file(self.out / "metrics.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
-            if format:
-                save_format(format, self.out)
 
 
 def training_provenance(settings: FineTuneSettings | PolicySettings, **models: Checkpoint | None) -> dict[str, Any]:
@@ -248,8 +256,6 @@ def check_sharding(trainer: Any) -> None:
 def saved_dtype(settings: TrainingSettings, config: Any) -> torch.dtype:
     """Return the dtype of the saved model: bfloat16 if trained in bfloat16, else the dtype of the base model.
 
-    With LoRA, the frozen weights have this dtype too.
-
     Args:
         settings: settings of the training.
         config: Transformers configuration of the base model.
@@ -257,8 +263,86 @@ def saved_dtype(settings: TrainingSettings, config: Any) -> torch.dtype:
     return torch.bfloat16 if settings.dtype == "bfloat16" else stored_dtype(config)
 
 
-def cast_weights(folder: Path, dtype: torch.dtype) -> None:
-    """Convert the weights of a saved model to a dtype; adapters are unchanged."""
+def loaded_dtype(settings: TrainingSettings, config: Any) -> torch.dtype:
+    """Return the dtype in which the base model is loaded; frozen weights have the saved model's.
+
+    Args:
+        settings: settings of the training.
+        config: Transformers configuration of the base model.
+    """
+    return saved_dtype(settings, config) if settings.lora_rank else getattr(torch, settings.dtype)
+
+
+def lora_config(settings: TrainingSettings) -> Any:
+    """Return PEFT's configuration of the adapters, None without adapters."""
+    if not settings.lora_rank:
+        return None
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise missing_dependency("peft for --lora-rank", error) from None
+    rank = settings.lora_rank
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def model_arguments(settings: TrainingSettings, config: Any) -> dict[str, Any]:
+    """Return the trainer's arguments for adapters and a base model in 4 bits.
+
+    Args:
+        settings: settings of the training.
+        config: Transformers configuration of the base model.
+    """
+    quantization = None
+    if settings.load_in_4bit:
+        from transformers import BitsAndBytesConfig
+
+        on_gpu = pick_device(settings.device).type == "cuda"
+        quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16 if on_gpu else loaded_dtype(settings, config),
+        )
+    return {"peft_config": lora_config(settings), "quantization_config": quantization}
+
+
+def prepare_quantized(model: Any) -> None:
+    """Make a training of adapters over 4-bit weights exact, so that it resumes with the same weights.
+
+    TRL converts the adapters to bfloat16, but PEFT loads them from a checkpoint in float32; here, they stay in float32.
+    On some CPUs, bitsandbytes repacks 4-bit weights for inference, through which no gradient flows.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def complete_model(folder: Path, base: Checkpoint, dtype: torch.dtype, format: Format | None) -> None:
+    """Complete a trained model as the trainer saved it.
+
+    Args:
+        folder: folder of the model or of an adapter.
+        base: initial model; an adapter names it.
+        dtype: dtype of the weights; adapters are unchanged.
+        format: format of the model's texts, saved as ``format.yaml``.
+    """
+    _cast_weights(folder, dtype)
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        # The trainer names the base model's folder in the local cache.
+        path = Path(base.name)
+        name = str(path.resolve()) if path.exists() else base.name
+        content = json.loads(adapter.read_text(encoding="utf-8"))
+        write_json(adapter, content | {"base_model_name_or_path": name, "revision": base.revision})
+    if format:
+        save_format(format, folder)
+
+
+def _cast_weights(folder: Path, dtype: torch.dtype) -> None:
+    """Convert the weights of a saved model to a dtype."""
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
@@ -302,25 +386,30 @@ def copy_model(checkpoint: Path, folder: Path) -> None:
 
 
 def trainer_arguments(
-    settings: TrainingSettings, accumulation: int, steps: int, *, checkpoints: bool = False
+    settings: TrainingSettings, dtype: torch.dtype, accumulation: int, steps: int, *, checkpoints: bool = False
 ) -> dict[str, Any]:
     """Return the Transformers trainer arguments that all trainings share.
 
     Args:
         settings: hyperparameters and the output folder.
+        dtype: dtype in which the model is loaded, from :func:`loaded_dtype`.
         accumulation: forward passes of each process per optimizer step.
         steps: total number of optimizer steps.
         checkpoints: whether to save a checkpoint even in a short training.
     """
     device = pick_device(settings.device)
+    placement: dict[str, Any] = {}
+    if device.type == "cuda" and world_size() == 1:
+        placement = {"device_map": {"": 0}}  # by default, TRL spreads the layers over all GPUs of the machine
     return {
         "output_dir": str(settings.out),
         "use_cpu": device.type == "cpu",
         "bf16": device.type == "cuda",
-        "model_init_kwargs": {"dtype": settings.dtype},
+        "model_init_kwargs": {"dtype": dtype, **placement},
         "trust_remote_code": settings.trust_remote_code,
         "per_device_train_batch_size": settings.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
+        "optim": _OPTIMIZERS[settings.optimizer],
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.schedule,
         "warmup_steps": settings.warmup,
@@ -345,14 +434,61 @@ def find_base_model(settings: TrainingSettings) -> tuple[Checkpoint, Tokenizer, 
 
     Raises:
         ModelError: the model does not exist, or its tokenizer is unusable.
-        SettingsError: the ``--chat-template`` file is missing, or the package for ``--log-to`` is not installed.
+        SettingsError: the ``--chat-template`` file is missing, or a package or GPU that a setting needs.
     """
     if settings.log_to != "none" and find_spec(settings.log_to) is None:
         raise SettingsError(f"--log-to: {settings.log_to} is not installed; pip install {settings.log_to}")
+    _check_bitsandbytes(settings)
     checkpoint = find_checkpoint(settings.model)
     tokenizer, template = open_tokenizer(checkpoint, base_model_settings(settings))
     control = ControlTokens(tokenizer, template, checkpoint.name, as_text=settings.control_tokens == "text")
     return checkpoint, tokenizer, template, control
+
+
+def _check_bitsandbytes(settings: TrainingSettings) -> None:
+    flag = "--load-in-4bit" if settings.load_in_4bit else f"--optimizer {settings.optimizer}"
+    if not settings.load_in_4bit and settings.optimizer == "adamw":
+        return
+    if find_spec("bitsandbytes") is None:
+        refuse_here(settings, f"{flag}: bitsandbytes is not installed; pip install 'rlt-data[bitsandbytes]'")
+    if settings.optimizer.startswith("paged") and pick_device(settings.device).type != "cuda":
+        refuse_here(settings, f"--optimizer {settings.optimizer}: paging needs CUDA; use {settings.optimizer[6:]}")
+    if sharding() == "fsdp":
+        raise SettingsError(f"{flag}: FSDP cannot shard the tensors of bitsandbytes; use torchrun, or omit this flag")
+
+
+def refuse_here(settings: TrainingSettings, reason: str) -> None:
+    """Refuse a training that this machine cannot run; a dry run only warns, because it may plan for another machine.
+
+    Raises:
+        SettingsError: not a dry run.
+    """
+    if not settings.dry_run:
+        raise SettingsError(reason)
+    if is_main_process():
+        logger.warning("%s", reason)
+
+
+def world_size() -> int:
+    """Return the number of processes that ``accelerate launch`` or torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def sharding() -> str | None:
+    """Return how ``accelerate launch`` shards the weights over the processes: fsdp, zero3 or None."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        return "fsdp"
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+    return "zero3" if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true" and stage == "3" else None
+
+
+def use_one_gpu(arguments: Any) -> Any:
+    """Let a process train on one GPU, although it sees several, and return the trainer's arguments.
+
+    Transformers would copy the model to all visible GPUs (``DataParallel``), and one may be the student's.
+    """
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def base_model_settings(settings: TrainingSettings) -> ModelSettings:

@@ -9,6 +9,7 @@ Sampling uses TRL's public ``rollout_func`` (:mod:`rlt_data.training.rollouts`).
 | ``prediction_step`` | compute rewards of held-out questions without their loss |
 | ``log`` | add length drift, remove misleading metrics |
 | ``_save_checkpoint``, ``_load_from_checkpoint`` | save and load the synchronised reference model |
+| ``add_reference_adapter`` | a synchronised reference model for training adapters |
 | ``create_model_card`` | write no model card |
 """
 
@@ -16,16 +17,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from rlt_data.engines.protocol import Floats
 from rlt_data.errors import RunFolderError
 
 #: Reference model in a checkpoint; in a subfolder, so that it is not mistaken for the policy.
 _REFERENCE = Path("reference", "model.safetensors")
+#: Adapter that TRL uses as the reference model if it exists; otherwise the base model is the reference.
+_REFERENCE_ADAPTER = "ref"
 
 
 class PolicyTrainer:
@@ -36,6 +41,7 @@ class PolicyTrainer:
     _metrics: Any
     _step: int
     accelerator: Any
+    add_callback: Any
     args: Any
     beta: float
     eos_token_ids: list[int]
@@ -137,13 +143,43 @@ class PolicyTrainer:
             self._metrics["train"]["length_drift"] = [lengths[-1] / max(next(logged, lengths[-1]), 1.0)]
         super().log(logs, start_time)  # type: ignore[misc]
 
+    def add_reference_adapter(self) -> None:
+        """Add a frozen copy of the adapter as the reference model, which is updated during training.
+
+        Why: TRL refuses ``sync_ref_model`` with adapters, but uses an adapter named ``ref`` as the reference model. An
+        update averages the matrices of both adapters.
+        """
+        self.model.add_adapter(_REFERENCE_ADAPTER, self.model.peft_config["default"])
+        for parameter, reference in self._adapter_pairs().values():
+            reference.data = parameter.data.clone()
+            reference.requires_grad_(False)
+        # Checkpoints keep it where those of full models do; the trained model would contain it as a second adapter.
+        self.model.save_pretrained = partial(self.model.save_pretrained, selected_adapters=["default"])
+        self.add_callback(_adapter_synchroniser(self))
+
+    @torch.no_grad()
+    def update_reference_adapter(self) -> None:
+        """Move the reference adapter towards the adapter."""
+        share = self.args.ref_model_mixup_alpha
+        for parameter, reference in self._adapter_pairs().values():
+            reference.mul_(1 - share).add_(parameter, alpha=share)
+
+    def _adapter_pairs(self) -> dict[str, tuple[Any, Any]]:
+        """Return each parameter of the adapter and its copy in the reference adapter, by name; empty without copies."""
+        parameters, mark = dict(self.model.named_parameters()), f".{_REFERENCE_ADAPTER}."
+        return {
+            name: (parameters[name.replace(mark, ".default.")], parameter)
+            for name, parameter in parameters.items()
+            if mark in name and name.replace(mark, ".default.") in parameters
+        }
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save the synchronised reference model first, so that every complete checkpoint contains it.
 
         Why: TRL saves only the policy, and resumes with the initial reference model.
         """
-        if self.args.sync_ref_model:
-            state = _full_state(self.ref_model)
+        adapter = {name: _unsharded(reference) for name, (_, reference) in self._adapter_pairs().items()}
+        if state := _full_state(self.ref_model) if self.args.sync_ref_model else adapter:
             if self.args.should_save:
                 from safetensors.torch import save_file
 
@@ -159,11 +195,12 @@ class PolicyTrainer:
             RunFolderError: the checkpoint has no reference model.
         """
         super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
-        if self.args.sync_ref_model:
+        is_adapter = bool(self._adapter_pairs())
+        if self.args.sync_ref_model or is_adapter:
             file = Path(resume_from_checkpoint) / _REFERENCE
             if not file.is_file():
                 raise RunFolderError(f"{resume_from_checkpoint}: {_REFERENCE} is missing; remove this checkpoint")
-            _load_full_state(self.ref_model, file)
+            _load_full_state(self.model if is_adapter else self.ref_model, file, strict=not is_adapter)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Do nothing.
@@ -190,12 +227,30 @@ def _full_state(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.clone().contiguous() for name, value in state.items()}
 
 
-def _load_full_state(model: Any, file: Path) -> None:
+def _unsharded(parameter: Any) -> torch.Tensor:
+    """Return a possibly sharded parameter on the CPU; every process must call this."""
+    whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    return whole.detach().cpu().clone()
+
+
+def _load_full_state(model: Any, file: Path, *, strict: bool) -> None:
     from safetensors.torch import load_file
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     state: Any = load_file(file)
-    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
+    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, strict=strict))
+
+
+def _adapter_synchroniser(trainer: PolicyTrainer) -> Any:
+    """Return a callback that updates the reference adapter."""
+    from transformers import TrainerCallback
+
+    class AdapterSynchroniser(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+            if state.global_step % args.ref_model_sync_steps == 0:
+                trainer.update_reference_adapter()
+
+    return AdapterSynchroniser()
 
 
 def policy_trainer(**options: Any) -> Any:

@@ -339,7 +339,7 @@ RELEASED = {
 
 
 def a_plan(settings: PolicySettings) -> PolicyPlan:
-    return PolicyPlan(17_000, 64, 0, 4000, 125, 0.1, 1024, 0, 1, 1024 // settings.micro_batch_size, 0, 0.0, 0.0, 0.0)
+    return PolicyPlan(17_000, 64, 0, 4000, 125, 0.1, 1024, 0, 1, 1024 // settings.micro_batch_size, 0)
 
 
 def test_the_defaults_are_the_released_settings(tmp_path: Path) -> None:

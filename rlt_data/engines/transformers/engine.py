@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
+import torch
+
 from rlt_data.engines.models import Checkpoint
 from rlt_data.engines.protocol import (
     Engine,
@@ -41,6 +43,7 @@ class TransformersEngine:
         tokens = settings.batch_tokens or (4096 if self.model.device.type == "cpu" else 16384)
         self._generator = Generator(self.model, tokenizer, batch_size=settings.batch_size, batch_tokens=tokens)
         self._scorer = Scorer(self.model, tokens)
+        self._runs_on: torch.device | None = None
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, tokenizer: Tokenizer, settings: ModelSettings) -> TransformersEngine:
@@ -57,8 +60,21 @@ class TransformersEngine:
 
     def logprobs(self, blocks: Iterable[SequenceBlock], temperature: float) -> Iterator[SequenceLogprobs | Failure]:
         """Score texts; see :class:`~rlt_data.engines.Engine`."""
-        for block in blocks:
-            yield from self._scorer.logprobs(block, temperature)
+        if self._runs_on:
+            self.model.move(self._runs_on)
+        try:
+            for block in blocks:
+                yield from self._scorer.logprobs(block, temperature)
+        finally:
+            if self._runs_on:
+                self.offload()
+
+    def offload(self) -> None:
+        """Keep the weights on the CPU from now on, except while texts are scored."""
+        self._runs_on = self._runs_on or self.model.device
+        self.model.move(torch.device("cpu"))
+        if self._runs_on.type == "cuda":
+            torch.cuda.empty_cache()
 
     def full_kl(
         self,

@@ -125,6 +125,11 @@ class CausalModel:
         model = model_and_info = causal = None  # type: ignore[assignment] # the error keeps this frame, not the memory
         raise ModelError(f"{name}: cannot be run on {device}: {reason}")
 
+    def move(self, device: torch.device) -> None:
+        """Move the weights to another device."""
+        self._model.to(device)
+        self.device = device
+
     @property
     def context_length(self) -> int:
         """Maximum number of tokens of a text."""
