@@ -12,6 +12,7 @@ import torch
 
 from rlt_data.errors import SettingsError
 from rlt_data.settings import FineTuneSettings, PolicySettings, TrainingSettings
+from rlt_data.settings.training import DEFAULT_STEPS
 from rlt_data.training.runs import missing_dependency, saved_dtype
 
 #: Bytes per parameter in full fine-tuning: weights, gradients and AdamW's two moments in float32.
@@ -171,15 +172,18 @@ def plan_policy(
     reference = (4 if settings.dtype == "float32" else 2) if settings.beta else 0
     student_bytes = _parameters(student, settings)[0] * student_dtype.itemsize if student is not None else 0
     width = settings.micro_batch_size * (longest + settings.max_tokens)
+    steps = settings.steps or DEFAULT_STEPS
+    if settings.epochs:
+        steps = math.ceil(settings.epochs * len(prompts) / settings.questions)
     return PolicyPlan(
         questions=len(prompts),
         held_out=held_out,
         left_out=left_out,
         longest=longest,
-        steps=settings.steps,
-        epochs=settings.steps * settings.questions / len(prompts),
+        steps=steps,
+        epochs=steps * settings.questions / len(prompts),
         samples=samples,
-        tokens=settings.steps * samples * (longest + settings.max_tokens),
+        tokens=steps * samples * (longest + settings.max_tokens),
         processes=processes,
         accumulation=_accumulation(settings, samples, "--questions-per-step times --samples-per-question"),
         parameters=parameters,

@@ -90,7 +90,7 @@ def fine_tune(
     config = load_config(checkpoint, base_model_settings(settings))
     plan = plan_fine_tuning(settings, config, kept, left_out=len(examples) - len(kept))
     depends_on = settings.depends_on(model=weights_fingerprint(checkpoint), data=content_hash(kept))
-    run = TrainingRun(Path(settings.out), depends_on, training_provenance(settings, model=checkpoint))
+    run = TrainingRun(Path(settings.out), depends_on, training_provenance(settings, model=checkpoint), plan.steps)
     if settings.dry_run:
         return TrainingSummary(run.out, plan, 0, None)
     if done := run.finished:
@@ -99,7 +99,7 @@ def fine_tune(
         dtype = saved_dtype(settings, config)
         trainer = _trainer(settings, checkpoint, tokenizer, kept, plan, progress, dtype)
         run.record(plan=asdict(plan))
-        run.train(trainer, tokenizer, plan.steps, progress, settings=settings, dtype=dtype, format=format)
+        run.train(trainer, tokenizer, progress, settings=settings, dtype=dtype, format=format)
         if settings.lora_rank and trainer.args.should_save:
             _name_base(run.out / "adapter_config.json", checkpoint)
         loss = recent_mean(trainer, "loss")

@@ -8,7 +8,7 @@ Sampling uses TRL's public ``rollout_func`` (:mod:`rlt_data.training.rollouts`).
 | ``_get_per_token_logps_and_entropies`` | skip padding |
 | ``prediction_step`` | compute rewards of held-out questions without their loss |
 | ``log`` | add length drift, remove misleading metrics |
-| ``_save_checkpoint``, ``_load_from_checkpoint`` | save and load the synchronised reference model |
+| ``_save_checkpoint``, ``_load_optimizer_and_scheduler`` | save and load the synchronised reference model |
 | ``create_model_card`` | write no model card |
 """
 
@@ -23,6 +23,7 @@ import torch
 
 from rlt_data.engines.protocol import Floats
 from rlt_data.errors import RunFolderError
+from rlt_data.training.sharding import full_state, load_full_state
 
 #: Reference model in a checkpoint; in a subfolder, so that it is not mistaken for the policy.
 _REFERENCE = Path("reference", "model.safetensors")
@@ -143,7 +144,7 @@ class PolicyTrainer:
         Why: TRL saves only the policy, and resumes with the initial reference model.
         """
         if self.args.sync_ref_model:
-            state = _full_state(self.ref_model)
+            state = full_state(self.accelerator.unwrap_model(self.ref_model))
             if self.args.should_save:
                 from safetensors.torch import save_file
 
@@ -152,18 +153,20 @@ class PolicyTrainer:
                 save_file(state, file)
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load the synchronised reference model too.
+
+        Why: as for ``_save_checkpoint``. With DeepSpeed, Transformers does not call ``_load_from_checkpoint``.
 
         Raises:
             RunFolderError: the checkpoint has no reference model.
         """
-        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
-        if self.args.sync_ref_model:
-            file = Path(resume_from_checkpoint) / _REFERENCE
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if checkpoint and self.args.sync_ref_model:
+            file = Path(checkpoint) / _REFERENCE
             if not file.is_file():
-                raise RunFolderError(f"{resume_from_checkpoint}: {_REFERENCE} is missing; remove this checkpoint")
-            _load_full_state(self.ref_model, file)
+                raise RunFolderError(f"{checkpoint}: {_REFERENCE} is missing; remove this checkpoint")
+            load_full_state(self.accelerator.unwrap_model(self.ref_model), file)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Do nothing.
@@ -179,23 +182,6 @@ def _by_length(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
     names = {name for name, value in batches[0].items() if torch.is_tensor(value) and value.dim()}
     columns = {name: torch.cat([batch[name] for batch in batches]) for name in names}
     return [batch | {name: columns[name][rows] for name in names} for batch, rows in zip(batches, indices, strict=True)]
-
-
-def _full_state(model: Any) -> dict[str, torch.Tensor]:
-    """Return all weights of a possibly sharded model on the CPU; every process must call this."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    state: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    # safetensors refuses shared memory, so tied weights are copied.
-    return {name: value.clone().contiguous() for name, value in state.items()}
-
-
-def _load_full_state(model: Any, file: Path) -> None:
-    from safetensors.torch import load_file
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-
-    state: Any = load_file(file)
-    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
 
 
 def policy_trainer(**options: Any) -> Any:
