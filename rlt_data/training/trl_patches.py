@@ -6,6 +6,7 @@ Sampling uses TRL's public ``rollout_func`` (:mod:`rlt_data.training.rollouts`).
 |---|---|
 | ``_prepare_inputs`` | sort micro-batches by length |
 | ``_get_per_token_logps_and_entropies`` | skip padding |
+| ``evaluate`` | leave the random state unchanged |
 | ``prediction_step`` | compute rewards of held-out questions without their loss |
 | ``log`` | add length drift, remove misleading metrics |
 | ``_save_checkpoint``, ``_load_optimizer_and_scheduler`` | save and load the synchronised reference model |
@@ -112,6 +113,15 @@ class PolicyTrainer:
             None if entropies[0] is None else torch.cat(entropies)[inverse],
             None if extras[0] is None else torch.stack(extras).mean(),
         )
+
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """Evaluate without changing the random state.
+
+        Why: the data loader draws a seed, and TRL shuffles the samples of the next step at random. A training that
+        continues to more steps was also evaluated at its former end, and must not differ from one of that length.
+        """
+        with torch.random.fork_rng(devices=[]):
+            return dict(super().evaluate(*arguments, **options))  # type: ignore[misc]
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """Compute rewards of held-out questions, without loss and reference model.
