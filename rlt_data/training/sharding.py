@@ -54,7 +54,7 @@ def complete_weights(trainer: Any) -> Iterator[None]:
 
     model, kwargs = trainer.model_wrapped, trainer.args.gradient_checkpointing_kwargs
     gathered = unwrap_model_for_generation(model, trainer.accelerator, gradient_checkpointing_kwargs=kwargs)
-    modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    modules: list[Any] = [module for module in model.modules() if isinstance(module, FSDPModule)]
     # FSDP's hooks would shard the weights again after each layer.
     registries = [hooks for module in modules for hooks in (module._forward_pre_hooks, module._forward_hooks)]
     saved = [hooks.copy() for hooks in registries]
@@ -114,8 +114,8 @@ def load_full_state(model: Any, file: Path) -> None:
     else:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-        state: Any = load_file(file)
-        set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
+        weights: Any = load_file(file)
+        set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
 
 
 def _is_partitioned(model: Any) -> bool:
