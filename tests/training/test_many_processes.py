@@ -93,6 +93,7 @@ def test_accelerate_launch_trains_a_sharded_student_and_continues(rlt: Rlt, stud
     assert_alike("two", "cut", atol=0)
 
 
+@pytest.mark.slow
 @SHARDED
 def test_a_sharded_teacher_samples_and_continues_with_its_reference(
     rlt: Rlt, teacher: list[Any], monkeypatch: pytest.MonkeyPatch, kind: str
@@ -170,6 +171,7 @@ def test_the_shipped_files_are_what_accelerate_reads(name: str) -> None:
     assert config.num_processes == 8 and config.mixed_precision == "bf16"
     if name == "zero3":
         assert config.deepspeed_config["zero_stage"] == 3
+        assert "gradient_clipping" not in config.deepspeed_config  # it would have to equal --max-grad-norm
     else:
         assert config.fsdp_config["fsdp_version"] == 2
         assert config.fsdp_config["fsdp_state_dict_type"] == "FULL_STATE_DICT"  # else no model would be saved
