@@ -190,6 +190,9 @@ class WarmUpSettings(
     adam_beta2: float = field(0.95, TRAINING, "Beta 2 of AdamW.", affects="rows", ge=0, lt=1)
 
 
+#: Optimizer steps of GRPO training, as the authors released it.
+DEFAULT_STEPS = 125
+
 #: TRL's defaults where they differ from the paper's.
 _TRL = {"loss": "dapo", "beta": 0.0, "ref_sync_steps": 0, "bias_corrected_kl": True, "vllm_correction": True}
 
@@ -215,7 +218,17 @@ class PolicySettings(TrainingSettings, SourceSettings, BadRowSettings, FormatSet
         affects="rows",
         alias="defaults",
     )
-    steps: int = field(125, TRAINING, "Optimizer steps.", affects="rows", ge=1)
+    steps: int | None = field(
+        None,
+        TRAINING,
+        f"Optimizer steps. Default: {DEFAULT_STEPS}, or those of --epochs.",
+        affects="rows",
+        by_content=True,
+        ge=1,
+    )
+    epochs: int | None = field(
+        None, TRAINING, "Passes over the training questions, instead of --steps.", affects="rows", by_content=True, ge=1
+    )
     questions: int = field(
         16, TRAINING, "Questions per optimizer step.", affects="rows", ge=1, alias="questions_per_step"
     )
@@ -312,6 +325,12 @@ class PolicySettings(TrainingSettings, SourceSettings, BadRowSettings, FormatSet
     def fill_in(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Add TRL's defaults if they were chosen."""
         return _TRL | values if values.get("defaults") == "trl" else values
+
+    @model_validator(mode="after")
+    def _length_is_given_once(self) -> PolicySettings:
+        if self.steps and self.epochs:
+            raise ValueError("epochs: cannot be combined with --steps")
+        return self
 
     @model_validator(mode="after")
     def _vllm_reads_settings(self) -> PolicySettings:

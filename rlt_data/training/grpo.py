@@ -137,10 +137,11 @@ def train_policy(
         student=student.identity.weights if student else None,
         data=content_hash(train, held_out),
         format=policy.format.hash,
+        steps=plan.steps,
         **(reward_identity(settings) if isinstance(settings, TrainTeacherSettings) else {}),
     )
     provenance = training_provenance(settings, model=policy.checkpoint, student=student.checkpoint if student else None)
-    run = TrainingRun(Path(settings.out), depends_on, provenance)
+    run = TrainingRun(Path(settings.out), depends_on, provenance, plan.steps)
     if settings.dry_run:
         return PolicySummary(run.out, plan, 0)
     best = run.out / "best" if held_out else None
@@ -156,7 +157,6 @@ def train_policy(
         run.train(
             trainer,
             policy.tokenizer,
-            plan.steps,
             progress,
             settings=settings,
             base=policy.checkpoint,
@@ -283,7 +283,7 @@ def grpo_arguments(
         **arguments,
         **vllm,
         "logging_steps": 1,
-        "max_steps": settings.steps,
+        "max_steps": plan.steps,
         "shuffle_dataset": False,
         "num_generations": settings.group,
         "num_iterations": 1,
@@ -304,15 +304,15 @@ def grpo_arguments(
     }
 
 
-def _order(settings: PolicySettings, questions: int) -> list[int]:
-    """Return the question indices of all steps, reshuffled for each epoch.
+def _order(settings: PolicySettings, plan: PolicyPlan) -> list[int]:
+    """Return the question indices of all steps, reshuffled for each epoch; more steps only append to them.
 
     All steps are planned in advance, because TRL's sampler starts again with the first epoch when training resumes.
     """
-    draw, order = random.Random(settings.seed), list[int]()
-    while len(order) < settings.steps * settings.questions:
-        order += draw.sample(range(questions), questions)
-    return order[: settings.steps * settings.questions]
+    draw, order, size = random.Random(settings.seed), list[int](), plan.steps * settings.questions
+    while len(order) < size:
+        order += draw.sample(range(plan.questions), plan.questions)
+    return order[:size]
 
 
 @quiet_bars(data=True)
@@ -340,7 +340,7 @@ def _trainer(
         model=str(policy.checkpoint.folder),
         reward_funcs=[reward],
         args=use_one_gpu(arguments),
-        train_dataset=Dataset.from_list(train).select(_order(settings, len(train))),
+        train_dataset=Dataset.from_list(train).select(_order(settings, plan)),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
         processing_class=with_pad_token(policy.tokenizer),
         callbacks=[progress_callback(progress), _collapse_monitor(settings, reward)],
@@ -350,8 +350,6 @@ def _trainer(
         prepare_quantized(trainer.model)
     if settings.lora_rank and settings.has_synchronised_reference:
         trainer.add_reference_adapter()
-    if not trainer.use_vllm and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        raise SettingsError("--vllm: a policy sharded over GPUs needs vLLM for sampling; set colocate or server")
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -94,6 +94,7 @@ class Memory:
         reference: reference model of the KL penalty.
         student: frozen student of the dense reward; 0 on another device.
         vllm: share of colocated vLLM: its copy of the weights, and the KV cache.
+        sampling: complete weights of a sharded policy that samples without vLLM; on the GPU only between updates.
         activations: tensors that one forward pass of the longest micro-batch saves for the backward pass, with those
             that activation checkpointing recomputes for one layer; None if they cannot be counted for this model.
         logits: a tile of logits, and float32 gradients of the LM head, of one micro-batch.
@@ -109,6 +110,7 @@ class Memory:
     reference: int
     student: int
     vllm: int
+    sampling: int
     activations: int | None
     logits: int
     offloaded: bool = False
@@ -128,9 +130,11 @@ class Memory:
     @property
     def total(self) -> int:
         """The largest sum of parts that are on the GPU at the same time."""
+        always = self.weights + self.optimizer + self.reference + self.vllm
         update = self.gradients + (self.activations or 0) + self.logits
-        student = max(self.student - update, 0) if self.offloaded else self.student
-        return self.weights + self.optimizer + self.reference + self.vllm + student + update
+        if self.offloaded:
+            return always + max(update, self.sampling, self.student)
+        return always + self.student + max(update, self.sampling)
 
     @property
     def fits(self) -> bool | None:
@@ -187,15 +191,16 @@ class Estimator:
         shards = machine.gpus if machine.sharded else 1
         copies = 2 if machine.gpus > shards else 1  # data parallelism reduces gradients in buckets
         weights, gradients = _weight_bytes(model, settings), sum(map(_nbytes, trained))
-        reference = vllm = 0
+        reference = vllm = sampling = 0
         if isinstance(settings, PolicySettings):
             if settings.beta and not settings.lora_rank:
                 reference = weights
             elif settings.lora_rank and settings.has_synchronised_reference:
                 reference = gradients
-            # A sharded policy can only sample with vLLM.
-            if settings.vllm == "colocate" or (settings.vllm == "none" and machine.sharded):
+            if settings.vllm == "colocate":
                 vllm = int(settings.vllm_memory * (machine.gpu_bytes or 0))
+            elif settings.vllm == "none" and machine.sharded:
+                sampling = 2 * sum(weight.numel() for weight in model.parameters())  # gathered in bfloat16
         on_gpu = not isinstance(settings, TrainTeacherSettings) or settings.student_device in ("auto", "offload")
         activations = self._activations(settings, machine)
         return Memory(
@@ -207,6 +212,7 @@ class Estimator:
             reference=reference // shards,
             student=self._student_bytes if on_gpu else 0,
             vllm=vllm,
+            sampling=sampling,
             activations=activations.saved + activations.recomputed if activations else None,
             logits=self._logits(settings, machine, model),
             offloaded=isinstance(settings, TrainTeacherSettings) and settings.student_device == "offload",
@@ -239,9 +245,8 @@ class Estimator:
         ]
         if _can_be_sharded(settings):
             larger = (replace(machine, gpus=gpus, sharded=True) for gpus in (2, 4, 8, 16, 32, 64))
-            launcher = "FSDP2 and --vllm colocate" if getattr(settings, "vllm", "") == "none" else "FSDP2"
             enough = (each for each in larger if each.gpus > machine.gpus and fits({}, each))
-            texts += [f"{each.gpus} such GPUs with {launcher}" for each in islice(enough, 1)]
+            texts += [f"{each.gpus} such GPUs with FSDP2" for each in islice(enough, 1)]
         return tuple(texts)
 
     def _changes(self, settings: TrainingSettings, machine: Machine) -> Iterator[dict[str, Any]]:

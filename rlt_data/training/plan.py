@@ -11,6 +11,7 @@ from typing import Any
 from rlt_data.errors import SettingsError
 from rlt_data.progress import is_main_process
 from rlt_data.settings import FineTuneSettings, PolicySettings, TrainingSettings
+from rlt_data.settings.training import DEFAULT_STEPS
 from rlt_data.training.memory import Estimator, Memory, common_machines, count_parameters, this_machine
 from rlt_data.training.runs import missing_dependency, world_size
 
@@ -148,15 +149,18 @@ def plan_policy(
     processes = world_size()
     samples = settings.questions * settings.group
     longest = max(prompts)
+    steps = settings.steps or DEFAULT_STEPS
+    if settings.epochs:
+        steps = math.ceil(settings.epochs * len(prompts) / settings.questions)
     return PolicyPlan(
         questions=len(prompts),
         held_out=held_out,
         left_out=left_out,
         longest=longest,
-        steps=settings.steps,
-        epochs=settings.steps * settings.questions / len(prompts),
+        steps=steps,
+        epochs=steps * settings.questions / len(prompts),
         samples=samples,
-        tokens=settings.steps * samples * (longest + settings.max_tokens),
+        tokens=steps * samples * (longest + settings.max_tokens),
         processes=processes,
         accumulation=_accumulation(settings, samples, "--questions-per-step times --samples-per-question"),
         parameters=count_parameters(config, settings),

@@ -23,6 +23,7 @@ from rlt_data.formats import encode, tokens_inside
 from rlt_data.formats.spans import CONTEXT_TOKENS, decode_after, unmarked
 from rlt_data.settings import ModelSettings, PolicySettings
 from rlt_data.steps.sampling import sample_seed
+from rlt_data.training.sharding import complete_weights
 
 if TYPE_CHECKING:
     from rlt_data.training.trl_patches import PolicyTrainer
@@ -119,7 +120,7 @@ class Rollouts:
         samples: dict[int, tuple[list[int], Rollout]] = {}
         trainer.model.eval()
         try:
-            with trainer.accelerator.autocast():
+            with complete_weights(trainer), trainer.accelerator.autocast():
                 for sample in self._policy_engine(trainer).generate([block], sampling):
                     if isinstance(sample, Failure):
                         raise ModelError(f"sampling: {sample.reason}; lower --sampling-batch-size or --max-tokens")

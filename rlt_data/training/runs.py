@@ -38,12 +38,13 @@ from rlt_data.training.checkpoints import (
     last_complete_checkpoint,
     step_of,
 )
+from rlt_data.training.sharding import check_sharding
 
 logger = logging.getLogger(__name__)
 
 #: Files of a checkpoint that belong to the model, and exceptions that belong to the training.
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
-_TRAINING_FILES = {"trainer_state.json", RECORD}
+_TRAINING_FILES = {"trainer_state.json", "zero_to_fp32.py", "zero_to_torch.py", RECORD}
 #: Transformers' names of the optimizers.
 _OPTIMIZERS = {
     "adamw": "adamw_torch_fused",
@@ -51,6 +52,8 @@ _OPTIMIZERS = {
     "paged_adamw": "paged_adamw_32bit",
     "paged_adamw_8bit": "paged_adamw_8bit",
 }
+#: Settings that only determine how many steps a training has.
+_LENGTH = {"steps", "epochs", "max_steps"}
 #: Metrics to log, where the trainer reports them, and their format.
 _LOGGED = {
     "loss": "loss {:.4f}",
@@ -74,14 +77,17 @@ class TrainingRun:
         out: path of the folder.
         depends_on: everything that determines the trained weights; compared when training resumes.
         provenance: further content of training.json, from :func:`training_provenance`; not compared.
+        steps: total number of optimizer steps.
 
     Raises:
-        RunFolderError: the folder contains other files, or a training with other settings or data.
+        RunFolderError: the folder contains other files, or a training with other settings or data, with more steps, or
+            with fewer steps that cannot be continued exactly.
     """
 
     out: Path
     depends_on: dict[str, Any]
     provenance: dict[str, Any]
+    steps: int
 
     def __post_init__(self) -> None:
         out = self.out
@@ -91,12 +97,30 @@ class TrainingRun:
             if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
                 raise RunFolderError(f"{out}: exists and contains no training; choose another --out")
             return
-        before = recorded.get("depends_on", {})
-        if before != self.depends_on:
-            changed = ", ".join(changed_keys(before, self.depends_on))
+        changed = changed_keys(recorded.get("depends_on", {}), self.depends_on)
+        if not set(changed) <= _LENGTH:
             raise RunFolderError(
-                f"{out}: contains a training with other settings or data ({changed} differ); "
+                f"{out}: contains a training with other settings or data ({', '.join(changed)} differ); "
                 "continue it with the same settings, or choose another --out"
+            )
+        if self._planned(recorded) != self.steps:
+            self._check_length(self._planned(recorded))
+
+    def _planned(self, recorded: dict[str, Any]) -> int:
+        """Return the number of steps that training.json records."""
+        return int(recorded.get("plan", {}).get("steps", self.steps))
+
+    def _check_length(self, planned: int) -> None:
+        """Check that continuing a training of ``planned`` steps gives the weights of training all steps at once."""
+        contains = f"{self.out}: contains a training of {planned} steps"
+        if planned > self.steps:
+            raise RunFolderError(f"{contains}, which is more than {self.steps}; choose another --out")
+        schedule = self.depends_on["schedule"]
+        if schedule != "constant" or self.depends_on["warmup"]:
+            reason = "--warmup-ratio" if schedule == "constant" else f"--schedule {schedule}"
+            raise RunFolderError(
+                f"{contains}; with {reason}, the learning rate depends on the number of steps, so that it cannot be "
+                f"continued to {self.steps}; train its model with --model {self.out} and another --out"
             )
 
     @contextmanager
@@ -114,10 +138,20 @@ class TrainingRun:
         """Content of training.json if the training is finished and its model intact, else None.
 
         Raises:
-            RunFolderError: the model is missing or damaged, and no checkpoint is left to restore it from.
+            RunFolderError: more steps are required, or the model is missing or damaged, and no checkpoint is left to
+                continue from.
         """
         recorded = self._recorded()
         if not recorded or "steps" not in recorded:
+            return None
+        if (planned := self._planned(recorded)) < self.steps:
+            if not checkpoints(self.out):
+                raise RunFolderError(
+                    f"{self.out}: contains a training of {planned} steps, but no checkpoint to continue it from; train "
+                    f"its model with --model {self.out} and another --out"
+                )
+            if is_main_process():
+                logger.info("%s: continuing a training of %d steps to %d", self.out, planned, self.steps)
             return None
         weights = recorded.get("weights")
         defect = find_damage(self.out, weights) if weights else find_weights_damage(self.out)
@@ -141,14 +175,19 @@ class TrainingRun:
         except (OSError, ValueError) as error:
             raise RunFolderError(f"{file}: cannot be read ({first_line(error)}); choose another --out") from None
         if not isinstance(recorded, dict) or not all(
-            isinstance(recorded.get(key, {}), dict) for key in ("depends_on", "weights")
+            isinstance(recorded.get(key, {}), dict) for key in ("depends_on", "plan", "weights")
         ):
             raise RunFolderError(f"{file}: was not written by rlt-data; choose another --out")
         return recorded
 
     def record(self, **content: Any) -> None:
-        """Write training.json with ``depends_on``, the provenance and ``content``."""
+        """Write training.json with ``depends_on``, the provenance, ``content``, and earlier numbers of steps."""
         if is_main_process():
+            recorded = self._recorded() or {}
+            previous = recorded.get("previous_steps", [])
+            if (planned := self._planned(recorded)) != self.steps:
+                previous = [*previous, planned]
+            content |= {"previous_steps": previous} if previous else {}
             write_json(self.out / "training.json", {"depends_on": self.depends_on, **self.provenance, **content})
 
     def record_end(self, **content: Any) -> None:
@@ -162,7 +201,6 @@ class TrainingRun:
         self,
         trainer: Any,
         tokenizer: Any,
-        steps: int,
         progress: Progress,
         *,
         settings: TrainingSettings,
@@ -175,7 +213,6 @@ class TrainingRun:
         Args:
             trainer: Transformers trainer.
             tokenizer: tokenizer to save with the model.
-            steps: total number of optimizer steps.
             progress: receives every optimizer step.
             settings: settings of the training.
             base: initial model.
@@ -198,7 +235,7 @@ class TrainingRun:
             logger.info(
                 "train: %d processes, the first on %s", trainer.args.world_size, describe_device(trainer.args.device)
             )
-        progress.start("train", steps, step_of(last) if last else 0)
+        progress.start("train", self.steps, step_of(last) if last else 0)
         try:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         finally:
@@ -231,26 +268,6 @@ def training_provenance(settings: FineTuneSettings | PolicySettings, **models: C
         "data": {"name": name, "on_hub": on_hub},
         "versions": versions("trl"),
     }
-
-
-def check_sharding(trainer: Any) -> None:
-    """Check that the trainer can save a complete model with this kind of sharding.
-
-    Raises:
-        SettingsError: the accelerate configuration or a setting must be changed.
-    """
-    fsdp = getattr(trainer.accelerator.state, "fsdp_plugin", None)
-    if fsdp is not None and "FULL_STATE_DICT" not in str(fsdp.state_dict_type):
-        raise SettingsError(
-            "fsdp_state_dict_type: with this value no model is saved; set FULL_STATE_DICT, as in "
-            "recipes/accelerate/fsdp2.yaml"
-        )
-    deepspeed = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
-    if deepspeed is not None and deepspeed.zero_stage == 3 and getattr(trainer.args, "sync_ref_model", False):
-        raise SettingsError(
-            "--ref-sync-steps: checkpoints cannot store a reference model sharded by DeepSpeed ZeRO-3; use FSDP2 "
-            "(recipes/accelerate/fsdp2.yaml) or --ref-sync-steps 0"
-        )
 
 
 def saved_dtype(settings: TrainingSettings, config: Any) -> torch.dtype:
@@ -411,7 +428,10 @@ def trainer_arguments(
         "gradient_accumulation_steps": accumulation,
         "optim": _OPTIMIZERS[settings.optimizer],
         "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": settings.schedule,
+        # Transformers ignores the warm-up of "constant".
+        "lr_scheduler_type": "constant_with_warmup"
+        if settings.schedule == "constant" and settings.warmup
+        else settings.schedule,
         "warmup_steps": settings.warmup,
         "weight_decay": settings.weight_decay,
         "adam_beta1": settings.adam_beta1,

@@ -91,7 +91,7 @@ def fine_tune(
     config = load_config(checkpoint, base_model_settings(settings))
     plan = plan_fine_tuning(settings, config, kept, left_out=len(examples) - len(kept))
     depends_on = settings.depends_on(model=weights_fingerprint(checkpoint), data=content_hash(kept))
-    run = TrainingRun(Path(settings.out), depends_on, training_provenance(settings, model=checkpoint))
+    run = TrainingRun(Path(settings.out), depends_on, training_provenance(settings, model=checkpoint), plan.steps)
     if settings.dry_run:
         return TrainingSummary(run.out, plan, 0, None)
     if done := run.finished:
@@ -102,7 +102,6 @@ def fine_tune(
         run.train(
             trainer,
             tokenizer,
-            plan.steps,
             progress,
             settings=settings,
             base=checkpoint,

@@ -6,9 +6,10 @@ Sampling uses TRL's public ``rollout_func`` (:mod:`rlt_data.training.rollouts`).
 |---|---|
 | ``_prepare_inputs`` | sort micro-batches by length |
 | ``_get_per_token_logps_and_entropies`` | skip padding |
+| ``evaluate`` | leave the random state unchanged |
 | ``prediction_step`` | compute rewards of held-out questions without their loss |
 | ``log`` | add length drift, remove misleading metrics |
-| ``_save_checkpoint``, ``_load_from_checkpoint`` | save and load the synchronised reference model |
+| ``_save_checkpoint``, ``_load_optimizer_and_scheduler`` | save and load the synchronised reference model |
 | ``add_reference_adapter`` | a synchronised reference model for training adapters |
 | ``create_model_card`` | write no model card |
 """
@@ -26,6 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from rlt_data.engines.protocol import Floats
 from rlt_data.errors import RunFolderError
+from rlt_data.training.sharding import full_state, load_full_state
 
 #: Reference model in a checkpoint; in a subfolder, so that it is not mistaken for the policy.
 _REFERENCE = Path("reference", "model.safetensors")
@@ -118,6 +120,15 @@ class PolicyTrainer:
             None if extras[0] is None else torch.stack(extras).mean(),
         )
 
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """Evaluate without changing the random state.
+
+        Why: the data loader draws a seed, and TRL shuffles the samples of the next step at random. A training that
+        continues to more steps was also evaluated at its former end, and must not differ from one of that length.
+        """
+        with torch.random.fork_rng(devices=[]):
+            return dict(super().evaluate(*arguments, **options))  # type: ignore[misc]
+
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """Compute rewards of held-out questions, without loss and reference model.
 
@@ -179,7 +190,7 @@ class PolicyTrainer:
         Why: TRL saves only the policy, and resumes with the initial reference model.
         """
         adapter = {name: _unsharded(reference) for name, (_, reference) in self._adapter_pairs().items()}
-        if state := _full_state(self.ref_model) if self.args.sync_ref_model else adapter:
+        if state := full_state(self.accelerator.unwrap_model(self.ref_model)) if self.args.sync_ref_model else adapter:
             if self.args.should_save:
                 from safetensors.torch import save_file
 
@@ -188,19 +199,22 @@ class PolicyTrainer:
                 save_file(state, file)
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load the synchronised reference model too.
+
+        Why: as for ``_save_checkpoint``. With DeepSpeed, Transformers does not call ``_load_from_checkpoint``.
 
         Raises:
             RunFolderError: the checkpoint has no reference model.
         """
-        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
         is_adapter = bool(self._adapter_pairs())
-        if self.args.sync_ref_model or is_adapter:
-            file = Path(resume_from_checkpoint) / _REFERENCE
+        if checkpoint and (self.args.sync_ref_model or is_adapter):
+            file = Path(checkpoint) / _REFERENCE
             if not file.is_file():
-                raise RunFolderError(f"{resume_from_checkpoint}: {_REFERENCE} is missing; remove this checkpoint")
-            _load_full_state(self.model if is_adapter else self.ref_model, file, strict=not is_adapter)
+                raise RunFolderError(f"{checkpoint}: {_REFERENCE} is missing; remove this checkpoint")
+            model = self.accelerator.unwrap_model(self.model if is_adapter else self.ref_model)
+            load_full_state(model, file, strict=not is_adapter)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Do nothing.
@@ -218,27 +232,10 @@ def _by_length(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [batch | {name: columns[name][rows] for name in names} for batch, rows in zip(batches, indices, strict=True)]
 
 
-def _full_state(model: Any) -> dict[str, torch.Tensor]:
-    """Return all weights of a possibly sharded model on the CPU; every process must call this."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    state: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    # safetensors refuses shared memory, so tied weights are copied.
-    return {name: value.clone().contiguous() for name, value in state.items()}
-
-
 def _unsharded(parameter: Any) -> torch.Tensor:
     """Return a possibly sharded parameter on the CPU; every process must call this."""
     whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
     return whole.detach().cpu().clone()
-
-
-def _load_full_state(model: Any, file: Path, *, strict: bool) -> None:
-    from safetensors.torch import load_file
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-
-    state: Any = load_file(file)
-    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, strict=strict))
 
 
 def _adapter_synchroniser(trainer: PolicyTrainer) -> Any:

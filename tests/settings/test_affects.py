@@ -141,7 +141,6 @@ BY_POLICY = {
     "dtype": "float32",
     "save_steps": 25,
     "recipe": "paper",
-    "steps": 125,
     "questions": 16,
     "group": 64,
     "temperature": 0.7,
@@ -204,7 +203,7 @@ def test_trained_weights_depend_on_what_they_did(name: str) -> None:
     free = {"micro_batch_size": 4, "device": "cpu", "keep_checkpoints": 1, "log_to": "none", "dry_run": True, **student}
     given = {"in": "x", "model": "m", "out": "o", "chat_template": "plain", **free}
     settings = parse_settings(getattr(rlt_data.settings, name), given)
-    assert settings.depends_on() == TRAINED[name]
+    assert settings.depends_on() == TRAINED[name]  # the plan adds the steps of RL
     assert settings.depends_on(model="M", data="D") == {**TRAINED[name], "model": "M", "data": "D"}
 
 

@@ -117,6 +117,44 @@ def test_a_continued_training_with_a_synchronised_reference_ends_in_the_same_wei
         train_teacher(settings("without reference", steps=4))
 
 
+def test_a_finished_training_continues_to_more_steps(settings: Settings) -> None:
+    train_teacher(settings("straight", steps=3))
+    train_teacher(settings("longer", steps=1))
+    assert train_teacher(settings("longer", steps=3)).steps == 3
+    assert same(weights(Path("longer")), weights(Path("straight")))
+    assert same(weights(Path("longer/checkpoint-3/reference")), weights(Path("straight/checkpoint-3/reference")))
+    recorded = json.loads(Path("longer/training.json").read_text())
+    assert (recorded["steps"], recorded["depends_on"]["steps"], recorded["previous_steps"]) == (3, 3, [1])
+    assert "previous_steps" not in json.loads(Path("straight/training.json").read_text())
+    with pytest.raises(RunFolderError, match="contains a training of 3 steps, which is more than 2"):
+        train_teacher(settings("longer", steps=2))
+
+
+def test_epochs_are_steps(rlt: Rlt, settings: Settings, tiny: Tiny, rows: Path) -> None:
+    def steps(epochs: int) -> int:
+        return train_teacher(settings(steps=None, epochs=epochs, dry_run=True)).plan.steps
+
+    assert (steps(1), steps(2)) == (5, 9)  # 9 questions, 2 per step
+    options: list[Any] = [
+        "--model",
+        tiny(),
+        "--student",
+        tiny("chat", 1),
+        "--in",
+        rows,
+        "--out",
+        "out",
+        "--held-out",
+        3,
+    ]
+    options += ["--questions-per-step", 3, "--max-tokens", 12, "--device", "cpu", "--dry-run", "--epochs", 2]
+    output = rlt("train-teacher", "rl", *options).stdout
+    assert "6 steps of" in output and "used 2.00 times" in output
+    assert (
+        "--epochs: cannot be combined with --steps" in rlt("train-teacher", "rl", *options, "--steps", 5, code=2).output
+    )
+
+
 def test_what_is_kept(settings: Settings) -> None:
     calls: list[str] = []
 
