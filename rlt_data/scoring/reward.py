@@ -96,7 +96,7 @@ def reward_terms(
         alpha: weight of minimum and maximum relative to the means.
         missing_tag_penalty: added to the reward if the closing tag is missing.
         solution_weight: weight of the solution term.
-        alpha_kl: weight of the maximum in the KL term, and ``alpha`` only that of the minimum. None: ``alpha`` for both.
+        alpha_kl: weight of the maximum in the KL term; ``alpha`` is then only that of the minimum. None: ``alpha``.
 
     Raises:
         ValueError: the solution has no token.
