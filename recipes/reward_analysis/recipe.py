@@ -6,6 +6,7 @@ those of an RLT on the same questions.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import polars as pl
@@ -76,13 +77,13 @@ def run(experiment: Experiment) -> None:
         name: estimate([result[name] for result in rivals])
         for name in ("accuracy", "of_rlt", "of_rival", "rlt_is_higher")
     }
-    figures["rival"]["share_of_gain"] = estimate(
-        [
-            (students[lambdas[0], seed, 1]["accuracy"] - without["accuracy"])
-            / (rival["accuracy"] - without["accuracy"])
-            for seed, without, rival in zip(experiment.seeds, base, rivals, strict=True)
-        ]
-    )
+    best = [students[lambdas[0], seed, min(ranks[lambdas[0]])] for seed in experiment.seeds]
+    gains = [
+        [result["accuracy"] - without["accuracy"] for result, without in zip(x, base, strict=True)]
+        for x in (best, rivals)
+    ]
+    shares = [ours / theirs if theirs else math.nan for ours, theirs in zip(*gains, strict=True)]
+    figures["rival"]["share_of_gain"] = estimate(shares)
     text += "\nThe traces of another pipeline, with rewards at the first λ on the questions of both:\n\n" + table(
         ["figure", "value"], [(label, figures["rival"][name]) for name, label in _OF_RIVAL.items()]
     )

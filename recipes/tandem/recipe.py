@@ -65,10 +65,9 @@ def run(experiment: Experiment) -> None:
         for arm, values in figures.items()
     ]
     text = table(columns, rows) + "\nAccuracy is that of fresh students from the base, on one trace per question.\n"
-    accuracy = estimate([result["accuracy"] for result in self_distilled])
-    text += (
-        f"\nThe model of on-policy self-distillation, with the solution as context, has an accuracy of {accuracy}.\n"
-    )
+    accuracy = {when: estimate([result[when] for result in self_distilled]) for when in ("before", "after")}
+    text += "\nOn-policy self-distillation, with the solution as the teacher's context: accuracy "
+    text += f"{accuracy['before']} before it and {accuracy['after']} after it.\n"
     publish(
         experiment,
         {"arms": figures, "self-distillation": accuracy},
