@@ -182,7 +182,6 @@ class Experiment:
 
 def _quiet() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     logging.getLogger("rlt_data").setLevel(logging.WARNING)
 
 

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from rlt_data.formats import load_format
 from rlt_data.formats.views import read_completion
+from rlt_data.inputs.check import good_rows
 from rlt_data.recipes.experiment import Experiment
 from rlt_data.recipes.nano.rivals import rival_rows
+from rlt_data.settings import InputSettings, parse_settings
 from rlt_data.steps.provenance import recorded_format
 from rlt_data.storage.run import RunFolder
 from rlt_data.training.rewards import copied_fraction, repeated_fraction
@@ -111,11 +114,28 @@ def source_traces(experiment: Experiment, source: dict[str, Any], name: str, see
         return str(source["run"])
     if "teacher" in source:
         return make_ranked_traces(experiment, source["teacher"], f"{name}-{seed}", seed, data=data, n=source["n"])
+    return import_ranked_traces(experiment, source_rows(experiment, source, seed, data), f"{name}-{seed}")
+
+
+def source_rows(experiment: Experiment, source: dict[str, Any], seed: int, data: str = "train") -> list[dict[str, Any]]:
+    """Return the rows of another pipeline, with question, solution and explanation; none in a dry run.
+
+    As a column, the solution is a reference. So a question has the same key as with a teacher's traces, and ``distill
+    --limit`` draws the same questions from both.
+
+    Args:
+        experiment: running recipe.
+        source: ``{rule}`` or input settings, as in :func:`source_traces`.
+        seed: seed of questions and rules.
+        data: config section of the training questions.
+    """
     if "rule" in source:
         file = questions(experiment, data, seed)["in"]
-        rows = [] if experiment.dry_run else rival_rows(file, source["rule"], seed)
-        return import_ranked_traces(experiment, rows, f"{name}-{seed}")
-    return import_traces(experiment, f"{name}-{seed}", **source)
+        return [] if experiment.dry_run else rival_rows(file, source["rule"], seed)
+    settings = parse_settings(InputSettings, source, where=f"{experiment.recipe}, traces of another pipeline")
+    rows = [] if experiment.dry_run else good_rows(settings, load_format("rlt"))
+    columns = ("question", "solution", "explanation", "system")
+    return [{name: value for name in columns if (value := getattr(row, name)) is not None} for row in rows]
 
 
 def train_student(
@@ -195,29 +215,20 @@ def write_rows(experiment: Experiment, rows: Iterable[dict[str, Any]], name: str
     return str(file)
 
 
-def import_ranked_traces(experiment: Experiment, rows: list[dict[str, Any]], name: str, **score: Any) -> str:
+def import_ranked_traces(
+    experiment: Experiment, rows: list[dict[str, Any]], name: str, *, teacher: str = "none", **score: Any
+) -> str:
     """Import explanations as traces, score and rank them; return their run folder.
 
     Args:
         experiment: running recipe.
         rows: rows with ``question``, ``solution`` and ``explanation``.
         name: name of the run folder.
+        teacher: model of the KL. none: rank by the reward without a teacher.
         score: settings that override the config section of scoring.
     """
-    return import_traces(experiment, name, in_=write_rows(experiment, rows, name), **score)
-
-
-def import_traces(experiment: Experiment, name: str, *, teacher: str = "none", **score: Any) -> str:
-    """Import existing traces, score and rank them; return their run folder.
-
-    Args:
-        experiment: running recipe.
-        name: name of the run folder.
-        teacher: model of the KL. none: rank by the reward without teacher.
-        score: settings that override the config section of scoring; ``in_`` or ``in`` names the rows.
-    """
     folder = experiment.path("traces", name)
-    experiment.step("score", out=folder, teacher=teacher, **score)
+    experiment.step("score", in_=write_rows(experiment, rows, name), out=folder, teacher=teacher, **score)
     experiment.step("rank", in_=folder, by="reward_without_entropy" if teacher == "none" else "reward")
     return folder
 

@@ -11,21 +11,18 @@ from typing import Any
 
 import polars as pl
 
-from rlt_data.formats import load_format
-from rlt_data.inputs.check import good_rows
 from rlt_data.recipes.experiment import Estimate, Experiment, estimate, pearson, publish, spearman, table
-from rlt_data.recipes.nano.rivals import rival_rows
 from rlt_data.recipes.stages import (
     evaluate_base,
-    import_traces,
+    import_ranked_traces,
     make_ranked_traces,
-    questions,
     scores_by_rank,
+    source_rows,
     train_and_eval_on_traces,
     write_rows,
 )
 from rlt_data.reporting.report import report
-from rlt_data.settings import InputSettings, ReportSettings, parse_settings
+from rlt_data.settings import ReportSettings, parse_settings
 
 #: Traces on the page that compares two pipelines.
 _LISTED_TRACES = 400
@@ -98,24 +95,15 @@ def run(experiment: Experiment) -> None:
 def _rival(experiment: Experiment, seed: int, weight: float) -> dict[str, Any]:
     """Train a student on the traces of another pipeline, and compare their rewards with those of an RLT's traces."""
     rlt = str(experiment.config["rlt"])
-    rows = write_rows(experiment, [] if experiment.dry_run else _rival_rows(experiment, seed), f"rival-{seed}")
+    rows = source_rows(experiment, experiment.config["rival"], seed)
     score: dict[str, Any] = {"lambda_": weight, "per_token": True}
-    rival = import_traces(experiment, f"rival-{seed}", in_=rows, teacher=rlt, **score)
-    ours = experiment.path("traces", f"rlt-{seed}")  # of the same questions and solutions
-    experiment.step("generate", in_=rows, teacher=rlt, out=ours, seed=seed, n=1)
+    rival = import_ranked_traces(experiment, rows, f"rival-{seed}", teacher=rlt, **score)
+    ours = experiment.path("traces", f"rlt-{seed}")
+    same = write_rows(experiment, rows, f"rival-{seed}")  # the same questions and solutions
+    experiment.step("generate", in_=same, teacher=rlt, out=ours, seed=seed, n=1)
     experiment.step("score", in_=ours, **score)
     result = {"rlt_run": ours, "rival_run": rival, **train_and_eval_on_traces(experiment, rival, "rival", seed)}
     return result if experiment.dry_run else result | rewards_on_the_same_questions(ours, rival)
-
-
-def _rival_rows(experiment: Experiment, seed: int) -> list[dict[str, Any]]:
-    """Return the rows of another pipeline, whose solutions are the references of both pipelines' traces."""
-    source = experiment.config["rival"]
-    if "rule" in source:
-        return rival_rows(questions(experiment, "train", seed)["in"], source["rule"], seed)
-    rows = good_rows(parse_settings(InputSettings, source), load_format("rlt"))
-    columns = ("question", "solution", "explanation", "system")
-    return [{name: value for name in columns if (value := getattr(row, name)) is not None} for row in rows]
 
 
 def rewards_on_the_same_questions(ours: str, rival: str) -> dict[str, float]:

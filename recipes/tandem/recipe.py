@@ -6,6 +6,7 @@ The arm of self-distillation has no teacher: a model learns from its own probabi
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tempfile
 from dataclasses import asdict, fields
@@ -134,6 +135,7 @@ def _reader_of_solutions(experiment: Experiment, model: str, seed: int) -> str:
 
 def _check(settings: dict[str, Any]) -> None:
     """Raise SettingsError if a setting is none of TRL's."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     from trl.experimental.sdft import SDFTConfig  # imports torch
 
     if unknown := settings.keys() - {field.name for field in fields(SDFTConfig)}:

@@ -19,9 +19,9 @@ import yaml
 from rlt_data.errors import InputError, RltDataError, SettingsError
 from rlt_data.recipes import experiment
 from rlt_data.recipes.experiment import Experiment, estimate, load_config, merged, pearson, spearman
-from rlt_data.recipes.stages import overlap, slug
+from rlt_data.recipes.stages import overlap, slug, source_rows
 from rlt_data.settings import TrainTeacherSettings, WarmUpSettings, parse_settings
-from tests.conftest import write_jsonl
+from tests.conftest import Rlt, write_jsonl
 from tests.recipes.work import process_of_call
 from tests.training.test_policy import RELEASED
 
@@ -248,12 +248,23 @@ def test_rows_of_bespoke_are_graded_and_compared_by_their_solutions(
     found = import_module("rlt_data.recipes.cold_start.recipe").stated_answers(source)
     assert found == [{"question": "What is 1 + 1?", "answer": "2"}]
     assert "1 of 2 questions state no final answer" in capsys.readouterr().out
-    analysis = import_module("rlt_data.recipes.reward_analysis.recipe")
-    rows = analysis._rival_rows(Experiment("reward_analysis", {"rival": source}, tmp_path), 0)
-    assert rows == [
+    assert source_rows(Experiment("student", {}, tmp_path), source, 0) == [
         {"question": "What is 1 + 1?", "solution": r"So \boxed{2}.", "explanation": "Hm."},
         {"question": "Write a program.", "solution": "print(1)", "explanation": "Hm."},
     ]
+
+
+def test_traces_of_another_pipeline_have_the_questions_of_a_teachers_traces(
+    rlt: Rlt, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Otherwise students of 1,000 rows would learn from other questions."""
+    source = {"in": str(write_jsonl(tmp_path / "bespoke.jsonl", BESPOKE)), "preset": "bespoke", "system": "format"}
+    options = "--teacher", tiny(), "--n", 1, "--max-tokens", 2, "--preset", "bespoke", "--system", "format"
+    rlt("generate", "--in", source["in"], *options, "--out", "ours")
+    rows = write_jsonl(tmp_path / "rows.jsonl", source_rows(Experiment("student", {}, tmp_path), source, 0))
+    rlt("score", "--in", rows, "--student", tiny(), "--teacher", "none", "--out", "theirs")
+    ours, theirs = (pl.read_parquet(f"{run}/questions/*.parquet")["question_id"] for run in ("ours", "theirs"))
+    assert sorted(ours) == sorted(theirs) and len(ours) == 2
 
 
 def test_solved_problems_in_common_are_relative_to_the_weaker_model(tmp_path: Path) -> None:
