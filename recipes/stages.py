@@ -14,7 +14,7 @@ import polars as pl
 from rlt_data.formats import load_format
 from rlt_data.formats.views import read_completion
 from rlt_data.inputs.check import good_rows
-from rlt_data.recipes.experiment import Experiment
+from rlt_data.recipes.experiment import Estimate, Experiment, estimate
 from rlt_data.recipes.nano.rivals import rival_rows
 from rlt_data.settings import InputSettings, parse_settings
 from rlt_data.steps.provenance import recorded_format
@@ -280,6 +280,11 @@ def evaluate(
 def evaluate_base(experiment: Experiment, seed: int) -> dict[str, Any]:
     """Evaluate the students' base model."""
     return evaluate(experiment, experiment.config["student"]["model"], f"base-{seed}", seed)
+
+
+def by_benchmark(results: list[dict[str, Any]]) -> dict[str, Estimate]:
+    """Return the accuracy on each benchmark over seeds, from results of :func:`evaluate`."""
+    return {name: estimate([result["benchmarks"][name] for result in results]) for name in results[0]["benchmarks"]}
 
 
 def overlap(one: dict[str, str], other: dict[str, str]) -> float:

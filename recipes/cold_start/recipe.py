@@ -16,6 +16,7 @@ from rlt_data.inputs.check import good_rows
 from rlt_data.plots import bars
 from rlt_data.recipes.experiment import Experiment, estimate, publish, table
 from rlt_data.recipes.stages import (
+    by_benchmark,
     evaluate,
     evaluate_base,
     import_ranked_traces,
@@ -61,18 +62,35 @@ def run(experiment: Experiment) -> None:
     after = {BASE: solvers}
     for (arm, _, _), result in zip(starts, results, strict=True):
         after.setdefault(arm, []).append(result)
-    figures = {
+    figures: dict[str, Any] = {
         arm: {
             "rows": estimate([float(result.get("rows", 0)) for result in before[arm]]),
             "before": estimate([result["accuracy"] for result in before[arm]]),
             "after": estimate([result["accuracy"] for result in after[arm]]),
             "tokens": estimate([result["tokens"] for result in after[arm]]),
+            "benchmarks": by_benchmark(after[arm]),
         }
         for arm in before
     }
-    columns = ["start", "traces learned from", "accuracy before RL", "accuracy after RL", "tokens of an answer"]
+    benchmarks = list(experiment.config["benchmarks"])
+    listed = benchmarks if len(benchmarks) > 1 else []
+    columns = [
+        "start",
+        "traces learned from",
+        "accuracy before RL",
+        "accuracy after RL",
+        *listed,
+        "tokens of an answer",
+    ]
     rows = [
-        (arm, f"{values['rows'].mean:.0f}", values["before"], values["after"], f"{values['tokens'].mean:.1f}")
+        (
+            arm,
+            f"{values['rows'].mean:.0f}",
+            values["before"],
+            values["after"],
+            *(values["benchmarks"][name] for name in listed),
+            f"{values['tokens'].mean:.1f}",
+        )
         for arm, values in figures.items()
     ]
 

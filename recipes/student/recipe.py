@@ -7,7 +7,7 @@ from typing import Any
 
 from rlt_data.plots import bars
 from rlt_data.recipes.experiment import Estimate, Experiment, estimate, publish, table
-from rlt_data.recipes.stages import evaluate_base, slug, source_traces, train_and_eval_on_traces
+from rlt_data.recipes.stages import by_benchmark, evaluate_base, slug, source_traces, train_and_eval_on_traces
 
 
 def run(experiment: Experiment) -> None:
@@ -30,12 +30,12 @@ def run(experiment: Experiment) -> None:
     names = ("accuracy", "formatted", "truncated", "tokens", "rows")
     figures: dict[str, Any] = {
         f"{source}, {size}": {name: estimate([float(result[name]) for result in seeds]) for name in names}
-        | {"benchmarks": _by_benchmark(seeds)}
+        | {"benchmarks": by_benchmark(seeds)}
         for (source, size), seeds in results_by_arm.items()
     }
     figures["none (base)"] = {
         "accuracy": estimate([result["accuracy"] for result in base]),
-        "benchmarks": _by_benchmark(base),
+        "benchmarks": by_benchmark(base),
     }
     benchmarks = list(experiment.config["benchmarks"])
     listed = benchmarks if len(benchmarks) > 1 else []
@@ -62,10 +62,6 @@ def run(experiment: Experiment) -> None:
         axes.axhline(without["accuracy"].mean, color="gray", linestyle="--", linewidth=1)
 
     publish(experiment, {"arms": figures}, text, draw)
-
-
-def _by_benchmark(results: list[dict[str, Any]]) -> dict[str, Estimate]:
-    return {name: estimate([result["benchmarks"][name] for result in results]) for name in results[0]["benchmarks"]}
 
 
 def _traces(experiment: Experiment, source: str, seed: int) -> str:

@@ -181,7 +181,9 @@ SCALES = [
 @pytest.mark.parametrize(("recipe", "scale"), SCALES)
 def test_every_scale_is_understood(recipe: str, scale: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = import_module(f"rlt_data.recipes.{recipe}.recipe").run
-    work(Experiment(recipe, load_config(recipe, scale), tmp_path / "dry", dry_run=True))
+    shown = Experiment(recipe, load_config(recipe, scale), tmp_path / "dry", dry_run=True)
+    work(shown)
+    assert Path(shown.launcher()[-1]).is_file()
     printed = capsys.readouterr().out
     assert "rlt-data evaluate" in printed and "rlt-data train-student" in printed
     assert not list(tmp_path.rglob("*.json"))
