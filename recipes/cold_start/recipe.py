@@ -79,7 +79,7 @@ def run(experiment: Experiment) -> None:
         "traces learned from",
         "accuracy before RL",
         "accuracy after RL",
-        *listed,
+        *(f"{name} after RL" for name in listed),
         "tokens of an answer",
     ]
     rows = [
