@@ -175,6 +175,23 @@ class RewardSettings(Settings):
     missing_tag_penalty: float = field(
         -1.0, REWARD, "Added to the reward if the closing tag is missing.", affects="rows", le=0
     )
+    solution_weight: float = field(
+        1.0, REWARD, "Weight of the solution term r_ss.", affects="rows", omit_default=True, ge=0
+    )
+    alpha_kl: float | None = field(
+        None,
+        REWARD,
+        "Weight of the maximum in the KL term; --alpha is then the weight of the minimum only. Default: --alpha.",
+        affects="rows",
+        omit_default=True,
+        ge=0,
+    )
+
+    @model_validator(mode="after")
+    def _reward_has_a_term(self) -> RewardSettings:
+        if self.reward == "rlt" and self.solution_weight == 0 and self.lambda_ == 0:
+            raise ValueError("solution_weight: 0 with --lambda 0 leaves no term of the reward")
+        return self
 
 
 class ScoreSettings(RunOrFilesSettings, FormatSettings, ModelSettings, RewardSettings, DryRunSettings):

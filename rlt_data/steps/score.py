@@ -448,4 +448,11 @@ def _pending_blocks(
 
 def reward_weights(settings: RewardSettings) -> RewardWeights:
     """Convert settings to the weights of :func:`rlt_data.scoring.score_trace`."""
-    return RewardWeights(settings.lambda_, settings.alpha, settings.kl, settings.missing_tag_penalty)
+    return RewardWeights(
+        settings.lambda_,
+        settings.alpha,
+        settings.kl,
+        settings.missing_tag_penalty,
+        settings.solution_weight,
+        settings.alpha_kl,
+    )

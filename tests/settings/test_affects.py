@@ -104,6 +104,8 @@ def test_traces_and_answers_depend_on_what_they_did(more: dict[str, Any], expect
         ({"engine": "vllm", "gpu_memory": 0.5, "teacher_logprobs": "compute", "out": "o"}, {}),
         ({**SERVER, "temperature": 0.5, "served_temperature": 0.5}, {"temperature": 0.5}),
         ({"lambda": 1, "kl": "k3", "per_token": True}, {"lambda": 1.0, "kl": "k3", "per_token": True}),
+        ({"solution_weight": 1, "alpha_kl": None}, {}),
+        ({"solution_weight": 0, "alpha_kl": 0.5}, {"solution_weight": 0.0, "alpha_kl": 0.5}),
     ],
 )
 def test_scores_depend_on_what_they_did(more: dict[str, Any], expected: dict[str, Any]) -> None:

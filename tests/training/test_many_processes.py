@@ -163,7 +163,7 @@ def test_an_error_of_all_processes_is_printed_once(teacher: list[Any]) -> None:
     assert result.returncode and result.stderr.count("error: ") == 1, result.stderr
 
 
-@pytest.mark.parametrize("name", ["fsdp2", "zero3"])
+@pytest.mark.parametrize("name", ["fsdp2", "fsdp2-offload", "zero3"])
 def test_the_shipped_files_are_what_accelerate_reads(name: str) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
