@@ -13,6 +13,7 @@ forward pass of the reference model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -24,6 +25,7 @@ from benchmarks.report import markdown, save
 from benchmarks.scaling import H100, MEMORY_SHARE, MODEL, decoding_limit
 from rlt_data.recipes.experiment import Experiment, load_config, recipes
 from rlt_data.settings import Settings
+from rlt_data.settings.training import DEFAULT_STEPS
 
 EFFICIENCY, TRAINING_EFFICIENCY = 0.5, 0.4
 QUESTION = SOLUTION = 400
@@ -32,6 +34,7 @@ ROWS = {
     "bespokelabs/Bespoke-Stratos-17k": 17_000,
     "agentica-org/DeepScaleR-Preview-Dataset": 40_000,
     "openai/gsm8k": 7_473,
+    "GAIR/LIMR": 1_389,
 }
 BENCHMARKS = {"aime24": 30, "math500": 500, "gpqa-diamond": 198, "gsm8k": 1_319}
 
@@ -73,13 +76,17 @@ class Priced(Experiment):
     def _size(self, settings: Any) -> tuple[int, int]:
         """Return the numbers of questions and rows of a step's input.
 
-        An input without a name is one that the recipe selects from the last run; all its questions count.
+        An input without a name is one that the recipe selects from the last run; all its questions count. A file that
+        the recipe writes counts as its training questions.
         """
-        name = settings.input or next(reversed(self.sizes))
+        name, limit = settings.input or next(reversed(self.sizes)), getattr(settings, "limit", None)
+        if name.startswith(self.path("rows")) and name not in self.sizes:
+            section = self.config.get("train") or self.config["train-home"]
+            name, limit = section["in"], section.get("limit")
         if name not in self.sizes and name not in ROWS:
             raise SystemExit(f"{self.recipe}: add the number of rows of {name} to ROWS of benchmarks/recipes.py")
         questions, rows = self.sizes[name] if name in self.sizes else (ROWS[name], ROWS[name])
-        limit = getattr(settings, "limit", None) or rows
+        limit = limit or rows
         return min(questions, limit), min(rows, limit)
 
     def _sampling(self, samples: int, prompt: int, memory_share: float = MEMORY_SHARE) -> float:
@@ -117,13 +124,21 @@ class Priced(Experiment):
 
     def _teacher(self, settings: Any) -> Iterator[float]:
         yield from self._solver(settings)
-        yield self._passes(settings.steps * settings.questions * settings.group, 1, EFFICIENCY)
+        yield self._passes(self._samples(settings), 1, EFFICIENCY)
 
     def _solver(self, settings: Any) -> Iterator[float]:
-        samples = settings.steps * settings.questions * settings.group
+        samples = self._samples(settings)
         share = settings.vllm_memory if settings.vllm == "colocate" else MEMORY_SHARE
         yield self._sampling(samples, QUESTION + SOLUTION, share)
         yield self._passes(samples, 5 if settings.beta else 4, TRAINING_EFFICIENCY)
+
+    def _samples(self, settings: Any) -> int:
+        """Return the number of samples in RL."""
+        steps = settings.steps or DEFAULT_STEPS
+        if settings.epochs:
+            questions = self._size(settings)[0] - settings.held_out
+            steps = math.ceil(settings.epochs * questions / settings.questions)
+        return int(steps * settings.questions * settings.group)
 
     def _evaluate(self, settings: Any) -> Iterator[float]:
         questions = self._size(settings)[0] if settings.input else BENCHMARKS[settings.benchmark]
