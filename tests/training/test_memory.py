@@ -243,7 +243,8 @@ def test_parts_follow_the_settings() -> None:
     copies = replace(one, gpus=4)
     assert memory(copies).gradients == 2 * plain.gradients and memory(copies).weights == plain.weights
     sharded = memory(eight)
-    assert sharded.vllm == 24 * GIB and plain.vllm == 0  # a sharded policy samples with vLLM
+    assert sharded.sampling == plain.weights // 2 and plain.sampling == 0  # complete weights in bfloat16
+    assert memory(eight, vllm="colocate").sampling == 0
     assert sharded.gradients == plain.gradients // 8 and sharded.weights > plain.weights // 8
 
 
@@ -255,7 +256,8 @@ def test_a_dry_run_prints_a_table_for_four_machines(rlt: Rlt, tiny: Tiny, proble
         line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if re.search(r"(\s+\d+\.\d+){4}", line)
     }
     assert set(table) == {
-        "weights", "gradients", "optimizer", "reference", "student", "vllm", "activations", "logits", "total",
+        "weights", "gradients", "optimizer", "reference", "student", "vllm", "sampling", "activations", "logits",
+        "total",
     }  # fmt: skip
     last = rlt("train-teacher", "rl", *options, "--student", tiny("chat", 1), "--max-tokens", 20, "--held-out", 2,
                "--questions", 2, "--lora-rank", 2, "--load-in-4bit")  # fmt: skip
