@@ -11,7 +11,7 @@ import torch
 
 from rlt_data.engines import PromptRequest, SampleRequest, Sampling, SequenceRequest, open_model
 from rlt_data.engines.protocol import SequenceLogprobs
-from rlt_data.engines.transformers import TransformersEngine
+from rlt_data.engines.transformers import TransformersEngine, model
 from rlt_data.engines.transformers.exact import linear, min_rows
 from rlt_data.settings import ModelSettings
 
@@ -42,7 +42,10 @@ def logprobs(engine: TransformersEngine, groups: list[list[SequenceRequest]]) ->
 
 
 @KINDS
-def test_a_text_has_the_same_logprobs_alone_and_in_any_batch(tiny: Tiny, kind: str) -> None:
+def test_a_text_has_the_same_logprobs_alone_and_in_any_batch(
+    tiny: Tiny, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "_BLOCK_VOCABULARY_CPU", 8)  # as many blocks as a large vocabulary has
     requests = texts(12)
     engine = engine_of(tiny(kind))
     together = logprobs(engine, [requests])

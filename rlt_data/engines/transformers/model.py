@@ -289,7 +289,9 @@ class CausalModel:
             torch.split(hidden, _BLOCK_ROWS), torch.split(other_hidden, _BLOCK_ROWS), strict=True
         ):
             normalisers = [
-                torch.stack([block.logsumexp(-1) for _, block in model._blocks(at, temperature, size)]).logsumexp(0)
+                torch.stack([block.logsumexp(-1) for _, block in model._blocks(at, temperature, size)], -1).logsumexp(
+                    -1
+                )
                 for model, at in ((self, rows), (other, other_rows))
             ]
             kl = torch.zeros(len(rows), device=rows.device)
@@ -373,9 +375,10 @@ class _LogSum:
         Maximum and log of the remaining sum are subtracted one after the other, because their sum of several tens
         would cost digits that the difference to a logit needs.
         """
-        peaks = torch.stack(self._peaks)
-        peak = peaks.amax(0)
-        log_total = (torch.stack(self._sums) * (peaks - peak).exp()).sum(0).log()
+        # Blocks in the last dimension: the order of a sum over another one depends on the number of rows.
+        peaks, sums = torch.stack(self._peaks, -1), torch.stack(self._sums, -1)
+        peak = peaks.amax(-1)
+        log_total = (sums * (peaks - peak[:, None]).exp()).sum(-1).log()
         return (logits - peak) - log_total
 
 
