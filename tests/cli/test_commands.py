@@ -375,6 +375,7 @@ def test_the_library_shows_no_bars_and_leaves_those_of_others(
     settings = {"teacher": str(tiny()), "in": "questions.jsonl", "out": "run", "n": 1, "max_tokens": 4}
     settings |= {"engine": "transformers"}  # auto says what it chose
     transformers.logging.enable_progress_bar()
+    capfd.readouterr()  # making the tiny model prints
     rlt_data.generate(parse_settings(GenerateSettings, settings))
     assert capfd.readouterr() == ("", "")
     transformers.AutoModelForCausalLM.from_pretrained(tiny())

@@ -289,10 +289,8 @@ class CausalModel:
             torch.split(hidden, _BLOCK_ROWS), torch.split(other_hidden, _BLOCK_ROWS), strict=True
         ):
             normalisers = [
-                torch.stack([block.logsumexp(-1) for _, block in model._blocks(at, temperature, size)], -1).logsumexp(
-                    -1
-                )
-                for model, at in ((self, rows), (other, other_rows))
+                torch.stack([block.logsumexp(-1) for _, block in side._blocks(at, temperature, size)], -1).logsumexp(-1)
+                for side, at in ((self, rows), (other, other_rows))
             ]
             kl = torch.zeros(len(rows), device=rows.device)
             for (_, p), (_, q) in zip(
