@@ -32,6 +32,8 @@ PROMPTS = [
     "def add(a, b):\n    return",
 ]
 STOP = "3"
+#: vLLM's float32 kernels depend on the processor: with gemma, they differ from PyTorch's by up to 3e-5 or 3.3e-4.
+ATOL = 5e-4
 
 
 @pytest.fixture(scope="module", params=["tiny", "gemma"])
@@ -91,7 +93,7 @@ def test_logprobs_of_samples_are_those_of_a_second_pass(
     second = logprobs(engines["transformers"], requests, options.get("temperature", 0.7) or 1.0)
     for key, result in samples.items():
         first = np.concatenate([result.tail_logprobs, result.logprobs])  # type: ignore[list-item]
-        np.testing.assert_allclose(first, second[key], atol=1e-4)
+        np.testing.assert_allclose(first, second[key], atol=ATOL)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
@@ -107,7 +109,7 @@ def test_scores_are_those_of_transformers(
     expected = logprobs(engines["transformers"], requests, temperature)
     scores = logprobs(engines["scoring"], requests, temperature)
     for request in requests:
-        np.testing.assert_allclose(scores[request.key], expected[request.key], atol=1e-4)
+        np.testing.assert_allclose(scores[request.key], expected[request.key], atol=ATOL)
 
 
 @pytest.mark.parametrize("temperatures", [(0.7, 1.0), (1.0, 1.0)])
@@ -131,10 +133,10 @@ def test_measures_are_those_of_transformers(
     assert computed["none"].ranks is None and computed["none"].measured_logprobs is None
     for request in requests[:3]:
         ours, theirs = computed[request.key], expected[request.key]
-        np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
+        np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=ATOL)
         assert (ours.measured_logprobs is None) == (theirs.measured_logprobs is None)
         if ours.measured_logprobs is not None and theirs.measured_logprobs is not None:
-            np.testing.assert_allclose(ours.measured_logprobs, theirs.measured_logprobs, atol=1e-4)
+            np.testing.assert_allclose(ours.measured_logprobs, theirs.measured_logprobs, atol=ATOL)
         assert ours.ranks is not None and theirs.ranks is not None
         assert len(ours.ranks) == request.measured.tokens and theirs.ranks.max() > 20  # type: ignore[union-attr]
         assert (ours.ranks != theirs.ranks).mean() < 0.02 and np.abs(ours.ranks - theirs.ranks).max() <= 2
@@ -148,7 +150,7 @@ def test_a_text_that_fills_the_context_is_scored(
     text = np.resize(np.concatenate(prompts), 512)
     requests = [SequenceRequest("full", text, np.arange(first, 512, dtype=np.int32))]
     scores = logprobs(engines["scoring"], requests, 0.7)
-    np.testing.assert_allclose(scores["full"], logprobs(engines["transformers"], requests, 0.7)["full"], atol=1e-4)
+    np.testing.assert_allclose(scores["full"], logprobs(engines["transformers"], requests, 0.7)["full"], atol=ATOL)
 
 
 def test_samples_end_like_those_of_transformers(engines: dict[str, Engine], prompts: list[np.ndarray]) -> None:
