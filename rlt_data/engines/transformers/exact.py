@@ -1,9 +1,10 @@
 """Make float32 results on a CPU independent of the batch.
 
-Sums of floating-point numbers depend on their order, which libraries choose by the shape of the batch. Two operations
-are affected. Attention is computed row by row, in blocks of fixed size; see
+Sums of floating-point numbers depend on their order, which libraries choose by the shape of the batch. Three
+operations are affected. Attention is computed row by row, in blocks of fixed size; see
 :mod:`rlt_data.engines.transformers.attention`. Matrix products of a few rows use special kernels, so they get at least
-:func:`min_rows` rows, filled up with zeros. tests/engines/test_exact.py compares the bits, docs/results has the cost.
+:func:`min_rows` rows, filled up with zeros. Log-sums over the vocabulary add its blocks along the last dimension; see
+:mod:`rlt_data.engines.transformers.model`. tests/engines/test_exact.py compares the bits, docs/results has the cost.
 
 Other dtypes and devices are unchanged: their results depend on the batch within rounding.
 """
