@@ -15,6 +15,8 @@ import time
 #: Takes about two hours on two idle cores, mostly for overhead (a million traces) and cluster.
 NAMES = (
     "limits",
+    "scaling",
+    "recipes",
     "exactness",
     "memory",
     "ranking",

@@ -93,7 +93,7 @@ def run_trl(model: Path, questions: Path, out: Path, steps: int) -> list[float]:
     views = Views(format, ChatTemplate(tokenizer))
     rows = good_rows(arguments, format)
     prompts = [{"prompt": views.teacher_prompt(Problem(row.question, row.solution))} for row in rows]
-    plan = PolicyPlan(len(rows), 0, 0, 0, steps, 1.0, 256, 0, 1, 2, 0, 0.0, 0.0, 0.0)
+    plan = PolicyPlan(len(rows), 0, 0, 0, steps, 1.0, 256, 0, 1, 2, 0)
 
     class Steps(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:

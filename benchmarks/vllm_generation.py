@@ -117,7 +117,7 @@ def _bare(core: VllmCore, requests: Sequence[PromptRequest], sampling: Sampling)
     for request in requests:
         for sample in request.samples:
             prompts.append({"prompt_token_ids": request.ids.tolist()})
-            params.append(SamplingParams(**drawn(sample, sampling, sampling.room(request.ids, core.context_length))))
+            params.append(SamplingParams(**drawn(sample, sampling, sampling.room(request, core.context_length))))
     outputs = core.llm.generate(prompts, params, use_tqdm=False)
     seconds = time.perf_counter() - start_time
     return sum(len(output.outputs[0].token_ids) for output in outputs), seconds

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from rlt_data.cli.output import (
+    print_comparison,
     print_question,
     print_report,
     print_selected,
@@ -16,6 +17,7 @@ from rlt_data.cli.output import (
 )
 from rlt_data.progress import choose_progress
 from rlt_data.settings import (
+    CompareSettings,
     FormatsSettings,
     ReportSettings,
     RunPipelineSettings,
@@ -77,6 +79,13 @@ def stats(settings: StatsSettings) -> None:
     print_stats(stats(run, matching=find_matching(run, settings.where)))
 
 
+def compare(settings: CompareSettings) -> None:
+    """Compare two evaluations question by question: difference with interval, McNemar's test, and overlap."""
+    from rlt_data.steps.compare import compare
+
+    print_comparison(settings, compare(settings))
+
+
 def report(settings: ReportSettings) -> None:
     """Write an HTML page about a run: figures, plots, and the traces, coloured token by token."""
     from rlt_data.reporting.report import report
@@ -121,5 +130,6 @@ COMMANDS: dict[str, tuple[type[Settings], Callable[[Any], int | None]]] = {
     "stats": (StatsSettings, stats),
     "report": (ReportSettings, report),
     "view": (ViewSettings, view),
+    "compare": (CompareSettings, compare),
     "formats": (FormatsSettings, formats),
 }

@@ -8,6 +8,8 @@ import logging
 import os
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import FrameType
@@ -29,6 +31,10 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 #: Flags in the first panel of ``--help``, ``--help`` itself included.
 FIRST_FLAGS = 10
 _OTHER = PANELS[-1]
+
+#: Seconds that other processes of ``accelerate launch`` wait before they print an error. If the main process has the
+#: same error, it prints it, and the launcher ends the others meanwhile.
+_SAME_ERROR_SECONDS = 2.0
 
 #: Typer has a copy of Click, or imports it, depending on its version.
 _UsageError: Any = typer.BadParameter.__bases__[0]
@@ -214,20 +220,34 @@ def finish(work: Callable[[], int | None]) -> None:
         typer.Exit: the exit code is not 0.
     """
     prepare_output()
-    signal.signal(signal.SIGTERM, _interrupt)
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if not launched:  # processes that wait for each other cannot run a handler, and the launcher has to end them
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = work() or 0
         sys.stdout.flush()
     except RltDataError as error:
+        if not is_main_process():
+            time.sleep(_SAME_ERROR_SECONDS)
         for line in str(error).splitlines():
             typer.echo(printable(f"error: {line}" if not line.startswith("  ") else line), err=True)
         code = error.exit_code
     except KeyboardInterrupt:
-        typer.echo("interrupted; finished rows are saved, and the same command continues from there", err=True)
+        if is_main_process():
+            typer.echo("interrupted; finished rows are saved, and the same command continues from there", err=True)
         code = INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except Exception:
+        if not launched:
+            raise
+        traceback.print_exc()
+        code = 1
+    if code and launched:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # the exit of Python would wait for the other processes
     if code:
         raise typer.Exit(code)
 
@@ -313,7 +333,7 @@ def prepare_output() -> None:
     logger = logging.getLogger("rlt_data")
     if not any(isinstance(handler, _Notices) for handler in logger.handlers):
         logger.addHandler(_Notices())
-        logger.setLevel(logging.INFO if is_main_process() else logging.WARNING)
+        logger.setLevel(logging.INFO if is_main_process() else logging.ERROR)
         logger.propagate = False
 
 

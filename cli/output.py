@@ -6,6 +6,8 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,24 +34,30 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
     from rlt_data.reporting.report import ReportSummary
     from rlt_data.settings import (
         CheckSettings,
+        CompareSettings,
         CountdownSettings,
+        EvaluateSettings,
         FineTuneSettings,
+        GenerateSettings,
         PolicySettings,
         PreviewSettings,
         PushSettings,
+        ScoreSettings,
         ShowSettings,
-        TrainingSettings,
     )
     from rlt_data.signals.funnel import FunnelStep
     from rlt_data.statistics import Stats
+    from rlt_data.steps.compare import Comparison
     from rlt_data.steps.countdown import CountdownSummary
     from rlt_data.steps.curate import CurateSummary
     from rlt_data.steps.distill import DistillSummary
+    from rlt_data.steps.dry_run import StepPlan
     from rlt_data.steps.evaluate import Evaluation
     from rlt_data.steps.merge import MergeSummary
     from rlt_data.steps.provenance import StepSummary
     from rlt_data.steps.rank import RankSummary
     from rlt_data.training.grpo import PolicySummary
+    from rlt_data.training.memory import Memory
     from rlt_data.training.sft import TrainingSummary
 
 
@@ -80,7 +88,9 @@ def print_summary(step: Step, settings: Settings, summary: Any) -> int:
     return globals()[step.output](settings, summary) or 0
 
 
-def _print_rows(rows: str, _: Settings, summary: StepSummary) -> int:
+def _print_rows(rows: str, settings: GenerateSettings | ScoreSettings, summary: StepSummary) -> int:
+    if summary.plan:
+        return _print_plan(rows, settings, summary.plan)
     rate = f", {summary.tokens / summary.seconds:,.0f} tokens/s" if summary.new and summary.seconds else ""
     _console.print(
         f"{summary.rows} {rows} ({summary.new} new) in {_plain(summary.run)}; {summary.failed} failed; "
@@ -91,6 +101,62 @@ def _print_rows(rows: str, _: Settings, summary: StepSummary) -> int:
 
 print_traces = partial(_print_rows, "traces")
 print_scores = partial(_print_rows, "scores")
+
+
+def _print_plan(rows: str, settings: GenerateSettings | ScoreSettings | EvaluateSettings, plan: StepPlan) -> int:
+    """Print what a dry run found."""
+    if settings.as_json:
+        typer.echo(json.dumps(asdict(plan), indent=2))
+        return 0
+    _print_settings(settings)
+    _console.print(
+        f"{plan.questions:,} questions, {plan.rows:,} {rows}: {plan.done:,} done, {plan.new:,} to compute with "
+        f"{plan.engine}, {plan.left_out:,} left out (failed, too long, or not retried)"
+    )
+    if rows == "scores":
+        _console.print(f"{plan.tokens:,} tokens to score, {plan.tokens_read:,} to read")
+    else:
+        expected = "" if plan.tokens_expected is None else f"; {plan.tokens_expected:,.0f} by the run's mean length"
+        _console.print(f"{plan.tokens_read:,} tokens of prompts; at most {plan.tokens:,} tokens to sample{expected}")
+    for model in plan.memory:
+        _console.print(
+            _plain(
+                f"{model.model} in {model.dtype}: on each GPU about {model.weights_gib:.1f} GiB for weights, "
+                f"{model.pass_gib:.1f} GiB for a forward pass, and {model.cache_gib:.2f} GiB for keys and values of a "
+                f"text of {plan.longest:,} tokens"
+            )
+        )
+    if plan.memory:
+        _console.print("; ".join(map(_fit, plan.fits.items())))
+    if plan.memory and plan.engine == "vllm" and plan.longest < plan.context:
+        _console.print(
+            f"vLLM starts only if a text of {plan.context:,} tokens fits; --max-model-len {plan.longest} is enough"
+        )
+    _print_time(settings, plan)
+    return 0
+
+
+def _fit(fit: tuple[int, int]) -> str:
+    gib, texts = fit
+    return f"a GPU of {gib} GiB has room for {texts:,} such texts at a time" if texts else f"{gib} GiB are too few"
+
+
+def _print_time(settings: GenerateSettings | ScoreSettings | EvaluateSettings, plan: StepPlan) -> None:
+    if plan.seconds is None:
+        _console.print(
+            "time and cost: unknown, because this run has measured no rate; start it without --dry-run and interrupt "
+            "it after a few minutes (finished rows are kept), or give --tokens-per-second"
+        )
+        return
+    most = "at most " if plan.tokens_expected is None else "about "
+    source = "measured by this run" if plan.rate_from == "run" else "by --tokens-per-second"
+    _console.print(
+        f"time: {most}{timedelta(seconds=round(plan.seconds))} at {plan.tokens_per_second:,.0f} tokens/s ({source})"
+    )
+    if plan.cost is not None:
+        _console.print(f"cost: {most}{plan.cost:,.2f} at {settings.gpu_price:g} per GPU and hour (GPUs: {plan.gpus:g})")
+    elif settings.gpu_price is not None:
+        _console.print("cost: unknown, because the number of GPUs is (of a server, or on a cluster without --engines)")
 
 
 def _failures(summary: StepSummary | Evaluation) -> int:
@@ -224,8 +290,10 @@ def _print_pushed(summary: PushSummary) -> None:
     )
 
 
-def print_evaluation(_: Settings, result: Evaluation) -> int:
+def print_evaluation(settings: EvaluateSettings, result: Evaluation) -> int:
     """Print the accuracy of a model on a benchmark, and return the exit code."""
+    if result.plan:
+        return _print_plan("answers", settings, result.plan)
     pass_at = ", ".join(f"pass@{k} {share:.1%}" for k, share in result.pass_at.items())
     lines = [
         f"{result.model} on {result.benchmark}: {result.answers} answers to {result.questions} questions "
@@ -235,6 +303,16 @@ def print_evaluation(_: Settings, result: Evaluation) -> int:
         f"in the student's format {result.formatted:.1%}, truncated {result.truncated:.1%}, "
         f"{result.mean_tokens:,.0f} tokens on average",
     ]
+    if result.extended is not None and result.cut is not None:
+        lines.append(
+            f"budget forcing: extended {result.extended:.1%} of the thoughts, closed {result.cut:.1%} at the maximum"
+        )
+    if result.prompts:
+        source = " ".join(filter(None, (result.prompts.source, result.prompts.version)))
+        lines += [
+            f"prompts of {source}: {result.prompts.question_template!r}",
+            f"system text: {result.prompts.solver_system!r}",
+        ]
     if result.ungraded:
         lines.append(f"{result.ungraded} answers on which the grader crashed or timed out count as wrong")
     if result.failed:
@@ -242,6 +320,33 @@ def print_evaluation(_: Settings, result: Evaluation) -> int:
     for line in lines:
         _console.print(_plain(line))
     return _failures(result)
+
+
+def print_comparison(settings: CompareSettings, comparison: Comparison) -> None:
+    """Print two evaluations on their common questions."""
+    if settings.as_json:
+        typer.echo(json.dumps(asdict(comparison), indent=2))
+        return
+    first, second, both = comparison.first, comparison.second, comparison.both
+    _print_text(f"{comparison.benchmark}, {comparison.questions:,} common questions")
+    for name, side in (("first", first), ("second", second)):
+        _print_text(
+            f"{name}: {side.model} in {side.run}, accuracy {side.accuracy:.1%} ({side.answers:g} answers per question)"
+        )
+    _print_text(
+        f"second - first: {100 * comparison.difference:+.1f} points (95 % interval {100 * comparison.low:+.1f} to "
+        f"{100 * comparison.high:+.1f}); McNemar's exact test p = {comparison.p_value:.3g}"
+    )
+    either = first.solved + second.solved - both
+    overlap = "" if comparison.overlap is None else f" ({comparison.overlap:.1%} of those that at least one solves)"
+    _print_text(
+        f"solved (more than half of the answers are correct): both {both:,}{overlap}, only the first "
+        f"{first.solved - both:,}, only the second {second.solved - both:,}, neither {comparison.questions - either:,}"
+    )
+    if others := [f"{side.other_questions:,} only in {side.run}" for side in (first, second) if side.other_questions]:
+        _print_text(f"left out: questions {' and '.join(others)}")
+    if comparison.settings:
+        _print_text(f"different settings: {comparison.settings}")
 
 
 def print_training(settings: FineTuneSettings, summary: TrainingSummary) -> None:
@@ -255,9 +360,9 @@ def print_training(settings: FineTuneSettings, summary: TrainingSummary) -> None
     )
     _console.print(
         f"{plan.steps:,} steps on {plan.processes} processes, {plan.accumulation} forward passes each; "
-        f"{plan.parameters / 1e6:,.1f} M parameters; on each GPU about {plan.state_gib:.1f} GiB for weights and "
-        f"optimizer (sharded) and {plan.activations_gib:.1f} GiB for activations"
+        f"{plan.parameters / 1e6:,.1f} M parameters"
     )
+    _print_memory(plan.memory)
     if not settings.dry_run:
         loss = f", loss {summary.loss:.4f}" if summary.loss is not None else ""
         _console.print(_plain(f"{summary.steps} steps done{loss}; the model is in {summary.out}"))
@@ -276,11 +381,8 @@ def print_policy_training(settings: PolicySettings, summary: PolicySummary) -> N
         f"{plan.steps:,} steps of {plan.samples:,} samples on {plan.processes} processes, {plan.accumulation} forward "
         f"passes each; each question is used {plan.epochs:.2f} times; at most {plan.tokens:,} tokens"
     )
-    student = f", {plan.student_gib:.1f} GiB for the student" if plan.student_gib else ""
-    _console.print(
-        f"{plan.parameters / 1e6:,.1f} M parameters; on each GPU about {plan.state_gib:.1f} GiB for weights, optimizer "
-        f"and reference model (sharded), {plan.activations_gib:.1f} GiB for activations{student}"
-    )
+    _console.print(f"{plan.parameters / 1e6:,.1f} M parameters")
+    _print_memory(plan.memory)
     if not settings.dry_run:
         best = ""
         if summary.best:
@@ -292,7 +394,19 @@ def print_policy_training(settings: PolicySettings, summary: PolicySummary) -> N
         )
 
 
-def _print_settings(settings: TrainingSettings) -> None:
+def _print_memory(machines: Sequence[Memory]) -> None:
+    """Print the memory of each machine: a line for one, a table with verdicts for several."""
+    if len(machines) > 1:
+        import polars as pl
+
+        rows = [*machines[0].parts, "total"]
+        columns = {f"   {memory.machine}": [memory.gib(row) for row in rows] for memory in machines}
+        _print_frame(pl.DataFrame({"GiB per GPU": rows, **columns}))
+    for memory in machines:
+        _console.print(_plain(memory.verdict))
+
+
+def _print_settings(settings: Settings) -> None:
     for name, value in settings.model_dump(mode="json", by_alias=True).items():
         _console.print(_plain(f"{name}: {value}"))
 

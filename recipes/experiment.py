@@ -36,6 +36,9 @@ from rlt_data.steps.provenance import versions
 from rlt_data.steps.registry import STEPS, Step
 from rlt_data.storage.outputs import write_json
 
+#: Keys whose values differ from arm to arm by nature.
+_PATHS = {"in", "out", "seed", "model", "teacher", "student"}
+
 
 @dataclass
 class Experiment:
@@ -55,7 +58,7 @@ class Experiment:
     out: Path
     dry_run: bool = False
     scale: str = "nano"
-    _shown: set[str] = field(default_factory=set)
+    _shown: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def seeds(self) -> list[int]:
@@ -76,15 +79,28 @@ class Experiment:
         if self.dry_run:
             self._show(name, section or name, settings)
             return {}
-        text = json.dumps([name, settings.model_dump(mode="json")], sort_keys=True)
+
+        def work() -> dict[str, Any]:
+            if step.trains and self.config.get("launcher"):
+                return self._launch(name, settings)
+            return _run_in_process(step, settings) if _uses_gpu(settings) else _run(step, settings)
+
+        return self.stored(name, settings.model_dump(mode="json"), work)
+
+    def stored(self, name: str, settings: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return the stored result of some work, or do it.
+
+        Args:
+            name: what the work is, as part of a file name.
+            settings: JSON values on which the result depends.
+            work: does the work, and returns JSON values.
+        """
+        text = json.dumps([name, settings], sort_keys=True)
         stored = self.out / "steps" / f"{name}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.json"
         if stored.is_file():
             return dict(json.loads(stored.read_text(encoding="utf-8")))
         start = time.monotonic()
-        result = self._launch(name, settings) if step.trains and self.config.get("launcher") else None
-        if result is None:
-            result = _run_in_process(step, settings) if _uses_gpu(settings) else _run(step, settings)
-        result |= {"seconds": time.monotonic() - start}
+        result = work() | {"seconds": time.monotonic() - start}
         write_json(stored, result)
         return result
 
@@ -98,33 +114,42 @@ class Experiment:
     def _launch(self, name: str, settings: Settings) -> dict[str, Any]:
         """Run a training with ``accelerate launch`` and the configuration that ``launcher`` names."""
         assert isinstance(settings, TrainingSettings)
-        if self.config["launcher"] == "zero3" and find_spec("deepspeed") is None:
-            raise SettingsError("launcher: zero3 needs DeepSpeed; pip install deepspeed, or set launcher: fsdp2")
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
             yaml.safe_dump(settings.model_dump(mode="json", by_alias=True), file)
             file.flush()
             command = ["-m", "rlt_data.cli.main", *STEPS[name].command.split(), "--config", file.name]
-            launcher = resources.files("rlt_data.recipes").joinpath("accelerate", f"{self.config['launcher']}.yaml")
-            launch = [
-                sys.executable,
-                "-m",
-                "accelerate.commands.accelerate_cli",
-                "launch",
-                "--config_file",
-                str(launcher),
-            ]
-            code = subprocess.run([*launch, *command], check=False).returncode
+            code = subprocess.run([*self.launcher(), *command], check=False).returncode
             if code:
                 raise RltDataError(f"{self.recipe}: {name} for {settings.out} failed with code {code}; see above")
         recorded = json.loads((Path(settings.out) / "training.json").read_text(encoding="utf-8"))
         return {"out": settings.out, **recorded}
 
+    def launcher(self) -> list[str]:
+        """Return the command that runs Python, on all GPUs with the accelerate configuration that ``launcher`` names.
+
+        Raises:
+            SettingsError: the configuration needs a package that is not installed.
+        """
+        name = self.config.get("launcher")
+        if name is None:
+            return [sys.executable]
+        if name == "zero3" and find_spec("deepspeed") is None:
+            raise SettingsError("launcher: zero3 needs DeepSpeed; pip install deepspeed, or set launcher: fsdp2")
+        file = resources.files("rlt_data.recipes").joinpath("accelerate", f"{name}.yaml")
+        return [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(file)]
+
     def _show(self, name: str, section: str, settings: Settings) -> None:
-        if section not in self._shown:
-            self._shown.add(section)
+        """Print the settings of a step; if its section was shown before, those that are not the same for all arms."""
+        shown = settings.model_dump(mode="json", by_alias=True)
+        first = self._shown.setdefault(section, shown)
+        changed = [f"{key}: {value}" for key, value in shown.items() if key not in _PATHS and first[key] != value]
+        line = f"# section {section}, again with {', '.join(changed)}"
+        if first is shown:
             print(f"rlt-data {STEPS[name].command}  # section {section}")
-            for key, value in settings.model_dump(mode="json", by_alias=True).items():
-                print(f"  {key}: {value}")
+            print("".join(f"  {key}: {value}\n" for key, value in shown.items()), end="")
+        elif changed and line not in self._shown:
+            self._shown[line] = {}
+            print(line)
 
     def run_all(self, work: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> list[Any]:
         """Run ``work(experiment, *call)`` for each call in ``workers`` parallel processes; return results in order."""
@@ -287,11 +312,19 @@ def recipes() -> list[str]:
     return sorted(folder.name for folder in folders if folder.joinpath("recipe.py").is_file())
 
 
-def load_config(recipe: str, scale: str) -> dict[str, Any]:
+def load_config(recipe: str, scale: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
     """Read the settings of a scale, from a YAML file of the recipe by name or any file by path.
 
+    The key ``extends`` names another scale. The file's sections are merged into those of that scale, key by key; a null
+    removes a key.
+
+    Args:
+        recipe: name of the recipe.
+        scale: name or path of the file.
+        extended_by: files that extend this one.
+
     Raises:
-        SettingsError: the file cannot be read, or is not a YAML mapping.
+        SettingsError: a file cannot be read, is not a YAML mapping, or extends itself.
     """
     packaged = resources.files(f"rlt_data.recipes.{recipe}").joinpath(f"{scale}.yaml")
     try:
@@ -303,4 +336,20 @@ def load_config(recipe: str, scale: str) -> dict[str, Any]:
         ) from None
     if config is None:
         raise SettingsError(f"--scale: {scale}: must be a YAML mapping with a section for each step")
-    return config
+    if scale in extended_by:
+        raise SettingsError(f"--scale: {scale}: extends itself")
+    extended = config.pop("extends", None)
+    return config if extended is None else merged(load_config(recipe, str(extended), (*extended_by, scale)), config)
+
+
+def merged(config: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with changes, key by key; null removes a key."""
+    result = dict(config)
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = merged(result[key], value)
+        elif value is None:
+            result.pop(key, None)
+        else:
+            result[key] = value
+    return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,20 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rlt_data.recipes.experiment import Experiment
-from rlt_data.training.rewards import copied_fraction
+from rlt_data.formats import load_format
+from rlt_data.formats.views import read_completion
+from rlt_data.inputs.check import good_rows
+from rlt_data.recipes.experiment import Estimate, Experiment, estimate
+from rlt_data.recipes.nano.rivals import rival_rows
+from rlt_data.settings import InputSettings, parse_settings
+from rlt_data.steps.provenance import recorded_format
+from rlt_data.storage.run import RunFolder
+from rlt_data.training.rewards import copied_fraction, repeated_fraction
+
+
+def slug(name: str) -> str:
+    """Return the name of an arm as part of a file name: ``RL, λ = 3`` becomes ``RL-lambda-3``."""
+    return re.sub(r"[^\w.]+", "-", name.replace("λ", "lambda").replace("α", "alpha")).strip("-")
 
 
 def questions(experiment: Experiment, name: str, seed: int = 0) -> dict[str, Any]:
@@ -85,6 +98,46 @@ def make_ranked_traces(
     return folder
 
 
+def source_traces(experiment: Experiment, source: dict[str, Any], name: str, seed: int, *, data: str = "train") -> str:
+    """Return the run folder with the ranked traces of a source.
+
+    Args:
+        experiment: running recipe.
+        source: ``{teacher, n}``: traces of a teacher for the training questions; ``{rule}``: a rule of
+            :mod:`rlt_data.recipes.nano.rivals` for the same questions; ``{run}``: a run with ranks that exists;
+            otherwise input settings of rows with traces, such as ``in`` and ``preset``.
+        name: name of the run folder, without the seed.
+        seed: seed of samples and questions.
+        data: config section of the training questions.
+    """
+    if "run" in source:
+        return str(source["run"])
+    if "teacher" in source:
+        return make_ranked_traces(experiment, source["teacher"], f"{name}-{seed}", seed, data=data, n=source["n"])
+    return import_ranked_traces(experiment, source_rows(experiment, source, seed, data), f"{name}-{seed}")
+
+
+def source_rows(experiment: Experiment, source: dict[str, Any], seed: int, data: str = "train") -> list[dict[str, Any]]:
+    """Return the rows of another pipeline, with question, solution and explanation; none in a dry run.
+
+    As a column, the solution is a reference. So a question has the same key as with a teacher's traces, and ``distill
+    --limit`` draws the same questions from both.
+
+    Args:
+        experiment: running recipe.
+        source: ``{rule}`` or input settings, as in :func:`source_traces`.
+        seed: seed of questions and rules.
+        data: config section of the training questions.
+    """
+    if "rule" in source:
+        file = questions(experiment, data, seed)["in"]
+        return [] if experiment.dry_run else rival_rows(file, source["rule"], seed)
+    settings = parse_settings(InputSettings, source, where=f"{experiment.recipe}, traces of another pipeline")
+    rows = [] if experiment.dry_run else good_rows(settings, load_format("rlt"))
+    columns = ("question", "solution", "explanation", "system")
+    return [{name: value for name in columns if (value := getattr(row, name)) is not None} for row in rows]
+
+
 def train_student(
     experiment: Experiment,
     run: str,
@@ -93,7 +146,7 @@ def train_student(
     *,
     select: str = "best",
     limit: int | None = None,
-    model: str | None = None,
+    **student: Any,
 ) -> tuple[str, int]:
     """Distill traces and train a student on them.
 
@@ -104,26 +157,35 @@ def train_student(
         seed: seed of selection and training.
         select: ``--select`` of distill.
         limit: maximum number of questions.
-        model: base model of the student; default: the config's.
+        student: settings that override the config section of the student.
 
     Returns:
         The student's folder and the number of its training rows.
     """
     data, out = experiment.path("data", f"{name}-{seed}"), experiment.path("students", f"{name}-{seed}")
     experiment.step("distill", in_=run, out=data, select=select, limit=limit, seed=seed)
-    base = {} if model is None else {"model": model}
-    result = experiment.step("student", in_=data, out=out, seed=seed, **base)
+    result = experiment.step("student", in_=data, out=out, seed=seed, **student)
     return out, result["plan"]["rows"] if result else 0
 
 
-def train_and_eval_on_traces(experiment: Experiment, run: str, name: str, seed: int, **options: Any) -> dict[str, Any]:
-    """Train a student on a run's traces, and evaluate it; arguments as in :func:`train_student`.
+def train_and_eval_on_traces(
+    experiment: Experiment, run: str, name: str, seed: int, *, evaluation: dict[str, Any] | None = None, **options: Any
+) -> dict[str, Any]:
+    """Train a student on a run's traces, and evaluate it; further arguments as in :func:`train_student`.
+
+    Args:
+        experiment: running recipe.
+        run: run folder with ranks.
+        name: name of the student.
+        seed: seed of all steps.
+        evaluation: settings that override those of every benchmark.
+        options: see :func:`train_student`.
 
     Returns:
         The result of :func:`evaluate`, the number of training ``rows``, and the student's folder ``out``.
     """
     out, rows = train_student(experiment, run, name, seed, **options)
-    return {"rows": rows, "out": out, **evaluate(experiment, out, f"{name}-{seed}", seed)}
+    return {"rows": rows, "out": out, **evaluate(experiment, out, f"{name}-{seed}", seed, **evaluation or {})}
 
 
 def train_and_eval_student(experiment: Experiment, teacher: str, name: str, seed: int) -> dict[str, float]:
@@ -147,28 +209,39 @@ def train_and_eval_student(experiment: Experiment, teacher: str, name: str, seed
 def write_rows(experiment: Experiment, rows: Iterable[dict[str, Any]], name: str) -> str:
     """Write rows as JSON Lines to the recipe's folder; return the file."""
     file = Path(experiment.path("rows", f"{name}.jsonl"))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    if not experiment.dry_run:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(file)
 
 
-def import_ranked_traces(experiment: Experiment, rows: list[dict[str, Any]], name: str, **score: Any) -> str:
+def import_ranked_traces(
+    experiment: Experiment, rows: list[dict[str, Any]], name: str, *, teacher: str = "none", **score: Any
+) -> str:
     """Import explanations as traces, score and rank them; return their run folder.
 
     Args:
         experiment: running recipe.
         rows: rows with ``question``, ``solution`` and ``explanation``.
         name: name of the run folder.
+        teacher: model of the KL. none: rank by the reward without a teacher.
         score: settings that override the config section of scoring.
     """
     folder = experiment.path("traces", name)
-    experiment.step("score", in_=write_rows(experiment, rows, name), out=folder, teacher="none", **score)
-    experiment.step("rank", in_=folder, by="reward_without_entropy")
+    experiment.step("score", in_=write_rows(experiment, rows, name), out=folder, teacher=teacher, **score)
+    experiment.step("rank", in_=folder, by="reward_without_entropy" if teacher == "none" else "reward")
     return folder
 
 
 def evaluate(
-    experiment: Experiment, model: str, name: str, seed: int, *, test: str = "test", benchmarks: str = "benchmarks"
+    experiment: Experiment,
+    model: str,
+    name: str,
+    seed: int,
+    *,
+    test: str = "test",
+    benchmarks: str = "benchmarks",
+    **overrides: Any,
 ) -> dict[str, Any]:
     """Evaluate a model on every benchmark of the recipe.
 
@@ -179,28 +252,63 @@ def evaluate(
         seed: seed of the samples.
         test: config section of the questions, for benchmarks whose questions the recipe makes.
         benchmarks: config section of the benchmarks.
+        overrides: settings that override those of every benchmark.
 
     Returns:
-        Means over the benchmarks: ``accuracy``, ``formatted``, ``truncated`` and ``tokens``; and ``benchmarks``, the
-        accuracy on each.
+        Means over the benchmarks: ``accuracy``, ``formatted``, ``truncated`` and ``tokens``; and by benchmark:
+        ``benchmarks``, the accuracy, and ``runs``, the run folder.
     """
-    results = {}
+    results, runs = {}, {}
     for benchmark, settings in experiment.config[benchmarks].items():
         inputs = questions(experiment, test) if "in" not in settings and test in experiment.config else {}
-        out = experiment.path("evaluations", f"{name}-{benchmark}")
+        runs[benchmark] = experiment.path("evaluations", f"{name}-{benchmark}")
         results[benchmark] = experiment.step(
-            "evaluate", f"{benchmarks}.{benchmark}", model=model, out=out, seed=seed, **inputs
+            "evaluate",
+            f"{benchmarks}.{benchmark}",
+            model=model,
+            out=runs[benchmark],
+            seed=seed,
+            **inputs | overrides,
         )
     if experiment.dry_run:
-        return dict.fromkeys(("accuracy", "formatted", "truncated", "tokens"), 0.0) | {"benchmarks": {}}
+        return dict.fromkeys(("accuracy", "formatted", "truncated", "tokens"), 0.0) | {"benchmarks": {}, "runs": {}}
     names = {"accuracy": "accuracy", "formatted": "formatted", "truncated": "truncated", "tokens": "mean_tokens"}
     means = {name: float(np.mean([result[key] for result in results.values()])) for name, key in names.items()}
-    return means | {"benchmarks": {name: result["accuracy"] for name, result in results.items()}}
+    return means | {"benchmarks": {name: result["accuracy"] for name, result in results.items()}, "runs": runs}
 
 
 def evaluate_base(experiment: Experiment, seed: int) -> dict[str, Any]:
     """Evaluate the students' base model."""
     return evaluate(experiment, experiment.config["student"]["model"], f"base-{seed}", seed)
+
+
+def by_benchmark(results: list[dict[str, Any]]) -> dict[str, Estimate]:
+    """Return the accuracy on each benchmark over seeds, from results of :func:`evaluate`."""
+    return {name: estimate([result["benchmarks"][name] for result in results]) for name in results[0]["benchmarks"]}
+
+
+def overlap(one: dict[str, str], other: dict[str, str]) -> float:
+    """Return the share of solved problems that two models have in common.
+
+    The share is relative to the model that solves fewer problems: the paper's 98.5 % cannot be relative to all problems
+    that one of them solves, because its models solve 50.8 and 49.2 % of the problems.
+
+    Args:
+        one: run folders of the evaluations of a model by benchmark.
+        other: those of another model on the same questions.
+    """
+    solved = [
+        {
+            (benchmark, question)
+            for benchmark, run in runs.items()
+            for question in pl.read_parquet(f"{run}/grades/*.parquet")
+            .group_by("question_id")
+            .agg(pl.col("correct").mean())
+            .filter(pl.col("correct") >= 0.5)["question_id"]
+        }
+        for runs in (one, other)
+    ]
+    return len(solved[0] & solved[1]) / max(1, min(map(len, solved)))
 
 
 def scores_by_rank(run: str) -> list[float]:
@@ -211,11 +319,16 @@ def scores_by_rank(run: str) -> list[float]:
 
 
 def trace_figures(run: str) -> dict[str, float]:
-    """Return means over the traces of a run: reward terms, tokens, shares, and the fraction copied from solutions."""
+    """Return means over the traces of a run: reward terms, tokens, shares, and copied and repeated fractions."""
     columns = ["reward", "r_ss", "r_kl", "thought_tokens", "well_formed", "truncated"]
     frame = pl.read_parquet(f"{run}/scores/*.parquet").select(pl.col(columns).cast(pl.Float64).mean())
     solutions = pl.read_parquet(f"{run}/questions/*.parquet").select("question_id", "solution")
     traces = pl.read_parquet(f"{run}/traces/*.parquet").select("question_id", "completion")
     pairs = traces.join(solutions, on="question_id").select("completion", "solution").iter_rows()
-    shares = [copied_fraction(completion.rpartition("<")[0], solution) for completion, solution in pairs]
-    return {name: float(value) for name, value in frame.row(0, named=True).items()} | {"copied": float(np.mean(shares))}
+    format = recorded_format(RunFolder.existing(run), "score")
+    assert format is not None
+    texts = [(read_completion(format, completion).text, solution) for completion, solution in pairs]
+    return {name: float(value) for name, value in frame.row(0, named=True).items()} | {
+        "copied": float(np.mean([copied_fraction(*pair) for pair in texts])),
+        "repeated": float(np.mean([repeated_fraction(explanation) for explanation, _ in texts])),
+    }

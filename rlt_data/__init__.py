@@ -23,6 +23,7 @@ from rlt_data.libraries import prepare_libraries
 if TYPE_CHECKING:
     from rlt_data.api import (
         check,
+        compare,
         curate,
         distill,
         evaluate,
@@ -105,6 +106,7 @@ __all__ = [
     "TrainTeacherSettings",
     "WarmUpSettings",
     "check",
+    "compare",
     "curate",
     "distill",
     "evaluate",

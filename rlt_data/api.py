@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from rlt_data.calls import call_step, documented, make_settings
 from rlt_data.errors import InputError, SettingsError, one_line
 from rlt_data.progress import Progress, choose_progress
-from rlt_data.run import Run, read_dataset
+from rlt_data.run import Run, read_dataset, run_of
 from rlt_data.scoring import reward
 from rlt_data.settings import (
     CheckSettings,
+    CompareSettings,
     CountdownSettings,
     CurateSettings,
     DistillSettings,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from rlt_data.reporting.preview import Preview
     from rlt_data.reporting.report import ReportSummary
     from rlt_data.statistics import Stats
+    from rlt_data.steps.compare import Comparison
     from rlt_data.steps.countdown import CountdownSummary
     from rlt_data.steps.evaluate import Evaluation
     from rlt_data.training.grpo import PolicySummary
@@ -96,7 +98,7 @@ def generate(*settings: Any, progress: bool | Progress = False, **keywords: Any)
     """Sample explanations from a teacher that sees each question and its solution.
 
     Returns:
-        The run; ``run.summary`` has rows, failed rows and tokens.
+        The run; ``run.summary`` has rows, failed rows and tokens, or the ``plan`` of a dry run.
     """
     return _run("generate", settings, keywords, progress)
 
@@ -106,7 +108,7 @@ def score(*settings: Any, progress: bool | Progress = False, **keywords: Any) ->
     """Score traces by how much they help a student, and how natural it finds them (the RLT reward).
 
     Returns:
-        The run; ``run.summary`` has rows, failed rows and tokens.
+        The run; ``run.summary`` has rows, failed rows and tokens, or the ``plan`` of a dry run.
     """
     return _run("score", settings, keywords, progress)
 
@@ -206,7 +208,7 @@ def evaluate(*settings: Any, progress: bool | Progress = False, **keywords: Any)
     """Measure a model's accuracy on a benchmark: sample answers in the student's format, and grade them.
 
     Returns:
-        Accuracy with its 95 % interval, pass@k, and lengths.
+        Accuracy with its 95 % interval, pass@k, and lengths; only ``plan`` after a dry run.
     """
     return call_step("evaluate", settings, keywords, progress)  # type: ignore[no-any-return]
 
@@ -231,6 +233,25 @@ def report(*settings: Any, progress: bool | Progress = False, **keywords: Any) -
     from rlt_data.reporting.report import report
 
     return report(make_settings(ReportSettings, settings, keywords), choose_progress(progress))
+
+
+def compare(first: str | PathLike[str], second: str | PathLike[str]) -> Comparison:
+    """Compare two evaluations of one benchmark, question by question.
+
+    Args:
+        first: a run of :func:`evaluate`, its folder or its URL.
+        second: another one.
+
+    Returns:
+        The difference of the accuracies with its 95 % interval, McNemar's exact test, and the overlap.
+
+    Raises:
+        RunFolderError: a run is not a finished evaluation.
+        SettingsError: the evaluations have different benchmarks or questions, or scipy is missing.
+    """
+    from rlt_data.steps.compare import compare
+
+    return compare(CompareSettings(input=(first, second)))
 
 
 def run_pipeline(pipeline: PipelineSettings | str | PathLike[str], *, progress: bool | Progress = False) -> Run:
@@ -273,7 +294,4 @@ def stats(run: Run | str | PathLike[str], *, where: str | Sequence[str] = ()) ->
 
 
 def _run(step: str, settings: tuple[Any, ...], keywords: dict[str, Any], progress: bool | Progress) -> Run:
-    summary = call_step(step, settings, keywords, progress)
-    run = Run(str(summary.run))
-    run.summary = summary
-    return run
+    return run_of(call_step(step, settings, keywords, progress))

@@ -79,3 +79,19 @@ def paused_gc() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@contextmanager
+def freed_memory() -> Iterator[None]:
+    """Give GPU memory that is no longer used back to the driver afterwards, so that other processes can use it.
+
+    Models and trainers are often in reference cycles, so the garbage collector runs first.
+    """
+    try:
+        yield
+    finally:
+        import torch
+
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            gc.collect()
+            torch.cuda.empty_cache()

@@ -173,5 +173,6 @@ SHAPES = Registry(
         "sharegpt": "rlt_data.steps.export_shapes:sharegpt",
         "bespoke": "rlt_data.steps.export_shapes:bespoke",
         "preference": "rlt_data.steps.export_shapes:preference",
+        "privileged": "rlt_data.steps.export_shapes:privileged",
     },
 )

@@ -79,9 +79,9 @@ def choose_progress(progress: bool | Progress) -> Progress:
 
 
 @contextmanager
-def task(progress: Progress, name: str, total: int) -> Iterator[None]:
+def task(progress: Progress, name: str, total: int, done: int = 0) -> Iterator[None]:
     """Start a task, and end it even if the block raises, so that no live bar remains on the terminal."""
-    progress.start(name, total)
+    progress.start(name, total, done)
     try:
         yield
     finally:

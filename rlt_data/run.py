@@ -163,12 +163,24 @@ class Run:
 
     def _extended(self, step: str, settings: dict[str, Any], progress: bool | Progress) -> Run:
         summary = self._call(step, settings, progress)
-        run = self if summary.run == self.path else Run(str(summary.run))
-        run.summary = summary
-        return run
+        if summary.run != self.path:
+            return run_of(summary)
+        self.summary = summary
+        return self
 
     def _call(self, step: str, settings: dict[str, Any], progress: bool | Progress) -> Any:
         return call_step(step, (str(self.path),), settings, progress)
+
+
+def run_of(summary: Any) -> Run:
+    """Return the run of a step's summary, with the summary. After a dry run, its folder need not exist."""
+    if getattr(summary, "plan", None):
+        run = Run.__new__(Run)
+        run._folder = RunFolder(summary.run.absolute())
+    else:
+        run = Run(str(summary.run))
+    run.summary = summary
+    return run
 
 
 def read_dataset(folder: StoragePath) -> datasets.Dataset:

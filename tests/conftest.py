@@ -15,6 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
+import gc
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -40,6 +41,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     converted.mkdir(parents=True, exist_ok=True)
     cache.joinpath("models").symlink_to(converted, target_is_directory=True)
     os.environ["RLT_DATA_CACHE"] = str(cache)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_unusable_gpu() -> None:
+    """Hide a GPU that PyTorch cannot use, because commands refuse to run next to it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session")
@@ -116,6 +126,23 @@ def file_modes() -> Iterator[None]:
     """Apply file permissions to root too."""
     with permissions_apply():
         yield
+
+
+@pytest.fixture
+def given_back(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Pretend that models run on a GPU, and return the number of new models alive whenever its cache is emptied."""
+    import torch
+    from transformers import PreTrainedModel
+
+    def models() -> list[int]:
+        whole = (thing for thing in gc.get_objects() if issubclass(type(thing), PreTrainedModel))
+        return [id(model) for model in whole if model.base_model is not model]
+
+    gc.collect()
+    before, alive = models(), list[int]()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append(len({*models()} - {*before})))
+    return alive
 
 
 def examples(number: int) -> int:

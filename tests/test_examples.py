@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any
 
 import polars as pl
 import pytest
+
+from tests.killing import environment, table_bytes
 
 Run = Callable[[str], str]
 
@@ -68,3 +72,34 @@ def test_the_notebook_holds_the_outputs_of_its_cells() -> None:
     for cell in cells:
         exec("".join(cell["source"]), names)
     assert names["dataset"][0]["messages"][-1]["content"] in "".join(cells[-1]["outputs"][0]["data"]["text/plain"])
+
+
+@pytest.mark.slow
+def test_the_jobs_of_a_slurm_array_make_the_tables_of_one_job(tmp_path: Path) -> None:
+    command = tmp_path / "bin" / "rlt-data"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m rlt_data.cli.main "$@"\n')
+    command.chmod(0o755)
+    paths = {"PATH": f"{command.parent}:{os.environ['PATH']}", "PYTHONPATH": str(EXAMPLES.parent)}
+    names = {"QUESTIONS": str(EXAMPLES / "questions.jsonl"), "TRACES": "2"}
+
+    def job(runs: str, shares: int, task: int | None = None) -> None:
+        array = {"SLURM_ARRAY_TASK_ID": str(task)} if task else {}
+        variables = {**environment(), **paths, **names, **array, "RUNS": runs, "SHARES": str(shares)}
+        subprocess.run(["bash", str(EXAMPLES / "slurm" / "pipeline.sh")], env=variables, check=True)
+
+    for task in (1, 2):
+        job("shares", 2, task)
+    job("shares", 2)
+    job("one", 1, 1)
+    for name in ("questions", "traces", "scores"):
+        assert table_bytes(Path("shares/merged"), name) == table_bytes(Path("one/share-1"), name) != {}, name
+    assert Path("shares/merged/dataset").is_dir()
+
+
+def test_the_task_for_lm_eval_grades_as_evaluate_does() -> None:
+    process_results = runpy.run_path(str(EXAMPLES / "lm_eval" / "rlt_countdown.py"))["process_results"]
+    problem = {"numbers": [8, 11, 1], "target": 4}
+    text = "<thought> 8 + 1 = 9 no </thought> <solution> {} "
+    assert process_results(problem, [text.format("11 + 1 - 8")]) == {"accuracy": 1.0}
+    assert process_results(problem, [text.format("11 - 8")]) == {"accuracy": 0.0}

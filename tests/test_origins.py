@@ -60,7 +60,7 @@ def test_every_table_has_the_origin_and_kept_columns_of_each_row(run: Path, read
         assert row["answer"] == own(row)["answer"] and row["question_meta"] is None
 
 
-@pytest.mark.parametrize("shape", [shape for shape in SHAPES.built_in if shape != "preference"])
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES.built_in if shape not in ("preference", "privileged")])
 def test_every_row_of_a_data_set_has_what_its_trace_had(rlt: Rlt, run: Path, shape: str) -> None:
     rlt("distill", run, "--select", "all", "--shape", shape, "--out", "data")
     rows = [json.loads(line) for line in Path("data/train.jsonl").read_text().splitlines()]

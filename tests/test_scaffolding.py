@@ -82,7 +82,7 @@ def test_the_guide_shows_exactly_ten_rewritten_sentences() -> None:
     assert len(table.splitlines()) == 10
 
 
-@pytest.mark.parametrize("file", ["core", "dev"])
+@pytest.mark.parametrize("file", ["core", "dev", "gpu", "rl"])
 def test_one_version_of_a_package_fits_every_python(file: str) -> None:
     """The constraints have no markers, so CI tests the same versions with each Python."""
     lines = (ROOT / "constraints" / f"{file}.txt").read_text().splitlines()

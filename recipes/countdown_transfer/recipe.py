@@ -7,43 +7,70 @@ from typing import Any
 from rlt_data.plots import bars
 from rlt_data.recipes.experiment import Experiment, estimate, publish, table
 from rlt_data.recipes.nano.corpus import warm_up_rows
-from rlt_data.recipes.stages import evaluate, make_ranked_traces, problems, train_student, train_teacher, write_rows
+from rlt_data.recipes.stages import (
+    evaluate,
+    make_ranked_traces,
+    overlap,
+    problems,
+    source_traces,
+    train_student,
+    train_teacher,
+    write_rows,
+)
 
 ARMS = {
     "base": "the base, as it is",
     "solver": "direct RL in the new domain",
     "home-student": "student of the teacher's traces in its own domain",
     "home-solver": "direct RL in the teacher's domain",
+    "home-rival": "student of another pipeline's traces in the teacher's domain",
     "before": "student of the new domain's traces, teacher before RL",
     "after": "student of the new domain's traces, teacher after RL (zero-shot)",
+    "rival-solver": "direct RL in the new domain, from the student of another pipeline's traces",
 }
+#: Arms whose solved problems are compared. The paper compares the first pair.
+_PAIRS = [("solver", "home-rival"), ("rival-solver", "home-rival"), ("solver", "after"), ("home-rival", "after")]
 
 
 def run(experiment: Experiment) -> None:
-    """Evaluate six models in a domain in which no teacher was trained, and in the teacher's own."""
+    """Evaluate models in a domain in which no teacher was trained, and in the teacher's own."""
     before = _teacher_before_rl(experiment)
     after = experiment.run_all(_teacher_after_rl, [(before, seed) for seed in experiment.seeds])
     teachers = [{"before": before, "after": teacher} for teacher in after]
-    calls = [(arm, seed, pair) for arm in ARMS for seed, pair in zip(experiment.seeds, teachers, strict=True)]
+    arms = [arm for arm in ARMS if arm != "home-solver" or "solver-home" in experiment.config]
+    first = [arm for arm in arms if arm != "rival-solver"]
+    calls = [(arm, seed, pair) for arm in first for seed, pair in zip(experiment.seeds, teachers, strict=True)]
     results = experiment.run_all(_arm, calls)
-    if experiment.dry_run:
-        return
-    results_by_arm: dict[str, list[dict[str, float]]] = {}
+    results_by_arm: dict[str, list[dict[str, Any]]] = {}
     for (arm, _, _), result in zip(calls, results, strict=True):
         results_by_arm.setdefault(arm, []).append(result)
+    starts = [result["model"] for result in results_by_arm["home-rival"]]
+    calls_of_rival = [(start, seed) for start, seed in zip(starts, experiment.seeds, strict=True)]
+    results_by_arm["rival-solver"] = experiment.run_all(_rival_solver, calls_of_rival)
+    if experiment.dry_run:
+        return
     figures = {
-        arm: {name: estimate([result[name] for result in seeds]) for name in ("new", "home", "rows")}
-        for arm, seeds in results_by_arm.items()
+        arm: {name: estimate([result[name] for result in results_by_arm[arm]]) for name in ("new", "home", "rows")}
+        for arm in arms
     }
     rows = [(ARMS[arm], f"{values['rows'].mean:.0f}", values["new"], values["home"]) for arm, values in figures.items()]
     text = table(["model", "traces learned from", "accuracy, new domain", "accuracy, teacher's domain"], rows)
+    overlaps = {}
+    for pair in _PAIRS:
+        models = zip(*(results_by_arm[arm] for arm in pair), strict=True)
+        overlaps[pair] = estimate([overlap(one["runs"], other["runs"]) for one, other in models])
+    text += "\nProblems of the new domain that both of two models solve, as a share of those of the weaker one:\n\n"
+    text += table(
+        ["one model", "other model", "share"], [(*map(ARMS.get, pair), str(x)) for pair, x in overlaps.items()]
+    )
 
     def draw(axes: Any) -> None:
         labels = {"new": "new domain", "home": "teacher's own"}
         groups = {label: [values[key] for values in figures.values()] for key, label in labels.items()}
         bars(axes, list(figures), groups)
 
-    publish(experiment, {"arms": figures}, text, draw)
+    shared = {" and ".join(pair): share for pair, share in overlaps.items()}
+    publish(experiment, {"arms": figures, "overlap": shared}, text, draw)
 
 
 def _teacher_before_rl(experiment: Experiment) -> str:
@@ -67,25 +94,46 @@ def _teacher_after_rl(experiment: Experiment, before: str, seed: int) -> str:
     return train_teacher(experiment, f"after-{seed}", seed, data="train-home", model=before)
 
 
-def _arm(experiment: Experiment, arm: str, seed: int, teachers: dict[str, str]) -> dict[str, float]:
+def _arm(experiment: Experiment, arm: str, seed: int, teachers: dict[str, str]) -> dict[str, Any]:
     """Make one model and evaluate it in both domains."""
     domain = "home" if arm.startswith("home") else "new"
-    name, rows = f"{arm}-{seed}", 0
+    name = f"{arm}-{seed}"
     if arm == "base":
-        model = str(experiment.config["student"]["model"])
-    elif arm.endswith("solver"):
+        return _evaluated(experiment, str(experiment.config["student"]["model"]), name, seed)
+    if trained := experiment.config.get("models", {}).get(arm):
+        return _evaluated(experiment, str(trained), name, seed)
+    if arm.endswith("solver"):
         model = experiment.path("solvers", name)
         experiment.step(
             "solver", f"solver-{domain}", out=model, seed=seed, **problems(experiment, f"train-{domain}", seed)
         )
+        return _evaluated(experiment, model, name, seed)
+    if arm == "home-rival":
+        traces = source_traces(experiment, experiment.config["rival"], arm, seed, data="train-home")
     else:
         teacher = teachers["before" if arm == "before" else "after"]
         traces = make_ranked_traces(experiment, teacher, name, seed, data=f"train-{domain}")
-        model, rows = train_student(experiment, traces, arm, seed)
-    accuracy = {
+    model, rows = train_student(experiment, traces, arm, seed)
+    return _evaluated(experiment, model, name, seed) | {"rows": float(rows)}
+
+
+def _rival_solver(experiment: Experiment, start: str, seed: int) -> dict[str, Any]:
+    """Train the student of another pipeline's traces by RL in the new domain, and evaluate it."""
+    name = f"rival-solver-{seed}"
+    model = experiment.path("solvers", name)
+    experiment.step(
+        "solver", "solver-new", model=start, out=model, seed=seed, **problems(experiment, "train-new", seed)
+    )
+    return _evaluated(experiment, model, name, seed)
+
+
+def _evaluated(experiment: Experiment, model: str, name: str, seed: int) -> dict[str, Any]:
+    """Return a model, its accuracy in both domains, and the runs of its evaluation in the new one."""
+    results = {
         test: evaluate(
             experiment, model, f"{name}-in-{test}", seed, test=f"test-{test}", benchmarks=f"benchmarks-{test}"
         )
         for test in ("new", "home")
     }
-    return {test: result["accuracy"] for test, result in accuracy.items()} | {"rows": float(rows)}
+    accuracy = {test: result["accuracy"] for test, result in results.items()}
+    return {"model": model, "runs": results["new"]["runs"], "rows": 0.0, **accuracy}

@@ -15,8 +15,9 @@ set -f
 mkdir -p "$(dirname "$out")"
 step rlt-data countdown make --out "$questions" --rows 64 --seed 1 --operators +-* --fewest 3 --most 3 --smallest 1 \
     --largest 14 --smallest-target 0 --largest-target 120 --largest-value 120
-step rlt-data generate --teacher nano --in "$questions" --n 8 --temperature 1 --max-tokens 96 --batch-size 256 --out "$out"
-step rlt-data score --in "$out" --student nano --temperature 1 --per-token
+step rlt-data generate --teacher nano --in "$questions" --n 8 --temperature 1 --max-tokens 96 --batch-size 256 --device cpu \
+    --out "$out"
+step rlt-data score --in "$out" --student nano --temperature 1 --per-token --device cpu
 step rlt-data rank --in "$out"
 step rlt-data distill --in "$out" --select best
 step rlt-data stats "$out"

@@ -254,12 +254,29 @@ def draw_attempts(draw: random.Random, problem: Problem, count: int, *, hit: boo
     return [draw.choice(family) for family in drawn]
 
 
-def warm_up_rows(seed: int, count: int, large_share: float = 0.0) -> Iterator[dict[str, str]]:
+def open_book_texts(seed: int, views: Views, template: str) -> Iterator[TrainingText]:
+    """Draw texts of the base corpus without end, and after each a search for a question whose prompt has the solution.
+
+    Args:
+        seed: seed of the random draw.
+        views: format and chat template of the models.
+        template: user message with ``{prompt}``, the question, and ``{privileged_context}``, the solution.
+    """
+    rows = warm_up_rows(seed, None)
+    for text in base_texts(seed, views):
+        yield text
+        row = next(row for row in rows if row["style"] == "search")
+        prompt = views.solver_prompt(template.format(prompt=row["question"], privileged_context=row["solution"]))
+        answer = views.student(formats.Problem(row["question"], row["solution"]), f"{row['explanation']} ")
+        yield TrainingText(prompt, answer.text[len(views.solver_prompt(row["question"])) :])
+
+
+def warm_up_rows(seed: int, count: int | None, large_share: float = 0.0) -> Iterator[dict[str, str]]:
     """Draw questions with solutions, and explanations in various styles.
 
     Args:
         seed: seed of the random draw.
-        count: number of rows.
+        count: number of rows; None: without end.
         large_share: share of rows with large inputs, from 0 to 1.
 
     Returns:

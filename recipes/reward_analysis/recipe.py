@@ -1,11 +1,38 @@
-"""Does a trace's reward predict what a student learns from it? Data sets by rank, students, correlations."""
+"""Does a trace's reward predict what a student learns from it? Data sets by rank, students, correlations.
+
+The traces of another pipeline are compared in two ways: by the accuracy of their student, and by their rewards next to
+those of an RLT on the same questions.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import polars as pl
+
 from rlt_data.recipes.experiment import Estimate, Experiment, estimate, pearson, publish, spearman, table
-from rlt_data.recipes.stages import evaluate_base, make_ranked_traces, scores_by_rank, train_and_eval_on_traces
+from rlt_data.recipes.stages import (
+    evaluate_base,
+    import_ranked_traces,
+    make_ranked_traces,
+    scores_by_rank,
+    source_rows,
+    train_and_eval_on_traces,
+    write_rows,
+)
+from rlt_data.reporting.report import report
+from rlt_data.settings import ReportSettings, parse_settings
+
+#: Traces on the page that compares two pipelines.
+_LISTED_TRACES = 400
+_OF_RIVAL = {
+    "accuracy": "accuracy of the student of its traces",
+    "share_of_gain": "share of this student's gain that rank 1 reaches",
+    "of_rival": "mean reward of its traces",
+    "of_rlt": "mean reward of the RLT's traces",
+    "rlt_is_higher": "share of questions on which the RLT's trace has the higher reward",
+}
 
 
 def run(experiment: Experiment) -> None:
@@ -21,6 +48,7 @@ def run(experiment: Experiment) -> None:
     ]
     results = experiment.run_all(_student, calls)
     base = experiment.run_all(evaluate_base, [(seed,) for seed in experiment.seeds])
+    rivals = experiment.run_all(_rival, [(seed, lambdas[0]) for seed in experiment.seeds])
     if experiment.dry_run:
         return
     students = dict(zip([(weight, seed, rank) for _, seed, weight, rank in calls], results, strict=True))
@@ -42,8 +70,51 @@ def run(experiment: Experiment) -> None:
         text += f"λ = {weight:g}\n\n" + table(["rank", "mean reward", "accuracy of its student"], rows) + "\n"
         text += table(["correlation", "value"], correlations.items()) + "\n"
     text += f"Accuracy of the base: {figures['base']}\n"
+    figures["rival"] = {
+        name: estimate([result[name] for result in rivals])
+        for name in ("accuracy", "of_rlt", "of_rival", "rlt_is_higher")
+    }
+    best = [students[lambdas[0], seed, min(ranks[lambdas[0]])] for seed in experiment.seeds]
+    gains = [
+        [result["accuracy"] - without["accuracy"] for result, without in zip(x, base, strict=True)]
+        for x in (best, rivals)
+    ]
+    shares = [ours / theirs if theirs else math.nan for ours, theirs in zip(*gains, strict=True)]
+    figures["rival"]["share_of_gain"] = estimate(shares)
+    text += "\nThe traces of another pipeline, with rewards at the first λ on the questions of both:\n\n" + table(
+        ["figure", "value"], [(label, figures["rival"][name]) for name, label in _OF_RIVAL.items()]
+    )
+    page = experiment.path("results", "reward_analysis.html")
+    compared = {"in": rivals[0]["rlt_run"], "against": rivals[0]["rival_run"]}
+    report(parse_settings(ReportSettings, {**compared, "out": page, "limit": _LISTED_TRACES}))
+    text += "\n`reward_analysis.html` shows both traces of each question token by token.\n"
     first = figures["lambdas"][lambdas[0]]
     publish(experiment, figures, text, lambda axes: _draw(axes, first, figures["base"]))
+
+
+def _rival(experiment: Experiment, seed: int, weight: float) -> dict[str, Any]:
+    """Train a student on the traces of another pipeline, and compare their rewards with those of an RLT's traces."""
+    rlt = str(experiment.config["rlt"])
+    rows = source_rows(experiment, experiment.config["rival"], seed)
+    score: dict[str, Any] = {"lambda_": weight, "per_token": True}
+    rival = import_ranked_traces(experiment, rows, f"rival-{seed}", teacher=rlt, **score)
+    ours = experiment.path("traces", f"rlt-{seed}")
+    same = write_rows(experiment, rows, f"rival-{seed}")  # the same questions and solutions
+    experiment.step("generate", in_=same, teacher=rlt, out=ours, seed=seed, n=1)
+    experiment.step("score", in_=ours, **score)
+    result = {"rlt_run": ours, "rival_run": rival, **train_and_eval_on_traces(experiment, rival, "rival", seed)}
+    return result if experiment.dry_run else result | rewards_on_the_same_questions(ours, rival)
+
+
+def rewards_on_the_same_questions(ours: str, rival: str) -> dict[str, float]:
+    """Return the mean rewards of two runs on their common questions, and the share on which the first is higher."""
+    first, second = (
+        pl.read_parquet(f"{run}/scores/*.parquet").select("question_id", "reward").drop_nulls() for run in (ours, rival)
+    )
+    pairs = first.join(second, on="question_id")
+    means = {"of_rlt": pairs["reward"].mean(), "of_rival": pairs["reward_right"].mean()}
+    higher = (pairs["reward"] > pairs["reward_right"]).mean()
+    return {name: float(value) for name, value in (means | {"rlt_is_higher": higher}).items()}  # type: ignore[arg-type]
 
 
 def _traces(experiment: Experiment, seed: int, lambdas: list[float]) -> list[str]:

@@ -1,1 +1,1 @@
-"""Does RL on the dense reward make a better teacher? Students before and after RL, with and without the KL term."""
+"""Does RL on the dense reward make a better teacher, and what does each term of the reward contribute?"""

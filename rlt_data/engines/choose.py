@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 
+from rlt_data.engines.gpus import unusable_gpu
 from rlt_data.engines.vllm_version import check_version, installed_version, is_for_cpus
 from rlt_data.errors import ModelError, SettingsError
 from rlt_data.settings import ModelSettings
@@ -28,13 +29,17 @@ def choose_engine(settings: AnySettings, recorded: str | None = None, *, quiet: 
         quiet: do not report the choice.
 
     Raises:
-        ModelError: this machine cannot run the recorded engine.
+        ModelError: this machine cannot run vLLM, which the settings or the recorded rows name.
         SettingsError: a setting has no effect with the chosen engine.
     """
+    if settings.engine == "vllm" and not settings.ray:
+        check_version(installed_version())
+        if obstacle := _why_not_vllm(named=True):
+            raise ModelError(f"--engine vllm: {obstacle}; --engine transformers runs without vLLM")
     if settings.engine != "auto":
         return settings
     engine, reason = (recorded, "the engine of the rows so far") if recorded else _choose(settings)
-    if recorded == "vllm" and not settings.ray and (obstacle := _why_not_vllm(on_cpu=True)):
+    if recorded == "vllm" and not settings.ray and (obstacle := _why_not_vllm(named=True)):
         raise ModelError(
             f"--engine: the run was made with vllm, which cannot run here ({obstacle}); {_remedy(settings)}"
         )
@@ -51,28 +56,28 @@ def _choose(settings: ModelSettings) -> tuple[str, str]:
     """Return an engine for a new run, and why."""
     if flag := settings.needs_transformers:
         return "transformers", f"for {flag}"
-    if obstacle := _why_not_vllm(on_cpu=False):
+    if obstacle := _why_not_vllm(named=False):
         return "transformers", obstacle
     return "vllm", f"vLLM {installed_version()} and a GPU"
 
 
-def _why_not_vllm(*, on_cpu: bool) -> str | None:
+def _why_not_vllm(*, named: bool) -> str | None:
     """Return why vLLM cannot run on this machine; None if it can.
 
     Args:
-        on_cpu: whether a build for CPUs would do.
+        named: whether the user or the recorded rows name vLLM. A build for CPUs is used only then.
     """
     version = installed_version()
     for_cpus = version is not None and is_for_cpus()
-    if not torch.cuda.is_available() and not (for_cpus and on_cpu):
-        return "PyTorch sees no CUDA or ROCm GPU"
+    if not torch.cuda.is_available() and not (for_cpus and named):
+        return (unusable_gpu() if named else None) or "PyTorch sees no CUDA or ROCm GPU"
     if version is None:
         return "vLLM is not installed"
     try:
         check_version(version)
     except ModelError as error:
         return str(error).removeprefix("--engine vllm: ")
-    return "the installed vLLM is a build for CPUs" if for_cpus and not on_cpu else None
+    return "the installed vLLM is a build for CPUs" if for_cpus and not named else None
 
 
 def _remedy(settings: ModelSettings) -> str:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 
+from rlt_data.engines.gpus import unusable_gpu
 from rlt_data.engines.models import Checkpoint
 from rlt_data.errors import ModelError, SettingsError, first_line
 from rlt_data.formats import ChatTemplate, Tokenizer
@@ -60,28 +61,56 @@ def vocabulary_size(config: Any) -> int:
     return int(getattr(config.get_text_config(), "vocab_size", 0) or 2**31 - 1)
 
 
+def cache_bytes(config: Any, tokens: int, itemsize: int) -> int:
+    """Return the size of a text's keys and values, in bytes; layers with a sliding window keep only the window.
+
+    Args:
+        config: the model's configuration.
+        tokens: length of the text.
+        itemsize: bytes of a value.
+    """
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+    window = getattr(text, "sliding_window", None) or tokens
+    kept = sum(min(tokens, window) if kind == "sliding_attention" else tokens for kind in kinds)
+    return int(2 * kept * heads * size * itemsize)
+
+
 def pick_device(name: str) -> torch.device:
     """Return the device that ``--device`` names.
 
     If ``accelerate launch`` or torchrun started several processes, ``auto`` and ``cuda`` give each a different GPU.
 
     Raises:
-        SettingsError: this machine has no such device.
+        SettingsError: this machine has no such device, or ``auto`` would run on the CPU because PyTorch cannot use
+            the GPU.
     """
     if name == "auto":
+        if problem := unusable_gpu():
+            raise SettingsError(f"--device: {problem}; --device cpu or CUDA_VISIBLE_DEVICES= runs on the CPU")
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if name == "cuda" and launched:
+    chosen_here = name == "cuda" and launched
+    if chosen_here:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(name)
-        if device.type == "cuda" and launched:
+        if chosen_here:
             # Otherwise every process would open a context of half a gigabyte on GPU 0, the default device.
             torch.cuda.set_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SettingsError(f"--device: {name!r} cannot be used on this machine: {first_line(error)}") from None
+        raise SettingsError(
+            f"--device: {name!r} cannot be used on this machine: {unusable_gpu() or first_line(error)}"
+        ) from None
     return device
+
+
+def describe_device(device: torch.device) -> str:
+    """Return a device and its GPU's name, such as ``cuda:0, NVIDIA H100 80GB HBM3``."""
+    return f"{device}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
 
 
 def stored_dtype(config: Any) -> torch.dtype:

@@ -116,16 +116,23 @@ class Model:
 
     @property
     def context_length(self) -> int:
-        """Maximum number of tokens of a text, by the checkpoint's configuration and ``--max-model-len``."""
+        """Maximum number of tokens of a text, by the engine if it is loaded, else by configuration and flags."""
+        if "engine" in self.__dict__:
+            return self.engine.context_length
         model_context = context_length_of(load_config(self.checkpoint, self.settings))
         return min(model_context, self.settings.max_model_len or model_context)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the loaded weights; not of a served model."""
+        dtype: torch.dtype = getattr(torch, self.identity.dtype)
+        return dtype
 
     @property
     def weight_bytes(self) -> float:
         """Size of the loaded weights, in bytes."""
         stored = stored_dtype(load_config(self.checkpoint, self.settings))
-        loaded: torch.dtype = getattr(torch, self.identity.dtype)
-        return weight_bytes(self.checkpoint) * loaded.itemsize / stored.itemsize
+        return weight_bytes(self.checkpoint) * self.dtype.itemsize / stored.itemsize
 
     def load(self, logs: Path | None = None, *, memory_share: float = 1.0) -> None:
         """Load the engine, unless it is loaded already.

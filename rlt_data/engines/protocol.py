@@ -53,10 +53,10 @@ class Sampling:
     max_tokens: int | None
     stop: str
 
-    def room(self, prompt: Ints, context_length: int) -> int:
+    def room(self, prompt: PromptRequest, context_length: int) -> int:
         """Return the maximum number of tokens that a prompt's sample may have in a model's context."""
-        left = context_length - len(prompt)
-        return min(left, self.max_tokens or left)
+        left = context_length - len(prompt.ids)
+        return min(left, self.max_tokens or left, prompt.max_tokens or left)
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,13 @@ class PromptRequest:
         ids: token ids of the prompt, shape (tokens,).
         samples: the samples.
         tail: number of last tokens of the prompt whose log-probs are returned too.
+        max_tokens: maximum new tokens of these samples, if it is less than that of the sampling parameters.
     """
 
     ids: Ints
     samples: Sequence[SampleRequest]
     tail: int = 0
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def checked_samples(
     for result in engine.generate(valid_prompts(), sampling):
         prompt = prompt_by_key.pop(result.key)
         if isinstance(result, Sample):
-            max_tokens = sampling.room(prompt.ids, engine.context_length)
+            max_tokens = sampling.room(prompt, engine.context_length)
             if reason := _invalid_sample(result, prompt.tail, max_tokens, vocabulary):
                 result = Failure(result.key, f"the engine returned {reason}")
         yield result

@@ -12,6 +12,7 @@ measured at a second temperature is therefore read twice.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import deque
@@ -39,14 +40,19 @@ from rlt_data.engines.protocol import (
     SequenceLogprobs,
     SequenceRequest,
 )
-from rlt_data.engines.vllm_version import check_version, installed_version, major_minor
+from rlt_data.engines.vllm_version import installed_version, major_minor
 from rlt_data.engines.worker import Job
 from rlt_data.errors import ModelError, SettingsError, first_line
 from rlt_data.formats import Tokenizer
 from rlt_data.formats.spans import CONTEXT_TOKENS, decode_after
 from rlt_data.settings import ModelSettings
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
+
+#: Log-probs and ranks of a text's scored tokens.
+_Scores = tuple[Floats, Ints | None]
 
 #: The first version whose ``prompt_logprob_token_ids`` takes tokens per position. 0.31 takes one list of at most 20
 #: tokens for all positions, so it gets ``prompt_logprobs`` instead.
@@ -78,16 +84,18 @@ def open_pool(
         memory_share: fraction of ``--gpu-memory`` for this model.
 
     Raises:
-        ModelError: vLLM is missing, has an unsupported version, or cannot run the model.
+        ModelError: vLLM cannot run the model.
         SettingsError: this machine has too few GPUs.
     """
-    check_version(installed_version())
     own_settings = settings.model_copy(update={"gpu_memory": settings.gpu_memory * memory_share})
+    environments = _environments(settings)
+    gpus = "; ".join(environment.get("CUDA_VISIBLE_DEVICES", "") for environment in environments).strip("; ")
+    logger.info("%s: vLLM %s on %s", checkpoint.name, installed_version(), f"GPUs {gpus}" if gpus else "the CPU")
     try:
         return Pool(
             _CORE,
             (checkpoint, own_settings, scoring),
-            _environments(settings),
+            environments,
             name=checkpoint.name,
             logs=logs,
             load_timeout=settings.stall_timeout,
@@ -137,6 +145,16 @@ def open_core(checkpoint: Checkpoint, settings: ModelSettings, scoring: bool) ->
     from vllm import LLM
 
     tokenizer, _ = open_tokenizer(checkpoint, settings)
+    arguments = engine_arguments(checkpoint, settings, scoring=scoring)
+    try:
+        llm = LLM(**arguments)
+    except Exception as error:  # noqa: BLE001 - vLLM refuses models and settings with many kinds of errors
+        raise ModelError(f"{checkpoint.name}: vLLM cannot run it: {first_line(error)}") from error
+    return VllmCore(llm, tokenizer)
+
+
+def engine_arguments(checkpoint: Checkpoint, settings: ModelSettings, *, scoring: bool) -> dict[str, Any]:
+    """Return the arguments of ``vllm.LLM`` for a checkpoint on this machine."""
     config = load_config(checkpoint, settings)
     options: dict[str, Any] = {
         "max_num_batched_tokens": settings.batch_tokens or (_SCORING_BATCH_TOKENS if scoring else None),
@@ -153,21 +171,16 @@ def open_core(checkpoint: Checkpoint, settings: ModelSettings, scoring: bool) ->
             longest = settings.max_model_len or context_length_of(config)
             tokens = max(longest, settings.batch_tokens or 0)
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
-    dtype = pick_dtype(settings.dtype, config, pick_device("auto"))
-    try:
-        llm = LLM(
-            str(checkpoint.folder),
-            dtype=str(dtype).removeprefix("torch."),
-            trust_remote_code=settings.trust_remote_code,
-            tensor_parallel_size=settings.tensor_parallel,
-            gpu_memory_utilization=settings.gpu_memory,
-            enable_prefix_caching=not scoring,  # the prefix cache has no log-probs
-            logprobs_mode="raw_logprobs",
-            **{name: value for name, value in options.items() if value is not None},
-        )
-    except Exception as error:  # noqa: BLE001 - vLLM refuses models and settings with many kinds of errors
-        raise ModelError(f"{checkpoint.name}: vLLM cannot run it: {first_line(error)}") from error
-    return VllmCore(llm, tokenizer)
+    return {
+        "model": str(checkpoint.folder),
+        "dtype": str(pick_dtype(settings.dtype, config, pick_device("auto"))).removeprefix("torch."),
+        "trust_remote_code": settings.trust_remote_code,
+        "tensor_parallel_size": settings.tensor_parallel,
+        "gpu_memory_utilization": settings.gpu_memory,
+        "enable_prefix_caching": True,
+        "logprobs_mode": "raw_logprobs",
+        **{name: value for name, value in options.items() if value is not None},
+    }
 
 
 @dataclass
@@ -319,7 +332,7 @@ class VllmCore:
                 detokenize=False,
             )
         for sample in request.samples:
-            params = drawn(sample, sampling, sampling.room(request.ids, self.context_length))
+            params = drawn(sample, sampling, sampling.room(request, self.context_length))
             self._submit(f"{number}-{sample.key}", request.ids, (self._on_sample, prompt, sample), **params)
 
     def _on_tail(self, output: Any, prompt: _Prompt, index: int, token: int) -> list[tuple[int, Result]]:
@@ -360,14 +373,11 @@ class VllmCore:
     def _add_text(self, number: int, request: SequenceRequest, temperature: float) -> None:
         """Request the log-probs of a text, and afterwards its measures if they are at another temperature."""
         same = request.measured is not None and request.measured.temperature == temperature
-        self._score(f"{number}", request, (self._on_text, number, request, temperature), ranks=same)
+        self._score(number, request, (self._on_text, temperature), ranks=same)
 
     def _on_text(
-        self, output: Any, number: int, request: SequenceRequest, temperature: float
+        self, scores: _Scores, number: int, request: SequenceRequest, temperature: float
     ) -> list[tuple[int, Result]]:
-        scores = self._scores(output, request)
-        if scores is None:
-            return [(number, Failure(request.key, "vLLM returned no log-probs"))]
         logprobs, ranks = scores
         result, measured = SequenceLogprobs(request.key, logprobs), request.measured
         if measured is None:
@@ -375,27 +385,52 @@ class VllmCore:
         if measured.temperature == temperature:
             return [(number, replace(result, ranks=None if ranks is None else ranks[: measured.tokens]))]
         text = replace(request, positions=request.positions[: measured.tokens], measured=None)
-        handler = self._on_measures, number, text, result
-        submit = partial(self._score, f"{number}-measures", text, handler, ranks=True)
+        submit = partial(self._score, number, text, (self._on_measures, result), ranks=True)
         self._waiting.append(_Waiting(measured.temperature, number, [request.key], submit))
         return []
 
     def _on_measures(
-        self, output: Any, number: int, request: SequenceRequest, result: SequenceLogprobs
+        self, scores: _Scores, number: int, request: SequenceRequest, result: SequenceLogprobs
     ) -> list[tuple[int, Result]]:
-        scores = self._scores(output, request)
-        if scores is None:
-            return [(number, Failure(request.key, "vLLM returned no log-probs"))]
         return [(number, replace(result, measured_logprobs=scores[0], ranks=scores[1]))]
 
-    def _score(self, name: str, request: SequenceRequest, handler: tuple[Any, ...], *, ranks: bool) -> None:
+    def _score(
+        self,
+        number: int,
+        request: SequenceRequest,
+        handler: tuple[Any, ...],
+        *,
+        ranks: bool,
+        reads_cache: bool = True,
+    ) -> None:
+        """Request the log-probs of a text for a handler, given as a method and its last arguments."""
         ids, start = request.scored_ids, int(request.positions[0]) - 1
         last = int(ids[-1]) if len(ids) == self.context_length else None
+        sent = ids if last is None else ids[:-1]
         picks_tokens = self._picks_tokens and not ranks  # a picked token has no rank
-        params = scored(ids if last is None else ids[:-1], start, last, picks_tokens=picks_tokens)
-        self._submit(name, ids if last is None else ids[:-1], handler, **params)
+        params = scored(sent, start, last, picks_tokens=picks_tokens, reads_cache=reads_cache)
+        name = f"{number}{handler[0].__name__}{'' if reads_cache else '_again'}"
+        self._submit(name, sent, (self._on_scored, number, request, handler, ranks, reads_cache), **params)
 
-    def _scores(self, output: Any, request: SequenceRequest) -> tuple[Floats, Ints | None] | None:
+    def _on_scored(
+        self,
+        output: Any,
+        number: int,
+        request: SequenceRequest,
+        handler: tuple[Any, ...],
+        ranks: bool,
+        reads_cache: bool,
+    ) -> list[tuple[int, Result]]:
+        """Pass a text's log-probs to its handler. If there are none, the cached prefix may have been too long."""
+        if (scores := self._scores(output, request)) is not None:
+            handle, *arguments = handler
+            return list(handle(scores, number, request, *arguments))
+        if reads_cache:
+            self._score(number, request, handler, ranks=ranks, reads_cache=False)
+            return []
+        return [(number, Failure(request.key, "vLLM returned no log-probs"))]
+
+    def _scores(self, output: Any, request: SequenceRequest) -> _Scores | None:
         """Return log-probs and ranks of a text's scored tokens, both of shape (positions,); None if vLLM has none.
 
         There are no ranks if vLLM was asked for given tokens, or if the text fills the context, because its last token
@@ -441,7 +476,9 @@ def picks_tokens(version: str, config: Any) -> bool:
     return major_minor(version) >= _TOKENS_BY_POSITION and bool(getattr(config, "use_v2_model_runner", False))
 
 
-def scored(ids: Ints, start: int, last: int | None = None, *, picks_tokens: bool) -> dict[str, Any]:
+def scored(
+    ids: Ints, start: int, last: int | None = None, *, picks_tokens: bool, reads_cache: bool = True
+) -> dict[str, Any]:
     """Return vLLM's sampling parameters for scoring the tokens of a text after a position.
 
     Args:
@@ -450,6 +487,8 @@ def scored(ids: Ints, start: int, last: int | None = None, *, picks_tokens: bool
         last: a token after ``ids`` to score too. vLLM always samples one token, so a text that fills the context is
             sent without its last token.
         picks_tokens: result of :func:`picks_tokens`.
+        reads_cache: where vLLM picks tokens, read the keys and values of a prefix that earlier texts share. vLLM
+            returns no log-probs if the cached prefix ends after ``start``.
     """
     common: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
     if last is not None:
@@ -457,9 +496,13 @@ def scored(ids: Ints, start: int, last: int | None = None, *, picks_tokens: bool
     if start + 1 == len(ids):
         return common
     if not picks_tokens:
-        return common | {"prompt_logprobs": 0}
+        return common | {"prompt_logprobs": 0}  # vLLM then does not read the cache
     # vLLM computes logits only from ``start`` on and returns only the log-probs of the text's tokens.
-    return common | {"prompt_logprob_token_ids": ids[start + 1 :, None], "prompt_logprob_start": start}
+    return common | {
+        "prompt_logprob_token_ids": ids[start + 1 :, None],
+        "prompt_logprob_start": start,
+        "skip_reading_prefix_cache": not reads_cache,
+    }
 
 
 def _flat(logprobs: Any) -> list[float]:

@@ -127,6 +127,11 @@ class Format(Settings):
         """Return the user message of student and solver."""
         return self.question_template.replace("{question}", question)
 
+    @property
+    def solver_text(self) -> str:
+        """The system text of the solver."""
+        return self.student_system if self.solver_system is None else self.solver_system
+
     def completion_of(self, explanation: str) -> str:
         """Return what a teacher that writes this explanation generates after the prefill."""
         return explanation.strip() + self.padding + self.explanation_tags[1]

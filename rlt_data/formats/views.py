@@ -186,17 +186,25 @@ class Views:
 
     def solver_prompt(self, question: str, system: str | None = None) -> str:
         """Return the text that a student continues at test time."""
-        format = self.format
-        if system is None:
-            system = format.student_system if format.solver_system is None else format.solver_system
-        else:
-            system = self.mark(system)
-        return self._before(system, format.student_question(self.mark(question)), False)
+        text = self.format.solver_text if system is None else self.mark(system)
+        return self._before(text, self.format.student_question(self.mark(question)), False)
 
     @property
     def solver_stop(self) -> str:
         """The text that ends a solver's answer."""
         return self.template.end if self.format.native else self.format.solution_tags[1]
+
+    @property
+    def thought_end(self) -> str:
+        """The text that ends a solver's thought."""
+        return self._reasoning().closing.strip() if self.format.native else self.format.thought_tags[1]
+
+    @property
+    def thought_closing(self) -> str:
+        """What to append to a thought so that the answer follows."""
+        format = self.format
+        closing = format.padding + format.thought_tags[1] + format.separator
+        return self._reasoning().closing if format.native else closing
 
     def solution_in(self, completion: str) -> tuple[str, bool]:
         """Extract the solution from a solver's completion.

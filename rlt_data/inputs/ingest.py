@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from rlt_data.errors import SettingsError
 from rlt_data.formats.control import ControlTokens
 from rlt_data.formats.schema import Format
 from rlt_data.inputs.check import CheckReport, ReaderOf, examined_rows
@@ -64,6 +65,7 @@ def ingest(
 
     Raises:
         InputError: the input cannot be read or has bad rows.
+        SettingsError: the share of the questions is empty.
     """
     sources = find_sources(settings)
     before = run.step("input")
@@ -107,14 +109,21 @@ def ingest(
     for line in report.warnings:
         logger.warning("%s: %s", name, line)
     run.record("input", {OWN_SOLUTIONS: own_solutions})
-    keyed = partial(_keyed_rows, own_solutions=traces and own_solutions)
-    positions = _add_questions(run, keyed(examine(CheckReport(name))), traces=traces)
+
+    def keyed_rows() -> Iterator[_KeyedRow]:
+        return _keyed_rows(examine(CheckReport(name)), own_solutions=traces and own_solutions)
+
+    share = _questions_of_share(settings.share, keyed_rows(), name) if settings.share else None
+
+    def rows() -> Iterator[_KeyedRow]:
+        return (row for row in keyed_rows() if share is None or row.key in share)
+
+    positions = _add_questions(run, rows(), traces=traces)
     if traces:
         # Traces of earlier versions have no origin, and keep their keys when their input is read again.
         has_origins = before.get(ORIGINS_IN_KEYS, not run.parts("traces"))
         run.record("input", {ORIGINS_IN_KEYS: has_origins, "format": format.model_dump(mode="json")})
-        rows = keyed(examine(CheckReport(name)))
-        if other := _add_traces(run, rows, format, positions, origins_in_keys=has_origins):
+        if other := _add_traces(run, rows(), format, positions, origins_in_keys=has_origins):
             logger.warning(
                 "%s: %d rows have traces that are already in the run with another origin, answer or other --keep "
                 "columns, which are kept; a new --out imports the rows again",
@@ -182,6 +191,23 @@ def _keyed_rows(rows: Iterator[Row], *, own_solutions: bool) -> Iterator[_KeyedR
     for row in rows:
         solution = "" if own_solutions and row.own_solution else row.solution
         yield _KeyedRow(row, question_id(row.question, solution, row.system), solution)
+
+
+def _questions_of_share(share: str, rows: Iterator[_KeyedRow], name: str) -> set[str]:
+    """Return the keys of the questions of a share, which are consecutive in the input.
+
+    So the merged runs of all shares have the order of the input, and a question has all its rows in one share.
+
+    Raises:
+        SettingsError: the share is empty.
+    """
+    number, count = map(int, share.split("/"))
+    keys = list(dict.fromkeys(row.key for row in rows))
+    own = set(keys[(number - 1) * len(keys) // count : number * len(keys) // count])
+    if not own:
+        raise SettingsError(f"--share: {share} has no questions, because {name} has only {len(keys)}")
+    logger.info("%s: share %s: %d of %d questions", name, share, len(own), len(keys))
+    return own
 
 
 def _add_questions(run: RunFolder, rows: Iterator[_KeyedRow], *, traces: bool) -> dict[str, int]:

@@ -9,6 +9,14 @@ from rlt_data.inputs.presets import detect
 from rlt_data.inputs.rows import BadRow, Columns, Fields, Found, Row
 from rlt_data.plugins import PRESETS
 
+#: How questions of APPS, TACO and LiveCodeBench begin in Sky-T1-data-17k, Bespoke-Stratos-17k and OpenThoughts-114k.
+CODE_QUESTION = "Generate an executable Python function"
+
+
+def asks_for_code(question: str) -> bool:
+    """Return whether a question asks for a program, which no grader of rlt-data runs."""
+    return question.lstrip().startswith(CODE_QUESTION)
+
 
 class QuestionReader:
     """Turns records into rows that have a question, an id and no solution.

@@ -12,6 +12,7 @@ from typing import Any
 from rlt_data.formats.template import THOUGHT_TAGS
 from rlt_data.inputs.options import OPTION_COLUMNS
 from rlt_data.inputs.presets import ANSWERS, SOLUTIONS
+from rlt_data.inputs.questions import CODE_QUESTION, asks_for_code
 from rlt_data.inputs.rows import Columns, Fields, Row
 
 _TAG = re.compile("|".join(re.escape(tag) for tags in THOUGHT_TAGS for tag in tags))
@@ -57,6 +58,12 @@ class Suspicions:
         self._without_trace += not has_trace
         if not has_trace:
             self._first.setdefault("trace", location)
+        if asks_for_code(row.question):
+            self._note(
+                'the question asks for a program, whose answers are not graded (--where "question NOT LIKE '
+                f"'{CODE_QUESTION}%'\" of rank and distill leaves it out)",
+                location,
+            )
         if _TAG.search(row.solution):
             self._note("the solution contains a thought tag such as </think>", location)
         if row.has_id and self._ids.setdefault(hash(row.source_id), hash(row.question)) != hash(row.question):

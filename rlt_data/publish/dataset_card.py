@@ -435,6 +435,8 @@ def _training(facts: DatasetFacts) -> str:
                 _SYSTEM_TURN if isinstance(first, dict) and first.get("role") == "system" else "",
             ]
         ).rstrip()
+    if "privileged_context" in row:
+        return f"{layout}, which TRL's `SDFTTrainer` reads."
     if isinstance(row.get("conversations"), list):
         reason = "ignores the column `system`" if "system" in row else "keeps the roles `human` and `gpt`"
         other = "use the rows of `rlt-data distill --shape prompt-completion` for it"

@@ -12,12 +12,13 @@ from huggingface_hub import EvalResult
 from rlt_data.errors import RunFolderError, SettingsError
 from rlt_data.inputs import recorded_inputs
 from rlt_data.publish.card import RESULT_MARK
-from rlt_data.publish.markdown import code, listed, table
+from rlt_data.publish.markdown import code, excerpt, listed, paragraphs, table
 from rlt_data.publish.models import TrainedModel
 from rlt_data.publish.redact import redact_paths
 from rlt_data.storage.run import RunFolder
 
 _SAMPLING = ("n", "temperature", "top_p", "top_k", "max_tokens", "seed")
+_BUDGET = ("max_thought", "waits", "min_thought", "wait_text")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,18 @@ class EvaluatedModel:
     figures: dict[str, Any]
     settings: dict[str, Any]
     inputs: list[dict[str, Any]]
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The settings of sampling, and of budget forcing if there was any."""
+        budget = _BUDGET if self.settings.get("max_thought") or self.settings.get("waits") else ()
+        return {key: self.settings.get(key) for key in (*_SAMPLING, *budget)}
+
+    @property
+    def prompts(self) -> str:
+        """Source and version of the prompts; empty if they are not recorded, as in early versions."""
+        prompts = self.figures.get("prompts") or {}
+        return " ".join(filter(None, (prompts.get("source"), prompts.get("version"))))
 
 
 def read_evaluations(runs: Sequence[str], model: TrainedModel) -> list[EvaluatedModel]:
@@ -74,9 +87,10 @@ def evaluation_results(evaluations: Sequence[EvaluatedModel]) -> list[EvalResult
 
 
 def _results_of(evaluation: EvaluatedModel) -> list[EvalResult]:
-    figures, settings = evaluation.figures, evaluation.settings
+    figures = evaluation.figures
     source = evaluation.inputs[-1] if evaluation.inputs else {}
-    args = RESULT_MARK | {key: settings[key] for key in _SAMPLING if settings.get(key) is not None}
+    args = RESULT_MARK | {key: value for key, value in evaluation.sampling.items() if value is not None}
+    args |= {"prompts": evaluation.prompts} if evaluation.prompts else {}
     interval = {"confidence_interval_95": [round(figures["low"], 4), round(figures["high"], 4)]}
     shares = {f"pass@{k}": share for k, share in figures["pass_at"].items()} | {"pass@1": figures["accuracy"]}
     return [
@@ -95,15 +109,23 @@ def _results_of(evaluation: EvaluatedModel) -> list[EvalResult]:
     ]
 
 
-def evaluations_table(evaluations: Sequence[EvaluatedModel]) -> str:
-    """Return the figures as a Markdown table; empty without evaluations."""
-    return table([_row(evaluation) for evaluation in evaluations])
+def evaluations_text(evaluations: Sequence[EvaluatedModel]) -> str:
+    """Return the figures as a Markdown table, and the prompts; empty without evaluations."""
+    prompts = {_prompts_text(evaluation): None for evaluation in evaluations if evaluation.prompts}
+    return paragraphs(table([_row(evaluation) for evaluation in evaluations]), *prompts)
+
+
+def _prompts_text(evaluation: EvaluatedModel) -> str:
+    prompts = evaluation.figures["prompts"]
+    system = [f"System text:\n\n{excerpt(prompts['solver_system'])}"] if prompts["solver_system"] else []
+    message = f"User message ({code(evaluation.prompts)}):\n\n{excerpt(prompts['question_template'])}"
+    return paragraphs(message, *system)
 
 
 def _row(evaluation: EvaluatedModel) -> dict[str, Any]:
-    figures, settings = evaluation.figures, evaluation.settings
+    figures = evaluation.figures
     others = [f"pass@{k} {share:.1%}" for k, share in figures["pass_at"].items() if k != "1"]
-    sampling = ", ".join(f"{key.replace('_', '-')} {settings[key]}" for key in _SAMPLING if settings.get(key))
+    sampling = ", ".join(f"{key.replace('_', '-')} {value}" for key, value in evaluation.sampling.items() if value)
     return {
         "benchmark": code(figures["benchmark"]),
         "data": listed([code(entry["name"]) for entry in evaluation.inputs]),
@@ -113,5 +135,6 @@ def _row(evaluation: EvaluatedModel) -> dict[str, Any]:
         "more": ", ".join([*others, f"majority vote {figures['majority']:.1%}"] if others else []),
         "truncated": f"{figures['truncated']:.1%}",
         "mean tokens": float(figures["mean_tokens"]),
+        "prompts": code(evaluation.prompts) if evaluation.prompts else "",
         "sampling": sampling or "greedy",
     }

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from rlt_data.publish.card import CITATION, Licence, command_line, licence_text, versions_line
-from rlt_data.publish.evaluations import EvaluatedModel, evaluation_results, evaluations_table
+from rlt_data.publish.evaluations import EvaluatedModel, evaluation_results, evaluations_text
 from rlt_data.publish.markdown import code, fenced, images, inline, joined, paragraphs, table
 from rlt_data.publish.models import TrainedModel
 
@@ -117,7 +117,7 @@ def model_text(facts: ModelFacts) -> str:
             "How to use it": _use(facts),
             "How it was trained": _training(facts.model),
             "Results": paragraphs(_results(facts.model), images(facts.images)),
-            "Evaluation": evaluations_table(facts.evaluations),
+            "Evaluation": evaluations_text(facts.evaluations),
             "Limits": _limits(facts),
             "Licence": licence_text(facts.licence, "The base model and the training data have separate licences."),
             "Citation": fenced(CITATION, "bibtex"),

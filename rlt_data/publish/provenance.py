@@ -21,7 +21,11 @@ _REWARD = {
     "kl": "KL estimate",
     "temperature": "temperature",
     "missing_tag_penalty": "penalty",
+    "solution_weight": "weight of r_ss",
+    "alpha_kl": "α of the maximum",
 }
+#: Values of settings that the formula implies.
+_IMPLIED = {"solution_weight": 1.0, "alpha_kl": None}
 #: The steps that render prompts, with the role of their model and what the prompt is.
 _PROMPTS = {
     "generate": ("teacher", "teacher_system", "The teacher continues this prompt with an explanation"),
@@ -78,7 +82,8 @@ def _source(entry: Mapping[str, Any]) -> str:
 
 def _reward(facts: DatasetFacts) -> str:
     settings = facts.steps.get("score", {}).get("settings", {})
-    weights = ", ".join(f"{symbol} {inline(settings[key])}" for key, symbol in _REWARD.items() if key in settings)
+    named = {key: value for key, value in settings.items() if key not in _IMPLIED or value != _IMPLIED[key]}
+    weights = ", ".join(f"{symbol} {inline(named[key])}" for key, symbol in _REWARD.items() if key in named)
     formula = "`r_ss - λ * r_kl + penalty`" + (f", with {weights}" if weights else "")
     if facts.reward == "rlt":
         return f"Reward: {formula}." if weights else ""

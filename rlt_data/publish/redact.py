@@ -23,7 +23,7 @@ def redact_paths(content: Any) -> Any:
 def _redact_value(key: str, value: Any) -> Any:
     if (key == "format" and isinstance(value, dict)) or key == "example_prompt":
         return value
-    return None if key == "url" or key.endswith("_url") else redact_paths(value)
+    return None if value and (key == "url" or key.endswith("_url")) else redact_paths(value)
 
 
 def public_name(name: str) -> str:

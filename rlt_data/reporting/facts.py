@@ -67,9 +67,10 @@ def _format(steps: Mapping[str, Any]) -> str | None:
 def _reward(steps: Mapping[str, Any]) -> str | None:
     settings = steps.get("score", {}).get("settings", {})
     name = settings.get("reward", "rlt")
-    terms = _settings(
-        steps, "score", **{"lambda": "λ {}", "alpha": "α {}", "kl": "KL {}"}, temperature="temperature {}"
-    )
+    texts = {"lambda": "λ {}", "alpha": "α {}", "alpha_kl": "α of the maximum {}", "kl": "KL {}"}
+    if settings.get("solution_weight", 1) != 1:
+        texts["solution_weight"] = "weight of r_ss {}"
+    terms = _settings(steps, "score", **texts, temperature="temperature {}")
     return ", ".join(filter(None, [name if name != "rlt" else None, terms])) if settings else None
 
 

@@ -27,11 +27,11 @@ class RewardTerms:
     """The reward of one trace and its terms. Terms that need a teacher or a solution are None without one.
 
     Attributes:
-        reward: ``r_ss - lambda * r_kl + penalty``.
+        reward: ``solution_weight * r_ss - lambda * r_kl + penalty``.
         reward_without_entropy: the reward with ``-log p_student`` in place of each KL term; needs no teacher.
         penalty: ``missing_tag_penalty`` if the closing tag is missing, else 0.
         r_ss: ``solution_logprob_mean + alpha * solution_logprob_min``.
-        r_kl: ``kl_mean + alpha * kl_max``.
+        r_kl: ``kl_mean + alpha_kl * kl_max``.
         solution_logprob_mean: mean of the student's log-probs of the solution's tokens.
         solution_logprob_min: minimum of the same log-probs.
         kl_mean: mean of the KL terms of the explanation.
@@ -80,6 +80,8 @@ def reward_terms(
     lambda_: float = 3.0,
     alpha: float = 0.01,
     missing_tag_penalty: float = -1.0,
+    solution_weight: float = 1.0,
+    alpha_kl: float | None = None,
 ) -> RewardTerms:
     """Compute the reward of one trace from its token values.
 
@@ -93,23 +95,27 @@ def reward_terms(
         lambda_: weight of the KL term.
         alpha: weight of minimum and maximum relative to the means.
         missing_tag_penalty: added to the reward if the closing tag is missing.
+        solution_weight: weight of the solution term.
+        alpha_kl: weight of the maximum in the KL term; ``alpha`` is then only that of the minimum. None: ``alpha``.
 
     Raises:
         ValueError: the solution has no token.
     """
     penalty = 0.0 if closed else missing_tag_penalty
+    alpha_kl = alpha if alpha_kl is None else alpha_kl
     r_kl = kl_mean = kl_max = None
     if kl is not None:
         kl_mean, kl_max = _mean_and_max(kl, EMPTY_KL)
-        r_kl = kl_mean + alpha * kl_max
+        r_kl = kl_mean + alpha_kl * kl_max
     reward = without_entropy = r_ss = solution_mean = solution_min = None
     if solution is not None:
         solution_mean, solution_min = solution_mean_and_min(solution)
         r_ss = solution_mean + alpha * solution_min
         surprise_mean, surprise_max = _mean_and_max(-np.asarray(thought), EMPTY_NEGATIVE_LOGPROB)
-        without_entropy = r_ss - lambda_ * (surprise_mean + alpha * surprise_max) + penalty
+        weighted = solution_weight * r_ss
+        without_entropy = weighted - lambda_ * (surprise_mean + alpha_kl * surprise_max) + penalty
         if r_kl is not None:
-            reward = r_ss - lambda_ * r_kl + penalty
+            reward = weighted - lambda_ * r_kl + penalty
     return RewardTerms(
         reward=reward,
         reward_without_entropy=without_entropy,

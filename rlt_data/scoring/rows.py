@@ -22,12 +22,16 @@ class RewardWeights:
         alpha: weight of minimum and maximum relative to the means.
         kl: ``k1`` and ``k3`` estimate the KL from the sampled tokens; ``full`` sums over the vocabulary.
         missing_tag_penalty: added to the reward if the closing tag is missing.
+        solution_weight: weight of the solution term.
+        alpha_kl: weight of the maximum in the KL term; None: ``alpha``.
     """
 
     lambda_: float = 3.0
     alpha: float = 0.01
     kl: Literal["k1", "k3", "full"] = "k1"
     missing_tag_penalty: float = -1.0
+    solution_weight: float = 1.0
+    alpha_kl: float | None = None
 
 
 def score_trace(
@@ -79,6 +83,8 @@ def score_trace(
         lambda_=weights.lambda_,
         alpha=weights.alpha,
         missing_tag_penalty=weights.missing_tag_penalty,
+        solution_weight=weights.solution_weight,
+        alpha_kl=weights.alpha_kl,
     )
     row = {
         **asdict(terms),

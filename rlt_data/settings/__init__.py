@@ -6,6 +6,7 @@ is created. :func:`parse_settings` reports one line per mistake, with the neares
 
 from rlt_data.settings.base import Settings, parse_settings, parse_yaml
 from rlt_data.settings.commands import (
+    CompareSettings,
     FormatsSettings,
     RunPipelineSettings,
     ShowSettings,
@@ -41,6 +42,7 @@ from rlt_data.settings.training import (
 
 __all__ = [
     "CheckSettings",
+    "CompareSettings",
     "CountdownSettings",
     "CurateSettings",
     "DistillSettings",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import model_validator
+from typing import Any
+
+from pydantic import field_validator, model_validator
 
 from rlt_data.settings.base import INPUT, OUTPUT, RUN_HELP, Settings, Texts, field, where_field
 from rlt_data.settings.steps import ReportSettings
@@ -61,6 +63,27 @@ class ViewSettings(Settings):
         ReportSettings.model_fields["limit"].default, OUTPUT, "Maximum number of traces.", affects="output", ge=1
     )
     open: bool = field(False, OUTPUT, "Open the page in a browser.", affects="output")
+
+
+class CompareSettings(Settings):
+    """Settings of :func:`rlt_data.compare`."""
+
+    input: tuple[str, ...] = field(
+        ...,
+        INPUT,
+        "Two runs of rlt-data evaluate, folders or URLs.",
+        affects="output",
+        alias="in",
+        positional="RUN",
+    )
+    as_json: bool = field(False, OUTPUT, "Print the comparison as JSON.", affects="output", alias="json")
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _are_two(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise ValueError("requires two runs of evaluate, such as: rlt-data compare runs/a runs/b")
+        return value
 
 
 class FormatsSettings(Settings):

@@ -246,14 +246,7 @@ class ModelSettings(TemplateSettings):
     @field_validator("url")
     @classmethod
     def _are_base_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        urls = tuple(url.strip().rstrip("/") for url in urls)
-        for number, url in enumerate(urls, 1):
-            if reason := _why_not_base_url(url):
-                # Not a ValueError: pydantic shows the value with it, which may contain a password.
-                raise SettingsError(f"--url: number {number} {reason}; use a URL such as http://host:8000/v1")
-        if len(set(urls)) < len(urls):
-            raise ValueError("the same URL is given twice; --concurrency sets the number of requests per URL")
-        return urls
+        return base_urls(urls, "--url")
 
     @model_validator(mode="after")
     def _engine_reads_settings(self) -> ModelSettings:
@@ -287,6 +280,23 @@ class ModelSettings(TemplateSettings):
         """Return what the step's rows depend on, without the engine transformers, because older rows lack it."""
         values = super().depends_on(**content)
         return {key: value for key, value in values.items() if (key, value) != ("engine", "transformers")}
+
+
+def base_urls(urls: tuple[str, ...], flag: str) -> tuple[str, ...]:
+    """Return the base URLs of servers in their usual form.
+
+    Raises:
+        SettingsError: a text is not a base URL.
+        ValueError: a URL is repeated.
+    """
+    urls = tuple(url.strip().rstrip("/") for url in urls)
+    for number, url in enumerate(urls, 1):
+        if reason := _why_not_base_url(url):
+            # Not a ValueError: pydantic shows the value with it, which may contain a password.
+            raise SettingsError(f"{flag}: number {number} {reason}; use a URL such as http://host:8000/v1")
+    if len(set(urls)) < len(urls):
+        raise ValueError("the same URL is given twice; --concurrency sets the number of requests per URL")
+    return urls
 
 
 def _readers(info: FieldInfo) -> list[str]:

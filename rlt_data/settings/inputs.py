@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, field_validator, model_validator
@@ -47,6 +48,28 @@ class SourceSettings(Settings):
         """Return these settings as complete input settings; settings that the step lacks have their defaults."""
         names = type(self).model_fields.keys() & InputSettings.model_fields.keys()
         return InputSettings.model_validate(self.model_dump(include=names))
+
+
+class ShareSettings(Settings):
+    """Which share of the questions is read, so that several machines can divide them."""
+
+    share: str | None = field(
+        None,
+        INPUT,
+        "Share of the questions as I/N, such as 3/8: the I-th of N equal ranges, in the order of the input. merge "
+        "combines the runs. Default: all.",
+        affects="rows",
+        by_content=True,
+    )
+
+    @field_validator("share")
+    @classmethod
+    def _is_share(cls, value: str | None) -> str | None:
+        if value is not None:
+            match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", value, re.ASCII)
+            if not match or int(match[1]) > int(match[2]):
+                raise ValueError("must be I/N with I from 1 to N, such as 3/8")
+        return value
 
 
 class BadRowSettings(Settings):
@@ -136,7 +159,9 @@ class TraceColumnSettings(Settings):
         return self
 
 
-class InputSettings(SourceSettings, BadRowSettings, ColumnSettings, StoredColumnSettings, TraceColumnSettings):
+class InputSettings(
+    SourceSettings, ShareSettings, BadRowSettings, ColumnSettings, StoredColumnSettings, TraceColumnSettings
+):
     """All settings of an input. Each step inherits those that it reads."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, field_validator, model_validator
 
@@ -26,6 +26,7 @@ from rlt_data.settings.base import (
     TeacherName,
     Texts,
     field,
+    keys_of,
     nano,
     where_field,
 )
@@ -37,6 +38,7 @@ from rlt_data.settings.inputs import (
     ColumnSettings,
     FormatSettings,
     RunOrFilesSettings,
+    ShareSettings,
     SourceSettings,
     StoredColumnSettings,
 )
@@ -73,14 +75,44 @@ class SamplingSettings(Settings):
     retry_errors: bool = field(False, OUTPUT, "Only retry the rows listed in errors.jsonl.", affects="output")
 
 
+class DryRunSettings(Settings):
+    """A dry run of a step, and what its time and cost are computed from."""
+
+    dry_run: bool = field(
+        False,
+        OUTPUT,
+        "Check everything and print rows, tokens, memory, time and cost, without loading the weights.",
+        affects="output",
+    )
+    tokens_per_second: float | None = field(
+        None,
+        OUTPUT,
+        "With --dry-run: rate of all GPUs together. Default: the rate that the run has measured.",
+        affects="output",
+        gt=0,
+    )
+    gpu_price: float | None = field(
+        None, OUTPUT, "With --dry-run: price of a GPU for an hour, to print the cost.", affects="output", ge=0
+    )
+    as_json: bool = field(False, OUTPUT, "With --dry-run: print JSON.", affects="output", alias="json")
+
+    @model_validator(mode="after")
+    def _only_with_dry_run(self) -> Self:
+        if not self.dry_run and (unread := self.not_default("tokens_per_second", "gpu_price", "as_json")):
+            raise ValueError(f"{keys_of(type(self))[unread[0]]}: has no effect without --dry-run")
+        return self
+
+
 class GenerateSettings(
     SourceSettings,
+    ShareSettings,
     BadRowSettings,
     ColumnSettings,
     StoredColumnSettings,
     FormatSettings,
     ModelSettings,
     SamplingSettings,
+    DryRunSettings,
 ):
     """Settings of :func:`rlt_data.steps.generate`."""
 
@@ -143,9 +175,26 @@ class RewardSettings(Settings):
     missing_tag_penalty: float = field(
         -1.0, REWARD, "Added to the reward if the closing tag is missing.", affects="rows", le=0
     )
+    solution_weight: float = field(
+        1.0, REWARD, "Weight of the solution term r_ss.", affects="rows", omit_default=True, ge=0
+    )
+    alpha_kl: float | None = field(
+        None,
+        REWARD,
+        "Weight of the maximum in the KL term; --alpha is then the weight of the minimum only. Default: --alpha.",
+        affects="rows",
+        omit_default=True,
+        ge=0,
+    )
+
+    @model_validator(mode="after")
+    def _reward_has_a_term(self) -> RewardSettings:
+        if self.reward == "rlt" and self.solution_weight == 0 and self.lambda_ == 0:
+            raise ValueError("solution_weight: 0 with --lambda 0 leaves no term of the reward")
+        return self
 
 
-class ScoreSettings(RunOrFilesSettings, FormatSettings, ModelSettings, RewardSettings):
+class ScoreSettings(RunOrFilesSettings, FormatSettings, ModelSettings, RewardSettings, DryRunSettings):
     """Settings of :func:`rlt_data.steps.score`; ``input`` is a run or a file of traces."""
 
     first_flags = (
@@ -216,11 +265,7 @@ class ScoreSettings(RunOrFilesSettings, FormatSettings, ModelSettings, RewardSet
         if self.engine != "server":
             return self
         if self.temperature != self.served_temperature:
-            raise ValueError(
-                f"temperature: a server returns prompt log-probs at temperature {self.served_temperature:g} only; use "
-                f"--temperature {self.served_temperature:g}, or serve a copy of the student with its LM head divided "
-                f"by {self.temperature:g} and add --served-temperature {self.temperature:g} (docs/engines.md)"
-            )
+            raise ValueError(served_temperature_error(self.temperature, self.served_temperature))
         costly = [name for name in self.measures if name != "leak"]
         if costly and self.measure_temperature != self.served_temperature:
             raise ValueError(
@@ -327,17 +372,17 @@ class MergeSettings(Settings):
         return value
 
 
-class EvaluateSettings(FormatSettings, ModelSettings, SamplingSettings):
+class EvaluateSettings(ShareSettings, FormatSettings, ModelSettings, SamplingSettings, DryRunSettings):
     """Settings of :func:`rlt_data.steps.evaluate`."""
 
     first_flags = (
         "model",
         "benchmark",
+        "prompts",
         "input",
         "n",
         "temperature",
         "max_tokens",
-        "limit",
         "out",
         "engine",
     )
@@ -370,11 +415,60 @@ class EvaluateSettings(FormatSettings, ModelSettings, SamplingSettings):
     limit: int | None = field(
         None, INPUT, "Number of rows to read, from the start. Default: all.", affects="rows", by_content=True, ge=1
     )
+    prompts: str = field(
+        "rlt",
+        INPUT,
+        "Texts around the question: rlt (those of --format), lighteval, or a YAML file with question_template or "
+        "solver_system.",
+        affects="rows",
+        by_content=True,
+    )
     out: str | None = field(None, OUTPUT, f"{RUN_HELP}. Default: runs/<benchmark>-<model>.", affects="output")
     n: int = field(1, SAMPLING, "Samples per question.", affects="rows", by_content=True, ge=1)
     temperature: float = field(
         0.0, SAMPLING, "Sampling temperature; 0: greedy decoding. --n above 1 requires more.", affects="rows", ge=0
     )
+    max_thought: int | None = field(
+        None,
+        SAMPLING,
+        "Budget forcing: close a thought after this many tokens, so that the answer follows.",
+        affects="rows",
+        omit_default=True,
+        ge=1,
+    )
+    waits: int = field(
+        0,
+        SAMPLING,
+        "Budget forcing: continue a thought that ends after --wait-text, up to this many times.",
+        affects="rows",
+        omit_default=True,
+        ge=0,
+        le=100,
+    )
+    min_thought: int | None = field(
+        None,
+        SAMPLING,
+        "Budget forcing: --waits continues only thoughts of fewer tokens.",
+        affects="rows",
+        omit_default=True,
+        ge=1,
+    )
+    wait_text: str = field("Wait", SAMPLING, "Text of --waits.", affects="rows", omit_default=True, min_length=1)
+
+    @model_validator(mode="after")
+    def _budget_is_possible(self) -> EvaluateSettings:
+        if not self.waits and (unread := self.not_default("min_thought", "wait_text")):
+            raise ValueError(f"{unread[0]}: has no effect without --waits")
+        for name, most in (("min_thought", "max_thought"), ("max_thought", "max_tokens")):
+            small, large = getattr(self, name), getattr(self, most)
+            if small and large and small >= large:
+                raise ValueError(f"{name}: must be less than --{most.replace('_', '-')} ({large})")
+        return self
+
+    @property
+    def forces_budget(self) -> bool:
+        """Whether thoughts are extended or closed."""
+        return bool(self.max_thought or self.waits)
 
     @model_validator(mode="after")
     def _samples_differ(self) -> EvaluateSettings:
@@ -392,6 +486,15 @@ class EvaluateSettings(FormatSettings, ModelSettings, SamplingSettings):
     def _both_columns_are_named(self) -> EvaluateSettings:
         refuse_single_column(self.question_column, self.answer_column)
         return self
+
+
+def served_temperature_error(temperature: float, served: float) -> str:
+    """Return the message that servers do not return log-probs at a temperature."""
+    return (
+        f"temperature: a server returns prompt log-probs at temperature {served:g} only; use --temperature {served:g}, "
+        f"or serve a copy of the student with its LM head divided by {temperature:g} and add --served-temperature "
+        f"{temperature:g} (docs/engines.md)"
+    )
 
 
 def refuse_single_column(question: str | None, answer: str | None) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+import re
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from rlt_data.settings.base import (
     INPUT,
@@ -13,6 +14,8 @@ from rlt_data.settings.base import (
     OUTPUT,
     REWARD,
     SAMPLING,
+    SERVER,
+    SEVERAL,
     TRAINING,
     InputNames,
     LocalName,
@@ -20,7 +23,7 @@ from rlt_data.settings.base import (
     WarmTeacherName,
     field,
 )
-from rlt_data.settings.engines import TemplateSettings
+from rlt_data.settings.engines import TemplateSettings, base_urls
 from rlt_data.settings.inputs import (
     BadRowSettings,
     ColumnSettings,
@@ -28,9 +31,10 @@ from rlt_data.settings.inputs import (
     SourceSettings,
     TraceColumnSettings,
 )
-from rlt_data.settings.steps import RewardSettings, refuse_single_column
+from rlt_data.settings.steps import RewardSettings, refuse_single_column, served_temperature_error
 
 _WARMUP_HELP = "Share of the steps during which the learning rate rises."
+_LORA_HELP = "Rank of LoRA adapters on all linear layers; 0: train all weights."
 
 
 class TrainingSettings(TemplateSettings):
@@ -53,6 +57,21 @@ class TrainingSettings(TemplateSettings):
     adam_beta1: float = field(0.9, TRAINING, "Beta 1 of AdamW.", affects="rows", ge=0, lt=1)
     adam_beta2: float = field(0.999, TRAINING, "Beta 2 of AdamW.", affects="rows", ge=0, lt=1)
     max_grad_norm: float = field(1.0, TRAINING, "Gradient norm to clip to.", affects="rows", gt=0)
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = field(
+        "adamw",
+        TRAINING,
+        "AdamW; 8bit: with state in 8 bits; paged: state moves to the CPU if the GPU is full (both need bitsandbytes).",
+        affects="rows",
+        omit_default=True,
+    )
+    lora_rank: int = field(0, TRAINING, _LORA_HELP, affects="rows", ge=0)
+    load_in_4bit: bool = field(
+        False,
+        TRAINING,
+        "Load the frozen weights under the adapters in 4 bits (QLoRA); needs bitsandbytes.",
+        affects="rows",
+        omit_default=True,
+    )
     micro_batch_size: int = field(1, TRAINING, "Per-device batch size.", affects="speed", ge=1)
     leave_out_long: bool = field(False, TRAINING, "Skip rows that are too long. Default: stop.", affects="rows")
     activation_checkpointing: bool = field(
@@ -75,6 +94,12 @@ class TrainingSettings(TemplateSettings):
     dry_run: bool = field(
         False, OUTPUT, "Check everything and print the plan, without loading the weights.", affects="output"
     )
+
+    @model_validator(mode="after")
+    def _adapters_are_trained(self) -> TrainingSettings:
+        if self.load_in_4bit and not self.lora_rank:
+            raise ValueError("load_in_4bit: 4-bit weights cannot be trained; add --lora-rank")
+        return self
 
     def depends_on(self, **content: Any) -> dict[str, Any]:
         """Return what the trained weights depend on; recorded trainings contain field names, not keys."""
@@ -113,9 +138,6 @@ class FineTuneSettings(TrainingSettings):
     max_length: int = field(16_384, TRAINING, "Maximum length of a row in tokens.", affects="rows", ge=8)
     packing: bool = field(
         False, TRAINING, "Pack several rows into a sequence; rows do not attend to each other.", affects="rows"
-    )
-    lora_rank: int = field(
-        0, TRAINING, "Rank of LoRA adapters on all linear layers; 0: train all weights.", affects="rows", ge=0
     )
 
 
@@ -168,6 +190,9 @@ class WarmUpSettings(
     adam_beta2: float = field(0.95, TRAINING, "Beta 2 of AdamW.", affects="rows", ge=0, lt=1)
 
 
+#: Optimizer steps of GRPO training, as the authors released it.
+DEFAULT_STEPS = 125
+
 #: TRL's defaults where they differ from the paper's.
 _TRL = {"loss": "dapo", "beta": 0.0, "ref_sync_steps": 0, "bias_corrected_kl": True, "vllm_correction": True}
 
@@ -193,7 +218,17 @@ class PolicySettings(TrainingSettings, SourceSettings, BadRowSettings, FormatSet
         affects="rows",
         alias="defaults",
     )
-    steps: int = field(125, TRAINING, "Optimizer steps.", affects="rows", ge=1)
+    steps: int | None = field(
+        None,
+        TRAINING,
+        f"Optimizer steps. Default: {DEFAULT_STEPS}, or those of --epochs.",
+        affects="rows",
+        by_content=True,
+        ge=1,
+    )
+    epochs: int | None = field(
+        None, TRAINING, "Passes over the training questions, instead of --steps.", affects="rows", by_content=True, ge=1
+    )
     questions: int = field(
         16, TRAINING, "Questions per optimizer step.", affects="rows", ge=1, alias="questions_per_step"
     )
@@ -205,6 +240,7 @@ class PolicySettings(TrainingSettings, SourceSettings, BadRowSettings, FormatSet
         ge=2,
         alias="samples_per_question",
     )
+    lora_rank: int = field(0, TRAINING, _LORA_HELP, affects="rows", omit_default=True, ge=0)
     learning_rate: float = field(1e-6, TRAINING, "Peak learning rate.", affects="rows", gt=0)
     schedule: Literal["cosine", "linear", "constant"] = field(
         "constant", TRAINING, "Learning rate schedule after warm-up.", affects="rows"
@@ -291,14 +327,27 @@ class PolicySettings(TrainingSettings, SourceSettings, BadRowSettings, FormatSet
         return _TRL | values if values.get("defaults") == "trl" else values
 
     @model_validator(mode="after")
+    def _length_is_given_once(self) -> PolicySettings:
+        if self.steps and self.epochs:
+            raise ValueError("epochs: cannot be combined with --steps")
+        return self
+
+    @model_validator(mode="after")
     def _vllm_reads_settings(self) -> PolicySettings:
         if self.vllm == "server" and not self.vllm_url:
             raise ValueError("vllm_url: is required with --vllm server")
         if self.vllm != "server" and self.vllm_url:
             raise ValueError("vllm_url: has no effect without --vllm server")
+        if self.vllm != "none" and self.load_in_4bit:
+            raise ValueError("load_in_4bit: TRL cannot copy 4-bit weights to vLLM; omit --vllm or --load-in-4bit")
         if self.vllm != "colocate" and (unread := self.not_default("vllm_memory", "vllm_tensor_parallel")):
             raise ValueError(f"{unread[0]}: has no effect without --vllm colocate")
         return self
+
+    @property
+    def has_synchronised_reference(self) -> bool:
+        """Whether the training updates the reference model."""
+        return bool(self.beta and self.sync_steps)
 
 
 class TrainTeacherSettings(PolicySettings, ColumnSettings, RewardSettings):
@@ -324,7 +373,50 @@ class TrainTeacherSettings(PolicySettings, ColumnSettings, RewardSettings):
     student_dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         "auto", MODEL, "Data type of the student's weights.", affects="rows"
     )
+    student_device: str = field(
+        "auto",
+        MODEL,
+        "Device of the student: cpu; cuda:N (process i of a machine uses GPU N + i); offload: the policy's GPU while "
+        "it scores, otherwise the CPU; auto: the policy's device.",
+        affects="speed",
+    )
+    student_url: Annotated[tuple[str, ...], SEVERAL] = field(
+        (),
+        SERVER,
+        "Base URL of a server that runs the student, such as http://host:8000/v1; repeatable.",
+        affects="speed",
+    )
+    served_temperature: float = field(
+        1.0,
+        SERVER,
+        "Temperature of the server's prompt log-probs; see docs/engines.md.",
+        affects="speed",
+        gt=0,
+    )
     kl: Literal["k1", "k3"] = field("k1", REWARD, "KL estimator on the sampled tokens.", affects="rows")
+
+    @field_validator("student_device")
+    @classmethod
+    def _is_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|offload|cuda:\d+", value):
+            raise ValueError("must be auto, cpu, offload, or a GPU such as cuda:1")
+        return value
+
+    @field_validator("student_url")
+    @classmethod
+    def _are_base_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        return base_urls(urls, "--student-url")
+
+    @model_validator(mode="after")
+    def _student_runs_somewhere(self) -> TrainTeacherSettings:
+        if not self.student_url:
+            if self.not_default("served_temperature"):
+                raise ValueError("served_temperature: has no effect without --student-url")
+        elif unread := self.not_default("student_device", "student_dtype"):
+            raise ValueError(f"{unread[0]}: has no effect with --student-url")
+        elif self.temperature != self.served_temperature:
+            raise ValueError(served_temperature_error(self.temperature, self.served_temperature))
+        return self
 
 
 class TrainSolverSettings(PolicySettings):

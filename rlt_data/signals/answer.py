@@ -10,6 +10,7 @@ from typing import Literal
 
 import polars as pl
 
+from rlt_data.inputs.questions import asks_for_code
 from rlt_data.progress import Progress
 from rlt_data.settings import CurateSettings
 from rlt_data.signals.base import Column, Signal
@@ -18,7 +19,7 @@ from rlt_data.tasks.answers import bare_answer, chosen, compared, is_choice, nor
 from rlt_data.tasks.countdown import numbers_and_target, why_wrong
 from rlt_data.tasks.grading import TIMEOUT, Graders, stated_answer
 
-Verdict = Literal["correct", "wrong", "none", "timeout"]
+Verdict = Literal["correct", "wrong", "none", "timeout", "code"]
 
 _READS = ("question", "answer", "question_meta", "question_solution", "trace_solution", "explanation")
 
@@ -32,12 +33,14 @@ class _Problem:
         letter: letter of the right choice, if the answer is a choice.
         options: texts of the choices by letter.
         countdown: numbers and target of a Countdown problem.
+        is_code: whether the question asks for a program, whose answers are not compared.
     """
 
     known: str | None
     letter: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     countdown: tuple[tuple[int, ...], int] | None = None
+    is_code: bool = False
 
     def verdict(self, answer: str) -> Verdict | None:
         """Return the verdict on an answer; None if only math-verify can tell."""
@@ -54,6 +57,8 @@ class _Problem:
 
 
 def _problem(question: str, known: str | None, meta: str | None) -> _Problem:
+    if asks_for_code(question):
+        return _Problem(None, is_code=True)
     countdown = _countdown(meta) or numbers_and_target(question)
     if known is None or countdown:
         return _Problem(known, countdown=countdown)
@@ -113,8 +118,9 @@ def _verdicts(frame: pl.DataFrame, graders: Graders) -> pl.DataFrame:
     answers: list[str | None] = []
     problems: list[_Problem] = []
     for question, known, meta, solution, trace_solution, explanation in frame.select(_READS).iter_rows():
-        answers.append(_final_answer(trace_solution, explanation))
-        problems.append(problem(question, _known_answer(known, solution), meta))
+        asked = problem(question, _known_answer(known, solution), meta)
+        problems.append(asked)
+        answers.append(None if asked.is_code else _final_answer(trace_solution, explanation))
 
     verdicts: dict[tuple[int, str], Verdict | None] = {}
     open_pairs: dict[tuple[str, str], None] = {}
@@ -127,7 +133,7 @@ def _verdicts(frame: pl.DataFrame, graders: Graders) -> pl.DataFrame:
 
     def verdict_of(answer: str | None, asked: _Problem) -> Verdict:
         if answer is None:
-            return "none"
+            return "code" if asked.is_code else "none"
         verdict = verdicts[id(asked), answer]
         if verdict is not None or asked.known is None:
             return verdict or "none"
@@ -147,13 +153,13 @@ SIGNAL = Signal(
     columns={
         "answer_verdict": Column(
             pl.String,
-            "whether final_answer is the known answer: correct, wrong, none (one of them is missing) or timeout (the "
-            "grader failed)",
+            "whether final_answer is the known answer: correct, wrong, none (one of them is missing), timeout (the "
+            "grader failed) or code (the question asks for a program)",
         ),
         "final_answer": Column(pl.String, "answer that the trace states; null: none"),
     },
     reads=_READS,
     compute=_compute,
     package="math-verify",
-    version=2,
+    version=3,
 )

@@ -43,6 +43,7 @@ def refuse_conflicts(settings: PipelineSettings) -> None:
             run here.
     """
     conflicts = [
+        *_dry_runs(settings),
         *_score_conflicts(settings.generate, settings.score),
         *_rank_conflicts(settings),
         *_distill_conflicts(settings),
@@ -58,6 +59,16 @@ def refuse_conflicts(settings: PipelineSettings) -> None:
         _refuse_recorded_scores(settings.score)
     if settings.score and (settings.generate or settings.distill):
         _check_models(settings.generate, settings.score, settings.distill)
+
+
+def _dry_runs(settings: PipelineSettings) -> list[str]:
+    """Refuse dry runs, because the steps after them would lack rows."""
+    sections = {"generate": settings.generate, "score": settings.score}
+    return [
+        f"{name}.dry_run: a pipeline computes its steps; use rlt-data {name} --dry-run"
+        for name, section in sections.items()
+        if section and section.dry_run
+    ]
 
 
 def _key(section: str, name: str, value: str = "") -> str:

@@ -12,7 +12,7 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from math import comb
+from math import comb, nan
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,11 @@ from rlt_data.formats.views import SolutionIn
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import EvaluateSettings, InputSettings
+from rlt_data.steps.budget_forcing import BudgetForcing
+from rlt_data.steps.compare import bootstrap_interval
+from rlt_data.steps.dry_run import StepPlan, opened
 from rlt_data.steps.provenance import recorded_engine, step_entry
-from rlt_data.steps.sampling import PendingSample, SamplingTask, sample_questions
+from rlt_data.steps.sampling import PendingSample, SamplingTask, plan_samples, sample_questions
 from rlt_data.storage.layout import default_run_path, run_log
 from rlt_data.storage.paths import StoragePath
 from rlt_data.storage.run import RunFolder
@@ -34,11 +37,9 @@ from rlt_data.storage.schemas import content_hash
 from rlt_data.storage.writer import TableWriter
 from rlt_data.tasks.benchmarks import BENCHMARKS, Benchmark, BenchmarkReader
 from rlt_data.tasks.grading import Grade, Grader, final_answer
+from rlt_data.tasks.prompts import Prompts, load_prompts
 
 logger = logging.getLogger(__name__)
-
-#: Bootstrap resamples of the questions for the confidence interval.
-_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,12 @@ class Evaluation:
         truncated: share of answers that hit the token limit.
         ungraded: answers on which the grader crashed or timed out; they count as wrong.
         mean_tokens: mean tokens per answer.
+        prompts: the texts that the model saw with each question.
+        extended: with budget forcing, share of the thoughts that were extended.
+        cut: with budget forcing, share of the thoughts that were closed at the maximum.
         failure: the most frequent reason in errors.jsonl; None if nothing failed.
         failure_rows: rows that failed for this reason.
+        plan: what a dry run found; the figures above are then NaN.
     """
 
     run: StoragePath
@@ -80,44 +85,84 @@ class Evaluation:
     truncated: float
     ungraded: int
     mean_tokens: float
+    prompts: Prompts | None = None
+    extended: float | None = None
+    cut: float | None = None
     failure: str | None = None
     failure_rows: int = 0
+    plan: StepPlan | None = None
 
 
 def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluation:
     """Sample and grade answers to a benchmark; implements ``rlt-data evaluate``.
 
-    Continues an earlier call with the same settings. Also writes the figures to RUN/evaluation.json.
+    Continues an earlier call with the same settings. Also writes the figures to RUN/evaluation.json. With ``dry_run``,
+    computes and writes nothing and returns a plan.
 
     Raises:
         RltDataError: a subclass from :mod:`rlt_data.errors`; existing rows are never lost.
     """
     benchmark = BENCHMARKS[settings.benchmark]
     source = _source(settings, benchmark)
-    run = RunFolder(settings.out or default_run_path(settings.benchmark, settings.model))
+    prompts = load_prompts(settings.prompts, settings.benchmark)
+    run = RunFolder(settings.out or default_run_path(settings.benchmark, settings.model, settings.share))
     settings = choose_engine(settings, recorded_engine(run.step("evaluate")))
     model = open_model(settings.model, settings)
     template = model.template
     format = choose_format(settings.format, template, model.checkpoint.name, model.checkpoint.folder, template)
+    format = prompts.applied_to(format, settings.benchmark)
+    prompts = prompts.completed(format)
     views = Views(format, template, model.control)
     views.check()
     depends_on = _dependencies(settings, model, format)
-    with run.locked(), Grader(benchmark.kind) as grader, closing(model):
-        entry = step_entry(settings, depends_on, format, {"model": model})
+    made_by = content_hash(depends_on)
+    forcing = BudgetForcing(settings, model, views, made_by) if settings.forces_budget else None
+    with opened(run, dry_run=settings.dry_run) as inputs, Grader(benchmark.kind) as grader, closing(model):
+        entry = step_entry(settings, depends_on, format, {"model": model}) | {"prompts": asdict(prompts)}
         run.refuse_other_settings("evaluate", entry)
         reader_of = partial(BenchmarkReader, benchmark, settings)
-        ingest(run, source, format, [model.control], traces=False, reader_of=reader_of)
+        ingest(inputs, source, format, [model.control], traces=False, reader_of=reader_of)
+        sampling_task = _sampling_task(settings, views, made_by)
+        if settings.dry_run:
+            return _planned(run, settings, plan_samples(inputs, run, model, sampling_task))
         model.load(run.logs)
         run.record("evaluate", entry)
         with run_log(run):
-            sampling_task = _sampling_task(settings, views, content_hash(depends_on))
-            sampled = sample_questions(run, model, sampling_task, progress)
+            if forcing:
+                sampled = forcing.sample(run, sampling_task, progress)
+            else:
+                sampled = sample_questions(run, model, sampling_task, progress)
             grade_answers(run, benchmark, views.solution_in, grader, progress)
-            evaluation = evaluation_of(run, settings, sampled.failed)
+            evaluation = replace(evaluation_of(run, settings, sampled.failed), prompts=prompts)
+            if forcing:
+                extended, cut = forcing.shares(run)
+                evaluation = replace(evaluation, extended=extended, cut=cut)
             logger.info("evaluate: accuracy %.4f of %d answers", evaluation.accuracy, evaluation.answers)
-        excluded = ("run", "failure", "failure_rows")
+        excluded = ("run", "failure", "failure_rows", "plan")
         run.write_json("evaluation.json", {k: value for k, value in asdict(evaluation).items() if k not in excluded})
     return replace(evaluation, failure=sampled.failure, failure_rows=sampled.failure_rows)
+
+
+def _planned(run: RunFolder, settings: EvaluateSettings, plan: StepPlan) -> Evaluation:
+    """Return the plan of a dry run in an evaluation without figures."""
+    return Evaluation(
+        run=run.path,
+        benchmark=settings.benchmark,
+        model=settings.model,
+        questions=plan.questions,
+        answers=plan.done,
+        failed=0,
+        accuracy=nan,
+        low=nan,
+        high=nan,
+        pass_at={},
+        majority=nan,
+        formatted=nan,
+        truncated=nan,
+        ungraded=0,
+        mean_tokens=nan,
+        plan=plan,
+    )
 
 
 def _dependencies(settings: EvaluateSettings, model: Model, format: Format) -> dict[str, Any]:
@@ -133,10 +178,16 @@ def _dependencies(settings: EvaluateSettings, model: Model, format: Format) -> d
 
 def _source(settings: EvaluateSettings, benchmark: Benchmark) -> InputSettings:
     if settings.input is not None:
-        return InputSettings.model_validate(settings.model_dump(include={"input", "subset", "split", "limit"}))
+        return InputSettings.model_validate(settings.model_dump(include={"input", "subset", "split", "limit", "share"}))
     if benchmark.hub is None:
         raise SettingsError(f"--in: is required with --benchmark {settings.benchmark}, which has no default data set")
-    return InputSettings(input=benchmark.hub, subset=benchmark.subset, split=benchmark.split, limit=settings.limit)
+    return InputSettings(
+        input=benchmark.hub,
+        subset=benchmark.subset,
+        split=benchmark.split,
+        limit=settings.limit,
+        share=settings.share,
+    )
 
 
 def _sampling_task(settings: EvaluateSettings, views: Views, made_by: str) -> SamplingTask:
@@ -146,10 +197,10 @@ def _sampling_task(settings: EvaluateSettings, views: Views, made_by: str) -> Sa
             "question_id": pending.question["question_id"],
             "source_id": pending.question["source_id"],
             "sample_index": pending.sample_index,
-            "completion": sample.text,
+            "completion": pending.start.text + sample.text,
             "finish_reason": sample.finish_reason,
-            "prompt_tokens": sample.prompt_tokens,
-            "completion_tokens": sample.completion_tokens,
+            "prompt_tokens": pending.start.prompt_tokens or sample.prompt_tokens,
+            "completion_tokens": pending.start.tokens + sample.completion_tokens,
             "seed": pending.seed,
             "made_by": made_by,
         }
@@ -211,8 +262,7 @@ def evaluation_of(run: RunFolder, settings: EvaluateSettings, failed: int) -> Ev
     by_question = grades.group_by("question_id", maintain_order=True).agg("correct", "answer")
     counts = [(sum(correct), len(correct)) for correct in by_question["correct"]]
     accuracy = np.array([correct / samples for correct, samples in counts])
-    draws = np.random.default_rng(settings.seed).integers(len(accuracy), size=(_RESAMPLES, len(accuracy)))
-    low, high = np.quantile(accuracy[draws].mean(1), [0.025, 0.975])
+    low, high = bootstrap_interval(accuracy, settings.seed)
     fewest = min(samples for _, samples in counts)
     ks = sorted({2**power for power in range(fewest.bit_length())} | {fewest})
     return Evaluation(
@@ -223,8 +273,8 @@ def evaluation_of(run: RunFolder, settings: EvaluateSettings, failed: int) -> Ev
         answers=len(grades),
         failed=failed,
         accuracy=float(accuracy.mean()),
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         pass_at={k: float(np.mean([_pass_at(k, *count) for count in counts])) for k in ks},
         majority=float(np.mean([_majority(*row) for row in by_question.select("correct", "answer").iter_rows()])),
         formatted=float(grades["formatted"].sum()) / len(grades),

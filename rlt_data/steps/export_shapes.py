@@ -79,6 +79,12 @@ def preference(row: Texts) -> dict[str, Any]:
     }
 
 
+def privileged(row: Texts) -> dict[str, Any]:
+    """Return the messages of the prompt, and the solution, which only the teacher of a self-distillation reads."""
+    system = [_message("system", row["system"])] if row["system"] else []
+    return {"prompt": [*system, _message("user", row["user"])], "privileged_context": row["solution"]}
+
+
 def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
@@ -101,7 +107,9 @@ PROVENANCE = [
 MEANINGS = {
     "messages": "conversation to train on: system prompt, question, and the assistant's turn, which has the "
     "explanation as its thought and then the solution",
-    "prompt": "text that is served to the student: system prompt, question and generation prompt in its chat template",
+    "prompt": "what is served to the student: system prompt and question as messages, or as text in its chat template "
+    "with the generation prompt",
+    "privileged_context": "the solution, which a model that teaches itself reads as the teacher and not as the student",
     "completion": "text that the student learns: the explanation as its thought, the solution, and the end of the turn",
     "chosen": "the better answer: the explanation as its thought, then the solution",
     "rejected": "a worse answer to the same question",

@@ -11,9 +11,10 @@ from rlt_data.formats import ChatTemplate, ControlTokens, Format, Problem, Token
 from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import GenerateSettings
+from rlt_data.steps.dry_run import opened
 from rlt_data.steps.makers import engine_of_maker, origin_of_maker, record_maker, recorded_makers, refuse_maker
-from rlt_data.steps.provenance import StepSummary, example_prompt, outcome, step_entry
-from rlt_data.steps.sampling import PendingSample, SamplingTask, sample_questions
+from rlt_data.steps.provenance import StepSummary, example_prompt, step_entry
+from rlt_data.steps.sampling import PendingSample, SamplingTask, plan_samples, sample_questions
 from rlt_data.storage.layout import default_run_path, run_log
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import content_hash
@@ -25,12 +26,12 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
     """Sample ``n`` traces for each question; implements ``rlt-data generate``.
 
     Continues an earlier call with the same settings; with ``add``, a run can have traces of several settings. Rows that
-    fail go to errors.jsonl.
+    fail go to errors.jsonl. With ``dry_run``, computes and writes nothing and returns a plan.
 
     Raises:
         RltDataError: a subclass from :mod:`rlt_data.errors`; existing rows are never lost.
     """
-    run = RunFolder(settings.out or default_run_path(settings.input, settings.teacher))
+    run = RunFolder(settings.out or default_run_path(settings.input, settings.teacher, settings.share))
     settings = choose_engine(settings, engine_of_maker(run, settings))
     model = open_model(settings.teacher, settings)
     controls = [model.control]
@@ -44,20 +45,23 @@ def generate(settings: GenerateSettings, progress: Progress = SILENT) -> StepSum
     views.check_teacher()
     depends_on = _dependencies(settings, model, format)
     made_by = content_hash(depends_on)
-    with run.locked(), closing(model):
+    with opened(run, dry_run=settings.dry_run) as inputs, closing(model):
         entry = step_entry(settings, depends_on, format, {"teacher": model})
         refuse_maker(run, made_by, entry, format, add=settings.add)
         origin = origin_of_maker(run, made_by, settings.origin, model.checkpoint.public_name)
         if any(other.get("origin") == origin for key, other in recorded_makers(run).items() if key != made_by):
             logger.warning("the run has other traces of origin %r; --origin tells them apart", origin)
-        ingest(run, settings.as_input(), format, controls, traces=False)
-        model.load(run.logs)
+        ingest(inputs, settings.as_input(), format, controls, traces=False)
         task = _task(settings, model, views, made_by, origin)
+        if settings.dry_run:
+            plan = plan_samples(inputs, run, model, task, comparable=[*recorded_makers(run)] == [made_by])
+            return StepSummary(run.path, plan.done, 0, 0, 0, 0.0, plan=plan)
+        model.load(run.logs)
         record_maker(run, made_by, entry | {"origin": origin} | example_prompt(run, task.prompt))
         with run_log(run):
             summary = sample_questions(run, model, task, progress)
             logger.info("generate: %d new traces, %d in all, %d failed", summary.new, summary.rows, summary.failed)
-        run.record("generate", outcome(run, "generate", summary))
+        run.record("generate", {"rows": summary.rows, "failed": summary.failed})
     return summary
 
 

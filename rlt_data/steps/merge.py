@@ -54,7 +54,7 @@ from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import KEYS, QUESTIONS_PER_PART, SCHEMAS, TABLE_OF_STEP
 
 #: Tables to merge.
-TABLES = ("questions", "traces", "scores", "answers", "grades")
+TABLES = ("questions", "traces", "scores", "thoughts", "answers", "grades")
 
 #: Columns that are not part of a row's key, and that each import sets.
 ANNOTATIONS = ("origin", "answer", "meta")

@@ -73,9 +73,9 @@ class Preparation:
         self._views = views
         self._teacher = teacher
         self._further = FurtherPasses(settings, student, views)
-        self._student_context = student.engine.context_length
+        self._student_context = student.context_length
         reads = teacher.model if teacher.used else None
-        self._teacher_context = reads.engine.context_length if reads else None
+        self._teacher_context = reads.context_length if reads else None
 
     def __call__(self, block: Block) -> PreparedBlock:
         """Prepare a block."""

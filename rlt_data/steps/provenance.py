@@ -20,6 +20,7 @@ from rlt_data.storage.run import RunFolder
 
 if TYPE_CHECKING:  # at run time this module must not import torch
     from rlt_data.engines import Model
+    from rlt_data.steps.dry_run import StepPlan
 
 _PACKAGES = ("rlt-data", "torch", "transformers", "tokenizers", "polars", "pyarrow", "numpy")
 
@@ -37,6 +38,7 @@ class StepSummary:
         seconds: time spent on them, without loading models.
         failure: the most frequent reason in errors.jsonl, with the numbers of its latest row; None if nothing failed.
         failure_rows: rows that failed for this reason, with any numbers in its text.
+        plan: what a dry run found; all counts but ``rows`` are then 0.
     """
 
     run: StoragePath
@@ -47,6 +49,7 @@ class StepSummary:
     seconds: float
     failure: str | None = None
     failure_rows: int = 0
+    plan: StepPlan | None = None
 
 
 def step_entry(
@@ -83,11 +86,11 @@ def example_prompt(run: RunFolder, prompt: Callable[[dict[str, Any]], str]) -> d
     return {}
 
 
-def outcome(run: RunFolder, step: str, summary: StepSummary) -> dict[str, Any]:
-    """Return the outcome for a step's run.json entry; tokens and seconds accumulate over completed calls."""
+def record_work(run: RunFolder, step: str, tokens: int, seconds: float) -> None:
+    """Add tokens and seconds to those in a step's run.json entry, of which its speed is computed."""
     before = run.step(step).get("work", {"tokens": 0, "seconds": 0.0})
-    work = {"tokens": before["tokens"] + summary.tokens, "seconds": before["seconds"] + summary.seconds}
-    return {"rows": summary.rows, "failed": summary.failed, "work": work if summary.new else before}
+    work = {"tokens": before["tokens"] + tokens, "seconds": before["seconds"] + seconds}
+    run.record(step, {"work": work})
 
 
 def most_frequent_failure(run: RunFolder, step: str) -> tuple[str | None, int]:

@@ -293,9 +293,11 @@ def _value(run: RunFolder, settings: RankSettings) -> Expression:
         )
     lambda_ = scored_with.get("lambda", 3.0) if settings.lambda_ is None else settings.lambda_
     alpha = scored_with.get("alpha", 0.01) if settings.alpha is None else settings.alpha
+    weight, alpha_kl = scored_with.get("solution_weight", 1.0), scored_with.get("alpha_kl")
+    alpha_kl = alpha if alpha_kl is None else alpha_kl
     text = (  # in the order of scoring.reward, so that the values are equal to the last bit
-        f"solution_logprob_mean + {alpha!r} * solution_logprob_min - {lambda_!r} * (kl_mean + {alpha!r} * kl_max) + "
-        "penalty"
+        f"{weight!r} * (solution_logprob_mean + {alpha!r} * solution_logprob_min) "
+        f"- {lambda_!r} * (kl_mean + {alpha_kl!r} * kl_max) + penalty"
     )
     return parse_expression(run, text, option, "number")
 

@@ -12,13 +12,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from rlt_data.engines import Engine, Failure
 from rlt_data.engines.watchdog import check_all_returned, describe_missing, watched
+from rlt_data.errors import RltDataError
 from rlt_data.progress import Progress
-from rlt_data.steps.provenance import StepSummary, most_frequent_failure
+from rlt_data.steps.provenance import StepSummary, most_frequent_failure, record_work
 from rlt_data.storage.errorlog import ErrorLog
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.writer import TableWriter
@@ -58,6 +60,8 @@ class ResumableTable(Generic[P]):
         engines: the engines that compute the rows.
         made_by: hash of the settings of sampled rows.
         retry_errors: compute only rows that failed before.
+        follows_retries: with ``retry_errors``, also compute rows that are missing, because they follow from rows of
+            another table that failed before.
         stall_timeout: seconds without an engine heartbeat after which the step fails.
 
     Attributes:
@@ -75,6 +79,7 @@ class ResumableTable(Generic[P]):
         *,
         made_by: str | None = None,
         retry_errors: bool,
+        follows_retries: bool = False,
         stall_timeout: float,
     ) -> None:
         self.run = run
@@ -83,7 +88,7 @@ class ResumableTable(Generic[P]):
         self._step = step
         self._table = table
         self._engines = engines
-        self._retry_errors = retry_errors
+        self._only_failed = retry_errors and not follows_retries
         self._stall_timeout = stall_timeout
         self._writer = TableWriter(run, table)
         #: Number of pending rows by part, plus one while the step reads the part.
@@ -120,7 +125,7 @@ class ResumableTable(Generic[P]):
         if key in stored:
             return False
         errors = self.errors
-        if self._retry_errors:
+        if self._only_failed:
             return errors.retries(key) or (group is not None and errors.retries(group))
         return not errors.settled(key) and (group is None or not errors.settled(group))
 
@@ -161,10 +166,13 @@ class ResumableTable(Generic[P]):
                     self._finish(pending.part)
                 check_all_returned(self.pending, self._log_tail())
         finally:
+            seconds = time.monotonic() - began
             self.errors.close()
             progress.finish()
+            if new:  # of an interrupted call too; its error matters more than a failure to record
+                with suppress(RltDataError):
+                    record_work(self.run, self._step, tokens, seconds)
         self.run.compact_all(self._table)
-        seconds = time.monotonic() - began
         failure, failure_rows = most_frequent_failure(self.run, self._step)
         return StepSummary(self.run.path, rows + new, new, len(self.errors), tokens, seconds, failure, failure_rows)
 

@@ -10,23 +10,48 @@ the missing rows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.compute as pc
 
-from rlt_data.engines import Failure, Model, PromptRequest, Sample, SampleRequest, Sampling
+from rlt_data.engines import Engine, Failure, Model, PromptRequest, Sample, SampleRequest, Sampling
 from rlt_data.formats import Encoding, Tokenizer, encode, tokens_inside
 from rlt_data.formats.spans import Ints, unmarked
 from rlt_data.progress import Progress
 from rlt_data.settings import SamplingSettings
+from rlt_data.steps.dry_run import StepPlan, plan_step
 from rlt_data.steps.provenance import StepSummary
 from rlt_data.steps.resumable import FinishedRow, ResumableTable
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import content_hash
 
 Question = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a sample already has when it is requested.
+
+    Attributes:
+        text: text after the prompt of the question.
+        tokens: tokens of this text.
+        prompt_tokens: tokens of the prompt of the question, if there is text after it.
+        max_tokens: maximum number of tokens to sample; None: that of the settings.
+        ended: finish reason of a sample that needs no more tokens.
+    """
+
+    text: str = ""
+    tokens: int = 0
+    prompt_tokens: int = 0
+    max_tokens: int | None = None
+    ended: Literal["eos", "length"] | None = None
+
+
+#: The start of a sample without text.
+_FIRST = Start()
 
 
 @dataclass(frozen=True)
@@ -39,6 +64,7 @@ class PendingSample:
         sample_index: 0 to n - 1.
         seed: seed of the sample.
         prefill_ids: last tokens of the prompt, whose log-probs are stored with the sample.
+        start: what the sample already had.
     """
 
     part: int
@@ -46,6 +72,7 @@ class PendingSample:
     sample_index: int
     seed: int
     prefill_ids: Ints
+    start: Start
 
     @property
     def source_id(self) -> str | None:
@@ -68,6 +95,9 @@ class SamplingTask:
         refusal: returns why a question cannot be sampled, or None.
         tail: number of characters at the end of each prompt whose tokens get log-probs.
         row: returns the row of a sample.
+        starts: returns what the samples of a part already have, by question and index; the others are left out. None:
+            all samples start at the prompt of their question.
+        stage: number of earlier tasks that drew tokens of the same samples; each stage has other seeds.
     """
 
     step: str
@@ -80,12 +110,14 @@ class SamplingTask:
     refusal: Callable[[Question], str | None]
     tail: int
     row: Callable[[Sample, PendingSample], dict[str, Any]]
+    starts: Callable[[int], Mapping[tuple[str, int], Start]] | None = None
+    stage: int = 0
 
 
-def sample_seed(seed: int, question_id: str, sample_index: int) -> int:
+def sample_seed(seed: int, question_id: str, sample_index: int, stage: int = 0) -> int:
     """Return the sample's 64-bit seed, independent of batch and machine."""
-    digest = hashlib.blake2b(f"{seed}/{question_id}/{sample_index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
+    text = f"{seed}/{question_id}/{sample_index}" + (f"/{stage}" if stage else "")
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def sample_questions(run: RunFolder, model: Model, task: SamplingTask, progress: Progress) -> StepSummary:
@@ -97,46 +129,114 @@ def sample_questions(run: RunFolder, model: Model, task: SamplingTask, progress:
         task: what to sample.
         progress: receives every new row.
     """
-    table: ResumableTable[PendingSample] = ResumableTable(
+    table = _open_table(run, model, task, [model.engine])
+    rows = _rows(model, task, table)
+    own, _ = _own_samples(run, task)
+    # Other makers' samples, and those of earlier calls with a larger n, would push progress over 100 %.
+    surplus = run.count(task.table) - own
+    total = run.count("questions") * task.n
+    if task.starts:
+        total = sum(len(task.starts(part)) for part in run.parts("questions"))
+    return table.fill(rows, progress, total=total, surplus=surplus)
+
+
+def plan_samples(
+    inputs: RunFolder, run: RunFolder, model: Model, task: SamplingTask, *, comparable: bool = True
+) -> StepPlan:
+    """Return what :func:`sample_questions` would compute, without loading the model.
+
+    Args:
+        inputs: a run with the questions.
+        run: the run with the samples.
+        model: the model to sample.
+        task: what to sample; its settings are those of the step.
+        comparable: see :func:`rlt_data.steps.dry_run.plan_step`.
+    """
+    table = _open_table(run, model, task, [])
+    own, mean_tokens = _own_samples(run, task)
+    sampling, context = _sampling(task), model.context_length
+    new = read = tokens = longest = 0
+    for part in inputs.parts("questions"):
+        questions = inputs.read("questions", part).to_pylist()
+        for prompt in _prompts(part, questions, run.keys(task.table, part), model, task, table):
+            if prompt.pending and not prompt.refusal:
+                room = sampling.room(PromptRequest(prompt.encoding.ids, []), context)
+                new += len(prompt.pending)
+                read += len(prompt.encoding)
+                tokens += room * len(prompt.pending)
+                longest = max(longest, len(prompt.encoding) + room)
+    rows = inputs.count("questions") * task.n
+    return plan_step(
+        run,
+        task.step,
+        task.settings,
+        [model],
+        comparable=comparable,
+        questions=inputs.count("questions"),
+        rows=rows,
+        done=own,
+        new=new,
+        left_out=rows - own - new,
+        tokens_read=read,
+        tokens=tokens,
+        tokens_expected=None if mean_tokens is None else mean_tokens * new,
+        longest=longest,
+    )
+
+
+def _open_table(
+    run: RunFolder, model: Model, task: SamplingTask, engines: Sequence[Engine]
+) -> ResumableTable[PendingSample]:
+    return ResumableTable(
         run,
         task.step,
         task.table,
-        [model.engine],
+        engines,
         made_by=task.made_by,
         retry_errors=task.settings.retry_errors,
+        follows_retries=task.starts is not None,
         stall_timeout=model.settings.stall_timeout,
     )
-    rows = _rows(model, task, table)
-    return table.fill(rows, progress, total=run.count("questions") * task.n, surplus=_surplus(run, task))
 
 
-def _surplus(run: RunFolder, task: SamplingTask) -> int:
-    """Return the number of other makers' samples and of those from earlier calls with a larger ``n``.
-
-    They would push progress over 100 %.
-    """
+def _own_samples(run: RunFolder, task: SamplingTask) -> tuple[int, float | None]:
+    """Return the number of the task's samples in the table, and their mean number of tokens; None without samples."""
     own = (pc.field("made_by") == task.made_by) & (pc.field("sample_index") < task.n)
-    tables = (run.read(task.table, part, ["sample_index", "made_by"]) for part in run.parts(task.table))
-    return sum(len(rows) - len(rows.filter(own)) for rows in tables)
+    count = tokens = 0
+    for part in run.parts(task.table):
+        rows = run.read(task.table, part, ["sample_index", "made_by", "completion_tokens"]).filter(own)
+        count += len(rows)
+        tokens += pc.sum(rows["completion_tokens"]).as_py() or 0
+    return count, tokens / count if count else None
 
 
 def _rows(model: Model, task: SamplingTask, table: ResumableTable[PendingSample]) -> Iterator[FinishedRow | Failure]:
     """Yield the pending rows as they finish."""
+    ended: deque[Sample] = deque()
+    for result in model.generate(_blocks(model, task, table, ended), _sampling(task)):
+        while ended:
+            yield _finished(ended.popleft(), task, table)
+        yield result if isinstance(result, Failure) else _finished(result, task, table)
+    for sample in ended:
+        yield _finished(sample, task, table)
+
+
+def _finished(sample: Sample, task: SamplingTask, table: ResumableTable[PendingSample]) -> FinishedRow:
+    return FinishedRow(sample.key, task.row(sample, table.pending[sample.key]), sample.completion_tokens)
+
+
+def _sampling(task: SamplingTask) -> Sampling:
     settings = task.settings
-    sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.max_tokens, task.stop)
-    for result in model.generate(_blocks(model, task, table), sampling):
-        if isinstance(result, Failure):
-            yield result
-        else:
-            row = task.row(result, table.pending[result.key])
-            yield FinishedRow(result.key, row, result.completion_tokens)
+    return Sampling(settings.temperature, settings.top_p, settings.top_k, settings.max_tokens, task.stop)
 
 
-def _blocks(model: Model, task: SamplingTask, table: ResumableTable[PendingSample]) -> Iterator[list[PromptRequest]]:
-    """Yield the requests of each part that has pending rows."""
+def _blocks(
+    model: Model, task: SamplingTask, table: ResumableTable[PendingSample], ended: deque[Sample]
+) -> Iterator[list[PromptRequest]]:
+    """Yield the requests of each part that has pending rows; ``ended`` gets the samples that need no more tokens."""
     for part, stored in table.parts("questions"):
         questions = table.run.read("questions", part).to_pylist()
-        block = _block(part, questions, stored, model, task, table)
+        block = _block(part, questions, stored, model, task, table, ended)
         if any(sample.emit for request in block for sample in request.samples):
             # Longest prompts first, so that a prompt that does not fit in memory fails early.
             yield sorted(block, key=lambda request: -len(request.ids))
@@ -149,45 +249,98 @@ def _block(
     model: Model,
     task: SamplingTask,
     table: ResumableTable[PendingSample],
+    ended: deque[Sample],
 ) -> list[PromptRequest]:
     """Return requests for all samples of a part, including finished ones, so that batches are equal after a resume."""
-    tokenizer, errors = model.tokenizer, table.errors
-    ids = [question["question_id"] for question in questions]
-    keys = {id: [content_hash(task.made_by, id, index) for index in range(task.n)] for id in ids}
-    pending = {key for id in ids for key in keys[id] if table.is_pending(key, stored, group=id)}
-    if not pending:
-        return []
-    block = []
-    prompts = [task.prompt(question) for question in questions]
-    for question, prompt, encoding in zip(questions, prompts, encode(tokenizer, prompts), strict=True):
+    errors, block = table.errors, []
+    for prompt in _prompts(part, questions, stored, model, task, table):
+        question, start, encoding = prompt.question, prompt.start, prompt.encoding
         id = question["question_id"]
-        if reason := task.refusal(question) or _refuse_prompt(model, unmarked(prompt), encoding):
+        if prompt.refusal:
             if not errors.settled(id):
-                errors.add(id, reason, question["source_id"])
+                errors.add(id, prompt.refusal, question["source_id"])
             continue
         errors.resolve(id)
-        length = len(unmarked(prompt))
-        tail = tokens_inside(encoding, length - task.tail, length)
+        finish = start.ended
+        if start.text and not finish and len(encoding) >= model.context_length:
+            finish = "length"
+        tail = tokens_inside(encoding, prompt.characters - task.tail, prompt.characters)
         samples = []
-        for index, key in enumerate(keys[id]):
-            seed = sample_seed(task.settings.seed, id, index)
-            samples.append(SampleRequest(key, seed, key in pending))
-            if key in pending:
-                table.add(key, PendingSample(part, question, index, seed, encoding.ids[tail]))
-        block.append(PromptRequest(encoding.ids, samples, tail=len(tail)))
+        for index, key in prompt.keys.items():
+            seed = sample_seed(task.settings.seed, id, index, task.stage)
+            samples.append(SampleRequest(key, seed, key in prompt.pending))
+            if key in prompt.pending:
+                table.add(key, PendingSample(part, question, index, seed, encoding.ids[tail], start))
+                if finish:
+                    ended.append(Sample(key, "", None, None, None, finish, len(encoding), 0))
+        if not finish:
+            block.append(PromptRequest(encoding.ids, samples, tail=len(tail), max_tokens=start.max_tokens))
     return block
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """The prompt of the samples of a question that have the same start.
+
+    Attributes:
+        question: row of the questions table.
+        start: what the samples already have.
+        encoding: its tokens.
+        characters: its length.
+        refusal: why the question cannot be sampled, or None.
+        keys: keys of the samples, by index.
+        pending: keys of the samples to compute.
+    """
+
+    question: Question
+    start: Start
+    encoding: Encoding
+    characters: int
+    refusal: str | None
+    keys: dict[int, str]
+    pending: set[str]
+
+
+def _prompts(
+    part: int,
+    questions: list[Question],
+    stored: set[str],
+    model: Model,
+    task: SamplingTask,
+    table: ResumableTable[PendingSample],
+) -> Iterator[_Prompt]:
+    """Yield the prompts of a part, if any of its samples is pending."""
+    by_id = {question["question_id"]: question for question in questions}
+    starts = (
+        {(id, index): _FIRST for id in by_id for index in range(task.n)} if task.starts is None else task.starts(part)
+    )
+    samples: dict[tuple[str, Start], dict[int, str]] = defaultdict(dict)
+    for (id, index), start in starts.items():
+        samples[id, start][index] = content_hash(task.made_by, id, index)
+    pending = {
+        (id, start): {key for key in keys.values() if table.is_pending(key, stored, group=id)}
+        for (id, start), keys in samples.items()
+    }
+    if not any(pending.values()):
+        return
+    prompts = [task.prompt(by_id[id]) + start.text for id, start in samples]
+    for (id, start), prompt, encoding in zip(samples, prompts, encode(model.tokenizer, prompts), strict=True):
+        question, text, refusal = by_id[id], unmarked(prompt), None
+        if not start.text:
+            refusal = task.refusal(question) or _refuse_prompt(model, text, encoding)
+        yield _Prompt(question, start, encoding, len(text), refusal, samples[id, start], pending[id, start])
 
 
 def _refuse_prompt(model: Model, prompt: str, encoding: Encoding) -> str | None:
     """Return why the model cannot continue a prompt, or None."""
-    if len(encoding) >= model.engine.context_length:
-        return f"the prompt has {len(encoding)} tokens, the context is {model.engine.context_length}"
-    if (word := _unknown_word(model.tokenizer, prompt, encoding)) is not None:
+    if len(encoding) >= model.context_length:
+        return f"the prompt has {len(encoding)} tokens, the context is {model.context_length}"
+    if (word := unknown_word(model.tokenizer, prompt, encoding)) is not None:
         return f"the model's vocabulary lacks words of this question, such as {word!r}; use another model"
     return None
 
 
-def _unknown_word(tokenizer: Tokenizer, prompt: str, encoding: Encoding) -> str | None:
+def unknown_word(tokenizer: Tokenizer, prompt: str, encoding: Encoding) -> str | None:
     """Return the first word of a prompt that the tokenizer maps to its unknown token, or None."""
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown in (None, tokenizer.bos_token_id, tokenizer.eos_token_id):  # GPT-2 has one token for all three

@@ -10,18 +10,18 @@ Reading order: this module, ``preparation``, ``pending_scores``, ``teacher_sourc
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from itertools import chain
 from typing import Any
 
-from rlt_data.engines import Failure, Model, SequenceLogprobs, choose_engine, memory_shares, open_model
+from rlt_data.engines import Engine, Failure, Model, SequenceLogprobs, choose_engine, memory_shares, open_model
 from rlt_data.errors import SettingsError
 from rlt_data.formats import Format, Problem, Views, choose_format, load_format
 from rlt_data.inputs import ingest
 from rlt_data.plugins import REWARDS
-from rlt_data.progress import SILENT, Progress
+from rlt_data.progress import SILENT, Progress, task
 from rlt_data.scoring import (
     RewardError,
     RewardWeights,
@@ -31,6 +31,7 @@ from rlt_data.scoring import (
 from rlt_data.settings import RewardSettings, ScoreSettings
 from rlt_data.signals.frames import trace_format
 from rlt_data.steps.blocks import duplicate, split_into_blocks, to_rows
+from rlt_data.steps.dry_run import StepPlan, opened, plan_step
 from rlt_data.steps.further_passes import further_measures
 from rlt_data.steps.imports import refuse_input_flags, source_run
 from rlt_data.steps.makers import (
@@ -54,7 +55,6 @@ from rlt_data.steps.processes import compute
 from rlt_data.steps.provenance import (
     StepSummary,
     example_prompt,
-    outcome,
     recorded_engine,
     recorded_format,
     step_entry,
@@ -73,7 +73,8 @@ _OF_TRACE = ("trace_id", "question_id", "source_id", "sample_index", "finish_rea
 def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
     """Score the traces of a run or a file; implements ``rlt-data score``.
 
-    Continues an earlier call with the same settings. Rows that fail go to errors.jsonl.
+    Continues an earlier call with the same settings. Rows that fail go to errors.jsonl. With ``dry_run``, computes and
+    writes nothing and returns a plan.
 
     Raises:
         RltDataError: a subclass from :mod:`rlt_data.errors`; existing rows are never lost.
@@ -83,7 +84,9 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
     source = source_run(settings.input)
     if source:
         refuse_input_flags(settings)
-    run = RunFolder(settings.out or (source.path if source else default_run_path(settings.input, settings.student)))
+    run = RunFolder(
+        settings.out or (source.path if source else default_run_path(settings.input, settings.student, settings.share))
+    )
     if source is None:
         refuse_import(run)
     settings = choose_engine(settings, recorded_engine(run.step("score")))
@@ -92,18 +95,27 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
     format = _choose_format(settings, source or run, student)
     views = Views(format, student.template, student.control)
     views.check()
-    with run.locked(), closing(student), closing(teacher) if teacher else nullcontext():
+    with (
+        opened(run, dry_run=settings.dry_run, source=source, tables=("questions", "traces")) as inputs,
+        closing(student),
+        closing(teacher) if teacher else nullcontext(),
+    ):
         if source is None:
             controls = [model.control for model in (student, teacher) if model]
-            ingest(run, settings, format, controls, traces=True, check_system=views.check_own_system)
-        elif source.path.resolve() != run.path.resolve():
-            _copy_traces(run, source)
-        teacher_source = TeacherSource(settings, student, teacher, recorded_format(run, "generate") or format, run)
+            ingest(inputs, settings, format, controls, traces=True, check_system=views.check_own_system)
+        elif inputs.path.resolve() != source.path.resolve():
+            _copy_traces(inputs, source)
+        of_traces = recorded_format(inputs, "generate") or format
+        teacher_source = TeacherSource(settings, student, teacher, of_traces, inputs)
         depends_on = _dependencies(settings, student, format, teacher_source)
         models = {"student": student} | ({"teacher": teacher} if teacher else {})
         entry = step_entry(settings, depends_on, format, models) | {"messages": views.rendering}
         _refuse_other_scores(run, entry, teacher_source)
         distinct = [student, teacher] if teacher and teacher is not student else [student]
+        if settings.dry_run:
+            prepare = Preparation(settings, student, views, teacher_source)
+            plan = _plan(inputs, run, settings, distinct, prepare, progress)
+            return StepSummary(run.path, plan.done, 0, 0, 0, 0.0, plan=plan)
         for model, share in zip(distinct, memory_shares(distinct), strict=True):
             model.load(run.logs, memory_share=share)
         run.record("score", entry | example_prompt(run, lambda row: views.served_prompt(Problem.of(row))))
@@ -117,8 +129,56 @@ def score(settings: ScoreSettings, progress: Progress = SILENT) -> StepSummary:
             scoring = _Scoring(run, settings, student, views, teacher_source, depends_on)
             summary = scoring.run_to_end(progress)
             logger.info("score: %d new scores, %d in all, %d failed", summary.new, summary.rows, summary.failed)
-        run.record("score", outcome(run, "score", summary))
+        run.record("score", {"rows": summary.rows, "failed": summary.failed})
     return summary
+
+
+def _plan(
+    inputs: RunFolder,
+    run: RunFolder,
+    settings: ScoreSettings,
+    models: list[Model],
+    prepare: Preparation,
+    progress: Progress,
+) -> StepPlan:
+    """Return what the step would compute: prepare all pending traces, and count their tokens."""
+    table: ResumableTable[PendingScore] = _open_table(run, settings, [])
+
+    def blocks() -> Iterator[Block]:
+        for part in inputs.parts("traces"):
+            yield from _pending_blocks(inputs, part, run.keys("scores", part), table)
+
+    rows, done = inputs.count("traces"), run.count("scores")
+    new = read = scored = longest = 0
+    with task(progress, "count tokens", rows, done), closing(compute(prepare, blocks())) as prepared:
+        for block in prepared:
+            groups = [*student_requests(block.groups, settings.measure_temperature)]
+            if settings.kl == "full":
+                groups += chain.from_iterable(map(full_kl_requests, block.groups))
+            else:
+                groups += teacher_requests(block.groups)
+            texts = [request for group in groups for request in group if request.emit]
+            scores = [score for group in block.groups for score in group if score.emit]
+            new += len(scores)
+            read += sum(len(text.ids) for text in texts)
+            scored += sum(len(score.student.scored) for score in scores)
+            longest = max([longest, *(len(text.ids) for text in texts)])
+            progress.advance(len(scores))
+    return plan_step(
+        run,
+        "score",
+        settings,
+        models,
+        questions=inputs.count("questions"),
+        rows=rows,
+        done=done,
+        new=new,
+        left_out=rows - done - new,
+        tokens_read=read,
+        tokens=scored,
+        tokens_expected=float(scored),
+        longest=longest,
+    )
 
 
 def _open_teacher(settings: ScoreSettings, student: Model) -> Model | None:
@@ -238,14 +298,8 @@ class _Scoring:
         self._prepare = Preparation(settings, student, views, teacher)
         self._reported_missing = False
         models = [student] + ([teacher.model] if teacher.model and teacher.used else [])
-        self._table: ResumableTable[PendingScore] = ResumableTable(
-            run,
-            "score",
-            "scores",
-            list({id(model): model.engine for model in models}.values()),
-            retry_errors=settings.retry_errors,
-            stall_timeout=settings.stall_timeout,
-        )
+        engines = list({id(model): model.engine for model in models}.values())
+        self._table: ResumableTable[PendingScore] = _open_table(run, settings, engines)
 
     def run_to_end(self, progress: Progress) -> StepSummary:
         with closing(compute(self._prepare, self._blocks())) as blocks:
@@ -318,16 +372,10 @@ class _Scoring:
 
     def _blocks(self) -> Iterator[Block]:
         """Yield each block that contains a pending trace."""
-        run, table = self._table.run, self._table
-        for part, stored in table.parts("traces"):
-            questions = {row["question_id"]: row for row in run.read("questions", part).to_pylist()}
-            for block in split_into_blocks(run.read("traces", part)):
-                traces = to_rows(block)
-                pending = {key for trace in traces if table.is_pending(key := trace["trace_id"], stored)}
-                if pending:
-                    table.hold(part)
-                    own = {id: questions[id] for id in dict.fromkeys(trace["question_id"] for trace in traces)}
-                    yield Block(part, traces, own, pending)
+        for part, stored in self._table.parts("traces"):
+            for block in _pending_blocks(self._table.run, part, stored, self._table):
+                self._table.hold(part)
+                yield block
 
     def _groups(self, blocks: Iterator[PreparedBlock]) -> Iterator[Groups]:
         """Register the pending traces of each block, and log those that cannot be scored."""
@@ -368,6 +416,43 @@ class _Scoring:
             yield from teacher.full_kl(of_teacher, self._student, of_student, self._settings.temperature)
 
 
+def _open_table(run: RunFolder, settings: ScoreSettings, engines: Sequence[Engine]) -> ResumableTable[PendingScore]:
+    return ResumableTable(
+        run,
+        "score",
+        "scores",
+        engines,
+        retry_errors=settings.retry_errors,
+        stall_timeout=settings.stall_timeout,
+    )
+
+
+def _pending_blocks(
+    inputs: RunFolder, part: int, stored: set[str], table: ResumableTable[PendingScore]
+) -> Iterator[Block]:
+    """Yield each block of a part that contains a pending trace.
+
+    Args:
+        inputs: a run with the questions and traces.
+        part: the part.
+        stored: ids of the traces of the part that have scores.
+        table: the scores.
+    """
+    questions = {row["question_id"]: row for row in inputs.read("questions", part).to_pylist()}
+    for block in split_into_blocks(inputs.read("traces", part)):
+        traces = to_rows(block)
+        if pending := {key for trace in traces if table.is_pending(key := trace["trace_id"], stored)}:
+            own = {id: questions[id] for id in dict.fromkeys(trace["question_id"] for trace in traces)}
+            yield Block(part, traces, own, pending)
+
+
 def reward_weights(settings: RewardSettings) -> RewardWeights:
     """Convert settings to the weights of :func:`rlt_data.scoring.score_trace`."""
-    return RewardWeights(settings.lambda_, settings.alpha, settings.kl, settings.missing_tag_penalty)
+    return RewardWeights(
+        settings.lambda_,
+        settings.alpha,
+        settings.kl,
+        settings.missing_tag_penalty,
+        settings.solution_weight,
+        settings.alpha_kl,
+    )

@@ -114,6 +114,26 @@ rows = load_dataset("parquet", data_files="data/train-*.parquet", split="train")
 rows = rows.select_columns(["prompt", "chosen", "rejected"])
 DPOTrainer(sys.argv[1], args=DPOConfig(output_dir="trained", max_length=None), train_dataset=rows).train()
 '''
+_TRL_SDFT = '''\
+"""Teach a model by itself when it knows the solution: python train_trl.py MODEL [--learning_rate 1e-5 ...]
+
+On-policy self-distillation: the model answers the prompt, and learns the probabilities that it gives to its answer when
+the prompt also contains the solution. Flags, and --config FILE.yaml, are those of trl.experimental.sdft.SDFTConfig.
+"""
+import sys
+from datasets import load_dataset
+from trl import TrlParser
+from trl.experimental.sdft import SDFTConfig, SDFTTrainer
+
+parser = TrlParser(SDFTConfig)
+parser.set_defaults(output_dir="trained", max_prompt_length=None)  # TRL's default cuts prompts to 512 tokens
+[settings] = parser.parse_args_and_config(sys.argv[2:])
+rows = load_dataset("parquet", data_files="data/train-*.parquet", split="train")
+rows = rows.select_columns(["prompt", "privileged_context"])
+trainer = SDFTTrainer(sys.argv[1], settings, train_dataset=rows)
+trainer.train()
+trainer.save_model()
+'''
 _TURNS = {
     "messages": '    turns = [{k: v for k, v in turn.items() if v is not None} for turn in row["messages"]]',
     "sharegpt": """\
@@ -126,7 +146,7 @@ _TURNS = {
 
 
 def write_trainer_files(folder: Path, name: str, shape: str, thought_key: str) -> None:
-    """Write :data:`FILES` into the folder of a data set; nothing for a plug-in's shape.
+    """Write :data:`FILES` into the folder of a data set; for ``privileged`` only TRL's, for a plug-in's shape nothing.
 
     LLaMA-Factory's loader drops a thought in a field of the message, and axolotl was not tried with one. Without their
     files, nobody trains without thoughts by accident; the shape ``sharegpt`` has the thoughts in the text.
@@ -137,10 +157,10 @@ def write_trainer_files(folder: Path, name: str, shape: str, thought_key: str) -
         shape: its shape.
         thought_key: key of the thought in its messages, or empty.
     """
-    if shape not in _LLAMA_FACTORY:
+    if shape not in (*_LLAMA_FACTORY, "privileged"):
         return
     (folder / "train_trl.py").write_text(_trl_script(shape), encoding="utf-8")
-    if shape == "messages" and thought_key:
+    if shape == "privileged" or (shape == "messages" and thought_key):
         return
     info = {name: {"file_name": "train.jsonl"} | _LLAMA_FACTORY[shape]}
     (folder / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
@@ -152,6 +172,8 @@ def write_trainer_files(folder: Path, name: str, shape: str, thought_key: str) -
 def _trl_script(shape: str) -> str:
     if shape == "preference":
         return _TRL_DPO
+    if shape == "privileged":
+        return _TRL_SDFT
     if shape == "prompt-completion":
         return _TRL_SFT.format(texts='    prompt, answer = row["prompt"], row["completion"]')
     return _TRL_SFT.format(texts=_TRL_CHAT.format(turns=_TURNS[shape]))

@@ -41,7 +41,8 @@ MEANINGS = {
     "kl_offsets": "first character of each KL value",
     "scored_by": "hash of the settings of the score and of the teacher of the KL",
     "traces": "number of traces of the question",
-    "reward": "how much the explanation helps the student: r_ss - lambda * r_kl + penalty; higher is better",
+    "reward": "how much the explanation helps the student: r_ss - lambda * r_kl + penalty, with --solution-weight as a "
+    "factor of r_ss; higher is better",
     "reward_without_entropy": "the reward with -log p(student) in place of each KL value, so that no teacher is "
     "needed; higher is better",
     "r_ss": "how well the student predicts the solution after reading the explanation: solution_logprob_mean + alpha * "

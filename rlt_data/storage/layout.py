@@ -13,8 +13,8 @@ from rlt_data.storage.paths import disk_errors
 from rlt_data.storage.run import RunFolder
 
 
-def default_run_path(input: str | tuple[str, ...], model: str) -> Path:
-    """Return the default path of a run folder, which is named after the input and the model.
+def default_run_path(input: str | tuple[str, ...], model: str, share: str | None = None) -> Path:
+    """Return the default path of a run folder, which is named after the input, the model and the share.
 
     A pattern such as ``data/*.jsonl`` has the name of its folder, and several inputs have that of the first with the
     number of the others.
@@ -24,6 +24,8 @@ def default_run_path(input: str | tuple[str, ...], model: str) -> Path:
     if not stem and glob.has_magic(first):
         stem = _plain(Path(first).parent.name) or "input"
     parts = [stem, *([f"and-{len(others)}-more"] if others else []), _plain(Path(model).name.removesuffix(".gguf"))]
+    if share:
+        parts += ["share", *share.split("/")]
     return Path("runs") / "-".join(parts)
 
 

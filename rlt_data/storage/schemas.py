@@ -128,6 +128,20 @@ RANKS = _schema(
     pa.field("meta", pa.string()),
 )
 
+THOUGHTS = _schema(
+    _required("thought_id", pa.string()),  # hash of everything that made the row
+    _required("question_id", pa.string()),
+    pa.field("source_id", pa.string()),
+    _required("sample_index", pa.int32()),
+    _required("extension", pa.int32()),  # 0: the first text of the thought
+    _required("completion", pa.string()),  # sampled text, with the closing tag that ended it
+    pa.field("finish_reason", pa.string()),  # stop: closing tag; eos; length
+    pa.field("prompt_tokens", pa.int32()),
+    _required("completion_tokens", pa.int32()),
+    pa.field("seed", pa.uint64()),
+    _required("made_by", pa.string()),
+)
+
 ANSWERS = _schema(
     _required("answer_id", pa.string()),  # hash of everything that made the row
     _required("question_id", pa.string()),
@@ -159,6 +173,7 @@ SCHEMAS = {
     "traces": TRACES,
     "scores": SCORES,
     "ranks": RANKS,
+    "thoughts": THOUGHTS,
     "answers": ANSWERS,
     "grades": GRADES,
 }
@@ -169,6 +184,7 @@ KEYS = {
     "traces": "trace_id",
     "scores": "trace_id",
     "ranks": "trace_id",
+    "thoughts": "thought_id",
     "answers": "answer_id",
     "grades": "answer_id",
 }
@@ -206,6 +222,7 @@ MADE_BY = {
     "traces": "generate",
     "scores": "score",
     "ranks": "rank",
+    "thoughts": "evaluate",
     "answers": "evaluate",
     "grades": "evaluate",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -31,6 +31,7 @@ class Benchmark:
         hub: Hub id of its data set; None if it has none.
         subset: configuration of the data set.
         split: split of the data set.
+        template: what a model is asked; ``{question}`` is replaced by the question.
     """
 
     kind: Kind
@@ -38,6 +39,7 @@ class Benchmark:
     hub: str | None = None
     subset: str | None = None
     split: str = "test"
+    template: str = "{question}"
 
 
 def _math(question: str, answer: str) -> Callable[[Fields], tuple[str, str, Fields]]:
@@ -53,9 +55,13 @@ def _gpqa(data: Fields) -> tuple[str, str, Fields]:
     question, correct = _text(data, "Question"), _text(data, "Correct Answer")
     choices = [correct, *(_text(data, f"Incorrect Answer {number}") for number in (1, 2, 3))]
     choices.sort(key=lambda choice: hashlib.blake2b(f"{question}/{choice}".encode()).digest())
-    listed = "\n".join(f"({letter}) {choice.strip()}" for letter, choice in zip(_LETTERS, choices, strict=False))
-    text = f"{question.strip()}\n\n{listed}\n\nAnswer with the letter of the right choice."
+    text = f"{question.strip()}\n\n{listed_choices([choice.strip() for choice in choices])}"
     return text, _LETTERS[choices.index(correct)], {}
+
+
+def listed_choices(choices: Sequence[str]) -> str:
+    """Return choices as lines with their letters."""
+    return "\n".join(f"{letter}) {choice}" for letter, choice in zip(_LETTERS, choices, strict=False))
 
 
 def _countdown(data: Fields) -> tuple[str, str, Fields]:
@@ -71,7 +77,14 @@ def _countdown(data: Fields) -> tuple[str, str, Fields]:
 BENCHMARKS = {
     "aime24": Benchmark("math", _math("problem", "answer"), "HuggingFaceH4/aime_2024", split="train"),
     "math500": Benchmark("math", _math("problem", "answer"), "HuggingFaceH4/MATH-500"),
-    "gpqa-diamond": Benchmark("choice", _gpqa, "Idavidrein/gpqa", "gpqa_diamond", "train"),
+    "gpqa-diamond": Benchmark(
+        "choice",
+        _gpqa,
+        "Idavidrein/gpqa",
+        "gpqa_diamond",
+        "train",
+        "{question}\n\nAnswer with the letter of the right choice.",
+    ),
     "gsm8k": Benchmark("math", _gsm8k, "openai/gsm8k", "main"),
     "countdown": Benchmark("countdown", _countdown, "Jiayi-Pan/Countdown-Tasks-3to4", split="train"),
     "math": Benchmark("math", _math("question", "answer")),

@@ -45,6 +45,7 @@ _ANNOUNCED = re.compile(
     r"[ :：*]*",
     re.I | re.M,
 )
+_ANSWER_LINE = re.compile(r"^[#* ]*(?:final )?answer[* ]*:[ :*]*\S", re.I | re.M)
 #: Markup of an answer, and a final exclamation mark that is no factorial of a variable.
 _MARKUP = re.compile(r"</?(?:b|i|em|strong|code)>|(?:(?<=[\d*`>])|(?<=\w\w))!+$")
 _SENTENCE_END = re.compile(r"\.\s+(?=[A-Z])|(?<=[\d)}\]$%])\.\s")
@@ -77,17 +78,20 @@ def final_answer(solution: str) -> str:
 def stated_answer(text: str) -> str | None:
     """Return the final answer that a text states: the last LaTeX box, else the text after "answer is"; None if none.
 
-    Longer answers than 1000 characters do not count, nor does a heading that starts with ``####``.
+    A line after the last box that starts with "answer:" counts instead, because some prompts ask for such a line.
+    Answers longer than 1000 characters do not count, nor does a heading that starts with ``####``.
     """
-    return _boxed(text) or next(filter(None, _announced(text)), None)
-
-
-def _boxed(text: str) -> str | None:
-    """Return the content of the last box, if it is closed."""
     boxes = list(_BOX.finditer(text))
     if not boxes:
-        return None
-    box, start = boxes[-1], boxes[-1].end()
+        return next(filter(None, _announced(text)), None)
+    if line := _ANSWER_LINE.search(text, boxes[-1].end()):
+        return next(filter(None, _announced(text[line.start() :])), None)
+    return _content(text, boxes[-1]) or next(filter(None, _announced(text)), None)
+
+
+def _content(text: str, box: re.Match[str]) -> str | None:
+    """Return the content of a box, if it is closed."""
+    start = box.end()
     if not box[0].endswith("{"):
         return text[start : start + LONGEST_ANSWER].split(maxsplit=1)[0].strip("$.,")
     depth = 1

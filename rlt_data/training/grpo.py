@@ -13,11 +13,12 @@ import torch
 
 from rlt_data.engines import Model
 from rlt_data.engines.config import context_length_of, load_config
+from rlt_data.engines.gpus import unusable_gpu
 from rlt_data.engines.models import Checkpoint, weights_fingerprint
 from rlt_data.engines.vllm_version import installed_version, major_minor
 from rlt_data.errors import InputError, SettingsError
 from rlt_data.formats import Format, Tokenizer, encode
-from rlt_data.libraries import quiet_bars
+from rlt_data.libraries import freed_memory, quiet_bars
 from rlt_data.progress import Progress
 from rlt_data.settings import PolicySettings, TrainTeacherSettings
 from rlt_data.settings.base import name_of_input
@@ -30,15 +31,20 @@ from rlt_data.training.rollouts import Rollouts
 from rlt_data.training.runs import (
     TrainingRun,
     base_model_settings,
-    cast_weights,
+    complete_model,
     copy_model,
+    loaded_dtype,
     missing_dependency,
+    model_arguments,
+    prepare_quantized,
     progress_callback,
     recent_mean,
-    save_format,
+    refuse_here,
     saved_dtype,
+    sharding,
     trainer_arguments,
     training_provenance,
+    use_one_gpu,
     with_pad_token,
 )
 from rlt_data.training.trl_patches import policy_trainer
@@ -96,6 +102,7 @@ class Policy:
     student: Model | None = None
 
 
+@freed_memory()
 def train_policy(
     settings: PolicySettings, policy: Policy, open_reward: Callable[[], Reward], progress: Progress
 ) -> PolicySummary:
@@ -117,19 +124,24 @@ def train_policy(
         [lengths[row["question_id"]] for row in train],
         held_out=len(held_out),
         left_out=len(policy.rows) - len(kept),
-        student=load_config(student.checkpoint, student.settings) if student else None,
-        student_dtype=getattr(torch, student.identity.dtype) if student else torch.float32,
+        student_bytes=int(student.weight_bytes) if student and student.settings.engine != "server" else 0,
     )
     _check_vllm(settings)
+    if settings.lora_rank and settings.has_synchronised_reference and sharding() == "zero3":
+        raise SettingsError(
+            "--ref-sync-steps: a reference adapter cannot be sharded by DeepSpeed ZeRO-3; use FSDP2 "
+            "(recipes/accelerate/fsdp2.yaml) or --ref-sync-steps 0"
+        )
     depends_on = settings.depends_on(
         model=weights_fingerprint(policy.checkpoint),
         student=student.identity.weights if student else None,
         data=content_hash(train, held_out),
         format=policy.format.hash,
+        steps=plan.steps,
         **(reward_identity(settings) if isinstance(settings, TrainTeacherSettings) else {}),
     )
     provenance = training_provenance(settings, model=policy.checkpoint, student=student.checkpoint if student else None)
-    run = TrainingRun(Path(settings.out), depends_on, provenance)
+    run = TrainingRun(Path(settings.out), depends_on, provenance, plan.steps)
     if settings.dry_run:
         return PolicySummary(run.out, plan, 0)
     best = run.out / "best" if held_out else None
@@ -138,10 +150,19 @@ def train_policy(
     with run.locked():
         # Before the trainer exists: in an FSDP process group, Transformers loads weights in one process only.
         reward = open_reward()
-        trainer = _trainer(settings, policy, plan, reward, train, held_out, progress)
+        context = max(lengths[row["question_id"]] for row in kept) + settings.max_tokens
+        trainer = _trainer(settings, policy, config, plan, reward, train, held_out, context, progress)
         run.record(plan=asdict(plan))
         dtype = saved_dtype(settings, config)
-        run.train(trainer, policy.tokenizer, plan.steps, progress, settings=settings, dtype=dtype, format=policy.format)
+        run.train(
+            trainer,
+            policy.tokenizer,
+            progress,
+            settings=settings,
+            base=policy.checkpoint,
+            dtype=dtype,
+            format=policy.format,
+        )
         summary = PolicySummary(
             run.out,
             plan,
@@ -152,8 +173,7 @@ def train_policy(
         )
         if best and trainer.args.should_save:
             copy_model(Path(trainer.state.best_model_checkpoint), best)
-            cast_weights(best, dtype)
-            save_format(policy.format, best)
+            complete_model(best, policy.checkpoint, dtype, policy.format)
         run.record_end(
             plan=asdict(plan),
             steps=summary.steps,
@@ -202,24 +222,43 @@ def _split(settings: PolicySettings, rows: list[Row]) -> tuple[list[Row], list[R
 def _check_vllm(settings: PolicySettings) -> None:
     """Check before loading anything that vLLM is installed and can be used.
 
+    TRL only warns of other versions. With these, the copied weights could be wrong, and nothing would show it.
+
     Raises:
-        SettingsError: vLLM or CUDA is missing.
+        SettingsError: vLLM or CUDA is missing, or TRL does not support the version of vLLM.
     """
     if settings.vllm == "none":
         return
     supported = f"TRL supports vLLM {_VLLM[0][0]}.{_VLLM[0][1]} to {_VLLM[1][0]}.{_VLLM[1][1]}"
     version = installed_version()
-    if version is None:
-        raise SettingsError(f"--vllm: vLLM is not installed ({supported})")
     if not torch.cuda.is_available():
-        raise SettingsError("--vllm: needs CUDA, because weights are copied to vLLM from GPU to GPU")
-    if not _VLLM[0] <= major_minor(version) <= _VLLM[1]:
-        logger.warning("vLLM %s is untested: %s", version, supported)
+        obstacle = unusable_gpu() or "PyTorch sees none"
+        refuse_here(settings, f"--vllm: needs a GPU, because weights are copied from GPU to GPU; {obstacle}")
+    elif version is None:
+        refuse_here(settings, f"--vllm: vLLM is not installed ({supported}); pip install 'rlt-data[rl]'")
+    elif not _VLLM[0] <= major_minor(version) <= _VLLM[1]:
+        refuse_here(settings, f"--vllm: vLLM {version} is installed, but {supported}; pip install 'rlt-data[rl]'")
 
 
-def grpo_arguments(settings: PolicySettings, plan: PolicyPlan, *, stop: str) -> dict[str, Any]:
-    """Return the arguments of TRL's GRPOConfig."""
-    arguments = trainer_arguments(settings, plan.accumulation, plan.steps, checkpoints=plan.held_out > 0)
+def grpo_arguments(
+    settings: PolicySettings,
+    plan: PolicyPlan,
+    *,
+    stop: str,
+    dtype: torch.dtype = torch.float32,
+    context: int | None = None,
+) -> dict[str, Any]:
+    """Return the arguments of TRL's GRPOConfig.
+
+    Args:
+        settings: hyperparameters and the output folder.
+        plan: plan of the training.
+        stop: text that ends a sample.
+        dtype: dtype of the loaded weights.
+        context: tokens of the longest prompt and its longest sample. Colocated vLLM reserves memory for one text of
+            this length. None: the model's context.
+    """
+    arguments = trainer_arguments(settings, dtype, plan.accumulation, plan.steps, checkpoints=plan.held_out > 0)
     vllm: dict[str, Any] = {"use_vllm": False}
     if settings.vllm != "none":
         vllm = {
@@ -227,6 +266,7 @@ def grpo_arguments(settings: PolicySettings, plan: PolicyPlan, *, stop: str) -> 
             "vllm_mode": settings.vllm,
             "vllm_server_base_url": settings.vllm_url,
             "vllm_gpu_memory_utilization": settings.vllm_memory,
+            "vllm_max_model_length": context,
             "vllm_tensor_parallel_size": settings.vllm_tensor_parallel,
             "generation_kwargs": {"stop": [stop], "include_stop_str_in_output": True},
         }
@@ -243,7 +283,7 @@ def grpo_arguments(settings: PolicySettings, plan: PolicyPlan, *, stop: str) -> 
         **arguments,
         **vllm,
         "logging_steps": 1,
-        "max_steps": settings.steps,
+        "max_steps": plan.steps,
         "shuffle_dataset": False,
         "num_generations": settings.group,
         "num_iterations": 1,
@@ -257,31 +297,34 @@ def grpo_arguments(settings: PolicySettings, plan: PolicyPlan, *, stop: str) -> 
         "beta": settings.beta,
         "use_bias_correction_kl": settings.bias_corrected_kl,
         "vllm_importance_sampling_correction": settings.vllm_correction,
-        "sync_ref_model": bool(settings.beta and settings.sync_steps),
+        # TRL refuses to synchronise adapters; see PolicyTrainer.add_reference_adapter.
+        "sync_ref_model": settings.has_synchronised_reference and not settings.lora_rank,
         "ref_model_sync_steps": settings.sync_steps or 1,
         "ref_model_mixup_alpha": settings.sync_mixup,
     }
 
 
-def _order(settings: PolicySettings, questions: int) -> list[int]:
-    """Return the question indices of all steps, reshuffled for each epoch.
+def _order(settings: PolicySettings, plan: PolicyPlan) -> list[int]:
+    """Return the question indices of all steps, reshuffled for each epoch; more steps only append to them.
 
     All steps are planned in advance, because TRL's sampler starts again with the first epoch when training resumes.
     """
-    draw, order = random.Random(settings.seed), list[int]()
-    while len(order) < settings.steps * settings.questions:
-        order += draw.sample(range(questions), questions)
-    return order[: settings.steps * settings.questions]
+    draw, order, size = random.Random(settings.seed), list[int](), plan.steps * settings.questions
+    while len(order) < size:
+        order += draw.sample(range(plan.questions), plan.questions)
+    return order[:size]
 
 
 @quiet_bars(data=True)
 def _trainer(
     settings: PolicySettings,
     policy: Policy,
+    config: Any,
     plan: PolicyPlan,
     reward: Reward,
     train: list[Row],
     held_out: list[Row],
+    context: int,
     progress: Progress,
 ) -> Any:
     try:
@@ -290,18 +333,23 @@ def _trainer(
         from trl import GRPOConfig
     except ImportError as error:
         raise missing_dependency("TRL", error) from None
+    dtype = loaded_dtype(settings, config)
+    arguments = GRPOConfig(**grpo_arguments(settings, plan, stop=policy.stop, context=context, dtype=dtype))
     trainer = policy_trainer(
         rollout_func=Rollouts(settings, stop=policy.stop, tail_characters=policy.tail_characters),
         model=str(policy.checkpoint.folder),
         reward_funcs=[reward],
-        args=GRPOConfig(**grpo_arguments(settings, plan, stop=policy.stop)),
-        train_dataset=Dataset.from_list(train).select(_order(settings, len(train))),
+        args=use_one_gpu(arguments),
+        train_dataset=Dataset.from_list(train).select(_order(settings, plan)),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
         processing_class=with_pad_token(policy.tokenizer),
         callbacks=[progress_callback(progress), _collapse_monitor(settings, reward)],
+        **model_arguments(settings, config),
     )
-    if not trainer.use_vllm and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        raise SettingsError("--vllm: a policy sharded over GPUs needs vLLM for sampling; set colocate or server")
+    if settings.load_in_4bit:
+        prepare_quantized(trainer.model)
+    if settings.lora_rank and settings.has_synchronised_reference:
+        trainer.add_reference_adapter()
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from rlt_data.errors import SettingsError
+from rlt_data.progress import is_main_process
 from rlt_data.settings import FineTuneSettings, PolicySettings, TrainingSettings
-from rlt_data.training.runs import missing_dependency, saved_dtype
+from rlt_data.settings.training import DEFAULT_STEPS
+from rlt_data.training.memory import Estimator, Memory, common_machines, count_parameters, this_machine
+from rlt_data.training.runs import missing_dependency, world_size
 
-#: Bytes per parameter in full fine-tuning: weights, gradients and AdamW's two moments in float32.
-_BYTES_FULL = 16
-_GIB = 2**30
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,8 @@ class Plan:
         steps: optimizer steps.
         processes: number of training processes.
         accumulation: forward passes of each process per optimizer step.
-        parameters: number of model parameters.
-        state_gib: weights, gradients and optimizer state per GPU in GiB, if sharded over all GPUs.
-        activations_gib: one micro-batch of the longest rows in GiB, with activation checkpointing: the bfloat16 inputs
-            of all layers, the inner activations of one layer, and float32 logits of 1024 tokens.
+        parameters: number of model parameters, without adapters.
+        memory: memory per GPU of this launch, and in a dry run of other machines.
     """
 
     rows: int
@@ -47,13 +44,7 @@ class Plan:
     processes: int
     accumulation: int
     parameters: int
-    state_gib: float
-    activations_gib: float
-
-
-def world_size() -> int:
-    """Return the number of processes that ``accelerate launch`` or torchrun started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    memory: tuple[Memory, ...] = ()
 
 
 def plan_fine_tuning(
@@ -75,9 +66,7 @@ def plan_fine_tuning(
     lengths = [len(row["input_ids"]) for row in rows]
     sequences = _packed(rows, settings.max_length) if settings.packing else len(rows)
     steps = settings.max_steps or math.ceil(sequences / settings.batch_size) * settings.epochs
-    parameters, trained = _parameters(config, settings, settings.lora_rank)
-    frozen = parameters * saved_dtype(settings, config).itemsize if settings.lora_rank else 0
-    width = settings.micro_batch_size * (settings.max_length if settings.packing else max(lengths))
+    longest = settings.max_length if settings.packing else max(lengths)
     return Plan(
         rows=len(rows),
         left_out=left_out,
@@ -87,9 +76,8 @@ def plan_fine_tuning(
         steps=steps,
         processes=processes,
         accumulation=accumulation,
-        parameters=parameters,
-        state_gib=(_BYTES_FULL * trained + frozen) / processes / _GIB,
-        activations_gib=_activations(config, width) / _GIB,
+        parameters=count_parameters(config, settings),
+        memory=_memory(settings, Estimator(config, longest)),
     )
 
 
@@ -118,10 +106,8 @@ class PolicyPlan:
         tokens: upper bound of prompt and sample tokens in all steps.
         processes: number of training processes.
         accumulation: forward passes of each process per optimizer step.
-        parameters: number of policy parameters.
-        state_gib: weights, gradients, optimizer state and reference model per GPU in GiB, if sharded over all GPUs.
-        student_gib: weights of the frozen student per GPU in GiB, 0 without a student.
-        activations_gib: as in :class:`Plan`.
+        parameters: number of policy parameters, without adapters.
+        memory: as in :class:`Plan`.
     """
 
     questions: int
@@ -135,9 +121,7 @@ class PolicyPlan:
     processes: int
     accumulation: int
     parameters: int
-    state_gib: float
-    student_gib: float
-    activations_gib: float
+    memory: tuple[Memory, ...] = ()
 
 
 def plan_policy(
@@ -147,8 +131,7 @@ def plan_policy(
     *,
     held_out: int,
     left_out: int,
-    student: Any = None,
-    student_dtype: torch.dtype = torch.bfloat16,
+    student_bytes: int = 0,
 ) -> PolicyPlan:
     """Compute the plan of a GRPO training.
 
@@ -158,35 +141,40 @@ def plan_policy(
         prompts: number of tokens of each training prompt.
         held_out: number of held-out questions.
         left_out: number of questions whose prompt is too long.
-        student: Transformers configuration of the frozen student, if the reward needs one.
-        student_dtype: dtype of the student's weights.
+        student_bytes: size of the frozen student, if the training process loads one.
 
     Raises:
         SettingsError: the samples of a step are not divisible among the processes.
     """
     processes = world_size()
     samples = settings.questions * settings.group
-    parameters, _ = _parameters(config, settings)
     longest = max(prompts)
-    reference = (4 if settings.dtype == "float32" else 2) if settings.beta else 0
-    student_bytes = _parameters(student, settings)[0] * student_dtype.itemsize if student is not None else 0
-    width = settings.micro_batch_size * (longest + settings.max_tokens)
+    steps = settings.steps or DEFAULT_STEPS
+    if settings.epochs:
+        steps = math.ceil(settings.epochs * len(prompts) / settings.questions)
     return PolicyPlan(
         questions=len(prompts),
         held_out=held_out,
         left_out=left_out,
         longest=longest,
-        steps=settings.steps,
-        epochs=settings.steps * settings.questions / len(prompts),
+        steps=steps,
+        epochs=steps * settings.questions / len(prompts),
         samples=samples,
-        tokens=settings.steps * samples * (longest + settings.max_tokens),
+        tokens=steps * samples * (longest + settings.max_tokens),
         processes=processes,
         accumulation=_accumulation(settings, samples, "--questions-per-step times --samples-per-question"),
-        parameters=parameters,
-        state_gib=(_BYTES_FULL + reference) * parameters / processes / _GIB,
-        student_gib=student_bytes / _GIB,
-        activations_gib=_activations(config, width) / _GIB,
+        parameters=count_parameters(config, settings),
+        memory=_memory(settings, Estimator(config, longest + settings.max_tokens, student_bytes)),
     )
+
+
+def _memory(settings: TrainingSettings, estimator: Estimator) -> tuple[Memory, ...]:
+    """Return the memory of this launch, with a warning if it does not fit, and in a dry run of other machines."""
+    here = estimator.with_remedies(settings, this_machine(settings))
+    if here.fits is False and not settings.dry_run and is_main_process():
+        logger.warning("%s", here.verdict)
+    others = common_machines(settings) if settings.dry_run else ()
+    return (here, *(estimator.with_remedies(settings, machine) for machine in others))
 
 
 def _accumulation(settings: TrainingSettings, batch: int, flag: str) -> int:
@@ -198,26 +186,3 @@ def _accumulation(settings: TrainingSettings, batch: int, flag: str) -> int:
             f"{world_size()} processes"
         )
     return batch // share
-
-
-def _activations(config: Any, width: int) -> int:
-    """Return the bytes of the activations of ``width`` tokens; see :class:`Plan`."""
-    text = config.get_text_config()
-    inner = 2 * (8 * text.hidden_size + 3 * (getattr(text, "intermediate_size", 0) or 4 * text.hidden_size))
-    return int(width * (2 * text.hidden_size * text.num_hidden_layers + inner) + 4 * 1024 * text.vocab_size)
-
-
-def _parameters(config: Any, settings: TrainingSettings, lora_rank: int = 0) -> tuple[int, int]:
-    """Return the numbers of all and of trained parameters, without allocating them."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, trust_remote_code=settings.trust_remote_code
-        )
-    total = sum(parameter.numel() for parameter in model.parameters())
-    if not lora_rank:
-        return total, total
-    head = model.get_output_embeddings()
-    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer is not head]
-    return total, sum(lora_rank * (layer.in_features + layer.out_features) for layer in layers)

@@ -23,6 +23,7 @@ from rlt_data.formats import encode, tokens_inside
 from rlt_data.formats.spans import CONTEXT_TOKENS, decode_after, unmarked
 from rlt_data.settings import ModelSettings, PolicySettings
 from rlt_data.steps.sampling import sample_seed
+from rlt_data.training.sharding import complete_weights
 
 if TYPE_CHECKING:
     from rlt_data.training.trl_patches import PolicyTrainer
@@ -119,7 +120,7 @@ class Rollouts:
         samples: dict[int, tuple[list[int], Rollout]] = {}
         trainer.model.eval()
         try:
-            with trainer.accelerator.autocast():
+            with complete_weights(trainer), trainer.accelerator.autocast():
                 for sample in self._policy_engine(trainer).generate([block], sampling):
                     if isinstance(sample, Failure):
                         raise ModelError(f"sampling: {sample.reason}; lower --sampling-batch-size or --max-tokens")
@@ -145,8 +146,12 @@ class Rollouts:
         return [ids for ids, _ in in_order], [rollout for _, rollout in in_order]
 
     def _policy_engine(self, trainer: PolicyTrainer) -> TransformersEngine:
+        from accelerate.utils import is_peft_model
+
         if self._engine is None:
-            model = CausalModel(trainer.accelerator.unwrap_model(trainer.model_wrapped), "the policy")
+            policy = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+            # With adapters, this is the model whose layers contain them.
+            model = CausalModel(policy.get_base_model() if is_peft_model(policy) else policy, "the policy")
             sizes = ModelSettings(batch_size=self._settings.batch_size, batch_tokens=self._settings.batch_tokens)
             self._engine = TransformersEngine(model, trainer.processing_class, sizes)
         return self._engine

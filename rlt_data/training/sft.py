@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rlt_data.engines.config import load_config
 from rlt_data.engines.models import Checkpoint, weights_fingerprint
 from rlt_data.errors import InputError
 from rlt_data.formats import Format, model_format
-from rlt_data.libraries import quiet_bars
+from rlt_data.libraries import freed_memory, quiet_bars
 from rlt_data.progress import SILENT, Progress
 from rlt_data.settings import FineTuneSettings, TrainStudentSettings
 from rlt_data.settings.base import name_of_input
-from rlt_data.storage.outputs import write_json
 from rlt_data.storage.schemas import content_hash
 from rlt_data.training.examples import read_conversations, tokenize_texts
 from rlt_data.training.plan import Plan, plan_fine_tuning
@@ -26,12 +22,16 @@ from rlt_data.training.runs import (
     TrainingRun,
     base_model_settings,
     find_base_model,
+    loaded_dtype,
     missing_dependency,
+    model_arguments,
+    prepare_quantized,
     progress_callback,
     recent_mean,
     saved_dtype,
     trainer_arguments,
     training_provenance,
+    use_one_gpu,
     with_pad_token,
 )
 
@@ -67,6 +67,7 @@ def train_student(settings: TrainStudentSettings, progress: Progress = SILENT) -
     return fine_tune(settings, checkpoint, tokenizer, examples, progress, format=model_format(checkpoint.folder))
 
 
+@freed_memory()
 def fine_tune(
     settings: FineTuneSettings,
     checkpoint: Checkpoint,
@@ -90,18 +91,23 @@ def fine_tune(
     config = load_config(checkpoint, base_model_settings(settings))
     plan = plan_fine_tuning(settings, config, kept, left_out=len(examples) - len(kept))
     depends_on = settings.depends_on(model=weights_fingerprint(checkpoint), data=content_hash(kept))
-    run = TrainingRun(Path(settings.out), depends_on, training_provenance(settings, model=checkpoint))
+    run = TrainingRun(Path(settings.out), depends_on, training_provenance(settings, model=checkpoint), plan.steps)
     if settings.dry_run:
         return TrainingSummary(run.out, plan, 0, None)
     if done := run.finished:
         return TrainingSummary(run.out, plan, done["steps"], done["loss"])
     with run.locked():
-        dtype = saved_dtype(settings, config)
-        trainer = _trainer(settings, checkpoint, tokenizer, kept, plan, progress, dtype)
+        trainer = _trainer(settings, checkpoint, config, tokenizer, kept, plan, progress)
         run.record(plan=asdict(plan))
-        run.train(trainer, tokenizer, plan.steps, progress, settings=settings, dtype=dtype, format=format)
-        if settings.lora_rank and trainer.args.should_save:
-            _name_base(run.out / "adapter_config.json", checkpoint)
+        run.train(
+            trainer,
+            tokenizer,
+            progress,
+            settings=settings,
+            base=checkpoint,
+            dtype=saved_dtype(settings, config),
+            format=format,
+        )
         loss = recent_mean(trainer, "loss")
         summary = TrainingSummary(run.out, plan, int(trainer.state.global_step), loss)
         run.record_end(plan=asdict(plan), steps=summary.steps, loss=loss)
@@ -131,11 +137,11 @@ def _fitting(settings: FineTuneSettings, examples: list[dict[str, list[int]]]) -
 def _trainer(
     settings: FineTuneSettings,
     checkpoint: Checkpoint,
+    config: Any,
     tokenizer: Any,
     rows: Iterable[dict[str, list[int]]],
     plan: Plan,
     progress: Progress,
-    dtype: torch.dtype,
 ) -> Any:
     try:
         from datasets import Dataset
@@ -144,41 +150,22 @@ def _trainer(
     except ImportError as error:
         raise missing_dependency("TRL", error) from None
     arguments: Any = SFTConfig(
-        **trainer_arguments(settings, plan.accumulation, plan.steps),
+        **trainer_arguments(settings, loaded_dtype(settings, config), plan.accumulation, plan.steps),
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
         max_length=settings.max_length if settings.packing else None,
         packing=settings.packing,
         packing_strategy="bfd",
     )
-    lora = None
-    if settings.lora_rank:
-        arguments.model_init_kwargs["dtype"] = dtype  # frozen weights; PEFT makes the adapters float32
-        try:
-            from peft import LoraConfig
-        except ImportError as error:
-            raise missing_dependency("peft for --lora-rank", error) from None
-        lora = LoraConfig(
-            r=settings.lora_rank,
-            lora_alpha=2 * settings.lora_rank,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
     trainer: Any = SFTTrainer(
         model=str(checkpoint.folder),
-        args=arguments,
+        args=use_one_gpu(arguments),
         train_dataset=Dataset.from_list(list(rows)),
         processing_class=with_pad_token(tokenizer),
-        peft_config=lora,
         callbacks=[progress_callback(progress)],
+        **model_arguments(settings, config),
     )
+    if settings.load_in_4bit:
+        prepare_quantized(trainer.model)
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _name_base(config: Path, checkpoint: Checkpoint) -> None:
-    """Store the Hub id and commit of an adapter's base model, in place of its folder in the local cache."""
-    folder = Path(checkpoint.name)
-    name = str(folder.resolve()) if folder.exists() else checkpoint.name
-    content = json.loads(config.read_text(encoding="utf-8"))
-    write_json(config, content | {"base_model_name_or_path": name, "revision": checkpoint.revision})

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import closing
 
-from rlt_data.engines import open_model
+import torch
+
+from rlt_data.engines import Model, open_model
+from rlt_data.engines.config import pick_device
 from rlt_data.engines.models import tokenizer_fingerprint
-from rlt_data.errors import InputError
+from rlt_data.engines.transformers import TransformersEngine
+from rlt_data.errors import InputError, SettingsError
 from rlt_data.formats import Problem, Views, choose_format
 from rlt_data.inputs.check import good_rows
 from rlt_data.inputs.rows import Row, question_id
@@ -17,7 +23,7 @@ from rlt_data.settings.base import name_of_input
 from rlt_data.training.examples import TrainingText, tokenize_texts
 from rlt_data.training.grpo import Policy, PolicySummary, train_policy
 from rlt_data.training.rewards import DenseReward
-from rlt_data.training.runs import find_base_model
+from rlt_data.training.runs import find_base_model, refuse_here
 from rlt_data.training.sft import TrainingSummary, fine_tune
 
 
@@ -50,19 +56,7 @@ def train_teacher(settings: TrainTeacherSettings, progress: Progress = SILENT) -
     """
     REWARDS.load(settings.reward)
     checkpoint, tokenizer, template, control = find_base_model(settings)
-    student = open_model(
-        settings.student,
-        ModelSettings(
-            engine="transformers",
-            device=settings.device,
-            dtype=settings.student_dtype,
-            batch_tokens=settings.batch_tokens,
-            template_option=settings.template_option,
-            template_date=settings.template_date,
-            control_tokens=settings.control_tokens,
-            trust_remote_code=settings.trust_remote_code,
-        ),
-    )
+    student = open_student(settings)
     format = choose_format(settings.format, template, checkpoint.name, checkpoint.folder, student.template)
     Views(format, student.template).check()
     views = Views(format, template, control)
@@ -86,9 +80,58 @@ def train_teacher(settings: TrainTeacherSettings, progress: Progress = SILENT) -
 
     def reward() -> DenseReward:
         student.load()
+        if settings.student_device == "offload":
+            assert isinstance(student.engine, TransformersEngine)
+            student.engine.offload()
         return DenseReward(settings, student, format, tokenizer, same_tokenizer=same_tokenizer)
 
-    return train_policy(settings, policy, reward, progress)
+    with closing(student):
+        return train_policy(settings, policy, reward, progress)
+
+
+def open_student(settings: TrainTeacherSettings) -> Model:
+    """Return the student that computes the reward, without loading it.
+
+    Raises:
+        ModelError: the model does not exist, or its tokenizer is unusable.
+        SettingsError: this machine lacks the student's device.
+    """
+    prompts = {
+        "template_option": settings.template_option,
+        "template_date": settings.template_date,
+        "control_tokens": settings.control_tokens,
+        "trust_remote_code": settings.trust_remote_code,
+    }
+    if settings.student_url:
+        served = ModelSettings(engine="server", url=settings.student_url, **prompts)
+        return open_model(settings.student, served, scoring=True, served_temperature=settings.served_temperature)
+    local = ModelSettings(
+        engine="transformers",
+        device=_student_device(settings),
+        dtype=settings.student_dtype,
+        batch_tokens=settings.batch_tokens,
+        **prompts,
+    )
+    return open_model(settings.student, local, scoring=True)
+
+
+def _student_device(settings: TrainTeacherSettings) -> str:
+    """Return the device on which this process runs the student."""
+    name = settings.student_device
+    if name == "offload" and pick_device(settings.device).type != "cuda":
+        refuse_here(settings, "--student-device offload: the policy does not train on a GPU; use auto")
+    if not name.startswith("cuda:"):
+        return settings.device if name in ("auto", "offload") else name
+    first, processes = int(name.removeprefix("cuda:")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if processes > 1 and first < processes:
+        raise SettingsError(
+            f"--student-device {name}: the policy uses GPUs 0 to {processes - 1}; set cuda:{processes} or later"
+        )
+    gpu = first + int(os.environ.get("LOCAL_RANK", "0"))
+    if gpu >= torch.cuda.device_count():
+        refuse_here(settings, f"--student-device {name}: this machine has no GPU {gpu}")
+        return settings.device
+    return f"cuda:{gpu}"
 
 
 def teacher_texts(rows: list[Row], views: Views, input: str) -> Iterator[TrainingText]:

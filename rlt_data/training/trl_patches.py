@@ -6,9 +6,11 @@ Sampling uses TRL's public ``rollout_func`` (:mod:`rlt_data.training.rollouts`).
 |---|---|
 | ``_prepare_inputs`` | sort micro-batches by length |
 | ``_get_per_token_logps_and_entropies`` | skip padding |
+| ``evaluate`` | leave the random state unchanged |
 | ``prediction_step`` | compute rewards of held-out questions without their loss |
 | ``log`` | add length drift, remove misleading metrics |
-| ``_save_checkpoint``, ``_load_from_checkpoint`` | save and load the synchronised reference model |
+| ``_save_checkpoint``, ``_load_optimizer_and_scheduler`` | save and load the synchronised reference model |
+| ``add_reference_adapter`` | a synchronised reference model for training adapters |
 | ``create_model_card`` | write no model card |
 """
 
@@ -16,16 +18,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from rlt_data.engines.protocol import Floats
 from rlt_data.errors import RunFolderError
+from rlt_data.training.sharding import full_state, load_full_state
 
 #: Reference model in a checkpoint; in a subfolder, so that it is not mistaken for the policy.
 _REFERENCE = Path("reference", "model.safetensors")
+#: Adapter that TRL uses as the reference model if it exists; otherwise the base model is the reference.
+_REFERENCE_ADAPTER = "ref"
 
 
 class PolicyTrainer:
@@ -36,6 +43,7 @@ class PolicyTrainer:
     _metrics: Any
     _step: int
     accelerator: Any
+    add_callback: Any
     args: Any
     beta: float
     eos_token_ids: list[int]
@@ -112,6 +120,15 @@ class PolicyTrainer:
             None if extras[0] is None else torch.stack(extras).mean(),
         )
 
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """Evaluate without changing the random state.
+
+        Why: the data loader draws a seed, and TRL shuffles the samples of the next step at random. A training that
+        continues to more steps was also evaluated at its former end, and must not differ from one of that length.
+        """
+        with torch.random.fork_rng(devices=[]):
+            return dict(super().evaluate(*arguments, **options))  # type: ignore[misc]
+
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """Compute rewards of held-out questions, without loss and reference model.
 
@@ -137,13 +154,43 @@ class PolicyTrainer:
             self._metrics["train"]["length_drift"] = [lengths[-1] / max(next(logged, lengths[-1]), 1.0)]
         super().log(logs, start_time)  # type: ignore[misc]
 
+    def add_reference_adapter(self) -> None:
+        """Add a frozen copy of the adapter as the reference model, which is updated during training.
+
+        Why: TRL refuses ``sync_ref_model`` with adapters, but uses an adapter named ``ref`` as the reference model. An
+        update averages the matrices of both adapters.
+        """
+        self.model.add_adapter(_REFERENCE_ADAPTER, self.model.peft_config["default"])
+        for parameter, reference in self._adapter_pairs().values():
+            reference.data = parameter.data.clone()
+            reference.requires_grad_(False)
+        # Checkpoints keep it where those of full models do; the trained model would contain it as a second adapter.
+        self.model.save_pretrained = partial(self.model.save_pretrained, selected_adapters=["default"])
+        self.add_callback(_adapter_synchroniser(self))
+
+    @torch.no_grad()
+    def update_reference_adapter(self) -> None:
+        """Move the reference adapter towards the adapter."""
+        share = self.args.ref_model_mixup_alpha
+        for parameter, reference in self._adapter_pairs().values():
+            reference.mul_(1 - share).add_(parameter, alpha=share)
+
+    def _adapter_pairs(self) -> dict[str, tuple[Any, Any]]:
+        """Return each parameter of the adapter and its copy in the reference adapter, by name; empty without copies."""
+        parameters, mark = dict(self.model.named_parameters()), f".{_REFERENCE_ADAPTER}."
+        return {
+            name: (parameters[name.replace(mark, ".default.")], parameter)
+            for name, parameter in parameters.items()
+            if mark in name and name.replace(mark, ".default.") in parameters
+        }
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save the synchronised reference model first, so that every complete checkpoint contains it.
 
         Why: TRL saves only the policy, and resumes with the initial reference model.
         """
-        if self.args.sync_ref_model:
-            state = _full_state(self.ref_model)
+        adapter = {name: _unsharded(reference) for name, (_, reference) in self._adapter_pairs().items()}
+        if state := full_state(self.accelerator.unwrap_model(self.ref_model)) if self.args.sync_ref_model else adapter:
             if self.args.should_save:
                 from safetensors.torch import save_file
 
@@ -152,18 +199,22 @@ class PolicyTrainer:
                 save_file(state, file)
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load the synchronised reference model too.
+
+        Why: as for ``_save_checkpoint``. With DeepSpeed, Transformers does not call ``_load_from_checkpoint``.
 
         Raises:
             RunFolderError: the checkpoint has no reference model.
         """
-        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
-        if self.args.sync_ref_model:
-            file = Path(resume_from_checkpoint) / _REFERENCE
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        is_adapter = bool(self._adapter_pairs())
+        if checkpoint and (self.args.sync_ref_model or is_adapter):
+            file = Path(checkpoint) / _REFERENCE
             if not file.is_file():
-                raise RunFolderError(f"{resume_from_checkpoint}: {_REFERENCE} is missing; remove this checkpoint")
-            _load_full_state(self.ref_model, file)
+                raise RunFolderError(f"{checkpoint}: {_REFERENCE} is missing; remove this checkpoint")
+            model = self.accelerator.unwrap_model(self.model if is_adapter else self.ref_model)
+            load_full_state(model, file, strict=not is_adapter)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Do nothing.
@@ -181,21 +232,22 @@ def _by_length(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [batch | {name: columns[name][rows] for name in names} for batch, rows in zip(batches, indices, strict=True)]
 
 
-def _full_state(model: Any) -> dict[str, torch.Tensor]:
-    """Return all weights of a possibly sharded model on the CPU; every process must call this."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    state: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    # safetensors refuses shared memory, so tied weights are copied.
-    return {name: value.clone().contiguous() for name, value in state.items()}
+def _unsharded(parameter: Any) -> torch.Tensor:
+    """Return a possibly sharded parameter on the CPU; every process must call this."""
+    whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    return whole.detach().cpu().clone()
 
 
-def _load_full_state(model: Any, file: Path) -> None:
-    from safetensors.torch import load_file
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+def _adapter_synchroniser(trainer: PolicyTrainer) -> Any:
+    """Return a callback that updates the reference adapter."""
+    from transformers import TrainerCallback
 
-    state: Any = load_file(file)
-    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
+    class AdapterSynchroniser(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+            if state.global_step % args.ref_model_sync_steps == 0:
+                trainer.update_reference_adapter()
+
+    return AdapterSynchroniser()
 
 
 def policy_trainer(**options: Any) -> Any:

@@ -168,6 +168,10 @@ WRONG: dict[str, tuple[list[Any], list[str]]] = {
         ["score", "--in", "x", "--student", "s", "--lambda", "nan"],
         ["error: --lambda: must be a finite number (got nan)"],
     ),
+    "a reward without a term": (
+        ["score", "--in", "x", "--student", "s", "--lambda", "0", "--solution-weight", "0"],
+        ["error: --solution-weight: 0 with --lambda 0 leaves no term"],
+    ),
     "unknown choice": (["score", "--in", "x", "--student", "nano", "--kl", "k2"], ["'--kl'", "'k3'"]),
     "a bucket that is none": (
         ["rank", "--in", "x", "--buckets", "1"],

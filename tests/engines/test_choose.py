@@ -108,6 +108,22 @@ def test_the_machines_of_a_cluster_may_have_the_recorded_vllm(machine: Machine) 
         choose_engine(GenerateSettings(input="x", teacher="t"), "vllm")
 
 
+def test_a_named_vllm_that_cannot_run_is_refused_before_the_model_is_read(machine: Machine) -> None:
+    settings = ModelSettings(engine="vllm")
+    for has, message in [
+        ({"gpu": True, "vllm": None}, r"^--engine vllm: needs vLLM .* pip install 'rlt-data\[vllm\]'"),
+        ({"gpu": True, "vllm": "0.30.1"}, "^--engine vllm: needs vLLM .* 0.30.1 is installed"),
+        ({"gpu": False, "vllm": "0.33.0"}, "^--engine vllm: PyTorch sees no CUDA or ROCm GPU; --engine transformers"),
+    ]:
+        machine(**has)
+        with pytest.raises(ModelError, match=message):
+            open_model("no model", settings)
+    machine(gpu=False, vllm="0.33.0", for_cpus=True)
+    assert choose_engine(settings) is settings
+    machine(gpu=False, vllm=None)
+    assert choose_engine(ModelSettings(engine="vllm", ray="auto")).engine == "vllm"
+
+
 def test_options_of_servers_need_the_engine(rlt: Rlt) -> None:
     with pytest.raises(SettingsError, match="url: has no effect with --engine auto, only with server"):
         EvaluateSettings(model="m", benchmark="gsm8k", url="http://host/v1")

@@ -33,7 +33,7 @@ from transformers import (
     Qwen2Model,
 )
 
-from rlt_data.engines import Checkpoint, find_checkpoint, open_model, vllm
+from rlt_data.engines import Checkpoint, choose, find_checkpoint, open_model, vllm
 from rlt_data.engines import models as models_module
 from rlt_data.engines.config import pick_dtype
 from rlt_data.engines.protocol import FullKL
@@ -393,7 +393,8 @@ def test_comparing_distributions_is_something_that_some_engines_can(tiny: Callab
 def test_the_share_of_memory_reaches_the_engine(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(vllm, "Pool", lambda _, arguments, *__, **more: seen.append((arguments[1:], more["logs"])))
-    monkeypatch.setattr(vllm, "installed_version", lambda: "0.33.0")
+    monkeypatch.setattr(choose, "installed_version", lambda: "0.33.0")
+    monkeypatch.setattr(choose, "is_for_cpus", lambda: True)
     for share, expected in ((1.0, 0.8), (0.5, 0.4)):
         settings = ModelSettings(engine="vllm", gpu_memory=0.8)
         model = open_model(str(tiny()), settings, scoring=True)

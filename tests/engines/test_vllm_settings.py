@@ -25,6 +25,7 @@ from rlt_data.engines import (
     open_tokenizer,
     vllm,
 )
+from rlt_data.engines import choose as choosing
 from rlt_data.engines.vllm import _environments, open_pool, picks_tokens, scored
 from rlt_data.engines.vllm_version import SUPPORTED, check_version
 from rlt_data.errors import ModelError, SettingsError
@@ -88,6 +89,7 @@ def test_texts_are_scored_in_the_form_that_a_version_takes(version: str, v2: boo
     picked = picks_tokens(version, SimpleNamespace(use_v2_model_runner=v2))
     assert picked == picks
     parameters = scored(np.arange(200, dtype=np.int32), 50, picks_tokens=picked)
+    assert ("skip_reading_prefix_cache" in parameters) == picks  # without it, vLLM reads no cache for prompt_logprobs
     if picks:
         assert parameters["prompt_logprob_token_ids"].shape == (149, 1) and parameters["prompt_logprob_start"] == 50
         assert parameters["prompt_logprob_token_ids"][0, 0] == 51
@@ -100,7 +102,6 @@ def test_a_model_that_does_not_fit_is_refused_with_the_cause_and_a_remedy(
 ) -> None:
     """On a GPU vLLM itself says no more than that its engine could not be initialised."""
     monkeypatch.setattr(vllm, "_CORE", "tests.engines.cores:too_large")
-    monkeypatch.setattr(vllm, "installed_version", lambda: "0.33.0")
     checkpoint = find_checkpoint(str(tiny()))
     for share in (1.0, 0.25):
         with pytest.raises(ModelError) as error:
@@ -121,6 +122,15 @@ def test_the_versions_of_the_extra_and_the_documentation_are_those_that_run() ->
     extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert extras["vllm"] == [f"vllm>={first[0]}.{first[1]},<{end[0]}.{end[1]}"]
     assert f"vLLM {first[0]}.{first[1]} to {last}" in (root / "docs" / "engines.md").read_text()
+
+
+@pytest.mark.parametrize("file", ["gpu", "rl"])
+def test_the_documented_versions_are_those_of_the_constraints(file: str) -> None:
+    root = Path(__file__).parents[2]
+    pins = dict(line.split("==") for line in (root / "constraints" / f"{file}.txt").read_text().splitlines())
+    cuda = ".".join(pins["cuda-toolkit"].split(".")[:2])
+    versions = pins["torch"], cuda, pins["transformers"], pins["vllm"], pins["trl"]
+    assert f" | {' | '.join(versions)} |" in (root / "docs" / "engines.md").read_text()
 
 
 @pytest.fixture
@@ -144,28 +154,60 @@ def test_a_log_prob_that_is_no_number_keeps_no_sample_waiting(core: vllm.VllmCor
     assert number == 3 and isinstance(result, Sample) and np.isnan(result.tail_logprobs).all()  # type: ignore[arg-type]
 
 
+Sent = list[tuple[str, int, dict[str, Any], Any]]
+
+
+@pytest.fixture
+def sent(core: vllm.VllmCore, monkeypatch: pytest.MonkeyPatch) -> Sent:
+    """The core's requests: name, tokens, parameters and a function for the output."""
+    requests: Sent = []
+
+    def submit(name: str, ids: np.ndarray, handler: tuple[Any, ...], **params: Any) -> None:
+        requests.append((name, len(ids), params, lambda output: handler[0](output, *handler[1:])))
+
+    monkeypatch.setattr(core, "_submit", submit)
+    return requests
+
+
 @pytest.mark.parametrize("tokens", [10, 100])
-def test_log_probs_that_vllm_does_not_return_fail_only_their_text(core: vllm.VllmCore, tokens: int) -> None:
-    """As with cached prefixes; an exception would end the process."""
+def test_log_probs_that_vllm_does_not_return_fail_only_their_text(core: vllm.VllmCore, sent: Sent, tokens: int) -> None:
+    """An exception would end the process."""
     request = SequenceRequest("a", np.arange(tokens, dtype=np.int32), np.arange(4, tokens))
     last = [SimpleNamespace(logprobs=[{tokens - 1: SimpleNamespace(logprob=-1.0)}])]
     empty = SimpleNamespace(start_indices=[0], end_indices=[0], logprobs=[], ranks=[])
     half = np.zeros((3, 1), np.float32)
     for picked, flat in ((None, None), (None, empty), (half, None), (half[:0], None)):
         output = SimpleNamespace(prompt_token_id_logprobs=picked, prompt_logprobs=flat, outputs=last)
-        [(number, result)] = core._on_text(output, 3, request, 0.7)
-        assert number == 3 and result == Failure("a", "vLLM returned no log-probs")
+        core._add_text(3, request, 0.7)
+        *_, handle = sent.pop()
+        assert handle(output) == []
+        *_, handle = sent.pop()
+        assert handle(output) == [(3, Failure("a", "vLLM returned no log-probs"))] and not sent
+
+
+def test_a_text_whose_cached_prefix_is_too_long_is_read_again(core: vllm.VllmCore, sent: Sent) -> None:
+    """vLLM has no log-probs of cached tokens, and then returns none at all."""
+    core._picks_tokens = True
+    request = SequenceRequest("a", np.arange(40, dtype=np.int32), np.arange(10, 40))
+    core._add_text(3, request, 0.7)
+    first, tokens, params, handle = sent.pop()
+    assert params["prompt_logprob_start"] == 9 and not params["skip_reading_prefix_cache"]
+    nothing = SimpleNamespace(prompt_token_id_logprobs=None, prompt_logprobs=None, outputs=[])
+    assert handle(nothing) == []
+    second, tokens_again, params_again, handle = sent.pop()
+    assert second != first and tokens_again == tokens and params_again["skip_reading_prefix_cache"]
+    values = -np.arange(30, dtype=np.float32)
+    [(number, result)] = handle(SimpleNamespace(prompt_token_id_logprobs=values[:, None], prompt_logprobs=None))
+    assert number == 3 and result.key == "a" and result.logprobs.tolist() == values.tolist()
 
 
 @pytest.mark.parametrize("tokens", [99, 100])
 def test_a_text_of_exactly_the_context_leaves_room_for_the_token_that_vllm_samples(
-    core: vllm.VllmCore, monkeypatch: pytest.MonkeyPatch, tokens: int
+    core: vllm.VllmCore, sent: Sent, tokens: int
 ) -> None:
-    sent: list[tuple[int, dict[str, Any]]] = []
-    monkeypatch.setattr(core, "_submit", lambda _name, ids, _handler, **params: sent.append((len(ids), params)))
     request = SequenceRequest("a", np.arange(tokens, dtype=np.int32), np.arange(4, tokens))
     core._add_text(0, request, 0.7)
-    [(prompt, params)] = sent
+    [(_, prompt, params, _)] = sent
     assert prompt == 99 and prompt + params["max_tokens"] <= core.context_length
     assert params.get("logprob_token_ids") == ([99] if tokens == 100 else None)
 
@@ -174,6 +216,8 @@ def test_two_models_share_the_memory_by_their_weights(
     tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Equal shares would leave a large student too little next to a small teacher."""
+    monkeypatch.setattr(choosing, "installed_version", lambda: "0.33.0")
+    monkeypatch.setattr(choosing, "is_for_cpus", lambda: True)
     small, large = (shutil.copytree(tiny(), tmp_path / name) for name in ("small", "large"))
     weights = (small / "model.safetensors").stat().st_size
     (large / "model-2.safetensors").write_bytes(bytes(3 * weights))

@@ -199,6 +199,9 @@ def test_evaluations_are_results_of_the_model(hub: HubServer, trained: Path, eva
     assert row["benchmark"] == "countdown" and row["data"] == "test.jsonl" and row["questions"] == "4"
     assert row["pass@1"] == f"{figures['accuracy']:.1%}" and "n 2, temperature 0.7" in row["sampling"]
     assert card.data.model_name == "model" and "not from a benchmark" not in card.text
+    assert first.metric_args["prompts"] == row["prompts"] == "format rlt" and "waits" not in first.metric_args
+    evaluation = section(card.text, "Evaluation")
+    assert "```text\n{question}\n```" in evaluation and figures["prompts"]["solver_system"] in evaluation
     assert str(trained) not in str(card)
 
 

@@ -205,3 +205,17 @@ def test_the_card_names_the_signals_with_their_settings(hub: HubServer, nano: rl
     signals = "`text` (max-repetition 0.3) and `contamination` (similarity 0.7, against `bench.jsonl`)"
     assert f"Signals of `rlt-data curate`: {signals}." in section(text, "How it was made")
     assert "<summary>Best: -rsr -" in text
+
+
+def test_the_card_has_the_weights_that_the_formula_does_not_imply(tmp_path: Path) -> None:
+    for number, (weights, expected) in enumerate(
+        (
+            ({"solution_weight": 1.0, "alpha_kl": None}, "with λ 3.0."),
+            ({"solution_weight": 0.0, "alpha_kl": 0.1}, "with λ 3.0, weight of r_ss 0.0, α of the maximum 0.1."),
+        )
+    ):
+        run = make_run(tmp_path / f"run-{number}", [trace("a", 0)])
+        run.record("score", {"settings": {"lambda": 3.0} | weights})
+        ranked(run)
+        distilled(run)
+        assert f"Reward: `r_ss - λ * r_kl + penalty`, {expected}" in card_of(run).text

@@ -7,17 +7,21 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 import yaml
 
-from rlt_data.errors import RltDataError, SettingsError
+from rlt_data.errors import InputError, RltDataError, SettingsError
 from rlt_data.recipes import experiment
-from rlt_data.recipes.experiment import Experiment, estimate, load_config, pearson, spearman
+from rlt_data.recipes.experiment import Experiment, estimate, load_config, merged, pearson, spearman
+from rlt_data.recipes.stages import overlap, slug, source_rows
 from rlt_data.settings import TrainTeacherSettings, WarmUpSettings, parse_settings
+from tests.conftest import Rlt, write_jsonl
 from tests.recipes.work import process_of_call
 from tests.training.test_policy import RELEASED
 
@@ -35,8 +39,8 @@ def run(tmp_path: Path) -> Run:
         config = load_config(recipe, "nano") | {"seeds": 1, "workers": 1}
         for section, keys in smaller.items():
             name = section.replace("_", "-") if section.replace("_", "-") in config else section
-            replaced = section in ("lambdas", "sources") or not isinstance(keys, dict)
-            config[name] = keys if replaced else config[name] | keys
+            replaced = section in ("lambdas", "sources", "sizes") or not isinstance(keys, dict)
+            config[name] = keys if replaced else merged(config[name], keys)
         for section in [name for name in config if name.startswith("test")]:
             config[section] = {"countdown": config[section]["countdown"] | {"rows": test_rows}}
         work: Callable[[Experiment], None] = import_module(f"rlt_data.recipes.{recipe}.recipe").run
@@ -60,10 +64,13 @@ def fewer_rows(recipe: str, rows: int, section: str = "train") -> dict[str, Any]
     return {section.replace("-", "_"): countdown(recipe, section, rows)}
 
 
-def test_a_recipe_runs_to_its_results_and_not_again(run: Run) -> None:
+def test_a_recipe_runs_to_its_results_and_not_again(run: Run, tmp_path: Path) -> None:
     sizes = {"generate": {"n": 2, "max_tokens": 60}, "student": {"epochs": 1, "max_steps": 2}}
     results = run("reward_analysis", 20, lambdas={1: [1, 2]}, **sizes, **fewer_rows("reward_analysis", 24))
     assert set(results["lambdas"]["1.0"]["accuracy"]) == {"1", "2"}
+    rival = {name: figure["mean"] for name, figure in results["rival"].items()}
+    assert 0 <= rival["rlt_is_higher"] <= 1 and max(rival["of_rlt"], rival["of_rival"]) < 0
+    assert "rival-0" in (tmp_path / "reward_analysis" / "results" / "reward_analysis.html").read_text()
 
 
 @pytest.mark.slow
@@ -78,7 +85,7 @@ def test_students_of_better_ranks_are_better(run: Run) -> None:
 @pytest.mark.slow
 def test_rl_raises_the_reward_and_without_the_kl_term_the_teacher_copies(run: Run) -> None:
     small = {"steps": 24, "questions": 16, "group": 8, "held_out": 32, "save_steps": 12, "learning_rate": 5e-4}
-    results = run("teacher", lambdas=[1, 0], teacher=small, student={"epochs": 1}, **fewer_rows("teacher", 320))["arms"]
+    results = run("teacher", teacher=small, student={"epochs": 1}, **fewer_rows("teacher", 320))["arms"]
     before, after, without = results["before RL"], results["after RL, λ = 1"], results["after RL, λ = 0"]
     assert after["reward"]["mean"] > before["reward"]["mean"] + 0.3
     assert without["r_ss"]["mean"] > before["r_ss"]["mean"] and without["r_kl"]["mean"] > after["r_kl"]["mean"] + 0.3
@@ -86,29 +93,41 @@ def test_rl_raises_the_reward_and_without_the_kl_term_the_teacher_copies(run: Ru
 
 
 @pytest.mark.slow
-def test_students_of_several_sources(run: Run) -> None:
-    config = load_config("student", "nano")["sources"]
-    kept = {name: config[name] for name in ("RL teacher, one", "search by rule, edited")}
-    results = run("student", sources=kept, subset=64, student={"epochs": 1}, **fewer_rows("student", 200))["arms"]
-    assert (
-        results["search by rule, edited, all"]["rows"]["mean"]
-        > results["search by rule, edited, subset"]["rows"]["mean"]
-    )
-    assert len(results) == 2 * len(kept) + 1
+def test_a_reward_without_the_solution_term_makes_other_teachers(run: Run) -> None:
+    weights = {"r_kl only": {"lambda": 1, "solution_weight": 0}, "λ = 0": None}
+    small = {"steps": 3, "questions": 8, "group": 8, "held_out": 8, "save_steps": 3, "learning_rate": 1e-3}
+    results = run("teacher", rewards=weights, teacher=small, student={"epochs": 1}, **fewer_rows("teacher", 64))
+    arms = results["arms"]
+    assert set(arms) == {"before RL", "after RL, λ = 1", "after RL, r_kl only", "base"}
+    assert arms["after RL, r_kl only"]["reward"] != arms["after RL, λ = 1"]["reward"]
+    assert all(0 <= arms[arm][name]["mean"] <= 1 for arm in list(arms)[:3] for name in ("copied", "repeated"))
+    assert set(results["gains"]) == {"after RL, λ = 1", "after RL, r_kl only"}
 
 
 @pytest.mark.slow
-def test_solvers_from_four_starts(run: Run) -> None:
+def test_students_of_several_sources(run: Run) -> None:
+    config = load_config("student", "nano")["sources"]
+    kept = {name: config[name] for name in ("RL teacher, one", "search by rule, edited")}
+    kept["search by rule, raw"] = {"rule": "raw", "sizes": ["all"], "evaluation": {"n": 2}}
+    sizes = {"all": {"epochs": 1}, "subset": {"limit": 64, "max_steps": 1}}
+    results = run("student", sources=kept, sizes=sizes, **fewer_rows("student", 200))["arms"]
+    rows = {arm: figure["rows"]["mean"] for arm, figure in results.items() if "rows" in figure}
+    assert rows["search by rule, edited, all"] == 200 and rows["search by rule, edited, subset"] == 64
+    assert len(results) == 6 and "search by rule, raw, subset" not in results
+
+
+@pytest.mark.slow
+def test_solvers_from_five_starts(run: Run) -> None:
     solver = {"steps": 3, "questions": 8, "micro_batch_size": 64}
     results = run(
         "cold_start",
         solver=solver,
-        generate={"n": 2},
+        sources={"student of an RLT": {"teacher": "nano", "n": 2}, "student of a rule": {"rule": "edited"}},
         answers={"n": 2},
         student={"epochs": 1},
         **fewer_rows("cold_start", 160),
     )["arms"]
-    assert len(results) == 4 and all(0 <= figure["after"]["mean"] <= 1 for figure in results.values())
+    assert len(results) == 5 and all(0 <= figure["after"]["mean"] <= 1 for figure in results.values())
     assert results["student of an RL solver, raw"]["rows"]["mean"] > 10
 
 
@@ -126,37 +145,160 @@ def test_a_teacher_in_another_domain(run: Run) -> None:
         solver_new=small,
         solver_home=small,
         **sizes,
-    )["arms"]
-    assert set(results) == {"base", "solver", "home-student", "home-solver", "before", "after"}
-    assert results["after"]["rows"]["mean"] > 60
+    )
+    arms = results["arms"]
+    of_paper = {"base", "solver", "home-student", "home-rival", "after", "rival-solver"}
+    assert set(arms) == of_paper | {"home-solver", "before"}
+    assert arms["after"]["rows"]["mean"] > 60 and arms["home-rival"]["rows"]["mean"] > 60
+    assert len(results["overlap"]) == 4 and all(0 <= share["mean"] <= 1 for share in results["overlap"].values())
 
 
 @pytest.mark.slow
 def test_teacher_and_student_in_turns(run: Run) -> None:
     teacher = {"steps": 2, "questions": 8}
     results = run(
-        "tandem", rounds=2, teacher=teacher, refresh={"n": 2}, student={"epochs": 1}, **fewer_rows("tandem", 96)
+        "tandem",
+        rounds=2,
+        teacher=teacher,
+        refresh={"n": 2},
+        student={"epochs": 1},
+        open_book_rows=64,
+        self_distillation={"max_steps": 2, "per_device_train_batch_size": 8},
+        **fewer_rows("tandem", 96),
     )
     assert all(len(figure["accuracy"]) == 2 for figure in results["arms"].values()) and len(results["arms"]) == 3
+    assert set(results["self-distillation"]) == {"before", "after"}
 
 
-@pytest.mark.parametrize("scale", ["nano", "single-gpu", "paper"])
-@pytest.mark.parametrize("recipe", RECIPES)
+SCALES = [
+    (recipe, file.name.removesuffix(".yaml"))
+    for recipe in RECIPES
+    for file in files(f"rlt_data.recipes.{recipe}").iterdir()
+    if file.name.endswith(".yaml")
+]
+
+
+@pytest.mark.parametrize(("recipe", "scale"), SCALES)
 def test_every_scale_is_understood(recipe: str, scale: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = import_module(f"rlt_data.recipes.{recipe}.recipe").run
-    work(Experiment(recipe, load_config(recipe, scale), tmp_path / "dry", dry_run=True))
+    shown = Experiment(recipe, load_config(recipe, scale), tmp_path / "dry", dry_run=True)
+    work(shown)
+    assert Path(shown.launcher()[-1]).is_file()
     printed = capsys.readouterr().out
     assert "rlt-data evaluate" in printed and "rlt-data train-student" in printed
     assert not list(tmp_path.rglob("*.json"))
     steps = printed.split("rlt-data ")[1:]
     run_by = {step.partition("  #")[0]: _engine(step) for step in steps if step.startswith(("gen", "sco", "eva"))}
-    expected = {"nano": ("auto", 1), "single-gpu": ("vllm", 1), "paper": ("vllm", 8)}[scale]
-    assert len(run_by) == 3 and set(run_by.values()) == {expected}, run_by
+    expected = {"single-gpu": ("vllm", 1)}.get(scale, ("vllm", 8) if scale.startswith("paper") else ("auto", 1))
+    assert {"score", "evaluate"} <= run_by.keys() and set(run_by.values()) == {expected}, run_by
+    assert files(f"rlt_data.recipes.{recipe}").joinpath(f"{scale}.yaml").read_text().startswith("# ")
 
 
 def _engine(shown: str) -> tuple[str, int]:
     settings = yaml.safe_load("\n".join(line for line in shown.splitlines() if line.startswith("  ")))
-    return settings["engine"], settings["data_parallel"]
+    return settings["engine"], settings["data_parallel"] * settings["tensor_parallel"]
+
+
+def test_students_of_1k_rows_have_the_settings_of_1k_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    experiment.main(["student", "--scale", "paper", "--dry-run"])
+    [first, other] = [part for part in capsys.readouterr().out.split("section ") if part.startswith("student")]
+    assert "preset: 7b-17k" in first and "batch_size: 96" in first
+    assert other.startswith("student, again with ") and "preset: 7b-1k" in other and "batch_size: 16" in other
+
+
+def test_refined_traces_come_from_a_file_or_the_arm_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, config = import_module("rlt_data.recipes.cold_start.recipe"), load_config("cold_start", "single-gpu")
+    recipe.run(Experiment("cold_start", config, tmp_path, dry_run=True))
+    assert "refined: FILE" in capsys.readouterr().out
+    file = tmp_path / "refined.jsonl"
+    row = {"question": "1 + 1?", "solution": "2", "explanation": "Add one."}
+    file.write_text(json.dumps(row) + "\n")
+    assert recipe.refined_rows(str(file)) == [row]
+    recipe.run(Experiment("cold_start", config | {"refined": str(file)}, tmp_path, dry_run=True))
+    assert "refined: FILE" not in capsys.readouterr().out
+    file.write_text(json.dumps(row) + "\n" + json.dumps({"question": "1 + 2?", "solution": "3"}))
+    with pytest.raises(InputError, match=r"refined.jsonl, line 2: has no column 'explanation'"):
+        recipe.refined_rows(str(file))
+    file.write_text("[")
+    with pytest.raises(InputError, match="cannot be read as JSON Lines"):
+        recipe.refined_rows(str(file))
+
+
+#: Rows in the layout of Bespoke-Stratos-17k.
+BESPOKE = [
+    {
+        "system": "Think.",
+        "conversations": [
+            {"from": "user", "value": question},
+            {
+                "from": "assistant",
+                "value": f"<|begin_of_thought|>\n\nHm.\n\n<|end_of_thought|>\n\n"
+                f"<|begin_of_solution|>\n\n{solution}\n\n<|end_of_solution|>",
+            },
+        ],
+    }
+    for question, solution in (("What is 1 + 1?", r"So \boxed{2}."), ("Write a program.", "print(1)"))
+]
+
+
+def test_rows_of_bespoke_are_graded_and_compared_by_their_solutions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = {"in": str(write_jsonl(tmp_path / "bespoke.jsonl", BESPOKE)), "preset": "bespoke", "system": "format"}
+    found = import_module("rlt_data.recipes.cold_start.recipe").stated_answers(source)
+    assert found == [{"question": "What is 1 + 1?", "answer": "2"}]
+    assert "1 of 2 questions state no final answer" in capsys.readouterr().out
+    assert source_rows(Experiment("student", {}, tmp_path), source, 0) == [
+        {"question": "What is 1 + 1?", "solution": r"So \boxed{2}.", "explanation": "Hm."},
+        {"question": "Write a program.", "solution": "print(1)", "explanation": "Hm."},
+    ]
+
+
+def test_traces_of_another_pipeline_have_the_questions_of_a_teachers_traces(
+    rlt: Rlt, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Otherwise students of 1,000 rows would learn from other questions."""
+    source = {"in": str(write_jsonl(tmp_path / "bespoke.jsonl", BESPOKE)), "preset": "bespoke", "system": "format"}
+    options = "--teacher", tiny(), "--n", 1, "--max-tokens", 2, "--preset", "bespoke", "--system", "format"
+    rlt("generate", "--in", source["in"], *options, "--out", "ours")
+    rows = write_jsonl(tmp_path / "rows.jsonl", source_rows(Experiment("student", {}, tmp_path), source, 0))
+    rlt("score", "--in", rows, "--student", tiny(), "--teacher", "none", "--out", "theirs")
+    ours, theirs = (pl.read_parquet(f"{run}/questions/*.parquet")["question_id"] for run in ("ours", "theirs"))
+    assert sorted(ours) == sorted(theirs) and len(ours) == 2
+
+
+def test_solved_problems_in_common_are_relative_to_the_weaker_model(tmp_path: Path) -> None:
+    solved = {"one": {"a": [1, 1], "b": [1, 0], "c": [0, 0]}, "other": {"a": [0, 1], "b": [0, 0], "c": [1, 1]}}
+    for name, questions in solved.items():
+        rows = [{"question_id": q, "correct": bool(x)} for q, answers in questions.items() for x in answers]
+        (tmp_path / name / "grades").mkdir(parents=True)
+        pl.DataFrame(rows).write_parquet(tmp_path / name / "grades" / "0.parquet")
+    one, other = ({"math": str(tmp_path / name)} for name in solved)
+    assert overlap(one, other) == 0.5 and overlap(one, one) == 1.0
+
+
+def test_a_scale_extends_another(tmp_path: Path) -> None:
+    Path("mine.yaml").write_text(
+        "extends: nano\nseeds: 1\nrewards: {λ = 0: null, λ = 2: {lambda: 2}}\nteacher: {steps: 7}"
+    )
+    nano, mine = load_config("teacher", "nano"), load_config("teacher", "mine.yaml")
+    assert mine["rewards"] == {"λ = 1": {"lambda": 1}, "λ = 2": {"lambda": 2}} and mine["seeds"] == 1
+    assert mine["teacher"] == nano["teacher"] | {"steps": 7} and mine["score"] == nano["score"]
+    Path("other.yaml").write_text("extends: mine.yaml")
+    Path("mine.yaml").write_text("extends: other.yaml")
+    with pytest.raises(SettingsError, match=r"mine.yaml: extends itself"):
+        load_config("teacher", "mine.yaml")
+
+
+def test_names_of_arms_as_file_names() -> None:
+    assert [slug(name) for name in ("λ = 3", "RLT, one raw trace", "α = 0.1", "r_kl only")] == [
+        "lambda-3",
+        "RLT-one-raw-trace",
+        "alpha-0.1",
+        "r_kl-only",
+    ]
 
 
 def test_the_papers_scale_is_the_released_one() -> None:

@@ -48,6 +48,17 @@ def test_facts_of_another_scoring_teacher_and_no_facts(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_weights_of_the_reward_are_facts_unless_the_formula_implies_them(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [trace("a", 0)])
+    weights = {"lambda": 1.0, "alpha": 0.0, "alpha_kl": None, "solution_weight": 1.0}
+    for more, expected in (
+        ({}, "λ 1, α 0"),
+        ({"alpha_kl": 0.1, "solution_weight": 0.0}, "λ 1, α 0, α of the maximum 0.1, weight of r_ss 0"),
+    ):
+        run.record("score", {"settings": weights | more})
+        assert facts(run, None)["reward"] == expected
+
+
 def test_the_data_set_is_a_fact_and_may_be_outdated(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [trace("a", i, float(i)) for i in range(2)])
     ranked(run)

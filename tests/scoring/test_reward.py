@@ -25,6 +25,18 @@ def test_lambda_alpha_and_the_missing_tag() -> None:
     assert terms.reward == pytest.approx(-1 - 0.5 * 2 - 1)
 
 
+def test_each_term_has_its_own_weights() -> None:
+    values = {"solution": np.array([-1.0, -3.0]), "thought": np.array([-2.0, -4.0]), "kl": np.array([0.5, 1.5])}
+    without_solution = reward_terms(**values, closed=False, solution_weight=0.0)  # type: ignore[arg-type]
+    assert without_solution.reward == pytest.approx(-3 * 1.015 - 1) and without_solution.r_ss == pytest.approx(-2.03)
+    assert without_solution.reward_without_entropy == pytest.approx(-3 * 3.04 - 1)
+    minimum_only = reward_terms(**values, closed=True, alpha=0.1, alpha_kl=0.0)  # type: ignore[arg-type]
+    assert (minimum_only.r_ss, minimum_only.r_kl) == (pytest.approx(-2.3), 1.0)
+    maximum_only = reward_terms(**values, closed=True, alpha=0.0, alpha_kl=0.1)  # type: ignore[arg-type]
+    assert (maximum_only.r_ss, maximum_only.r_kl) == (-2.0, pytest.approx(1.15))
+    assert reward_terms(**values, closed=True, alpha_kl=0.01) == reward_terms(**values, closed=True)  # type: ignore[arg-type]
+
+
 def test_an_empty_explanation_has_the_values_of_the_released_code() -> None:
     terms = reward_terms(solution=np.array([-1.0]), thought=np.zeros(0), kl=np.zeros(0), closed=True)
     assert (terms.kl_mean, terms.kl_max) == (1.0, 1.0)

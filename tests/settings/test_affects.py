@@ -104,6 +104,8 @@ def test_traces_and_answers_depend_on_what_they_did(more: dict[str, Any], expect
         ({"engine": "vllm", "gpu_memory": 0.5, "teacher_logprobs": "compute", "out": "o"}, {}),
         ({**SERVER, "temperature": 0.5, "served_temperature": 0.5}, {"temperature": 0.5}),
         ({"lambda": 1, "kl": "k3", "per_token": True}, {"lambda": 1.0, "kl": "k3", "per_token": True}),
+        ({"solution_weight": 1, "alpha_kl": None}, {}),
+        ({"solution_weight": 0, "alpha_kl": 0.5}, {"solution_weight": 0.0, "alpha_kl": 0.5}),
     ],
 )
 def test_scores_depend_on_what_they_did(more: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -141,7 +143,6 @@ BY_POLICY = {
     "dtype": "float32",
     "save_steps": 25,
     "recipe": "paper",
-    "steps": 125,
     "questions": 16,
     "group": 64,
     "temperature": 0.7,
@@ -204,7 +205,7 @@ def test_trained_weights_depend_on_what_they_did(name: str) -> None:
     free = {"micro_batch_size": 4, "device": "cpu", "keep_checkpoints": 1, "log_to": "none", "dry_run": True, **student}
     given = {"in": "x", "model": "m", "out": "o", "chat_template": "plain", **free}
     settings = parse_settings(getattr(rlt_data.settings, name), given)
-    assert settings.depends_on() == TRAINED[name]
+    assert settings.depends_on() == TRAINED[name]  # the plan adds the steps of RL
     assert settings.depends_on(model="M", data="D") == {**TRAINED[name], "model": "M", "data": "D"}
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlt_data.errors import ModelError
+from rlt_data.inputs.questions import CODE_QUESTION
 from rlt_data.signals import answer
 from rlt_data.signals.answer import SIGNAL
 from rlt_data.tasks.countdown import question_text
+from tests.conftest import Rlt, write_jsonl
 from tests.signals.made_texts import computed, made
 
 #: A grader in place of math-verify that fails for some answers.
@@ -62,6 +65,8 @@ def _verdict(explanation: str, known: str, question: str = "?") -> str:
         ({"trace_solution": "3 * 4 - 5", "explanation": "\\boxed{9}"}, "3 * 4 - 5"),
         ({"trace_solution": "We add both numbers and are done.", "explanation": "\\boxed{9}"}, "9"),
         ({"explanation": "First \\boxed{1}, then \\boxed{\\frac{1}{2}}. The answer is 3."}, "\\frac{1}{2}"),
+        ({"explanation": "First \\boxed{1}.\n\nANSWER: $2$"}, "$2$"),
+        ({"explanation": "**Answer:** \\boxed{1}. This answer is right."}, "1"),
         ({"explanation": "The answer is 3. Let me check. The answer is 4. Indeed it is."}, "4"),
         ({"explanation": "**Final Answer:** **3.5**\n"}, "3.5"),
         ({"explanation": "So we stop.\n#### 1,234"}, "1,234"),
@@ -89,6 +94,26 @@ def _verdict(explanation: str, known: str, question: str = "?") -> str:
 def test_the_final_answer_of_a_trace(row: dict[str, str], stated: str | None) -> None:
     result = computed(SIGNAL, [{"question": "?", **row}]).row(0, named=True)
     assert (result["answer_verdict"], result["final_answer"]) == ("none", stated)
+
+
+def test_questions_that_ask_for_a_program_are_counted_and_not_graded() -> None:
+    code = {"question": f"{CODE_QUESTION} generated from the given prompt. Print n.", "explanation": "The answer is 5."}
+    rows = [code | {"answer": "5"}, {"answer": "5", "explanation": "The answer is 5."}, code]
+    table = computed(SIGNAL, [{"question": "?", **row} for row in rows])
+    assert table["answer_verdict"].to_list() == ["code", "correct", "code"]
+    assert table["final_answer"].to_list() == [None, "5", None]
+
+
+def test_where_leaves_questions_that_ask_for_a_program_out(rlt: Rlt, tmp_path: Path) -> None:
+    questions = f"{CODE_QUESTION} generated from the given prompt. Print n.", "What is 2 + 3?"
+    rows = [{"question": text, "solution": "5", "explanation": "Two and three are 5."} for text in questions]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert "answer_verdict code: 1" in rlt("curate", file, "--out", "run", "--signals", "answer").stdout
+    [warning] = [line for line in rlt("check", file).stdout.splitlines() if "asks for a program" in line]
+    where = re.search(r'--where "(.*?)"', warning)
+    assert where and warning.startswith("warning: 1 row: ")
+    shown = rlt("show", "run", "--where", where[1]).stdout
+    assert "What is 2 + 3?" in shown and "Print n." not in shown
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,30 @@ def test_prompts_contain_only_the_question(rlt: Rlt, read: Read, tiny: Tiny, tmp
     assert one["prompt_tokens"].equals(other["prompt_tokens"]) and one["completion"].equals(other["completion"])
 
 
+def test_prompts_of_a_file_are_used_and_recorded(rlt: Rlt, read: Read, tiny: Tiny, tmp_path: Path) -> None:
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"question": "What is 3 + 4?", "answer": "7"}])
+    prompts = tmp_path / "mine.yaml"
+    prompts.write_text("question_template: 'Box it. {question}'\nsolver_system: ''\n")
+    flags = "--model", tiny(), "--benchmark", "math", "--in", rows, "--max-tokens", 5, "--out"
+    rlt("evaluate", *flags, "own")
+    text = rlt("evaluate", *flags, "other", "--prompts", prompts).stdout
+    assert "prompts of mine.yaml: 'Box it. {question}'" in text and "system text: ''" in text
+    recorded = {
+        "source": "mine.yaml",
+        "version": None,
+        "question_template": "Box it. {question}",
+        "solver_system": "",
+    }
+    assert json.loads(Path("other/evaluation.json").read_text())["prompts"] == recorded
+    assert json.loads(Path("other/run.json").read_text())["steps"]["evaluate"]["prompts"] == recorded
+    own, other = (read(Path(name), "answers")["prompt_tokens"][0] for name in ("own", "other"))
+    assert own > other  # without the system text
+    assert read(Path("own"), "questions").equals(read(Path("other"), "questions"))
+    assert "texts of format 'rlt' differ" in rlt("evaluate", *flags, "other", code=5).stderr
+    assert "neither rlt, lighteval nor" in rlt("evaluate", *flags, "new", "--prompts", "none.yaml", code=2).stderr
+    assert not Path("new").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "record", "question", "gold"),
     [
@@ -166,7 +190,7 @@ def test_choices_are_shuffled_by_a_hash_of_the_question() -> None:
         **{f"Incorrect Answer {i}": f"no {i}" for i in (1, 2, 3)},
     }
     text, letter, _ = BENCHMARKS["gpqa-diamond"].row(record)
-    assert f"({letter}) right" in text and BENCHMARKS["gpqa-diamond"].row(record)[1] == letter
+    assert f"{letter}) right" in text and BENCHMARKS["gpqa-diamond"].row(record)[1] == letter
     letters = {BENCHMARKS["gpqa-diamond"].row(record | {"Question": f"Which {i}?"})[1] for i in range(40)}
     assert letters == set("ABCD")
 

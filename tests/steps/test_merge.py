@@ -141,7 +141,7 @@ def test_a_merged_run_can_be_merged_again(tmp_path: Path, shares: list[RunFolder
 
 def test_merge_counts_rows_and_duplicates(tmp_path: Path, shares: list[RunFolder]) -> None:
     summary = merging(tmp_path / "merged", *shares)
-    none = {"answers": 0, "grades": 0}
+    none = {"thoughts": 0, "answers": 0, "grades": 0}
     assert summary.rows == dict.fromkeys(TABLES, 650) | none and summary.repeated == dict.fromkeys(TABLES, 350) | none
     assert (summary.runs, summary.failed, RunFolder(summary.run).step("merge")["rows"]) == (3, 0, summary.rows)
 

@@ -329,6 +329,14 @@ def test_one_weight_leaves_the_other_as_it_was_scored(tmp_path: Path) -> None:
     assert ranks(run)["q/0"]["value"] == -6.0
 
 
+def test_weights_that_rank_does_not_take_are_those_of_the_score(tmp_path: Path) -> None:
+    terms = {"solution_logprob_mean": -1.0, "solution_logprob_min": -2.0, "kl_mean": 1.0, "kl_max": 10.0}
+    run = make_run(tmp_path, [trace("q", 0, 0.0, **terms)])
+    run.record("score", {"settings": {"lambda": 2.0, "alpha": 0.5, "solution_weight": 3.0, "alpha_kl": 0.1}})
+    ranked(run, lambda_=1.0)
+    assert ranks(run)["q/0"]["value"] == 3 * (-1 - 0.5 * 2) - (1 + 0.1 * 10)
+
+
 def test_where_ranks_the_rest_among_themselves(tmp_path: Path) -> None:
     run = make_run(
         tmp_path,

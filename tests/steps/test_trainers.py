@@ -60,10 +60,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return made
 
 
-def run_script(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_script(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
     with monkeypatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(sys, "argv", ["train_trl.py", str(model)])
+        patch.setattr(sys, "argv", ["train_trl.py", str(model), *flags])
         runpy.run_path("train_trl.py", run_name="__main__")
 
 
@@ -91,6 +91,36 @@ def test_the_script_for_trl_trains_on_preferences(
     run_script(Path("data"), tiny(), monkeypatch)
     [trainer] = trained
     assert trainer.state.global_step == 1 and len(trainer.train_dataset) == 2
+
+
+def test_the_script_for_trl_distills_a_model_that_knows_the_solution_into_itself(
+    rlt: Rlt, tiny: Tiny, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sdft = pytest.importorskip("trl.experimental.sdft")
+    rlt("distill", run, "--shape", "privileged", "--out", "data")
+    row, *more = [json.loads(line) for line in Path("data/train.jsonl").read_text().splitlines()]
+    assert len(more) == 1 and [turn["role"] for turn in row["prompt"]] == ["system", "user"]
+    [given] = [given for given in ROWS if given["id"] == row["source_id"]]
+    assert row["prompt"][1]["content"] == given["question"] and row["privileged_context"] == given["solution"]
+    assert not any(given["explanation"] in str(value) for value in row.values())
+    made: list[Any] = []
+
+    class Recording(sdft.SDFTTrainer):  # type: ignore[misc]
+        def _tokenize_prompts(self, prompts: list[Any]) -> list[list[int]]:
+            ids: list[list[int]] = super()._tokenize_prompts(prompts)
+            made.append((self, [self._tokenizer.decode(prompt) for prompt in ids]))
+            return ids
+
+    monkeypatch.setattr(sdft, "SDFTTrainer", Recording)
+    flags = {"max_steps": 1, "per_device_train_batch_size": 2, "num_generations": 2, "max_completion_length": 4}
+    flags |= {"use_cpu": True, "bf16": False, "report_to": "none", "learning_rate": 0.01}
+    run_script(
+        Path("data"), tiny(), monkeypatch, *(text for key, value in flags.items() for text in (f"--{key}", str(value)))
+    )
+    (trainer, [student, _]), (_, [teacher, _]) = made
+    assert trainer.state.global_step == 1 and trainer.args.max_prompt_length is None
+    assert len(trainer._tokenizer(student)["input_ids"]) > 100 and "It is" not in student and "It is" in teacher
+    assert Path("data/trained/model.safetensors").is_file() and not Path("data/axolotl.yaml").exists()
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, "preference"])

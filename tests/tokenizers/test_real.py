@@ -139,3 +139,14 @@ def test_qwen_without_thinking_gets_tags_after_its_empty_thought(tokenizers: dic
     views.check()
     assert template.reasoning is None
     assert views.served_prompt(PROBLEM).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+def test_qwen_shows_the_thought_of_the_format_think_once(tokenizers: dict[str, Any]) -> None:
+    """Its template writes an empty thought before text that has none in its own field."""
+    template = ChatTemplate(tokenizers["qwen3"])
+    views = Views(load_format("think"), template, ControlTokens(tokenizers["qwen3"], template, "qwen3", as_text=False))
+    views.check()
+    views.check_teacher()
+    text = views.student(PROBLEM, EXPLANATION)
+    assert text.text.partition("<|im_start|>assistant")[2].count("<think>") == 1
+    assert text.text[slice(*text.thought)].strip() == EXPLANATION.strip()

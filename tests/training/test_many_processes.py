@@ -1,95 +1,169 @@
-"""Two processes that train together come to the weights of one; accelerate does not shard on a CPU, so unsharded."""
+"""Two processes that train together come to the weights of one, sharded or not; if one fails, all end."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import json
+import logging
+import os
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
-from tests.children import Child
 from tests.conftest import Rlt, write_jsonl
-from tests.engines.serving import unused_port
-from tests.killing import environment
+from tests.training.processes import SHIPPED, finished, forked, launched, shard_on_cpu, variables_of
 
 pytest.importorskip("trl", reason="needs the extra train")
 Tiny = Callable[..., Path]
 
-SHIPPED = Path(__file__).parents[2] / "recipes" / "accelerate"
-
-
-ACCELERATE = ["accelerate.commands.accelerate_cli", "launch", "--config_file"]
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+SHARDED = pytest.mark.parametrize("kind", ["fsdp2", "zero3"])
 
 
-def launched(launcher: list[Any], *arguments: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", *launcher, "-m", "rlt_data.cli.main", *arguments]
-    result = subprocess.run(
-        list(map(str, command)), env=environment(), capture_output=True, text=True, check=False, timeout=240
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result
+def weights(folder: str) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder, "model.safetensors"))
 
 
-def forked(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> str:
-    """Run a command in two processes with the environment that torchrun gives them, and return what they print."""
-    variables = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": unused_port()}
-    children = []
-    with monkeypatch.context() as patch:
-        for rank in range(2):
-            for name, value in {**variables, "RANK": rank, "LOCAL_RANK": rank}.items():
-                patch.setenv(name, str(value))
-            children.append(Child(*arguments))
-    assert [child.wait() for child in children] == [0, 0], [child.stderr for child in children]
-    return "".join(child.stdout for child in children)
-
-
-def alike(one: str, other: str) -> None:
-    first, second = load_file(Path(one, "model.safetensors")), load_file(Path(other, "model.safetensors"))
+def assert_alike(one: str, other: str, atol: float = 2e-4) -> None:
+    first, second = weights(one), weights(other)
     assert first.keys() == second.keys()
     for name in first:
-        torch.testing.assert_close(first[name], second[name], atol=2e-4, rtol=0)
+        torch.testing.assert_close(first[name], second[name], atol=atol, rtol=0)
 
 
-@pytest.mark.slow
-def test_two_launched_processes_train_a_student(rlt: Rlt, tiny: Tiny, tmp_path: Path) -> None:
+def skip_without(kind: str) -> None:
+    if kind == "zero3":
+        pytest.importorskip("deepspeed", reason="needs pip install deepspeed")
+
+
+def cut(straight: str, out: str, step: int) -> None:
+    """Copy a training as it was after a step."""
+    shutil.copytree(f"{straight}/checkpoint-{step}", f"{out}/checkpoint-{step}")
+    recorded = json.loads(Path(straight, "training.json").read_text())
+    unfinished = {key: recorded[key] for key in ("depends_on", "plan")}
+    Path(out, "training.json").write_text(json.dumps(unfinished))
+
+
+@pytest.fixture
+def student(tiny: Tiny, tmp_path: Path) -> list[Any]:
     turns = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"It is {n}."}] for n in range(16)]
     rows = write_jsonl(tmp_path / "rows.jsonl", [{"messages": messages} for messages in turns])
     options: list[Any] = ["train-student", "--model", tiny(), "--in", rows, "--device", "cpu", "--batch-size", 4]
-    options += ["--epochs", 1, "--micro-batch-size", 2, "--learning-rate", 1e-3]
-    config = yaml.safe_load((SHIPPED / "fsdp2.yaml").read_text())
-    file = tmp_path / "accelerate.yaml"
-    config |= {"num_processes": 2, "use_cpu": True, "mixed_precision": "no", "main_process_port": 0}
-    file.write_text(yaml.safe_dump(config))
-    result = launched([*ACCELERATE, file], *options, "--out", "two")
+    return [*options, "--epochs", 1, "--micro-batch-size", 2, "--learning-rate", 1e-3, "--save-steps", 2]
+
+
+@pytest.fixture
+def teacher(tiny: Tiny, problems: Path) -> list[Any]:
+    options: list[Any] = ["train-teacher", "rl", "--model", tiny(), "--student", tiny("chat", 1), "--in", problems]
+    options += ["--device", "cpu", "--steps", 2, "--questions", 2, "--group", 4, "--micro-batch-size", 2]
+    return [
+        *options,
+        "--held-out",
+        2,
+        "--save-steps",
+        1,
+        "--sync-steps",
+        1,
+        "--max-tokens",
+        12,
+        "--learning-rate",
+        1e-3,
+    ]
+
+
+@pytest.mark.slow
+@SHARDED
+def test_accelerate_launch_trains_a_sharded_student_and_continues(rlt: Rlt, student: list[Any], kind: str) -> None:
+    skip_without(kind)
+    launcher: list[Any] = ["accelerate.commands.accelerate_cli", "launch", "--config_file", SHIPPED / f"{kind}.yaml"]
+    launcher += ["--num_processes", 2, "--mixed_precision", "no", "--main_process_port", 0]
+    result = launched(launcher, *student, "--out", "two", module="tests.training.processes")
+    assert result.returncode == 0, result.stderr[-3000:]
     assert "2 processes" in result.stdout and result.stdout.count(" in two") == 1  # one of them prints
-    rlt(*options, "--out", "one")
-    alike("one", "two")
+    rlt(*student, "--out", "one")
+    assert_alike("one", "two")
+    cut("two", "cut", 2)
+    result = launched(launcher, *student, "--out", "cut", module="tests.training.processes")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert_alike("two", "cut", atol=0)
+
+
+@pytest.mark.slow
+@SHARDED
+def test_a_sharded_teacher_samples_and_continues_with_its_reference(
+    rlt: Rlt, teacher: list[Any], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    skip_without(kind)
+    sharded: dict[str, Any] = {"variables": variables_of(kind), "prepare": shard_on_cpu}
+    finished(forked(monkeypatch, *teacher, "--out", "two", **sharded))
+    rlt(*teacher, "--out", "one")
+    for folder in ("", "/best", "/checkpoint-2/reference"):
+        assert_alike(f"one{folder}", f"two{folder}")
+    assert list(Path("two/checkpoint-1").glob("pytorch_model_fsdp*" if kind == "fsdp2" else "global_step1"))
+    assert not list(Path("two/best").glob("*.py"))  # DeepSpeed puts a script into checkpoints
+    cut("two", "cut", 1)
+    finished(forked(monkeypatch, *teacher, "--out", "cut", **sharded))
+    for folder in ("", "/checkpoint-2/reference"):
+        assert_alike(f"two{folder}", f"cut{folder}", atol=0)
 
 
 @pytest.mark.parametrize("launch", ["forked", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_two_processes_train_a_teacher_on_the_same_samples(
-    rlt: Rlt, tiny: Tiny, problems: Path, monkeypatch: pytest.MonkeyPatch, launch: str
+    rlt: Rlt, teacher: list[Any], monkeypatch: pytest.MonkeyPatch, launch: str
 ) -> None:
-    options: list[Any] = ["train-teacher", "rl", "--model", tiny(), "--student", tiny("chat", 1), "--in", problems]
-    options += ["--device", "cpu", "--steps", 2, "--questions", 2, "--group", 4, "--micro-batch-size", 2]
-    options += ["--held-out", 2, "--save-steps", 1, "--sync-steps", 1, "--max-tokens", 12, "--learning-rate", 1e-3]
     if launch == "torchrun":
-        assert launched(TORCHRUN, *options, "--out", "two").stdout.count("two/best") == 1  # one of them prints
+        result = launched(TORCHRUN, *teacher, "--out", "two")
+        assert result.returncode == 0 and result.stdout.count("two/best") == 1, result.stderr[-3000:]
     else:
-        assert "2 processes" in forked(monkeypatch, *options, "--out", "two")
-    rlt(*options, "--out", "one")
-    alike("one", "two")
-    alike("one/checkpoint-2/reference", "two/checkpoint-2/reference")
+        assert "2 processes" in finished(forked(monkeypatch, *teacher, "--out", "two"))
+    rlt(*teacher, "--out", "one")
+    assert_alike("one", "two")
+    assert_alike("one/checkpoint-2/reference", "two/checkpoint-2/reference")
 
 
-@pytest.mark.parametrize("name", ["fsdp2", "zero3"])
+def fail_in_the_second_process() -> None:
+    from rlt_data.errors import ModelError
+    from rlt_data.training.rewards import Reward
+
+    def fail(*_: Any, **__: Any) -> None:
+        logging.getLogger("rlt_data").warning("a warning of both")
+        if os.environ["RANK"] == "1":
+            raise ModelError("the second GPU is too small")
+
+    changed: Any = Reward
+    changed.__call__ = fail
+
+
+def test_an_error_of_one_process_is_printed(teacher: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = forked(monkeypatch, *teacher, "--out", "out", prepare=fail_in_the_second_process)
+    assert second.wait() == 6 and second.stderr.strip() == "error: the second GPU is too small"
+    assert first.wait() and "a warning of both" in first.stderr  # its next operation on both processes fails
+
+
+def exit_in_the_second_process() -> None:
+    if os.environ["RANK"] == "1":
+        os._exit(1)
+
+
+def test_a_process_that_waits_for_another_one_can_be_ended(teacher: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting, _ = forked(monkeypatch, *teacher, "--out", "out", prepare=exit_in_the_second_process)
+    waiting.wait_for(lambda: list(Path().glob("out/.*")))
+    waiting.send_signal(signal.SIGTERM)  # as launchers do
+    assert waiting.wait() == -signal.SIGTERM
+
+
+@pytest.mark.slow
+def test_an_error_of_all_processes_is_printed_once(teacher: list[Any]) -> None:
+    result = launched(TORCHRUN, *teacher, "--out", "two", "--micro-batch-size", 3)
+    assert result.returncode and result.stderr.count("error: ") == 1, result.stderr
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "fsdp2-offload", "zero3"])
 def test_the_shipped_files_are_what_accelerate_reads(name: str) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
@@ -97,6 +171,7 @@ def test_the_shipped_files_are_what_accelerate_reads(name: str) -> None:
     assert config.num_processes == 8 and config.mixed_precision == "bf16"
     if name == "zero3":
         assert config.deepspeed_config["zero_stage"] == 3
+        assert "gradient_clipping" not in config.deepspeed_config  # it would have to equal --max-grad-norm
     else:
         assert config.fsdp_config["fsdp_version"] == 2
         assert config.fsdp_config["fsdp_state_dict_type"] == "FULL_STATE_DICT"  # else no model would be saved

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shutil
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -21,8 +23,9 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from rlt_data.engines import open_model
+from rlt_data.engines.vllm_version import major_minor
 from rlt_data.errors import InputError, ModelError, RunFolderError, SettingsError
-from rlt_data.formats import ChatTemplate, Problem, Views, load_format
+from rlt_data.formats import ChatTemplate, Problem, Views, encode, load_format
 from rlt_data.formats.views import tagged_solution
 from rlt_data.settings import (
     CountdownSettings,
@@ -33,6 +36,7 @@ from rlt_data.settings import (
 )
 from rlt_data.steps.countdown import make_countdown
 from rlt_data.tasks.grading import Grader
+from rlt_data.training import grpo
 from rlt_data.training.checkpoints import RECORD
 from rlt_data.training.grpo import grpo_arguments
 from rlt_data.training.plan import PolicyPlan
@@ -111,6 +115,44 @@ def test_a_continued_training_with_a_synchronised_reference_ends_in_the_same_wei
     (old / RECORD).unlink()
     with pytest.raises(RunFolderError, match="reference/model.safetensors"):
         train_teacher(settings("without reference", steps=4))
+
+
+def test_a_finished_training_continues_to_more_steps(settings: Settings) -> None:
+    train_teacher(settings("straight", steps=3))
+    train_teacher(settings("longer", steps=1))
+    assert train_teacher(settings("longer", steps=3)).steps == 3
+    assert same(weights(Path("longer")), weights(Path("straight")))
+    assert same(weights(Path("longer/checkpoint-3/reference")), weights(Path("straight/checkpoint-3/reference")))
+    recorded = json.loads(Path("longer/training.json").read_text())
+    assert (recorded["steps"], recorded["depends_on"]["steps"], recorded["previous_steps"]) == (3, 3, [1])
+    assert "previous_steps" not in json.loads(Path("straight/training.json").read_text())
+    with pytest.raises(RunFolderError, match="contains a training of 3 steps, which is more than 2"):
+        train_teacher(settings("longer", steps=2))
+
+
+def test_epochs_are_steps(rlt: Rlt, settings: Settings, tiny: Tiny, rows: Path) -> None:
+    def steps(epochs: int) -> int:
+        return train_teacher(settings(steps=None, epochs=epochs, dry_run=True)).plan.steps
+
+    assert (steps(1), steps(2)) == (5, 9)  # 9 questions, 2 per step
+    options: list[Any] = [
+        "--model",
+        tiny(),
+        "--student",
+        tiny("chat", 1),
+        "--in",
+        rows,
+        "--out",
+        "out",
+        "--held-out",
+        3,
+    ]
+    options += ["--questions-per-step", 3, "--max-tokens", 12, "--device", "cpu", "--dry-run", "--epochs", 2]
+    output = rlt("train-teacher", "rl", *options).stdout
+    assert "6 steps of" in output and "used 2.00 times" in output
+    assert (
+        "--epochs: cannot be combined with --steps" in rlt("train-teacher", "rl", *options, "--steps", 5, code=2).output
+    )
 
 
 def test_what_is_kept(settings: Settings) -> None:
@@ -335,7 +377,7 @@ RELEASED = {
 
 
 def a_plan(settings: PolicySettings) -> PolicyPlan:
-    return PolicyPlan(17_000, 64, 0, 4000, 125, 0.1, 1024, 0, 1, 1024 // settings.micro_batch_size, 0, 0.0, 0.0, 0.0)
+    return PolicyPlan(17_000, 64, 0, 4000, 125, 0.1, 1024, 0, 1, 1024 // settings.micro_batch_size, 0)
 
 
 def test_the_defaults_are_the_released_settings(tmp_path: Path) -> None:
@@ -375,8 +417,6 @@ def test_what_cannot_be_trained_is_refused_immediately(settings: Settings, rows:
         train_teacher(settings(questions=11))
     with pytest.raises(SettingsError, match=r"--questions-per-step .*--samples-per-question: 8 .*--micro-batch-size 3"):
         train_teacher(settings(micro_batch_size=3))
-    with pytest.raises(SettingsError, match="vLLM"):
-        train_teacher(settings(vllm="colocate"))
     with pytest.raises(SettingsError, match="vllm_url: "):
         from rlt_data.settings import parse_settings
 
@@ -387,6 +427,59 @@ def test_what_cannot_be_trained_is_refused_immediately(settings: Settings, rows:
     train_teacher(settings(steps=2))
     with pytest.raises(RunFolderError, match="lambda_"):
         train_teacher(settings(steps=2, **{"lambda": 1.0}))
+
+
+def test_a_vllm_that_trl_does_not_support_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL only warns of it, and weights that are copied wrongly would not be noticed."""
+    for version, gpu, message in [
+        (None, True, r"vLLM is not installed .* pip install 'rlt-data\[rl\]'"),
+        ("0.33.0", False, "needs a GPU"),
+        ("0.33.0", True, r"vLLM 0.33.0 is installed, but TRL supports vLLM 0.22 to 0.31; pip install 'rlt-data\[rl\]'"),
+    ]:
+        monkeypatch.setattr(grpo, "installed_version", lambda version=version: version)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+            with pytest.raises(SettingsError, match=f"^--vllm: {message}"):
+                train_teacher(settings(vllm="colocate"))
+    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    last, next_minor = grpo._VLLM[1], (grpo._VLLM[1][0], grpo._VLLM[1][1] + 1)
+    assert extras["rl"] == ["rlt-data[train]", f"vllm>={last[0]}.{last[1]},<{next_minor[0]}.{next_minor[1]}"]
+
+
+def test_the_stated_versions_of_vllm_are_those_of_trl() -> None:
+    from trl import import_utils
+
+    [(first, last)] = re.findall(
+        r'Version\("([\d.]+)"\) <= \w+ <= Version\("([\d.]+)"\)', inspect.getsource(import_utils)
+    )
+    assert tuple(map(major_minor, (first, last))) == grpo._VLLM
+
+
+def test_colocated_vllm_gets_the_context_that_the_training_needs(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM would reserve memory for a text of the model's context, such as 131,072 tokens."""
+    passed: list[Any] = []
+
+    def stop(**options: Any) -> None:
+        passed.append(options)
+        raise InterruptedError
+
+    monkeypatch.setattr(grpo, "_check_vllm", lambda _: None)
+    monkeypatch.setattr(grpo, "policy_trainer", stop)
+    with pytest.raises(InterruptedError):
+        train_teacher(settings(vllm="colocate"))
+    [options] = passed
+    prompts = [*options["train_dataset"]["prompt"], *options["eval_dataset"]["prompt"]]
+    longest = max(len(encoding) for encoding in encode(options["processing_class"], prompts))
+    assert options["args"].vllm_max_model_length == longest + 12
+
+
+def test_memory_is_given_back_after_training(settings: Settings, given_back: list[int]) -> None:
+    train_teacher(settings(steps=2))
+    assert given_back[-1] == 0 and len(given_back) >= 2  # trainer and student
 
 
 def test_rewards_that_are_none_have_no_advantage(settings: Settings) -> None:

@@ -104,6 +104,37 @@ def test_a_killed_training_ends_with_the_same_weights(tiny: Tiny, rows: Path) ->
     assert all(straight[name].equal(resumed[name]) for name in straight) and not torn.exists()
 
 
+def test_a_finished_training_continues_to_more_steps_or_epochs(tiny: Tiny, rows: Path) -> None:
+    constant: dict[str, Any] = {"schedule": "constant", "warmup": 0.0, "save_steps": 5}
+    train_student(settings(tiny(), rows, "straight", **constant, epochs=2))
+    train_student(settings(tiny(), rows, "longer", **constant, max_steps=5))
+    train_student(settings(tiny(), rows, "longer", **constant, max_steps=8))  # 6 are an epoch
+    assert train_student(settings(tiny(), rows, "longer", **constant, epochs=2)).steps == 12
+    straight, longer = (load_file(f"{out}/model.safetensors") for out in ("straight", "longer"))
+    assert all(straight[name].equal(longer[name]) for name in straight)
+    assert json.loads(Path("longer/training.json").read_text())["previous_steps"] == [5, 8]
+
+
+def test_a_training_whose_continuation_would_differ_is_not_continued(tiny: Tiny, rows: Path) -> None:
+    steps = [
+        ({"schedule": "cosine"}, "with --schedule cosine, the learning rate depends on .*--model cosine"),
+        ({"schedule": "constant", "warmup": 0.5}, "with --warmup-ratio, .*--model constant"),
+        ({"schedule": "constant", "warmup": 0.0, "save_steps": 10}, "no checkpoint .*--model constant"),
+    ]
+    for number, (changes, message) in enumerate(steps):
+        out = f"{changes['schedule']}{number}"
+        options: dict[str, Any] = {"save_steps": 1, **changes}
+        train_student(settings(tiny(), rows, out, **options, max_steps=1))
+        with pytest.raises(RunFolderError, match=f"contains a training of 1 steps.*{message}"):
+            train_student(settings(tiny(), rows, out, **options, max_steps=2))
+
+
+def test_a_constant_rate_is_warmed_up(tiny: Tiny, rows: Path) -> None:
+    train_student(settings(tiny(), rows, schedule="constant", warmup=0.5, max_steps=4))
+    logged = map(json.loads, Path("out/metrics.jsonl").read_text().splitlines())
+    assert [entry["learning_rate"] for entry in logged if "loss" in entry] == [0.0, 5e-4, 1e-3, 1e-3]
+
+
 def test_lora_and_packing_train_too(tiny: Tiny, rows: Path) -> None:
     summary = train_student(settings(tiny(), rows, "lora", lora_rank=4, max_steps=2))
     assert Path("lora/adapter_model.safetensors").exists() and summary.steps == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,8 @@ from rlt_data.engines import (
     open_model,
 )
 from rlt_data.engines.protocol import Engine
-from rlt_data.engines.vllm import picks_tokens, scored
 from rlt_data.settings import ModelSettings
 
-vllm = pytest.importorskip("vllm")
 pytest.importorskip("vllm.exceptions")
 
 PROMPTS = [
@@ -177,15 +174,3 @@ def test_a_sample_depends_on_its_seed_alone(engines: dict[str, Engine], prompts:
     alone = sample(engines["sampling"], prompts[:1], range(1, 2))
     assert together["0/1"].text == alone["0/1"].text
     assert len({result.text for result in together.values()}) > 8
-
-
-@pytest.mark.parametrize("picks", [True, False])
-def test_the_installed_version_accepts_the_parameters_of_scoring(picks: bool) -> None:
-    """Without a GPU, the parameters of the V2 runner cannot run, but vLLM's validation of them can."""
-    if picks:
-        assert picks_tokens(vllm.__version__, SimpleNamespace(use_v2_model_runner=True))
-    params = vllm.SamplingParams(**scored(np.arange(200, dtype=np.int32), 50, picks_tokens=picks))
-    config = SimpleNamespace(max_logprobs=20, max_model_len=512, get_vocab_size=lambda: 400)
-    params._validate_logprobs(config)
-    with pytest.raises(vllm.exceptions.VLLMValidationError, match="prompt_logprob_token_ids"):
-        vllm.SamplingParams(prompt_logprob_token_ids=np.zeros((1, 30), np.int32))._validate_logprobs(config)

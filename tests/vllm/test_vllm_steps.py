@@ -100,3 +100,16 @@ def test_a_text_longer_than_the_engine_takes_fails_alone(questions: Path, tmp_pa
     assert "the context is 24" in (
         rlt("generate", "--teacher", "nano", "--in", rows, *options, code=4).output + (run / "errors.jsonl").read_text()
     )
+
+
+def test_budget_forcing_gives_the_texts_of_the_transformers_engine(
+    questions: Path, tmp_path: Path, rlt: Rlt, read: Read
+) -> None:
+    flags = ("evaluate", "--model", "nano-student", "--benchmark", "countdown", "--in", questions, "--limit", 40)
+    flags += ("--dtype", "float32", "--max-tokens", 150, "--max-thought", 50, "--waits", 1, "--wait-text", " no")
+    for engine in ("vllm", "transformers"):
+        rlt(*flags, "--engine", engine, "--out", tmp_path / engine)
+    columns = ["question_id", "completion", "completion_tokens"]
+    vllm, transformers = (read(tmp_path / name, "answers").select(columns) for name in ("vllm", "transformers"))
+    assert len(vllm) == 40 and len(vllm.join(transformers, on=columns)) >= 38  # a tie may be rounded differently
+    assert (read(tmp_path / "vllm", "thoughts")["extension"] == 1).any()

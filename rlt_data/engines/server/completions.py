@@ -45,7 +45,7 @@ class Completions:
     def sample_body(self, dialect: Dialect, prompt: PromptRequest, request: SampleRequest) -> dict[str, Any]:
         """Return the body of the request for one sample."""
         sampling = self.sampling
-        max_tokens = sampling.room(prompt.ids, self.context_length)
+        max_tokens = sampling.room(prompt, self.context_length)
         body = self._body(dialect, prompt.ids) | {"max_tokens": max_tokens, "seed": request.signed_seed}
         if dialect.stop != "removed":
             body["stop"] = [sampling.stop]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
 
 from rlt_data.engines.models import Checkpoint
 from rlt_data.engines.protocol import (
@@ -20,6 +23,7 @@ from rlt_data.engines.transformers.model import CausalModel
 from rlt_data.engines.transformers.scoring import Scorer
 from rlt_data.errors import ModelError
 from rlt_data.formats import Tokenizer
+from rlt_data.libraries import freed_memory
 from rlt_data.settings import ModelSettings
 
 
@@ -39,6 +43,7 @@ class TransformersEngine:
         tokens = settings.batch_tokens or (4096 if self.model.device.type == "cpu" else 16384)
         self._generator = Generator(self.model, tokenizer, batch_size=settings.batch_size, batch_tokens=tokens)
         self._scorer = Scorer(self.model, tokens)
+        self._runs_on: torch.device | None = None
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, tokenizer: Tokenizer, settings: ModelSettings) -> TransformersEngine:
@@ -55,8 +60,21 @@ class TransformersEngine:
 
     def logprobs(self, blocks: Iterable[SequenceBlock], temperature: float) -> Iterator[SequenceLogprobs | Failure]:
         """Score texts; see :class:`~rlt_data.engines.Engine`."""
-        for block in blocks:
-            yield from self._scorer.logprobs(block, temperature)
+        if self._runs_on:
+            self.model.move(self._runs_on)
+        try:
+            for block in blocks:
+                yield from self._scorer.logprobs(block, temperature)
+        finally:
+            if self._runs_on:
+                self.offload()
+
+    def offload(self) -> None:
+        """Keep the weights on the CPU from now on, except while texts are scored."""
+        self._runs_on = self._runs_on or self.model.device
+        self.model.move(torch.device("cpu"))
+        if self._runs_on.type == "cuda":
+            torch.cuda.empty_cache()
 
     def full_kl(
         self,
@@ -81,4 +99,6 @@ class TransformersEngine:
         return ""
 
     def close(self) -> None:
-        """Do nothing: the memory is freed with the engine."""
+        """Free the model's memory, even if something still refers to this engine."""
+        with freed_memory():
+            self.model = self._generator = self._scorer = cast(Any, None)

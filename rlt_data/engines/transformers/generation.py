@@ -121,7 +121,7 @@ class Generator:
         )
         rows, prompt_of_row = [], []
         for prompt_index, request in enumerate(batch):
-            max_tokens = sampling.room(request.ids, self._model.context_length)
+            max_tokens = sampling.room(request, self._model.context_length)
             for sample in request.samples:
                 rows.append(_Row(request, sample, max_tokens, Uniforms(sample.seed)))
                 prompt_of_row.append(prompt_index)

@@ -16,7 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlt_data.engines.config import context_length_of, load_config, pick_device, pick_dtype
+from rlt_data.engines.config import (
+    cache_bytes,
+    context_length_of,
+    describe_device,
+    load_config,
+    pick_device,
+    pick_dtype,
+)
 from rlt_data.engines.models import Checkpoint
 from rlt_data.engines.transformers import attention
 from rlt_data.engines.transformers.cache import GrowingCache
@@ -109,6 +116,7 @@ class CausalModel:
             causal = cls(model.to(device).eval(), name, exact=exact)
             causal.use_blocks()
             causal._check()
+            logger.info("%s: on %s, %s", name, describe_device(causal.device), str(dtype).removeprefix("torch."))
             return causal
         except ModelError:
             raise
@@ -116,6 +124,11 @@ class CausalModel:
             reason = first_line(error)
         model = model_and_info = causal = None  # type: ignore[assignment] # the error keeps this frame, not the memory
         raise ModelError(f"{name}: cannot be run on {device}: {reason}")
+
+    def move(self, device: torch.device) -> None:
+        """Move the weights to another device."""
+        self._model.to(device)
+        self.device = device
 
     @property
     def context_length(self) -> int:
@@ -136,10 +149,7 @@ class CausalModel:
     @property
     def bytes_per_token(self) -> int:
         """Size of one token's keys and values, in bytes."""
-        config = self._text_config
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(2 * config.num_hidden_layers * heads * size * self.dtype.itemsize)
+        return cache_bytes(self._text_config, 1, self.dtype.itemsize)
 
     def use_blocks(self) -> None:
         """Use attention in blocks, if the model can; not for training."""

@@ -1,0 +1,84 @@
+"""Estimate the GPU memory of a model that samples or scores, from its configuration and files, before it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlt_data.engines.config import cache_bytes, load_config
+from rlt_data.engines.open import Model
+
+_GIB = 2**30
+
+#: Tokens of a forward pass without ``--batch-tokens``; vLLM scores fewer at a time (:mod:`rlt_data.engines.vllm`).
+_PASS_TOKENS, _VLLM_SCORING_TOKENS = 16384, 2048
+#: Samples of a step of decoding without ``--batch-size``.
+_SAMPLES = 256
+#: Bytes per entry of the vocabulary: float32 logits; for the log-probs of a text, vLLM's first model runner has
+#: bfloat16 logits and their float32 log-softmax.
+_LOGIT_BYTES, _VLLM_SCORING_LOGIT_BYTES = 4, 6
+#: Logits of the transformers engine when it scores: 1,024 tokens by a block of 16,384 entries.
+_SCORING_LOGITS = 1024 * 16384
+
+
+@dataclass(frozen=True)
+class ModelMemory:
+    """Estimated memory of a model on each of its GPUs, in GiB.
+
+    Attributes:
+        model: name of the model.
+        dtype: data type of its weights.
+        weights_gib: weights.
+        cache_gib: keys and values of one text of the given length.
+        pass_gib: inner activations of one layer in a forward pass, and logits.
+    """
+
+    model: str
+    dtype: str
+    weights_gib: float
+    cache_gib: float
+    pass_gib: float
+
+
+def model_memory(model: Model, tokens: int) -> ModelMemory:
+    """Estimate the memory of a model with an engine that runs on this machine or a cluster.
+
+    Args:
+        model: the model; its weights need not be loaded.
+        tokens: length of the longest text.
+    """
+    settings, config = model.settings, load_config(model.checkpoint, model.settings)
+    gpus = settings.tensor_parallel
+    return ModelMemory(
+        model=model.checkpoint.name,
+        dtype=model.identity.dtype,
+        weights_gib=model.weight_bytes / gpus / _GIB,
+        cache_gib=cache_bytes(config, tokens, model.dtype.itemsize) / gpus / _GIB,
+        pass_gib=_pass_bytes(model, config.get_text_config()) / _GIB,
+    )
+
+
+def _pass_bytes(model: Model, config: Any) -> int:
+    settings = model.settings
+    scores_by_vllm = model.scoring and settings.engine == "vllm"
+    tokens = settings.batch_tokens or (_VLLM_SCORING_TOKENS if scores_by_vllm else _PASS_TOKENS)
+    inner = 8 * config.hidden_size + 3 * (getattr(config, "intermediate_size", 0) or 4 * config.hidden_size)
+    if scores_by_vllm:
+        logits = tokens * config.vocab_size * _VLLM_SCORING_LOGIT_BYTES
+    elif model.scoring:
+        logits = _SCORING_LOGITS * _LOGIT_BYTES
+    else:
+        logits = (settings.batch_size or _SAMPLES) * config.vocab_size * _LOGIT_BYTES
+    return int(tokens * inner * model.dtype.itemsize + logits)
+
+
+def fitting_texts(models: Sequence[ModelMemory], gpu_gib: float) -> int:
+    """Return how many texts of the given length the models can have in memory together; 0 if they do not fit.
+
+    Args:
+        models: memory of the models that share the GPU.
+        gpu_gib: memory of the GPU that they may use, in GiB.
+    """
+    rest = gpu_gib - sum(model.weights_gib + model.pass_gib for model in models)
+    return max(int(rest / sum(model.cache_gib for model in models)), 0)
