@@ -80,7 +80,8 @@ class Ours:
             temperature=TEMPERATURE,
             **self._settings.model_dump(include={"engine", "device", "dtype"}),
         )
-        self._model.engine = self._engine  # the step closes its model
+        # A new engine on the loaded model, because the step closes it.
+        self._model.engine = TransformersEngine(self._engine.model, self._model.tokenizer, self._settings)
         return run_step(self._model, settings)
 
     def prompts(self, questions: int) -> list[list[int]]:

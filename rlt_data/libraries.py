@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
 import re
 import warnings
@@ -25,6 +26,8 @@ def prepare_libraries() -> None:
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl")
     warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm in a notebook; its bars are not shown
+    # On some CPUs it warns, when PEFT imports it, that an optional kernel is missing.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def show_bars() -> None:
@@ -51,12 +54,12 @@ def quiet_bars(*, data: bool = False) -> Iterator[None]:
     if _bars_shown:
         yield
         return
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     with contextlib.ExitStack() as cleanup:
-        if logging.is_progress_bar_enabled():
-            logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-            cleanup.callback(logging.enable_progress_bar)
+        if transformers_logging.is_progress_bar_enabled():
+            transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+            cleanup.callback(transformers_logging.enable_progress_bar)
         if data:
             import datasets
 

@@ -28,7 +28,7 @@ from rlt_data.training.sft import train_student
 from rlt_data.training.solver import train_solver
 from rlt_data.training.teacher import train_teacher
 from tests.conftest import Rlt, write_jsonl
-from tests.training.test_many_processes import forked
+from tests.training.processes import finished, forked, shard_on_cpu, variables_of
 
 pytest.importorskip("trl", reason="needs the extra train")
 Tiny = Callable[..., Path]
@@ -174,14 +174,16 @@ def test_sampled_logprobs_are_those_of_the_adapted_policy(tiny: Tiny, settings: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
 def test_two_processes_train_the_same_adapter(
-    rlt: Rlt, tiny: Tiny, problems: Path, monkeypatch: pytest.MonkeyPatch
+    rlt: Rlt, tiny: Tiny, problems: Path, monkeypatch: pytest.MonkeyPatch, sharded: bool
 ) -> None:
     options: list[Any] = ["train-teacher", "rl", "--model", tiny(), "--student", tiny("chat", 1), "--in", problems]
     options += ["--device", "cpu", "--steps", 2, "--questions", 2, "--group", 4, "--micro-batch-size", 2]
     options += ["--held-out", 2, "--save-steps", 1, "--sync-steps", 1, "--max-tokens", 12, "--learning-rate", 1e-3]
     options += ["--lora-rank", 4]
-    forked(monkeypatch, *options, "--out", "two")
+    fsdp: dict[str, Any] = {"variables": variables_of("fsdp2"), "prepare": shard_on_cpu} if sharded else {}
+    finished(forked(monkeypatch, *options, "--out", "two", **fsdp))
     rlt(*options, "--out", "one")
     for file in ("adapter_model.safetensors", "checkpoint-2/reference/model.safetensors"):
         one, two = load_file(f"one/{file}"), load_file(f"two/{file}")
