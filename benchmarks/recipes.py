@@ -363,7 +363,7 @@ def by_file(recipe: str, scale: str) -> dict[str, Any]:
         "machine": _name(machine),
         "fits": "yes" if all(step.fits for step in found) else "no",
         "GiB per GPU": f"{largest.gib:.1f} ({largest.step})",
-        "hours": _time(sum(step.seconds for step in found)),
+        "time": _time(sum(step.seconds for step in found)),
         "$": _price(sum(step.dollars for step in found)),
     }
 
