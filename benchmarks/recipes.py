@@ -333,9 +333,10 @@ def steps(recipe: str, scale: str, machine: tuple[int, Gpu]) -> list[Step]:
 
 
 def all_steps() -> list[dict[str, Any]]:
-    """Return the steps of all YAML files on all machines."""
+    """Return the steps of all YAML files on all machines; those that do not fit have no time and price."""
     return [
         {"recipe": recipe, "scale": scale, "machine": _name(machine), **asdict(step)}
+        | ({} if step.fits else {"seconds": None, "dollars": None})
         for recipe, scale in shipped()
         for machine in MACHINES
         for step in steps(recipe, scale, machine)

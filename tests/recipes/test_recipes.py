@@ -20,6 +20,7 @@ import yaml
 from rlt_data.errors import InputError, RltDataError, SettingsError
 from rlt_data.recipes import experiment
 from rlt_data.recipes.experiment import Experiment, estimate, load_config, merged, pearson, spearman
+from rlt_data.recipes.nano.corpus import warm_up_rows
 from rlt_data.recipes.stages import compare_evaluations, slug, source_rows
 from rlt_data.settings import TrainTeacherSettings, WarmUpSettings, parse_settings
 from tests.conftest import Rlt, write_jsonl
@@ -41,7 +42,7 @@ def run(tmp_path: Path) -> Run:
         for section, keys in smaller.items():
             name = section.replace("_", "-") if section.replace("_", "-") in config else section
             replaced = section in ("lambdas", "sources", "sizes") or not isinstance(keys, dict)
-            config[name] = keys if replaced else merged(config[name], keys)
+            config[name] = keys if replaced else merged(config.get(name, {}), keys)
         for section in [name for name in config if name.startswith("test")]:
             config[section] = {"countdown": config[section]["countdown"] | {"rows": test_rows}}
         work: Callable[[Experiment], None] = import_module(f"rlt_data.recipes.{recipe}.recipe").run
@@ -103,6 +104,27 @@ def test_a_reward_without_the_solution_term_makes_other_teachers(run: Run) -> No
     assert arms["after RL, r_kl only"]["reward"] != arms["after RL, λ = 1"]["reward"]
     assert all(0 <= arms[arm][name]["mean"] <= 1 for arm in list(arms)[:3] for name in ("copied", "repeated"))
     assert set(results["gains"]) == {"after RL, λ = 1", "after RL, r_kl only"}
+
+
+@pytest.mark.slow
+def test_adapters_in_every_training(run: Run, tmp_path: Path) -> None:
+    """As at the scale single-24gb: RL starts from an adapter, and students learn from the traces of one."""
+    rows = write_jsonl(tmp_path / "warm-up.jsonl", list(warm_up_rows(0, count=64, large_share=0)))
+    adapter = {"lora_rank": 4}
+    warmup = {"model": "nano-teacher-warm", "in": str(rows), "max_steps": 2, "max_length": 256, "device": "cpu"}
+    teacher = {"steps": 2, "questions": 4, "held_out": 8, "save_steps": 1, "micro_batch_size": 16}
+    arms = run(
+        "teacher",
+        60,
+        rewards={"λ = 0": None},
+        warmup=warmup | adapter,
+        teacher=teacher | adapter | {"beta": 0.04, "sync_steps": 1},
+        student=adapter | {"epochs": 1},
+        **fewer_rows("teacher", 96),
+    )["arms"]
+    assert arms["after RL, λ = 1"]["reward"] != arms["before RL"]["reward"]
+    for model in ("teachers/warm", "teachers/lambda-1-0/best", "students/after-RL-lambda-1-0"):
+        assert (tmp_path / "teacher" / model / "adapter_config.json").is_file()
 
 
 @pytest.mark.slow
