@@ -263,7 +263,8 @@ def publish(
     folder = experiment.out / "results"
     folder.mkdir(parents=True, exist_ok=True)
     command = f"python -m rlt_data.recipes {experiment.recipe} --scale {experiment.scale}"
-    text = f"`{command}`, {len(experiment.seeds)} seeds; means with 95 % intervals (Student's t) over them.\n\n{text}"
+    seeds = len(experiment.seeds)
+    text = f"`{command}`, {seeds} seed{'s' * (seeds > 1)}; means with 95 % intervals (Student's t) over them.\n\n{text}"
     content = {"command": command, "versions": versions("trl"), "config": experiment.config, **figures}
     (folder / f"{experiment.recipe}.json").write_text(
         json.dumps(content, indent=2, default=_json) + "\n", encoding="utf-8"
@@ -287,7 +288,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m rlt_data.recipes")
     parser.add_argument("recipe", choices=recipes(), metavar="NAME", help=", ".join(recipes()))
-    parser.add_argument("--scale", default="nano", help="nano, single-gpu, paper, or the path of a YAML file")
+    parser.add_argument(
+        "--scale", default="nano", help="nano, single-24gb, single-gpu, paper, or the path of a YAML file"
+    )
     parser.add_argument("--out", help="output folder; default: runs/NAME-SCALE")
     parser.add_argument("--dry-run", action="store_true", help="check and print the settings of every step")
     options = parser.parse_args(arguments)
@@ -332,7 +335,8 @@ def load_config(recipe: str, scale: str, extended_by: tuple[str, ...] = ()) -> d
         config = parse_yaml(text, scale)
     except (OSError, UnicodeDecodeError, InputError) as error:
         raise SettingsError(
-            f"--scale: {scale}: cannot be read ({first_line(error)}); set nano, single-gpu, paper, or a YAML file"
+            f"--scale: {scale}: cannot be read ({first_line(error)}); "
+            "set nano, single-24gb, single-gpu, paper, or a YAML file"
         ) from None
     if config is None:
         raise SettingsError(f"--scale: {scale}: must be a YAML mapping with a section for each step")

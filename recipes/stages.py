@@ -16,7 +16,8 @@ from rlt_data.formats.views import read_completion
 from rlt_data.inputs.check import good_rows
 from rlt_data.recipes.experiment import Estimate, Experiment, estimate
 from rlt_data.recipes.nano.rivals import rival_rows
-from rlt_data.settings import InputSettings, parse_settings
+from rlt_data.settings import CompareSettings, InputSettings, parse_settings
+from rlt_data.steps.compare import compare
 from rlt_data.steps.provenance import recorded_format
 from rlt_data.storage.run import RunFolder
 from rlt_data.training.rewards import copied_fraction, repeated_fraction
@@ -287,28 +288,24 @@ def by_benchmark(results: list[dict[str, Any]]) -> dict[str, Estimate]:
     return {name: estimate([result["benchmarks"][name] for result in results]) for name in results[0]["benchmarks"]}
 
 
-def overlap(one: dict[str, str], other: dict[str, str]) -> float:
-    """Return the share of solved problems that two models have in common.
-
-    The share is relative to the model that solves fewer problems: the paper's 98.5 % cannot be relative to all problems
-    that one of them solves, because its models solve 50.8 and 49.2 % of the problems.
+def compare_evaluations(one: dict[str, str], other: dict[str, str]) -> dict[str, dict[str, float]]:
+    """Compare two models on the same questions, by benchmark.
 
     Args:
         one: run folders of the evaluations of a model by benchmark.
-        other: those of another model on the same questions.
+        other: those of another model.
+
+    Returns:
+        For each benchmark, the ``difference`` of the accuracies (other minus one), the ``p_value`` of McNemar's test,
+        and ``overlap``: the problems that both solve, as a share of those of the model that solves fewer. The paper's
+        98.5 % cannot be a share of all problems that one of the models solves: its models solve 50.8 and 49.2 %.
     """
-    solved = [
-        {
-            (benchmark, question)
-            for benchmark, run in runs.items()
-            for question in pl.read_parquet(f"{run}/grades/*.parquet")
-            .group_by("question_id")
-            .agg(pl.col("correct").mean())
-            .filter(pl.col("correct") >= 0.5)["question_id"]
-        }
-        for runs in (one, other)
-    ]
-    return len(solved[0] & solved[1]) / max(1, min(map(len, solved)))
+    figures = {}
+    for benchmark, run in one.items():
+        found = compare(parse_settings(CompareSettings, {"in": [run, other[benchmark]]}))
+        overlap = found.both / max(1, min(found.first.solved, found.second.solved))
+        figures[benchmark] = {"overlap": overlap, "difference": found.difference, "p_value": found.p_value}
+    return figures
 
 
 def scores_by_rank(run: str) -> list[float]:

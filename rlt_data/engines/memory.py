@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from rlt_data.engines.config import cache_bytes, load_config
 from rlt_data.engines.open import Model
+from rlt_data.settings import ModelSettings
 
 _GIB = 2**30
 
@@ -48,29 +51,53 @@ def model_memory(model: Model, tokens: int) -> ModelMemory:
         model: the model; its weights need not be loaded.
         tokens: length of the longest text.
     """
-    settings, config = model.settings, load_config(model.checkpoint, model.settings)
-    gpus = settings.tensor_parallel
+    config = load_config(model.checkpoint, model.settings)
+    name, weights = model.checkpoint.name, model.weight_bytes
+    return estimate_memory(name, config, model.settings, weights, model.dtype, tokens, scoring=model.scoring)
+
+
+def estimate_memory(
+    name: str,
+    config: Any,
+    settings: ModelSettings,
+    weight_bytes: float,
+    dtype: torch.dtype,
+    tokens: int,
+    *,
+    scoring: bool,
+) -> ModelMemory:
+    """Estimate the memory of a model without its files.
+
+    Args:
+        name: name of the model.
+        config: Transformers configuration.
+        settings: settings of the engine.
+        weight_bytes: size of the loaded weights.
+        dtype: their data type.
+        tokens: length of the longest text.
+        scoring: the engine scores texts; otherwise it samples.
+    """
+    gpus, text = settings.tensor_parallel, config.get_text_config()
     return ModelMemory(
-        model=model.checkpoint.name,
-        dtype=model.identity.dtype,
-        weights_gib=model.weight_bytes / gpus / _GIB,
-        cache_gib=cache_bytes(config, tokens, model.dtype.itemsize) / gpus / _GIB,
-        pass_gib=_pass_bytes(model, config.get_text_config()) / _GIB,
+        model=name,
+        dtype=str(dtype).removeprefix("torch."),
+        weights_gib=weight_bytes / gpus / _GIB,
+        cache_gib=cache_bytes(config, tokens, dtype.itemsize) / gpus / _GIB,
+        pass_gib=_pass_bytes(text, settings, dtype, scoring=scoring) / _GIB,
     )
 
 
-def _pass_bytes(model: Model, config: Any) -> int:
-    settings = model.settings
-    scores_by_vllm = model.scoring and settings.engine == "vllm"
+def _pass_bytes(config: Any, settings: ModelSettings, dtype: torch.dtype, *, scoring: bool) -> int:
+    scores_by_vllm = scoring and settings.engine == "vllm"
     tokens = settings.batch_tokens or (_VLLM_SCORING_TOKENS if scores_by_vllm else _PASS_TOKENS)
     inner = 8 * config.hidden_size + 3 * (getattr(config, "intermediate_size", 0) or 4 * config.hidden_size)
     if scores_by_vllm:
         logits = tokens * config.vocab_size * _VLLM_SCORING_LOGIT_BYTES
-    elif model.scoring:
+    elif scoring:
         logits = _SCORING_LOGITS * _LOGIT_BYTES
     else:
         logits = (settings.batch_size or _SAMPLES) * config.vocab_size * _LOGIT_BYTES
-    return int(tokens * inner * model.dtype.itemsize + logits)
+    return int(tokens * inner * dtype.itemsize + logits)
 
 
 def fitting_texts(models: Sequence[ModelMemory], gpu_gib: float) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -51,12 +52,14 @@ class Machine:
         gpus: number of GPUs, one process each.
         gpu_bytes: memory of one GPU, None without GPUs.
         sharded: weights, gradients and optimizer are sharded over the GPUs (FSDP2).
+        in_main_memory: the sharded weights, gradients and optimizer are in main memory, except for gathered layers.
     """
 
     name: str
     gpus: int
     gpu_bytes: int | None
     sharded: bool = False
+    in_main_memory: bool = False
 
 
 def common_machines(settings: TrainingSettings) -> tuple[Machine, ...]:
@@ -78,7 +81,14 @@ def this_machine(settings: TrainingSettings) -> Machine:
     """Return the GPUs of this launch."""
     device, processes = pick_device(settings.device), world_size()
     memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-    return Machine(f"this launch, {processes} x {device.type}", processes, memory, sharding() is not None)
+    offload = os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() == "true"  # set by accelerate launch
+    return Machine(
+        f"this launch, {processes} x {device.type}",
+        gpus=processes,
+        gpu_bytes=memory,
+        sharded=sharding() is not None,
+        in_main_memory=sharding() == "fsdp" and offload,
+    )
 
 
 @dataclass(frozen=True)
@@ -189,6 +199,7 @@ class Estimator:
         model = self._models[key] = self._models.get(key) or meta_model(self._config, settings)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         shards = machine.gpus if machine.sharded else 1
+        on_gpu = 0 if machine.in_main_memory else 1
         copies = 2 if machine.gpus > shards else 1  # data parallelism reduces gradients in buckets
         weights, gradients = _weight_bytes(model, settings), sum(map(_nbytes, trained))
         reference = vllm = sampling = 0
@@ -201,16 +212,17 @@ class Estimator:
                 vllm = int(settings.vllm_memory * (machine.gpu_bytes or 0))
             elif settings.vllm == "none" and machine.sharded:
                 sampling = 2 * sum(weight.numel() for weight in model.parameters())  # gathered in bfloat16
-        on_gpu = not isinstance(settings, TrainTeacherSettings) or settings.student_device in ("auto", "offload")
+        scores_here = not isinstance(settings, TrainTeacherSettings) or settings.student_device in ("auto", "offload")
         activations = self._activations(settings, machine)
         return Memory(
             machine=machine.name,
             gpu=machine.gpu_bytes,
-            weights=weights // shards + (_gathered_bytes(model) if shards > 1 else 0),
-            gradients=copies * gradients // shards,
-            optimizer=_optimizer_bytes(model, settings.optimizer) // shards,
-            reference=reference // shards,
-            student=self._student_bytes if on_gpu else 0,
+            weights=on_gpu * weights // shards
+            + (_gathered_bytes(model) if shards > 1 or machine.in_main_memory else 0),
+            gradients=on_gpu * copies * gradients // shards,
+            optimizer=on_gpu * _optimizer_bytes(model, settings.optimizer) // shards,
+            reference=on_gpu * reference // shards,
+            student=self._student_bytes if scores_here else 0,
             vllm=vllm,
             sampling=sampling,
             activations=activations.saved + activations.recomputed if activations else None,

@@ -9,7 +9,6 @@ import pytest
 
 from benchmarks import recipes, scaling
 from benchmarks.report import markdown
-from rlt_data.recipes.experiment import recipes as all_recipes
 
 DOCS = Path(__file__).parents[2]
 
@@ -40,7 +39,19 @@ def test_the_table_of_the_docs_is_that_of_the_command() -> None:
     assert markdown(scaling.rows(scaling.parser().parse_args([]))) in (DOCS / "docs" / "scaling.md").read_text()
 
 
-def test_every_recipe_has_a_price() -> None:
-    for recipe in all_recipes():
-        assert 0 < recipes.hours(recipe, "single-gpu") < recipes.hours(recipe, "paper")
-    assert markdown(recipes.rows()) in (DOCS / "recipes" / "README.md").read_text()
+@pytest.mark.parametrize(("recipe", "scale"), recipes.shipped())
+def test_nothing_is_shipped_for_a_card_that_it_does_not_fit(recipe: str, scale: str) -> None:
+    steps = recipes.steps(recipe, scale, scaling.MACHINES[recipes.SCALES[scale].machine])
+    assert [step.step for step in steps if not step.fits] == []
+    assert {"score", "train-student", "evaluate"} <= {step.step.partition(" (")[0] for step in steps}
+    assert all(0 < step.seconds < float("inf") and step.dollars > 0 for step in steps)
+    assert markdown([recipes.by_file(recipe, scale)]).splitlines()[-1] in (DOCS / "recipes" / "README.md").read_text()
+
+
+def test_the_settings_of_a_larger_card_do_not_fit_a_smaller_one() -> None:
+    for scale, machine in (("single-gpu", scaling.MACHINES[0]), ("paper", scaling.MACHINES[1])):
+        too_large = {step.step for step in recipes.steps("teacher", scale, machine) if not step.fits}
+        assert too_large == {"train-teacher warmup (warmup)", "train-teacher rl (teacher)", "train-student (student)"}
+    for recipe in ("teacher", "student"):
+        machines = {recipes.SCALES[scale].machine for name, scale in recipes.shipped() if name == recipe}
+        assert machines == set(range(len(scaling.MACHINES)))

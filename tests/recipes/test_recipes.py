@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -19,7 +20,8 @@ import yaml
 from rlt_data.errors import InputError, RltDataError, SettingsError
 from rlt_data.recipes import experiment
 from rlt_data.recipes.experiment import Experiment, estimate, load_config, merged, pearson, spearman
-from rlt_data.recipes.stages import overlap, slug, source_rows
+from rlt_data.recipes.nano.corpus import warm_up_rows
+from rlt_data.recipes.stages import compare_evaluations, slug, source_rows
 from rlt_data.settings import TrainTeacherSettings, WarmUpSettings, parse_settings
 from tests.conftest import Rlt, write_jsonl
 from tests.recipes.work import process_of_call
@@ -40,7 +42,7 @@ def run(tmp_path: Path) -> Run:
         for section, keys in smaller.items():
             name = section.replace("_", "-") if section.replace("_", "-") in config else section
             replaced = section in ("lambdas", "sources", "sizes") or not isinstance(keys, dict)
-            config[name] = keys if replaced else merged(config[name], keys)
+            config[name] = keys if replaced else merged(config.get(name, {}), keys)
         for section in [name for name in config if name.startswith("test")]:
             config[section] = {"countdown": config[section]["countdown"] | {"rows": test_rows}}
         work: Callable[[Experiment], None] = import_module(f"rlt_data.recipes.{recipe}.recipe").run
@@ -105,6 +107,27 @@ def test_a_reward_without_the_solution_term_makes_other_teachers(run: Run) -> No
 
 
 @pytest.mark.slow
+def test_adapters_in_every_training(run: Run, tmp_path: Path) -> None:
+    """As at the scale single-24gb: RL starts from an adapter, and students learn from the traces of one."""
+    rows = write_jsonl(tmp_path / "warm-up.jsonl", list(warm_up_rows(0, count=64, large_share=0)))
+    adapter = {"lora_rank": 4}
+    warmup = {"model": "nano-teacher-warm", "in": str(rows), "max_steps": 2, "max_length": 256, "device": "cpu"}
+    teacher = {"steps": 2, "questions": 4, "held_out": 8, "save_steps": 1, "micro_batch_size": 16}
+    arms = run(
+        "teacher",
+        60,
+        rewards={"λ = 0": None},
+        warmup=warmup | adapter,
+        teacher=teacher | adapter | {"beta": 0.04, "sync_steps": 1},
+        student=adapter | {"epochs": 1},
+        **fewer_rows("teacher", 96),
+    )["arms"]
+    assert arms["after RL, λ = 1"]["reward"] != arms["before RL"]["reward"]
+    for model in ("teachers/warm", "teachers/lambda-1-0/best", "students/after-RL-lambda-1-0"):
+        assert (tmp_path / "teacher" / model / "adapter_config.json").is_file()
+
+
+@pytest.mark.slow
 def test_students_of_several_sources(run: Run) -> None:
     config = load_config("student", "nano")["sources"]
     kept = {name: config[name] for name in ("RL teacher, one", "search by rule, edited")}
@@ -150,7 +173,7 @@ def test_a_teacher_in_another_domain(run: Run) -> None:
     of_paper = {"base", "solver", "home-student", "home-rival", "after", "rival-solver"}
     assert set(arms) == of_paper | {"home-solver", "before"}
     assert arms["after"]["rows"]["mean"] > 60 and arms["home-rival"]["rows"]["mean"] > 60
-    assert len(results["overlap"]) == 4 and all(0 <= share["mean"] <= 1 for share in results["overlap"].values())
+    assert len(results["pairs"]) == 4 and all(0 <= pair["overlap"]["mean"] <= 1 for pair in results["pairs"].values())
 
 
 @pytest.mark.slow
@@ -189,9 +212,27 @@ def test_every_scale_is_understood(recipe: str, scale: str, tmp_path: Path, caps
     assert not list(tmp_path.rglob("*.json"))
     steps = printed.split("rlt-data ")[1:]
     run_by = {step.partition("  #")[0]: _engine(step) for step in steps if step.startswith(("gen", "sco", "eva"))}
-    expected = {"single-gpu": ("vllm", 1)}.get(scale, ("vllm", 8) if scale.startswith("paper") else ("auto", 1))
+    expected = {"single": ("vllm", 1), "paper": ("vllm", 8)}.get(scale.partition("-")[0], ("auto", 1))
     assert {"score", "evaluate"} <= run_by.keys() and set(run_by.values()) == {expected}, run_by
     assert files(f"rlt_data.recipes.{recipe}").joinpath(f"{scale}.yaml").read_text().startswith("# ")
+
+
+def test_models_and_traces_of_other_recipes_have_their_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: set[str] = set()
+
+    def remember(self: Experiment, name: str, section: str, settings: Any) -> None:
+        made.add(str(getattr(settings, "out", None)))
+        if getattr(settings, "held_out", 0):
+            made.add(f"{settings.out}/best")
+
+    monkeypatch.setattr(Experiment, "_show", remember)
+    used: set[str] = set()
+    for recipe, scale in SCALES:
+        config = load_config(recipe, scale)
+        used |= set(re.findall(r"'(runs/[^']+)'", str(config)))
+        dry = Experiment(recipe, config, Path(f"runs/{recipe}-{scale}"), dry_run=True)
+        import_module(f"rlt_data.recipes.{recipe}.recipe").run(dry)
+    assert used and used <= made, used - made
 
 
 def _engine(shown: str) -> tuple[str, int]:
@@ -269,14 +310,22 @@ def test_traces_of_another_pipeline_have_the_questions_of_a_teachers_traces(
     assert sorted(ours) == sorted(theirs) and len(ours) == 2
 
 
-def test_solved_problems_in_common_are_relative_to_the_weaker_model(tmp_path: Path) -> None:
-    solved = {"one": {"a": [1, 1], "b": [1, 0], "c": [0, 0]}, "other": {"a": [0, 1], "b": [0, 0], "c": [1, 1]}}
-    for name, questions in solved.items():
-        rows = [{"question_id": q, "correct": bool(x)} for q, answers in questions.items() for x in answers]
-        (tmp_path / name / "grades").mkdir(parents=True)
-        pl.DataFrame(rows).write_parquet(tmp_path / name / "grades" / "0.parquet")
-    one, other = ({"math": str(tmp_path / name)} for name in solved)
-    assert overlap(one, other) == 0.5 and overlap(one, one) == 1.0
+def test_two_models_are_compared_on_the_same_problems(rlt: Rlt) -> None:
+    settings = load_config("teacher", "nano")["test"]["countdown"] | {"rows": 100}
+    Experiment("teacher", {"countdown": settings}, Path()).step("countdown", out="questions.jsonl")
+    options = "--benchmark", "countdown", "--in", "questions.jsonl", "--max-tokens", 60, "--temperature", 0.7
+    for seed, name in enumerate(("one", "other")):
+        rlt("evaluate", "--model", "nano-student", *options, "--seed", seed, "--out", name)
+    solved = {
+        name: set(pl.read_parquet(f"{name}/grades/*.parquet").filter("correct")["question_id"])
+        for name in ("one", "other")
+    }
+    both = len(solved["one"] & solved["other"]) / min(len(solved["one"]), len(solved["other"]))
+    [found] = compare_evaluations({"countdown": "one"}, {"countdown": "other"}).values()
+    assert 0 < found["overlap"] == both and 0 < found["p_value"] <= 1
+    assert found["difference"] == pytest.approx((len(solved["other"]) - len(solved["one"])) / 100)
+    [same] = compare_evaluations({"countdown": "one"}, {"countdown": "one"}).values()
+    assert same == {"overlap": 1.0, "difference": 0.0, "p_value": 1.0}
 
 
 def test_a_scale_extends_another(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_plans_say_what_fits_and_what_would() -> None:
     assert "--student-device offload --lora-rank 16 --load-in-4bit" in longer.verdict
 
 
-def test_parts_follow_the_settings() -> None:
+def test_parts_follow_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     one, eight = Machine("one", 1, 80 * GIB), Machine("eight", 8, 80 * GIB, sharded=True)
 
     def memory(machine: Machine = one, **options: Any) -> Any:
@@ -246,6 +246,13 @@ def test_parts_follow_the_settings() -> None:
     assert sharded.sampling == plain.weights // 2 and plain.sampling == 0  # complete weights in bfloat16
     assert memory(eight, vllm="colocate").sampling == 0
     assert sharded.gradients == plain.gradients // 8 and sharded.weights > plain.weights // 8
+    moved = memory(replace(eight, in_main_memory=True))
+    assert moved.gradients == moved.optimizer == moved.reference == 0
+    assert moved.weights == sharded.weights - plain.weights // 8  # the gathered layers
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
+    settings = TrainTeacherSettings(model="m", student="s", input="i", out="o", device="cpu")
+    assert this_machine(settings).in_main_memory
 
 
 def test_a_dry_run_prints_a_table_for_four_machines(rlt: Rlt, tiny: Tiny, problems: Path) -> None:
