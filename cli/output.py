@@ -58,6 +58,7 @@ if TYPE_CHECKING:  # the steps' modules are imported when they run
     from rlt_data.steps.rank import RankSummary
     from rlt_data.training.grpo import PolicySummary
     from rlt_data.training.memory import Memory
+    from rlt_data.training.plan import Plan, PolicyPlan
     from rlt_data.training.sft import TrainingSummary
 
 
@@ -116,7 +117,9 @@ def _print_plan(rows: str, settings: GenerateSettings | ScoreSettings | Evaluate
     if rows == "scores":
         _console.print(f"{plan.tokens:,} tokens to score, {plan.tokens_read:,} to read")
     else:
-        expected = "" if plan.tokens_expected is None else f"; {plan.tokens_expected:,.0f} by the run's mean length"
+        expected = (
+            "" if plan.tokens_expected is None else f"; about {plan.tokens_expected:,.0f} by the run's mean length"
+        )
         _console.print(f"{plan.tokens_read:,} tokens of prompts; at most {plan.tokens:,} tokens to sample{expected}")
     for model in plan.memory:
         _console.print(
@@ -138,7 +141,11 @@ def _print_plan(rows: str, settings: GenerateSettings | ScoreSettings | Evaluate
 
 def _fit(fit: tuple[int, int]) -> str:
     gib, texts = fit
-    return f"a GPU of {gib} GiB has room for {texts:,} such texts at a time" if texts else f"{gib} GiB are too few"
+    return (
+        f"a GPU of {gib} GiB has room for {texts:,} such texts at a time"
+        if texts
+        else f"a GPU of {gib} GiB is too small"
+    )
 
 
 def _print_time(settings: GenerateSettings | ScoreSettings | EvaluateSettings, plan: StepPlan) -> None:
@@ -358,10 +365,7 @@ def print_training(settings: FineTuneSettings, summary: TrainingSummary) -> None
         f"{plan.rows:,} rows ({plan.left_out:,} left out as too long), {plan.tokens:,} tokens per epoch, "
         f"{plan.learned_tokens:,} of them in the loss, {plan.longest:,} tokens in the longest row"
     )
-    _console.print(
-        f"{plan.steps:,} steps on {plan.processes} processes, {plan.accumulation} forward passes each; "
-        f"{plan.parameters / 1e6:,.1f} M parameters"
-    )
+    _console.print(f"{plan.steps:,} steps on {_processes(plan)}; {plan.parameters / 1e6:,.1f} M parameters")
     _print_memory(plan.memory)
     if not settings.dry_run:
         loss = f", loss {summary.loss:.4f}" if summary.loss is not None else ""
@@ -378,8 +382,8 @@ def print_policy_training(settings: PolicySettings, summary: PolicySummary) -> N
         f"out, {plan.longest:,} tokens in the longest prompt"
     )
     _console.print(
-        f"{plan.steps:,} steps of {plan.samples:,} samples on {plan.processes} processes, {plan.accumulation} forward "
-        f"passes each; each question is used {plan.epochs:.2f} times; at most {plan.tokens:,} tokens"
+        f"{plan.steps:,} steps of {plan.samples:,} samples on {_processes(plan)}; "
+        f"each question is used {plan.epochs:.2f} times; at most {plan.tokens:,} tokens"
     )
     _console.print(f"{plan.parameters / 1e6:,.1f} M parameters")
     _print_memory(plan.memory)
@@ -392,6 +396,11 @@ def print_policy_training(settings: PolicySettings, summary: PolicySummary) -> N
         _console.print(
             _plain(f"{summary.steps} steps done, reward {summary.reward:.4f}; the model is in {summary.out}{best}")
         )
+
+
+def _processes(plan: Plan | PolicyPlan) -> str:
+    processes = "1 process" if plan.processes == 1 else f"{plan.processes:,} processes"
+    return f"{processes}, {plan.accumulation:,} forward passes per process"
 
 
 def _print_memory(machines: Sequence[Memory]) -> None:

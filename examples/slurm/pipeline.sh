@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Slurm array: each job generates and scores one share of the questions, and a last job unites the shares.
+# A Slurm array: each job generates and scores one share of the questions, and a last job merges the shares.
 #
 #   job=$(sbatch --parsable --array=1-8 --gpus=1 pipeline.sh)
 #   sbatch --dependency=afterok:$job pipeline.sh

@@ -92,7 +92,7 @@ class DryRunSettings(Settings):
         gt=0,
     )
     gpu_price: float | None = field(
-        None, OUTPUT, "With --dry-run: price of a GPU for an hour, to print the cost.", affects="output", ge=0
+        None, OUTPUT, "With --dry-run: price of a GPU per hour, to print the cost.", affects="output", ge=0
     )
     as_json: bool = field(False, OUTPUT, "With --dry-run: print JSON.", affects="output", alias="json")
 
@@ -439,7 +439,7 @@ class EvaluateSettings(ShareSettings, FormatSettings, ModelSettings, SamplingSet
     waits: int = field(
         0,
         SAMPLING,
-        "Budget forcing: continue a thought that ends after --wait-text, up to this many times.",
+        "Budget forcing: when a thought ends, append --wait-text and continue, up to this many times.",
         affects="rows",
         omit_default=True,
         ge=0,
@@ -448,12 +448,14 @@ class EvaluateSettings(ShareSettings, FormatSettings, ModelSettings, SamplingSet
     min_thought: int | None = field(
         None,
         SAMPLING,
-        "Budget forcing: --waits continues only thoughts of fewer tokens.",
+        "Budget forcing: --waits continues only thoughts with fewer tokens than this.",
         affects="rows",
         omit_default=True,
         ge=1,
     )
-    wait_text: str = field("Wait", SAMPLING, "Text of --waits.", affects="rows", omit_default=True, min_length=1)
+    wait_text: str = field(
+        "Wait", SAMPLING, "Budget forcing: text that --waits appends.", affects="rows", omit_default=True, min_length=1
+    )
 
     @model_validator(mode="after")
     def _budget_is_possible(self) -> EvaluateSettings:

@@ -119,8 +119,8 @@ class TrainingRun:
         if schedule != "constant" or self.depends_on["warmup"]:
             reason = "--warmup-ratio" if schedule == "constant" else f"--schedule {schedule}"
             raise RunFolderError(
-                f"{contains}; with {reason}, the learning rate depends on the number of steps, so that it cannot be "
-                f"continued to {self.steps}; train its model with --model {self.out} and another --out"
+                f"{contains}; with {reason}, the learning rate depends on the number of steps, so it cannot be "
+                f"continued to {self.steps}; start another training with --model {self.out} and another --out"
             )
 
     @contextmanager
