@@ -240,7 +240,7 @@ class Priced(Experiment):
             gpus=self.gpus,
             gpu_bytes=self.machine[1].gigabytes * _GIB,
             sharded=self.gpus > 1,
-            in_main_memory=self.gpus > 1 and self.config["launcher"] == "fsdp2-offload",
+            offload=self.gpus > 1 and self.config["launcher"] == "fsdp2-offload",
         )
         memory = _estimator(model, length, student).memory(settings, machine)
         return memory.total / _GIB, bool(memory.fits)

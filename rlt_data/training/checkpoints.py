@@ -29,7 +29,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 #: State files that resuming needs, and their names in multi-process training.
 _STATES = {"optimizer.pt": "optimizer*", "scheduler.pt": "scheduler*.pt", "rng_state.pth": "rng_state*.pth"}
 #: The file that the trainer writes last.
-_STATE = "trainer_state.json"
+STATE = "trainer_state.json"
 
 
 def checkpoints(out: Path) -> list[Path]:
@@ -106,7 +106,7 @@ def last_complete_checkpoint(out: Path) -> Path | None:
     """
     last, damaged, unfinished = None, dict[Path, str](), list[Path]()
     for path in checkpoints(out):
-        if not (path / RECORD).is_file() and _json(path / _STATE) is None:
+        if not (path / RECORD).is_file() and _json(path / STATE) is None:
             unfinished.append(path)
         elif defect := _checkpoint_damage(path):
             damaged[path] = defect

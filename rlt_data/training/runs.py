@@ -30,6 +30,7 @@ from rlt_data.storage.changes import changed_keys
 from rlt_data.storage.outputs import lock_folder, write_file, write_json
 from rlt_data.training.checkpoints import (
     RECORD,
+    STATE,
     checkpoint_recorder,
     checkpoints,
     file_records,
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 #: Files of a checkpoint that belong to the model, and exceptions that belong to the training.
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
-_TRAINING_FILES = {"trainer_state.json", "zero_to_fp32.py", "zero_to_torch.py", RECORD}
+_TRAINING_FILES = {STATE, "zero_to_fp32.py", "zero_to_torch.py", RECORD}
 #: Transformers' names of the optimizers.
 _OPTIMIZERS = {
     "adamw": "adamw_torch_fused",
@@ -223,6 +224,7 @@ class TrainingRun:
             RunFolderError: all checkpoints are damaged.
         """
         from accelerate.utils import broadcast_object_list
+        from transformers import TrainerState
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -237,10 +239,16 @@ class TrainingRun:
             )
         progress.start("train", self.steps, step_of(last) if last else 0)
         try:
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
+            if last and step_of(last) == self.steps:
+                # Transformers would do another step if this one is within an epoch.
+                trainer.state = TrainerState.load_from_json(str(last / STATE))
+                if trainer.args.should_save:
+                    copy_model(last, self.out)
+            else:
+                trainer.train(resume_from_checkpoint=str(last) if last else None)
+                trainer.save_model(str(self.out))
         finally:
             progress.finish()
-        trainer.save_model(str(self.out))
         if trainer.args.should_save:
             complete_model(self.out, base, dtype, format)
             tokenizer.save_pretrained(str(self.out))
@@ -500,6 +508,11 @@ def sharding() -> str | None:
         return "fsdp"
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
     return "zero3" if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true" and stage == "3" else None
+
+
+def keeps_shards_in_main_memory() -> bool:
+    """Return whether FSDP keeps weights, gradients and optimizer in main memory."""
+    return sharding() == "fsdp" and os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() == "true"
 
 
 def use_one_gpu(arguments: Any) -> Any:

@@ -25,12 +25,8 @@ TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", 2]
 SHARDED = pytest.mark.parametrize("kind", ["fsdp2", "zero3"])
 
 
-def weights(folder: str) -> dict[str, torch.Tensor]:
-    return load_file(Path(folder, "model.safetensors"))
-
-
-def assert_alike(one: str, other: str, atol: float = 2e-4) -> None:
-    first, second = weights(one), weights(other)
+def assert_alike(one: str, other: str, atol: float = 2e-4, file: str = "model.safetensors") -> None:
+    first, second = load_file(Path(one, file)), load_file(Path(other, file))
     assert first.keys() == second.keys()
     for name in first:
         torch.testing.assert_close(first[name], second[name], atol=atol, rtol=0)
@@ -110,6 +106,18 @@ def test_a_sharded_teacher_samples_and_continues_with_its_reference(
     finished(forked(monkeypatch, *teacher, "--out", "cut", **sharded))
     for folder in ("", "/checkpoint-2/reference"):
         assert_alike(f"two{folder}", f"cut{folder}", atol=0)
+
+
+@pytest.mark.slow
+def test_zero3_trains_adapters_over_4bit_weights(
+    rlt: Rlt, student: list[Any], tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip_without("zero3")
+    pytest.importorskip("bitsandbytes", reason="needs the extra bitsandbytes")
+    options = [*student, "--model", tiny("wide"), "--lora-rank", 4, "--load-in-4bit"]
+    finished(forked(monkeypatch, *options, "--out", "two", variables=variables_of("zero3"), prepare=shard_on_cpu))
+    rlt(*options, "--out", "one")
+    assert_alike("one", "two", atol=5e-4, file="adapter_model.safetensors")
 
 
 @pytest.mark.parametrize("launch", ["forked", pytest.param("torchrun", marks=pytest.mark.slow)])

@@ -12,14 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2Config, TrainerCallback
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlt_data.settings import TrainStudentSettings, TrainTeacherSettings
-from rlt_data.training.memory import Estimator, Machine, common_machines, count_activations, this_machine
+from rlt_data.training.activations import count_activations
+from rlt_data.training.memory import Estimator, Machine, common_machines, this_machine
 from rlt_data.training.sft import train_student
 from rlt_data.training.teacher import train_teacher
 from tests.conftest import Rlt, write_jsonl
+from tests.training.processes import variables_of
 
 pytest.importorskip("trl", reason="needs the extra train")
 Tiny = Callable[..., Path]
@@ -126,12 +128,20 @@ def compare(measured: Measured, settings: Any) -> None:
     assert memory.reference == pytest.approx(measured.reference, rel=0.01)
 
 
+@pytest.fixture
+def texts(tmp_path: Path) -> str:
+    texts = [f"It is {n}, because {n} times {n} is what we want. " * (4 + n % 3) for n in range(8)]
+    rows = [{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": t}]} for t in texts]
+    return str(write_jsonl(tmp_path / "rows.jsonl", rows))
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {},
         {"activation_checkpointing": True},
         {"dtype": "bfloat16"},
+        {"micro_batch_size": 1, "packing": True, "max_length": 600},
         {"lora_rank": 4},
         {"lora_rank": 4, "activation_checkpointing": True, "dtype": "bfloat16"},
         {"kind": "sliding", "activation_checkpointing": True},
@@ -141,15 +151,50 @@ def compare(measured: Measured, settings: Any) -> None:
     ids=str,
 )
 def test_a_fine_tuning_needs_what_is_estimated(
-    tiny: Tiny, tmp_path: Path, measured: Measured, options: dict[str, Any]
+    tiny: Tiny, texts: str, measured: Measured, options: dict[str, Any]
 ) -> None:
-    texts = [f"It is {n}, because {n} times {n} is what we want. " * (4 + n % 3) for n in range(8)]
-    rows = [{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": t}]} for t in texts]
-    data = write_jsonl(tmp_path / "rows.jsonl", rows)
     model = str(tiny(options.pop("kind", "chat")))
     sizes = {"batch_size": 8, "micro_batch_size": 4, "max_steps": 1, "device": "cpu"}
-    paths = {"model": model, "in": str(data), "out": "out"}
+    paths = {"model": model, "in": texts, "out": "out"}
     settings = TrainStudentSettings(**({"activation_checkpointing": False} | sizes | paths | options))
+    train_student(settings)
+    compare(measured, settings)
+
+
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["llama", "qwen3_moe", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("gemma2", "phi3", "gpt_oss"))],
+)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"activation_checkpointing": True, "micro_batch_size": 1},
+        pytest.param(
+            {"lora_rank": 4, "load_in_4bit": True, "activation_checkpointing": True, "vocab_size": 3000},
+            marks=needs_bitsandbytes,
+        ),
+        pytest.param({"optimizer": "adamw_8bit", "tie_word_embeddings": True}, marks=needs_bitsandbytes),
+    ],
+    ids=str,
+)
+def test_other_architectures_need_what_is_estimated(
+    tiny: Tiny, tmp_path: Path, texts: str, measured: Measured, kind: str, options: dict[str, Any]
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny())
+    sizes = {"hidden_size": 128, "intermediate_size": 160, "num_hidden_layers": 2, "head_dim": 32, "pad_token_id": 0}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8192}
+    names = {"vocab_size", "tie_word_embeddings"} & options.keys()
+    own = {"vocab_size": len(tokenizer), "tie_word_embeddings": False} | {name: options.pop(name) for name in names}
+    config = AutoConfig.for_model(kind, **sizes, **own, **(EXPERTS if kind in ("qwen3_moe", "gpt_oss") else {}))
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / kind)
+    tokenizer.save_pretrained(tmp_path / kind)
+    fixed = {"batch_size": 4, "micro_batch_size": 4, "max_steps": 1, "device": "cpu", "in": texts, "out": "out"}
+    fixed |= {"model": str(tmp_path / kind), "activation_checkpointing": False}
+    settings = TrainStudentSettings(**(fixed | options))
     train_student(settings)
     compare(measured, settings)
 
@@ -216,11 +261,26 @@ def test_plans_say_what_fits_and_what_would() -> None:
             flags = [] if "GPUs" in remedy else [flag.split() for flag in remedy.split("--")[1:]]
             changes = {name.replace("-", "_"): value[0] if value else True for name, *value in flags}
             assert not changes or estimator.memory(TrainTeacherSettings(**base, **changes), machine).fits
-    longer = Estimator(wide, 3000, int(14.2 * GIB)).with_remedies(settings, machines[0])
-    assert "--student-device offload --lora-rank 16 --load-in-4bit" in longer.verdict
+    longer = Estimator(wide, 3000, int(14.2 * GIB))
+    together = "--student-device offload --lora-rank 16 --load-in-4bit"
+    assert together in longer.with_remedies(settings, machines[0]).verdict
+    with_vllm = settings.model_copy(update={"vllm": "colocate"})
+    assert f"--vllm none {together}" in longer.with_remedies(with_vllm, machines[0]).verdict
+    few = replace(machines[2], gpus=2)
+    assert "fsdp2-offload.yaml and 144 GiB of main memory" in estimator.with_remedies(settings, few).verdict
+    assert "smaller model" in Estimator(wide, 100_000).with_remedies(settings, machines[0]).verdict
 
 
-def test_parts_follow_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_in_main_memory_are_recognized(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = TrainStudentSettings(model="m", input="i", out="o", device="cpu")
+    for name in ("fsdp2", "fsdp2-offload"):
+        for variable, value in variables_of(name).items():
+            monkeypatch.setenv(variable, value)
+        machine = this_machine(settings)
+        assert machine.sharded and machine.offload == (name == "fsdp2-offload")
+
+
+def test_parts_follow_the_settings() -> None:
     one, eight = Machine("one", 1, 80 * GIB), Machine("eight", 8, 80 * GIB, sharded=True)
 
     def memory(machine: Machine = one, **options: Any) -> Any:
@@ -242,17 +302,49 @@ def test_parts_follow_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory(lora_rank=2, load_in_4bit=True).weights < 0.8 * adapters.weights
     copies = replace(one, gpus=4)
     assert memory(copies).gradients == 2 * plain.gradients and memory(copies).weights == plain.weights
-    sharded = memory(eight)
-    assert sharded.sampling == plain.weights // 2 and plain.sampling == 0  # complete weights in bfloat16
-    assert memory(eight, vllm="colocate").sampling == 0
-    assert sharded.gradients == plain.gradients // 8 and sharded.weights > plain.weights // 8
-    moved = memory(replace(eight, in_main_memory=True))
-    assert moved.gradients == moved.optimizer == moved.reference == 0
-    assert moved.weights == sharded.weights - plain.weights // 8  # the gathered layers
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
-    settings = TrainTeacherSettings(model="m", student="s", input="i", out="o", device="cpu")
-    assert this_machine(settings).in_main_memory
+    sharded, whole = memory(eight), plain.weights // 2  # in bfloat16
+    assert sharded.sampling == memory(eight, vllm="colocate").sampling == whole and plain.sampling == 0
+    assert (
+        memory(eight, vllm="colocate", beta=0.0).sampling == memory(eight, vllm="colocate", lora_rank=2).sampling == 0
+    )
+    # With two layers, everything is gathered.
+    assert sharded.gradients == sharded.weights == plain.weights // 8 + whole
+    in_main_memory = memory(replace(eight, offload=True))
+    assert in_main_memory.gradients == in_main_memory.weights == whole
+    assert in_main_memory.optimizer == in_main_memory.reference == 0 < sharded.optimizer
+    assert (
+        memory(eight, lora_rank=2).activations < memory(replace(eight, gpus=1, sharded=False), lora_rank=2).activations
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "kept", "parts"),
+    [
+        # GiB of weights, gradients, optimizer, activations by hand, with 7,615,616,512 parameters.
+        ({}, "float32", (28.37, 28.37, 56.74)),
+        ({"dtype": "bfloat16"}, "bfloat16", (14.19, 14.19, 28.37)),
+        # 40,370,176 weights of adapters in float32.
+        ({"lora_rank": 16}, "bfloat16", (14.19 + 0.15, 0.15, 0.30)),
+        # 6,525,288,448 weights in 4.13 bits, 1,090,328,064 in bfloat16.
+        ({"lora_rank": 16, "load_in_4bit": True}, "bfloat16", (3.13 + 2.03 + 0.15, 0.15, 0.30)),
+    ],
+)
+def test_a_model_of_7b_needs_what_arithmetic_says(options: dict[str, Any], kept: str, parts: tuple[float, ...]) -> None:
+    """Qwen2.5-7B: the activations that checkpointing keeps are mainly the inputs of 28 layers."""
+    sizes = {"vocab_size": 152_064, "hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28}
+    config = Qwen2Config(**sizes, num_attention_heads=28, num_key_value_heads=4, dtype="bfloat16")
+    settings = TrainStudentSettings(model="m", input="i", out="o", device="cpu", **options)
+    one, eight = Machine("one", 1, 80 * GIB), Machine("eight", 8, 80 * GIB, sharded=True)
+    memory = Estimator(config, 16_384).memory(settings, one)
+    counted = count_activations(config, settings, 16_384, autocast=True)
+    assert counted is not None
+    assert [memory.weights, memory.gradients, memory.optimizer] == pytest.approx([GIB * p for p in parts], rel=0.02)
+    assert counted.saved == pytest.approx(16_384 * 3584 * 28 * getattr(torch, kept).itemsize, rel=0.15)
+    if not options:
+        sharded = Estimator(config, 16_384).memory(settings, eight)
+        gathered = 2 * (2 * 152_064 * 3584 + 2 * 233_057_792)  # embeddings, head and two layers
+        assert sharded.weights == pytest.approx(28.37 * GIB / 8 + gathered, rel=0.02)
+        assert sharded.optimizer == pytest.approx(56.74 * GIB / 8, rel=0.02)
 
 
 def test_a_dry_run_prints_a_table_for_four_machines(rlt: Rlt, tiny: Tiny, problems: Path) -> None:
