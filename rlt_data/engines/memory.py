@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from rlt_data.engines.config import cache_bytes, load_config
 from rlt_data.engines.open import Model
 
@@ -42,43 +44,52 @@ class ModelMemory:
 
 
 def model_memory(model: Model, tokens: int) -> ModelMemory:
-    """Estimate the memory of a model with an engine that runs on this machine or a cluster.
+    """Estimate the memory of a model on GPUs, of which this machine may have none.
 
     Args:
         model: the model; its weights need not be loaded.
         tokens: length of the longest text.
     """
     settings, config = model.settings, load_config(model.checkpoint, model.settings)
-    gpus = settings.tensor_parallel
+    gpus, dtype = settings.tensor_parallel, model.gpu_dtype
     return ModelMemory(
         model=model.checkpoint.name,
-        dtype=model.identity.dtype,
+        dtype=str(dtype).removeprefix("torch."),
         weights_gib=model.weight_bytes / gpus / _GIB,
-        cache_gib=cache_bytes(config, tokens, model.dtype.itemsize) / gpus / _GIB,
-        pass_gib=_pass_bytes(model, config.get_text_config()) / _GIB,
+        cache_gib=cache_bytes(config, tokens, dtype.itemsize, gpus=gpus) / _GIB,
+        pass_gib=_pass_bytes(model, config.get_text_config(), dtype) / _GIB,
     )
 
 
-def _pass_bytes(model: Model, config: Any) -> int:
+def _pass_bytes(model: Model, config: Any, dtype: torch.dtype) -> int:
     settings = model.settings
     scores_by_vllm = model.scoring and settings.engine == "vllm"
     tokens = settings.batch_tokens or (_VLLM_SCORING_TOKENS if scores_by_vllm else _PASS_TOKENS)
-    inner = 8 * config.hidden_size + 3 * (getattr(config, "intermediate_size", 0) or 4 * config.hidden_size)
     if scores_by_vllm:
         logits = tokens * config.vocab_size * _VLLM_SCORING_LOGIT_BYTES
     elif model.scoring:
         logits = _SCORING_LOGITS * _LOGIT_BYTES
     else:
         logits = (settings.batch_size or _SAMPLES) * config.vocab_size * _LOGIT_BYTES
-    return int(tokens * inner * model.dtype.itemsize + logits)
+    inner = 8 * config.hidden_size + 3 * _inner_size(config)
+    return int(tokens * inner * dtype.itemsize + logits)
+
+
+def _inner_size(config: Any) -> int:
+    """Return how many inner activations the MLP of a layer has for a token."""
+    dense = getattr(config, "intermediate_size", 0) or 4 * config.hidden_size
+    expert = getattr(config, "moe_intermediate_size", 0) or dense
+    return int(max(dense, expert * (getattr(config, "num_experts_per_tok", 0) or 0)))
 
 
 def fitting_texts(models: Sequence[ModelMemory], gpu_gib: float) -> int:
-    """Return how many texts of the given length the models can have in memory together; 0 if they do not fit.
+    """Return how many texts of the given length each model can have in memory; 0 if the models do not fit.
+
+    Models that share a GPU have equal parts of what their weights leave, as in :func:`rlt_data.engines.memory_shares`.
 
     Args:
         models: memory of the models that share the GPU.
         gpu_gib: memory of the GPU that they may use, in GiB.
     """
-    rest = gpu_gib - sum(model.weights_gib + model.pass_gib for model in models)
-    return max(int(rest / sum(model.cache_gib for model in models)), 0)
+    rest = (gpu_gib - sum(model.weights_gib for model in models)) / len(models)
+    return max(min(int((rest - model.pass_gib) / model.cache_gib) for model in models), 0)
