@@ -10,11 +10,12 @@ import torch
 
 from rlt_data.engines.config import cache_bytes, load_config
 from rlt_data.engines.open import Model
+from rlt_data.engines.vllm.loading import SCORING_BATCH_TOKENS
 
 _GIB = 2**30
 
-#: Tokens of a forward pass without ``--batch-tokens``; vLLM scores fewer at a time (:mod:`rlt_data.engines.vllm`).
-_PASS_TOKENS, _VLLM_SCORING_TOKENS = 16384, 2048
+#: Tokens of a forward pass without ``--batch-tokens``; vLLM scores fewer at a time.
+_PASS_TOKENS = 16384
 #: Samples of a step of decoding without ``--batch-size``.
 _SAMPLES = 256
 #: Bytes per entry of the vocabulary: float32 logits; for the log-probs of a text, vLLM's first model runner has
@@ -64,7 +65,7 @@ def model_memory(model: Model, tokens: int) -> ModelMemory:
 def _pass_bytes(model: Model, config: Any, dtype: torch.dtype) -> int:
     settings = model.settings
     scores_by_vllm = model.scoring and settings.engine == "vllm"
-    tokens = settings.batch_tokens or (_VLLM_SCORING_TOKENS if scores_by_vllm else _PASS_TOKENS)
+    tokens = settings.batch_tokens or (SCORING_BATCH_TOKENS if scores_by_vllm else _PASS_TOKENS)
     if scores_by_vllm:
         logits = tokens * config.vocab_size * _VLLM_SCORING_LOGIT_BYTES
     elif model.scoring:

@@ -207,7 +207,7 @@ def open_transformers(model: Model, _logs: Path | None, _memory_share: float) ->
 
 def open_vllm(model: Model, logs: Path | None, memory_share: float) -> Engine:
     """Start vLLM processes."""
-    from rlt_data.engines.vllm import open_pool
+    from rlt_data.engines.vllm.loading import open_pool
 
     return open_pool(model.checkpoint, model.settings, scoring=model.scoring, logs=logs, memory_share=memory_share)
 

@@ -172,9 +172,7 @@ def _fits(memory: list[ModelMemory], settings: ModelSettings) -> dict[int, int]:
         return {}
     # On a cluster, each model has its own GPUs.
     sharing = [[model] for model in memory] if settings.ray else [memory]
-    return {
-        gib: min(fitting_texts(models, gib * settings.gpu_memory) for models in sharing) for gib in _gpu_sizes()
-    }
+    return {gib: min(fitting_texts(models, gib * settings.gpu_memory) for models in sharing) for gib in _gpu_sizes()}
 
 
 def _gpu_sizes() -> tuple[int, ...]:
