@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from typing import Any, cast
 
 import torch
@@ -116,9 +117,11 @@ def pick_device(name: str) -> torch.device:
             torch.cuda.set_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SettingsError(
-            f"--device: {name!r} cannot be used on this machine: {unusable_gpu() or first_line(error)}"
-        ) from None
+        reason = unusable_gpu() or first_line(error)
+        if re.fullmatch(r"cuda:\d+", name) and torch.cuda.is_available():
+            chosen = "accelerate or torchrun started more processes than there are GPUs; " if chosen_here else ""
+            reason = f"{chosen}PyTorch sees {torch.cuda.device_count()} GPUs, numbered from 0 ({reason})"
+        raise SettingsError(f"--device: {name!r} cannot be used on this machine: {reason}") from None
     return device
 
 
