@@ -243,7 +243,7 @@ def test_a_model_whose_tokens_see_later_tokens_is_refused() -> None:
 
 
 def test_noise_does_not_look_like_tokens_that_see_later_tokens() -> None:
-    """The first tokens of a vocabulary are often untrained and have equal embeddings, so their order changes nothing."""
+    """The first tokens of a vocabulary are often untrained, with equal embeddings, so their order changes nothing."""
     _, model = pair("grouped heads", torch.bfloat16)
     model._model.get_input_embeddings().weight.data[:10] = 0.5
     torch.manual_seed(0)
