@@ -21,7 +21,9 @@ from pathlib import Path
 from benchmarks.ours import run_step
 from benchmarks.report import print_table, save
 from rlt_data.engines import Engine, Failure, PromptRequest, Sample, Sampling, open_model
-from rlt_data.engines.vllm import VllmCore, drawn, open_core
+from rlt_data.engines.vllm.core import VllmCore
+from rlt_data.engines.vllm.loading import open_core
+from rlt_data.engines.vllm.requests import drawn
 from rlt_data.settings import GenerateSettings
 from tests.killing import write_questions
 

@@ -129,7 +129,7 @@ def _print_plan(rows: str, settings: GenerateSettings | ScoreSettings | Evaluate
                 f"text of {plan.longest:,} tokens"
             )
         )
-    if plan.memory:
+    if plan.fits:
         _console.print("; ".join(map(_fit, plan.fits.items())))
     if plan.memory and plan.engine == "vllm" and plan.longest < plan.context:
         _console.print(

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from rlt_data.engines.gpus import unusable_gpu
-from rlt_data.engines.vllm_version import check_version, installed_version, is_for_cpus
+from rlt_data.engines.vllm.version import check_version, installed_version, is_for_cpus
 from rlt_data.errors import ModelError, SettingsError
 from rlt_data.settings import ModelSettings
 from rlt_data.settings.base import declared

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from typing import Any, cast
 
 import torch
@@ -13,6 +15,9 @@ from rlt_data.errors import ModelError, SettingsError, first_line
 from rlt_data.formats import ChatTemplate, Tokenizer
 from rlt_data.libraries import paused_gc
 from rlt_data.settings import ModelSettings
+
+#: Kinds of layers that have no keys and values, in Transformers' names.
+_WITHOUT_KEYS = {"linear_attention", "mamba", "conv", "moe"}
 
 
 @paused_gc()
@@ -61,21 +66,31 @@ def vocabulary_size(config: Any) -> int:
     return int(getattr(config.get_text_config(), "vocab_size", 0) or 2**31 - 1)
 
 
-def cache_bytes(config: Any, tokens: int, itemsize: int) -> int:
-    """Return the size of a text's keys and values, in bytes; layers with a sliding window keep only the window.
+def cache_bytes(config: Any, tokens: int, itemsize: int, *, gpus: int = 1) -> int:
+    """Return the size of a text's keys and values on each GPU, in bytes.
+
+    Layers with windows or chunks keep no more tokens than these have. The states of recurrent layers are not counted.
 
     Args:
         config: the model's configuration.
         tokens: length of the text.
         itemsize: bytes of a value.
+        gpus: GPUs that share the heads.
     """
     text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
-    window = getattr(text, "sliding_window", None) or tokens
-    kept = sum(min(tokens, window) if kind == "sliding_attention" else tokens for kind in kinds)
-    return int(2 * kept * heads * size * itemsize)
+    if rank := getattr(text, "kv_lora_rank", None):
+        values = rank + text.qk_rope_head_dim  # DeepSeek's latent attention has one vector for all heads, on each GPU
+    else:
+        attention_heads = getattr(text, "num_attention_heads", 0)
+        heads = getattr(text, "num_key_value_heads", None) or attention_heads
+        size = getattr(text, "head_dim", None) or text.hidden_size // max(attention_heads, 1)
+        values = 2 * math.ceil(heads / gpus) * size
+    window = getattr(text, "sliding_window", None)
+    limits = {"sliding_attention": window, "chunked_attention": getattr(text, "attention_chunk_size", None)}
+    # Without kinds of layers, a window is that of all layers (Mistral).
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention"] * text.num_hidden_layers
+    kept = sum(min(tokens, limits.get(kind) or tokens) for kind in kinds if kind not in _WITHOUT_KEYS)
+    return int(kept * values * itemsize)
 
 
 def pick_device(name: str) -> torch.device:
@@ -102,9 +117,11 @@ def pick_device(name: str) -> torch.device:
             torch.cuda.set_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SettingsError(
-            f"--device: {name!r} cannot be used on this machine: {unusable_gpu() or first_line(error)}"
-        ) from None
+        reason = unusable_gpu() or first_line(error)
+        if re.fullmatch(r"cuda:\d+", name) and torch.cuda.is_available():
+            chosen = "accelerate or torchrun started more processes than there are GPUs; " if chosen_here else ""
+            reason = f"{chosen}PyTorch sees {torch.cuda.device_count()} GPUs, numbered from 0 ({reason})"
+        raise SettingsError(f"--device: {name!r} cannot be used on this machine: {reason}") from None
     return device
 
 

@@ -14,8 +14,8 @@ from rlt_data.errors import first_line
 #: Source: https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
 OLDEST_DRIVER = {12: 525, 13: 580}
 
-#: Variables with which users choose GPUs. A value without a GPU's number or name chooses none.
-_CHOICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+#: Variables with which users choose GPUs, and those of ROCm alone. A value without a GPU's number or name chooses none.
+_CHOICES, _CHOICES_OF_ROCM = ("CUDA_VISIBLE_DEVICES",), ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 _CHOOSES_A_GPU = re.compile(r"\s*(\d|GPU-|MIG-)", re.I)
 
 #: Files of the drivers. A container without access to a GPU has no device files, whatever driver its host has.
@@ -32,7 +32,8 @@ def unusable_gpu(root: Path = Path("/")) -> str | None:
         None if PyTorch can use a GPU, there is none, or the user has hidden it (such as with CUDA_VISIBLE_DEVICES=).
         AMD GPUs count only with a ROCm build of PyTorch, because most processors of AMD contain one.
     """
-    if torch.cuda.is_available() or any(not _CHOOSES_A_GPU.match(os.environ.get(name, "0")) for name in _CHOICES):
+    choices = _CHOICES + (_CHOICES_OF_ROCM if torch.version.hip else ())
+    if torch.cuda.is_available() or any(not _CHOOSES_A_GPU.match(os.environ.get(name, "0")) for name in choices):
         return None
     build = f"PyTorch {torch.__version__}"
     if torch.version.hip:

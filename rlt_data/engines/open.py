@@ -123,16 +123,17 @@ class Model:
         return min(model_context, self.settings.max_model_len or model_context)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Data type of the loaded weights; not of a served model."""
-        dtype: torch.dtype = getattr(torch, self.identity.dtype)
-        return dtype
+    def gpu_dtype(self) -> torch.dtype:
+        """Data type of the weights on a GPU; this machine may have none."""
+        return pick_dtype(self.settings.dtype, load_config(self.checkpoint, self.settings), torch.device("cuda"))
 
     @property
     def weight_bytes(self) -> float:
-        """Size of the loaded weights, in bytes."""
-        stored = stored_dtype(load_config(self.checkpoint, self.settings))
-        return weight_bytes(self.checkpoint) * self.dtype.itemsize / stored.itemsize
+        """Size of the weights on a GPU, in bytes; quantized weights keep their types."""
+        config, stored = load_config(self.checkpoint, self.settings), weight_bytes(self.checkpoint)
+        if getattr(config, "quantization_config", None):
+            return stored
+        return stored * self.gpu_dtype.itemsize / stored_dtype(config).itemsize
 
     def load(self, logs: Path | None = None, *, memory_share: float = 1.0) -> None:
         """Load the engine, unless it is loaded already.
@@ -206,7 +207,7 @@ def open_transformers(model: Model, _logs: Path | None, _memory_share: float) ->
 
 def open_vllm(model: Model, logs: Path | None, memory_share: float) -> Engine:
     """Start vLLM processes."""
-    from rlt_data.engines.vllm import open_pool
+    from rlt_data.engines.vllm.loading import open_pool
 
     return open_pool(model.checkpoint, model.settings, scoring=model.scoring, logs=logs, memory_share=memory_share)
 

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -48,6 +49,8 @@ logger = logging.getLogger(__name__)
 MAX_DEATHS_AT_FIRST, MAX_DEATHS = 3, 12
 
 _LOG_LINES = 15
+#: A line of a log with an error of Python. The first one is usually the cause of all others.
+_ERROR_LINE = re.compile(r"\b\w*(Error|Exception): \S")
 _POLL_SECONDS = 0.01
 
 
@@ -343,16 +346,23 @@ class WorkerProcess:
         return self._log_size > before
 
     def log_end(self) -> str:
-        """Return the end of the log, to append to a message; empty if the process wrote nothing."""
-        tail = "\n".join(self.log_tail())
+        """Return the end of the log and its first error, to append to a message; empty if the process wrote nothing."""
+        if not (tail := self.log_tail()):
+            return ""
         name = f" ({self._log})" if self._pool.keeps_logs else ""
-        return f"; its log{name} ends with:\n{indented(tail)}" if tail else ""
+        end = f"; its log{name} ends with:\n" + indented("\n".join(tail))
+        first = next(filter(_ERROR_LINE.search, self._log_lines()), tail[0])
+        return end if first in tail else f"{end}\nThe first error in it:\n  {first}"
 
     def log_tail(self) -> list[str]:
         """Return the last lines of the log."""
+        return self._log_lines(8192)[-_LOG_LINES:]
+
+    def _log_lines(self, last_bytes: int | None = None) -> list[str]:
+        """Return the lines of the log, without empty ones and those of earlier pools."""
         if not self._log.exists():
             return []
         with self._log.open("rb") as log:
-            log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - 8192))
+            log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - last_bytes if last_bytes else 0))
             lines = log.read().decode(errors="replace").splitlines()
-        return [line for line in lines if line.strip()][-_LOG_LINES:]
+        return [line for line in lines if line.strip()]

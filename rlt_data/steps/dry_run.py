@@ -45,8 +45,8 @@ class StepPlan:
         longest: tokens of the longest text, with as many sampled ones as possible.
         context: longest text that the models could take, in tokens.
         memory: memory of each model per GPU; empty for a server, or if there is nothing to compute.
-        fits: how many texts of ``longest`` tokens a GPU can hold at a time, by its memory in GiB: that of this
-            machine's GPU, or else of :data:`GPUS_GIB`; 0 if the models do not fit.
+        fits: how many texts of ``longest`` tokens a GPU can hold at a time for each model, by its memory in GiB: that
+            of this machine's GPU, or else of :data:`GPUS_GIB`; 0 if the models do not fit.
         tokens_per_second: rate of all GPUs together, in the unit of ``tokens``; None if it is unknown.
         rate_from: where the rate comes from: ``run`` or ``flag``; None if it is unknown.
         seconds: time for ``tokens_expected``, or else for ``tokens``; None without a rate.
@@ -131,7 +131,7 @@ def plan_step(
     rate, rate_from = _rate(run, step, settings, comparable=comparable)
     work = tokens if tokens_expected is None else tokens_expected
     seconds = work / rate if rate else None
-    gpus = _gpus(settings)
+    gpus = _gpus(settings, len(models))
     cost = None
     if seconds is not None and gpus is not None and settings.gpu_price is not None:
         cost = seconds / 3600 * gpus * settings.gpu_price
@@ -143,7 +143,7 @@ def plan_step(
         longest=longest,
         context=min(model.context_length for model in models),
         memory=memory,
-        fits={gib: fitting_texts(memory, gib * settings.gpu_memory) for gib in _gpu_sizes()} if memory else {},
+        fits=_fits(memory, settings),
         tokens_per_second=rate,
         rate_from=rate_from,
         seconds=seconds,
@@ -166,6 +166,15 @@ def _rate(run: RunFolder, step: str, settings: DryRunSettings, *, comparable: bo
     return None, None
 
 
+def _fits(memory: list[ModelMemory], settings: ModelSettings) -> dict[int, int]:
+    """Return how many texts fit into GPUs, by their memory in GiB; nothing for models without keys and values."""
+    if not memory or not all(model.cache_gib for model in memory):
+        return {}
+    # On a cluster, each model has its own GPUs.
+    sharing = [[model] for model in memory] if settings.ray else [memory]
+    return {gib: min(fitting_texts(models, gib * settings.gpu_memory) for models in sharing) for gib in _gpu_sizes()}
+
+
 def _gpu_sizes() -> tuple[int, ...]:
     """Return the memory of the GPUs to plan for, in GiB."""
     if torch.cuda.is_available():
@@ -173,11 +182,11 @@ def _gpu_sizes() -> tuple[int, ...]:
     return GPUS_GIB
 
 
-def _gpus(settings: ModelSettings) -> float | None:
+def _gpus(settings: ModelSettings, models: int) -> float | None:
     """Return the number of GPUs that a step uses; None if only the server or the cluster knows it."""
     if settings.engine == "server":
         return None
     if not settings.ray:
         return settings.data_parallel * settings.tensor_parallel
     each = settings.tensor_parallel if settings.gpus_per_engine is None else settings.gpus_per_engine
-    return None if settings.engines is None else settings.engines * each
+    return None if settings.engines is None else models * settings.engines * each

@@ -15,7 +15,7 @@ from rlt_data.engines import Model
 from rlt_data.engines.config import context_length_of, load_config
 from rlt_data.engines.gpus import unusable_gpu
 from rlt_data.engines.models import Checkpoint, weights_fingerprint
-from rlt_data.engines.vllm_version import installed_version, major_minor
+from rlt_data.engines.vllm.version import installed_version, major_minor
 from rlt_data.errors import InputError, SettingsError
 from rlt_data.formats import Format, Tokenizer, encode
 from rlt_data.libraries import freed_memory, quiet_bars

@@ -67,6 +67,11 @@ def troubled(trouble: str = "") -> TroubledCore:
     if trouble == "refuse after words":
         print("INFO loading\n\nValueError: the cause", file=sys.stderr)
         raise ModelError("model: cannot be run")
+    if trouble == "refuse after many words":
+        print(
+            "INFO loading\nRuntimeError: the cause\nRuntimeError: what follows", *range(20), sep="\n", file=sys.stderr
+        )
+        raise ModelError("model: cannot be run")
     if trouble == "die":
         print("no such thing as this model", file=sys.stderr)
         os._exit(3)

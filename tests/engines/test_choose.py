@@ -14,8 +14,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from rlt_data.engines import choose, choose_engine, open_model, vllm_version
+from rlt_data.engines import choose, choose_engine, open_model
 from rlt_data.engines import open as opening
+from rlt_data.engines.vllm import version as vllm_version
 from rlt_data.errors import ModelError, SettingsError
 from rlt_data.settings import EvaluateSettings, GenerateSettings, ModelSettings, ScoreSettings
 from tests.conftest import Rlt, write_jsonl

@@ -94,9 +94,19 @@ def test_other_causes_are_those_that_cuda_reports(
 
 @pytest.mark.parametrize("value", ["", "-1", "NoDevFiles"])
 def test_a_gpu_that_the_user_hides_is_none(machine: Machine, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine("nvidia0", driver="535.161.07", cuda="13.2")
+    root = machine("nvidia0", driver="535.161.07", cuda="13.2")
+    monkeypatch.setenv("HIP_VISIBLE_DEVICES", value)
+    assert unusable_gpu(root)  # this variable hides no GPU of NVIDIA
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     assert pick_device("auto") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("value", ["0", "0,1", " 2", "GPU-8932f937-d72c", "MIG-GPU-8932f937/1/0", "mig-8932f937"])
+def test_a_gpu_that_the_user_names_is_not_hidden(machine: Machine, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine("nvidia0", driver="535.161.07", cuda="13.2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    with pytest.raises(SettingsError, match="needs driver 580 or newer"):
+        pick_device("auto")
 
 
 def test_a_machine_without_a_gpu_runs_on_the_cpu(machine: Machine) -> None:
@@ -105,9 +115,12 @@ def test_a_machine_without_a_gpu_runs_on_the_cpu(machine: Machine) -> None:
     assert pick_device("auto") == torch.device("cpu")
 
 
-def test_an_amd_gpu_counts_for_a_build_of_pytorch_for_rocm(machine: Machine) -> None:
+def test_an_amd_gpu_counts_for_a_build_of_pytorch_for_rocm(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     root = machine("kfd", hip="7.14", error="No HIP GPUs are available")
     assert str(unusable_gpu(root)).endswith("(ROCm 7.14) cannot use it: No HIP GPUs are available")
+    with monkeypatch.context() as hidden:
+        hidden.setenv("ROCR_VISIBLE_DEVICES", "")
+        assert unusable_gpu(root) is None
     (root / "dev" / "kfd").unlink()
     assert unusable_gpu(root) is None
 

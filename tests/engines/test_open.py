@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -18,6 +19,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertModel,
+    BitsAndBytesConfig,
     CohereConfig,
     CohereForCausalLM,
     Gemma2Config,
@@ -33,13 +35,14 @@ from transformers import (
     Qwen2Model,
 )
 
-from rlt_data.engines import Checkpoint, choose, find_checkpoint, open_model, vllm
+from rlt_data.engines import Checkpoint, choose, find_checkpoint, open_model
 from rlt_data.engines import models as models_module
 from rlt_data.engines.config import pick_dtype
-from rlt_data.engines.protocol import FullKL
+from rlt_data.engines.protocol import FullKL, SequenceLogprobs, SequenceRequest
 from rlt_data.engines.server.completions import find_end_tokens
 from rlt_data.engines.transformers import TransformersEngine
 from rlt_data.engines.transformers.model import CausalModel
+from rlt_data.engines.vllm import loading
 from rlt_data.engines.watchdog import Heartbeat
 from rlt_data.errors import ModelError, SettingsError
 from rlt_data.settings import ModelSettings
@@ -374,6 +377,18 @@ def test_a_model_that_does_not_fit_into_memory(tiny: Callable[..., Path], monkey
         model.load()
 
 
+def test_a_quantized_checkpoint_runs(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs the extra bitsandbytes")
+    folder = shutil.copytree(tiny("wide"), tmp_path / "quantized")
+    (folder / "model.safetensors").unlink()
+    quantization = BitsAndBytesConfig(load_in_4bit=True)  # type: ignore[no-untyped-call]
+    AutoModelForCausalLM.from_pretrained(tiny("wide"), quantization_config=quantization).save_pretrained(folder)
+    model = open_model(str(folder), ModelSettings())
+    assert model.weight_bytes == (folder / "model.safetensors").stat().st_size
+    [result] = model.logprobs([[[SequenceRequest("a", np.arange(9, dtype=np.int32), np.arange(1, 9))]]], 1.0)
+    assert isinstance(result, SequenceLogprobs) and (result.logprobs < 0).all()
+
+
 def test_comparing_distributions_is_something_that_some_engines_can(tiny: Callable[..., Path]) -> None:
     model, other = (open_model(str(tiny()), ModelSettings()) for _ in range(2))
     assert isinstance(model.engine, FullKL)
@@ -392,7 +407,7 @@ def test_comparing_distributions_is_something_that_some_engines_can(tiny: Callab
 
 def test_the_share_of_memory_reaches_the_engine(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(vllm, "Pool", lambda _, arguments, *__, **more: seen.append((arguments[1:], more["logs"])))
+    monkeypatch.setattr(loading, "Pool", lambda _, arguments, *__, **more: seen.append((arguments[1:], more["logs"])))
     monkeypatch.setattr(choose, "installed_version", lambda: "0.33.0")
     monkeypatch.setattr(choose, "is_for_cpus", lambda: True)
     for share, expected in ((1.0, 0.8), (0.5, 0.4)):

@@ -130,6 +130,8 @@ def test_a_core_that_cannot_run_is_refused_immediately(make: MakePool) -> None:
     with pytest.raises(ModelError, match=r"(?s)^model: cannot be run; its log \(.*logs/model-0.log\) ends with:\n"
                                          r"  INFO loading\n  ValueError: the cause$"):  # fmt: skip
         make(trouble="refuse after words")
+    with pytest.raises(ModelError, match=r"  5\n(  \d+\n){14}The first error in it:\n  RuntimeError: the cause$"):
+        make(trouble="refuse after many words")
     with pytest.raises(ModelError, match=r"^model: cannot be run$"):  # skips the log of the pool before
         make(trouble="refuse")
     with pytest.raises(ModelError, match=r"(?s)no such thing as this model"):

@@ -23,11 +23,13 @@ from rlt_data.engines import (
     memory_shares,
     open_model,
     open_tokenizer,
-    vllm,
 )
 from rlt_data.engines import choose as choosing
-from rlt_data.engines.vllm import _environments, open_pool, picks_tokens, scored
-from rlt_data.engines.vllm_version import SUPPORTED, check_version
+from rlt_data.engines.vllm import loading
+from rlt_data.engines.vllm.core import VllmCore, _Prompt
+from rlt_data.engines.vllm.loading import _environments, open_pool
+from rlt_data.engines.vllm.requests import picks_tokens, scored
+from rlt_data.engines.vllm.version import SUPPORTED, check_version
 from rlt_data.errors import ModelError, SettingsError
 from rlt_data.settings import GenerateSettings, ModelSettings
 from tests.conftest import Rlt
@@ -59,10 +61,25 @@ def test_each_process_gets_separate_gpus(monkeypatch: pytest.MonkeyPatch) -> Non
     assert gpus() == ["0"]
     assert gpus(data_parallel=4) == ["0", "1", "2", "3"]
     assert gpus(data_parallel=2, tensor_parallel=2) == ["0,1", "2,3"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,GPU-5a")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,GPU-5a,-1,6")
     assert gpus(data_parallel=2) == ["7", "GPU-5a"]
     with pytest.raises(SettingsError, match="takes 4 GPUs; 2"):
         gpus(data_parallel=2, tensor_parallel=2)
+
+
+@pytest.mark.parametrize("variable", ["CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"])
+def test_both_variables_of_rocm_agree(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """Otherwise vLLM refuses to start (vllm/platforms/rocm.py)."""
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "4,6")
+    monkeypatch.setattr(torch.version, "hip", "7.14")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    first, second = _environments(ModelSettings(engine="vllm", data_parallel=2))
+    assert first["HIP_VISIBLE_DEVICES"] == first["CUDA_VISIBLE_DEVICES"] == "4"
+    assert second["HIP_VISIBLE_DEVICES"] == second["CUDA_VISIBLE_DEVICES"] == "6"
 
 
 def test_options_of_other_engines_are_refused(rlt: Rlt, tmp_path: object) -> None:
@@ -101,7 +118,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_cause_and_a_remedy(
     monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
     """On a GPU vLLM itself says no more than that its engine could not be initialised."""
-    monkeypatch.setattr(vllm, "_CORE", "tests.engines.cores:too_large")
+    monkeypatch.setattr(loading, "_CORE", "tests.engines.cores:too_large")
     checkpoint = find_checkpoint(str(tiny()))
     for share in (1.0, 0.25):
         with pytest.raises(ModelError) as error:
@@ -134,18 +151,18 @@ def test_the_documented_versions_are_those_of_the_constraints(file: str) -> None
 
 
 @pytest.fixture
-def core(tiny: Callable[..., Path]) -> vllm.VllmCore:
+def core(tiny: Callable[..., Path]) -> VllmCore:
     """A core without vLLM."""
     scheduler, model = SimpleNamespace(max_num_seqs=4), SimpleNamespace(max_model_len=100)
     engine = SimpleNamespace(vllm_config=SimpleNamespace(scheduler_config=scheduler, model_config=model))
     tokenizer, _ = open_tokenizer(find_checkpoint(str(tiny())), ModelSettings())
-    return vllm.VllmCore(SimpleNamespace(llm_engine=engine), tokenizer)
+    return VllmCore(SimpleNamespace(llm_engine=engine), tokenizer)
 
 
-def test_a_log_prob_that_is_no_number_keeps_no_sample_waiting(core: vllm.VllmCore) -> None:
+def test_a_log_prob_that_is_no_number_keeps_no_sample_waiting(core: VllmCore) -> None:
     """Samples wait for the log-probs of the prompt's end; a damaged model gives NaN for it."""
     sample = SampleRequest("a", 1)
-    prompt = vllm._Prompt(3, PromptRequest(np.arange(9, dtype=np.int32), [sample], tail=1), np.zeros(1, np.float32), 1)
+    prompt = _Prompt(3, PromptRequest(np.arange(9, dtype=np.int32), [sample], tail=1), np.zeros(1, np.float32), 1)
     logprobs = SimpleNamespace(start_indices=[0], end_indices=[1], logprobs=[-1.0])
     completion = SimpleNamespace(finish_reason="length", stop_reason=None, token_ids=[7], logprobs=logprobs)
     assert core._on_sample(SimpleNamespace(outputs=[completion]), prompt, sample) == []
@@ -158,7 +175,7 @@ Sent = list[tuple[str, int, dict[str, Any], Any]]
 
 
 @pytest.fixture
-def sent(core: vllm.VllmCore, monkeypatch: pytest.MonkeyPatch) -> Sent:
+def sent(core: VllmCore, monkeypatch: pytest.MonkeyPatch) -> Sent:
     """The core's requests: name, tokens, parameters and a function for the output."""
     requests: Sent = []
 
@@ -170,7 +187,7 @@ def sent(core: vllm.VllmCore, monkeypatch: pytest.MonkeyPatch) -> Sent:
 
 
 @pytest.mark.parametrize("tokens", [10, 100])
-def test_log_probs_that_vllm_does_not_return_fail_only_their_text(core: vllm.VllmCore, sent: Sent, tokens: int) -> None:
+def test_log_probs_that_vllm_does_not_return_fail_only_their_text(core: VllmCore, sent: Sent, tokens: int) -> None:
     """An exception would end the process."""
     request = SequenceRequest("a", np.arange(tokens, dtype=np.int32), np.arange(4, tokens))
     last = [SimpleNamespace(logprobs=[{tokens - 1: SimpleNamespace(logprob=-1.0)}])]
@@ -185,7 +202,7 @@ def test_log_probs_that_vllm_does_not_return_fail_only_their_text(core: vllm.Vll
         assert handle(output) == [(3, Failure("a", "vLLM returned no log-probs"))] and not sent
 
 
-def test_a_text_whose_cached_prefix_is_too_long_is_read_again(core: vllm.VllmCore, sent: Sent) -> None:
+def test_a_text_whose_cached_prefix_is_too_long_is_read_again(core: VllmCore, sent: Sent) -> None:
     """vLLM has no log-probs of cached tokens, and then returns none at all."""
     core._picks_tokens = True
     request = SequenceRequest("a", np.arange(40, dtype=np.int32), np.arange(10, 40))
@@ -203,7 +220,7 @@ def test_a_text_whose_cached_prefix_is_too_long_is_read_again(core: vllm.VllmCor
 
 @pytest.mark.parametrize("tokens", [99, 100])
 def test_a_text_of_exactly_the_context_leaves_room_for_the_token_that_vllm_samples(
-    core: vllm.VllmCore, sent: Sent, tokens: int
+    core: VllmCore, sent: Sent, tokens: int
 ) -> None:
     request = SequenceRequest("a", np.arange(tokens, dtype=np.int32), np.arange(4, tokens))
     core._add_text(0, request, 0.7)

@@ -9,12 +9,8 @@ from typing import Any
 
 import polars as pl
 import pytest
-import torch
-from transformers import AutoConfig
 
 import rlt_data as package
-from rlt_data.engines.config import cache_bytes
-from rlt_data.engines.memory import ModelMemory, fitting_texts
 from rlt_data.errors import SettingsError
 from rlt_data.progress import SILENT, Silent
 from rlt_data.settings import GenerateSettings
@@ -141,18 +137,6 @@ def test_a_rate_counts_only_for_the_same_machines_and_models(rlt: Rlt, tiny: Tin
     other = plan_of(rlt, *options, "--teacher", tiny("chat", 1), "--add")
     assert other["rate_from"] is None and other["tokens_expected"] is None
     assert plan_of(rlt, *options, "--teacher", tiny(), "--device", "cpu")["rate_from"] is None
-
-
-def test_memory_of_models(rlt: Rlt, tiny: Tiny, problems: Path) -> None:
-    options = ["generate", problems, "--teacher", tiny(), "--max-tokens", 9, "--dtype", "bfloat16"]
-    [memory] = plan_of(rlt, *options)["memory"]
-    stored = Path(tiny(), "model.safetensors").stat().st_size
-    assert memory["weights_gib"] * 2**30 == pytest.approx(stored / 2)  # the file is float32
-    config = AutoConfig.from_pretrained(tiny("sliding"))  # type: ignore[no-untyped-call]
-    # Two layers of two heads with 16 dimensions, keys and values; one layer keeps only its window of 24 tokens.
-    assert cache_bytes(config, 100, torch.float32.itemsize) == (100 + 24) * 2 * 2 * 16 * 4
-    two = [ModelMemory("", "", 10.0, 0.5, 1.0), ModelMemory("", "", 4.0, 1.5, 1.0)]
-    assert (fitting_texts(two, 24.0), fitting_texts(two, 17.0), fitting_texts(two, 1.0)) == (4, 0, 0)
 
 
 def test_from_python(tiny: Tiny, problems: Path) -> None:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from rlt_data.engines import open_model
-from rlt_data.engines.vllm_version import major_minor
+from rlt_data.engines.vllm.version import major_minor
 from rlt_data.errors import InputError, ModelError, RunFolderError, SettingsError
 from rlt_data.formats import ChatTemplate, Problem, Views, encode, load_format
 from rlt_data.formats.views import tagged_solution

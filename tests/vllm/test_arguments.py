@@ -20,8 +20,9 @@ import torch
 
 from rlt_data.engines import Sampling, find_checkpoint
 from rlt_data.engines.protocol import SampleRequest
-from rlt_data.engines.vllm import drawn, engine_arguments, picks_tokens, scored
-from rlt_data.engines.vllm_version import check_version
+from rlt_data.engines.vllm.loading import engine_arguments
+from rlt_data.engines.vllm.requests import drawn, picks_tokens, scored
+from rlt_data.engines.vllm.version import check_version
 from rlt_data.settings import ModelSettings
 
 vllm = pytest.importorskip("vllm")
@@ -57,7 +58,7 @@ def test_the_arguments_of_the_engine_are_vllms(
     settings = ModelSettings(engine="vllm", dtype="float32", batch_size=8, batch_tokens=512, max_model_len=256)
     checkpoint = find_checkpoint(str(tiny("wide")))
     with monkeypatch.context() as patch:
-        patch.setattr("rlt_data.engines.vllm.pick_device", lambda _: torch.device("cpu"))
+        patch.setattr("rlt_data.engines.vllm.loading.pick_device", lambda _: torch.device("cpu"))
         patch.setattr(torch.cuda, "is_available", lambda: gpu)
         arguments = engine_arguments(checkpoint, settings, scoring=scoring)
     assert arguments.keys() <= {field.name for field in dataclasses.fields(EngineArgs)}

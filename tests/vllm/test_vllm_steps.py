@@ -113,3 +113,10 @@ def test_budget_forcing_gives_the_texts_of_the_transformers_engine(
     vllm, transformers = (read(tmp_path / name, "answers").select(columns) for name in ("vllm", "transformers"))
     assert len(vllm) == 40 and len(vllm.join(transformers, on=columns)) >= 38  # a tie may be rounded differently
     assert (read(tmp_path / "vllm", "thoughts")["extension"] == 1).any()
+
+
+def test_what_vllm_refuses_is_in_the_error(questions: Path, tmp_path: Path, rlt: Rlt) -> None:
+    """The first line of vLLM's error names no cause."""
+    options = ("--engine", "vllm", "--n", 1, "--tensor-parallel", 2, "--out", tmp_path / "run")
+    printed = rlt("generate", "--teacher", "nano", "--in", questions, *options, code=6).stderr
+    assert "vLLM cannot run it: " in printed and "heads (3) must be divisible by tensor parallel size (2)" in printed

@@ -1,6 +1,4 @@
-"""The vLLM engine. No other module uses vLLM's API.
-
-vLLM is imported only in the processes of a pool. The process that starts them reads only its version.
+"""Run the requests of one process in vLLM.
 
 The temperature is applied inside the model: its logits processor multiplies logits by 1 / temperature, and vLLM samples
 at 1. So vLLM's raw log-probs are at that temperature and over the complete vocabulary, with any top-p and top-k. This
@@ -12,22 +10,14 @@ measured at a second temperature is therefore read twice.
 
 from __future__ import annotations
 
-import logging
-import os
-import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
-from rlt_data.engines.config import context_length_of, load_config, open_tokenizer, pick_device, pick_dtype
-from rlt_data.engines.models import Checkpoint
-from rlt_data.engines.pool import Pool
 from rlt_data.engines.protocol import (
     Failure,
     Floats,
@@ -40,147 +30,17 @@ from rlt_data.engines.protocol import (
     SequenceLogprobs,
     SequenceRequest,
 )
-from rlt_data.engines.vllm_version import installed_version, major_minor
+from rlt_data.engines.vllm.requests import drawn, picks_tokens, scored
+from rlt_data.engines.vllm.version import installed_version
 from rlt_data.engines.worker import Job
-from rlt_data.errors import ModelError, SettingsError, first_line
+from rlt_data.errors import ModelError, one_line
 from rlt_data.formats import Tokenizer
 from rlt_data.formats.spans import CONTEXT_TOKENS, decode_after
-from rlt_data.settings import ModelSettings
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 #: Log-probs and ranks of a text's scored tokens.
 _Scores = tuple[Floats, Ints | None]
-
-#: The first version whose ``prompt_logprob_token_ids`` takes tokens per position. 0.31 takes one list of at most 20
-#: tokens for all positions, so it gets ``prompt_logprobs`` instead.
-_TOKENS_BY_POSITION = (0, 32)
-
-#: The log-probs of prompts take memory that vLLM's memory planning does not include, in proportion to these tokens.
-_SCORING_BATCH_TOKENS = 2048
-
-#: The function that makes an engine core.
-_CORE = "rlt_data.engines.vllm:open_core"
-
-#: vLLM's messages when a model, or the KV cache of one text, does not fit into a GPU's memory.
-_MEMORY_ERRORS = "max seq len|memory for the cache blocks|out of memory|free memory on device"
-
-#: Size of the KV cache on a CPU; VLLM_CPU_KVCACHE_SPACE, in GiB, overrides it.
-_CPU_CACHE_BYTES = 2 * 2**30
-
-
-def open_pool(
-    checkpoint: Checkpoint, settings: ModelSettings, *, scoring: bool, logs: Path | None, memory_share: float = 1.0
-) -> Pool:
-    """Start vLLM engines for a checkpoint, in processes of a pool.
-
-    Args:
-        checkpoint: the model.
-        settings: settings of the engine.
-        scoring: score texts; otherwise sample.
-        logs: folder for the engines' logs.
-        memory_share: fraction of ``--gpu-memory`` for this model.
-
-    Raises:
-        ModelError: vLLM cannot run the model.
-        SettingsError: this machine has too few GPUs.
-    """
-    own_settings = settings.model_copy(update={"gpu_memory": settings.gpu_memory * memory_share})
-    environments = _environments(settings)
-    gpus = "; ".join(environment.get("CUDA_VISIBLE_DEVICES", "") for environment in environments).strip("; ")
-    logger.info("%s: vLLM %s on %s", checkpoint.name, installed_version(), f"GPUs {gpus}" if gpus else "the CPU")
-    try:
-        return Pool(
-            _CORE,
-            (checkpoint, own_settings, scoring),
-            environments,
-            name=checkpoint.name,
-            logs=logs,
-            load_timeout=settings.stall_timeout,
-        )
-    except ModelError as error:
-        remedies = []
-        if re.search(_MEMORY_ERRORS, str(error), re.I):
-            context = context_length_of(load_config(checkpoint, settings))
-            remedies += [
-                "A smaller --max-model-len reduces the GPU memory for a text's KV cache (the model's context is "
-                f"{context} tokens); --gpu-memory (now {settings.gpu_memory:g}) sets vLLM's share of the GPU."
-            ]
-            if memory_share < 1:
-                remedies += [
-                    f"Student and teacher share it, and this model gets {memory_share:.0%}. Without --teacher only the "
-                    "student runs, if the traces have the teacher's log-probs."
-                ]
-        remedies += ["--engine transformers runs the model without vLLM."]
-        raise ModelError("\n".join([str(error), *remedies])) from None
-
-
-def _environments(settings: ModelSettings) -> list[dict[str, str]]:
-    """Return the environment of each engine process; each process gets the next GPUs."""
-    # Pickled functions (see _divide_logits) need insecure serialization.
-    common = {"VLLM_NO_USAGE_STATS": "1", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
-    processes, gpus_each = settings.data_parallel, settings.tensor_parallel
-    if not torch.cuda.is_available():
-        # Without a second process inside the first, the engine starts in seconds; a CPU gains nothing from it.
-        return [common | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}] * processes
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    gpus = visible.split(",")
-    if len(gpus) < processes * gpus_each:
-        raise SettingsError(
-            f"--data-parallel {processes} with --tensor-parallel {gpus_each} takes {processes * gpus_each} GPUs; "
-            f"{len(gpus)} are visible"
-        )
-    shares = [gpus[start : start + gpus_each] for start in range(0, processes * gpus_each, gpus_each)]
-    return [common | {"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares]
-
-
-def open_core(checkpoint: Checkpoint, settings: ModelSettings, scoring: bool) -> VllmCore:
-    """Load a checkpoint into vLLM; called in a process of the pool.
-
-    Raises:
-        ModelError: vLLM cannot run the model.
-    """
-    from vllm import LLM
-
-    tokenizer, _ = open_tokenizer(checkpoint, settings)
-    arguments = engine_arguments(checkpoint, settings, scoring=scoring)
-    try:
-        llm = LLM(**arguments)
-    except Exception as error:  # noqa: BLE001 - vLLM refuses models and settings with many kinds of errors
-        raise ModelError(f"{checkpoint.name}: vLLM cannot run it: {first_line(error)}") from error
-    return VllmCore(llm, tokenizer)
-
-
-def engine_arguments(checkpoint: Checkpoint, settings: ModelSettings, *, scoring: bool) -> dict[str, Any]:
-    """Return the arguments of ``vllm.LLM`` for a checkpoint on this machine."""
-    config = load_config(checkpoint, settings)
-    options: dict[str, Any] = {
-        "max_num_batched_tokens": settings.batch_tokens or (_SCORING_BATCH_TOKENS if scoring else None),
-        "max_num_seqs": settings.batch_size,
-        "max_model_len": settings.max_model_len,
-    }
-    if not torch.cuda.is_available():
-        options |= {"enforce_eager": True}  # on a CPU, compiling takes longer than most runs
-        if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
-            options |= {"kv_cache_memory_bytes": _CPU_CACHE_BYTES}
-        if not scoring:
-            # Chunked prefill kills vLLM 0.32 on a CPU when samples have seeds (it resets a counter that the CPU's
-            # generators lack), so one step must fit the longest prompt.
-            longest = settings.max_model_len or context_length_of(config)
-            tokens = max(longest, settings.batch_tokens or 0)
-            options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
-    return {
-        "model": str(checkpoint.folder),
-        "dtype": str(pick_dtype(settings.dtype, config, pick_device("auto"))).removeprefix("torch."),
-        "trust_remote_code": settings.trust_remote_code,
-        "tensor_parallel_size": settings.tensor_parallel,
-        "gpu_memory_utilization": settings.gpu_memory,
-        "enable_prefix_caching": True,
-        "logprobs_mode": "raw_logprobs",
-        **{name: value for name, value in options.items() if value is not None},
-    }
 
 
 @dataclass
@@ -283,7 +143,7 @@ class VllmCore:
             try:
                 request.submit()
             except ValueError as error:
-                failures += [(request.number, Failure(key, first_line(error))) for key in request.keys]
+                failures += [(request.number, Failure(key, str(error))) for key in request.keys]
         return failures
 
     def _run_at(self, request: _Waiting) -> None:
@@ -311,7 +171,7 @@ class VllmCore:
         try:
             self._engine.add_request(name, {"prompt_token_ids": ids.tolist()}, sampling)
         except Exception as error:  # vLLM's validation errors have several classes
-            raise ValueError(first_line(error)) from error
+            raise ValueError(one_line(error)) from error
         self._handlers[name] = handler
 
     # Samples
@@ -454,55 +314,6 @@ class VllmCore:
         if len(values) <= at[-1]:
             return None
         return values[at].astype(np.float32), None if ranks is None else np.asarray(ranks, np.int32)[at]
-
-
-def drawn(sample: SampleRequest, sampling: Sampling, max_tokens: int) -> dict[str, Any]:
-    """Return vLLM's sampling parameters for a sample of at most ``max_tokens`` tokens."""
-    return {
-        "max_tokens": max_tokens,
-        "temperature": 1.0 if sampling.temperature else 0.0,  # the model already divides its logits
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "seed": sample.signed_seed,
-        "stop": [sampling.stop],
-        "include_stop_str_in_output": True,
-        "skip_special_tokens": False,
-        "logprobs": 0,
-    }
-
-
-def picks_tokens(version: str, config: Any) -> bool:
-    """Return whether this version and configuration of vLLM return the log-probs of one given token per position."""
-    return major_minor(version) >= _TOKENS_BY_POSITION and bool(getattr(config, "use_v2_model_runner", False))
-
-
-def scored(
-    ids: Ints, start: int, last: int | None = None, *, picks_tokens: bool, reads_cache: bool = True
-) -> dict[str, Any]:
-    """Return vLLM's sampling parameters for scoring the tokens of a text after a position.
-
-    Args:
-        ids: token ids of the text, shape (tokens,).
-        start: index of the token before the first scored one.
-        last: a token after ``ids`` to score too. vLLM always samples one token, so a text that fills the context is
-            sent without its last token.
-        picks_tokens: result of :func:`picks_tokens`.
-        reads_cache: where vLLM picks tokens, read the keys and values of a prefix that earlier texts share. vLLM
-            returns no log-probs if the cached prefix ends after ``start``.
-    """
-    common: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
-    if last is not None:
-        common["logprob_token_ids"] = [last]
-    if start + 1 == len(ids):
-        return common
-    if not picks_tokens:
-        return common | {"prompt_logprobs": 0}  # vLLM then does not read the cache
-    # vLLM computes logits only from ``start`` on and returns only the log-probs of the text's tokens.
-    return common | {
-        "prompt_logprob_token_ids": ids[start + 1 :, None],
-        "prompt_logprob_start": start,
-        "skip_reading_prefix_cache": not reads_cache,
-    }
 
 
 def _flat(logprobs: Any) -> list[float]:
