@@ -340,8 +340,9 @@ def print_comparison(settings: CompareSettings, comparison: Comparison) -> None:
     )
     either = first.solved + second.solved - both
     overlap = "" if comparison.overlap is None else f" ({comparison.overlap:.1%} of those that at least one solves)"
+    equally = "" if first.answers == second.answers else "; equally many of both count"
     _print_text(
-        f"solved (more than half of the answers are correct): both {both:,}{overlap}, only the first "
+        f"solved (more than half of the answers are correct{equally}): both {both:,}{overlap}, only the first "
         f"{first.solved - both:,}, only the second {second.solved - both:,}, neither {comparison.questions - either:,}"
     )
     if others := [f"{side.other_questions:,} only in {side.run}" for side in (first, second) if side.other_questions]:

@@ -162,7 +162,9 @@ def test_prompts_of_a_file_are_used_and_recorded(rlt: Rlt, read: Read, tiny: Tin
     own, other = (read(Path(name), "answers")["prompt_tokens"][0] for name in ("own", "other"))
     assert own > other  # without the system text
     assert read(Path("own"), "questions").equals(read(Path("other"), "questions"))
-    assert "texts of format 'rlt' differ" in rlt("evaluate", *flags, "other", code=5).stderr
+    assert "prompts was 'mine.yaml', now 'format rlt'" in rlt("evaluate", *flags, "other", code=5).stderr
+    prompts.write_text("solver_system: ''\n")
+    assert "texts of format 'rlt' differ" in rlt("evaluate", *flags, "other", "--prompts", prompts, code=5).stderr
     assert "neither rlt, lighteval nor" in rlt("evaluate", *flags, "new", "--prompts", "none.yaml", code=2).stderr
     assert not Path("new").exists()
 
