@@ -135,6 +135,12 @@ def test_a_second_evaluation_adds_nothing(rlt: Rlt, read: Read, tiny: Tiny) -> N
     assert "temperature was 1.0, now 0.5" in stderr
 
 
+def test_an_evaluation_without_answers_says_why(rlt: Rlt) -> None:
+    rows = write_jsonl(Path("rows.jsonl"), [{"question": "Why is the sky blue?", "answer": "7"}])
+    flags = "evaluate", "--model", "nano", "--benchmark", "math", "--in", rows, "--max-tokens", 5, "--out", "run"
+    assert "run: no question has an answer: the model's vocabulary lacks" in rlt(*flags, code=3).stderr
+
+
 def test_prompts_contain_only_the_question(rlt: Rlt, read: Read, tiny: Tiny, tmp_path: Path) -> None:
     for name, answer in (("one", "7"), ("other", "a much longer gold answer that would change every prompt")):
         rows = write_jsonl(tmp_path / f"{name}.jsonl", [{"question": "What is 3 + 4?", "answer": answer}])
