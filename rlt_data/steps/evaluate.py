@@ -124,6 +124,8 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
         ingest(inputs, source, format, [model.control], traces=False, reader_of=reader_of)
         sampling_task = _sampling_task(settings, views, made_by)
         if settings.dry_run:
+            if forcing:
+                sampling_task = replace(sampling_task, starts=partial(forcing.starts, inputs, run))
             return _planned(run, settings, plan_samples(inputs, run, model, sampling_task))
         model.load(run.logs)
         run.record("evaluate", entry)
