@@ -355,6 +355,9 @@ class _Section(dict[str, Any]):
         raise SettingsError(f"--scale: {self.name}: the key {key!r} is missing")
 
 
+yaml.SafeDumper.add_representer(_Section, yaml.SafeDumper.represent_dict)
+
+
 def checked_config(recipe: str, scale: str) -> dict[str, Any]:
     """Read the settings of a scale (:func:`load_config`), and check their keys against the recipe's own scales.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ import yaml
 
 from rlt_data.errors import InputError, RltDataError, SettingsError
 from rlt_data.recipes import experiment
-from rlt_data.recipes.experiment import Experiment, estimate, load_config, merged, pearson, spearman
+from rlt_data.recipes.experiment import Experiment, checked_config, estimate, load_config, merged, pearson, spearman
 from rlt_data.recipes.stages import overlap, slug, source_rows
 from rlt_data.settings import TrainTeacherSettings, WarmUpSettings, parse_settings
 from tests.conftest import Rlt, write_jsonl
@@ -314,6 +315,11 @@ def test_mistakes_in_a_scale_get_one_line(text: str, message: str, capsys: pytes
         experiment.main(["teacher", "--scale", "mine.yaml", "--dry-run", "--out", "out"])
     assert ended.value.code == SettingsError.exit_code
     assert re.fullmatch(f"error: --scale: .*{message}.*\n", capsys.readouterr().err)
+
+
+def test_sections_are_written_and_sent_to_processes_like_dicts() -> None:
+    config = checked_config("tandem", "nano")
+    assert yaml.safe_load(yaml.safe_dump(config)) == pickle.loads(pickle.dumps(config)) == load_config("tandem", "nano")
 
 
 def test_names_of_arms_as_file_names() -> None:
