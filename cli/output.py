@@ -149,17 +149,18 @@ def _fit(fit: tuple[int, int]) -> str:
 
 
 def _print_time(settings: GenerateSettings | ScoreSettings | EvaluateSettings, plan: StepPlan) -> None:
-    if plan.seconds is None:
+    rate = plan.tokens_per_second
+    if rate is None or plan.seconds is None:
         _console.print(
             "time and cost: unknown, because this run has measured no rate; start it without --dry-run and interrupt "
             "it after a few minutes (finished rows are kept), or give --tokens-per-second"
         )
         return
+    days, rest = divmod(round(plan.seconds), 86400)  # timedelta has a maximum
+    time = (f"{days:,} day{'s' if days > 1 else ''}, " if days else "") + str(timedelta(seconds=rest))
     most = "at most " if plan.tokens_expected is None else "about "
     source = "measured by this run" if plan.rate_from == "run" else "by --tokens-per-second"
-    _console.print(
-        f"time: {most}{timedelta(seconds=round(plan.seconds))} at {plan.tokens_per_second:,.0f} tokens/s ({source})"
-    )
+    _console.print(f"time: {most}{time} at {rate:{',.0f' if rate >= 10 else '.3g'}} tokens/s ({source})")
     if plan.cost is not None:
         _console.print(f"cost: {most}{plan.cost:,.2f} at {settings.gpu_price:g} per GPU and hour (GPUs: {plan.gpus:g})")
     elif settings.gpu_price is not None:
@@ -346,8 +347,9 @@ def print_comparison(settings: CompareSettings, comparison: Comparison) -> None:
     )
     either = first.solved + second.solved - both
     overlap = "" if comparison.overlap is None else f" ({comparison.overlap:.1%} of those that at least one solves)"
+    equally = "" if first.answers == second.answers else "; equally many of both count"
     _print_text(
-        f"solved (more than half of the answers are correct): both {both:,}{overlap}, only the first "
+        f"solved (more than half of the answers are correct{equally}): both {both:,}{overlap}, only the first "
         f"{first.solved - both:,}, only the second {second.solved - both:,}, neither {comparison.questions - either:,}"
     )
     if others := [f"{side.other_questions:,} only in {side.run}" for side in (first, second) if side.other_questions]:

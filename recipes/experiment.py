@@ -9,6 +9,7 @@ settings, so an interrupted recipe continues where it stopped.
 from __future__ import annotations
 
 import argparse
+import difflib
 import hashlib
 import json
 import logging
@@ -298,9 +299,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _quiet()
         start = time.monotonic()
-        experiment = Experiment(
-            options.recipe, load_config(options.recipe, options.scale), out, options.dry_run, options.scale
-        )
+        config = checked_config(options.recipe, options.scale)
+        experiment = Experiment(options.recipe, config, out, options.dry_run, options.scale)
         import_module(f"rlt_data.recipes.{options.recipe}.recipe").run(experiment)
         if not options.dry_run:
             print(f"{options.recipe}: {(time.monotonic() - start) / 60:.1f} min; results in {out / 'results'}")
@@ -344,6 +344,53 @@ def load_config(recipe: str, scale: str, extended_by: tuple[str, ...] = ()) -> d
         raise SettingsError(f"--scale: {scale}: extends itself")
     extended = config.pop("extends", None)
     return config if extended is None else merged(load_config(recipe, str(extended), (*extended_by, scale)), config)
+
+
+class _Section(dict[str, Any]):
+    """Settings of a config, or of a section in it; using a key that is missing raises SettingsError."""
+
+    def __init__(self, content: Mapping[str, Any], name: str) -> None:
+        super().__init__(
+            (key, _Section(v, f"{name}, {key}") if isinstance(v, dict) else v) for key, v in content.items()
+        )
+        self.name = name
+
+    def __missing__(self, key: str) -> Any:
+        raise SettingsError(f"--scale: {self.name}: the key {key!r} is missing")
+
+
+yaml.SafeDumper.add_representer(_Section, yaml.SafeDumper.represent_dict)
+
+
+def checked_config(recipe: str, scale: str) -> dict[str, Any]:
+    """Read the settings of a scale (:func:`load_config`), and check their keys against the recipe's own scales.
+
+    Args:
+        recipe: name of the recipe.
+        scale: name or path of the file.
+
+    Raises:
+        SettingsError: a key is unknown or has a value of the wrong type, also later, when a missing key is used.
+    """
+    config = load_config(recipe, scale)
+    files = resources.files(f"rlt_data.recipes.{recipe}").iterdir()
+    names = sorted(Path(file.name).stem for file in files if file.name.endswith(".yaml"))
+    known: dict[str, Any] = {"launcher": None} | dict.fromkeys(STEPS, {})
+    for name in names:
+        known |= load_config(recipe, name)
+    for key, value in config.items():
+        if key not in known:
+            similar = "".join(f"; did you mean {name!r}?" for name in difflib.get_close_matches(str(key), known, 1))
+            raise SettingsError(f"--scale: {scale}: the recipe has no key {key!r}{similar}")
+        if isinstance(known[key], dict) and not isinstance(value, dict):
+            raise SettingsError(f"--scale: {scale}: {key} must be a mapping (got {value!r})")
+    for key in ("seeds", "workers"):
+        if key in config and (not isinstance(config[key], int) or config[key] < 1):
+            raise SettingsError(f"--scale: {scale}: {key} must be a whole number from 1 (got {config[key]!r})")
+    launchers = [Path(file.name).stem for file in resources.files("rlt_data.recipes").joinpath("accelerate").iterdir()]
+    if config.get("launcher") not in (None, *launchers):
+        raise SettingsError(f"--scale: {scale}: launcher must be one of {', '.join(sorted(launchers))}")
+    return _Section(config, scale)
 
 
 def merged(config: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,8 +73,12 @@ INTERRUPTED = 130
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of another library's error message, or the name of its class if it has no message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the first line of another library's error message, or the name of its class if it has no message.
+
+    A line that ends with a colon is a heading, so the next one follows it.
+    """
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {others[0].strip()}" if others and first.endswith(":") else first
 
 
 def one_line(error: BaseException) -> str:

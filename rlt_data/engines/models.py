@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from rlt_data.errors import ModelError, first_line
+from rlt_data.errors import ModelError, first_few, first_line
 from rlt_data.libraries import hub_id, paused_gc, quiet_bars
 from rlt_data.storage.folder import checksum
 from rlt_data.storage.paths import disk_errors
@@ -287,6 +287,8 @@ def _merged_folder(adapter: Path, name: str) -> Path:
         base, revision = config.pop("base_model_name_or_path"), config.pop("revision", None)
         if not isinstance(base, str):
             raise TypeError("base_model_name_or_path is not a string")
+        if Path(base).resolve() == adapter.resolve():
+            raise ValueError("base_model_name_or_path is this folder")
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise ModelError(f"{name}: adapter_config.json names no base model: {first_line(error)}") from None
     if not (weights := sorted(adapter.glob("adapter_model.*"))):
@@ -333,7 +335,11 @@ def _merge(adapter: Path, base: Checkpoint, folder: Path, name: str) -> None:
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
     try:
         base_model = AutoModelForCausalLM.from_pretrained(base.folder, dtype="auto")
-        PeftModel.from_pretrained(base_model, adapter).merge_and_unload(safe_merge=True).save_pretrained(temporary)
+        model = PeftModel.from_pretrained(base_model, adapter)
+        loaded = model.load_adapter(str(adapter), "default")  # from_pretrained ignores weights of other modules
+        if unused := [*loaded.unexpected_keys, *loaded.missing_keys]:
+            raise ValueError(f"its modules are not those of the model: {first_few(unused)}")
+        model.merge_and_unload(safe_merge=True).save_pretrained(temporary)
         has_tokenizer = (adapter / "tokenizer_config.json").is_file()
         for source in [base.folder, adapter]:  # the adapter's files replace the base's
             for file in [file for pattern in _TEXT_FILES for file in source.glob(pattern)]:

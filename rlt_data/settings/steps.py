@@ -89,10 +89,11 @@ class DryRunSettings(Settings):
         OUTPUT,
         "With --dry-run: rate of all GPUs together. Default: the rate that the run has measured.",
         affects="output",
-        gt=0,
+        ge=0.001,
+        le=1e9,
     )
     gpu_price: float | None = field(
-        None, OUTPUT, "With --dry-run: price of a GPU per hour, to print the cost.", affects="output", ge=0
+        None, OUTPUT, "With --dry-run: price of a GPU per hour, to print the cost.", affects="output", ge=0, le=1e9
     )
     as_json: bool = field(False, OUTPUT, "With --dry-run: print JSON.", affects="output", alias="json")
 

@@ -107,6 +107,20 @@ class BudgetForcing:
                 thought = self._after(thought, rows[key][stage])
             yield key, thought
 
+    def starts(self, inputs: RunFolder, run: RunFolder, part: int) -> dict[tuple[str, int], Start]:
+        """Return what the samples of a part already have, and how many tokens may follow in all stages.
+
+        Args:
+            inputs: a run with the questions.
+            run: the run with the thoughts.
+            part: the part.
+        """
+        thoughts, most = dict(self.thoughts(run, part)), self._settings.max_tokens
+        ids = inputs.read("questions", part, ["question_id"])["question_id"].to_pylist()
+        starts = {(id, index): Start() for id in ids for index in range(self._settings.n)}
+        starts |= {key: thought.start for key, thought in thoughts.items()}
+        return {key: replace(start, max_tokens=most and most - start.tokens) for key, start in starts.items()}
+
     def shares(self, run: RunFolder) -> tuple[float, float]:
         """Return the shares of the finished thoughts that were extended, and that were closed at the maximum."""
         finished = extended = cut = 0

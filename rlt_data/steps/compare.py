@@ -42,7 +42,10 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two evaluations on their common questions. A question is solved if more than half of its answers are correct.
+    """Two evaluations on their common questions.
+
+    A question is solved if more than half of its answers are correct. If one evaluation has more answers to it than the
+    other, only the first ones count, because a majority of more answers is right more or less often for the same model.
 
     Attributes:
         benchmark: name of the benchmark.
@@ -84,7 +87,7 @@ def compare(settings: CompareSettings) -> Comparison:
         raise SettingsError("compare needs scipy; pip install 'rlt-data[eval]'") from None
     runs = [RunFolder.existing(name) for name in settings.input]
     entries = [run.step("evaluate") for run in runs]
-    tables = [_rates(run, entry) for run, entry in zip(runs, entries, strict=True)]
+    tables = [_grades(run, entry) for run, entry in zip(runs, entries, strict=True)]
     benchmarks = [entry["settings"]["benchmark"] for entry in entries]
     if benchmarks[0] != benchmarks[1]:
         named = " and ".join(f"{name} evaluated {b}" for name, b in zip(settings.input, benchmarks, strict=True))
@@ -94,8 +97,11 @@ def compare(settings: CompareSettings) -> Comparison:
         raise SettingsError(
             f"{' and '.join(settings.input)} have {len(common)} common questions; compare needs at least two"
         )
-    rates = common["rate"].to_numpy(), common["rate_second"].to_numpy()
-    solved = rates[0] > 0.5, rates[1] > 0.5
+    lists = [pl.col(name).list for name in ("correct", "correct_second")]
+    answers = [common.select(correct.len()).to_series().to_numpy() for correct in lists]
+    rates = [common.select(correct.mean()).to_series().to_numpy() for correct in lists]
+    shared = pl.min_horizontal(*(correct.len() for correct in lists))
+    solved = [common.select(correct.head(shared).list.mean() > 0.5).to_series().to_numpy() for correct in lists]
     differences = rates[1] - rates[0]
     low, high = bootstrap_interval(differences)
     both, either = int((solved[0] & solved[1]).sum()), int((solved[0] | solved[1]).sum())
@@ -105,7 +111,7 @@ def compare(settings: CompareSettings) -> Comparison:
             run=settings.input[index],
             model=entries[index]["models"]["model"]["name"],
             accuracy=float(rates[index].mean()),
-            answers=float(common["answers" + ("_second" if index else "")].mean()),  # type: ignore[arg-type]
+            answers=float(answers[index].mean()),
             solved=int(solved[index].sum()),
             other_questions=len(tables[index]) - len(common),
         )
@@ -141,16 +147,17 @@ def bootstrap_interval(values: npt.NDArray[np.float64], seed: int = 0) -> tuple[
     return float(low), float(high)
 
 
-def _rates(run: RunFolder, entry: Mapping[str, Any]) -> pl.DataFrame:
-    """Return the share of correct answers, and their number, by question."""
+def _grades(run: RunFolder, entry: Mapping[str, Any]) -> pl.DataFrame:
+    """Return which answers to each question are correct, in the order of the samples."""
     parts = run.parts("grades")
-    if not parts or run.count("grades") != run.count("answers") or not run.folder.exists("evaluation.json"):
+    finished = "settings" in entry and run.folder.exists("evaluation.json")
+    if not (finished and parts and run.count("grades") == run.count("answers")):
         raise RunFolderError(f"{run.path}: is not a finished evaluation; run rlt-data evaluate --out {run.path}")
     grades = pl.concat([pl.DataFrame(run.read("grades", part)) for part in parts])
     return (
         grades.filter(pl.col("sample_index") < entry["settings"]["n"])
         .group_by("question_id", maintain_order=True)
-        .agg(pl.col("correct").mean().alias("rate"), pl.len().alias("answers"))
+        .agg(pl.col("correct").sort_by("sample_index"))
     )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from rlt_data.engines import Model, Sample, choose_engine, open_model
-from rlt_data.errors import SettingsError
+from rlt_data.errors import InputError, SettingsError
 from rlt_data.formats import Format, Views, choose_format
 from rlt_data.formats.views import SolutionIn
 from rlt_data.inputs import ingest
@@ -124,6 +124,8 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
         ingest(inputs, source, format, [model.control], traces=False, reader_of=reader_of)
         sampling_task = _sampling_task(settings, views, made_by)
         if settings.dry_run:
+            if forcing:
+                sampling_task = replace(sampling_task, starts=partial(forcing.starts, inputs, run))
             return _planned(run, settings, plan_samples(inputs, run, model, sampling_task))
         model.load(run.logs)
         run.record("evaluate", entry)
@@ -133,6 +135,8 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
             else:
                 sampled = sample_questions(run, model, sampling_task, progress)
             grade_answers(run, benchmark, views.solution_in, grader, progress)
+            if not run.parts("grades"):
+                raise InputError(f"{run.path}: no question has an answer: {sampled.failure} (all: errors.jsonl)")
             evaluation = replace(evaluation_of(run, settings, sampled.failed), prompts=prompts)
             if forcing:
                 extended, cut = forcing.shares(run)
@@ -255,8 +259,6 @@ def _grade_row(answer: dict[str, Any], solution: str, formatted: bool, grade: Gr
 def evaluation_of(run: RunFolder, settings: EvaluateSettings, failed: int) -> Evaluation:
     """Compute the figures of an evaluation from the grades of a run."""
     parts = run.parts("grades")
-    if not parts:
-        raise SettingsError(f"{run.path}: no question has an answer; errors.jsonl has the reasons")
     grades = pl.concat([pl.DataFrame(run.read("grades", part)) for part in parts])
     grades = grades.filter(pl.col("sample_index") < settings.n)
     by_question = grades.group_by("question_id", maintain_order=True).agg("correct", "answer")

@@ -155,13 +155,18 @@ def plan_samples(
     table = _open_table(run, model, task, [])
     own, mean_tokens = _own_samples(run, task)
     sampling, context = _sampling(task), model.context_length
-    new = read = tokens = longest = 0
+    new = read = tokens = longest = sampled = 0
     for part in inputs.parts("questions"):
         questions = inputs.read("questions", part).to_pylist()
         for prompt in _prompts(part, questions, run.keys(task.table, part), model, task, table):
             if prompt.pending and not prompt.refusal:
-                room = sampling.room(PromptRequest(prompt.encoding.ids, []), context)
+                start = prompt.start
                 new += len(prompt.pending)
+                sampled += start.tokens * len(prompt.pending)
+                if start.ended:
+                    continue
+                request = PromptRequest(prompt.encoding.ids, [], max_tokens=start.max_tokens)
+                room = max(sampling.room(request, context), 0)
                 read += len(prompt.encoding)
                 tokens += room * len(prompt.pending)
                 longest = max(longest, len(prompt.encoding) + room)
@@ -179,7 +184,7 @@ def plan_samples(
         left_out=rows - own - new,
         tokens_read=read,
         tokens=tokens,
-        tokens_expected=None if mean_tokens is None else mean_tokens * new,
+        tokens_expected=None if mean_tokens is None else max(mean_tokens * new - sampled, 0),
         longest=longest,
     )
 

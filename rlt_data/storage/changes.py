@@ -21,7 +21,8 @@ def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any], pattern:
     """Describe how the settings of two run.json entries of one step differ.
 
     Args:
-        before: the first entry, with ``depends_on`` and, if the step ran a model, ``models`` and ``format``.
+        before: the first entry, with ``depends_on`` and, if the step ran a model, ``models`` and ``format``; that of
+            ``evaluate`` has ``prompts``.
         now: the second entry.
         pattern: text of a difference, with ``{key}``, ``{old}`` and ``{new}``.
 
@@ -43,7 +44,10 @@ def _describe_change(key: str, before: Mapping[str, Any], now: Mapping[str, Any]
     elif key == "format" and before.get("format") and now.get("format"):
         old, new = (repr(entry["format"]["name"]) for entry in (before, now))
         if old == new:
-            return f"the texts of format {new} differ"
+            prompts = [entry.get("prompts", {}).get("source") for entry in (before, now)]
+            if None in prompts or prompts[0] == prompts[1]:
+                return f"the texts of format {new} differ"
+            key, (old, new) = "prompts", map(repr, prompts)
     elif key == "chat_template":
         return "the chat template differs"
     return pattern.format(key=key, old=old, new=new)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlt_data.engines import find_checkpoint, models, open_model
@@ -19,6 +20,7 @@ from tests.conftest import Rlt, write_jsonl
 
 peft = pytest.importorskip("peft", reason="needs the extra train")
 Tiny = Callable[..., Path]
+WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture
@@ -111,6 +113,7 @@ def test_an_adapter_that_cannot_be_merged_is_refused_in_one_line(
     (adapter / "adapter_model.safetensors").unlink()
     assert "no adapter_model.safetensors" in error_of(adapter)
     for damaged, cause in {
+        json.dumps(config | {"base_model_name_or_path": str(adapter)}): "base_model_name_or_path is this folder",
         json.dumps(config | {"base_model_name_or_path": "nowhere"}): "base model",
         json.dumps(config | {"base_model_name_or_path": None}): "adapter_config.json names no base model",
         "{": "adapter_config.json names no base model",
@@ -118,3 +121,17 @@ def test_an_adapter_that_cannot_be_merged_is_refused_in_one_line(
         (adapter / "adapter_model.safetensors").write_bytes(b"")
         (adapter / "adapter_config.json").write_text(damaged)
         assert cause in error_of(adapter)
+
+
+def test_an_adapter_of_another_model_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    adapter = adapter_of(tiny(), tmp_path / "adapter", seed=3)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    other = json.dumps(config | {"base_model_name_or_path": str(tiny("wide"))})
+    (adapter / "adapter_config.json").write_text(other)
+    with pytest.raises(ModelError, match=r"size mismatch for .*lora_A"):
+        find_checkpoint(str(adapter))
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    deeper = {key.replace(".1.", ".9."): value for key, value in load_file(adapter / WEIGHTS).items()}
+    save_file(deeper, adapter / WEIGHTS)
+    with pytest.raises(ModelError, match=r"its modules are not those of the model: .*layers\.9\."):
+        find_checkpoint(str(adapter))

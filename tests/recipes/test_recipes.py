@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ import yaml
 
 from rlt_data.errors import InputError, RltDataError, SettingsError
 from rlt_data.recipes import experiment
-from rlt_data.recipes.experiment import Experiment, estimate, load_config, merged, pearson, spearman
+from rlt_data.recipes.experiment import Experiment, checked_config, estimate, load_config, merged, pearson, spearman
 from rlt_data.recipes.nano.corpus import warm_up_rows
 from rlt_data.recipes.stages import compare_evaluations, slug, source_rows
 from rlt_data.settings import TrainTeacherSettings, WarmUpSettings, parse_settings
@@ -339,6 +340,34 @@ def test_a_scale_extends_another(tmp_path: Path) -> None:
     Path("mine.yaml").write_text("extends: other.yaml")
     with pytest.raises(SettingsError, match=r"mine.yaml: extends itself"):
         load_config("teacher", "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seeds: null", "the key 'seeds' is missing"),
+        ("teacher: {model: null}", "mine.yaml, teacher: the key 'model' is missing"),
+        ("techer: {steps: 3}", "the recipe has no key 'techer'; did you mean 'teacher'"),
+        ("teacher: 3", "teacher must be a mapping"),
+        ("seeds: two", "seeds must be a whole number from 1 .got 'two'"),
+        ("seeds: 0", "seeds must be a whole number from 1 .got 0"),
+        ("workers: 1.5", "workers must be a whole number from 1"),
+        ("launcher: fsdp", "launcher must be one of .*fsdp2"),
+        ("extends: null", "the key 'teacher' is missing"),
+        ("extends: [nano]", "cannot be read"),
+    ],
+)
+def test_mistakes_in_a_scale_get_one_line(text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yaml").write_text(text if "extends" in text else f"extends: nano\n{text}")
+    with pytest.raises(SystemExit) as ended:
+        experiment.main(["teacher", "--scale", "mine.yaml", "--dry-run", "--out", "out"])
+    assert ended.value.code == SettingsError.exit_code
+    assert re.fullmatch(f"error: --scale: .*{message}.*\n", capsys.readouterr().err)
+
+
+def test_sections_are_written_and_sent_to_processes_like_dicts() -> None:
+    config = checked_config("tandem", "nano")
+    assert yaml.safe_load(yaml.safe_dump(config)) == pickle.loads(pickle.dumps(config)) == load_config("tandem", "nano")
 
 
 def test_names_of_arms_as_file_names() -> None:

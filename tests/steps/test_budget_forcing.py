@@ -44,6 +44,11 @@ def rows(out: str, table: str) -> pl.DataFrame:
     return pl.read_parquet(f"{out}/{table}/*.parquet")
 
 
+def sampled(out: str) -> int:
+    """Return how many tokens a run has sampled, as run.json says."""
+    return int(json.loads(Path(out, "run.json").read_text())["steps"]["evaluate"]["work"]["tokens"])
+
+
 def test_thoughts_are_extended_and_closed(problems: str) -> None:
     budget = {"max_thought": 50, "waits": 2, "min_thought": 30, "wait_text": WAIT}
     result = evaluate(settings(problems, "run", **budget))
@@ -117,7 +122,9 @@ def test_an_interrupted_evaluation_ends_with_the_same_bytes(problems: str, after
     evaluate(settings(problems, "whole", **budget))
     with pytest.raises(_Interrupt):
         evaluate(settings(problems, "stopped", **budget), _Stopping(after))
+    plan, before = evaluate(settings(problems, "stopped", dry_run=True, **budget)).plan, sampled("stopped")
     evaluate(settings(problems, "stopped", **budget))
+    assert plan and 0 < sampled("stopped") - before <= plan.tokens <= 16 * 150 - before
     for table in TABLES:
         assert table_bytes(Path("stopped"), table) == table_bytes(Path("whole"), table), table
     evaluate(settings(problems, "stopped", **budget))

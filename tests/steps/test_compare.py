@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Sequence
 from math import comb
 from pathlib import Path
@@ -86,7 +87,26 @@ def test_several_answers_count_as_rates_and_by_majority(tmp_path: Path) -> None:
     assert (result.questions, result.first.other_questions, result.second.other_questions) == (3, 1, 2)
     assert result.first.accuracy == pytest.approx((0.5 + 1 + 0) / 3) and result.first.answers == 4
     assert result.difference == pytest.approx((0 + 0 + 0.5) / 3)
-    assert (result.first.solved, result.second.solved, result.both) == (1, 1, 1)  # half is not solved
+    # Two answers of each count: p is solved by the first; half of the answers are not enough.
+    assert (result.first.solved, result.second.solved, result.both) == (2, 1, 1)
+
+
+@pytest.mark.parametrize(("n", "other"), [(1, 2), (1, 4), (1, 64), (4, 64)])
+def test_different_numbers_of_answers_of_one_model_do_not_differ(rlt: Rlt, tmp_path: Path, n: int, other: int) -> None:
+    random = np.random.default_rng(0)
+    first, second = ({f"{index}": list(random.random(count) < 0.6) for index in range(200)} for count in (n, other))
+    runs = evaluation(tmp_path / "a", first), evaluation(tmp_path / "b", second)
+    assert rlt_data.compare(*runs).p_value > 0.05
+    assert "more than half of the answers are correct; equally many of both count" in rlt("compare", *runs).stdout
+
+
+def test_an_interval_of_many_questions_needs_little_memory() -> None:
+    values = np.random.default_rng(1).random(5_000)
+    tracemalloc.start()
+    low, high = bootstrap_interval(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert low < values.mean() < high and peak < 100 * 2**20
 
 
 def test_only_the_samples_of_the_last_call_count(tmp_path: Path) -> None:
@@ -134,12 +154,16 @@ def test_what_cannot_be_compared_gets_one_line(rlt: Rlt, tmp_path: Path) -> None
     aime = evaluation(tmp_path / "aime", {"p": [True]}, benchmark="aime24")
     unfinished = evaluation(tmp_path / "unfinished", {"p": [True]})
     (tmp_path / "unfinished" / "evaluation.json").unlink()
+    damaged = evaluation(tmp_path / "damaged", {"p": [True]})
+    (tmp_path / "damaged" / "run.json").write_text('{"steps": {}}')
     with pytest.raises(SettingsError, match="one evaluated math and .*aime evaluated aime24; compare takes"):
         rlt_data.compare(one, aime)
     with pytest.raises(SettingsError, match="have 0 common questions"):
         rlt_data.compare(one, other)
     with pytest.raises(RunFolderError, match="unfinished: is not a finished evaluation"):
         rlt_data.compare(one, unfinished)
+    with pytest.raises(RunFolderError, match="damaged: is not a finished evaluation"):
+        rlt_data.compare(one, damaged)
     with pytest.raises(RunFolderError, match="no such run folder"):
         rlt_data.compare(one, tmp_path / "none")
     assert "requires two runs" in rlt("compare", one, code=2).stderr

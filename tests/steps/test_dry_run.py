@@ -117,6 +117,14 @@ def test_without_a_rate_the_plan_says_what_to_measure(rlt: Rlt, tiny: Tiny, prob
     assert "cost: at most 0.02 at 2.5 per GPU and hour (GPUs: 1)\n" in printed
 
 
+def test_extreme_rates_and_prices(rlt: Rlt, tiny: Tiny, problems: Path) -> None:
+    options = ["generate", problems, "--teacher", tiny(), "--n", 6000, "--max-tokens", 400, "--out", "run", "--dry-run"]
+    printed = rlt(*options, "--tokens-per-second", 0.001, "--gpu-price", 1e9).stdout
+    assert "time: at most 166,666 days, 16:00:00 at 0.001 tokens/s" in printed  # 14.4 million tokens
+    for flag, value in (("--tokens-per-second", 1e-310), ("--tokens-per-second", 1e300), ("--gpu-price", 1e308)):
+        assert f"{flag}: must be " in rlt(*options, flag, value, code=2).stderr
+
+
 def test_an_interrupted_step_has_measured_its_rate(tiny: Tiny, problems: Path) -> None:
     class Stop(Silent):
         def advance(self, rows: int = 1, tokens: int = 0) -> None:

@@ -135,6 +135,12 @@ def test_a_second_evaluation_adds_nothing(rlt: Rlt, read: Read, tiny: Tiny) -> N
     assert "temperature was 1.0, now 0.5" in stderr
 
 
+def test_an_evaluation_without_answers_says_why(rlt: Rlt) -> None:
+    rows = write_jsonl(Path("rows.jsonl"), [{"question": "Why is the sky blue?", "answer": "7"}])
+    flags = "evaluate", "--model", "nano", "--benchmark", "math", "--in", rows, "--max-tokens", 5, "--out", "run"
+    assert "run: no question has an answer: the model's vocabulary lacks" in rlt(*flags, code=3).stderr
+
+
 def test_prompts_contain_only_the_question(rlt: Rlt, read: Read, tiny: Tiny, tmp_path: Path) -> None:
     for name, answer in (("one", "7"), ("other", "a much longer gold answer that would change every prompt")):
         rows = write_jsonl(tmp_path / f"{name}.jsonl", [{"question": "What is 3 + 4?", "answer": answer}])
@@ -162,7 +168,9 @@ def test_prompts_of_a_file_are_used_and_recorded(rlt: Rlt, read: Read, tiny: Tin
     own, other = (read(Path(name), "answers")["prompt_tokens"][0] for name in ("own", "other"))
     assert own > other  # without the system text
     assert read(Path("own"), "questions").equals(read(Path("other"), "questions"))
-    assert "texts of format 'rlt' differ" in rlt("evaluate", *flags, "other", code=5).stderr
+    assert "prompts was 'mine.yaml', now 'format rlt'" in rlt("evaluate", *flags, "other", code=5).stderr
+    prompts.write_text("solver_system: ''\n")
+    assert "texts of format 'rlt' differ" in rlt("evaluate", *flags, "other", "--prompts", prompts, code=5).stderr
     assert "neither rlt, lighteval nor" in rlt("evaluate", *flags, "new", "--prompts", "none.yaml", code=2).stderr
     assert not Path("new").exists()
 
