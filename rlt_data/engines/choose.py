@@ -29,13 +29,20 @@ def choose_engine(settings: AnySettings, recorded: str | None = None, *, quiet: 
         quiet: do not report the choice.
 
     Raises:
-        ModelError: this machine cannot run vLLM, which the settings or the recorded rows name.
+        ModelError: this machine cannot run vLLM, which the settings or the recorded rows name. A dry run, which
+            plans for other machines too, only warns if the settings name it.
         SettingsError: a setting has no effect with the chosen engine.
     """
     if settings.engine == "vllm" and not settings.ray:
-        check_version(installed_version())
-        if obstacle := _why_not_vllm(named=True):
-            raise ModelError(f"--engine vllm: {obstacle}; --engine transformers runs without vLLM")
+        try:
+            check_version(installed_version())
+            if obstacle := _why_not_vllm(named=True):
+                raise ModelError(f"--engine vllm: {obstacle}; --engine transformers runs without vLLM")
+        except ModelError as error:
+            if not getattr(settings, "dry_run", False):
+                raise
+            if not quiet:
+                logger.warning("on this machine, the step would fail: %s", error)
     if settings.engine != "auto":
         return settings
     engine, reason = (recorded, "the engine of the rows so far") if recorded else _choose(settings)

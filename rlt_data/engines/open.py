@@ -238,7 +238,7 @@ def open_model(name: str, settings: ModelSettings, *, scoring: bool = False, ser
         ModelError: the model does not exist, or its tokenizer cannot be used.
         SettingsError: the device or the chat template does not exist.
     """
-    settings = choose_engine(settings)
+    settings = choose_engine(settings, quiet=settings.engine != "auto")
     ENGINES.load(settings.engine)  # fails here, before anything is loaded
     served = settings.engine == "server"
     checkpoint = find_checkpoint(name, tokenizer_only=served)

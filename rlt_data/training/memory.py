@@ -253,13 +253,13 @@ class Estimator:
             yield {"vllm_memory": _SMALL_VLLM}
         if settings.optimizer == "adamw" and not machine.sharded:
             yield {"optimizer": "adamw_8bit"}
-        if loaded_dtype(settings, self._config) == torch.float32:
-            yield {"dtype": "bfloat16"}
         lora = {"lora_rank": settings.lora_rank or _LORA_RANK}
         if not settings.lora_rank:
             yield lora
         if not settings.load_in_4bit and not machine.sharded and getattr(settings, "vllm", "none") == "none":
             yield lora | {"load_in_4bit": True}
+        if loaded_dtype(settings, self._config) == torch.float32:
+            yield {"dtype": "bfloat16"}
 
     def _activations(self, settings: TrainingSettings, machine: Machine) -> Activations | None:
         options = {"autocast": machine.gpu_bytes is not None, "gathered": machine.sharded}

@@ -98,6 +98,14 @@ def test_a_dry_run_makes_the_checks_of_the_step(rlt: Rlt, tiny: Tiny, problems: 
     assert not Path("new").exists()
 
 
+def test_vllm_is_planned_without_vllm(rlt: Rlt, tiny: Tiny, problems: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlt_data.engines.choose.installed_version", lambda: None)
+    options = ["generate", problems, "--teacher", tiny(), "--engine", "vllm", "--out", "run"]
+    result = rlt(*options, "--dry-run")
+    assert result.stderr.count("the step would fail: --engine vllm") == 1 and "with vllm" in result.stdout
+    assert "--engine vllm" in rlt(*options, code=6).stderr and not Path("run").exists()
+
+
 def test_an_evaluation_is_planned(rlt: Rlt, tiny: Tiny) -> None:
     pytest.importorskip("math_verify", reason="needs the extra eval")
     rows = [{"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(5)]
