@@ -9,7 +9,6 @@ settings, so an interrupted recipe continues where it stopped.
 from __future__ import annotations
 
 import argparse
-import difflib
 import hashlib
 import json
 import logging
@@ -31,7 +30,7 @@ from typing import Any
 import yaml
 
 from rlt_data import plots
-from rlt_data.errors import InputError, RltDataError, SettingsError, first_line
+from rlt_data.errors import InputError, RltDataError, SettingsError, did_you_mean, first_line
 from rlt_data.settings import Settings, TrainingSettings, parse_settings, parse_yaml
 from rlt_data.steps.provenance import versions
 from rlt_data.steps.registry import STEPS, Step
@@ -380,8 +379,7 @@ def checked_config(recipe: str, scale: str) -> dict[str, Any]:
         known |= load_config(recipe, name)
     for key, value in config.items():
         if key not in known:
-            similar = "".join(f"; did you mean {name!r}?" for name in difflib.get_close_matches(str(key), known, 1))
-            raise SettingsError(f"--scale: {scale}: the recipe has no key {key!r}{similar}")
+            raise SettingsError(f"--scale: {scale}: the recipe has no key {key!r}{did_you_mean(str(key), known)}")
         if isinstance(known[key], dict) and not isinstance(value, dict):
             raise SettingsError(f"--scale: {scale}: {key} must be a mapping (got {value!r})")
     for key in ("seeds", "workers"):

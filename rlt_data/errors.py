@@ -5,8 +5,9 @@ A message says in one line what is wrong, where, and what would be right. Bugs r
 
 from __future__ import annotations
 
+import difflib
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class RltDataError(Exception):
@@ -84,6 +85,12 @@ def first_line(error: BaseException) -> str:
 def one_line(error: BaseException) -> str:
     """Return another library's error message as one line of at most 300 characters, or the name of its class."""
     return textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message that proposes the known name nearest to an unknown one; empty if none is near."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def first_few(names: Sequence[str]) -> str:

@@ -6,7 +6,6 @@ A name is one of three things: a built-in, an entry point of an installed packag
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from rlt_data.errors import SettingsError, one_line
+from rlt_data.errors import SettingsError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -51,10 +50,7 @@ class Registry:
         if name in installed:
             return name
         known = [*self.other, *self.built_in, *sorted(installed)]
-        near = difflib.get_close_matches(name, known, 1)
-        raise ValueError(
-            f"takes {', '.join(known)}, or module:function" + (f"; did you mean {near[0]!r}?" if near else "")
-        )
+        raise ValueError(f"takes {', '.join(known)}, or module:function{did_you_mean(name, known)}")
 
     def names(self) -> list[str]:
         """Return the names of the built-ins and of the entry points."""
@@ -95,10 +91,7 @@ class Registry:
         function: Any = module
         for part in attribute.split("."):
             if not hasattr(function, part):
-                near = difflib.get_close_matches(part, dir(function), 1)
-                raise SettingsError(
-                    f"{label}: {module_name} has no {part!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-                )
+                raise SettingsError(f"{label}: {module_name} has no {part!r}{did_you_mean(part, dir(function))}")
             function = getattr(function, part)
         if not callable(function):
             raise SettingsError(f"{label}: {attribute} is not a function but {type(function).__name__}")

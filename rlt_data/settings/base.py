@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from rlt_data.errors import InputError, SettingsError, one_line
+from rlt_data.errors import InputError, SettingsError, did_you_mean, one_line
 from rlt_data.settings.describe import arguments, parameters
 
 if TYPE_CHECKING:
@@ -330,8 +330,8 @@ _LISTED_KEYS = 12
 def unknown_key(model: type[Settings], key: str) -> str:
     """Return the message for a key that a settings class lacks, with the nearest key that it has."""
     keys = list(keys_of(model).values())
-    if near := difflib.get_close_matches(key, keys, 1):
-        return f"{key}: unknown key; did you mean {near[0]!r}?"
+    if proposal := did_you_mean(key, keys):
+        return f"{key}: unknown key{proposal}"
     listed = ", ".join(keys[:_LISTED_KEYS]) + (", ..." if len(keys) > _LISTED_KEYS else "")
     return f"{key}: unknown key; known: {listed}"
 

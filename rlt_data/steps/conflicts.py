@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from rlt_data.errors import ModelError, SettingsError
+from rlt_data.errors import ModelError, SettingsError, did_you_mean
 from rlt_data.inputs.files import file_type
 from rlt_data.settings import (
     CurateSettings,
@@ -258,8 +257,7 @@ def _missing_column(name: str, known: Collection[str], curate: CurateSettings | 
                 f"{name} is a column of the signal {signal.name}, which the run does not have and this pipeline does "
                 f"not compute: {' and '.join(ways) or 'add a curate section'}"
             )
-    near = difflib.get_close_matches(name, known, 1)
-    return f"no column {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    return f"no column {name!r}{did_you_mean(name, known)}"
 
 
 def _may_have(run: str, table: str) -> bool:

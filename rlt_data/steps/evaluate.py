@@ -181,17 +181,14 @@ def _dependencies(settings: EvaluateSettings, model: Model, format: Format) -> d
 
 
 def _source(settings: EvaluateSettings, benchmark: Benchmark) -> InputSettings:
-    if settings.input is not None:
-        return InputSettings.model_validate(settings.model_dump(include={"input", "subset", "split", "limit", "share"}))
-    if benchmark.hub is None:
-        raise SettingsError(f"--in: is required with --benchmark {settings.benchmark}, which has no default data set")
-    return InputSettings(
-        input=benchmark.hub,
-        subset=benchmark.subset,
-        split=benchmark.split,
-        limit=settings.limit,
-        share=settings.share,
-    )
+    source = settings.model_dump(include={"input", "subset", "split", "limit", "share"})
+    if settings.input is None:
+        if benchmark.hub is None:
+            raise SettingsError(
+                f"--in: is required with --benchmark {settings.benchmark}, which has no default data set"
+            )
+        source |= {"input": benchmark.hub, "subset": benchmark.subset, "split": benchmark.split}
+    return InputSettings.model_validate(source)
 
 
 def _sampling_task(settings: EvaluateSettings, views: Views, made_by: str) -> SamplingTask:
