@@ -21,7 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 
 from rlt_data.settings import TrainingSettings
-from rlt_data.training.runs import loaded_dtype, lora_config
+from rlt_data.training.models import loaded_dtype, lora_config
 
 #: Attention of Transformers with our masks.
 _ATTENTION = "rlt_data_plan"

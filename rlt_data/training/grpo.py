@@ -25,28 +25,23 @@ from rlt_data.settings.base import name_of_input
 from rlt_data.steps.score import reward_identity
 from rlt_data.storage.outputs import write_file
 from rlt_data.storage.schemas import content_hash
-from rlt_data.training.plan import PolicyPlan, plan_policy
-from rlt_data.training.rewards import Reward, Row
-from rlt_data.training.rollouts import Rollouts
-from rlt_data.training.runs import (
-    TrainingRun,
+from rlt_data.training.launch import sharding
+from rlt_data.training.models import (
     base_model_settings,
     complete_model,
     copy_model,
     loaded_dtype,
-    missing_dependency,
     model_arguments,
     prepare_quantized,
-    progress_callback,
-    recent_mean,
-    refuse_here,
     saved_dtype,
-    sharding,
-    trainer_arguments,
-    training_provenance,
-    use_one_gpu,
     with_pad_token,
 )
+from rlt_data.training.plan import PolicyPlan, plan_policy
+from rlt_data.training.requirements import missing_dependency, refuse_here
+from rlt_data.training.rewards import Reward, Row
+from rlt_data.training.rollouts import Rollouts
+from rlt_data.training.runs import TrainingRun, training_provenance
+from rlt_data.training.trainer import progress_callback, recent_mean, trainer_arguments, use_one_gpu
 from rlt_data.training.trl_patches import policy_trainer
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ from rlt_data.engines.config import pick_device
 from rlt_data.settings import PolicySettings, TrainingSettings, TrainTeacherSettings
 from rlt_data.settings.base import flag_of
 from rlt_data.training.activations import Activations, checkpointed_layers, count_activations, meta_model
-from rlt_data.training.runs import keeps_shards_in_main_memory, loaded_dtype, sharding, world_size
+from rlt_data.training.launch import keeps_shards_in_main_memory, sharding, world_size
+from rlt_data.training.models import loaded_dtype
 
 _GIB = 2**30
 #: Share of a GPU's memory that a training can fill; CUDA, NCCL and fragmentation take the rest.

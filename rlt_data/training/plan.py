@@ -12,8 +12,9 @@ from rlt_data.errors import SettingsError
 from rlt_data.progress import is_main_process
 from rlt_data.settings import FineTuneSettings, PolicySettings, TrainingSettings
 from rlt_data.settings.training import DEFAULT_STEPS
+from rlt_data.training.launch import world_size
 from rlt_data.training.memory import Estimator, Memory, common_machines, count_parameters, this_machine
-from rlt_data.training.runs import missing_dependency, world_size
+from rlt_data.training.requirements import missing_dependency
 
 logger = logging.getLogger(__name__)
 

@@ -17,23 +17,19 @@ from rlt_data.settings import FineTuneSettings, TrainStudentSettings
 from rlt_data.settings.base import name_of_input
 from rlt_data.storage.schemas import content_hash
 from rlt_data.training.examples import read_conversations, tokenize_texts
-from rlt_data.training.plan import Plan, plan_fine_tuning
-from rlt_data.training.runs import (
-    TrainingRun,
+from rlt_data.training.models import (
     base_model_settings,
     find_base_model,
     loaded_dtype,
-    missing_dependency,
     model_arguments,
     prepare_quantized,
-    progress_callback,
-    recent_mean,
     saved_dtype,
-    trainer_arguments,
-    training_provenance,
-    use_one_gpu,
     with_pad_token,
 )
+from rlt_data.training.plan import Plan, plan_fine_tuning
+from rlt_data.training.requirements import missing_dependency
+from rlt_data.training.runs import TrainingRun, training_provenance
+from rlt_data.training.trainer import progress_callback, recent_mean, trainer_arguments, use_one_gpu
 
 
 @dataclass(frozen=True)

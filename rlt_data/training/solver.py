@@ -12,8 +12,8 @@ from rlt_data.settings import TrainSolverSettings
 from rlt_data.tasks.benchmarks import BENCHMARKS, BenchmarkReader
 from rlt_data.tasks.grading import Grader
 from rlt_data.training.grpo import Policy, PolicySummary, train_policy
+from rlt_data.training.models import find_base_model
 from rlt_data.training.rewards import CorrectnessReward
-from rlt_data.training.runs import find_base_model
 
 
 def train_solver(settings: TrainSolverSettings, progress: Progress = SILENT) -> PolicySummary:

@@ -22,8 +22,9 @@ from rlt_data.settings import ModelSettings, TrainTeacherSettings, WarmUpSetting
 from rlt_data.settings.base import name_of_input
 from rlt_data.training.examples import TrainingText, tokenize_texts
 from rlt_data.training.grpo import Policy, PolicySummary, train_policy
+from rlt_data.training.models import find_base_model
+from rlt_data.training.requirements import refuse_here
 from rlt_data.training.rewards import DenseReward
-from rlt_data.training.runs import find_base_model, refuse_here
 from rlt_data.training.sft import TrainingSummary, fine_tune
 
 

@@ -21,9 +21,9 @@ from rlt_data.errors import SettingsError
 from rlt_data.formats import ChatTemplate, Problem, Views, load_format
 from rlt_data.settings import ModelSettings, TrainSolverSettings, TrainStudentSettings, TrainTeacherSettings
 from rlt_data.training.grpo import grpo_arguments
+from rlt_data.training.models import lora_config
 from rlt_data.training.plan import PolicyPlan
 from rlt_data.training.rollouts import Rollouts
-from rlt_data.training.runs import lora_config
 from rlt_data.training.sft import train_student
 from rlt_data.training.solver import train_solver
 from rlt_data.training.teacher import train_teacher

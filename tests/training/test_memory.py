@@ -227,7 +227,7 @@ def test_mixed_precision_is_counted(tiny: Tiny, lora: int) -> None:
     """On GPUs, Transformers trains under autocast; on a CPU, autocast casts the same operations."""
     from peft import get_peft_model
 
-    from rlt_data.training.runs import lora_config
+    from rlt_data.training.models import lora_config
 
     settings = TrainStudentSettings(
         model=str(tiny()), input="i", out="o", device="cpu", lora_rank=lora, activation_checkpointing=False

@@ -17,8 +17,8 @@ from transformers import AutoTokenizer
 from rlt_data.errors import InputError, RunFolderError, SettingsError
 from rlt_data.formats import ChatTemplate
 from rlt_data.settings import TrainStudentSettings, parse_settings
+from rlt_data.training.checkpoints import last_complete_checkpoint
 from rlt_data.training.examples import IGNORED, read_conversations, tokenize_texts
-from rlt_data.training.runs import last_complete_checkpoint
 from rlt_data.training.sft import train_student
 from tests.children import Child, run_child
 from tests.conftest import Rlt, write_jsonl
