@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import polars as pl
 from rlt_data.formats import load_format
 from rlt_data.formats.views import read_completion
 from rlt_data.inputs.check import good_rows
-from rlt_data.recipes.experiment import Estimate, Experiment, estimate
+from rlt_data.recipes.experiment import Estimate, Experiment, estimate, table
 from rlt_data.recipes.nano.rivals import rival_rows
 from rlt_data.settings import CompareSettings, InputSettings, parse_settings
 from rlt_data.steps.compare import compare
@@ -306,6 +306,43 @@ def compare_evaluations(one: dict[str, str], other: dict[str, str]) -> dict[str,
         overlap = found.both / max(1, min(found.first.solved, found.second.solved))
         figures[benchmark] = {"overlap": overlap, "difference": found.difference, "p_value": found.p_value}
     return figures
+
+
+def compare_arms(
+    pairs: Iterable[tuple[str, str]], results: Mapping[str, list[dict[str, Any]]], title: str
+) -> tuple[dict[str, Any], str]:
+    """Compare pairs of arms problem by problem, with each seed.
+
+    Args:
+        pairs: arms that are compared.
+        results: results of :func:`evaluate` by arm, one for each seed.
+        title: title of the table.
+
+    Returns:
+        Figures by pair and benchmark, and their table.
+    """
+    figures: dict[str, Any] = {}
+    rows = []
+    for one, other in pairs:
+        models = zip(results[one], results[other], strict=True)
+        by_seed = [compare_evaluations(first["runs"], second["runs"]) for first, second in models]
+        for benchmark in by_seed[0]:
+            values = {name: [seed[benchmark][name] for seed in by_seed] for name in by_seed[0][benchmark]}
+            difference, overlap = estimate(values["difference"]), estimate(values["overlap"])
+            figures[f"{one} and {other}, {benchmark}"] = {
+                "models": [one, other],
+                "difference": difference,
+                "p_values": values["p_value"],
+                "overlap": overlap,
+            }
+            p_values = ", ".join(f"{value:.3f}" for value in values["p_value"])
+            rows.append((one, other, benchmark, difference, p_values, overlap))
+    text = (
+        f"{title}. Difference: accuracy of the second minus that of the first; p: McNemar's test, by seed; "
+        "overlap: problems that both solve, as a share of those of the weaker one.\n\n"
+    )
+    columns = ["first model", "second model", "benchmark", "difference", "p", "overlap"]
+    return figures, text + table(columns, rows)
 
 
 def scores_by_rank(run: str) -> list[float]:

@@ -17,6 +17,7 @@ from rlt_data.plots import bars
 from rlt_data.recipes.experiment import Experiment, estimate, publish, table
 from rlt_data.recipes.stages import (
     by_benchmark,
+    compare_arms,
     evaluate,
     evaluate_base,
     import_ranked_traces,
@@ -101,7 +102,10 @@ def run(experiment: Experiment) -> None:
             {f"{when} RL": [values[when] for values in figures.values()] for when in ("before", "after")},
         )
 
-    publish(experiment, {"arms": figures}, table(columns, rows), draw)
+    # The paper compares the student of an RLT with the other starts.
+    rlt = next(iter(experiment.config["sources"]))
+    pairs, compared = compare_arms([(arm, rlt) for arm in before if arm != rlt], after, "Pairs of models after RL")
+    publish(experiment, {"arms": figures, "pairs": pairs}, f"{table(columns, rows)}\n{compared}", draw)
 
 
 def _solver(experiment: Experiment, arm: str, model: str, seed: int) -> dict[str, Any]:

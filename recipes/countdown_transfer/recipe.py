@@ -8,7 +8,7 @@ from rlt_data.plots import bars
 from rlt_data.recipes.experiment import Experiment, estimate, publish, table
 from rlt_data.recipes.nano.corpus import warm_up_rows
 from rlt_data.recipes.stages import (
-    compare_evaluations,
+    compare_arms,
     evaluate,
     make_ranked_traces,
     problems,
@@ -28,7 +28,7 @@ ARMS = {
     "after": "student of the new domain's traces, teacher after RL (zero-shot)",
     "rival-solver": "direct RL in the new domain, from the student of another pipeline's traces",
 }
-#: Arms that are compared problem by problem. The paper compares the first pair.
+#: Arms that are compared problem by problem in the new domain. The paper compares the first pair.
 _PAIRS = [("solver", "home-rival"), ("rival-solver", "home-rival"), ("solver", "after"), ("home-rival", "after")]
 
 
@@ -55,36 +55,19 @@ def run(experiment: Experiment) -> None:
     }
     rows = [(ARMS[arm], f"{values['rows'].mean:.0f}", values["new"], values["home"]) for arm, values in figures.items()]
     text = table(["model", "traces learned from", "accuracy, new domain", "accuracy, teacher's domain"], rows)
-    compared: dict[str, dict[str, Any]] = {}
-    for one, other in _PAIRS:
-        models = zip(results_by_arm[one], results_by_arm[other], strict=True)
-        by_seed = [compare_evaluations(first["runs"], second["runs"]) for first, second in models]
-        for benchmark in by_seed[0]:
-            values = {name: [seed[benchmark][name] for seed in by_seed] for name in by_seed[0][benchmark]}
-            intervals = {name: estimate(values[name]) for name in ("difference", "overlap")}
-            compared[f"{one} and {other}, {benchmark}"] = {
-                "models": [ARMS[one], ARMS[other]],
-                "p_values": values["p_value"],
-                **intervals,
-            }
-    text += (
-        "\nPairs of models in the new domain. Difference: accuracy of the second minus that of the first; p: McNemar's "
+    pairs, compared = compare_arms(
+        [(ARMS[one], ARMS[other]) for one, other in _PAIRS],
+        {ARMS[arm]: results_by_arm[arm] for arm in arms},
+        "Pairs of models in the new domain",
     )
-    text += "test, by seed; overlap: problems that both solve, as a share of those of the weaker one.\n\n"
-    text += table(
-        ["first model", "second model", "difference", "p", "overlap"],
-        [
-            (*pair["models"], pair["difference"], ", ".join(f"{p:.3f}" for p in pair["p_values"]), pair["overlap"])
-            for pair in compared.values()
-        ],
-    )
+    text += f"\n{compared}"
 
     def draw(axes: Any) -> None:
         labels = {"new": "new domain", "home": "teacher's own"}
         groups = {label: [values[key] for values in figures.values()] for key, label in labels.items()}
         bars(axes, list(figures), groups)
 
-    publish(experiment, {"arms": figures, "pairs": compared}, text, draw)
+    publish(experiment, {"arms": figures, "pairs": pairs}, text, draw)
 
 
 def _teacher_before_rl(experiment: Experiment) -> str:

@@ -150,9 +150,14 @@ def test_solvers_from_five_starts(run: Run) -> None:
         answers={"n": 2},
         student={"epochs": 1},
         **fewer_rows("cold_start", 160),
-    )["arms"]
-    assert len(results) == 5 and all(0 <= figure["after"]["mean"] <= 1 for figure in results.values())
-    assert results["student of an RL solver, raw"]["rows"]["mean"] > 10
+    )
+    arms = {arm: figure["after"]["mean"] for arm, figure in results["arms"].items()}
+    assert len(arms) == 5 and all(0 <= accuracy <= 1 for accuracy in arms.values())
+    assert results["arms"]["student of an RL solver, raw"]["rows"]["mean"] > 10
+    assert len(results["pairs"]) == 4
+    for pair in results["pairs"].values():
+        other, rlt = pair["models"]
+        assert rlt == "student of an RLT" and pair["difference"]["mean"] == pytest.approx(arms[rlt] - arms[other])
 
 
 @pytest.mark.slow
