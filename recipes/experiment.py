@@ -317,8 +317,8 @@ def recipes() -> list[str]:
 def load_config(recipe: str, scale: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
     """Read the settings of a scale, from a YAML file of the recipe by name or any file by path.
 
-    The key ``extends`` names another scale. The file's sections are merged into those of that scale, key by key; a null
-    removes a key.
+    The key ``extends`` names another scale, or a file relative to this one. The file's sections are merged into those
+    of that scale, key by key; a null removes a key.
 
     Args:
         recipe: name of the recipe.
@@ -341,8 +341,11 @@ def load_config(recipe: str, scale: str, extended_by: tuple[str, ...] = ()) -> d
         raise SettingsError(f"--scale: {scale}: must be a YAML mapping with a section for each step")
     if scale in extended_by:
         raise SettingsError(f"--scale: {scale}: extends itself")
-    extended = config.pop("extends", None)
-    return config if extended is None else merged(load_config(recipe, str(extended), (*extended_by, scale)), config)
+    if (extended := config.pop("extends", None)) is None:
+        return config
+    beside = Path(scale).parent / str(extended)
+    found = str(beside) if beside.is_file() else str(extended)
+    return merged(load_config(recipe, found, (*extended_by, scale)), config)
 
 
 class _Section(dict[str, Any]):

@@ -112,11 +112,13 @@ class Settings(BaseModel, metaclass=_SettingsType):
     @field_validator("*")
     @classmethod
     def _is_usable(cls, value: Any, info: ValidationInfo) -> Any:
-        if value == "" and cls.model_fields[str(info.field_name)].default is None:
+        setting = cls.model_fields[str(info.field_name)]
+        texts = [text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str)]
+        # Required texts of formats may be empty; they are no flags.
+        if "" in texts and (setting.default is None or (setting.is_required() and declared(setting))):
             raise ValueError("must not be empty")  # as of --out "$FOLDER" without a FOLDER
         if isinstance(value, int) and value.bit_length() > 63:
             raise ValueError("must be less than 2^63")
-        texts = [text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str)]
         if match := _NOT_TEXT.search("".join(texts)):
             raise ValueError(f"must not contain {'half of a surrogate pair' if ord(match[0]) else 'a NUL character'}")
         return value

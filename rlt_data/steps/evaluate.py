@@ -16,6 +16,7 @@ from math import comb, nan
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from rlt_data.engines import Model, Sample, choose_engine, open_model
@@ -261,7 +262,7 @@ def evaluation_of(run: RunFolder, settings: EvaluateSettings, failed: int) -> Ev
     by_question = grades.group_by("question_id", maintain_order=True).agg("correct", "answer")
     counts = [(sum(correct), len(correct)) for correct in by_question["correct"]]
     accuracy = np.array([correct / samples for correct, samples in counts])
-    low, high = bootstrap_interval(accuracy, settings.seed)
+    low, high = accuracy_interval(accuracy, settings.seed)
     fewest = min(samples for _, samples in counts)
     ks = sorted({2**power for power in range(fewest.bit_length())} | {fewest})
     return Evaluation(
@@ -281,6 +282,21 @@ def evaluation_of(run: RunFolder, settings: EvaluateSettings, failed: int) -> Ev
         ungraded=int(grades["note"].fill_null("").str.starts_with("the grader").sum()),
         mean_tokens=float(grades["completion_tokens"].sum()) / len(grades),
     )
+
+
+def accuracy_interval(values: npt.NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % interval of an accuracy: a bootstrap over questions.
+
+    If every answer is wrong, or every answer right, a bootstrap has no width, and the interval is that of
+    Clopper and Pearson (1934) with one answer per question.
+
+    Args:
+        values: share of right answers to each question, shape (questions,).
+        seed: seed of the resamples.
+    """
+    low, high = bootstrap_interval(values, seed)
+    margin = 1 - 0.025 ** (1 / len(values))
+    return (1 - margin if values.min() == 1 else low), (margin if values.max() == 0 else high)
 
 
 def _pass_at(k: int, correct: int, samples: int) -> float:

@@ -14,8 +14,12 @@ def sharding() -> str | None:
     """Return how ``accelerate launch`` shards the weights over the processes: fsdp, zero3 or None."""
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         return "fsdp"
-    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
-    return "zero3" if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true" and stage == "3" else None
+    return "zero3" if uses_deepspeed() and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3" else None
+
+
+def uses_deepspeed() -> bool:
+    """Return whether ``accelerate launch`` was configured to use DeepSpeed."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
 
 
 def keeps_shards_in_main_memory() -> bool:

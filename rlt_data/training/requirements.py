@@ -9,7 +9,7 @@ from rlt_data.engines.config import pick_device
 from rlt_data.errors import SettingsError
 from rlt_data.progress import is_main_process
 from rlt_data.settings import TrainingSettings
-from rlt_data.training.launch import sharding
+from rlt_data.training.launch import sharding, uses_deepspeed
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,8 @@ def check_requirements(settings: TrainingSettings) -> None:
     """
     if settings.log_to != "none" and find_spec(settings.log_to) is None:
         raise SettingsError(f"--log-to: {settings.log_to} is not installed; pip install {settings.log_to}")
+    if uses_deepspeed() and find_spec("deepspeed") is None:
+        raise SettingsError("accelerate is configured to use DeepSpeed, which is not installed; pip install deepspeed")
     flag = "--load-in-4bit" if settings.load_in_4bit else f"--optimizer {settings.optimizer}"
     if not settings.load_in_4bit and settings.optimizer == "adamw":
         return

@@ -341,6 +341,10 @@ def test_a_scale_extends_another(tmp_path: Path) -> None:
     nano, mine = load_config("teacher", "nano"), load_config("teacher", "mine.yaml")
     assert mine["rewards"] == {"λ = 1": {"lambda": 1}, "λ = 2": {"lambda": 2}} and mine["seeds"] == 1
     assert mine["teacher"] == nano["teacher"] | {"steps": 7} and mine["score"] == nano["score"]
+    Path("folder").mkdir()
+    Path("folder/one.yaml").write_text("extends: two.yaml")
+    Path("folder/two.yaml").write_text("extends: nano\nseeds: 7")
+    assert load_config("teacher", "folder/one.yaml") == nano | {"seeds": 7}
     Path("other.yaml").write_text("extends: mine.yaml")
     Path("mine.yaml").write_text("extends: other.yaml")
     with pytest.raises(SettingsError, match=r"mine.yaml: extends itself"):

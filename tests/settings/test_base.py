@@ -8,7 +8,15 @@ import pytest
 
 import rlt_data as rlt
 from rlt_data.errors import InputError, SettingsError
-from rlt_data.settings import DistillSettings, GenerateSettings, PipelineSettings, Settings, parse_settings, parse_yaml
+from rlt_data.settings import (
+    CompareSettings,
+    DistillSettings,
+    GenerateSettings,
+    PipelineSettings,
+    Settings,
+    parse_settings,
+    parse_yaml,
+)
 
 
 def test_wrong_values_from_python_are_settings_errors() -> None:
@@ -47,6 +55,10 @@ def test_a_text_that_no_file_can_have_or_hold_is_refused(text: str, what: str) -
 def test_an_empty_text_does_not_stand_for_a_missing_one(key: str) -> None:
     with pytest.raises(SettingsError, match=f"^{key}: must not be empty"):
         DistillSettings(input="run", **{key: ""})
+    with pytest.raises(SettingsError, match="^input: must not be empty"):
+        DistillSettings(input="")
+    with pytest.raises(SettingsError, match="^input: must not be empty"):
+        CompareSettings(input=("run", ""))
 
 
 def test_a_number_that_no_column_can_hold_is_refused() -> None:

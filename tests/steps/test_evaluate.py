@@ -9,6 +9,7 @@ from math import comb
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -17,7 +18,7 @@ from rlt_data.formats.views import tagged_solution
 from rlt_data.inputs.rows import BadRow
 from rlt_data.progress import SILENT
 from rlt_data.settings import EvaluateSettings
-from rlt_data.steps.evaluate import evaluation_of, grade_answers
+from rlt_data.steps.evaluate import accuracy_interval, evaluation_of, grade_answers
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 from rlt_data.tasks.benchmarks import BENCHMARKS
@@ -133,6 +134,13 @@ def test_a_second_evaluation_adds_nothing(rlt: Rlt, read: Read, tiny: Tiny) -> N
     assert "15 answers" in rlt("evaluate", *options, "--n", 3, "--temperature", 1).stdout
     stderr = rlt("evaluate", *options, "--n", 3, "--temperature", 0.5, code=5).stderr
     assert "temperature was 1.0, now 0.5" in stderr
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_answers_that_are_all_wrong_or_all_right_have_an_interval(right: int) -> None:
+    low, high = accuracy_interval(np.full(30, float(right)))
+    scipy = pytest.importorskip("scipy.stats").binomtest(30 * right, 30).proportion_ci(method="exact")
+    assert (low, high) == pytest.approx((scipy.low, scipy.high)) and high - low > 0.1
 
 
 def test_an_evaluation_without_answers_says_why(rlt: Rlt) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,16 @@ def test_a_missing_logger_is_refused_immediately(
     for more in ((), ("--dry-run",)):
         output = rlt("train-student", *options, *more, code=2).output
         assert f"error: --log-to: {package} " in output and f"pip install {package}" in output
+    assert not Path("out").exists()
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is not None, reason="DeepSpeed is installed")
+def test_deepspeed_that_is_configured_must_be_installed(
+    tiny: Tiny, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(SettingsError, match="DeepSpeed, which is not installed"):
+        train_student(TrainStudentSettings(model=str(tiny()), input=str(rows), out="out"))
     assert not Path("out").exists()
 
 
