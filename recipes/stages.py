@@ -335,7 +335,7 @@ def compare_arms(
                 "p_values": values["p_value"],
                 "overlap": overlap,
             }
-            p_values = ", ".join(f"{value:.3f}" for value in values["p_value"])
+            p_values = ", ".join(f"{value:.2g}" for value in values["p_value"])
             rows.append((one, other, benchmark, difference, p_values, overlap))
     text = (
         f"{title}. Difference: accuracy of the second minus that of the first; p: McNemar's test, by seed; "
