@@ -23,7 +23,9 @@ def check_requirements(settings: TrainingSettings) -> None:
     if settings.log_to != "none" and find_spec(settings.log_to) is None:
         raise SettingsError(f"--log-to: {settings.log_to} is not installed; pip install {settings.log_to}")
     if uses_deepspeed() and find_spec("deepspeed") is None:
-        raise SettingsError("accelerate is configured to use DeepSpeed, which is not installed; pip install deepspeed")
+        refuse_here(
+            settings, "accelerate is configured to use DeepSpeed, which is not installed; pip install deepspeed"
+        )
     flag = "--load-in-4bit" if settings.load_in_4bit else f"--optimizer {settings.optimizer}"
     if not settings.load_in_4bit and settings.optimizer == "adamw":
         return

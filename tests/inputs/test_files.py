@@ -134,7 +134,7 @@ def test_loops_of_links_end() -> None:
         (["gone.jsonl", "texts"], "gone.jsonl: no such file or folder"),
         (["pipe.jsonl"], "pipe.jsonl: is not a regular file"),
         (["links"], "links/gone.jsonl: no such file"),
-        (["", "texts"], "--in: is empty"),
+        ([" ", "texts"], "--in: is empty"),
         (["s3://bucket/rows.jsonl", "texts"], "s3://bucket/rows.jsonl: input must be on this machine"),
     ],
 )

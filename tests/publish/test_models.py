@@ -192,8 +192,8 @@ def test_evaluations_are_results_of_the_model(hub: HubServer, trained: Path, eva
     assert (second.metric_type, second.metric_value) == ("pass@2", round(figures["pass_at"]["2"], 4))
     assert first.dataset_name == "countdown" and first.task_type == "text-generation"
     assert first.metric_args["n"] == 2 and first.metric_args["confidence_interval_95"] == [
-        figures["low"],
-        figures["high"],
+        round(figures["low"], 4),
+        round(figures["high"], 4),
     ]
     [row] = tables(section(card.text, "Evaluation"))[0]
     assert row["benchmark"] == "countdown" and row["data"] == "test.jsonl" and row["questions"] == "4"
