@@ -102,7 +102,7 @@ def run(experiment: Experiment) -> None:
             {f"{when} RL": [values[when] for values in figures.values()] for when in ("before", "after")},
         )
 
-    # The paper compares the student of an RLT with the other starts.
+    # The first source is the RLT, whose student the paper compares with the other starts.
     rlt = next(iter(experiment.config["sources"]))
     pairs, compared = compare_arms([(arm, rlt) for arm in before if arm != rlt], after, "Pairs of models after RL")
     publish(experiment, {"arms": figures, "pairs": pairs}, f"{table(columns, rows)}\n{compared}", draw)

@@ -51,7 +51,7 @@ class Settings(BaseModel, metaclass=_SettingsType):
     for underscores, and the field's name where it has an alias.
     """
 
-    # The validators are built when first used: --help needs none, and they are half of its time.
+    # Validators are built when first used: --help needs none, and building them took half of its time.
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False, defer_build=True)
 
     #: Fields whose flags ``--help`` lists first; the other flags follow in their panels.
@@ -114,7 +114,7 @@ class Settings(BaseModel, metaclass=_SettingsType):
     def _is_usable(cls, value: Any, info: ValidationInfo) -> Any:
         setting = cls.model_fields[str(info.field_name)]
         texts = [text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str)]
-        # Required texts of formats may be empty; they are no flags.
+        # A format is no command: its required texts may be empty.
         if "" in texts and (setting.default is None or (setting.is_required() and declared(setting))):
             raise ValueError("must not be empty")  # as of --out "$FOLDER" without a FOLDER
         if isinstance(value, int) and value.bit_length() > 63:

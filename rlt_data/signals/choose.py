@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 import polars as pl
 
-from rlt_data.errors import SettingsError
+from rlt_data.errors import SettingsError, did_you_mean
 from rlt_data.plugins import SIGNALS as PLUGINS
 from rlt_data.settings import CurateSettings
 from rlt_data.settings.base import flag_of
@@ -91,9 +90,6 @@ def _check_function(name: str) -> None:
         PLUGINS.check(name)
     except ValueError:
         known = [*SIGNALS, *PLUGINS.names()]
-        near = difflib.get_close_matches(name, known, 1)
-        raise SettingsError(
-            f"--signals: no signal {name!r}; "
-            + (f"did you mean {near[0]!r}?" if near else f"takes {', '.join(known)}, module:function or a YAML file")
-        ) from None
+        proposal = did_you_mean(name, known) or f"; takes {', '.join(known)}, module:function or a YAML file"
+        raise SettingsError(f"--signals: no signal {name!r}{proposal}") from None
     PLUGINS.load(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import textwrap
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import Literal
 
 import polars as pl
 
-from rlt_data.errors import SettingsError
+from rlt_data.errors import SettingsError, did_you_mean
 from rlt_data.signals.registry import MEANINGS as SIGNAL_MEANINGS
 from rlt_data.signals.registry import NEEDS, SIGNALS, command_of
 from rlt_data.storage.columns import MEANINGS
@@ -186,8 +185,8 @@ def why_missing(run: RunFolder, name: str, known: list[str]) -> str:
             option = f" --{NEEDS[built_in.name]} ..." if built_in.name in NEEDS else ""
             command = f"rlt-data curate --signals {built_in.name}{option}"
             return f"{name} is a column of the signal {built_in.name}; run {command} first"
-    near = [other for other in known if other == name.lower()] or difflib.get_close_matches(name, known, 1)
-    return f"no column {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+    proposal = did_you_mean(name.lower() if name.lower() in known else name, known) or f"; known: {', '.join(known)}"
+    return f"no column {name!r}{proposal}"
 
 
 def meaning(run: RunFolder, name: str) -> str:

@@ -142,7 +142,7 @@ def complete_model(folder: Path, base: Checkpoint, dtype: torch.dtype, format: F
         content = json.loads(adapter.read_text(encoding="utf-8"))
         write_json(adapter, content | {"base_model_name_or_path": name, "revision": base.revision})
     if format:
-        save_format(format, folder)
+        _save_format(format, folder)
 
 
 def _cast_weights(folder: Path, dtype: torch.dtype) -> None:
@@ -174,7 +174,7 @@ def _cast_weights(folder: Path, dtype: torch.dtype) -> None:
         write_json(index, content)
 
 
-def save_format(format: Format, folder: Path) -> None:
+def _save_format(format: Format, folder: Path) -> None:
     """Save a format in a model's folder, where ``--format auto`` finds it."""
     text = yaml.safe_dump(format.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
     write_file(folder / "format.yaml", lambda path: path.write_text(text, encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Packages and hardware that the settings of a training need."""
+"""What the settings of a training need: packages, a GPU, and a launch that supports them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_requirements(settings: TrainingSettings) -> None:
-    """Check that the packages and the GPU that the settings need are there.
+    """Check that this machine and the launch allow what the settings ask for.
 
     Raises:
-        SettingsError: one of them is missing.
+        SettingsError: a package or a GPU is missing, or the sharding does not support the optimizer or 4-bit weights.
     """
     if settings.log_to != "none" and find_spec(settings.log_to) is None:
         raise SettingsError(f"--log-to: {settings.log_to} is not installed; pip install {settings.log_to}")

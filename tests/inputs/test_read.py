@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlt_data.errors import InputError, RltDataError
+from rlt_data.errors import InputError, RltDataError, SettingsError
 from rlt_data.inputs.read import read_records
 from rlt_data.settings import InputSettings, parse_settings
 from tests.permissions import permissions_apply
@@ -147,12 +147,17 @@ def test_a_folder_of_empty_files_is_one_line(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["", " "])
-def test_an_empty_name_is_not_the_current_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [("", SettingsError, "^in: must not be empty"), (" ", InputError, "^--in: is empty; name a file")],
+)
+def test_an_empty_name_is_not_the_current_folder(
+    name: str, error: type[RltDataError], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "a.jsonl").write_bytes(jsonl(ROWS))
     monkeypatch.chdir(tmp_path)
     assert len(read(".")) == len(ROWS)
-    with pytest.raises(RltDataError, match="^(--)?in: "):
+    with pytest.raises(error, match=message):
         read(name)
 
 

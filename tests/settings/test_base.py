@@ -55,8 +55,15 @@ def test_a_text_that_no_file_can_have_or_hold_is_refused(text: str, what: str) -
 def test_an_empty_text_does_not_stand_for_a_missing_one(key: str) -> None:
     with pytest.raises(SettingsError, match=f"^{key}: must not be empty"):
         DistillSettings(input="run", **{key: ""})
+
+
+def test_a_required_name_is_not_empty() -> None:
     with pytest.raises(SettingsError, match="^input: must not be empty"):
         DistillSettings(input="")
+    with pytest.raises(SettingsError, match="^teacher: must not be empty"):
+        GenerateSettings(teacher="", input="x")
+    with pytest.raises(SettingsError, match="^input: must not be empty"):
+        GenerateSettings(teacher="nano", input=("", "texts"))
     with pytest.raises(SettingsError, match="^input: must not be empty"):
         CompareSettings(input=("run", ""))
 
