@@ -13,14 +13,15 @@ Time assumes shares of what the data sheets allow (``benchmarks.scaling``). Trac
 1.5B model and 4,000 with larger ones; questions and solutions have 400 tokens each. RL samples with the part of the
 memory that vLLM may use (``--vllm-memory``), scores each sample with the student if the reward is dense, and trains on
 it: a forward pass, its repetition, a backward pass of twice the operations (once with LoRA), and a forward pass of the
-reference model. Settings with a launcher use all GPUs of a machine, others one. The overhead of engines and
-self-distillation (in tandem, a script of TRL) are not included.
+reference model. TRL's self-distillation is RL without rewards, whose reference model is the teacher. Settings with a
+launcher use all GPUs of a machine, others one. The overhead of engines is not included.
 """
 
 from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
@@ -37,7 +38,7 @@ from benchmarks.report import markdown, save, save_markdown
 from benchmarks.scaling import MACHINES, MEMORY_SHARE, Gpu, decoding_limit
 from rlt_data.engines.memory import estimate_memory, fitting_texts
 from rlt_data.recipes.experiment import Experiment, load_config, recipes
-from rlt_data.settings import Settings
+from rlt_data.settings import Settings, TrainSolverSettings
 from rlt_data.settings.training import DEFAULT_STEPS
 from rlt_data.steps.registry import STEPS
 from rlt_data.training.memory import Estimator, Machine
@@ -54,6 +55,11 @@ ROWS = {
 }
 BENCHMARKS = {"aime24": 30, "math500": 500, "gpqa-diamond": 198, "gsm8k": 1_319}
 _GIB = 2**30
+#: Bytes per token and vocabulary entry when TRL's SDFTTrainer computes gradients: logits of both models and three
+#: gradients, in float32. The peak in PyTorch's profiler, with vocabularies of 20,000 and 40,000, is 20.0.
+_SELF_DISTILLATION_LOGITS = 20
+#: Default of its ``vllm_gpu_memory_utilization``.
+_TRL_VLLM_MEMORY = 0.3
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,10 @@ SCALES = {
 }
 
 
+#: Model, memory of one GPU in GiB, whether it has that, and seconds.
+Found = tuple[Model, float, bool, float]
+
+
 @dataclass
 class Step:
     """A step of a recipe on a machine, with all its calls.
@@ -159,15 +169,23 @@ class Priced(Experiment):
     priced: set[str] = field(default_factory=set)
 
     def _show(self, name: str, section: str, settings: Settings) -> None:
-        """Estimate a step, where a dry run would print it; a recipe runs equal steps once."""
-        if (key := f"{name} {settings!r}") in self.priced:
+        """Estimate a step, where a dry run would print it."""
+        if estimate := getattr(self, f"_{name}", None):
+            self._price(STEPS[name].command, section, settings, estimate)
+
+    def show(self, command: str, section: str, shown: dict[str, Any]) -> None:
+        """Estimate a script; the only one is TRL's for self-distillation."""
+        self._price("SDFTTrainer", section, shown, self._self_distillation)
+
+    def _price(self, command: str, section: str, settings: Any, estimate: Callable[[Any], Found | None]) -> None:
+        """Add an estimate, unless it needs no GPU; a recipe runs equal steps once."""
+        if (key := f"{command} {settings!r}") in self.priced:
             return
         self.priced.add(key)
-        estimate = getattr(self, f"_{name}", None)
-        if estimate is None or (found := estimate(settings)) is None:
-            return  # needs no GPU
+        if (found := estimate(settings)) is None:
+            return
         model, gib, fits, seconds = found
-        labels = f"{STEPS[name].command} ({section})", model.name
+        labels = f"{command} ({section})", model.name
         step = self.steps.setdefault(labels, Step(*labels))
         step.calls, step.gib, step.fits = step.calls + 1, max(step.gib, gib), step.fits and fits
         step.seconds += seconds
@@ -233,8 +251,10 @@ class Priced(Experiment):
         gib = sum(part.weights_gib + part.cache_gib + part.pass_gib for part in memory)
         return gib, fitting_texts(memory, self.machine[1].gigabytes * settings.gpu_memory) > 0, parallel
 
-    def _training(self, settings: Any, model: Model, length: int, student: int = 0) -> tuple[float, bool]:
-        """Return the memory of a training, and whether a GPU has it."""
+    def _training(
+        self, settings: Any, model: Model, length: int, student: int = 0, logits: int | None = None
+    ) -> tuple[float, bool]:
+        """Return the memory of a training, whose logits can have another size, and whether a GPU has it."""
         machine = Machine(
             "",
             gpus=self.gpus,
@@ -243,6 +263,7 @@ class Priced(Experiment):
             offload=self.gpus > 1 and self.config["launcher"] == "fsdp2-offload",
         )
         memory = _estimator(model, length, student).memory(settings, machine)
+        memory = replace(memory, logits=memory.logits if logits is None else logits)
         return memory.total / _GIB, bool(memory.fits)
 
     def _countdown(self, settings: Any) -> None:
@@ -252,14 +273,14 @@ class Priced(Experiment):
         questions, _ = self._size(settings)
         self.sizes[settings.out] = questions, questions
 
-    def _generate(self, settings: Any) -> tuple[Model, float, bool, float]:
+    def _generate(self, settings: Any) -> Found:
         questions, _ = self._size(settings)
         self.sizes[settings.out] = questions, questions * settings.n
         model, prompt = self._model(settings.teacher), QUESTION + SOLUTION
         gib, fits, parallel = self._engines(settings, [model], prompt + settings.max_tokens, scoring=False)
         return model, gib, fits, self._sampling(model, questions * settings.n, prompt, parallel=parallel)
 
-    def _score(self, settings: Any) -> tuple[Model, float, bool, float]:
+    def _score(self, settings: Any) -> Found:
         questions, traces = self._size(settings)
         self.sizes[settings.out or settings.input] = questions, traces
         models = [self._model(name) for name in (settings.student, settings.teacher) if name not in (None, "none")]
@@ -267,7 +288,7 @@ class Priced(Experiment):
         gib, fits, _ = self._engines(settings, models, longest, scoring=True)
         return models[0], gib, fits, sum(self._passes(model, traces, 1, EFFICIENCY) for model in models)
 
-    def _evaluate(self, settings: Any) -> tuple[Model, float, bool, float]:
+    def _evaluate(self, settings: Any) -> Found:
         questions = self._size(settings)[0] if settings.input else BENCHMARKS[settings.benchmark]
         answers = questions * settings.n
         self.sizes[settings.out] = questions, answers
@@ -275,7 +296,7 @@ class Priced(Experiment):
         gib, fits, parallel = self._engines(settings, [model], QUESTION + settings.max_tokens, scoring=False)
         return model, gib, fits, self._sampling(model, answers, QUESTION, parallel=parallel)
 
-    def _student(self, settings: Any) -> tuple[Model, float, bool, float]:
+    def _student(self, settings: Any) -> Found:
         model = self.trained[settings.out] = self._model(settings.model)
         texts = settings.epochs * self._size(settings)[1]
         memory = self._training(settings, model, settings.max_length)
@@ -283,12 +304,12 @@ class Priced(Experiment):
 
     _warmup = _student
 
-    def _teacher(self, settings: Any) -> tuple[Model, float, bool, float]:
+    def _teacher(self, settings: Any) -> Found:
         student = self._model(settings.student)
         model, gib, fits, seconds = self._solver(settings, QUESTION + SOLUTION, student.weight_bytes)
         return model, gib, fits, seconds + self._passes(student, self._samples(settings), 1, EFFICIENCY)
 
-    def _solver(self, settings: Any, prompt: int = QUESTION, student: int = 0) -> tuple[Model, float, bool, float]:
+    def _solver(self, settings: Any, prompt: int = QUESTION, student: int = 0) -> Found:
         model = self.trained[settings.out] = self._model(settings.model)
         samples = self._samples(settings)
         share = settings.vllm_memory if settings.vllm == "colocate" else MEMORY_SHARE
@@ -296,6 +317,25 @@ class Priced(Experiment):
         seconds = self._sampling(model, samples, prompt, share)
         seconds += self._passes(model, samples, passes, TRAINING_EFFICIENCY)
         return model, *self._training(settings, model, prompt + settings.max_tokens, student), seconds
+
+    def _self_distillation(self, settings: dict[str, Any]) -> Found:
+        model = self._model(settings["model"])
+        batch, tokens = settings["per_device_train_batch_size"], settings["max_completion_length"]
+        logits = _SELF_DISTILLATION_LOGITS * batch * tokens * model.decoder.vocabulary
+        alike = TrainSolverSettings.model_validate(
+            {
+                "model": model.name,
+                "in": "questions",
+                "out": "trained",
+                "vllm": "colocate",
+                "vllm_memory": _TRL_VLLM_MEMORY,
+            }
+            | {"micro_batch_size": batch, "max_tokens": tokens}
+        )
+        samples = settings["max_steps"] * batch * settings["gradient_accumulation_steps"] * self.gpus
+        seconds = self._sampling(model, samples, QUESTION, _TRL_VLLM_MEMORY)
+        seconds += self._passes(model, samples, 5, TRAINING_EFFICIENCY)
+        return model, *self._training(alike, model, QUESTION + tokens, logits=logits), seconds
 
     def _samples(self, settings: Any) -> int:
         """Return the number of samples in RL."""

@@ -37,7 +37,7 @@ from rlt_data.steps.registry import STEPS, Step
 from rlt_data.storage.outputs import write_json
 
 #: Keys whose values differ from arm to arm by nature.
-_PATHS = {"in", "out", "seed", "model", "teacher", "student"}
+_PATHS = {"in", "out", "output_dir", "seed", "model", "teacher", "student"}
 
 
 @dataclass
@@ -139,13 +139,16 @@ class Experiment:
         return [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(file)]
 
     def _show(self, name: str, section: str, settings: Settings) -> None:
-        """Print the settings of a step; if its section was shown before, those that are not the same for all arms."""
-        shown = settings.model_dump(mode="json", by_alias=True)
+        """Print the settings of a step."""
+        self.show(f"rlt-data {STEPS[name].command}", section, settings.model_dump(mode="json", by_alias=True))
+
+    def show(self, command: str, section: str, shown: dict[str, Any]) -> None:
+        """Print a command's settings; if its section was shown before, those that are not the same for all arms."""
         first = self._shown.setdefault(section, shown)
         changed = [f"{key}: {value}" for key, value in shown.items() if key not in _PATHS and first[key] != value]
         line = f"# section {section}, again with {', '.join(changed)}"
         if first is shown:
-            print(f"rlt-data {STEPS[name].command}  # section {section}")
+            print(f"{command}  # section {section}")
             print("".join(f"  {key}: {value}\n" for key, value in shown.items()), end="")
         elif changed and line not in self._shown:
             self._shown[line] = {}

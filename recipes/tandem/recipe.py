@@ -106,8 +106,7 @@ def _self_distillation(experiment: Experiment, seed: int) -> dict[str, float]:
     model = _reader_of_solutions(experiment, str(settings.pop("model")), seed)
     _check(settings)
     if experiment.dry_run:
-        print(f"python train_trl.py {model}  # section self-distillation")
-        print("".join(f"  {key}: {value}\n" for key, value in settings.items()), end="")
+        experiment.show("python train_trl.py", "self-distillation", {"model": model, **settings})
     else:
         experiment.stored("self-distillation", [model, settings], lambda: _train(experiment, data, model, settings))
     models = {"before": model, "after": out}

@@ -97,7 +97,7 @@ def _pass_bytes(config: Any, settings: ModelSettings, dtype: torch.dtype, *, sco
         logits = _SCORING_LOGITS * _LOGIT_BYTES
     else:
         logits = (settings.batch_size or _SAMPLES) * config.vocab_size * _LOGIT_BYTES
-    inner = 8 * config.hidden_size + 3 * _inner_size(config)
+    inner = 8 * config.hidden_size + 3 * _inner_size(config) / settings.tensor_parallel
     return int(tokens * inner * dtype.itemsize + logits)
 
 

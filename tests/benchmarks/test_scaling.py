@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from datasets import Dataset
+from torch.profiler import ProfilerActivity, profile
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks import recipes, scaling
 from benchmarks.report import markdown
+from rlt_data.recipes.nano.tokenizer import build_tokenizer
 
 DOCS = Path(__file__).parents[2]
 
@@ -55,3 +61,39 @@ def test_the_settings_of_a_larger_card_do_not_fit_a_smaller_one() -> None:
     for recipe in ("teacher", "student"):
         machines = {recipes.SCALES[scale].machine for name, scale in recipes.shipped() if name == recipe}
         assert machines == set(range(len(scaling.MACHINES)))
+
+
+def test_self_distillation_holds_five_times_the_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    from trl.experimental.sdft import SDFTConfig, SDFTTrainer
+
+    rows, tokens, vocabulary = 2, 128, 20_000
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = Qwen2Config(vocab_size=vocabulary, num_hidden_layers=1, tie_word_embeddings=True, **sizes)
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    settings = SDFTConfig(
+        output_dir=str(tmp_path / "out"),
+        per_device_train_batch_size=rows,
+        num_generations=1,
+        max_completion_length=tokens,
+        distillation_alpha=1.0,
+        report_to="none",
+        bf16=True,  # as on GPUs
+        use_cpu=True,
+    )
+    assert settings.vllm_gpu_memory_utilization == recipes._TRL_VLLM_MEMORY
+    questions = Dataset.from_list([{"prompt": "a", "privileged_context": "b"}] * rows)
+    trainer = SDFTTrainer(str(tmp_path), settings, train_dataset=questions, processing_class=build_tokenizer())
+    model = trainer.accelerator.prepare_model(trainer.model)
+    prompt, answer = torch.ones(rows, 4, dtype=torch.long), torch.ones(rows, tokens, dtype=torch.long)
+    both = torch.cat([prompt, answer], dim=1)
+    batch = {"prompt_ids": prompt, "prompt_mask": prompt, "completion_ids": answer, "completion_mask": answer}
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        with trainer.compute_loss_context_manager():
+            loss = trainer.compute_loss(model, batch | {"teacher_input_ids": both, "teacher_attention_mask": both})
+        trainer.accelerator.backward(loss)
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = list(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+    gradients = 4 * sum(weight.numel() for weight in trainer.model.parameters())
+    logits = recipes._SELF_DISTILLATION_LOGITS * rows * tokens * vocabulary
+    assert max(held) - gradients == pytest.approx(logits, rel=0.05)

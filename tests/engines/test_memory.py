@@ -14,7 +14,7 @@ import transformers
 
 from rlt_data.engines import open_model
 from rlt_data.engines.config import cache_bytes
-from rlt_data.engines.memory import ModelMemory, fitting_texts, model_memory
+from rlt_data.engines.memory import ModelMemory, estimate_memory, fitting_texts, model_memory
 from rlt_data.settings import ModelSettings, ScoreSettings
 from rlt_data.steps import dry_run
 
@@ -91,6 +91,19 @@ def test_activations_of_experts_count_for_each_expert_of_a_token(
     assert inner(intermediate_size=64) == 3 * 64
     assert inner(intermediate_size=64, num_experts_per_tok=2) == 3 * 128  # Mixtral
     assert inner(intermediate_size=64, num_experts_per_tok=8, moe_intermediate_size=16) == 3 * 128  # Qwen3-MoE
+
+
+def test_several_gpus_share_weights_keys_and_the_inner_activations_of_the_mlp() -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4}
+    config = transformers.Qwen2Config(vocab_size=1000, num_hidden_layers=2, **sizes)
+
+    def memory(gpus: int) -> ModelMemory:
+        settings = ModelSettings(engine="vllm", batch_tokens=100, batch_size=10, tensor_parallel=gpus)
+        return estimate_memory("", config, settings, 4e6, torch.bfloat16, 50, scoring=False)
+
+    one, four = memory(1), memory(4)
+    assert four.weights_gib == one.weights_gib / 4 and four.cache_gib == one.cache_gib / 4
+    assert one.pass_gib - four.pass_gib == 100 * 3 * 512 * 2 * 3 / 4 / GIB  # logits and residual stream are complete
 
 
 def test_models_that_share_a_gpu_have_equal_parts_of_what_their_weights_leave() -> None:
