@@ -3,9 +3,10 @@
     python -m benchmarks.scaling [--questions 17000] [--traces 16] [--question 400] [--solution 400] [--trace 3296]
     python -m benchmarks.scaling --rate generate:24=900 --rate score:80=25000   # tokens per second of one GPU
 
-Nothing is measured here. The rate of a stage is the one given by ``--rate``, as ``rlt-data stats`` prints it for a run
-on one such GPU. Without it, it is a share (``--efficiency``, ``--training-efficiency``) of what the GPU's data sheet
-allows; that share is an assumption. Teacher and student have the shape of Qwen2.5-7B, in bfloat16:
+Nothing is measured here. The rate of a stage is the one given by ``--rate``; ``rlt-data stats`` prints those of
+generate, score and evaluate for a run on one such GPU. Without it, it is a share (``--efficiency``,
+``--training-efficiency``) of what the GPU's data sheet allows; that share is an assumption. Teacher and student have
+the shape of Qwen2.5-7B, in bfloat16:
 
 - generate: each decoding step reads all weights and the keys and values of all running samples, and computes one token
   of each. As many samples run as fit in 90 % of the memory, at half of their length on average.
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf, nan
 
 from benchmarks.limits import BYTES_PER_SECOND, FLOPS, STUDENTS
 from benchmarks.operations import Decoder
@@ -57,6 +59,12 @@ class Gpu:
 RTX_4090 = Gpu("RTX 4090", 24, 165e12, 1008e9, 0.50)
 H100 = Gpu("H100", 80, FLOPS, BYTES_PER_SECOND, 2.50)
 MACHINES = ((1, RTX_4090), (1, H100), (8, H100))
+#: Keys of ``--rate``.
+_RATED = tuple(
+    f"{stage}:{gpu.gigabytes}"
+    for stage in ("generate", "score", "train-student", "evaluate")
+    for gpu in (RTX_4090, H100)
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ def decoding_limit(
 ) -> tuple[float, int]:
     """Return the tokens per second of decoding, and the number of samples that run at a time."""
     mean, weights = prompt + text // 2, 2 * parameters(model)
-    samples = int((memory_share * gpu.gigabytes * 1e9 - weights - OTHER_BYTES) / (mean * model.cache_bytes))
+    samples = max(int((memory_share * gpu.gigabytes * 1e9 - weights - OTHER_BYTES) / (mean * model.cache_bytes)), 0)
     reading = (weights + samples * mean * model.cache_bytes) / gpu.bytes_per_second
     computing = samples * model.operations(mean, mean - 1, 1) / gpu.flops
     return samples / max(reading, computing), samples
@@ -118,7 +126,7 @@ def stages(machine: tuple[int, Gpu], options: argparse.Namespace) -> Iterator[St
 
 def rows(options: argparse.Namespace) -> list[dict[str, object]]:
     """Return the table: one row per stage and machine."""
-    rates = {key: float(rate) for key, _, rate in (text.partition("=") for text in options.rate)}
+    rates = dict(options.rate)
     table: list[dict[str, object]] = []
     for machine in MACHINES:
         count, gpu = machine
@@ -126,7 +134,7 @@ def rows(options: argparse.Namespace) -> list[dict[str, object]]:
         for stage in stages(machine, options):
             measured = rates.get(f"{stage.name}:{gpu.gigabytes}")
             rate = count * (measured or stage.efficiency * stage.limit)
-            seconds = stage.tokens / rate
+            seconds = stage.tokens / rate if rate else inf  # no sample fits
             dollars = count * seconds / 3600 * gpu.price
             hours, cost = hours + seconds / 3600, cost + dollars
             source = "measured" if measured else f"{stage.efficiency:.0%} of the limit"
@@ -159,6 +167,17 @@ def _row(
     }
 
 
+def _rate(text: str) -> tuple[str, float]:
+    key, _, rate = text.partition("=")
+    try:
+        value = float(rate)
+    except ValueError:
+        value = nan
+    if key not in _RATED or not 0 < value < inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not STAGE:GIGABYTES=NUMBER, with one of {', '.join(_RATED)}")
+    return key, value
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -172,7 +191,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--efficiency", type=float, default=0.5, help="assumed share of the limit")
     parser.add_argument("--training-efficiency", type=float, default=0.4, help="the same for training")
     parser.add_argument(
-        "--rate", action="append", default=[], help="measured rate, as STAGE:GIGABYTES=TOKENS_PER_SECOND"
+        "--rate",
+        action="append",
+        default=[],
+        type=_rate,
+        metavar="STAGE:GIGABYTES=TOKENS_PER_SECOND",
+        help=f"measured rate of one GPU, such as {next(iter(_RATED))}=1000",
     )
     return parser
 

@@ -122,7 +122,8 @@ class Experiment:
             if code:
                 raise RltDataError(f"{self.recipe}: {name} for {settings.out} failed with code {code}; see above")
         recorded = json.loads((Path(settings.out) / "training.json").read_text(encoding="utf-8"))
-        return {"out": settings.out, **recorded}
+        best = Path(settings.out, "best")
+        return {"out": settings.out, **recorded, "best": str(best) if best.is_dir() else None}
 
     def launcher(self) -> list[str]:
         """Return the command that runs Python, on all GPUs with the accelerate configuration that ``launcher`` names.

@@ -142,7 +142,7 @@ def stats(
         shares={flag: float(scores[flag].sum()) / len(scores) for flag in FLAGS} if len(scores) else {},
         terms=pl.concat([_distribution(scores, term) for term in TERMS]),
         buckets=bucket_table([bucket_sums(ranked)]) if len(ranked) else pl.DataFrame(),
-        ranks_outdated=not run.is_current("ranks"),
+        ranks_outdated=bool(run.parts("ranks")) and not run.is_current("ranks"),
         failed=dict(Counter(entry["step"] for entry in failures(run))),
         steps=run.info.get("steps", {}),
         matching=matching,

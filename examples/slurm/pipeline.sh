@@ -31,7 +31,11 @@ if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
     step score "$run" --student "$STUDENT"
 else
     mapfile -t runs < <(seq -f "$RUNS/share-%g" "$SHARES") # in the order of the questions
-    step merge "${runs[@]}" --out "$RUNS/merged"
+    if [[ -e $RUNS/merged ]]; then
+        echo "$RUNS/merged exists; remove it to merge shares that have changed"
+    else
+        step merge "${runs[@]}" --out "$RUNS/merged"
+    fi
     step rank "$RUNS/merged"
     step distill "$RUNS/merged" --select best
 fi

@@ -108,12 +108,12 @@ def ingest(
         logger.warning("%s: %d of %d rows are bad and left out: %s", name, bad, report.rows, reasons)
     for line in report.warnings:
         logger.warning("%s: %s", name, line)
-    run.record("input", {OWN_SOLUTIONS: own_solutions})
 
     def keyed_rows() -> Iterator[_KeyedRow]:
         return _keyed_rows(examine(CheckReport(name)), own_solutions=traces and own_solutions)
 
     share = _questions_of_share(settings.share, keyed_rows(), name) if settings.share else None
+    run.record("input", {OWN_SOLUTIONS: own_solutions})
 
     def rows() -> Iterator[_KeyedRow]:
         return (row for row in keyed_rows() if share is None or row.key in share)

@@ -90,7 +90,8 @@ def read_model(folder: Path, base: str | None = None, data: Sequence[str] = ()) 
         data: Hub ids of the training data; default: the recorded one, if the training loaded it from the Hub.
 
     Raises:
-        RunFolderError: the training is not finished, or a file is missing or damaged.
+        RunFolderError: the training is not finished, a file is missing or damaged, or the base of an adapter is not on
+            the Hub.
     """
     training = training_folder(folder)
     assert training is not None
@@ -106,6 +107,11 @@ def read_model(folder: Path, base: str | None = None, data: Sequence[str] = ()) 
     base_entry, rows = recorded.get("models", {}).get("model", {}), recorded.get("data", {})
     base = base or (base_entry["name"] if base_entry.get("revision") else hub_id(base_entry.get("name", "")))
     base = base or hub_id(str(config.get("base_model_name_or_path")))
+    if not base and (folder / "adapter_config.json").is_file():
+        raise RunFolderError(
+            f"{folder}: is an adapter for {base_entry.get('name')}, which is not on the Hub; push that model first, "
+            "and name it with --base-model"
+        )
     data = data or ([rows["name"]] if rows.get("on_hub") else [])
     return TrainedModel(folder, redact_paths(recorded), _entries(training / "metrics.jsonl"), config, base, data)
 

@@ -373,7 +373,7 @@ class MergeSettings(Settings):
         return value
 
 
-class EvaluateSettings(ShareSettings, FormatSettings, ModelSettings, SamplingSettings, DryRunSettings):
+class EvaluateSettings(ShareSettings, BadRowSettings, FormatSettings, ModelSettings, SamplingSettings, DryRunSettings):
     """Settings of :func:`rlt_data.steps.evaluate`."""
 
     first_flags = (

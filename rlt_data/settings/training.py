@@ -95,6 +95,15 @@ class TrainingSettings(TemplateSettings):
         False, OUTPUT, "Check everything and print the plan, without loading the weights.", affects="output"
     )
 
+    @field_validator("device")
+    @classmethod
+    def _is_the_first_gpu(cls, value: str) -> str:
+        if re.fullmatch(r"cuda:0*[1-9]\d*", value):
+            raise ValueError(
+                f"a training uses the first GPU that it sees; set CUDA_VISIBLE_DEVICES={value[5:]} instead"
+            )
+        return value
+
     @model_validator(mode="after")
     def _adapters_are_trained(self) -> TrainingSettings:
         if self.load_in_4bit and not self.lora_rank:

@@ -53,7 +53,7 @@ class Comparison:
         second: the second evaluation.
         questions: common questions.
         difference: accuracy of the second minus that of the first.
-        low: lower end of its 95 % interval, from a paired bootstrap over questions.
+        low: lower end of its 95 % interval, from a paired bootstrap over questions (:func:`mean_interval`).
         high: its upper end.
         both: questions that both solve.
         p_value: two-sided p-value of McNemar's exact test: the binomial test on the questions that only one solves.
@@ -103,7 +103,7 @@ def compare(settings: CompareSettings) -> Comparison:
     shared = pl.min_horizontal(*(correct.len() for correct in lists))
     solved = [common.select(correct.head(shared).list.mean() > 0.5).to_series().to_numpy() for correct in lists]
     differences = rates[1] - rates[0]
-    low, high = bootstrap_interval(differences)
+    low, high = mean_interval(differences, lowest=-1.0)
     both, either = int((solved[0] & solved[1]).sum()), int((solved[0] | solved[1]).sum())
     only_first = int(solved[0].sum()) - both
     first, second = (
@@ -128,18 +128,29 @@ def compare(settings: CompareSettings) -> Comparison:
         both=both,
         p_value=float(binomtest(only_first, either - both).pvalue) if either > both else 1.0,
         overlap=both / either if either else None,
-        settings=describe_changes(_without_model(entries[0]), _without_model(entries[1]), "{key}: {old} and {new}"),
+        settings=_other_settings(*entries),
     )
 
 
-def bootstrap_interval(values: npt.NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of the mean over questions.
+def mean_interval(
+    values: npt.NDArray[np.float64], seed: int = 0, *, lowest: float = 0.0, highest: float = 1.0
+) -> tuple[float, float]:
+    """Return a 95 % interval of the mean over questions: a percentile bootstrap.
+
+    If all values are equal, a bootstrap has no width. Then another value may still have a share of the questions of
+    which n draws contain none with a probability of 2.5 % (Clopper and Pearson 1934); the interval is that of the means
+    if this share had the lowest or the highest value.
 
     Args:
         values: one value per question, such as the share of its answers that are correct, shape (questions,). The
             answers to a question are not independent, so whole questions are drawn.
         seed: seed of the resamples.
+        lowest: smallest value that a question can have.
+        highest: largest value that a question can have.
     """
+    if (value := float(values[0])) == values.min() == values.max():
+        share = 1 - 0.025 ** (1 / len(values))
+        return value - share * (value - lowest), value + share * (highest - value)
     random = np.random.default_rng(seed)
     # One resample at a time: together, those of 20,000 questions would take 3 GB.
     means = [values[random.integers(len(values), size=len(values))].mean() for _ in range(_RESAMPLES)]
@@ -161,7 +172,12 @@ def _grades(run: RunFolder, entry: Mapping[str, Any]) -> pl.DataFrame:
     )
 
 
-def _without_model(entry: Mapping[str, Any]) -> dict[str, Any]:
-    left_out = ("model", "chat_template", "dtype")
-    depends_on = {key: value for key, value in entry["depends_on"].items() if key not in left_out}
-    return {**entry, "depends_on": depends_on}
+def _other_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    """Return the settings that differ, except the model and, if the models differ, their chat templates."""
+    models = {entry["depends_on"]["model"] for entry in (first, second)}
+    left_out = ("model",) if len(models) == 1 else ("model", "chat_template")
+    before, now = (
+        {**entry, "depends_on": {key: value for key, value in entry["depends_on"].items() if key not in left_out}}
+        for entry in (first, second)
+    )
+    return describe_changes(before, now, "{key}: {old} and {new}")

@@ -16,7 +16,6 @@ from math import comb, nan
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from rlt_data.engines import Model, Sample, choose_engine, open_model
@@ -27,7 +26,7 @@ from rlt_data.inputs import ingest
 from rlt_data.progress import SILENT, Progress, task
 from rlt_data.settings import EvaluateSettings, InputSettings
 from rlt_data.steps.budget_forcing import BudgetForcing
-from rlt_data.steps.compare import bootstrap_interval
+from rlt_data.steps.compare import mean_interval
 from rlt_data.steps.dry_run import StepPlan, opened
 from rlt_data.steps.provenance import recorded_engine, step_entry
 from rlt_data.steps.sampling import PendingSample, SamplingTask, plan_samples, sample_questions
@@ -53,9 +52,9 @@ class Evaluation:
         model: name of the model.
         questions: questions with at least one answer.
         answers: graded answers.
-        failed: rows in errors.jsonl, excluded from all other figures.
+        failed: answers that failed, excluded from all other figures; errors.jsonl has the reasons.
         accuracy: pass@1, the mean over questions of the share of correct answers.
-        low: lower end of the 95 % confidence interval of the accuracy, from a bootstrap over questions.
+        low: lower end of the 95 % interval of the accuracy, from a bootstrap over questions (:func:`mean_interval`).
         high: its upper end.
         pass_at: unbiased pass@k estimates by k (Chen et al. 2021, arXiv 2107.03374), for powers of two up to n, and n.
         majority: share of questions whose most frequent final answer is correct; the earlier sample wins a tie.
@@ -138,7 +137,7 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT) -> Evaluat
             grade_answers(run, benchmark, views.solution_in, grader, progress)
             if not run.parts("grades"):
                 raise InputError(f"{run.path}: no question has an answer: {sampled.failure} (all: errors.jsonl)")
-            evaluation = replace(evaluation_of(run, settings, sampled.failed), prompts=prompts)
+            evaluation = replace(evaluation_of(run, settings), prompts=prompts)
             if forcing:
                 extended, cut = forcing.shares(run)
                 evaluation = replace(evaluation, extended=extended, cut=cut)
@@ -182,7 +181,7 @@ def _dependencies(settings: EvaluateSettings, model: Model, format: Format) -> d
 
 
 def _source(settings: EvaluateSettings, benchmark: Benchmark) -> InputSettings:
-    source = settings.model_dump(include={"input", "subset", "split", "limit", "share"})
+    source = settings.model_dump(include={"input", "subset", "split", "limit", "share", "skip_bad_rows"})
     if settings.input is None:
         if benchmark.hub is None:
             raise SettingsError(
@@ -254,7 +253,7 @@ def _grade_row(answer: dict[str, Any], solution: str, formatted: bool, grade: Gr
     }
 
 
-def evaluation_of(run: RunFolder, settings: EvaluateSettings, failed: int) -> Evaluation:
+def evaluation_of(run: RunFolder, settings: EvaluateSettings) -> Evaluation:
     """Compute the figures of an evaluation from the grades of a run."""
     parts = run.parts("grades")
     grades = pl.concat([pl.DataFrame(run.read("grades", part)) for part in parts])
@@ -262,7 +261,7 @@ def evaluation_of(run: RunFolder, settings: EvaluateSettings, failed: int) -> Ev
     by_question = grades.group_by("question_id", maintain_order=True).agg("correct", "answer")
     counts = [(sum(correct), len(correct)) for correct in by_question["correct"]]
     accuracy = np.array([correct / samples for correct, samples in counts])
-    low, high = accuracy_interval(accuracy, settings.seed)
+    low, high = mean_interval(accuracy, settings.seed)
     fewest = min(samples for _, samples in counts)
     ks = sorted({2**power for power in range(fewest.bit_length())} | {fewest})
     return Evaluation(
@@ -271,7 +270,7 @@ def evaluation_of(run: RunFolder, settings: EvaluateSettings, failed: int) -> Ev
         model=settings.model,
         questions=len(by_question),
         answers=len(grades),
-        failed=failed,
+        failed=run.count("questions") * settings.n - len(grades),
         accuracy=float(accuracy.mean()),
         low=low,
         high=high,
@@ -282,21 +281,6 @@ def evaluation_of(run: RunFolder, settings: EvaluateSettings, failed: int) -> Ev
         ungraded=int(grades["note"].fill_null("").str.starts_with("the grader").sum()),
         mean_tokens=float(grades["completion_tokens"].sum()) / len(grades),
     )
-
-
-def accuracy_interval(values: npt.NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % interval of an accuracy: a bootstrap over questions.
-
-    If every answer is wrong, or every answer right, a bootstrap has no width, and the interval is that of
-    Clopper and Pearson (1934) with one answer per question.
-
-    Args:
-        values: share of right answers to each question, shape (questions,).
-        seed: seed of the resamples.
-    """
-    low, high = bootstrap_interval(values, seed)
-    margin = 1 - 0.025 ** (1 / len(values))
-    return (1 - margin if values.min() == 1 else low), (margin if values.max() == 0 else high)
 
 
 def _pass_at(k: int, correct: int, samples: int) -> float:

@@ -1,7 +1,7 @@
 """Select ranked traces for a data set: conditions first, then the choice among the traces that remain.
 
 1. ``--ids``, or ``--select rank:K`` and ``bucket:K``, which mean this trace or none
-2. well-formed, not contaminated, ``--where``, no duplicates
+2. well-formed, with a solution, not contaminated, ``--where``, no duplicates
 3. ``--max-tokens``, then ``--select`` best, top:K or random among the remaining traces of each question
 4. ``--cap``, then ``--limit``, which draw questions by a seeded hash
 
@@ -30,12 +30,16 @@ from rlt_data.storage.schemas import content_hash
 
 #: Columns of the selected traces, after their keys.
 _COLUMNS = ("source_id", "rank", "bucket", "value", "flaw", "thought_tokens", "origin")
+#: Columns with the text of a trace, which pairs compare.
+_TEXT = ("completion", "trace_solution")
 #: Default conditions over signals: columns of which none may have a finding, and how to get them.
 _SIGNALS = {
     "contaminated": (("contaminated",), "NOT {}", "rlt-data curate RUN --against FILE"),
     "duplicate": (("question_duplicate_of", "trace_duplicate_of"), "{} IS NULL", "rlt-data curate RUN"),
 }
 _QUESTION = ["part", "position"]
+#: Condition of every row, because a row without a solution teaches to answer with nothing.
+_HAS_SOLUTION = "has a solution"
 
 
 class Selection:
@@ -76,10 +80,13 @@ class Selection:
         if self._kind in ("rank", "bucket"):
             self._add(f"--select {settings.select}", f"{self._kind} = {int(number)}", "--select")
         self._add_well_formed()
+        if run.scan("scores").select(pl.col("solution_tokens").min()).collect().item() == 0:
+            self._add(_HAS_SOLUTION, "solution_tokens > 0", "--select")
         self._add_signal("contaminated")
         for text in settings.where:
             # A column such as contaminated must not take the place of the default condition of this name.
-            self._add(f"--where {text}" if text in ("ranked", *_SIGNALS) else text, text, "--where")
+            own = ("ranked", _HAS_SOLUTION, *_SIGNALS)
+            self._add(f"--where {text}" if text in own else text, text, "--where")
         self._add_signal("duplicate")  # last, so that it keeps a member that fulfils the other conditions
         self._per = parse_expression(run, settings.per, "--per", "any") if settings.per is not None else None
         self._some_unranked = run.count("ranks") < run.count("traces")
@@ -141,6 +148,8 @@ class Selection:
         """Return the traces of a part with the columns that decide."""
         expressions = [*self._conditions.values(), *([self._per] if self._per else [])]
         columns = [name for expression in expressions for name in expression.columns]
+        if self._settings.shape == "preference":
+            columns += _TEXT
         return read_rows(self._run, part, [*_COLUMNS, *columns], self._tables)
 
     def _eligible(self, part: int) -> pl.DataFrame:
@@ -166,6 +175,10 @@ class Selection:
         if self._per:
             rows = rows.with_columns(_as_text(self._per, rows).alias("per"))
             kept.append("per")
+        if self._settings.shape == "preference":
+            text = pl.struct(pl.col(name).str.strip_chars() for name in _TEXT)
+            rows = rows.with_columns(text.hash().alias("text"))
+            kept.append("text")
         position = pl.col("question_id").rle_id().alias("position")
         return rows.select(kept).with_columns(pl.lit(part).alias("part"), position)
 
@@ -283,13 +296,15 @@ class Selection:
         return short
 
     def _with_rejected(self, chosen: pl.DataFrame, eligible: pl.DataFrame) -> pl.DataFrame:
-        """Add ``rejected_id``, a worse eligible trace of the same question; drop the questions without one."""
+        """Add ``rejected_id``, a worse eligible trace of the question; drop those without one or with an equal text."""
         kind, _, number = self._settings.rejected.partition(":")
         pool = eligible.filter(pl.col("rank") == int(number)) if kind == "rank" else eligible
-        last = pl.col("trace_id").last().alias("rejected_id"), pl.col("rank").last().alias("rejected_rank")
+        names = {"trace_id": "rejected_id", "rank": "rejected_rank", "text": "rejected_text"}
+        last = [pl.col(name).last().alias(rejected) for name, rejected in names.items()]
         worse = pool.sort(*_QUESTION, "rank").group_by(_QUESTION, maintain_order=True).agg(*last)
         pairs = chosen.join(worse, on=_QUESTION, how="inner", maintain_order="left")
-        pairs = pairs.filter(pl.col("rejected_rank") > pl.col("rank")).drop("rejected_rank")
+        pairs = pairs.filter(pl.col("rejected_rank") > pl.col("rank"), pl.col("rejected_text") != pl.col("text"))
+        pairs = pairs.drop("rejected_rank", "rejected_text", "text")
         self.funnel.count(f"--rejected {self._settings.rejected}", chosen, pairs)
         return pairs
 

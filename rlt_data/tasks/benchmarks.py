@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from rlt_data.errors import InputError
+from rlt_data.errors import InputError, SettingsError
 from rlt_data.inputs.rows import BadRow, Row
 from rlt_data.inputs.rows import Fields as InputFields
 from rlt_data.settings import EvaluateSettings, TrainSolverSettings
 from rlt_data.tasks.countdown import question_text
-from rlt_data.tasks.grading import Kind, final_answer
+from rlt_data.tasks.grading import Kind, final_answer, gold_letter
 
 Fields = dict[str, Any]
 
@@ -32,6 +32,7 @@ class Benchmark:
         subset: configuration of the data set.
         split: split of the data set.
         template: what a model is asked; ``{question}`` is replaced by the question.
+        one_column: whether a question is one column, so that settings can name another.
     """
 
     kind: Kind
@@ -40,6 +41,7 @@ class Benchmark:
     subset: str | None = None
     split: str = "test"
     template: str = "{question}"
+    one_column: bool = True
 
 
 def _math(question: str, answer: str) -> Callable[[Fields], tuple[str, str, Fields]]:
@@ -84,9 +86,10 @@ BENCHMARKS = {
         "gpqa_diamond",
         "train",
         "{question}\n\nAnswer with the letter of the right choice.",
+        one_column=False,
     ),
     "gsm8k": Benchmark("math", _gsm8k, "openai/gsm8k", "main"),
-    "countdown": Benchmark("countdown", _countdown, "Jiayi-Pan/Countdown-Tasks-3to4", split="train"),
+    "countdown": Benchmark("countdown", _countdown, "Jiayi-Pan/Countdown-Tasks-3to4", split="train", one_column=False),
     "math": Benchmark("math", _math("question", "answer")),
     "choice": Benchmark("choice", _math("question", "answer")),
 }
@@ -103,6 +106,7 @@ class BenchmarkReader:
 
     Raises:
         InputError: the record lacks a named column.
+        SettingsError: columns are named, but the benchmark has its own.
     """
 
     preset: str = "benchmark"
@@ -114,6 +118,10 @@ class BenchmarkReader:
         self._benchmark = benchmark
         columns = {"question": settings.question_column, "answer": settings.answer_column}
         self._named = {field: column for field, column in columns.items() if column}
+        if self._named and not benchmark.one_column:
+            raise SettingsError(
+                f"--question-column, --answer-column: {settings.benchmark} has its own columns; leave out both flags"
+            )
         for column in self._named.values():
             if column not in first:
                 raise InputError(f"{source}: no column {column!r}; the columns are {', '.join(first)}")
@@ -133,6 +141,8 @@ class BenchmarkReader:
             problem: Fields = {}
         else:
             question, gold, problem = self._benchmark.row(data)
+        if self._benchmark.kind == "choice" and gold_letter(gold) is None:
+            raise BadRow(f"{self._named.get('answer', 'answer')}: must be the letter of a choice, such as B")
         source_id = data.get("id", data.get("unique_id"))
         row = Row(
             question=question,
@@ -149,6 +159,8 @@ def _text(data: Fields, column: str) -> str:
     value = data.get(column)
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
         return str(value)
-    if not isinstance(value, str) or not value.strip():
+    if value is None or value == "" or (isinstance(value, str) and not value.strip()):
         raise BadRow(f"{column}: missing or empty")
+    if not isinstance(value, str):
+        raise BadRow(f"{column}: must be a text or a number")
     return value

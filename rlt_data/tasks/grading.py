@@ -111,6 +111,15 @@ def _announced(text: str) -> Iterator[str]:
             yield _MARKUP.sub("", _SENTENCE_END.split(lines[0], maxsplit=1)[0]).strip(" *`~").removesuffix(".")
 
 
+_GOLD_LETTER = re.compile(r"\(?([A-Ja-j])(?:[).:]+(?:\s.*)?)?", re.DOTALL)
+
+
+def gold_letter(gold: str) -> str | None:
+    """Return the letter of the right choice, given as ``B``, ``(b)``, ``B.`` or ``B) text``; None if there is none."""
+    match = _GOLD_LETTER.fullmatch(gold.strip())
+    return match[1].upper() if match else None
+
+
 def grade(kind: Kind, solution: str, gold: str, numbers: list[int] | None = None, target: int | None = None) -> Grade:
     """Grade a solution in this process, without a time limit.
 
@@ -126,7 +135,7 @@ def grade(kind: Kind, solution: str, gold: str, numbers: list[int] | None = None
         return Grade(reason is None, reason)
     if kind == "choice":
         letters = LETTER.findall(final_answer(solution))
-        return Grade(bool(letters) and letters[-1] == gold.strip().strip("()").upper())
+        return Grade(bool(letters) and letters[-1] == gold_letter(gold))
     from math_verify import verify
 
     solution = latex(solution)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,7 +55,8 @@ def meta_model(config: Any, settings: TrainingSettings) -> Any:
         if lora := lora_config(settings):
             from peft import get_peft_model
 
-            model = get_peft_model(model, lora)
+            with warnings.catch_warnings(action="ignore"):  # the training itself gives them
+                model = get_peft_model(model, lora)
     return model
 
 

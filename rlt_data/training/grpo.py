@@ -40,7 +40,7 @@ from rlt_data.training.plan import PolicyPlan, plan_policy
 from rlt_data.training.requirements import missing_dependency, refuse_here
 from rlt_data.training.rewards import Reward, Row
 from rlt_data.training.rollouts import Rollouts
-from rlt_data.training.runs import TrainingRun, training_provenance
+from rlt_data.training.runs import TrainingRun, memory_errors, training_provenance
 from rlt_data.training.trainer import progress_callback, recent_mean, trainer_arguments, use_one_gpu
 from rlt_data.training.trl_patches import policy_trainer
 
@@ -142,7 +142,7 @@ def train_policy(
     best = run.out / "best" if held_out else None
     if done := run.finished:
         return PolicySummary(run.out, plan, done["steps"], done["reward"], best, done["best_reward"])
-    with run.locked():
+    with run.locked(), memory_errors(plan.memory[0]):
         # Before the trainer exists: in an FSDP process group, Transformers loads weights in one process only.
         reward = open_reward()
         context = max(lengths[row["question_id"]] for row in kept) + settings.max_tokens

@@ -5,6 +5,7 @@ Weights, gradients, optimizer state and reference model are counted on the meta 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import islice
@@ -13,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlt_data.engines.config import pick_device
-from rlt_data.settings import PolicySettings, TrainingSettings, TrainTeacherSettings
+from rlt_data.engines.config import cache_bytes, pick_device
+from rlt_data.settings import FineTuneSettings, PolicySettings, TrainingSettings, TrainTeacherSettings
 from rlt_data.settings.base import flag_of
 from rlt_data.training.activations import Activations, checkpointed_layers, count_activations, meta_model
 from rlt_data.training.launch import keeps_shards_in_main_memory, sharding, world_size
@@ -29,6 +30,8 @@ _TILE_TOKENS, _TILE_VOCABULARY = 4096, 32768
 _SMALLEST_8BIT, _BLOCK_8BIT = 4096, 256
 #: Values that remedies propose.
 _LORA_RANK, _SMALL_VLLM = 16, 0.2
+#: Memory of vLLM beside weights, keys and values: activations of a batch, which TRL limits to 4,096 tokens, and graphs.
+_VLLM_OTHER = _GIB
 #: Bytes of a 4-bit weight with its doubly quantized scales (blocks of 64 and 256).
 _BYTES_4BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
 
@@ -94,6 +97,8 @@ class Memory:
             that activation checkpointing recomputes for one layer; None if they cannot be counted for this model.
         logits: a tile of logits, and float32 gradients of the LM head, of one micro-batch.
         student_moves: the student is on the GPU only between updates.
+        vllm_least: smallest ``vllm`` with which colocated vLLM starts: weights, one text, and its own buffers.
+        requires: what the training needs beside the memory of each GPU, in words.
         remedies: changes of flags or machines, each of which makes the training fit.
     """
 
@@ -109,6 +114,8 @@ class Memory:
     activations: int | None
     logits: int
     student_moves: bool = False
+    vllm_least: int = 0
+    requires: tuple[str, ...] = ()
     remedies: tuple[str, ...] = ()
 
     @property
@@ -133,8 +140,8 @@ class Memory:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the GPU holds the total; None if its memory is unknown."""
-        return None if self.gpu is None else self.total <= _USABLE * self.gpu
+        """Whether the GPU holds the total, and vLLM's part what it needs; None if the GPU's memory is unknown."""
+        return None if self.gpu is None else self.total <= _USABLE * self.gpu and self.vllm >= self.vllm_least
 
     @property
     def verdict(self) -> str:
@@ -144,7 +151,11 @@ class Memory:
             return f"{self.machine}: about {self.total / _GIB:.1f} GiB{without}"
         size = f"about {self.total / _GIB:.1f} of {self.gpu / _GIB:.1f} GiB per GPU{without}"
         if self.fits:
-            return f"{self.machine}: fits, {size}"
+            return "; requires ".join([f"{self.machine}: fits, {size}", *self.requires])
+        if self.vllm < self.vllm_least:
+            size += (
+                f", and vLLM's {self.vllm / _GIB:.1f} GiB are less than the {self.vllm_least / _GIB:.1f} that it needs"
+            )
         remedy = f"fits with {', or '.join(self.remedies)}" if self.remedies else "shorten rows, or use a smaller model"
         return f"{self.machine}: does not fit, {size}; {remedy}"
 
@@ -174,7 +185,7 @@ class Estimator:
         copies = 2 if machine.gpus > shards else 1  # data parallelism reduces gradients in buckets
         weights = _weight_bytes(model, settings)
         gradients = sum(_nbytes(weight) for weight in model.parameters() if weight.requires_grad)
-        reference = vllm = sampling = 0
+        reference = vllm = vllm_least = sampling = 0
         if isinstance(settings, PolicySettings):
             if settings.beta and not settings.lora_rank:
                 reference = weights
@@ -182,9 +193,11 @@ class Estimator:
                 reference = gradients
             if settings.vllm == "colocate":
                 vllm = int(settings.vllm_memory * (machine.gpu_bytes or 0))
+                vllm_least = self._vllm_least(settings, model)
             if machine.sharded and (settings.vllm == "none" or reference == weights):
                 sampling = 2 * sum(weight.numel() for weight in model.parameters())  # in bfloat16
         student_device = getattr(settings, "student_device", "auto")
+        shares_gpu = student_device in ("auto", "offload") or _number(student_device) < machine.gpus
         activations = self._activations(settings, machine)
         return Memory(
             machine=machine.name,
@@ -193,13 +206,21 @@ class Estimator:
             gradients=int(share * copies * gradients) + (_gathered_bytes(model, gradients=True) if shards > 1 else 0),
             optimizer=int(share * _optimizer_bytes(model, settings.optimizer)),
             reference=int(share * reference),
-            student=self._student_bytes if student_device in ("auto", "offload") else 0,
+            student=self._student_bytes if shares_gpu else 0,
             vllm=vllm,
             sampling=sampling,
             activations=activations.saved + activations.recomputed if activations else None,
             logits=self._logits(settings, machine, model),
             student_moves=student_device == "offload",
+            vllm_least=vllm_least,
+            requires=_requirements(settings, machine),
         )
+
+    def _vllm_least(self, settings: PolicySettings, model: Any) -> int:
+        """Return the memory that colocated vLLM needs on a GPU, in bfloat16."""
+        weights = int(sum(weight.numel() for name, weight in model.named_parameters() if "lora_" not in name))
+        parallel = settings.vllm_tensor_parallel
+        return 2 * weights // parallel + cache_bytes(self._config, self._length, 2, gpus=parallel) + _VLLM_OTHER
 
     def with_remedies(self, settings: TrainingSettings, machine: Machine) -> Memory:
         """Return the memory of a training on a machine, and what would make it fit."""
@@ -232,7 +253,7 @@ class Estimator:
             larger = (
                 replace(machine, gpus=gpus, sharded=True) for gpus in (2, 4, 8, 16, 32, 64) if gpus > machine.gpus
             )
-            enough = (each for each in larger if fits({}, each))
+            enough = (each for each in larger if not _requirements(settings, each) and fits({}, each))
             texts += [f"{each.gpus} such GPUs with FSDP2" for each in islice(enough, 1)]
         if not texts and getattr(settings, "vllm", "none") == "colocate":
             without = settings.model_copy(update={"vllm": "none"})
@@ -250,8 +271,8 @@ class Estimator:
             yield {"micro_batch_size": 1}
         if self._student_bytes and isinstance(settings, TrainTeacherSettings) and settings.student_device == "auto":
             yield {"student_device": "offload"}
-        if isinstance(settings, PolicySettings) and settings.vllm == "colocate" and settings.vllm_memory > _SMALL_VLLM:
-            yield {"vllm_memory": _SMALL_VLLM}
+        if isinstance(settings, PolicySettings) and settings.vllm == "colocate":
+            yield from self._vllm_changes(settings, machine)
         if settings.optimizer == "adamw" and not machine.sharded:
             yield {"optimizer": "adamw_8bit"}
         lora = {"lora_rank": settings.lora_rank or _LORA_RANK}
@@ -261,6 +282,20 @@ class Estimator:
             yield lora | {"load_in_4bit": True}
         if loaded_dtype(settings, self._config) == torch.float32:
             yield {"dtype": "bfloat16"}
+
+    def _vllm_changes(self, settings: PolicySettings, machine: Machine) -> Iterator[dict[str, Any]]:
+        """Yield the smallest share of a GPU for vLLM, and how many GPUs it needs with the present share."""
+        assert machine.gpu_bytes is not None
+        memory = self.memory(settings, machine)
+        share = max(math.ceil(20 * memory.vllm_least / machine.gpu_bytes) / 20, _SMALL_VLLM)
+        if share < 1 and share != settings.vllm_memory:
+            yield {"vllm_memory": share}
+        for parallel in (2, 4, 8):
+            change = {"vllm_tensor_parallel": parallel}
+            on_several = self.memory(settings.model_copy(update=change), machine)
+            if settings.vllm_tensor_parallel < parallel <= machine.gpus and memory.vllm >= on_several.vllm_least:
+                yield change
+                return
 
     def _activations(self, settings: TrainingSettings, machine: Machine) -> Activations | None:
         options = {"autocast": machine.gpu_bytes is not None, "gathered": machine.sharded}
@@ -283,6 +318,32 @@ class Estimator:
         hidden = tokens * text.hidden_size * 4  # the float32 gradient of the head's inputs
         head = model.get_output_embeddings().weight
         return int(tile + hidden + (4 * head.numel() if head.requires_grad else 0))
+
+
+def batch_of(settings: TrainingSettings) -> tuple[int, str]:
+    """Return the rows or samples of an optimizer step, and the flags that set them."""
+    if isinstance(settings, PolicySettings):
+        return settings.questions * settings.group, "--questions-per-step times --samples-per-question"
+    assert isinstance(settings, FineTuneSettings)
+    return settings.batch_size, "--batch-size"
+
+
+def _requirements(settings: TrainingSettings, machine: Machine) -> tuple[str, ...]:
+    found = []
+    batch, flag = batch_of(settings)
+    if batch % (share := settings.micro_batch_size * machine.gpus):
+        found.append(f"a multiple of {share} as {flag} (now {batch})")
+    if machine.gpus % (parallel := getattr(settings, "vllm_tensor_parallel", 1)):
+        found.append(f"a multiple of {parallel} GPUs for --vllm-tensor-parallel")
+    if machine.gpus <= _number(getattr(settings, "student_device", "")) < math.inf:
+        found.append("further GPUs for the student")
+    return tuple(found)
+
+
+def _number(device: str) -> float:
+    """Return N of a device ``cuda:N``; infinity for others."""
+    kind, _, number = device.partition(":")
+    return int(number) if kind == "cuda" else math.inf
 
 
 def count_parameters(config: Any, settings: TrainingSettings) -> int:

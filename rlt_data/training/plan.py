@@ -13,7 +13,7 @@ from rlt_data.progress import is_main_process
 from rlt_data.settings import FineTuneSettings, PolicySettings, TrainingSettings
 from rlt_data.settings.training import DEFAULT_STEPS
 from rlt_data.training.launch import world_size
-from rlt_data.training.memory import Estimator, Memory, common_machines, count_parameters, this_machine
+from rlt_data.training.memory import Estimator, Memory, batch_of, common_machines, count_parameters, this_machine
 from rlt_data.training.requirements import missing_dependency
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,6 @@ def plan_fine_tuning(
         SettingsError: the batch size is not divisible among the processes.
     """
     processes = world_size()
-    accumulation = _accumulation(settings, settings.batch_size, "--batch-size")
     lengths = [len(row["input_ids"]) for row in rows]
     sequences = _packed(rows, settings.max_length) if settings.packing else len(rows)
     steps = settings.max_steps or math.ceil(sequences / settings.batch_size) * settings.epochs
@@ -76,7 +75,7 @@ def plan_fine_tuning(
         longest=max(lengths),
         steps=steps,
         processes=processes,
-        accumulation=accumulation,
+        accumulation=_accumulation(settings),
         parameters=count_parameters(config, settings),
         memory=_memory(settings, Estimator(config, longest)),
     )
@@ -163,7 +162,7 @@ def plan_policy(
         samples=samples,
         tokens=steps * samples * (longest + settings.max_tokens),
         processes=processes,
-        accumulation=_accumulation(settings, samples, "--questions-per-step times --samples-per-question"),
+        accumulation=_accumulation(settings),
         parameters=count_parameters(config, settings),
         memory=_memory(settings, Estimator(config, longest + settings.max_tokens, student_bytes)),
     )
@@ -178,8 +177,9 @@ def _memory(settings: TrainingSettings, estimator: Estimator) -> tuple[Memory, .
     return (here, *(estimator.with_remedies(settings, machine) for machine in others))
 
 
-def _accumulation(settings: TrainingSettings, batch: int, flag: str) -> int:
+def _accumulation(settings: TrainingSettings) -> int:
     """Return the number of forward passes per process and optimizer step."""
+    batch, flag = batch_of(settings)
     share = settings.micro_batch_size * world_size()
     if batch % share:
         raise SettingsError(

@@ -15,7 +15,7 @@ import torch
 
 from rlt_data.engines import Checkpoint
 from rlt_data.engines.config import describe_device
-from rlt_data.errors import RunFolderError, first_line
+from rlt_data.errors import ModelError, RunFolderError, first_line
 from rlt_data.formats import Format
 from rlt_data.progress import Progress, is_main_process
 from rlt_data.settings import FineTuneSettings, PolicySettings, TrainingSettings
@@ -33,6 +33,7 @@ from rlt_data.training.checkpoints import (
     last_complete_checkpoint,
     step_of,
 )
+from rlt_data.training.memory import Memory
 from rlt_data.training.models import complete_model, copy_model
 from rlt_data.training.sharding import check_sharding
 
@@ -248,3 +249,19 @@ def training_provenance(settings: FineTuneSettings | PolicySettings, **models: C
         "data": {"name": name, "on_hub": on_hub},
         "versions": versions("trl"),
     }
+
+
+@contextmanager
+def memory_errors(estimated: Memory) -> Iterator[None]:
+    """Turn PyTorch's error that the GPU is full into one line, with what was estimated and what would fit.
+
+    Raises:
+        ModelError: the GPU has too little memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"the training ran out of memory; checkpoints are kept; {estimated.verdict}; docs/gpus.md lists what needs "
+            f"less ({first_line(error)})"
+        ) from None

@@ -28,7 +28,7 @@ from rlt_data.training.models import (
 )
 from rlt_data.training.plan import Plan, plan_fine_tuning
 from rlt_data.training.requirements import missing_dependency
-from rlt_data.training.runs import TrainingRun, training_provenance
+from rlt_data.training.runs import TrainingRun, memory_errors, training_provenance
 from rlt_data.training.trainer import progress_callback, recent_mean, trainer_arguments, use_one_gpu
 
 
@@ -92,7 +92,7 @@ def fine_tune(
         return TrainingSummary(run.out, plan, 0, None)
     if done := run.finished:
         return TrainingSummary(run.out, plan, done["steps"], done["loss"])
-    with run.locked():
+    with run.locked(), memory_errors(plan.memory[0]):
         trainer = _trainer(settings, checkpoint, config, tokenizer, kept, plan, progress)
         run.record(plan=asdict(plan))
         run.train(

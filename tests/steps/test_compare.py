@@ -14,7 +14,7 @@ import pytest
 
 import rlt_data
 from rlt_data.errors import RunFolderError, SettingsError
-from rlt_data.steps.compare import bootstrap_interval
+from rlt_data.steps.compare import mean_interval
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 from tests.conftest import Rlt
@@ -103,7 +103,7 @@ def test_different_numbers_of_answers_of_one_model_do_not_differ(rlt: Rlt, tmp_p
 def test_an_interval_of_many_questions_needs_little_memory() -> None:
     values = np.random.default_rng(1).random(5_000)
     tracemalloc.start()
-    low, high = bootstrap_interval(values)
+    low, high = mean_interval(values)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert low < values.mean() < high and peak < 100 * 2**20
@@ -118,7 +118,7 @@ def test_only_the_samples_of_the_last_call_count(tmp_path: Path) -> None:
 def test_the_interval_is_that_of_scipy() -> None:
     values = np.random.default_rng(1).binomial(4, 0.3, 60) / 4 - np.random.default_rng(2).binomial(4, 0.4, 60) / 4
     theirs = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=0).confidence_interval
-    assert bootstrap_interval(values) == pytest.approx((theirs.low, theirs.high), abs=0.005)
+    assert mean_interval(values) == pytest.approx((theirs.low, theirs.high), abs=0.005)
 
 
 @pytest.mark.parametrize("n", [1, 4])
@@ -130,7 +130,7 @@ def test_the_interval_covers_the_difference(n: int) -> None:
         difficulty = random.beta(1, 1, questions)
         first = random.binomial(n, 0.9 * difficulty) / n
         second = random.binomial(n, 0.1 + 0.9 * difficulty) / n
-        low, high = bootstrap_interval(second - first)
+        low, high = mean_interval(second - first)
         covered += low <= 0.1 <= high
     assert 0.91 <= covered / trials <= 0.985
 

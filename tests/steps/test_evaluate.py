@@ -18,7 +18,8 @@ from rlt_data.formats.views import tagged_solution
 from rlt_data.inputs.rows import BadRow
 from rlt_data.progress import SILENT
 from rlt_data.settings import EvaluateSettings
-from rlt_data.steps.evaluate import accuracy_interval, evaluation_of, grade_answers
+from rlt_data.steps.compare import mean_interval
+from rlt_data.steps.evaluate import evaluation_of, grade_answers
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 from rlt_data.tasks.benchmarks import BENCHMARKS
@@ -72,7 +73,7 @@ def test_figures_follow_from_the_grades(tmp_path: Path) -> None:
     }
     run = graded_run(tmp_path / "run", gold, completions)
     settings = EvaluateSettings(model="m", benchmark="gsm8k", n=4, temperature=1.0)
-    evaluation = evaluation_of(run, settings, failed=0)
+    evaluation = evaluation_of(run, settings)
     right = {"a": 3, "b": 1, "c": 0}
     assert (evaluation.questions, evaluation.answers) == (3, 12)
     assert evaluation.accuracy == pytest.approx((3 / 4 + 1 / 4 + 0) / 3)
@@ -82,7 +83,7 @@ def test_figures_follow_from_the_grades(tmp_path: Path) -> None:
     assert evaluation.majority == pytest.approx(1 / 3)  # only a: 4 is given three times; b's 999 is wrong
     assert evaluation.formatted == pytest.approx(10 / 12) and evaluation.truncated == pytest.approx(2 / 12)
     assert evaluation.low <= evaluation.accuracy <= evaluation.high and evaluation.low < evaluation.high
-    assert evaluation_of(run, settings.model_copy(update={"n": 1}), failed=0).accuracy == pytest.approx(2 / 3)
+    assert evaluation_of(run, settings.model_copy(update={"n": 1})).accuracy == pytest.approx(2 / 3)
 
 
 def test_grading_again_changes_no_grade(tmp_path: Path) -> None:
@@ -138,7 +139,7 @@ def test_a_second_evaluation_adds_nothing(rlt: Rlt, read: Read, tiny: Tiny) -> N
 
 @pytest.mark.parametrize("right", [0, 1])
 def test_answers_that_are_all_wrong_or_all_right_have_an_interval(right: int) -> None:
-    low, high = accuracy_interval(np.full(30, float(right)))
+    low, high = mean_interval(np.full(30, float(right)))
     scipy = pytest.importorskip("scipy.stats").binomtest(30 * right, 30).proportion_ci(method="exact")
     assert (low, high) == pytest.approx((scipy.low, scipy.high)) and high - low > 0.1
 
