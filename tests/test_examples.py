@@ -91,6 +91,7 @@ def test_the_jobs_of_a_slurm_array_make_the_tables_of_one_job(tmp_path: Path) ->
     for task in (1, 2):
         job("shares", 2, task)
     job("shares", 2)
+    job("shares", 2)  # submitted again
     job("one", 1, 1)
     for name in ("questions", "traces", "scores"):
         assert table_bytes(Path("shares/merged"), name) == table_bytes(Path("one/share-1"), name) != {}, name

@@ -30,7 +30,7 @@ from rlt_data.storage.schemas import content_hash
 
 #: Columns of the selected traces, after their keys.
 _COLUMNS = ("source_id", "rank", "bucket", "value", "flaw", "thought_tokens", "origin")
-#: Columns with the text of a trace, which pairs compare.
+#: Columns with the text of a trace, which pairs compare without white space.
 _TEXT = ("completion", "trace_solution")
 #: Default conditions over signals: columns of which none may have a finding, and how to get them.
 _SIGNALS = {
@@ -176,7 +176,7 @@ class Selection:
             rows = rows.with_columns(_as_text(self._per, rows).alias("per"))
             kept.append("per")
         if self._settings.shape == "preference":
-            text = pl.struct(pl.col(name).str.strip_chars() for name in _TEXT)
+            text = pl.struct(pl.col(name).str.replace_all(r"\s", "") for name in _TEXT)
             rows = rows.with_columns(text.hash().alias("text"))
             kept.append("text")
         position = pl.col("question_id").rle_id().alias("position")

@@ -33,6 +33,18 @@ def test_a_measured_rate_replaces_the_assumed_one() -> None:
     assert one["$"] == eight["$"] == f"{tokens / 1000 / 3600 * 2.5:,.0f}"
 
 
+@pytest.mark.parametrize("rate", ["foo", "generat:80=9000", "score:80=x", "score:80=0", "score:32=10"])
+def test_a_rate_that_is_none_is_refused(rate: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        scaling.parser().parse_args(["--rate", rate])
+    assert f"'{rate}' is not STAGE:GIGABYTES=NUMBER" in capsys.readouterr().err
+
+
+def test_a_sample_that_does_not_fit_has_no_rate() -> None:
+    rows = scaling.rows(scaling.parser().parse_args(["--trace", "200000"]))
+    assert row(rows, "1 x 24", "generate")["seconds"] == "inf" != row(rows, "1 x 80", "generate")["seconds"]
+
+
 def test_decoding_is_limited_by_memory() -> None:
     rates = [scaling.decoding_limit(gpu, scaling.MODEL, 800, 3296) for gpu in (scaling.RTX_4090, scaling.H100)]
     (slow, few), (fast, many) = rates

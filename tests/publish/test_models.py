@@ -363,3 +363,17 @@ def test_a_training_that_recorded_no_command_is_told_by_its_settings(
     assert read_model(folder).kind == kind
     card = pushed(folder, dry_run=True).card
     assert said in card and f"- {kind}\n" in card and "base_model" not in card
+
+
+def test_an_adapter_for_a_local_model_needs_its_name_on_the_hub(hub: HubServer, trained: Path, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "3?"}, {"role": "assistant", "content": "It is 3."}]
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"messages": turns}] * 2)
+    options: dict[str, Any] = {"lora_rank": 2, "max_steps": 1, "batch_size": 2, "device": "cpu", "input": str(rows)}
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    train_student(TrainStudentSettings(model=str(trained / "teacher"), out=first, **options))
+    train_student(TrainStudentSettings(model=first, out=second, **options))
+    for adapter in (first, second):
+        with pytest.raises(RunFolderError, match="is an adapter for .* not on the Hub; .*--base-model"):
+            push(PushSettings(input=adapter, repo_id="tester/adapter", dry_run=True))
+    card = push(PushSettings(input=second, repo_id="tester/adapter", dry_run=True, base_model="org/first")).card
+    assert ModelCard(card).data.base_model == "org/first"

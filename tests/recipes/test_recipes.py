@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -22,7 +23,7 @@ from rlt_data.errors import InputError, RltDataError, SettingsError
 from rlt_data.recipes import experiment
 from rlt_data.recipes.experiment import Experiment, checked_config, estimate, load_config, merged, pearson, spearman
 from rlt_data.recipes.nano.corpus import warm_up_rows
-from rlt_data.recipes.stages import compare_evaluations, slug, source_rows
+from rlt_data.recipes.stages import compare_evaluations, slug, source_rows, train_teacher
 from rlt_data.settings import TrainTeacherSettings, WarmUpSettings, parse_settings
 from tests.conftest import Rlt, write_jsonl
 from tests.recipes.work import process_of_call
@@ -475,3 +476,23 @@ def test_a_recipe_is_run_by_its_name(capsys: pytest.CaptureFixture[str]) -> None
         with pytest.raises(SystemExit) as ended:
             experiment.main(arguments)
         assert ended.value.code == code and message in capsys.readouterr().err
+
+
+class _OneProcess(Experiment):
+    """Launches trainings in one process, as accelerate does in several."""
+
+    def launcher(self) -> list[str]:
+        return [sys.executable]
+
+
+@pytest.mark.parametrize("held_out", [0, 2])
+def test_a_launched_teacher_is_the_best_checkpoint_too(
+    tmp_path: Path, tiny: Callable[..., Path], held_out: int
+) -> None:
+    rows = [{"question": f"What is {i} + 1?", "solution": f"{i + 1}"} for i in range(6)]
+    sizes = {"steps": 1, "questions": 2, "group": 2, "micro_batch_size": 2, "max_tokens": 4, "save_steps": 1}
+    paths = {"model": str(tiny()), "student": str(tiny("chat", 1)), "device": "cpu", "held_out": held_out}
+    config = {"train": {"in": str(write_jsonl(tmp_path / "rows.jsonl", rows))}, "teacher": sizes | paths}
+    for name, launched in (("here", {}), ("launched", {"launcher": "fsdp2"})):
+        teacher = train_teacher(_OneProcess("teacher", config | launched, tmp_path / name), "t", 0)
+        assert teacher == str(tmp_path / name / "teachers" / "t") + ("/best" if held_out else "")

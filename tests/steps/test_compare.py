@@ -40,7 +40,7 @@ def evaluation(
         "evaluate",
         {
             "settings": {"benchmark": benchmark, "n": n},
-            "depends_on": {"benchmark": benchmark, "model": folder.name, **settings},
+            "depends_on": {"benchmark": benchmark, "model": folder.name} | settings,
             "models": {"model": {"name": folder.name, "revision": None}},
         },
     )
@@ -167,3 +167,24 @@ def test_what_cannot_be_compared_gets_one_line(rlt: Rlt, tmp_path: Path) -> None
     with pytest.raises(RunFolderError, match="no such run folder"):
         rlt_data.compare(one, tmp_path / "none")
     assert "requires two runs" in rlt("compare", one, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "lowest", "low", "high"),
+    [(0.0, 0.0, 0.0, 0.3085), (1.0, 0.0, 0.6915, 1.0), (0.5, 0.0, 0.3458, 0.6542)]
+    + [(1.0, -1.0, 0.3830, 1.0), (-1.0, -1.0, -1.0, -0.3830), (0.0, -1.0, -0.3085, 0.3085)],
+)
+def test_equal_values_have_an_interval_too(value: float, lowest: float, low: float, high: float) -> None:
+    """Of ten questions none differs with 2.5 % probability if 30.85 % of all questions differ."""
+    assert mean_interval(np.full(10, value), lowest=lowest) == pytest.approx((low, high), abs=1e-4)
+    assert (1 - 0.3085) ** 10 == pytest.approx(0.025, rel=1e-3)
+
+
+def test_data_types_are_compared_and_templates_of_one_model(tmp_path: Path) -> None:
+    grades = {"p": [True], "q": [False]}
+    first = evaluation(tmp_path / "a", grades, dtype="float32", chat_template="x")
+    other = {"dtype": "bfloat16", "chat_template": "y"}
+    second = evaluation(tmp_path / "b", grades, **other)
+    assert rlt_data.compare(first, second).settings == "dtype: 'float32' and 'bfloat16'"
+    same = evaluation(tmp_path / "c", grades, **other, model="a")
+    assert rlt_data.compare(first, same).settings == ("the chat template differs; dtype: 'float32' and 'bfloat16'")

@@ -23,7 +23,7 @@ from rlt_data.steps.evaluate import evaluation_of, grade_answers
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
 from rlt_data.tasks.benchmarks import BENCHMARKS
-from rlt_data.tasks.grading import Grader
+from rlt_data.tasks.grading import Grader, gold_letter, grade
 from tests.conftest import Rlt, write_jsonl
 from tests.killing import table_bytes
 
@@ -135,6 +135,50 @@ def test_a_second_evaluation_adds_nothing(rlt: Rlt, read: Read, tiny: Tiny) -> N
     assert "15 answers" in rlt("evaluate", *options, "--n", 3, "--temperature", 1).stdout
     stderr = rlt("evaluate", *options, "--n", 3, "--temperature", 0.5, code=5).stderr
     assert "temperature was 1.0, now 0.5" in stderr
+
+
+@pytest.mark.parametrize(
+    ("gold", "letter"),
+    [
+        *(("B", "B"), (" (b) ", "B"), ("B.", "B"), ("C)", "C"), ("(D) 7 apples", "D"), ("A: one\ntwo", "A")),
+        *((text, None) for text in ("2", "Berlin", "A cat", "AB", "", "(", "K", "B7")),
+    ],
+)
+def test_the_letter_of_a_choice_is_read(gold: str, letter: str | None) -> None:
+    assert gold_letter(gold) == letter
+    if letter:
+        assert grade("choice", f"The answer is {letter}.", gold).correct
+        assert not grade("choice", "The answer is E.", gold).correct
+
+
+def test_an_answer_that_is_no_letter_is_a_bad_row(rlt: Rlt, tiny: Tiny) -> None:
+    rows = [{"question": "q", "answer": "B."}, {"question": "r", "answer": 2}, {"question": "s", "answer": True}]
+    command = "evaluate", "--model", tiny(), "--benchmark", "choice", "--in", write_jsonl(Path("rows.jsonl"), rows)
+    command += "--max-tokens", 4, "--out", "run"
+    error = rlt(*command, code=3).stderr
+    assert "2 of 3 rows are bad; --skip-bad-rows leaves them out" in error
+    assert "2: answer: must be the letter of a choice, such as B" in error
+    assert "3: answer: must be a text or a number" in error
+    assert "1 answers to 1 questions" in rlt(*command, "--skip-bad-rows").stdout
+
+
+@pytest.mark.parametrize("benchmark", ["countdown", "gpqa-diamond"])
+def test_columns_of_a_benchmark_with_several_are_not_replaced(rlt: Rlt, tiny: Tiny, benchmark: str) -> None:
+    rows = write_jsonl(Path("rows.jsonl"), [{"question": "q", "numbers": [3, 4], "target": 7}] * 2)
+    columns = "--in", rows, "--question-column", "question", "--answer-column", "target"
+    error = rlt("evaluate", "--model", tiny(), "--benchmark", benchmark, *columns, "--out", "run", code=2).stderr
+    assert f"--question-column, --answer-column: {benchmark} has its own columns" in error
+    if benchmark == "countdown":
+        error = rlt("train-solver", "--model", tiny(), "--benchmark", benchmark, *columns, "--out", "s", code=2).stderr
+        assert "--question-column, --answer-column: countdown has its own columns" in error
+
+
+def test_answers_that_fail_are_counted_as_answers(rlt: Rlt) -> None:
+    rows = [{"numbers": [1, 2, 3], "target": 6}, {"question": "Why?", "numbers": [1, 2, 3], "target": 6}]
+    command = "evaluate", "--model", "nano", "--benchmark", "countdown", "--in", write_jsonl(Path("rows.jsonl"), rows)
+    printed = rlt(*command, "--n", 3, "--temperature", 1, "--max-tokens", 20, "--out", "run", code=4).stdout
+    assert "3 answers failed and are not counted" in printed
+    assert json.loads(Path("run/evaluation.json").read_text())["failed"] == 3
 
 
 @pytest.mark.parametrize("right", [0, 1])

@@ -240,6 +240,37 @@ def test_chosen_and_rejected_traces_fulfil_the_conditions(run: RunFolder, tiny: 
     assert data(summary)["trace_id"].to_list() == ["c/2"] and step(summary, "--rejected rank:3").questions_out == 1
 
 
+def test_a_pair_has_two_texts(run: RunFolder, tiny: Any) -> None:
+    for part in run.parts("traces"):
+        rows = run.read("traces", part).to_pylist()
+        texts = {"a/0": "same", "a/2": " same\n", "b/0": "same", "b/2": "same"}
+        own = {"b/0": "It is no b."}
+        rows = [
+            row | {"completion": f"{texts.get(row['trace_id'], row['trace_id'])}<|end_of_explanation|>"}
+            | {"solution": own.get(row["trace_id"])}
+            for row in rows
+        ]  # fmt: skip
+        run.write_part("traces", part, to_table("traces", rows))
+    summary = distilled(run, shape="preference", tokenizer=str(tiny()))
+    assert data(summary)["trace_id"].to_list() == ["b/2", "c/2"]  # the solutions of b differ
+    assert step(summary, "--rejected worst").questions_out == 2
+
+
+# Solutions
+
+
+def test_a_trace_without_a_solution_is_in_no_data_set(tmp_path: Path) -> None:
+    rows = [trace("a", 0, 1.0), trace("a", 1, 2.0, solution_tokens=0), trace("b", 0, 3.0, solution_tokens=0)]
+    run = make_run(tmp_path / "run", rows)
+    ranked(run)
+    summary = distilled(run)
+    assert data(summary)["trace_id"].to_list() == ["a/0"] and step(summary, "has a solution").rows_out == 1
+    ids = write_ids(tmp_path, "txt", ["a/0", "b/0"])
+    assert data(distilled(run, ids=str(ids)))["trace_id"].to_list() == ["a/0"]
+    with pytest.raises(SettingsError, match=r"has a solution \(1\)"):
+        distilled(run, where="question_id = 'b'")
+
+
 # --per and --cap
 
 

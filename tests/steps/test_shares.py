@@ -93,3 +93,17 @@ def test_wrong_shares_get_one_line(rlt: Rlt, tiny: Tiny, questions: Path) -> Non
 def test_each_share_has_its_own_default_run() -> None:
     settings = GenerateSettings(input="data/my.jsonl", teacher="m", share="3/8")
     assert str(default_run_path(settings.input, settings.teacher, settings.share)) == "runs/my-m-share-3-8"
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate", "curate"])
+def test_an_empty_share_leaves_nothing(rlt: Rlt, tiny: Tiny, command: str) -> None:
+    rows = [{"question": f"What is {i}?", "solution": "s", "answer": "1", "explanation": "e"} for i in range(2)]
+    flags = {
+        "generate": ["--teacher", tiny()],
+        "evaluate": ["--model", tiny(), "--benchmark", "math"],
+        "curate": [],
+    }[command]
+    source = write_jsonl(Path("rows.jsonl"), rows)
+    failed = rlt(command, "--in", source, *flags, "--share", "1/3", "--out", "new", code=2)
+    assert "--share: 1/3 has no questions, because rows.jsonl has only 2" in failed.stderr
+    assert not Path("new").exists()

@@ -335,3 +335,10 @@ def test_a_table_has_one_short_line_for_each_origin(rlt: Rlt, tmp_path: Path) ->
         "plain",
         "x" * 97 + "...",
     ]
+
+
+def test_ranks_that_were_never_made_are_not_outdated(rlt: Rlt, run: RunFolder) -> None:
+    assert not stats(run).ranks_outdated and "rank again" not in rlt("stats", run.path).stdout
+    ranked(run)
+    run.write_part("scores", 1, run.read("scores", 1).slice(1))
+    assert stats(RunFolder(run.path)).ranks_outdated

@@ -12,12 +12,20 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2Config, TrainerCallback
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Qwen2Config,
+    Qwen3MoeConfig,
+    TrainerCallback,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rlt_data.engines.config import cache_bytes
 from rlt_data.settings import TrainStudentSettings, TrainTeacherSettings
 from rlt_data.training.activations import count_activations
-from rlt_data.training.memory import Estimator, Machine, common_machines, this_machine
+from rlt_data.training.memory import Estimator, Machine, Memory, common_machines, this_machine
 from rlt_data.training.sft import train_student
 from rlt_data.training.teacher import train_teacher
 from tests.conftest import Rlt, write_jsonl
@@ -387,3 +395,80 @@ def test_activations_of_common_architectures_are_counted(name: str) -> None:
     settings = TrainStudentSettings(model="m", input="i", out="o", device="cpu", micro_batch_size=2)
     counted = count_activations(config, settings, 128, autocast=True)
     assert counted and counted.saved >= 2 * 2 * 128 * 64 * 4 and counted.recomputed > 0
+
+
+#: Rows of the estimates in docs/gpus.md: 7B models with rows and samples of 16,384 tokens.
+_QWEN_7B = Qwen2Config(
+    vocab_size=152_064,
+    hidden_size=3584,
+    intermediate_size=18_944,
+    num_hidden_layers=28,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    dtype="bfloat16",
+)
+
+
+def test_the_estimates_of_the_docs_are_those_of_dry_runs() -> None:
+    student_bytes = 2 * 7_615_616_512
+    rl: dict[str, Any] = {"model": "m", "student": "s", "in": "i", "out": "o"}
+    tuning: dict[str, Any] = {"model": "m", "in": "i", "out": "o"}
+    text = (Path(__file__).parents[2] / "docs" / "gpus.md").read_text()
+    for start, settings, machines in (
+        ("| `train-student`", TrainStudentSettings, [tuning | {"lora_rank": 16, "load_in_4bit": True}]),
+        ("| `train-teacher rl`", TrainTeacherSettings,
+         [rl | {"lora_rank": 16, "load_in_4bit": True, "student_device": "offload", "max_tokens": 2048, "group": 8}]),
+    ):  # fmt: skip
+        colocated = {"vllm": "colocate"} if settings is TrainTeacherSettings else {}
+        fixed = rl if colocated else tuning
+        machines += [fixed | {"lora_rank": 16} | colocated, fixed | colocated]
+        [line] = [line for line in text.splitlines() if line.startswith(start)]
+        stated = [int(size) for size in re.findall(r"\((\d+) GiB", line)]
+        found = []
+        for keys, machine in zip(machines, common_machines(settings(**fixed)), strict=True):
+            estimator = Estimator(_QWEN_7B, 16_384, student_bytes if colocated else 0)
+            memory = estimator.memory(settings(**keys), machine)
+            assert memory.fits
+            found.append(round(memory.total / GIB))
+        assert found == stated
+
+
+def test_colocated_vllm_needs_room_for_its_copy() -> None:
+    settings = TrainTeacherSettings(model="m", student="s", input="i", out="o", lora_rank=16, vllm="colocate")
+    estimator = Estimator(_QWEN_7B, 4_000)
+    one, eight = common_machines(settings)[1:]
+    weights, text = 2 * 7_615_616_512, cache_bytes(_QWEN_7B, 4_000, 2)
+    memory = estimator.memory(settings, one)
+    assert memory.vllm_least == weights + text + GIB and memory.fits
+    small = estimator.with_remedies(settings.model_copy(update={"vllm_memory": 0.15}), one)
+    assert small.fits is False and small.remedies == ("--vllm-memory 0.2",)
+    assert "vLLM's 12.0 GiB are less than the 15.4 that it needs" in small.verdict
+    halved = settings.model_copy(update={"vllm_memory": 0.15, "vllm_tensor_parallel": 2})
+    assert estimator.memory(halved, eight).fits
+    on_eight = estimator.with_remedies(settings.model_copy(update={"vllm_memory": 0.15}), eight)
+    assert on_eight.remedies == ("--vllm-memory 0.2", "--vllm-tensor-parallel 2")
+    assert "requires a multiple of 2 GPUs for --vllm-tensor-parallel" in estimator.memory(halved, one).verdict
+
+
+def test_a_machine_on_which_the_command_would_be_refused_is_named() -> None:
+    estimator = Estimator(_QWEN_7B, 1_000, 2 * 7_615_616_512)
+    tuning = TrainStudentSettings(model="m", input="i", out="o", batch_size=16, micro_batch_size=4)
+    small, _, eight = (estimator.with_remedies(tuning, machine) for machine in common_machines(tuning))
+    assert eight.fits and eight.verdict.endswith("; requires a multiple of 32 as --batch-size (now 16)")
+    assert not any("such GPUs" in remedy for remedy in small.remedies)  # 16 rows are too few for 8 or more GPUs
+
+    def student(device: str, machine: int) -> Memory:
+        settings = TrainTeacherSettings(model="m", student="s", input="i", out="o", lora_rank=16, student_device=device)
+        return estimator.memory(settings, common_machines(settings)[machine])
+
+    assert student("cuda:0", 1) == student("auto", 1) and student("cuda:0", 1).student > 14 * GIB
+    assert student("cuda:1", 1).student == 0 and "requires further GPUs for the student" in student("cuda:1", 1).verdict
+
+
+def test_a_plan_of_adapters_prints_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    config = Qwen3MoeConfig(vocab_size=500, num_experts=4, num_experts_per_tok=2, **sizes, **heads)
+    settings = TrainStudentSettings(model="m", input="i", out="o", lora_rank=4, device="cpu")
+    assert Estimator(config, 100).memory(settings, common_machines(settings)[0]).fits
+    assert not [warning for warning in recwarn if "pattern" in str(warning.message)]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from rlt_data.engines import open_model
 from rlt_data.engines.config import pick_dtype
@@ -162,3 +162,36 @@ def test_one_training_at_a_time_writes_to_a_folder(tiny: Tiny, rows: Path) -> No
     ):
         train_student(settings)
     assert train_student(settings).steps == 2
+
+
+def test_a_full_gpu_is_one_line_and_keeps_checkpoints(
+    tiny: Tiny, rows: Path, problems: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Any, *_: Any, **__: Any) -> Any:
+        if self.state.global_step == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines")
+        return step(self, *_, **__)
+
+    step = Trainer.training_step
+    monkeypatch.setattr(Trainer, "training_step", full)
+    sizes = {"questions": 1, "group": 2, "held_out": 1, "max_tokens": 4}
+    paths = {"model": str(tiny()), "student": str(tiny("chat", 1)), "in": str(problems), "device": "cpu"}
+    teacher = TrainTeacherSettings(**sizes, **paths, out="teacher", steps=2, save_steps=1)
+    trainings: list[tuple[str, Callable[[], Any]]] = [
+        ("out", lambda: train_student(student(tiny(), rows))),
+        ("teacher", lambda: train_teacher(teacher)),
+    ]
+    for out, train in trainings:
+        with pytest.raises(ModelError) as error:
+            train()
+        assert "\n" not in str(error.value) and "this launch, 1 x cpu: about" in str(error.value)
+        assert "docs/gpus.md" in str(error.value) and "Tried to allocate 2.00 GiB" in str(error.value)
+        assert len(checkpoints(Path(out))) == 1
+    monkeypatch.setattr(Trainer, "training_step", step)
+    assert train_student(student(tiny(), rows)).steps == 2
+
+
+def test_a_training_uses_the_first_gpu(tiny: Tiny, rows: Path) -> None:
+    with pytest.raises(SettingsError, match="device: .*CUDA_VISIBLE_DEVICES=1"):
+        student(tiny(), rows, device="cuda:1")
+    assert student(tiny(), rows, device="cuda:0").device == "cuda:0"
