@@ -329,8 +329,9 @@ class Priced(Experiment):
                 "out": "trained",
                 "vllm": "colocate",
                 "vllm_memory": _TRL_VLLM_MEMORY,
+                "micro_batch_size": batch,
+                "max_tokens": tokens,
             }
-            | {"micro_batch_size": batch, "max_tokens": tokens}
         )
         samples = settings["max_steps"] * batch * settings["gradient_accumulation_steps"] * self.gpus
         seconds = self._sampling(model, samples, QUESTION, _TRL_VLLM_MEMORY)

@@ -159,7 +159,7 @@ def _text(data: Fields, column: str) -> str:
     value = data.get(column)
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
         return str(value)
-    if value is None or value == "" or (isinstance(value, str) and not value.strip()):
+    if value is None or (isinstance(value, str) and not value.strip()):
         raise BadRow(f"{column}: missing or empty")
     if not isinstance(value, str):
         raise BadRow(f"{column}: must be a text or a number")

@@ -36,6 +36,7 @@ MEMORY = 2 * 2**30
 #: Longer texts, in characters, are not answers.
 LONGEST_ANSWER = 1000
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?:\s*\{|\s+(?=[-\d]))")
+_GOLD_LETTER = re.compile(r"\(?([A-Ja-j])(?:[).:]+(?:\s.*)?)?", re.DOTALL)
 _BRACE = re.compile(r"\\.|[{}]", re.S)
 #: The text after the last match is the answer.
 _ANNOUNCED = re.compile(
@@ -109,9 +110,6 @@ def _announced(text: str) -> Iterator[str]:
         is_heading = match[0].strip(" *") == "####" and len(lines) > 1
         if lines and not is_heading:
             yield _MARKUP.sub("", _SENTENCE_END.split(lines[0], maxsplit=1)[0]).strip(" *`~").removesuffix(".")
-
-
-_GOLD_LETTER = re.compile(r"\(?([A-Ja-j])(?:[).:]+(?:\s.*)?)?", re.DOTALL)
 
 
 def gold_letter(gold: str) -> str | None:
