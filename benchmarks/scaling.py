@@ -196,7 +196,7 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         type=_rate,
         metavar="STAGE:GIGABYTES=TOKENS_PER_SECOND",
-        help=f"measured rate of one GPU, such as {next(iter(_RATED))}=1000",
+        help=f"measured rate of one GPU, such as {_RATED[0]}=1000",
     )
     return parser
 

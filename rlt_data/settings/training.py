@@ -411,6 +411,12 @@ class TrainTeacherSettings(PolicySettings, ColumnSettings, RewardSettings):
             raise ValueError("must be auto, cpu, offload, or a GPU such as cuda:1")
         return value
 
+    @property
+    def student_gpu(self) -> int | None:
+        """N of ``--student-device cuda:N``; None for other devices."""
+        kind, _, number = self.student_device.partition(":")
+        return int(number) if kind == "cuda" else None
+
     @field_validator("student_url")
     @classmethod
     def _are_base_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:

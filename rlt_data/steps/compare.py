@@ -137,9 +137,9 @@ def mean_interval(
 ) -> tuple[float, float]:
     """Return a 95 % interval of the mean over questions: a percentile bootstrap.
 
-    If all values are equal, a bootstrap has no width. Then another value may still have a share of the questions of
-    which n draws contain none with a probability of 2.5 % (Clopper and Pearson 1934); the interval is that of the means
-    if this share had the lowest or the highest value.
+    If all values are equal, a bootstrap has no width. The interval then allows for questions that were not drawn: the
+    share that a sample of this size misses with a probability of 2.5 % (Clopper and Pearson 1934) has the lowest value
+    at its lower end, and the highest at its upper end.
 
     Args:
         values: one value per question, such as the share of its answers that are correct, shape (questions,). The

@@ -38,8 +38,6 @@ _SIGNALS = {
     "duplicate": (("question_duplicate_of", "trace_duplicate_of"), "{} IS NULL", "rlt-data curate RUN"),
 }
 _QUESTION = ["part", "position"]
-#: Condition of every row, because a row without a solution teaches to answer with nothing.
-_HAS_SOLUTION = "has a solution"
 
 
 class Selection:
@@ -81,12 +79,12 @@ class Selection:
             self._add(f"--select {settings.select}", f"{self._kind} = {int(number)}", "--select")
         self._add_well_formed()
         if run.scan("scores").select(pl.col("solution_tokens").min()).collect().item() == 0:
-            self._add(_HAS_SOLUTION, "solution_tokens > 0", "--select")
+            # A row without a solution would teach to answer with nothing.
+            self._add("has a solution", "solution_tokens > 0", "--select")
         self._add_signal("contaminated")
         for text in settings.where:
             # A column such as contaminated must not take the place of the default condition of this name.
-            own = ("ranked", _HAS_SOLUTION, *_SIGNALS)
-            self._add(f"--where {text}" if text in own else text, text, "--where")
+            self._add(f"--where {text}" if text in ("ranked", *_SIGNALS) else text, text, "--where")
         self._add_signal("duplicate")  # last, so that it keeps a member that fulfils the other conditions
         self._per = parse_expression(run, settings.per, "--per", "any") if settings.per is not None else None
         self._some_unranked = run.count("ranks") < run.count("traces")
@@ -144,17 +142,16 @@ class Selection:
             elif name not in self._conditions:
                 self.funnel.skip(name, f"not computed; {command}")
 
-    def _traces(self, part: int) -> pl.DataFrame:
-        """Return the traces of a part with the columns that decide."""
+    def _traces(self, part: int, *more: str) -> pl.DataFrame:
+        """Return the traces of a part with the columns that decide, and more columns."""
         expressions = [*self._conditions.values(), *([self._per] if self._per else [])]
         columns = [name for expression in expressions for name in expression.columns]
-        if self._settings.shape == "preference":
-            columns += _TEXT
-        return read_rows(self._run, part, [*_COLUMNS, *columns], self._tables)
+        return read_rows(self._run, part, [*_COLUMNS, *columns, *more], self._tables)
 
     def _eligible(self, part: int) -> pl.DataFrame:
         """Return the traces of a part that fulfil all conditions."""
-        traces = self._traces(part)
+        compared = _TEXT if self._settings.shape == "preference" else ()
+        traces = self._traces(part, *compared)
         rows = traces.filter(pl.col("rank").is_not_null())
         if self._some_unranked:
             self.funnel.count("ranked", traces, rows)
@@ -175,8 +172,8 @@ class Selection:
         if self._per:
             rows = rows.with_columns(_as_text(self._per, rows).alias("per"))
             kept.append("per")
-        if self._settings.shape == "preference":
-            text = pl.struct(pl.col(name).str.replace_all(r"\s", "") for name in _TEXT)
+        if compared:
+            text = pl.struct(pl.col(name).str.replace_all(r"\s", "") for name in compared)
             rows = rows.with_columns(text.hash().alias("text"))
             kept.append("text")
         position = pl.col("question_id").rle_id().alias("position")

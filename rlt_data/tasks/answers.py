@@ -31,6 +31,7 @@ _ROUNDING = Fraction(1, 1000)
 _FRAC = re.compile(r"\\frac\s*(\\[A-Za-z]+|\d)\s*(\\[A-Za-z]+|\d)")
 _LABEL = re.compile(r"(?:^|(?<=[\s({]))\(?([A-J])\s*[).:]\)?")
 _CHOICE = re.compile(r"(?:(?:option|choice) ?)?(?:\(?([A-J])(?:[).:]|$)|\(([a-j])\))")
+_GOLD_LETTER = re.compile(r"\(?([A-Ja-j])(?:[).:]+(?:\s.*)?)?", re.DOTALL)
 #: The letter of a choice.
 LETTER = re.compile(r"(?<![A-Za-z])\(?([A-J])\)?(?![A-Za-z])")
 
@@ -118,6 +119,12 @@ def _option(text: str) -> str:
         .rstrip("{(")
         .casefold()
     )
+
+
+def gold_letter(gold: str) -> str | None:
+    """Return the letter of the right choice, given as ``B``, ``(b)``, ``B.`` or ``B) text``; None if there is none."""
+    match = _GOLD_LETTER.fullmatch(gold.strip())
+    return match[1].upper() if match else None
 
 
 def chosen(answer: str, listed: Mapping[str, str]) -> str | None:

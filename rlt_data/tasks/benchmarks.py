@@ -13,8 +13,9 @@ from rlt_data.errors import InputError, SettingsError
 from rlt_data.inputs.rows import BadRow, Row
 from rlt_data.inputs.rows import Fields as InputFields
 from rlt_data.settings import EvaluateSettings, TrainSolverSettings
+from rlt_data.tasks.answers import gold_letter
 from rlt_data.tasks.countdown import question_text
-from rlt_data.tasks.grading import Kind, final_answer, gold_letter
+from rlt_data.tasks.grading import Kind, final_answer
 
 Fields = dict[str, Any]
 

@@ -22,7 +22,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from rlt_data.errors import ModelError
-from rlt_data.tasks.answers import LETTER, latex
+from rlt_data.tasks.answers import LETTER, gold_letter, latex
 from rlt_data.tasks.countdown import why_wrong
 
 Kind = Literal["math", "choice", "countdown"]
@@ -36,7 +36,6 @@ MEMORY = 2 * 2**30
 #: Longer texts, in characters, are not answers.
 LONGEST_ANSWER = 1000
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?:\s*\{|\s+(?=[-\d]))")
-_GOLD_LETTER = re.compile(r"\(?([A-Ja-j])(?:[).:]+(?:\s.*)?)?", re.DOTALL)
 _BRACE = re.compile(r"\\.|[{}]", re.S)
 #: The text after the last match is the answer.
 _ANNOUNCED = re.compile(
@@ -110,12 +109,6 @@ def _announced(text: str) -> Iterator[str]:
         is_heading = match[0].strip(" *") == "####" and len(lines) > 1
         if lines and not is_heading:
             yield _MARKUP.sub("", _SENTENCE_END.split(lines[0], maxsplit=1)[0]).strip(" *`~").removesuffix(".")
-
-
-def gold_letter(gold: str) -> str | None:
-    """Return the letter of the right choice, given as ``B``, ``(b)``, ``B.`` or ``B) text``; None if there is none."""
-    match = _GOLD_LETTER.fullmatch(gold.strip())
-    return match[1].upper() if match else None
 
 
 def grade(kind: Kind, solution: str, gold: str, numbers: list[int] | None = None, target: int | None = None) -> Grade:

@@ -197,7 +197,8 @@ class Estimator:
             if machine.sharded and (settings.vllm == "none" or reference == weights):
                 sampling = 2 * sum(weight.numel() for weight in model.parameters())  # in bfloat16
         student_device = getattr(settings, "student_device", "auto")
-        shares_gpu = student_device in ("auto", "offload") or _number(student_device) < machine.gpus
+        student_gpu = getattr(settings, "student_gpu", None)
+        shares_gpu = student_device != "cpu" if student_gpu is None else student_gpu < machine.gpus
         activations = self._activations(settings, machine)
         return Memory(
             machine=machine.name,
@@ -290,12 +291,15 @@ class Estimator:
         share = max(math.ceil(20 * memory.vllm_least / machine.gpu_bytes) / 20, _SMALL_VLLM)
         if share < 1 and share != settings.vllm_memory:
             yield {"vllm_memory": share}
-        for parallel in (2, 4, 8):
-            change = {"vllm_tensor_parallel": parallel}
-            on_several = self.memory(settings.model_copy(update=change), machine)
-            if settings.vllm_tensor_parallel < parallel <= machine.gpus and memory.vllm >= on_several.vllm_least:
-                yield change
-                return
+        larger = (
+            {"vllm_tensor_parallel": gpus} for gpus in (2, 4, 8) if settings.vllm_tensor_parallel < gpus <= machine.gpus
+        )
+        enough = (
+            change
+            for change in larger
+            if self.memory(settings.model_copy(update=change), machine).vllm_least <= memory.vllm
+        )
+        yield from islice(enough, 1)
 
     def _activations(self, settings: TrainingSettings, machine: Machine) -> Activations | None:
         options = {"autocast": machine.gpu_bytes is not None, "gathered": machine.sharded}
@@ -329,21 +333,17 @@ def batch_of(settings: TrainingSettings) -> tuple[int, str]:
 
 
 def _requirements(settings: TrainingSettings, machine: Machine) -> tuple[str, ...]:
+    """Return what the command would refuse on a machine, as what it requires instead."""
     found = []
     batch, flag = batch_of(settings)
     if batch % (share := settings.micro_batch_size * machine.gpus):
         found.append(f"a multiple of {share} as {flag} (now {batch})")
     if machine.gpus % (parallel := getattr(settings, "vllm_tensor_parallel", 1)):
         found.append(f"a multiple of {parallel} GPUs for --vllm-tensor-parallel")
-    if machine.gpus <= _number(getattr(settings, "student_device", "")) < math.inf:
+    student_gpu = getattr(settings, "student_gpu", None)
+    if student_gpu is not None and student_gpu >= machine.gpus:
         found.append("further GPUs for the student")
     return tuple(found)
-
-
-def _number(device: str) -> float:
-    """Return N of a device ``cuda:N``; infinity for others."""
-    kind, _, number = device.partition(":")
-    return int(number) if kind == "cuda" else math.inf
 
 
 def count_parameters(config: Any, settings: TrainingSettings) -> int:

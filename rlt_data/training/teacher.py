@@ -121,9 +121,9 @@ def _student_device(settings: TrainTeacherSettings) -> str:
     name = settings.student_device
     if name == "offload" and pick_device(settings.device).type != "cuda":
         refuse_here(settings, "--student-device offload: the policy does not train on a GPU; use auto")
-    if not name.startswith("cuda:"):
+    if (first := settings.student_gpu) is None:
         return settings.device if name in ("auto", "offload") else name
-    first, processes = int(name.removeprefix("cuda:")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if processes > 1 and first < processes:
         raise SettingsError(
             f"--student-device {name}: the policy uses GPUs 0 to {processes - 1}; set cuda:{processes} or later"

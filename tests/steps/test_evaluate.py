@@ -22,8 +22,9 @@ from rlt_data.steps.compare import mean_interval
 from rlt_data.steps.evaluate import evaluation_of, grade_answers
 from rlt_data.storage.run import RunFolder
 from rlt_data.storage.schemas import to_table
+from rlt_data.tasks.answers import gold_letter
 from rlt_data.tasks.benchmarks import BENCHMARKS
-from rlt_data.tasks.grading import Grader, gold_letter, grade
+from rlt_data.tasks.grading import Grader, grade
 from tests.conftest import Rlt, write_jsonl
 from tests.killing import table_bytes
 

@@ -241,15 +241,13 @@ def test_chosen_and_rejected_traces_fulfil_the_conditions(run: RunFolder, tiny: 
 
 
 def test_a_pair_has_two_texts(run: RunFolder, tiny: Any) -> None:
+    texts = {"a/0": "same", "a/2": " same\n", "b/0": "same", "b/2": "same"}
     for part in run.parts("traces"):
         rows = run.read("traces", part).to_pylist()
-        texts = {"a/0": "same", "a/2": " same\n", "b/0": "same", "b/2": "same"}
-        own = {"b/0": "It is no b."}
-        rows = [
-            row | {"completion": f"{texts.get(row['trace_id'], row['trace_id'])}<|end_of_explanation|>"}
-            | {"solution": own.get(row["trace_id"])}
-            for row in rows
-        ]  # fmt: skip
+        for row in rows:
+            key = row["trace_id"]
+            row["completion"] = f"{texts.get(key, key)}<|end_of_explanation|>"
+            row["solution"] = "It is no b." if key == "b/0" else None
         run.write_part("traces", part, to_table("traces", rows))
     summary = distilled(run, shape="preference", tokenizer=str(tiny()))
     assert data(summary)["trace_id"].to_list() == ["b/2", "c/2"]  # the solutions of b differ

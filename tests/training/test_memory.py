@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from benchmarks.recipes import MIDDLE
 from rlt_data.engines.config import cache_bytes
 from rlt_data.settings import TrainStudentSettings, TrainTeacherSettings
 from rlt_data.training.activations import count_activations
@@ -35,6 +36,7 @@ pytest.importorskip("trl", reason="needs the extra train")
 Tiny = Callable[..., Path]
 needs_bitsandbytes = pytest.mark.skipif(not find_spec("bitsandbytes"), reason="needs the extra bitsandbytes")
 GIB = 2**30
+_GPUS = Path(__file__).parents[2] / "docs" / "gpus.md"
 
 
 class Measured:
@@ -397,49 +399,49 @@ def test_activations_of_common_architectures_are_counted(name: str) -> None:
     assert counted and counted.saved >= 2 * 2 * 128 * 64 * 4 and counted.recomputed > 0
 
 
-#: Rows of the estimates in docs/gpus.md: 7B models with rows and samples of 16,384 tokens.
-_QWEN_7B = Qwen2Config(
-    vocab_size=152_064,
-    hidden_size=3584,
-    intermediate_size=18_944,
-    num_hidden_layers=28,
-    num_attention_heads=28,
-    num_key_value_heads=4,
-    dtype="bfloat16",
+#: Model of the estimates in docs/gpus.md, and its size in bfloat16.
+_QWEN_7B, _QWEN_7B_BYTES = MIDDLE.config, 2 * 7_615_616_512
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "fixed", "flags"),
+    [
+        (
+            "| `train-student`",
+            TrainStudentSettings,
+            {},
+            [{"lora_rank": 16, "load_in_4bit": True}, {"lora_rank": 16}, {}],
+        ),
+        (
+            "| `train-teacher rl`",
+            TrainTeacherSettings,
+            {"student": "s"},
+            [
+                {"lora_rank": 16, "load_in_4bit": True, "student_device": "offload", "max_tokens": 2048, "group": 8},
+                {"lora_rank": 16, "vllm": "colocate"},
+                {"vllm": "colocate"},
+            ],
+        ),
+    ],
 )
-
-
-def test_the_estimates_of_the_docs_are_those_of_dry_runs() -> None:
-    student_bytes = 2 * 7_615_616_512
-    rl: dict[str, Any] = {"model": "m", "student": "s", "in": "i", "out": "o"}
-    tuning: dict[str, Any] = {"model": "m", "in": "i", "out": "o"}
-    text = (Path(__file__).parents[2] / "docs" / "gpus.md").read_text()
-    for start, settings, machines in (
-        ("| `train-student`", TrainStudentSettings, [tuning | {"lora_rank": 16, "load_in_4bit": True}]),
-        ("| `train-teacher rl`", TrainTeacherSettings,
-         [rl | {"lora_rank": 16, "load_in_4bit": True, "student_device": "offload", "max_tokens": 2048, "group": 8}]),
-    ):  # fmt: skip
-        colocated = {"vllm": "colocate"} if settings is TrainTeacherSettings else {}
-        fixed = rl if colocated else tuning
-        machines += [fixed | {"lora_rank": 16} | colocated, fixed | colocated]
-        [line] = [line for line in text.splitlines() if line.startswith(start)]
-        stated = [int(size) for size in re.findall(r"\((\d+) GiB", line)]
-        found = []
-        for keys, machine in zip(machines, common_machines(settings(**fixed)), strict=True):
-            estimator = Estimator(_QWEN_7B, 16_384, student_bytes if colocated else 0)
-            memory = estimator.memory(settings(**keys), machine)
-            assert memory.fits
-            found.append(round(memory.total / GIB))
-        assert found == stated
+def test_the_estimates_of_the_docs_are_those_of_dry_runs(
+    line: str, kind: Any, fixed: dict[str, str], flags: list[dict[str, Any]]
+) -> None:
+    estimator = Estimator(_QWEN_7B, 16_384, _QWEN_7B_BYTES if kind is TrainTeacherSettings else 0)
+    settings = [kind(model="m", input="i", out="o", **fixed, **each) for each in flags]
+    found = [estimator.memory(*pair) for pair in zip(settings, common_machines(settings[-1]), strict=True)]
+    [stated] = [text for text in _GPUS.read_text().splitlines() if text.startswith(line)]
+    assert [round(memory.total / GIB) for memory in found] == [int(size) for size in re.findall(r"\((\d+) GiB", stated)]
+    assert all(memory.fits for memory in found)
 
 
 def test_colocated_vllm_needs_room_for_its_copy() -> None:
     settings = TrainTeacherSettings(model="m", student="s", input="i", out="o", lora_rank=16, vllm="colocate")
     estimator = Estimator(_QWEN_7B, 4_000)
     one, eight = common_machines(settings)[1:]
-    weights, text = 2 * 7_615_616_512, cache_bytes(_QWEN_7B, 4_000, 2)
+    text = cache_bytes(_QWEN_7B, 4_000, 2)
     memory = estimator.memory(settings, one)
-    assert memory.vllm_least == weights + text + GIB and memory.fits
+    assert memory.vllm_least == _QWEN_7B_BYTES + text + GIB and memory.fits
     small = estimator.with_remedies(settings.model_copy(update={"vllm_memory": 0.15}), one)
     assert small.fits is False and small.remedies == ("--vllm-memory 0.2",)
     assert "vLLM's 12.0 GiB are less than the 15.4 that it needs" in small.verdict
@@ -451,7 +453,7 @@ def test_colocated_vllm_needs_room_for_its_copy() -> None:
 
 
 def test_a_machine_on_which_the_command_would_be_refused_is_named() -> None:
-    estimator = Estimator(_QWEN_7B, 1_000, 2 * 7_615_616_512)
+    estimator = Estimator(_QWEN_7B, 1_000, _QWEN_7B_BYTES)
     tuning = TrainStudentSettings(model="m", input="i", out="o", batch_size=16, micro_batch_size=4)
     small, _, eight = (estimator.with_remedies(tuning, machine) for machine in common_machines(tuning))
     assert eight.fits and eight.verdict.endswith("; requires a multiple of 32 as --batch-size (now 16)")

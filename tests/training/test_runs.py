@@ -167,10 +167,10 @@ def test_one_training_at_a_time_writes_to_a_folder(tiny: Tiny, rows: Path) -> No
 def test_a_full_gpu_is_one_line_and_keeps_checkpoints(
     tiny: Tiny, rows: Path, problems: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Any, *_: Any, **__: Any) -> Any:
+    def full(self: Any, *inputs: Any, **options: Any) -> Any:
         if self.state.global_step == 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines")
-        return step(self, *_, **__)
+        return step(self, *inputs, **options)
 
     step = Trainer.training_step
     monkeypatch.setattr(Trainer, "training_step", full)
